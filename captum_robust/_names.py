@@ -1,0 +1,19 @@
+"""One way to refuse an unknown name: say what came and the nearest that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:
+    """The error to raise when ``name`` is none of the ``valid`` names of a ``what``.
+
+    >>> str(unknown_name("method", "robust_can", ["robust_cam", "occlusion"]))
+    "unknown method 'robust_can'; did you mean 'robust_cam'? (2 known: occlusion, robust_cam)"
+    """
+    known = sorted(valid)
+    near = get_close_matches(str(name), known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ";"
+    listing = ", ".join(known if len(known) <= 24 else [*known[:24], "…"])
+    return ValueError(f"unknown {what} {name!r}{hint} ({len(known)} known: {listing})")

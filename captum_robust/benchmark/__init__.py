@@ -1,0 +1,1 @@
+"""Comparison of attribution methods over a data set."""

@@ -1,0 +1,1 @@
+"""Images with classes and boxes from what users have on disk."""

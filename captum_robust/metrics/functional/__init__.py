@@ -1,0 +1,1 @@
+"""Localization metrics as pure functions on tensors."""
