@@ -1,1 +1,21 @@
-"""Attribution methods."""
+"""Attribution methods, each a drop-in for Captum's.
+
+Arguments that all of them share, explained once:
+
+``inputs``
+    A tensor, or a tuple of tensors, whose first dimension is the batch. Inputs, gradients, hooks,
+    modes and random state are left as they were, also when an error passes through.
+``target``
+    In each form that Captum takes: an int for all samples; a tensor or list of N ints; for scores
+    with more than one dimension a tuple of indices, or a list of N tuples. A bad one raises what
+    Captum raises.
+``additional_forward_args``
+    Passed to ``forward_func`` behind the inputs; a tensor, anything else, or a tuple of both.
+
+All raise ``ValueError`` for an empty batch, and for NaN or infinity in the inputs or in the scores
+(the message says in which sample). Results are detached and contiguous, and no sample sees another.
+"""
+
+from captum_robust.attr.robust_cam import RobustCAM
+
+__all__ = ["RobustCAM"]

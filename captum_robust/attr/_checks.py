@@ -1,0 +1,30 @@
+"""The checks on inputs and scores that every attribution makes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_finite(tensor: Tensor, where: str) -> None:
+    """Raise ``ValueError`` if a sample (a row of the first dimension) holds NaN or infinity."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
+        return
+    finite = torch.isfinite(tensor).reshape(tensor.shape[0], -1).all(dim=1)
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"{where}: NaN or infinity in sample {first} "
+            f"({int((~finite).sum())} of {len(finite)} samples)"
+        )
+
+
+def check_batch(inputs: tuple[Tensor, ...]) -> int:
+    """The batch size of finite, non-empty inputs; ``TypeError`` or ``ValueError`` otherwise."""
+    for i, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs: expected tensors, got {type(x).__name__} at position {i}")
+        if x.ndim == 0 or x.shape[0] == 0:
+            raise ValueError(f"inputs: the batch is empty (shape {tuple(x.shape)})")
+        check_finite(x, "inputs")
+    return int(inputs[0].shape[0])

@@ -1,0 +1,418 @@
+"""RobustCAM: the class activation map averaged over the top classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from captum.attr import GradientAttribution, LayerAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_robust._captum import (
+    TargetType,
+    format_output,
+    format_tensor_into_tuples,
+    run_forward,
+    select_targets,
+)
+from captum_robust.attr._checks import check_batch, check_finite
+
+_BASES = ("auto", "cam", "gradcam")
+_NORMALIZATIONS = ("max", "minmax_each", None)
+
+
+class RobustCAM(LayerAttribution, GradientAttribution):
+    r"""The class activation map of the k top classes, each half as heavy as the one above it.
+
+    .. math:: \hat M = \sum_{i=1}^{k} 2^{-i} M_{c_i}, \qquad M_c(x, y) = \sum_j w_j^c f_j(x, y)
+
+    An attack that flips the label mostly moves the true class to second place, so a map averaged
+    over the top classes moves less than the map of the winner. Equations 1 and 2 of Prakash et al.,
+    "Robust Discriminative Localization Maps" (2018). The paper prints "global max pool" for the
+    weights; they are the classifier's, behind global average pooling, as in Zhou et al. (2016).
+
+    It costs one forward pass. The part up to ``layer`` runs without gradients; only the part
+    behind it is differentiated, once, for all k classes together.
+
+    Args:
+        forward_func: the model, or any function of the inputs that calls it.
+        layer: whose output, N×C×h×w, the map is made of (``Classifier.cam_layer``). N×C×… with any
+            number of positions works, and a tuple of such.
+        base: the map of one class. ``"cam"``: equation 1, for a network whose layer is followed by
+            global average pooling and one linear layer; analytic, no backward pass.
+            ``"gradcam"``: LayerGradCam's map, for any layer and head (on such a network equation 1
+            divided by h·w). ``"auto"``: ``"cam"`` where it holds, else ``"gradcam"``.
+        reshape_transform: turns the layer's output into N×C×h×w, for the tokens of a vision
+            transformer. A ``Classifier`` brings its own for its ``cam_layer``.
+
+    Raises:
+        ValueError: an unknown ``base``.
+        TypeError: ``layer`` is no module.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Tensor],
+        layer: nn.Module,
+        *,
+        base: str = "auto",
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if not isinstance(layer, nn.Module):
+            raise TypeError(f"layer: expected a torch.nn.Module, got {type(layer).__name__}")
+        if base not in _BASES:
+            raise ValueError(f"base: expected one of {_BASES}, got {base!r}")
+        LayerAttribution.__init__(self, forward_func, layer)
+        GradientAttribution.__init__(self, forward_func)
+        if reshape_transform is None:
+            of_classifier = getattr(forward_func, "reshape_transform", None)
+            if of_classifier is not None and getattr(forward_func, "cam_layer", None) is layer:
+                reshape_transform = of_classifier
+        self.base = base
+        self.reshape_transform = reshape_transform
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        k: int | None = None,
+        weights: str | Sequence[float] = "exponential",
+        normalize: str | None = "max",
+        upsample: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The map of each sample: N×1×h×w, the layer's size, or N×1×H×W with ``upsample``.
+
+        Shared arguments are explained in :mod:`captum_robust.attr`.
+
+        Args:
+            inputs: N×C×H×W, or a tuple.
+            target: None: the k classes with the highest scores. A given class comes first, the
+                other top classes follow. With scores N×K×…, a tuple's first index is the class.
+            additional_forward_args: passed on to ``forward_func``.
+            attribute_to_layer_input: make the map of the layer's input instead of its output.
+            k: how many classes; at most the number there is. Default 5, or as many as ``weights``.
+            weights: ``"exponential"``: 2^-i for the i-th class, from 1. Or the k weights.
+            normalize: ``"max"``: the positive part divided by its maximum, in [0, 1] (a map
+                without a positive value becomes zeros). ``"minmax_each"``: the map of each class
+                scaled to [0, 1] before averaging, and the average again, as in the authors' code.
+                None: the signed sum as it is.
+            upsample: bilinear, to the spatial size of the (first) input.
+
+        Returns:
+            One map, or a tuple of maps for a layer that returns a tuple; dtype of the input.
+
+        Raises:
+            ValueError: a wrong ``k``, ``weights`` or ``normalize``; a layer that does not run or
+                does not influence the scores; ``base="cam"`` on a network that it does not hold
+                for; ``upsample`` where map and input have not the same number of dimensions.
+            TypeError: a layer whose output is neither a tensor nor a tuple of tensors.
+        """
+        ladder = _weights(k, weights)
+        if normalize not in _NORMALIZATIONS:
+            raise ValueError(f"normalize: expected one of {_NORMALIZATIONS}, got {normalize!r}")
+        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
+        n = check_batch(inputs_tuple)
+
+        with torch.inference_mode(False), torch.no_grad():  # the grad mode is restored behind it
+            cut, scores = self._forward(
+                inputs_tuple, additional_forward_args, attribute_to_layer_input
+            )
+            scores = _one_row_a_sample(scores, n)
+            check_finite(scores, "forward_func, scores")
+            with torch.enable_grad():
+                selected, classes = _top_classes(scores, target, len(ladder))
+            class_maps = self._class_maps(cut, scores, selected, classes)
+
+            size = inputs_tuple[0].shape[2:] if upsample else None
+            dtype = inputs_tuple[0].dtype
+            dtype = dtype if dtype.is_floating_point else torch.float32
+            with torch.autocast(scores.device.type, enabled=False):
+                maps = tuple(
+                    _average(m.float() if m.dtype.itemsize < 4 else m, ladder, normalize, size)
+                    .to(dtype)
+                    .contiguous()
+                    for m in class_maps
+                )
+        result: Tensor | tuple[Tensor, ...] = format_output(cut.is_tuple, maps)
+        return result
+
+    def _forward(
+        self, inputs: tuple[Tensor, ...], additional_forward_args: object, at_input: bool
+    ) -> tuple[_Cut, Tensor]:
+        """Run once, gradients recorded from the layer on only."""
+        cut = _Cut()
+        with _record(self.forward_func, self.layer, cut, at_input, heads=self.base != "gradcam"):
+            scores = run_forward(self.forward_func, inputs, None, additional_forward_args)
+            if cut.leaves and not scores.requires_grad:
+                # A trunk with its own no_grad block ended the recording on leaving it. With
+                # gradients on outside of that block it goes on; the layer is still cut off before.
+                with torch.enable_grad():
+                    scores = run_forward(self.forward_func, inputs, None, additional_forward_args)
+        if not cut.leaves:
+            raise ValueError("layer: it did not run in the forward pass")
+        return cut, scores
+
+    def _class_maps(
+        self, cut: _Cut, scores: Tensor, selected: Tensor, classes: Tensor | None
+    ) -> list[Tensor]:
+        """The signed map of each class, N×k×…, for each tensor of the layer."""
+        n, k = selected.shape
+        for leaf in cut.leaves:
+            if leaf.ndim < 2 or leaf.shape[0] != n:
+                raise ValueError(
+                    f"layer: expected {n}×C×… for a batch of {n}, got {tuple(leaf.shape)}"
+                )
+        if self.base != "gradcam":
+            weight = None if classes is None else cut.linear_weight(scores)
+            if weight is not None:
+                channel_weights = weight[classes]  # N×k×C
+                return [_weighted_sum(channel_weights, self._features(cut.leaves[0]))]
+            if self.base == "cam":
+                raise ValueError(
+                    "base: 'cam' needs a layer N×C×h×w followed by global average pooling and one "
+                    "linear layer that gives the scores; use base='gradcam'"
+                )
+        if not selected.requires_grad:
+            raise ValueError("layer: the scores do not depend on it differentiably")
+        gradients = _gradients(selected, cut.leaves)
+        maps = []
+        for leaf, gradient in zip(cut.leaves, gradients, strict=True):
+            g = self._features(gradient.flatten(0, 1))
+            g = g.reshape(k, n, *g.shape[1:])
+            # (k×N×C×…) averaged over the positions -> N×k×C
+            channel_weights = (g.flatten(3).mean(dim=3) if g.ndim > 3 else g).transpose(0, 1)
+            maps.append(_weighted_sum(channel_weights, self._features(leaf)))
+        return maps
+
+    def _features(self, x: Tensor) -> Tensor:
+        x = x.detach()
+        return x if self.reshape_transform is None else self.reshape_transform(x)
+
+
+@dataclass
+class _Cut:
+    """The layer's tensors as leaves of the graph, and the linear layer that ran last."""
+
+    leaves: tuple[Tensor, ...] = ()
+    is_tuple: bool = False
+    linear: tuple[nn.Linear, Tensor, Tensor] | None = field(default=None)
+
+    def linear_weight(self, scores: Tensor) -> Tensor | None:
+        """K×C, if the scores are a linear layer of the average-pooled leaf; else None."""
+        if self.linear is None or len(self.leaves) != 1 or self.leaves[0].ndim != 4:
+            return None
+        module, pooled, output = self.linear
+        leaf = self.leaves[0].detach()
+        if pooled.shape != leaf.shape[:2] or output.shape != scores.shape:
+            return None
+        mean = leaf.mean(dim=(2, 3))
+        tolerance = 8 * torch.finfo(pooled.dtype).eps * leaf.abs().amax().clamp(min=1e-30)
+        same = ((pooled - mean).abs() <= tolerance).all() & (output == scores).all()
+        return module.weight.detach() if same else None
+
+
+@contextmanager
+def _record(
+    forward_func: Callable[..., Tensor], layer: nn.Module, cut: _Cut, at_input: bool, heads: bool
+) -> Iterator[None]:
+    """While it lasts, a forward pass cuts the graph at ``layer`` and records from there on."""
+
+    def leaves_of(value: Any) -> tuple[Tensor, ...]:
+        values = value if isinstance(value, tuple) else (value,)
+        for v in values:
+            if not isinstance(v, Tensor):
+                raise TypeError(
+                    f"layer: expected a tensor or a tuple of tensors, got {type(v).__name__}"
+                )
+            if not v.is_floating_point():
+                raise TypeError(f"layer: expected floating-point tensors, got {v.dtype}")
+        torch.set_grad_enabled(True)  # until the no_grad around the forward pass ends
+        # A layer that runs twice overwrites: its last call counts, as in Captum.
+        cut.leaves = tuple(v.detach().requires_grad_() for v in values)
+        # Clones, as the next layer may write into its input.
+        return tuple(v.clone() for v in cut.leaves)
+
+    def on_output(_: nn.Module, __: Any, output: Any) -> Any:
+        cut.is_tuple = isinstance(output, tuple)
+        clones = leaves_of(output)
+        return clones if cut.is_tuple else clones[0]
+
+    def on_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        cut.is_tuple = len(args) > 1
+        return leaves_of(args)
+
+    def on_linear(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        assert isinstance(module, nn.Linear)
+        if args and isinstance(output, Tensor):
+            cut.linear = (module, args[0].detach(), output.detach())
+
+    handles = [
+        layer.register_forward_pre_hook(on_input)
+        if at_input
+        else layer.register_forward_hook(on_output)
+    ]
+    if heads and isinstance(forward_func, nn.Module):
+        for module in forward_func.modules():
+            if isinstance(module, nn.Linear) and module is not layer:
+                handles.append(module.register_forward_hook(on_linear))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _weights(k: int | None, weights: str | Sequence[float]) -> list[float]:
+    if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
+        raise ValueError(f"k: expected a whole number from 1, got {k!r}")
+    if isinstance(weights, str):
+        if weights != "exponential":
+            raise ValueError(f"weights: expected 'exponential' or numbers, got {weights!r}")
+        return [2.0**-i for i in range(1, (5 if k is None else k) + 1)]
+    ladder = [float(w) for w in weights]
+    if not ladder or not all(math.isfinite(w) for w in ladder):
+        raise ValueError(f"weights: expected at least one finite number, got {weights!r}")
+    if k is not None and k != len(ladder):
+        raise ValueError(f"weights: expected k={k} of them, got {len(ladder)}")
+    return ladder
+
+
+def _one_row_a_sample(scores: Tensor, n: int) -> Tensor:
+    if scores.ndim == 0 and n == 1:
+        with torch.enable_grad():
+            return scores.reshape(1)
+    if scores.ndim == 0 or scores.shape[0] != n:
+        raise ValueError(
+            f"forward_func: expected scores {n}×K for a batch of {n}, got {tuple(scores.shape)}"
+        )
+    return scores
+
+
+def _top_classes(scores: Tensor, target: TargetType, k: int) -> tuple[Tensor, Tensor | None]:
+    """The scores N×k' of the target and the top classes behind it, and their indices N×k'.
+
+    k' = min(k, K). Scores without classes (N, or N×1 without a target) have no indices.
+    """
+    if target is None and scores.reshape(len(scores), -1).shape[1] == 1:
+        return scores.reshape(-1, 1), None
+    first = None
+    if target is not None:
+        # What Captum selects from the scores, it selects from the class indices too.
+        index = torch.arange(scores.shape[1] if scores.ndim > 1 else 0, device=scores.device)
+        index = index.reshape(1, -1, *[1] * (scores.ndim - 2)).expand(scores.shape)
+        first = select_targets(index, target)
+        if scores.ndim > 2:
+            tuples = target if isinstance(target, list) else [target] * len(scores)
+            rest = [
+                (slice(None), *t[1:]) if isinstance(t, tuple) else (slice(None),) for t in tuples
+            ]
+            scores = torch.stack([s[r] for s, r in zip(scores, rest, strict=True)])
+    if scores.ndim != 2 or (first is not None and first.ndim != 1):
+        raise AssertionError(
+            "Target not provided when necessary, cannot take gradient with respect to multiple "
+            "outputs."
+        )
+    k = min(k, scores.shape[1])
+    if first is None:
+        classes = scores.detach().topk(k, dim=1).indices
+    else:
+        first = first.unsqueeze(1)
+        others = scores.detach().scatter(1, first, -math.inf).topk(k - 1, dim=1).indices
+        classes = torch.cat([first, others], dim=1)
+    return scores.gather(1, classes), classes
+
+
+def _gradients(selected: Tensor, leaves: tuple[Tensor, ...]) -> Sequence[Tensor]:
+    """Of each of the N×k scores with respect to each leaf: k×N×C×…."""
+    k = selected.shape[1]
+    basis = torch.eye(k, dtype=selected.dtype, device=selected.device)
+    basis = basis.unsqueeze(1).expand(k, *selected.shape)
+    try:
+        if k == 1:  # nothing to batch, and no need for the head to have batching rules
+            single = torch.autograd.grad(selected, leaves, basis[0], allow_unused=True)
+            gradients = [None if g is None else g.unsqueeze(0) for g in single]
+        else:
+            gradients = list(
+                torch.autograd.grad(
+                    selected,
+                    leaves,
+                    basis,
+                    retain_graph=True,
+                    allow_unused=True,
+                    is_grads_batched=True,
+                )
+            )
+    except RuntimeError:
+        if k == 1:
+            raise
+        # An operation in the head has no batching rule: one backward pass a class.
+        gradients = []
+        for leaf in leaves:
+            each = [
+                torch.autograd.grad(selected, leaf, b, retain_graph=True, allow_unused=True)[0]
+                for b in basis
+            ]
+            gradients.append(None if each[0] is None else torch.stack(each))
+    found = [g for g in gradients if g is not None]
+    if len(found) < len(leaves):
+        raise ValueError("layer: the scores do not depend on all of its tensors")
+    return found
+
+
+def _weighted_sum(channel_weights: Tensor, features: Tensor) -> Tensor:
+    """Σ_c: N×k×C weights, N×C×… features -> N×k×…."""
+    positions = features.flatten(2) if features.ndim > 2 else features.unsqueeze(2)
+    dtype = torch.promote_types(features.dtype, channel_weights.dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        maps = torch.bmm(channel_weights.to(dtype), positions.to(dtype))
+    return maps.reshape(*channel_weights.shape[:2], *features.shape[2:])
+
+
+def _average(
+    class_maps: Tensor, ladder: list[float], normalize: str | None, size: torch.Size | None
+) -> Tensor:
+    """N×k×… maps -> N×1×…, weighted, upsampled, normalised."""
+    if normalize == "minmax_each":
+        class_maps = _minmax(class_maps, first=2)
+    k = class_maps.shape[1]
+    w = torch.tensor(ladder[:k], dtype=class_maps.dtype, device=class_maps.device)
+    average = torch.einsum("nk...,k->n...", class_maps, w).unsqueeze(1)
+    if size is not None:
+        average = _upsample(average, size)
+    if normalize == "max":
+        positive = average.clamp(min=0)
+        top = positive.flatten(1).amax(dim=1).reshape(-1, *[1] * (average.ndim - 1))
+        average = positive / torch.where(top > 0, top, torch.ones_like(top))
+    elif normalize == "minmax_each":
+        average = _minmax(average, first=1)
+    return average
+
+
+def _minmax(maps: Tensor, first: int) -> Tensor:
+    """Each map scaled to [0, 1] over the dimensions from ``first`` on; a constant one to zeros."""
+    if maps.ndim == first:  # a single position
+        return torch.zeros_like(maps)
+    dims = tuple(range(first, maps.ndim))
+    low, high = maps.amin(dim=dims, keepdim=True), maps.amax(dim=dims, keepdim=True)
+    span = high - low
+    return (maps - low) / torch.where(span > 0, span, torch.ones_like(span))
+
+
+def _upsample(maps: Tensor, size: torch.Size) -> Tensor:
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}.get(maps.ndim)
+    if mode is None or len(size) != maps.ndim - 2:
+        raise ValueError(
+            f"upsample: the map {tuple(maps.shape)} and the input's {len(size)} spatial "
+            "dimensions do not fit"
+        )
+    return F.interpolate(maps, size=tuple(size), mode=mode, align_corners=False)

