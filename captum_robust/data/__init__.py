@@ -1,1 +1,68 @@
-"""Images with classes and boxes from what users have on disk."""
+"""Images with classes and boxes from what users have on disk.
+
+Every data set is a :class:`LocalizationDataset` whose items are :class:`Sample`; a problem with one
+sample is a :class:`DataError`, one with the whole set is raised when it is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from captum_robust._names import unknown_name
+from captum_robust.data.dataset import LocalizationDataset
+from captum_robust.data.images import load_image
+from captum_robust.data.sample import DataError, Sample
+from captum_robust.data.transforms import resize, resize_and_center_crop
+
+__all__ = [
+    "KINDS",
+    "DataError",
+    "LocalizationDataset",
+    "Sample",
+    "load_dataset",
+    "load_image",
+    "resize",
+    "resize_and_center_crop",
+]
+
+KINDS = {
+    "imagenet": ("imagenet", "ImageNet"),
+    "tiny-imagenet": ("tiny_imagenet", "TinyImageNet"),
+    "coco": ("coco", "Coco"),
+    "voc": ("voc", "PascalVOC"),
+    "folder": ("folder", "ImageFolder"),
+    "samples": ("samples", "SampleSet"),
+}
+"""Kind of data set → its module in this package, and its class."""
+
+
+def load_dataset(kind: str, path: str | Path | None = None, **options: Any) -> LocalizationDataset:
+    """Open a data set by the name of its layout.
+
+    Args:
+        kind: ``"imagenet"``, ``"tiny-imagenet"``, ``"coco"``, ``"voc"``, ``"folder"``, or
+            ``"samples"``, the photographs that come with installed packages.
+        path: the data set's folder or archive; None for ``"samples"``.
+        options: the arguments of the data set's class.
+
+    Raises:
+        ValueError: an unknown kind, a path where none is taken or none where one is needed, or
+            a data set without images.
+        FileNotFoundError: a folder or file of the data set is missing.
+    """
+    if kind not in KINDS:
+        raise unknown_name("kind of data set", kind, KINDS)
+    module, name = KINDS[kind]
+    dataset: Callable[..., LocalizationDataset] = getattr(
+        import_module(f"captum_robust.data.{module}"), name
+    )
+    if kind == "samples":
+        if path is not None:
+            raise ValueError(f"the sample set comes with its packages and takes no path: {path}")
+        return dataset(**options)
+    if path is None:
+        raise ValueError(f"a data set of kind {kind!r} needs the path of its files")
+    return dataset(path, **options)

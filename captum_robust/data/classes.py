@@ -1,0 +1,78 @@
+"""Class indices from what users write: a number, a WordNet id, or a name."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+
+_WNID = re.compile(r"n\d{8}")
+
+
+@cache
+def _imagenet_table() -> tuple[tuple[str, str], ...]:
+    text = (files("captum_robust") / "imagenet_classes.tsv").read_text(encoding="utf-8")
+    rows = (line.split("\t") for line in text.splitlines() if line)
+    return tuple((wnid, name) for wnid, name in rows)
+
+
+@cache
+def _imagenet_wnids() -> dict[str, int]:
+    return {wnid: index for index, (wnid, _) in enumerate(_imagenet_table())}
+
+
+def imagenet_wnids() -> dict[str, int]:
+    """WordNet id → index of the 1,000 ImageNet classes.
+
+    >>> imagenet_wnids()["n01440764"]
+    0
+    """
+    return dict(_imagenet_wnids())
+
+
+@cache
+def imagenet_names() -> tuple[str, ...]:
+    """The names of the 1,000 ImageNet classes, in order.
+
+    >>> imagenet_names()[0]
+    'tench'
+    """
+    return tuple(name for _, name in _imagenet_table())
+
+
+class ClassIndex:
+    """Finds the index of a class among ``names`` (the 1,000 of ImageNet by default).
+
+    >>> find = ClassIndex()
+    >>> find("n01440764"), find("Great White Shark"), find("17"), find("my cat")
+    (0, 2, 17, None)
+    >>> ClassIndex(["cat", "dog"])("dog")
+    1
+    """
+
+    def __init__(self, names: Sequence[str] | None = None) -> None:
+        self.names = tuple(names) if names is not None else imagenet_names()
+        self._exact = {name: index for index, name in enumerate(self.names)}
+        plain = [_plain(name) for name in self.names]
+        times = Counter(plain)
+        # ImageNet's "Cardigan" is a dog and its "cardigan" a garment: a name that fits two
+        # classes only counts in its exact spelling.
+        self._plain = {name: i for i, name in enumerate(plain) if times[name] == 1}
+        self._wnids = _imagenet_wnids() if self.names == imagenet_names() else {}
+
+    def __call__(self, text: str) -> int | None:
+        """The index, or None when ``text`` is no class."""
+        text = text.strip()
+        if text in self._exact:
+            return self._exact[text]
+        if _WNID.fullmatch(text):
+            return self._wnids.get(text)
+        if text.isascii() and text.isdigit():
+            return int(text) if int(text) < len(self.names) else None
+        return self._plain.get(_plain(text))
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())

@@ -1,0 +1,141 @@
+"""The one place that decodes image files."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from captum_robust.data.sample import DataError
+
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""Suffixes of the files that a folder listing takes for images, in lower case."""
+
+
+def load_image(
+    source: str | Path | bytes, *, name: str | None = None, exif_orientation: bool = False
+) -> Tensor:
+    """Decode an image to 3×H×W float32 RGB in [0, 1].
+
+    Grey images are repeated over the channels, palettes and CMYK converted, the first frame of
+    several is taken, and transparent pixels are laid over white. 16-bit and floating-point grey is
+    scaled by the range of its type (floats must lie in [0, 1]); Pillow gives 16-bit colour as 8.
+
+    Args:
+        source: path, or the file's bytes.
+        name: what to call the image in errors; the path by default.
+        exif_orientation: turn the image upright as its EXIF tag says. Off by default, because
+            boxes refer to the stored pixels; torchvision's ``ImageFolder`` does the same.
+
+    Raises:
+        DataError: missing, empty, truncated or undecodable file, or more pixels than
+            ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
+    with _decoded(source, name) as image:
+        upright = ImageOps.exif_transpose(image) if exif_orientation else image
+        pixels = _unit_range(upright)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def load_mask(source: str | Path | bytes, *, name: str | None = None) -> Tensor:
+    """Decode a mask to H×W bool: every pixel that isn't 0 (palette index or any colour) is object.
+
+    Raises:
+        DataError: as :func:`load_image`.
+    """
+    with _decoded(source, name) as image:
+        if image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+            image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
+        values = np.asarray(image)
+        mask = (values != 0) if values.ndim == 2 else (values != 0).any(axis=2)
+    return torch.from_numpy(mask)
+
+
+@contextmanager
+def _decoded(source: str | Path | bytes, name: str | None) -> Iterator[Image.Image]:
+    name = name or ("image" if isinstance(source, bytes) else os.fspath(source))
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror or error}") from None
+    if not data:
+        raise DataError(f"{name}: the file is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module="PIL", category=UserWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                yield image
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: not an image that Pillow can read ({len(data)} bytes)") from None
+    # On a damaged file Pillow's decoders raise almost anything, from SyntaxError to struct.error.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name}: cannot decode the image: {reason}") from None
+
+
+def _unit_range(image: Image.Image) -> npt.NDArray[np.float32]:
+    """H×W×3 float32 in [0, 1]."""
+    if image.mode.startswith(("I", "F")):  # one channel, wider than 8 bits
+        return np.repeat(_wide_grey(image)[:, :, None], 3, axis=2)
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        above = image.convert("RGBA")
+        white = Image.new("RGBA", above.size, "white")
+        image = Image.alpha_composite(white, above)
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
+
+
+def _wide_grey(image: Image.Image) -> npt.NDArray[np.float32]:
+    """H×W float32 in [0, 1]."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError("floating-point pixels must lie in [0, 1]")
+        return values.astype(np.float32)
+    # Pillow holds 16-bit grey in 32-bit integers too, so the type alone doesn't tell the range.
+    top = 65535 if image.mode != "I" or values.max() <= 65535 else 2**31 - 1
+    if values.min() < 0:
+        raise ValueError("pixels must not be negative")
+    return (values.astype(np.float64) / top).astype(np.float32)
+
+
+def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
+    """Every image file under ``root`` by its path relative to it (with ``/``), sorted.
+
+    The folder ``without`` is left out.
+
+    Links to folders are followed, each real folder once; names that start with a dot are passed
+    over (macOS leaves ``._*.jpg`` files in archives).
+    """
+    found: dict[str, Path] = {}
+    seen = set() if without is None else {os.path.realpath(without)}
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for file in files:
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
+                path = Path(folder, file)
+                found[_printable(path.relative_to(root).as_posix())] = path
+    return dict(sorted(found.items()))
+
+
+def _printable(name: str) -> str:
+    """``name`` as valid Unicode: bytes that aren't UTF-8 are written as ``\\xNN``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,119 @@
+"""The one place that resizes images; boxes and masks move with their image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from captum_robust.data.sample import DataError, Sample
+
+MAX_PIXELS = 2**27
+"""A sample that a resize would blow up beyond this (a strip one pixel high) is refused."""
+
+
+def resize(sample: Sample, size: int | tuple[int, int]) -> Sample:
+    """The whole image squashed to ``size`` (H, W); one number means a square.
+
+    Bilinear with antialiasing; a mask takes the nearest pixel, so its outline stays within half a
+    pixel of the exact place. Boxes are scaled exactly.
+
+    Raises:
+        ValueError: a size that isn't positive.
+        DataError: the result would have more than ``MAX_PIXELS`` pixels.
+    """
+    height, width = _pair(size, "size")
+    if (height, width) == sample.size:
+        return sample
+    if height * width > MAX_PIXELS:
+        raise DataError(f"{sample.id}: refusing to resize to {width}×{height} pixels")
+    old_height, old_width = sample.size
+    scale = torch.tensor([width / old_width, height / old_height] * 2, dtype=torch.float64)
+    return replace(
+        sample,
+        image=resize_image(sample.image, (height, width)),
+        boxes=(sample.boxes * scale).to(torch.float32),
+        mask=None if sample.mask is None else _resize_mask(sample.mask, (height, width)),
+    )
+
+
+def resize_and_center_crop(
+    sample: Sample, resize_to: int | tuple[int, int], crop: int | tuple[int, int]
+) -> Sample:
+    """Resize, then keep the middle, as torchvision's ``Resize`` and ``CenterCrop`` do.
+
+    Boxes are clipped to the crop, and dropped when nothing of them is left in it.
+
+    Args:
+        sample: the sample.
+        resize_to: one number: the length of the shorter side; (H, W): the whole image squashed.
+        crop: (H, W), or one number for a square.
+
+    Raises:
+        ValueError: a crop larger than the resized image.
+    """
+    crop_height, crop_width = _pair(crop, "crop")
+    resized = resize(sample, _resized(sample.size, resize_to))
+    height, width = resized.size
+    if crop_height > height or crop_width > width:
+        raise ValueError(
+            f"crop {crop_height}×{crop_width} is larger than the resized image {height}×{width}"
+        )
+    top = round((height - crop_height) / 2)
+    left = round((width - crop_width) / 2)
+    return crop_to(resized, (left, top, left + crop_width, top + crop_height))
+
+
+def crop_to(sample: Sample, window: tuple[int, int, int, int]) -> Sample:
+    """The part of the image inside ``window`` (x0, y0, x1, y1), half-open, in whole pixels.
+
+    Raises:
+        ValueError: a window without area or beyond the image.
+    """
+    x0, y0, x1, y1 = window
+    height, width = sample.size
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise ValueError(f"crop {window} is not a part of the image of {width}×{height} pixels")
+    origin = torch.tensor([x0, y0, x0, y0], dtype=torch.float32)
+    far = torch.tensor([x1 - x0, y1 - y0, x1 - x0, y1 - y0], dtype=torch.float32)
+    boxes = torch.minimum((sample.boxes - origin).clamp(min=0), far)
+    has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return replace(
+        sample,
+        image=sample.image[:, y0:y1, x0:x1].contiguous(),
+        boxes=boxes[has_area],
+        mask=None if sample.mask is None else sample.mask[y0:y1, x0:x1].contiguous(),
+    )
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """A C×H×W or N×C×H×W image in [0, 1] at ``size`` (H, W): bilinear, antialiased."""
+    batch = image if image.ndim == 4 else image[None]
+    resized = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
+    # Rounding may leave [0, 1] by one unit in the last place.
+    return (resized if image.ndim == 4 else resized[0]).clamp(0, 1)
+
+
+def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    values = mask[None, None].to(torch.uint8)
+    return F.interpolate(values, size, mode="nearest-exact")[0, 0].bool()
+
+
+def _resized(size: tuple[int, int], resize_to: int | tuple[int, int]) -> tuple[int, int]:
+    """(H, W) after a resize; a number is the shorter side, and the longer is rounded down."""
+    if not isinstance(resize_to, int):
+        return _pair(resize_to, "resize_to")
+    short, _ = _pair(resize_to, "resize_to")
+    height, width = size
+    if height <= width:
+        return short, max(short, short * width // height)
+    return max(short, short * height // width), short
+
+
+def _pair(size: int | tuple[int, int], name: str) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
+        raise ValueError(f"{name} must be one positive whole number or (H, W), got {size!r}")
+    return pair
