@@ -1,0 +1,350 @@
+"""The drop-in contract. An attribution class joins by one line in CASES."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import Attribution, NoiseTunnel, Saliency
+from captum.metrics import infidelity, sensitivity_max
+from torch import Tensor, nn
+
+from captum_robust import RobustCAM
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    make: Callable[..., Attribution]  # (forward_func, layer) -> attribution
+    on_layer: bool  # the result mirrors the layer, one channel; else it mirrors the inputs
+
+
+CASES = [
+    Case("robust_cam", RobustCAM, on_layer=True),
+    Case("robust_cam_gradcam", lambda f, layer: RobustCAM(f, layer, base="gradcam"), on_layer=True),
+]
+
+cases = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
+
+
+class Net(nn.Module):
+    """A small classifier with in-place ReLUs, one of them used twice."""
+
+    def __init__(self, channels: int = 3, classes: int = 6, pooled: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 4, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(4, 8, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.AdaptiveAvgPool2d(1 if pooled else 2)
+        self.head = nn.Linear(8 if pooled else 32, classes)
+        self.body = nn.Sequential()  # only there to be a layer that never runs
+
+    def forward(self, x: Tensor, other: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        if other is not None:
+            x = x + scale * other
+        x = self.relu(self.conv1(x))
+        x = self.relu(self.conv2(x))
+        return self.head(self.pool(x).flatten(1))
+
+
+class Grid(nn.Module):
+    """Scores N×K×2×3, for tuple targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net(classes=24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).reshape(-1, 4, 2, 3)
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(3, 3, 12, 16, generator=torch.Generator().manual_seed(1))
+
+
+def check_result(case: Case, result: Tensor, x: Tensor) -> None:
+    assert result.shape == (
+        (len(x), 1, x.shape[2] // 2, x.shape[3] // 2) if case.on_layer else x.shape
+    )
+    assert not result.requires_grad
+    assert result.grad_fn is None
+    assert result.is_contiguous()
+    assert torch.isfinite(result).all()
+
+
+@cases
+def test_is_an_attribution_with_captums_keywords(case: Case, net: Net) -> None:
+    attribution = case.make(net, net.conv2)
+    assert isinstance(attribution, Attribution)
+    names = list(inspect.signature(attribution.attribute).parameters)
+    assert names[:3] == ["inputs", "target", "additional_forward_args"]
+    assert hasattr(type(attribution).attribute, "__wrapped__")  # @log_usage
+
+
+@cases
+def test_result_mirrors_inputs_or_layer(case: Case, net: Net, x: Tensor) -> None:
+    check_result(case, case.make(net, net.conv2).attribute(x, 1), x)
+
+
+@cases
+def test_without_a_target_it_explains_the_prediction(case: Case, net: Net, x: Tensor) -> None:
+    check_result(case, case.make(net, net.conv2).attribute(x), x)
+
+
+@cases
+def test_every_form_of_target_means_the_same(case: Case, net: Net, x: Tensor) -> None:
+    attribution = case.make(net, net.conv2)
+    expected = attribution.attribute(x, 2)
+    for target in (torch.tensor(2), torch.tensor([2]), torch.tensor([2, 2, 2]), [2, 2, 2], (2,)):
+        torch.testing.assert_close(attribution.attribute(x, target), expected)
+    each = attribution.attribute(x, torch.tensor([0, 3, 5]))
+    for i, t in enumerate((0, 3, 5)):
+        torch.testing.assert_close(each[i : i + 1], attribution.attribute(x[i : i + 1], t))
+
+
+@cases
+def test_tuple_targets_index_scores_of_more_dimensions(case: Case, x: Tensor) -> None:
+    torch.manual_seed(0)
+    grid = Grid().eval()
+    attribution = case.make(grid, grid.net.conv2)
+    flat = case.make(lambda x: grid(x)[:, :, 1, 2], grid.net.conv2)
+    expected = flat.attribute(x, 3)
+    torch.testing.assert_close(attribution.attribute(x, (3, 1, 2)), expected)
+    torch.testing.assert_close(attribution.attribute(x, [(3, 1, 2)] * 3), expected)
+
+
+@cases
+@pytest.mark.parametrize(
+    "target",
+    [
+        99,
+        [1],
+        torch.tensor([1, 2]),
+        torch.tensor([[1], [1], [1]]),
+        "dog",
+        [1, 99, 1],
+        ("a", "b", "c"),
+    ],
+    ids=str,
+)
+def test_a_bad_target_raises_what_captum_raises(
+    case: Case, net: Net, x: Tensor, target: Any
+) -> None:
+    with pytest.raises(Exception) as captums:  # noqa: PT011
+        Saliency(net).attribute(x.clone(), target)
+    with pytest.raises(captums.type):
+        case.make(net, net.conv2).attribute(x, target)
+
+
+@cases
+def test_tuples_and_additional_arguments_go_through(case: Case, net: Net, x: Tensor) -> None:
+    attribution = case.make(net, net.conv2)
+    both = attribution.attribute((x, x.flip(0)), 1, additional_forward_args=0.5)
+    if case.on_layer:
+        check_result(case, both, x)
+        moved = case.make(lambda a: net(a, x.flip(0), 0.5), net.conv2).attribute(x, 1)
+        torch.testing.assert_close(both, moved)
+    else:
+        assert isinstance(both, tuple)
+        assert [b.shape for b in both] == [x.shape, x.shape]
+
+
+@cases
+def test_batch_equals_one_by_one(case: Case, net: Net, x: Tensor) -> None:
+    attribution = case.make(net, net.conv2)
+    x = torch.cat([x, 100 * x[:1], torch.zeros_like(x[:1])])  # one large, one black
+    batch = attribution.attribute(x, 1)
+    single = torch.cat([attribution.attribute(x[i : i + 1], 1) for i in range(len(x))])
+    torch.testing.assert_close(batch, single, rtol=1e-4, atol=1e-5)
+
+
+def world(net: nn.Module, x: Tensor) -> list[Any]:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    state: list[Any] = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+    state += [torch.get_rng_state().tolist(), x.tolist(), x.requires_grad, x.grad is None]
+    for m in net.modules():
+        state += [m.training, *[list(getattr(m, h)) for h in hooks], list(m.__dict__)]
+    for p in (*net.parameters(), *net.buffers()):
+        state += [p.detach().tolist(), p.requires_grad, None if p.grad is None else p.grad.tolist()]
+    return state
+
+
+@cases
+@pytest.mark.parametrize("grad_of_input", [False, True])
+def test_the_callers_world_is_left_as_it_was(
+    case: Case, net: Net, x: Tensor, grad_of_input: bool
+) -> None:
+    net.conv1.weight.requires_grad_(False)
+    net.conv2.weight.grad = torch.ones_like(net.conv2.weight)
+    net.conv1.register_forward_hook(lambda *_: None)
+    net.pool.train()
+    x.requires_grad_(grad_of_input)
+    before = world(net, x)
+    case.make(net, net.conv2).attribute(x, 1)
+    assert world(net, x) == before
+
+
+@cases
+def test_the_callers_world_is_left_as_it_was_when_the_model_raises(
+    case: Case, net: Net, x: Tensor
+) -> None:
+    class Broken(nn.Module):
+        def forward(self, _: Tensor) -> Tensor:
+            raise RuntimeError("broken head")
+
+    net.head = Broken()
+    before = world(net, x)
+    for context in (torch.enable_grad, torch.no_grad):
+        with context(), pytest.raises(RuntimeError, match="broken head"):
+            case.make(net, net.conv2).attribute(x, 1)
+    assert world(net, x) == before
+
+
+@cases
+def test_grad_mode_around_the_call_makes_no_difference(case: Case, net: Net, x: Tensor) -> None:
+    attribution = case.make(net, net.conv2)
+    expected = attribution.attribute(x, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(attribution.attribute(x, 1), expected)
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        torch.testing.assert_close(attribution.attribute(x, 1).clone(), expected)
+    for p in net.parameters():
+        p.requires_grad_(False)
+    torch.testing.assert_close(attribution.attribute(x, 1), expected)
+
+
+@cases
+def test_a_trunk_with_its_own_no_grad_is_no_obstacle(case: Case, net: Net, x: Tensor) -> None:
+    if not case.on_layer:
+        pytest.skip("an input attribution needs the gradient through the trunk")
+
+    def frozen(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = net.relu(net.conv2(net.relu(net.conv1(x))))
+        return net.head(net.pool(features).flatten(1))
+
+    plain = case.make(lambda a: net(a), net.conv2).attribute(x, 1)
+    torch.testing.assert_close(case.make(frozen, net.conv2).attribute(x, 1), plain)
+
+
+@cases
+def test_a_reused_in_place_layer_counts_with_its_last_call(case: Case, net: Net, x: Tensor) -> None:
+    reused = case.make(net, net.relu).attribute(x, 1)
+    own = Net().eval()
+    own.load_state_dict(net.state_dict())
+    own.relu2 = nn.ReLU()
+    own.forward = lambda x: own.head(  # type: ignore[method-assign]
+        own.pool(own.relu2(own.conv2(own.relu(own.conv1(x))))).flatten(1)
+    )
+    torch.testing.assert_close(reused, case.make(own, own.relu2).attribute(x, 1))
+
+
+@cases
+def test_channels_last_gives_the_same(case: Case, net: Net, x: Tensor) -> None:
+    expected = case.make(net, net.conv2).attribute(x, 1)
+    net.to(memory_format=torch.channels_last)
+    result = case.make(net, net.conv2).attribute(x.to(memory_format=torch.channels_last), 1)
+    check_result(case, result, x)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@cases
+def test_bfloat16_autocast_gives_nearly_the_same(case: Case, net: Net, x: Tensor) -> None:
+    expected = case.make(net, net.conv2).attribute(x, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = case.make(net, net.conv2).attribute(x, 1)
+    check_result(case, result, x)
+    assert result.dtype == x.dtype
+    torch.testing.assert_close(result, expected, rtol=0.1, atol=0.1)
+
+
+@cases
+def test_grey_odd_sized_images_and_a_batch_of_one_work(case: Case) -> None:
+    torch.manual_seed(0)
+    grey = Net(channels=1).eval()
+    x = torch.rand(1, 1, 10, 26)
+    check_result(case, case.make(grey, grey.conv2).attribute(x, 1), x)
+
+
+@cases
+def test_an_empty_batch_is_a_clear_error(case: Case, net: Net, x: Tensor) -> None:
+    with pytest.raises(ValueError, match="batch is empty"):
+        case.make(net, net.conv2).attribute(x[:0], 1)
+
+
+@cases
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_or_infinity_in_the_input_names_the_sample(
+    case: Case, net: Net, x: Tensor, bad: float
+) -> None:
+    x[1, 0, 2, 3] = bad
+    with pytest.raises(ValueError, match=r"inputs.*sample 1"):
+        case.make(net, net.conv2).attribute(x, 1)
+
+
+@cases
+def test_nan_in_the_scores_names_the_sample(case: Case, net: Net, x: Tensor) -> None:
+    def nan_for_last(x: Tensor) -> Tensor:
+        scores = net(x)
+        return torch.cat([scores[:-1], scores[-1:] * float("nan")])
+
+    with pytest.raises(ValueError, match=r"scores.*sample 2"):
+        case.make(nan_for_last, net.conv2).attribute(x, 1)
+
+
+@cases
+def test_a_model_that_ignores_the_input_gives_zeros(case: Case, net: Net, x: Tensor) -> None:
+    nn.init.zeros_(net.conv2.weight)
+    nn.init.zeros_(net.conv2.bias)
+    result = case.make(net, net.conv2).attribute(x, 1)
+    check_result(case, result, x)
+    assert not result.any()
+
+
+@cases
+def test_the_same_call_gives_the_same_result(case: Case, net: Net, x: Tensor) -> None:
+    attribution = case.make(net, net.conv2)
+    assert torch.equal(attribution.attribute(x, 1), attribution.attribute(x, 1))
+
+
+@cases
+def test_noise_tunnel_runs_around_it(case: Case, net: Net, x: Tensor) -> None:
+    tunnel = NoiseTunnel(case.make(net, net.conv2))
+    smooth = tunnel.attribute(x, nt_samples=4, nt_samples_batch_size=2, stdevs=0.1, target=1)
+    assert smooth.shape == case.make(net, net.conv2).attribute(x, 1).shape
+
+
+@cases
+def test_captums_metrics_run_on_it(case: Case, net: Net, x: Tensor) -> None:
+    attribution = case.make(net, net.conv2)
+
+    def on_input(inputs: Tensor | tuple[Tensor, ...], **kwargs: Any) -> Any:
+        result = attribution.attribute(inputs, **kwargs)
+        if case.on_layer:  # brought to the input's size and to a tuple where the input is one
+            result = (
+                nn.functional.interpolate(result, x.shape[2:]).expand(-1, 3, -1, -1).contiguous()
+            )
+            result = (result,) if isinstance(inputs, tuple) else result
+        return result
+
+    def noise(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        shift = 0.01 * torch.randn_like(inputs)
+        return shift, inputs - shift
+
+    torch.manual_seed(0)
+    sensitivity = sensitivity_max(on_input, x, n_perturb_samples=2, target=1)
+    infidelities = infidelity(net, noise, x, on_input(x, target=1), target=1)
+    assert sensitivity.shape == infidelities.shape == (3,)
+    assert torch.isfinite(sensitivity).all()
