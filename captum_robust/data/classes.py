@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -76,3 +76,19 @@ class ClassIndex:
 
 def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
+
+
+class CategoryLabels:
+    """The class index of a data set's category: from the mapping, else by its name, else None."""
+
+    def __init__(
+        self, category_to_class: Mapping[str, int] | None, class_names: Sequence[str] | None
+    ) -> None:
+        self._mapping = dict(category_to_class or {})
+        self._find = ClassIndex(class_names) if class_names is not None else None
+
+    def __call__(self, category: str) -> int | None:
+        """The index, or None when neither knows the category."""
+        if category in self._mapping:
+            return self._mapping[category]
+        return self._find(category) if self._find else None

@@ -1,8 +1,15 @@
-"""Reading files from disk, or from an archive without unpacking it."""
+"""Reading files from a folder, or from an archive without unpacking it."""
 
 from __future__ import annotations
 
+import io
+import os
+import tarfile
+import zipfile
+from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from captum_robust.data.sample import DataError
 
@@ -31,3 +38,145 @@ def decode_text(data: bytes, name: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: not a text file in UTF-8 (byte {error.start})") from None
+
+
+class FileTree(ABC):
+    """Files by their path below a root, read at random.
+
+    A tree can be pickled, and read from threads and forked processes.
+    """
+
+    path: Path
+    names: list[str]
+    """Paths of all files, with ``/``; in order of the folder or archive."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The bytes of a file; :class:`DataError` where it cannot be read."""
+
+    def where(self, name: str) -> str:
+        """The file's name for messages."""
+        return f"{self.path}:{name}"
+
+
+def open_tree(path: Path) -> FileTree:
+    """The files of a folder, a tar archive (plain or compressed), or a zip archive.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a file that is no archive, or a damaged one.
+    """
+    if path.is_dir():
+        return _Folder(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a folder, a .tar[.gz] or a .zip")
+    try:
+        return _Zip(path) if zipfile.is_zipfile(path) else _Tar(path)
+    # A damaged gzip stream raises EOFError or zlib.error, depending on where it breaks.
+    except Exception as error:
+        raise ValueError(
+            f"{path}: cannot be read as a folder, .tar[.gz] or .zip: {error}"
+        ) from None
+
+
+class _Folder(FileTree):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names = [
+            Path(folder, file).relative_to(path).as_posix()
+            for folder, _, files in os.walk(path, followlinks=True)
+            for file in files
+        ]
+
+    def read(self, name: str) -> bytes:
+        return read_bytes(self.path / name)
+
+    def where(self, name: str) -> str:
+        return str(self.path / name)
+
+
+class _Tar(FileTree):
+    """A tar archive, by the place of each file in it.
+
+    A compressed one has no random access: it is held in memory, uncompressed, once a process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with tarfile.open(path, "r:") as tar:
+                self._spans = _spans(tar)
+            self._is_plain = True
+        except tarfile.ReadError:
+            self._is_plain = False
+            with tarfile.open(fileobj=io.BytesIO(self._uncompressed)) as tar:
+                self._spans = _spans(tar)
+        self.names = list(self._spans)
+
+    @cached_property
+    def _uncompressed(self) -> bytes:
+        with tarfile.open(self.path, "r:*") as tar:
+            stream = tar.fileobj
+            assert stream is not None
+            stream.seek(0)
+            return bytes(stream.read(-1))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_uncompressed"}
+
+    def read(self, name: str) -> bytes:
+        offset, size = self._spans[name]
+        if not self._is_plain:
+            return self._uncompressed[offset : offset + size]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise DataError(f"{self.where(name)}: {error.strerror or error}") from None
+        if len(data) < size:
+            raise DataError(f"{self.where(name)}: the archive ends before the file does")
+        return data
+
+
+class _Zip(FileTree):
+    """A zip archive, opened once a process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+        self._members = {
+            _clean(member.filename): member.filename
+            for member in self._zip().infolist()
+            if not member.is_dir()
+        }
+        self.names = list(self._members)
+
+    def _zip(self) -> zipfile.ZipFile:
+        # A forked process shares the parent's file position, so it must open its own.
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), zipfile.ZipFile(self.path))
+        return self._opened[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_opened": None}
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._zip().read(self._members[name])
+        # Besides BadZipFile: OSError, zlib.error, RuntimeError for an encrypted member, …
+        except Exception as error:
+            raise DataError(f"{self.where(name)}: {error}") from None
+
+
+def _spans(tar: tarfile.TarFile) -> dict[str, tuple[int, int]]:
+    """File → (offset, size) in the uncompressed archive."""
+    return {
+        _clean(member.name): (member.offset_data, member.size)
+        for member in tar
+        if member.isreg() and not member.issparse()
+    }
+
+
+def _clean(name: str) -> str:
+    return name.removeprefix("./")

@@ -1,0 +1,189 @@
+"""COCO instances: one sample for each category that an image shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from captum_robust._names import unknown_name
+from captum_robust.data.boxes import Box, check_size, checked_boxes
+from captum_robust.data.classes import CategoryLabels
+from captum_robust.data.coco_mask import union_mask
+from captum_robust.data.dataset import LocalizationDataset
+from captum_robust.data.files import read_text
+from captum_robust.data.images import load_image
+from captum_robust.data.sample import DataError, Sample
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One sample before its image is decoded: an image of the file and its objects there."""
+
+    image: dict[str, Any]
+    category: str | None
+    objects: tuple[dict[str, Any], ...]
+
+
+class Coco(LocalizationDataset):
+    """``annotations/instances_<split>.json`` and its images.
+
+    One sample for each pair of an image and a category in it, with that category's boxes
+    (x, y, width, height become corners) and the union of its masks; its id is
+    ``file_name#category``. Crowds are left out. An image without annotations is one sample with
+    zero boxes and no class. Polygons are filled by pycocotools where it is installed and by scikit-image
+    otherwise, which differ along the outline.
+
+    Args:
+        root: the folder that holds ``annotations``, or the JSON file itself.
+        split: names the JSON file and the images' folder below ``root``.
+        images: the images' folder; by default the first that exists of ``<split>``,
+            ``images/<split>``, ``images`` and the root itself (for a JSON file: beside it).
+        categories: take only these categories, and only images that show one of them.
+        category_to_class: COCO's category name → the classifier's index.
+        class_names: the classifier's classes, in order; a category of the same name gets the
+            index. Where neither names it, the label is None.
+        skip_missing: leave out images that are not in the folder.
+
+    Raises:
+        FileNotFoundError: the JSON file or the images' folder is missing.
+        ValueError: a file that isn't JSON or lacks ``images``, ``annotations`` or ``categories``;
+            no images; an unknown name in ``categories``.
+    """
+
+    kind = "coco"
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "val2017",
+        *,
+        images: str | Path | None = None,
+        categories: Sequence[str] | None = None,
+        category_to_class: Mapping[str, int] | None = None,
+        class_names: Sequence[str] | None = None,
+        skip_missing: bool = False,
+    ) -> None:
+        self.root = Path(root)
+        self.class_names = class_names
+        self._label = CategoryLabels(category_to_class, class_names)
+        if self.root.suffix.lower() == ".json":
+            self._path, beside = self.root, self.root.parent
+        else:
+            self._path, beside = self.root / "annotations" / f"instances_{split}.json", self.root
+        if not self._path.is_file():
+            raise FileNotFoundError(f"{self._path}: no such file; expected COCO's instances")
+        self._folder = _image_folder(images, beside, split)
+        self._entries = self._read(categories)
+        if skip_missing:
+            self._entries = [e for e in self._entries if self._file(e).is_file()]
+        if not self._entries:
+            raise ValueError(f"{self._path}: no images with annotations to take")
+        self.ids = [_entry_id(entry) for entry in self._entries]
+
+    def _read(self, categories: Sequence[str] | None) -> list[_Entry]:
+        content = _read_json(self._path)
+        names = {each["id"]: str(each["name"]) for each in content["categories"]}
+        for category in categories or ():
+            if category not in names.values():
+                raise unknown_name("category of COCO", category, names.values())
+        objects: dict[Any, dict[str, list[dict[str, Any]]]] = {}
+        for each in content["annotations"]:
+            name = names.get(each.get("category_id"), f"category {each.get('category_id')}")
+            found = objects.setdefault(each.get("image_id"), {})
+            if categories is None or name in categories:
+                of_name = found.setdefault(name, [])
+                if not each.get("iscrowd"):
+                    of_name.append(each)
+        entries = []
+        images = {each["id"]: each for each in content["images"]}
+        for image_id in [*images, *(id for id in objects if id not in images)]:
+            image = images.get(image_id, {"id": image_id})
+            found = objects.get(image_id, {})
+            if not found and image_id not in objects and categories is None:
+                entries.append(_Entry(image, None, ()))
+            entries += [_Entry(image, name, tuple(of)) for name, of in sorted(found.items()) if of]
+        return entries
+
+    def _file(self, entry: _Entry) -> Path:
+        return self._folder / str(entry.image.get("file_name", ""))
+
+    def _load(self, index: int) -> Sample:
+        entry = self._entries[index]
+        wheres = [f"{self._path}: annotation {each.get('id')}" for each in entry.objects]
+        if "file_name" not in entry.image:
+            at = wheres[0] if wheres else str(self._path)
+            raise DataError(f"{at}: no image with id {entry.image['id']} and a file_name")
+        path = self._file(entry)
+        image = load_image(path)
+        size = (image.shape[1], image.shape[2])
+        stated = (entry.image.get("height", 0), entry.image.get("width", 0))
+        check_size(stated, size, f"{self._path}: image {entry.image['id']}")
+        boxes = [
+            (_corners(e, where), where) for e, where in zip(entry.objects, wheres, strict=True)
+        ]
+        return Sample(
+            image=image,
+            label=None if entry.category is None else self._label(entry.category),
+            boxes=checked_boxes(boxes, size),
+            id=self.ids[index],
+            mask=self._mask(entry, size),
+            source=str(path),
+        )
+
+    def _mask(self, entry: _Entry, size: tuple[int, int]) -> Tensor | None:
+        """The union of the objects' masks; None unless all of them have one."""
+        parts = [each.get("segmentation") for each in entry.objects]
+        if not parts or not all(parts):
+            return None
+        try:
+            return union_mask(parts, size)
+        # The file may hold anything at this place, and pycocotools' C code raises what it likes.
+        except Exception as error:
+            ids = ", ".join(str(each.get("id")) for each in entry.objects)
+            reason = " ".join(str(error).split())
+            raise DataError(f"{self._path}: segmentation of annotation {ids}: {reason}") from None
+
+
+def _entry_id(entry: _Entry) -> str:
+    name = str(entry.image.get("file_name", f"image_id={entry.image['id']}"))
+    return f"{name}#{entry.category}" if entry.category else name
+
+
+def _image_folder(given: str | Path | None, beside: Path, split: str) -> Path:
+    if given is not None:
+        if not Path(given).is_dir():
+            raise FileNotFoundError(f"{given}: no such folder; expected COCO's images")
+        return Path(given)
+    usual = [beside / split, beside / "images" / split, beside / "images", beside]
+    return next((folder for folder in usual if folder.is_dir()), beside)
+
+
+def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The three lists of an instances file, each made of objects with what an index needs."""
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    needed = {"images": ("id",), "annotations": (), "categories": ("id", "name")}
+    for key, fields in needed.items():
+        each = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(each, list):
+            raise ValueError(f"{path}: no list {key!r}; expected COCO's instances format")
+        if not all(isinstance(one, dict) and all(f in one for f in fields) for one in each):
+            raise ValueError(f"{path}: every item of {key!r} must be an object with {fields}")
+    result: dict[str, list[dict[str, Any]]] = content
+    return result
+
+
+def _corners(annotation: dict[str, Any], where: str) -> Box:
+    try:
+        x, y, width, height = map(float, annotation["bbox"])
+    except (KeyError, TypeError, ValueError):
+        shown = annotation.get("bbox")
+        raise DataError(f"{where}: expected bbox [x, y, width, height], got {shown!r}") from None
+    return x, y, x + width, y + height

@@ -1,0 +1,135 @@
+"""Pascal VOC: one sample for each class that an image shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from captum_robust.data.boxes import Box, check_size, checked_boxes
+from captum_robust.data.classes import CategoryLabels
+from captum_robust.data.dataset import LocalizationDataset
+from captum_robust.data.files import read_bytes, read_text
+from captum_robust.data.images import list_images, load_image
+from captum_robust.data.sample import DataError, Sample
+from captum_robust.data.voc_xml import Annotation, read_voc_xml
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One sample before its image is decoded; ``error`` where its annotation cannot be read."""
+
+    stem: str
+    category: str | None = None
+    boxes: tuple[tuple[Box, str], ...] = ()
+    size: tuple[int, int] = (0, 0)
+    error: str = ""
+
+
+class PascalVOC(LocalizationDataset):
+    """``JPEGImages``, ``Annotations`` and ``ImageSets/Main/<split>.txt``: VOC 2007 to 2012.
+
+    One sample for each pair of an image and a class in it, with the boxes of that class; its id is
+    ``stem#class``. VOC counts pixels from 1 and includes the last: x0 and y0 shrink by 1, x1 and y1
+    stay. An image without annotation or objects is one sample with zero boxes and no class.
+
+    Args:
+        root: the folder that holds ``JPEGImages`` (``VOCdevkit/VOC2007``).
+        split: name of the list in ``ImageSets/Main``; None takes every image.
+        difficult: count objects marked as difficult. Without them, a class of which an image
+            shows only difficult objects is skipped there.
+        category_to_class: VOC's class name → the classifier's index.
+        class_names: the classifier's classes, in order; a VOC class of the same name gets the
+            index. Where neither names it, the label is None.
+        skip_missing: leave out images of the split that are missing.
+
+    Raises:
+        FileNotFoundError: ``JPEGImages``, ``Annotations`` or the split's list is missing.
+        ValueError: no images.
+    """
+
+    kind = "voc"
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = "val",
+        *,
+        difficult: bool = False,
+        category_to_class: Mapping[str, int] | None = None,
+        class_names: Sequence[str] | None = None,
+        skip_missing: bool = False,
+    ) -> None:
+        self.root = Path(root)
+        self.split = split
+        self.class_names = class_names
+        self._label = CategoryLabels(category_to_class, class_names)
+        for name in ("JPEGImages", "Annotations"):
+            if not (self.root / name).is_dir():
+                raise FileNotFoundError(
+                    f"{self.root / name}: no such folder; expected Pascal VOC's layout"
+                )
+        self._images = {path.stem: path for path in list_images(self.root / "JPEGImages").values()}
+        if not self._images:
+            raise ValueError(f"{self.root / 'JPEGImages'}: no images; expected *.jpg")
+        stems = self._stems()
+        if skip_missing:
+            stems = [stem for stem in stems if stem in self._images]
+        self._entries = [entry for stem in stems for entry in self._read(stem, difficult)]
+        self.ids = [f"{e.stem}#{e.category}" if e.category else e.stem for e in self._entries]
+
+    def _stems(self) -> list[str]:
+        if self.split is None:
+            annotated = {path.stem for path in (self.root / "Annotations").glob("*.xml")}
+            return sorted(annotated | set(self._images))
+        listing = self.root / "ImageSets" / "Main" / f"{self.split}.txt"
+        if not listing.is_file():
+            raise FileNotFoundError(f"{listing}: no such file; expected the split's image names")
+        words = [line.split() for line in read_text(listing).splitlines()]
+        stems = list(dict.fromkeys(word[0] for word in words if word))
+        if not stems:
+            raise ValueError(f"{listing}: no images; expected one name a line")
+        return stems
+
+    def _read(self, stem: str, difficult: bool) -> list[_Entry]:
+        path = self.root / "Annotations" / f"{stem}.xml"
+        if not path.exists():
+            return [_Entry(stem)]
+        try:
+            annotation = read_voc_xml(read_bytes(path), str(path))
+        except DataError as error:
+            return [_Entry(stem, error=str(error))]
+        return _entries(stem, annotation, difficult)
+
+    def _load(self, index: int) -> Sample:
+        entry = self._entries[index]
+        if entry.stem not in self._images:
+            raise DataError(f"{self.root / 'JPEGImages' / entry.stem}.jpg: no such image")
+        if entry.error:
+            raise DataError(entry.error)
+        path = self._images[entry.stem]
+        image = load_image(path)
+        size = (image.shape[1], image.shape[2])
+        if entry.boxes:
+            check_size(entry.size, size, str(self.root / "Annotations" / f"{entry.stem}.xml"))
+        return Sample(
+            image=image,
+            label=None if entry.category is None else self._label(entry.category),
+            boxes=checked_boxes(entry.boxes, size),
+            id=self.ids[index],
+            source=str(path),
+        )
+
+
+def _entries(stem: str, annotation: Annotation, difficult: bool) -> list[_Entry]:
+    if not annotation.objects:
+        return [_Entry(stem)]
+    boxes: dict[str, list[tuple[Box, str]]] = {}
+    for each in annotation.objects:
+        if difficult or not each.difficult:
+            x0, y0, x1, y1 = each.box
+            boxes.setdefault(each.name, []).append(((x0 - 1, y0 - 1, x1, y1), each.where))
+    return [
+        _Entry(stem, category, tuple(found), annotation.size)
+        for category, found in sorted(boxes.items())
+    ]
