@@ -1,1 +1,84 @@
-"""Localization metrics as pure functions on tensors."""
+"""Localization metrics as pure functions on tensors.
+
+Heat maps are N×H×W, boxes (x0, y0, x1, y1) in pixels and half-open (x1 is the last column plus
+one), ground truth a list of M_i×4 boxes, one tensor a sample. A result lies on the device of the
+maps or boxes that it was made from. NaN or infinity in a map raises a ``ValueError`` that names
+the sample.
+"""
+
+from captum_robust.metrics.functional.bootstrap import (
+    Interval,
+    bootstrap_difference,
+    bootstrap_interval,
+)
+from captum_robust.metrics.functional.box_sweep import sweep_boxes
+from captum_robust.metrics.functional.boxes import (
+    best_iou,
+    box_iou,
+    boxes_to_mask,
+    center_box,
+    center_box_map,
+    random_map,
+    whole_image_box,
+    whole_image_map,
+)
+from captum_robust.metrics.functional.components import largest_component, mask_to_box
+from captum_robust.metrics.functional.localization import (
+    PROTOCOLS,
+    LocalizationResult,
+    Protocol,
+    gt_known_localization,
+    localization_error,
+    split_folds,
+    top1_localization,
+)
+from captum_robust.metrics.functional.maxboxacc import (
+    maxboxacc,
+    maxboxacc_curve,
+    maxboxacc_from_ious,
+    maxboxacc_ious,
+    maxboxacc_v2,
+)
+from captum_robust.metrics.functional.pointing_game import (
+    pointing_game_accuracy,
+    pointing_game_hits,
+)
+from captum_robust.metrics.functional.pxap import pxap, pxap_from_histograms, pxap_histograms
+from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid, threshold
+
+__all__ = [
+    "PROTOCOLS",
+    "STRATEGIES",
+    "Interval",
+    "LocalizationResult",
+    "Protocol",
+    "alpha_grid",
+    "best_iou",
+    "bootstrap_difference",
+    "bootstrap_interval",
+    "box_iou",
+    "boxes_to_mask",
+    "center_box",
+    "center_box_map",
+    "gt_known_localization",
+    "largest_component",
+    "localization_error",
+    "mask_to_box",
+    "maxboxacc",
+    "maxboxacc_curve",
+    "maxboxacc_from_ious",
+    "maxboxacc_ious",
+    "maxboxacc_v2",
+    "pointing_game_accuracy",
+    "pointing_game_hits",
+    "pxap",
+    "pxap_from_histograms",
+    "pxap_histograms",
+    "random_map",
+    "split_folds",
+    "sweep_boxes",
+    "threshold",
+    "top1_localization",
+    "whole_image_box",
+    "whole_image_map",
+]

@@ -1,0 +1,98 @@
+"""The boxes at every threshold of every family, from one pass over the sorted pixels.
+
+A threshold of any family keeps the k largest pixels for some k. So the components at all
+thresholds are snapshots of one union-find forest into which the pixels go from the largest
+down.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_robust.metrics.functional._validate import check_choice, check_connectivity, check_maps
+from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid, kept_counts
+
+# Keeps the sorted copies of a chunk of 224×224 maps within the processor's cache.
+CHUNK_PIXELS = 1 << 19
+
+
+def sweep_boxes(
+    maps: Tensor,
+    strategies: Sequence[str] = STRATEGIES,
+    connectivity: int = 8,
+    largest_component_only: bool = True,
+) -> dict[str, Tensor]:
+    """Return the box that each threshold of each family draws.
+
+    The same as :func:`threshold`, :func:`largest_component` and :func:`mask_to_box` in turn at
+    every α of :func:`alpha_grid`, some times faster.
+
+    Args:
+        maps: heat maps N×H×W, any sign and scale; N may be 0.
+        strategies: names from :data:`STRATEGIES`.
+        connectivity: 8 or 4 neighbours make a component.
+        largest_component_only: without it the box is drawn around all kept pixels, as in the
+            code of Fong & Vedaldi (2017); with it around the largest component, as in the
+            evaluation of perceptual-ball perturbations.
+
+    Returns:
+        For each strategy the boxes N×A×4, float32 on the maps' device, half-open pixels
+        (x0, y0, x1, y1) of the map; the whole image where a threshold keeps nothing.
+
+    Raises:
+        ValueError: for NaN or infinity in a map (naming the sample) and unknown names.
+
+    >>> heat = torch.zeros(1, 8, 8)
+    >>> heat[0, 2:4, 1:6] = 1
+    >>> sweep_boxes(heat, ["value"])["value"][0, [0, 10]].tolist()
+    [[0.0, 0.0, 8.0, 8.0], [1.0, 2.0, 6.0, 4.0]]
+    """
+    maps = check_maps(maps)
+    check_connectivity(connectivity)
+    if isinstance(strategies, str):
+        raise TypeError(f"strategies must be a sequence of names, not {strategies!r}")
+    for strategy in strategies:
+        check_choice(strategy, STRATEGIES, "strategy")
+    lengths = [len(alpha_grid(strategy)) for strategy in strategies]
+    boxes = torch.empty(len(maps), sum(lengths), 4)
+    chunk = max(1, CHUNK_PIXELS // maps[0].numel()) if len(maps) else 1
+    for start in range(0, len(maps), chunk):
+        part = maps[start : start + chunk]
+        boxes[start : start + chunk] = _sweep(
+            part, strategies, connectivity, largest_component_only
+        )
+    families = torch.split(boxes.to(maps.device), lengths, dim=1)
+    return dict(zip(strategies, families, strict=True))
+
+
+def _sweep(
+    maps: Tensor, strategies: Sequence[str], connectivity: int, largest_component_only: bool
+) -> Tensor:
+    from captum_robust.metrics.functional import _union_find
+
+    height, width = maps.shape[1:]
+    order, descending = _sorted_pixels(maps.flatten(1))
+    counts = torch.cat(
+        [kept_counts(descending, strategy, alpha_grid(strategy)) for strategy in strategies], dim=1
+    )
+    ascending, position = counts.cpu().sort(dim=1)
+    if largest_component_only:
+        boxes = _union_find.largest_boxes(
+            order.cpu().numpy(), ascending.numpy(), height, width, connectivity
+        )
+    else:
+        boxes = _union_find.extents(order.cpu().numpy(), ascending.numpy(), height, width)
+    back = position[:, :, None].expand(-1, -1, 4)
+    return torch.empty(boxes.shape).scatter_(1, back, torch.from_numpy(boxes).float())
+
+
+def _sorted_pixels(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the positions (int32) and the values of N×P pixels, largest first, ties in order."""
+    from captum_robust.metrics.functional import _union_find
+
+    if pixels.device.type == "cpu" and pixels.dtype == torch.float32:
+        order, descending = _union_find.descending_order(pixels.contiguous().numpy())
+        return torch.from_numpy(order), torch.from_numpy(descending)
+    values, positions = pixels.sort(dim=1, descending=True, stable=True)
+    return positions.int(), values

@@ -1,0 +1,239 @@
+"""MaxBoxAcc and MaxBoxAccV2 (Choe et al., 2020), at every threshold from one pass a map.
+
+The authors scale a map to [0, 1], cast it to uint8 and try 1000 thresholds τ of it. No more than
+256 of those differ, so an image's result is a vector over the 256 levels; vectors add up over
+images and are read at the level ⌊255·τ⌋ of each τ.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_robust.metrics.functional._validate import check_box_list, check_choice, check_maps
+from captum_robust.metrics.functional.boxes import box_iou
+
+CONTOURS = ("component", "polygon")
+V2_IOU_THRESHOLDS = (0.3, 0.5, 0.7)
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Scale each map N×H×W to [0, 1] by its minimum and maximum; a constant map becomes zeros."""
+    maps = check_maps(maps)
+    shifted = maps - maps.amin(dim=(1, 2), keepdim=True)
+    largest = shifted.amax(dim=(1, 2), keepdim=True)
+    return shifted / torch.where(largest > 0, largest, torch.ones_like(largest))
+
+
+def maxboxacc_ious(
+    maps: Tensor,
+    ground_truth: Sequence[Tensor],
+    multi: bool = False,
+    contours: str = "component",
+    inclusive: bool = True,
+) -> Tensor:
+    """Return the overlap of the predicted box with the ground truth at 256 levels.
+
+    At level t the pixels that are > t of the map as uint8 count as salient.
+
+    Args:
+        maps: heat maps N×H×W, any scale.
+        ground_truth: N tensors M_i×4 in pixels of the map; the best of the M_i counts.
+        multi: let the best of *all* components count (V2) instead of the largest one (V1).
+        contours: ``"component"`` ranks 8-connected components by their pixels (of equal ones,
+            the first in raster order) and boxes each; one pass for all levels. ``"polygon"`` is
+            the authors' procedure to the letter: OpenCV contours, those around holes too,
+            ranked by the area of their polygon; slower. On smooth maps the two agree.
+        inclusive: as the authors score boxes: the far corner, one past the last pixel, is
+            clipped to the last pixel and both corners count as covered; where nothing is
+            salient the box is the one pixel (0, 0). False: plain half-open boxes, and an
+            overlap of 0 where nothing is salient.
+
+    Returns:
+        N×256 float32 on the maps' device; NaN rows for samples without a ground-truth box.
+
+    Raises:
+        ValueError: for NaN or infinity in a map (naming the sample) and unknown names.
+
+    >>> heat = torch.zeros(1, 8, 8)
+    >>> heat[0, 2:4, 1:6] = 1
+    >>> maxboxacc_ious(heat, [torch.tensor([[1.0, 2.0, 6.0, 4.0]])])[0, [0, 254]].tolist()
+    [1.0, 1.0]
+    """
+    scaled = min_max(maps)
+    check_choice(contours, CONTOURS, "contours")
+    check_box_list(ground_truth, len(maps))
+    if len(maps) == 0:
+        return torch.empty(0, 256, device=maps.device)
+    # Truncates, like the authors' astype(uint8).
+    levels = (scaled * 255).to(device="cpu", dtype=torch.uint8)
+    truth = [boxes.detach().to(device="cpu", dtype=torch.float64) for boxes in ground_truth]
+    if contours == "polygon":
+        overlaps = torch.stack(
+            [
+                _polygon_overlaps(level, boxes, multi, inclusive)
+                for level, boxes in zip(levels, truth, strict=True)
+            ]
+        )
+    elif multi:
+        overlaps = _best_overlaps(levels, truth, inclusive)
+    else:
+        overlaps = _largest_overlaps(levels, truth, inclusive)
+    without = torch.tensor([len(boxes) == 0 for boxes in truth])
+    return overlaps.masked_fill(without[:, None], torch.nan).to(maps.device)
+
+
+def _largest_overlaps(levels: Tensor, truth: list[Tensor], inclusive: bool) -> Tensor:
+    from captum_robust.metrics.functional import _union_find
+
+    height, width = levels.shape[1:]
+    order, above = _union_find.descending_levels(levels.flatten(1).contiguous().numpy())
+    boxes = _union_find.largest_boxes(order, above[:, ::-1].copy(), height, width, 8)
+    predicted = torch.from_numpy(boxes).flip(1).double()
+    overlaps = torch.stack(
+        [
+            _overlap(sample, boxes, (height, width), inclusive)
+            for sample, boxes in zip(predicted, truth, strict=True)
+        ]
+    )
+    nothing = torch.stack([_nothing(boxes, inclusive) for boxes in truth])
+    return torch.where(torch.from_numpy(above) == 0, nothing[:, None], overlaps)
+
+
+def _best_overlaps(levels: Tensor, truth: list[Tensor], inclusive: bool) -> Tensor:
+    from captum_robust.metrics.functional import _union_find
+
+    height, width = levels.shape[1:]
+    order, above = _union_find.descending_levels(levels.flatten(1).contiguous().numpy())
+    start = torch.tensor([0] + [len(boxes) for boxes in truth]).cumsum(0)
+    overlaps = torch.from_numpy(
+        _union_find.best_overlaps(
+            order, above, torch.cat(truth).numpy(), start.numpy(), height, width, inclusive
+        )
+    )
+    nothing = torch.stack([_nothing(boxes, inclusive) for boxes in truth])
+    return torch.where(torch.from_numpy(above) == 0, nothing[:, None], overlaps)
+
+
+def _polygon_overlaps(level: Tensor, truth: Tensor, multi: bool, inclusive: bool) -> Tensor:
+    import cv2
+
+    height, width = level.shape
+    overlaps = torch.empty(256)
+    present = torch.bincount(level.flatten().long(), minlength=256) > 0
+    for t in range(255, -1, -1):
+        if t < 255 and not present[t + 1]:
+            overlaps[t] = overlaps[t + 1]
+            continue
+        salient = (level > t).to(torch.uint8).numpy()
+        outlines = cv2.findContours(salient, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[-2]
+        if len(outlines) == 0:
+            overlaps[t] = _nothing(truth, inclusive)
+            continue
+        if not multi:
+            outlines = [max(outlines, key=cv2.contourArea)]
+        boxes = torch.tensor([cv2.boundingRect(outline) for outline in outlines]).double()
+        boxes[:, 2:] += boxes[:, :2]
+        overlaps[t] = _overlap(boxes, truth, (height, width), inclusive).max()
+    return overlaps
+
+
+def _overlap(boxes: Tensor, truth: Tensor, size: tuple[int, int], inclusive: bool) -> Tensor:
+    """Return the best overlap of each half-open box A×4 with the ground truth M×4, float32."""
+    if len(truth) == 0:
+        return torch.zeros(len(boxes))
+    if inclusive:
+        last = boxes.new_tensor([size[1] - 1, size[0] - 1])
+        boxes = torch.cat([boxes[:, :2], torch.minimum(boxes[:, 2:], last)], dim=1)
+    return box_iou(boxes[:, None], truth[None], inclusive).amax(dim=1).float()
+
+
+def _nothing(truth: Tensor, inclusive: bool) -> Tensor:
+    """Return the overlap that counts where no pixel is salient."""
+    if not inclusive:
+        return torch.tensor(0.0)
+    return _overlap(truth.new_zeros(1, 4), truth, (1, 1), inclusive)[0]
+
+
+def maxboxacc_curve(
+    ious: Tensor, iou_threshold: float = 0.5, strict: bool = False, interval: float = 0.001
+) -> Tensor:
+    """Return the share of images that are localized at each τ = 0, interval, … below 1.
+
+    Args:
+        ious: N×256 overlaps of :func:`maxboxacc_ious`; NaN rows are left out.
+        iou_threshold: the overlap that makes a box correct.
+        strict: ask for more than that overlap, not just for as much.
+        interval: the step of τ.
+
+    Returns:
+        float64 in [0, 1], one per τ; NaN when there is no image.
+    """
+    _check_ious(ious)
+    return read_levels(level_hits(ious, iou_threshold, strict).double().mean(dim=0), interval)
+
+
+def maxboxacc_from_ious(
+    ious: Tensor,
+    iou_thresholds: Sequence[float] = (0.5,),
+    strict: bool = False,
+    interval: float = 0.001,
+) -> Tensor:
+    """Return MaxBoxAcc: the accuracy at the best τ of all, averaged over overlap thresholds.
+
+    The best τ is found on the images that are reported, as published.
+
+    Args:
+        ious: N×256 overlaps of :func:`maxboxacc_ious`; NaN rows are left out.
+        iou_thresholds: (.5,) for V1, (.3, .5, .7) for V2.
+        strict: ask for more than that overlap, not just for as much.
+        interval: the step of τ.
+
+    Returns:
+        A float64 scalar in [0, 1]; NaN when there is no image.
+    """
+    if not iou_thresholds:
+        raise ValueError("iou_thresholds must name at least one overlap")
+    best = [maxboxacc_curve(ious, t, strict, interval).max() for t in iou_thresholds]
+    return torch.stack(best).mean()
+
+
+def maxboxacc(maps: Tensor, ground_truth: Sequence[Tensor], contours: str = "component") -> Tensor:
+    """Return MaxBoxAcc of one batch: the largest component's box, an overlap of at least .5.
+
+    Arguments as in :func:`maxboxacc_ious`.
+    """
+    return maxboxacc_from_ious(maxboxacc_ious(maps, ground_truth, contours=contours))
+
+
+def maxboxacc_v2(
+    maps: Tensor, ground_truth: Sequence[Tensor], contours: str = "component"
+) -> Tensor:
+    """Return MaxBoxAccV2 of one batch: any component's box, overlaps of at least .3, .5 and .7.
+
+    Arguments as in :func:`maxboxacc_ious`.
+    """
+    ious = maxboxacc_ious(maps, ground_truth, multi=True, contours=contours)
+    return maxboxacc_from_ious(ious, V2_IOU_THRESHOLDS)
+
+
+def level_hits(ious: Tensor, iou_threshold: float, strict: bool = False) -> Tensor:
+    """Return which levels localize, Boolean, for the rows that are not NaN."""
+    _check_ious(ious)
+    ious = ious[~ious.isnan().any(dim=1)]
+    return ious > iou_threshold if strict else ious >= iou_threshold
+
+
+def read_levels(by_level: Tensor, interval: float = 0.001) -> Tensor:
+    """Read …×256 values at the level ⌊255·τ⌋ of every τ = 0, interval, … below 1."""
+    if not 0 < interval <= 1:
+        raise ValueError(f"interval must be in (0, 1], not {interval!r}")
+    tau = torch.arange(0, 1, interval, dtype=torch.float64, device=by_level.device)
+    return by_level[..., (tau * 255).long()]
+
+
+def _check_ious(ious: Tensor) -> None:
+    if not isinstance(ious, Tensor):
+        raise TypeError(f"ious must be a tensor N×256, not {type(ious).__name__}")
+    if ious.dim() != 2 or ious.shape[1] != 256:
+        raise ValueError(f"ious must have shape N×256, not {tuple(ious.shape)}")

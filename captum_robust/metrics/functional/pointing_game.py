@@ -1,0 +1,108 @@
+"""The pointing game (Zhang et al., 2016), by the rule of TorchRay (Fong et al., 2019)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_robust.metrics.functional._validate import check_box_list, check_maps, check_mask
+from captum_robust.metrics.functional.boxes import covered_pixels
+
+
+def pointing_game_hits(
+    maps: Tensor, ground_truth: Tensor | Sequence[Tensor], tolerance: float = 15
+) -> Tensor:
+    """Say for each map whether its largest pixel lies on the object, or close to it.
+
+    A hit: some pixel of the object lies at a distance d < tolerance, strictly, of the map's
+    largest pixel (of equal ones the first in raster order). The tolerance is meant in pixels of
+    the original image, so maps and ground truth come at that size.
+
+    Args:
+        maps: heat maps N×H×W, one per image and class.
+        ground_truth: Boolean masks N×H×W, or a list of N boxes M_i×4 whose filled union is the
+            object; (x0, y0, x1, y1) half-open.
+        tolerance: in pixels; with 1 or less only the object itself is a hit.
+
+    Returns:
+        N float32: 1 for a hit, 0 for a miss, NaN where the ground truth covers no pixel.
+
+    >>> heat = torch.zeros(1, 40, 40)
+    >>> heat[0, 20, 20] = 1
+    >>> pointing_game_hits(heat, [torch.tensor([[34.0, 20.0, 40.0, 21.0]])]).item()  # 14 away
+    1.0
+    >>> pointing_game_hits(heat, [torch.tensor([[35.0, 20.0, 40.0, 21.0]])]).item()  # 15 away
+    0.0
+    """
+    maps = check_maps(maps)
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, not {tolerance!r}")
+    n, height, width = maps.shape
+    point = maps.flatten(1).argmax(dim=1)
+    x, y = point % width, point // width
+    if isinstance(ground_truth, Tensor):
+        check_mask(ground_truth, "ground_truth")
+        if ground_truth.shape != maps.shape:
+            raise ValueError(
+                f"ground_truth must have the shape of maps, {tuple(maps.shape)}, "
+                f"not {tuple(ground_truth.shape)}"
+            )
+        across = torch.arange(width, device=maps.device) - x[:, None]
+        down = torch.arange(height, device=maps.device) - y[:, None]
+        squared = (down**2)[:, :, None] + (across**2)[:, None, :]
+        near = squared < tolerance**2
+        mask = ground_truth.to(maps.device)
+        hit, empty = (near & mask).flatten(1).any(1), ~mask.flatten(1).any(1)
+        return hit.float().masked_fill(empty, torch.nan)
+    check_box_list(ground_truth, n)
+    hits = torch.empty(n, device=maps.device)
+    for i, boxes in enumerate(ground_truth):
+        hits[i] = _box_hit(torch.stack([x[i], y[i]]), boxes.to(maps.device), (height, width),
+                           tolerance)  # fmt: skip
+    return hits
+
+
+def _box_hit(
+    point: Tensor, boxes: Tensor, size: tuple[int, int], tolerance: float
+) -> Tensor | float:
+    first, last = covered_pixels(boxes, size)
+    filled = (first <= last).all(dim=1)
+    if not filled.any():
+        return torch.nan
+    away = torch.maximum(first[filled] - point, point - last[filled]).clamp(min=0)
+    return ((away**2).sum(dim=1) < tolerance**2).any().float()
+
+
+def pointing_game_accuracy(hits: Tensor, classes: Tensor | None = None) -> Tensor:
+    """Return the accuracy of the pointing game in [0, 1].
+
+    Args:
+        hits: N values of :func:`pointing_game_hits`; NaN ones count nowhere.
+        classes: N integers. With them, the mean over the classes of hits / (hits + misses), as
+            published; classes without a sample are left out. Without them, the plain mean.
+
+    Returns:
+        A scalar; NaN when there is nothing to average.
+
+    >>> hits = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    >>> pointing_game_accuracy(hits).item()
+    0.5
+    >>> round(pointing_game_accuracy(hits, torch.tensor([7, 7, 7, 2])).item(), 4)
+    0.3333
+    """
+    if hits.dim() != 1:
+        raise ValueError(f"hits must have one dimension, not shape {tuple(hits.shape)}")
+    counted = ~hits.isnan()
+    if classes is None:
+        return hits[counted].mean()
+    if classes.shape != hits.shape or classes.is_floating_point():
+        raise ValueError(
+            f"classes must be {len(hits)} integers, one a hit, "
+            f"not {tuple(classes.shape)} of {classes.dtype}"
+        )
+    hits, classes = hits[counted], classes.to(hits.device)[counted]
+    if len(hits) == 0:
+        return hits.mean()
+    number = classes - classes.min()
+    total = torch.bincount(number)
+    return (torch.bincount(number, weights=hits) / total)[total > 0].mean().to(hits.dtype)
