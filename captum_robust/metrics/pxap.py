@@ -1,0 +1,41 @@
+"""PxAP (Choe et al., 2020) as a torchmetrics class."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from captum_robust.metrics.functional.pxap import (
+    THRESHOLDS,
+    pxap_from_histograms,
+    pxap_histograms,
+)
+
+
+class PxAP(Metric):
+    """The average precision of all pixels of all images against masks.
+
+    >>> metric = PxAP()
+    >>> metric.update(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[True, False]]]))
+    >>> metric.compute().item()
+    1.0
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+    histograms: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        empty = torch.zeros(2, THRESHOLDS + 1, dtype=torch.int64)
+        self.add_state("histograms", empty, dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, masks: Tensor, ignore: Tensor | None = None) -> None:
+        """Add images: maps N×H×W, Boolean masks N×H×W, and pixels that count nowhere."""
+        self.histograms += pxap_histograms(maps, masks, ignore).sum(dim=0)
+
+    def compute(self) -> Tensor:
+        """Return PxAP in [0, 1]; ValueError when no pixel lay on an object."""
+        return pxap_from_histograms(self.histograms)

@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from captum_robust.metrics.functional import bootstrap_difference, bootstrap_interval
+
+
+def test_interval_is_that_of_the_binomial_for_many_samples():
+    values = torch.arange(1000) % 10 < 3
+    found = bootstrap_interval(values)
+    half_width = 1.96 * (0.3 * 0.7 / 1000) ** 0.5
+    assert found.mean == pytest.approx(0.3)
+    assert found.low == pytest.approx(0.3 - half_width, abs=0.003)
+    assert found.high == pytest.approx(0.3 + half_width, abs=0.003)
+    assert (found.level, found.n) == (0.95, 1000)
+
+
+def test_a_lower_level_gives_a_narrower_interval():
+    values = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    wide, narrow = bootstrap_interval(values, 0.99), bootstrap_interval(values, 0.5)
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+
+
+def test_values_that_are_nan_are_left_out():
+    values = torch.tensor([0.0, 1.0, float("nan"), 1.0])
+    without = torch.tensor([0.0, 1.0, 1.0])
+    assert bootstrap_interval(values) == bootstrap_interval(without)
+
+
+def test_the_same_seed_gives_the_same_interval():
+    values = torch.rand(30, generator=torch.Generator().manual_seed(0))
+    state = torch.random.get_rng_state()
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
+    assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
+    assert (torch.random.get_rng_state() == state).all()
+
+
+def test_chunks_of_draws_cover_all_resamples(monkeypatch):
+    import captum_robust.metrics.functional.bootstrap as bootstrap
+
+    monkeypatch.setattr(bootstrap, "CHUNK_DRAWS", 64)
+    values = torch.arange(1000) % 2
+    found = bootstrap_interval(values, resamples=300)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 / 1000**0.5, rel=0.2)
+
+
+def test_a_paired_difference_is_tighter_than_the_two_alone():
+    a = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    b = a - 0.1
+    b[3] = float("nan")
+    found = bootstrap_difference(a, b)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert found.n == 99
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="nothing but NaN"):
+        bootstrap_interval(torch.tensor([float("nan")]))
+    with pytest.raises(ValueError, match="level must be in"):
+        bootstrap_interval(torch.ones(3), level=95)
+    with pytest.raises(ValueError, match="a and b must pair up"):
+        bootstrap_difference(torch.ones(3), torch.ones(2))
+    with pytest.raises(TypeError, match="values must be a tensor"):
+        bootstrap_interval([1.0])

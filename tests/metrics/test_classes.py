@@ -1,0 +1,175 @@
+import copy
+import pickle
+
+import pytest
+import torch
+
+from captum_robust.metrics import LocalizationError, MaxBoxAcc, MaxBoxAccV2, PointingGame, PxAP
+from captum_robust.metrics import functional as F
+
+N = 14
+IDS = [f"{i}.jpg" for i in range(N)]
+
+
+def some_batch():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(N, 1, 5, 5, generator=generator)
+    maps = torch.nn.functional.interpolate(noise, size=(30, 40), mode="bilinear")[:, 0]
+    corner = torch.rand(N, 1, 2, generator=generator) * torch.tensor([20.0, 15.0])
+    boxes = list(torch.cat([corner, corner + torch.tensor([20.0, 15.0])], dim=2).round())
+    boxes[3] = torch.zeros(0, 4)
+    masks = torch.stack([F.boxes_to_mask(box, (30, 40)) for box in boxes])
+    return maps, boxes, masks, torch.arange(N) % 3
+
+
+MAPS, BOXES, MASKS, CLASSES = some_batch()
+
+
+def localization(**options):
+    swept = F.sweep_boxes(MAPS)
+    inclusive = F.PROTOCOLS[options.get("protocol", "whi2020")].inclusive
+    ious = {s: F.best_iou(boxes, BOXES, inclusive) for s, boxes in swept.items()}
+    return F.localization_error(ious, ids=IDS, **options).error
+
+
+# Metric, its update arguments by sample, and the value of the pure functions on all at once.
+CASES = {
+    "error": (LocalizationError(), (MAPS, BOXES, IDS), localization()),
+    "error, oracle": (
+        LocalizationError(oracle=True),
+        (MAPS, BOXES, IDS),
+        localization(oracle=True),
+    ),
+    "error, seed and blacklist": (
+        LocalizationError(seed=2, blacklist=IDS[4:6]),
+        (MAPS, BOXES, IDS),
+        localization(seed=2, blacklist=IDS[4:6]),
+    ),
+    "error, three overlaps": (
+        LocalizationError(protocol="maxboxacc_v2"),
+        (MAPS, BOXES, IDS),
+        localization(protocol="maxboxacc_v2"),
+    ),
+    "MaxBoxAcc": (MaxBoxAcc(), (MAPS, BOXES), F.maxboxacc(MAPS, BOXES)),
+    "MaxBoxAcc, polygon": (
+        MaxBoxAcc("polygon"),
+        (MAPS, BOXES),
+        F.maxboxacc(MAPS, BOXES, contours="polygon"),
+    ),
+    "MaxBoxAccV2": (MaxBoxAccV2(), (MAPS, BOXES), F.maxboxacc_v2(MAPS, BOXES)),
+    "PxAP": (PxAP(), (MAPS, MASKS), F.pxap(MAPS, MASKS)),
+    "PxAP, ignore": (PxAP(), (MAPS, MASKS, MAPS > 0.7), F.pxap(MAPS, MASKS, MAPS > 0.7)),
+    "pointing game": (
+        PointingGame(tolerance=2),
+        (MAPS, BOXES),
+        F.pointing_game_accuracy(F.pointing_game_hits(MAPS, BOXES, 2)),
+    ),
+    "pointing game by class": (
+        PointingGame(5, tolerance=2),
+        (MAPS, MASKS, CLASSES),
+        F.pointing_game_accuracy(F.pointing_game_hits(MAPS, MASKS, 2), CLASSES),
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    metric, arguments, expected = CASES[request.param]
+    return copy.deepcopy(metric), arguments, float(expected)
+
+
+def part(arguments, start, stop, step=1):
+    return [argument[start:stop:step] for argument in arguments]
+
+
+def test_class_gives_the_value_of_the_functions(case):
+    metric, arguments, expected = case
+    metric.update(*arguments)
+    assert metric.compute().item() == pytest.approx(expected)
+
+
+def test_batches_give_the_value_of_one_pass(case):
+    metric, arguments, expected = case
+    for start in range(0, N, 4):
+        metric.update(*part(arguments, start, start + 4))
+    assert metric.compute().item() == pytest.approx(expected)
+
+
+def test_merging_the_states_of_two_shards_gives_the_value_of_one_pass(case):
+    metric, arguments, expected = case
+    other = copy.deepcopy(metric)
+    metric.update(*part(arguments, 0, N, 2))
+    other.update(*part(arguments, 1, N, 2))
+    metric.merge_state(other)
+    assert metric.compute().item() == pytest.approx(expected)
+
+
+def test_reset_forgets_and_pickle_remembers(case):
+    metric, arguments, expected = case
+    metric.update(*part(arguments, 0, 5))
+    metric.reset()
+    metric.update(*arguments)
+    assert pickle.loads(pickle.dumps(metric)).compute().item() == pytest.approx(expected)
+
+
+def work_on_shard(rank, port, values):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for name, (metric, arguments, _) in CASES.items():
+        metric = copy.deepcopy(metric)
+        metric.update(*part(arguments, rank, N, 2))
+        values[rank, name] = metric.compute().item()
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_value_of_one():
+    import socket
+
+    import torch.multiprocessing as mp
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with mp.Manager() as manager:
+        values = manager.dict()
+        mp.spawn(work_on_shard, args=(port, values), nprocs=2)
+        for name, (_, _, expected) in CASES.items():
+            for rank in (0, 1):
+                assert values[rank, name] == pytest.approx(float(expected)), (name, rank)
+
+
+def test_images_without_boxes_are_counted():
+    metric = LocalizationError(oracle=True)
+    metric.update(MAPS, BOXES)
+    assert metric.without_boxes == 1
+    assert metric.samples.sum() == N - 1
+
+
+def test_facts_say_which_way_is_better():
+    assert not LocalizationError.higher_is_better
+    for metric in (MaxBoxAcc, MaxBoxAccV2, PxAP, PointingGame):
+        assert metric.higher_is_better
+        assert not metric.is_differentiable
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="ids are needed"):
+        LocalizationError().update(MAPS, BOXES)
+    with pytest.raises(ValueError, match="ids has 1 entries for 14 maps"):
+        LocalizationError().update(MAPS, BOXES, ["a"])
+    with pytest.raises(ValueError, match="strategy must be one of"):
+        LocalizationError(["median"])
+    with pytest.raises(ValueError, match="contours must be one of"):
+        MaxBoxAcc("exact")
+    with pytest.raises(ValueError, match="classes go with num_classes"):
+        PointingGame().update(MAPS, BOXES, CLASSES)
+    with pytest.raises(ValueError, match=r"classes must be in \[0, 2\)"):
+        PointingGame(2).update(MAPS, BOXES, CLASSES)
+
+
+def test_one_empty_fold_is_refused():
+    metric = LocalizationError()
+    metric.update(MAPS[:1], BOXES[:1], IDS[:1])
+    with pytest.raises(ValueError, match="tuning needs one in each"):
+        metric.compute()
