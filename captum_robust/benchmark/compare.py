@@ -1,0 +1,517 @@
+"""``compare``: any mix of attribution methods over a data set, one row an image, resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_robust.benchmark.comparison import CLEAN, STRATEGY_ORDER, Comparison
+from captum_robust.benchmark.methods import METHODS, Method, build_methods
+from captum_robust.benchmark.passes import count_passes
+from captum_robust.benchmark.store import ImageRow, ResultRow, RunStore, pack
+from captum_robust.data import DataError, Sample, resize, resize_and_center_crop
+from captum_robust.metrics.functional import (
+    best_iou,
+    maxboxacc_ious,
+    pointing_game_hits,
+    pxap_histograms,
+    sweep_boxes,
+)
+from captum_robust.models import Classifier
+
+GALLERY_POOL = 512
+"""Pictures and maps are kept for this many images, so that a run of any length stays small."""
+_HEAT_SIDE = 56
+
+_PRECISIONS = ("float32", "bfloat16")
+_TARGETS = ("label", "prediction")
+_RESIZES = ("squash", "crop")
+
+
+class SampleSource(Protocol):
+    """What ``compare`` needs of a data set: its length and its samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def compare(
+    model: Classifier,
+    dataset: SampleSource,
+    methods: str | Sequence[str] | Mapping[str, Any] | None = None,
+    attacks: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    target: str = "label",
+    fit: str = "squash",
+    precision: str = "float32",
+    seed: int = 0,
+    progress: bool = True,
+) -> Comparison:
+    """Run the methods over the data set and keep one row for each image, method and attack.
+
+    A run that was killed goes on where it stopped when it is started again with the same
+    arguments and folder. Under ``torchrun`` the ranks share the batches and the folder. Memory
+    does not grow with the number of images.
+
+    Args:
+        model: runs where its parameters are; put in evaluation mode while it lasts.
+        dataset: samples with boxes or masks; see :mod:`captum_robust.data`.
+        methods: names of ``captum_robust.benchmark.METHODS``, or a mapping from your own names to
+            such names, Captum ``Attribution`` objects or functions ``(images, target) -> maps``.
+            None: all of ``METHODS``.
+        attacks: name -> an object with ``perturb(images, target)``, or such a function. Every
+            method also runs on the clean images.
+        out: folder of the run; None: a temporary one, which lives as long as the result.
+        limit: only the first so many samples.
+        batch_size: images that a method gets at once; part of what a resumed run must repeat.
+        target: the class that is explained: ``"label"`` (where there is none, the prediction) or
+            ``"prediction"``.
+        fit: ``"squash"``: the whole image at ``model.input_size``; ``"crop"``: the shorter side
+            resized to 8/7 of it, then the centre.
+        precision: ``"float32"``, or ``"bfloat16"`` for autocast.
+        seed: for methods and attacks that draw; each batch gets its own generator state from it.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        The comparison, read from the run's folder.
+
+    Raises:
+        TypeError: ``model`` is no ``Classifier``; a method that is none of the accepted kinds.
+        ValueError: an unknown name, an empty data set, a number out of range, or a folder that
+            holds another run.
+    """
+    if not isinstance(model, Classifier):
+        raise TypeError(
+            f"model: expected a captum_robust.models.Classifier, got {type(model).__name__}; "
+            "wrap yours with Classifier(module, mean, std, input_size)"
+        )
+    _check_choice("target", target, _TARGETS)
+    _check_choice("fit", fit, _RESIZES)
+    _check_choice("precision", precision, _PRECISIONS)
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected a whole number from 1, got {value}")
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    if count == 0:
+        raise ValueError("dataset: it has no samples")
+    asked = list(METHODS) if methods is None else methods
+    built = build_methods(model, asked)
+    attacked = {CLEAN: None, **{k: _perturb_of(k, v) for k, v in (attacks or {}).items()}}
+
+    configuration = {
+        "model": _describe_model(model),
+        "dataset": _describe_dataset(dataset, count),
+        "methods": _describe_methods(asked),
+        "attacks": {k: _describe(v) for k, v in (attacks or {}).items()},
+        "settings": {
+            "batch_size": batch_size,
+            "target": target,
+            "fit": fit,
+            "precision": precision,
+            "seed": seed,
+            "device": next(model.parameters()).device.type,
+        },
+        "versions": _versions(),
+    }
+    temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
+    folder = Path(temporary.name if temporary else str(out))
+    store = RunStore(folder, configuration)
+    runner = _Runner(model, dataset, built, attacked, store, target, fit, precision, seed)
+    with _evaluation_mode(model), _ranks() as (rank, world):
+        total = count * len(built) * len(attacked)
+        with _progress_bar(total, progress and rank == 0) as advance:
+            for start in range(rank * batch_size, count, world * batch_size):
+                runner.run_batch(start, min(start + batch_size, count), advance)
+    store.close()
+    return Comparison(folder, _keep_alive=temporary)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """One position of a batch: a sample that fits the model, or why there is none."""
+
+    position: int
+    image: str
+    sample: Sample | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Runner:
+    model: Classifier
+    dataset: SampleSource
+    methods: Mapping[str, Method]
+    attacks: Mapping[str, Callable[[Tensor, Tensor], Tensor] | None]
+    store: RunStore
+    target: str
+    fit: str
+    precision: str
+    seed: int
+
+    def run_batch(self, start: int, stop: int, advance: Callable[[int], None]) -> None:
+        """Explain one batch by all methods that have not all their rows of it yet.
+
+        Batches are always the same images together, also when resumed: in float32 a batch's size
+        can change the last digits.
+        """
+        have = self.store.count(start, stop)
+        missing = [
+            (attack, method)
+            for attack in self.attacks
+            for method in self.methods
+            if have.get((method, attack), 0) < stop - start
+        ]
+        advance((stop - start) * (len(self.attacks) * len(self.methods) - len(missing)))
+        if not missing:
+            return
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            loaded = list(pool.map(self._load, range(start, stop)))
+        usable = [item for item in loaded if item.sample is not None]
+        images = [self._image_row(item) for item in loaded]
+        batches: dict[str, _Batch] = {}
+        for attack, method in missing:
+            rows = [
+                ResultRow(item.position, method, attack, item.image, error=item.error)
+                for item in loaded
+                if item.sample is None
+            ]
+            if usable:
+                if attack not in batches:
+                    batches = {attack: self._prepare(usable, attack, start)}
+                rows += self._explain(batches[attack], method, attack, start)
+            self.store.write(rows, images)
+            images = []
+            advance(stop - start)
+
+    def _load(self, position: int) -> _Loaded:
+        ids = getattr(self.dataset, "ids", None)
+        image = str(position) if ids is None else str(ids[position])
+        try:
+            sample = self._fit(self.dataset[position])
+            classes = self.model.class_names
+            if classes is not None and sample.label is not None and sample.label >= len(classes):
+                raise DataError(
+                    f"class index {sample.label}, but the model has {len(classes)} classes"
+                )
+        except Exception as error:  # whatever is wrong with one image, the run goes on
+            return _Loaded(position, image, None, _one_line(error))
+        return _Loaded(position, image, sample)
+
+    def _fit(self, sample: Sample) -> Sample:
+        height, width = self.model.input_size
+        if self.fit == "squash":
+            return resize(sample, (height, width))
+        cropped = resize_and_center_crop(sample, round(max(height, width) * 8 / 7), (height, width))
+        return replace(cropped, original_size=(height, width))
+
+    def _image_row(self, item: _Loaded) -> ImageRow:
+        if item.sample is None:
+            return ImageRow(item.position, item.image, error=item.error)
+        sample = item.sample
+        height, width = sample.size
+        fractions = sample.boxes / torch.tensor([width, height, width, height])
+        return ImageRow(
+            item.position,
+            item.image,
+            sample.label,
+            *sample.original_size,
+            fractions.tolist(),
+            _jpeg(sample.image) if item.position < GALLERY_POOL else None,
+        )
+
+    def _prepare(self, usable: list[_Loaded], attack: str, start: int) -> _Batch:
+        """The images on the device, attacked, with the classes to explain."""
+        samples = [item.sample for item in usable if item.sample is not None]
+        device = next(self.model.parameters()).device
+        images = torch.stack([s.image for s in samples]).to(device)
+        scores = self._scores(images)
+        predicted = scores.argmax(dim=1)
+        labels = torch.tensor(
+            [
+                int(p) if s.label is None else s.label
+                for s, p in zip(samples, predicted, strict=True)
+            ]
+        ).to(device)
+        perturb = self.attacks[attack]
+        if perturb is not None:
+            with self._randomness(start, attack), self._autocast():
+                images = perturb(images, labels).detach()
+            scores = self._scores(images)
+            predicted = scores.argmax(dim=1)
+        return _Batch(
+            usable,
+            samples,
+            images,
+            target=labels if self.target == "label" else predicted,
+            predicted=predicted,
+            confidence=scores.float().softmax(dim=1).amax(dim=1),
+        )
+
+    def _scores(self, images: Tensor) -> Tensor:
+        with torch.no_grad(), self._autocast():
+            scores: Tensor = self.model(images)
+        return scores
+
+    def _explain(self, batch: _Batch, method: str, attack: str, start: int) -> list[ResultRow]:
+        try:
+            with self._randomness(start, method + attack), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Captum's notes on the hooks that it sets
+                with count_passes(self.model) as passes, self._autocast():
+                    began = _now(batch.images.device)
+                    maps = self.methods[method].explain(batch.images, batch.target)
+                    seconds = _now(batch.images.device) - began
+            maps = maps.detach().float().cpu()
+            if maps.shape != (len(batch.images), *batch.images.shape[2:]):
+                raise ValueError(
+                    f"expected maps {len(batch.images)}×{batch.images.shape[2]}×"
+                    f"{batch.images.shape[3]}, got {tuple(maps.shape)}"
+                )
+            measured = _measure(maps, batch.samples, self.methods[method])
+        except Exception as error:  # one image may fail where the others work
+            if len(batch.images) > 1:
+                singles = [batch.only(i) for i in range(len(batch.images))]
+                return [r for b in singles for r in self._explain(b, method, attack, start)]
+            maps, measured, seconds, passes = None, [{"error": _one_line(error)}], 0.0, None
+        n = len(batch.images)
+        predicted, explained = batch.predicted.tolist(), batch.target.tolist()
+        confidence = batch.confidence.tolist()
+        return [
+            ResultRow(
+                item.position,
+                method,
+                attack,
+                item.image,
+                predicted=predicted[i],
+                explained=explained[i],
+                confidence=confidence[i],
+                seconds=seconds / n if passes else None,
+                forward_passes=passes.forward / n if passes else None,
+                backward_passes=passes.backward / n if passes else None,
+                heat=_small(maps[i]) if maps is not None and item.position < GALLERY_POOL else None,
+                **measured[i],
+            )
+            for i, item in enumerate(batch.items)
+        ]
+
+    def _autocast(self) -> torch.autocast:
+        device = next(self.model.parameters()).device.type
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
+
+    @contextmanager
+    def _randomness(self, start: int, name: str) -> Iterator[None]:
+        """Inside, draws depend on seed, batch and name only; outside, the state is as before."""
+        device = next(self.model.parameters()).device
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(zlib.crc32(f"{self.seed} {start} {name}".encode()))
+            yield
+
+
+@dataclass(frozen=True)
+class _Batch:
+    items: list[_Loaded]
+    samples: list[Sample]
+    images: Tensor
+    target: Tensor
+    predicted: Tensor
+    confidence: Tensor
+
+    def only(self, i: int) -> _Batch:
+        one = slice(i, i + 1)
+        return _Batch(
+            self.items[one],
+            self.samples[one],
+            self.images[one],
+            self.target[one],
+            self.predicted[one],
+            self.confidence[one],
+        )
+
+
+def _measure(maps: Tensor, samples: list[Sample], method: Method) -> list[dict[str, Any]]:
+    """The metrics of each map N×H×W, as columns of its row."""
+    boxes = [s.boxes for s in samples]
+    swept = sweep_boxes(maps, STRATEGY_ORDER)
+    predicted = torch.cat([swept[s] for s in STRATEGY_ORDER], dim=1)
+    if method.box is not None:
+        predicted = method.box((maps.shape[1], maps.shape[2])).expand_as(predicted)
+        v1 = v2 = best_iou(predicted[:, :1], boxes, inclusive=True).expand(-1, 256)
+    else:
+        v1 = maxboxacc_ious(maps, boxes)
+        v2 = maxboxacc_ious(maps, boxes, multi=True)
+    ious = best_iou(predicted, boxes)
+    rows: list[dict[str, Any]] = []
+    for i, sample in enumerate(samples):
+        row: dict[str, Any] = {}
+        if len(sample.boxes):
+            row = {
+                "ious": pack(ious[i]),
+                "predicted_boxes": pack(predicted[i].to(torch.int16)),
+                "maxboxacc": pack(v1[i]),
+                "maxboxacc_v2": pack(v2[i]),
+            }
+        if len(sample.boxes) or sample.mask is not None:
+            row["pointing"] = _pointing(maps[i], sample)
+        if sample.mask is not None:
+            row["pxap"] = pack(pxap_histograms(maps[i : i + 1], sample.mask[None])[0])
+        rows.append(row)
+    return rows
+
+
+def _pointing(heat: Tensor, sample: Sample) -> float:
+    """Whether the largest pixel, at the image's original size, hits the object."""
+    size = sample.original_size
+    at_size = F.interpolate(heat[None, None], size=size, mode="bilinear", align_corners=False)[0]
+    height, width = sample.size
+    scale = torch.tensor([size[1] / width, size[0] / height] * 2)
+    if sample.mask is None:
+        return float(pointing_game_hits(at_size, [sample.boxes * scale])[0])
+    mask = F.interpolate(sample.mask[None, None].float(), size=size, mode="nearest")[0].bool()
+    return float(pointing_game_hits(at_size, mask)[0])
+
+
+def _jpeg(image: Tensor) -> bytes:
+    from torchvision.io import encode_jpeg
+
+    data: bytes = encode_jpeg((image * 255).round().to(torch.uint8), quality=85).numpy().tobytes()
+    return data
+
+
+def _small(heat: Tensor) -> bytes:
+    """The map as _HEAT_SIDE² bytes, scaled to its own range; enough to draw it."""
+    size = (_HEAT_SIDE, _HEAT_SIDE)
+    small = F.interpolate(heat[None, None], size=size, mode="area")[0, 0]
+    low, high = small.min(), small.max()
+    scaled = (small - low) / (high - low) if high > low else torch.zeros_like(small)
+    return pack((scaled * 255).round().to(torch.uint8))
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"[:500]
+
+
+def _check_choice(name: str, value: str, valid: Sequence[str]) -> None:
+    if value not in valid:
+        raise ValueError(f"{name}: expected one of {tuple(valid)}, got {value!r}")
+
+
+def _perturb_of(name: str, attack: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    if name == CLEAN:
+        raise ValueError(f"attacks: {CLEAN!r} is the name of the images without an attack")
+    perturb = getattr(attack, "perturb", attack)
+    if not callable(perturb):
+        raise TypeError(
+            f"attack {name!r}: expected an object with perturb(images, target) or a function, "
+            f"got {type(attack).__name__}"
+        )
+    made: Callable[[Tensor, Tensor], Tensor] = perturb
+    return made
+
+
+def _describe(value: Any) -> str:
+    return getattr(value, "__qualname__", None) or type(value).__qualname__
+
+
+def _describe_methods(methods: Any) -> dict[str, str]:
+    if isinstance(methods, str):
+        methods = [methods]
+    if not isinstance(methods, Mapping):
+        methods = {str(m): m for m in methods}
+    return {k: v if isinstance(v, str) else _describe(v) for k, v in methods.items()}
+
+
+def _describe_model(model: Classifier) -> dict[str, Any]:
+    checksum = 0
+    for tensor in (*model.parameters(), *model.buffers()):
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        checksum = zlib.crc32(raw.numpy().data, checksum)
+    return {
+        "architecture": type(model.module).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights_crc32": checksum,
+        "input_size": list(model.input_size),
+    }
+
+
+def _describe_dataset(dataset: SampleSource, count: int) -> dict[str, Any]:
+    ids = getattr(dataset, "ids", None)
+    names = None if ids is None else zlib.crc32(json.dumps(list(ids[:count])).encode())
+    kind = getattr(dataset, "kind", type(dataset).__name__)
+    return {"kind": kind, "samples": count, "ids_crc32": names}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("captum-robust", "captum", "torch", "torchvision", "numpy")
+    return {package: version(package) for package in packages}
+
+
+@contextmanager
+def _evaluation_mode(model: Classifier) -> Iterator[None]:
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _ranks() -> Iterator[tuple[int, int]]:
+    """Rank and number of processes under ``torchrun``; leaves together, when all have finished."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield 0, 1
+        return
+    import torch.distributed as dist
+
+    mine = not dist.is_initialized()
+    if mine:
+        dist.init_process_group("gloo")  # only a barrier: no tensor is exchanged
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+        dist.barrier()
+    finally:
+        if mine:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="map", disable=not show, smoothing=0.05) as bar:
+
+        def advance(n: int) -> None:
+            bar.update(n)
+
+        yield advance

@@ -1,0 +1,375 @@
+"""What a run says: tables, plots and the report, computed from its rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_robust.benchmark.methods import FIXED_BOXES
+from captum_robust.benchmark.store import RunStore, unpack
+from captum_robust.metrics.functional import (
+    STRATEGIES,
+    LocalizationResult,
+    alpha_grid,
+    bootstrap_interval,
+    localization_error,
+    maxboxacc_from_ious,
+    pointing_game_accuracy,
+    pxap_from_histograms,
+    split_folds,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+STRATEGY_ORDER = STRATEGIES
+"""The families whose boxes follow each other in a row's overlaps."""
+
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """One method under one attack: a value a position, NaN where there is none."""
+
+    positions: Tensor
+    """M, the positions whose box was scored."""
+    result: LocalizationResult
+    ious: dict[str, Tensor]
+    """M×A for each family."""
+
+    @property
+    def columns(self) -> list[tuple[str, float]]:
+        return [(s, a) for s in self.ious for a in alpha_grid(s)]
+
+
+class Comparison:
+    """The outcome of :func:`compare`, read from the folder of its run.
+
+    Args:
+        folder: a run's folder; also one whose run was stopped half-way.
+
+    Raises:
+        FileNotFoundError: no run there.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, _keep_alive: TemporaryDirectory[str] | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        self._temporary = _keep_alive  # the folder goes when the comparison goes
+        self._store = RunStore(self.folder)
+        self.configuration = self._store.configuration
+        self.methods: list[str] = list(self.configuration["methods"])
+        self.attacks: list[str] = [CLEAN, *self.configuration["attacks"]]
+        self._scored: dict[Any, _Scored | None] = {}
+
+    def __repr__(self) -> str:
+        return f"Comparison({str(self.folder)!r}: {len(self)} images, {len(self.methods)} methods)"
+
+    def __len__(self) -> int:
+        """How many images the run has read so far, broken ones included."""
+        rows = self._store.select("SELECT count(*) AS n FROM images")
+        return int(next(rows)["n"])
+
+    def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Rows of the tables ``images`` and ``results`` by a query of your own."""
+        return [dict(row) for row in self._store.select(sql, parameters)]
+
+    def table(
+        self,
+        *,
+        protocol: str = "whi2020",
+        oracle: bool = False,
+        level: float = 0.95,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """One row a method and attack, best localization first within each attack.
+
+        Columns: ``n`` scored images; ``error``, the weak localization error in [0, 1], with its
+        bootstrap interval ``error_low`` and ``error_high``; ``tuned``, "two-fold" when each half
+        of the images was scored with the threshold (family and α) that does best on the other
+        half, "oracle" when on itself, "-" for a baseline whose box is fixed; ``threshold``, those
+        of the halves; ``top1_error``, where
+        the class must be right too; ``maxboxacc``, ``maxboxacc_v2`` (best τ of all on the
+        reported images, as published); ``pointing``, accuracy averaged over the classes; ``pxap``
+        where there are masks; ``forward`` and ``backward`` classifier passes an image;
+        ``ms_per_image``; ``failed``, images without a map.
+
+        Args:
+            protocol: what counts as a correct box, see
+                :func:`~captum_robust.metrics.functional.localization_error`.
+            oracle: tune on the very images that are reported.
+            level: of the interval.
+            seed: of the split in two halves and of the bootstrap.
+        """
+        import pandas as pd
+
+        rows = [
+            self._summary(method, attack, protocol, oracle, level, seed)
+            for attack in self.attacks
+            for method in self.methods
+        ]
+        table = pd.DataFrame(rows)
+        order = {attack: i for i, attack in enumerate(self.attacks)}
+        table = table.sort_values(
+            ["attack", "error"],
+            key=lambda c: c.map(order) if c.name == "attack" else c,
+            ignore_index=True,
+            kind="stable",
+        )
+        return table.dropna(axis="columns", how="all")
+
+    def to_dataframe(self, *, protocol: str = "whi2020", oracle: bool = False) -> pd.DataFrame:
+        """One row for each image, method and attack.
+
+        Columns: ``image``, ``method``, ``attack``, ``label``, ``predicted``, ``explained``,
+        ``confidence``, ``iou`` and ``localized`` (at the threshold that the table uses),
+        ``x0``…``y1`` (that box, in pixels of the model's input), ``pointing``, ``seconds``,
+        ``forward_passes``, ``backward_passes``, ``error``.
+        """
+        import pandas as pd
+
+        rows = pd.DataFrame(
+            self.select(
+                "SELECT r.position, r.image, r.method, r.attack, i.label, r.predicted, r.explained,"
+                " r.confidence, r.pointing, r.seconds, r.forward_passes, r.backward_passes, r.error"
+                " FROM results r JOIN images i USING (position)"
+                " ORDER BY r.position, r.attack, r.method"
+            )
+        )
+        parts = []
+        for method in self.methods:
+            for attack in self.attacks:
+                scored = self._score(method, attack, protocol, oracle, seed=0)
+                if scored is None:
+                    continue
+                iou, boxes = self._at_threshold(scored, method, attack)
+                part = pd.DataFrame(boxes.numpy(), columns=["x0", "y0", "x1", "y1"])
+                part.insert(0, "iou", iou.numpy())
+                correct = scored.result.correct
+                part["localized"] = (correct if correct.dim() == 1 else correct[:, 0]).numpy()
+                part["position"] = scored.positions.numpy()
+                parts.append(part.assign(method=method, attack=attack))
+        if parts:
+            rows = rows.merge(pd.concat(parts), how="left", on=["position", "method", "attack"])
+        return rows
+
+    def failures(self) -> pd.DataFrame:
+        """The images that could not be used, and the methods that failed on an image: why."""
+        import pandas as pd
+
+        broken = self.select(
+            "SELECT image, '(all)' AS method, error FROM images WHERE error IS NOT NULL "
+            "ORDER BY position"
+        )
+        failed = self.select(
+            "SELECT r.image, r.method, r.error FROM results r JOIN images i USING (position) "
+            "WHERE r.error IS NOT NULL AND i.error IS NULL ORDER BY position, method"
+        )
+        return pd.DataFrame(broken + failed, columns=["image", "method", "error"])
+
+    def summary(self) -> str:
+        """One line: how many images were read, scored, without boxes and broken."""
+        counts = self.select(
+            "SELECT count(*) AS n, count(error) AS broken, "
+            "sum(error IS NULL AND boxes = '[]') AS unboxed FROM images"
+        )[0]
+        failed = self.select(
+            "SELECT count(*) AS n FROM results r JOIN images i USING (position) "
+            "WHERE r.error IS NOT NULL AND i.error IS NULL"
+        )[0]["n"]
+        text = f"{counts['n']} images: {counts['broken']} could not be used, "
+        text += f"{counts['unboxed'] or 0} without a box"
+        return text + (f"; {failed} maps failed" if failed else "")
+
+    def curves(self, attack: str = CLEAN) -> pd.DataFrame:
+        """The error at every threshold: columns ``method``, ``strategy``, ``alpha``, ``error``."""
+        import pandas as pd
+
+        rows = []
+        for method in self.methods:
+            scored = self._score(method, attack, "whi2020", oracle=False, seed=0)
+            for strategy, ious in (scored.ious if scored else {}).items():
+                errors = 1 - (ious > 0.5).double().mean(dim=0)
+                rows += [
+                    {"method": method, "strategy": strategy, "alpha": alpha, "error": float(e)}
+                    for alpha, e in zip(alpha_grid(strategy), errors, strict=True)
+                ]
+        return pd.DataFrame(rows, columns=["method", "strategy", "alpha", "error"])
+
+    def plot(self) -> Figure:
+        """Error of each method with its interval, beside error against threshold."""
+        from captum_robust.benchmark.plots import plot_comparison
+
+        return plot_comparison(self)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report, one self-contained file, and return its path."""
+        from captum_robust.benchmark.report import write_report
+
+        return write_report(self, Path(path))
+
+    @cached_property
+    def _halves(self) -> dict[int, int]:
+        """Position -> fold, for the images with boxes: halves that all methods share."""
+        rows = self._store.select(
+            "SELECT position FROM images WHERE error IS NULL AND boxes <> '[]' ORDER BY position"
+        )
+        positions = [row["position"] for row in rows]
+        return dict(zip(positions, split_folds(len(positions)).tolist(), strict=True))
+
+    def _score(
+        self, method: str, attack: str, protocol: str, oracle: bool, seed: int
+    ) -> _Scored | None:
+        key = (method, attack, protocol, oracle, seed)
+        if key not in self._scored:
+            self._scored[key] = self._score_now(*key)
+        return self._scored[key]
+
+    def _score_now(
+        self, method: str, attack: str, protocol: str, oracle: bool, seed: int
+    ) -> _Scored | None:
+        rows = self._store.select(
+            "SELECT position, ious FROM results WHERE method = ? AND attack = ? "
+            "AND ious IS NOT NULL ORDER BY position",
+            (method, attack),
+        )
+        positions, packed = [], []
+        for row in rows:
+            positions.append(row["position"])
+            packed.append(unpack(row["ious"]))
+        if not positions:
+            return None
+        sizes = [len(alpha_grid(s)) for s in STRATEGY_ORDER]
+        parts = np.split(np.stack(packed), np.cumsum(sizes)[:-1], axis=1)
+        ious = {s: torch.from_numpy(p) for s, p in zip(STRATEGY_ORDER, parts, strict=True)}
+        folds = torch.tensor([self._halves[p] for p in positions])
+        if seed:
+            folds = split_folds(len(positions), seed)
+        one_sided = bool((folds == folds[0]).all())
+        result = localization_error(
+            ious, protocol=protocol, folds=folds, oracle=oracle or one_sided
+        )
+        return _Scored(torch.tensor(positions), result, ious)
+
+    def _at_threshold(self, scored: _Scored, method: str, attack: str) -> tuple[Tensor, Tensor]:
+        """The overlap M and the box M×4 of each scored image at its fold's threshold."""
+        chosen = self._chosen_columns(scored)
+        overlaps = torch.cat(list(scored.ious.values()), dim=1)
+        iou = overlaps.gather(1, chosen[:, None])[:, 0]
+        rows = self._store.select(
+            "SELECT position, predicted_boxes FROM results WHERE method = ? AND attack = ? "
+            "AND ious IS NOT NULL ORDER BY position",
+            (method, attack),
+        )
+        boxes = [
+            unpack(row["predicted_boxes"], np.int16).reshape(-1, 4)[column]
+            for row, column in zip(rows, chosen.tolist(), strict=True)
+        ]
+        return iou, torch.from_numpy(np.stack(boxes).astype(np.float32))
+
+    def _chosen_columns(self, scored: _Scored) -> Tensor:
+        """M, the column among all families' thresholds that scored each image."""
+        index = {name: i for i, name in enumerate(scored.columns)}
+        by_fold = [index[chosen[0]] for chosen in scored.result.chosen]
+        if len(by_fold) == 1:
+            return torch.full((len(scored.positions),), by_fold[0])
+        folds = torch.tensor([self._halves[int(p)] for p in scored.positions])
+        return torch.tensor(by_fold)[folds]
+
+    def _summary(
+        self, method: str, attack: str, protocol: str, oracle: bool, level: float, seed: int
+    ) -> dict[str, Any]:
+        row: dict[str, Any] = {"attack": attack, "method": method, "n": 0}
+        scored = self._score(method, attack, protocol, oracle, seed)
+        if scored is not None:
+            fixed = self.configuration["methods"][method] in FIXED_BOXES
+            interval = bootstrap_interval(scored.result.per_sample_error, level=level, seed=seed)
+            chosen = dict.fromkeys(f"{s} {a:g}" for c in scored.result.chosen for s, a in c)
+            row |= {
+                "n": scored.result.n,
+                "error": scored.result.error,
+                "error_low": interval.low,
+                "error_high": interval.high,
+                "tuned": "-" if fixed else "oracle" if scored.result.oracle else "two-fold",
+                "threshold": "-" if fixed else ", ".join(chosen),
+                "top1_error": self._top1_error(scored, method, attack),
+                "maxboxacc": self._maxboxacc(method, attack, "maxboxacc", (0.5,)),
+                "maxboxacc_v2": self._maxboxacc(method, attack, "maxboxacc_v2", (0.3, 0.5, 0.7)),
+            }
+        row["pointing"] = self._pointing(method, attack)
+        row["pxap"] = self._pxap(method, attack)
+        cost = self.select(
+            "SELECT avg(forward_passes) AS forward, avg(backward_passes) AS backward, "
+            "1000 * avg(seconds) AS ms_per_image, count(error) AS failed "
+            "FROM results WHERE method = ? AND attack = ?",
+            (method, attack),
+        )[0]
+        return row | cost
+
+    def _top1_error(self, scored: _Scored, method: str, attack: str) -> float:
+        rows = self._store.select(
+            "SELECT i.label, r.predicted FROM results r JOIN images i USING (position) "
+            "WHERE r.method = ? AND r.attack = ? AND r.ious IS NOT NULL ORDER BY position",
+            (method, attack),
+        )
+        classes = [(row["label"], row["predicted"]) for row in rows]
+        known = torch.tensor([label is not None for label, _ in classes])
+        right = torch.tensor([label == predicted for label, predicted in classes])
+        if not known.any():
+            return float("nan")
+        error = scored.result.per_sample_error[known]
+        return float(torch.where(right[known], error, torch.ones_like(error)).mean())
+
+    def _maxboxacc(
+        self, method: str, attack: str, column: str, iou_thresholds: tuple[float, ...]
+    ) -> float:
+        rows = self._store.select(
+            f"SELECT {column} AS curve FROM results WHERE method = ? AND attack = ? "
+            f"AND {column} IS NOT NULL ORDER BY position",
+            (method, attack),
+        )
+        ious = torch.from_numpy(np.stack([unpack(row["curve"]) for row in rows]))
+        return float(maxboxacc_from_ious(ious, iou_thresholds))
+
+    def _pointing(self, method: str, attack: str) -> float:
+        rows = self.select(
+            "SELECT r.pointing, i.label FROM results r JOIN images i USING (position) "
+            "WHERE r.method = ? AND r.attack = ? AND r.pointing IS NOT NULL",
+            (method, attack),
+        )
+        if not rows:
+            return float("nan")
+        hits = torch.tensor([row["pointing"] for row in rows])
+        if any(row["label"] is None for row in rows):
+            return float(pointing_game_accuracy(hits))
+        return float(pointing_game_accuracy(hits, torch.tensor([row["label"] for row in rows])))
+
+    def _pxap(self, method: str, attack: str) -> float:
+        total: np.ndarray[Any, Any] | None = None
+        rows = self._store.select(
+            "SELECT pxap FROM results WHERE method = ? AND attack = ? AND pxap IS NOT NULL",
+            (method, attack),
+        )
+        for row in rows:
+            counts = unpack(row["pxap"]).astype(np.float64)
+            total = counts if total is None else total + counts
+        if total is None:
+            return float("nan")
+        return float(pxap_from_histograms(torch.from_numpy(total).reshape(2, -1)))
+
+
+def boxes_of(text: str | None) -> list[list[float]]:
+    """The ground-truth boxes of an image row, in fractions of width and height."""
+    return json.loads(text) if text else []

@@ -1,0 +1,221 @@
+"""A run on disk: its configuration in run.json, its rows in SQLite, written in transactions."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS images (
+    position INTEGER PRIMARY KEY,
+    image TEXT NOT NULL,
+    label INTEGER,
+    height INTEGER, width INTEGER,
+    boxes TEXT,
+    picture BLOB,
+    error TEXT
+);
+CREATE TABLE IF NOT EXISTS results (
+    position INTEGER NOT NULL,
+    method TEXT NOT NULL,
+    attack TEXT NOT NULL,
+    image TEXT NOT NULL,
+    predicted INTEGER, explained INTEGER,
+    confidence REAL,
+    seconds REAL, forward_passes REAL, backward_passes REAL,
+    pointing REAL,
+    ious BLOB, predicted_boxes BLOB, maxboxacc BLOB, maxboxacc_v2 BLOB, pxap BLOB,
+    heat BLOB,
+    error TEXT,
+    PRIMARY KEY (method, attack, position)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass
+class ImageRow:
+    """One image of a run. ``boxes`` are M×4 in fractions of the image's width and height."""
+
+    position: int
+    image: str
+    label: int | None = None
+    height: int | None = None
+    width: int | None = None
+    boxes: list[list[float]] | None = None
+    picture: bytes | None = None
+    error: str | None = None
+
+
+@dataclass
+class ResultRow:
+    """One method on one image under one attack; tensors are packed, see :func:`pack`."""
+
+    position: int
+    method: str
+    attack: str
+    image: str
+    predicted: int | None = None
+    explained: int | None = None
+    confidence: float | None = None
+    seconds: float | None = None
+    forward_passes: float | None = None
+    backward_passes: float | None = None
+    pointing: float | None = None
+    ious: bytes | None = None
+    predicted_boxes: bytes | None = None
+    maxboxacc: bytes | None = None
+    maxboxacc_v2: bytes | None = None
+    pxap: bytes | None = None
+    heat: bytes | None = None
+    error: str | None = None
+
+
+class RunStore:
+    """The folder of one run.
+
+    Args:
+        folder: made if it is not there.
+        configuration: what the rows depend on. None: open an existing run to read it.
+
+    Raises:
+        ValueError: the folder holds a run with another configuration (the message shows the
+            difference), or something else.
+        FileNotFoundError: no run to read.
+    """
+
+    def __init__(self, folder: Path, configuration: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        described = self.folder / "run.json"
+        if configuration is None:
+            if not described.is_file():
+                raise FileNotFoundError(f"no run in {self.folder}: run.json is missing")
+            self.configuration = _read(described)
+        else:
+            self.configuration = json.loads(json.dumps(configuration))
+            self._claim(described)
+        self._database = sqlite3.connect(
+            self.folder / "rows.sqlite", timeout=120, isolation_level=None
+        )
+        # Many readers and one writer at a time, on a killed process too.
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=NORMAL")
+        self._database.executescript(_SCHEMA)
+
+    def _claim(self, described: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if described.exists():
+            _refuse_other(_read(described), self.configuration, self.folder)
+            return
+        strangers = [p.name for p in self.folder.iterdir() if not p.name.startswith("run.json")]
+        if set(strangers) - {"rows.sqlite", "rows.sqlite-wal", "rows.sqlite-shm"}:
+            raise ValueError(
+                f"{self.folder} holds no run but other files ({', '.join(sorted(strangers)[:3])}); "
+                "give an empty or a new folder"
+            )
+        # Written aside and renamed: a killed process leaves none or a whole one.
+        part = described.with_name(f"run.json.{os.getpid()}")
+        part.write_text(json.dumps(self.configuration, indent=2) + "\n", encoding="utf-8")
+        part.replace(described)
+
+    def close(self) -> None:
+        """Close the database; the rows are safe without it."""
+        self._database.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._database
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+    def write(self, results: Iterable[ResultRow], images: Iterable[ImageRow] = ()) -> None:
+        """Write rows in one transaction: all of them or, if the process dies, none."""
+        with self._transaction() as database:
+            for table, rows in (("images", list(images)), ("results", list(results))):
+                if rows:
+                    names = list(vars(rows[0]))
+                    marks = ", ".join("?" * len(names))
+                    values = [[_plain(getattr(row, name)) for name in names] for row in rows]
+                    database.executemany(
+                        f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({marks})",
+                        values,
+                    )
+
+    def count(self, start: int, stop: int) -> dict[tuple[str, str], int]:
+        """How many rows each (method, attack) has for the positions from start to stop."""
+        rows = self._database.execute(
+            "SELECT method, attack, count(*) FROM results WHERE position >= ? AND position < ? "
+            "GROUP BY method, attack",
+            (start, stop),
+        )
+        return {(method, attack): n for method, attack, n in rows}
+
+    def total(self) -> int:
+        """How many result rows there are."""
+        return int(self._database.execute("SELECT count(*) FROM results").fetchone()[0])
+
+    def select(self, sql: str, parameters: Iterable[Any] = ()) -> Iterator[sqlite3.Row]:
+        """Rows of a query, one at a time."""
+        cursor = self._database.cursor()
+        cursor.row_factory = sqlite3.Row
+        yield from cursor.execute(sql, tuple(parameters))
+
+
+def pack(tensor: Tensor) -> bytes:
+    """The values, compressed: whole numbers as they are, others as float32."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.float32)
+    return zlib.compress(tensor.numpy().tobytes(), level=1)
+
+
+def unpack(data: bytes, dtype: type[np.generic] = np.float32) -> np.ndarray[Any, Any]:
+    """The flat values that :func:`pack` compressed."""
+    return np.frombuffer(zlib.decompress(data), dtype=dtype)
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list) else value
+
+
+def _read(described: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{described} is not a run's description ({error})") from None
+    return content
+
+
+def _refuse_other(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Compare all that rows depend on; package versions are only for the record."""
+    before, after = _flat(old), _flat(new)
+    lines = [
+        f"{key}: {before.get(key, '(none)')!s:.80} there, {after.get(key, '(none)')!s:.80} here"
+        for key in sorted(before.keys() | after.keys())
+        if not key.startswith("versions.") and before.get(key) != after.get(key)
+    ]
+    if lines:
+        raise ValueError(f"{folder} holds another run ({'; '.join(lines)}); give another folder")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix[:-1]: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(_flat(inner, f"{prefix}{key}."))
+    return flat
