@@ -135,6 +135,7 @@ def compare(
     temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
     folder = Path(temporary.name if temporary else str(out))
     store = RunStore(folder, configuration)
+    store.write_classes(model.class_names or ())
     runner = _Runner(model, dataset, built, attacked, store, target, fit, precision, seed)
     with _evaluation_mode(model), _ranks() as (rank, world):
         total = count * len(built) * len(attacked)
@@ -366,7 +367,7 @@ def _measure(maps: Tensor, samples: list[Sample], method: Method) -> list[dict[s
         if len(sample.boxes):
             row = {
                 "ious": pack(ious[i]),
-                "predicted_boxes": pack(predicted[i].to(torch.int16)),
+                "predicted_boxes": pack(predicted[i].round().to(torch.int16)),
                 "maxboxacc": pack(v1[i]),
                 "maxboxacc_v2": pack(v2[i]),
             }

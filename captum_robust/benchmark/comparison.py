@@ -221,6 +221,14 @@ class Comparison:
         return write_report(self, Path(path))
 
     @cached_property
+    def _class_names(self) -> dict[int, str]:
+        return {r["number"]: r["name"] for r in self._store.select("SELECT * FROM classes")}
+
+    def class_name(self, number: int | None) -> str:
+        """The name of a class of the model; its number where the model has no names."""
+        return "unknown" if number is None else self._class_names.get(number, str(number))
+
+    @cached_property
     def _halves(self) -> dict[int, int]:
         """Position -> fold, for the images with boxes: halves that all methods share."""
         rows = self._store.select(

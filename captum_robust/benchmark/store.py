@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS images (
     picture BLOB,
     error TEXT
 );
+CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS results (
     position INTEGER NOT NULL,
     method TEXT NOT NULL,
@@ -154,6 +155,11 @@ class RunStore:
                         f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({marks})",
                         values,
                     )
+
+    def write_classes(self, names: Iterable[str]) -> None:
+        """Keep the names of the model's classes with the run."""
+        with self._transaction() as database:
+            database.executemany("INSERT OR REPLACE INTO classes VALUES (?, ?)", enumerate(names))
 
     def count(self, start: int, stop: int) -> dict[tuple[str, str], int]:
         """How many rows each (method, attack) has for the positions from start to stop."""
