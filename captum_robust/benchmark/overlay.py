@@ -1,0 +1,238 @@
+"""Heat maps over images, boxes and captioned panels, for the report and for ``explain``.
+
+Pictures are RGB, uint8, H×W×3 everywhere in this file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+RGB: TypeAlias = npt.NDArray[np.uint8]
+
+# Green and sky blue are told apart in all common kinds of colour blindness, also by lightness, and
+# neither occurs in the heat colours.
+TRUTH_COLOR = (0, 190, 90)
+PREDICTED_COLOR = (120, 210, 255)
+_OUTLINE = (0, 0, 0)
+
+_CAPTION_SIZE = 14
+_GAP = 8
+
+
+def as_rgb(image: Tensor | npt.NDArray[Any]) -> RGB:
+    """A picture from a tensor 3×H×W in [0, 1], or from an array H×W×3 that is one already.
+
+    Raises:
+        ValueError: any other shape or type of numbers.
+
+    >>> as_rgb(torch.ones(3, 2, 4)).shape
+    (2, 4, 3)
+    """
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            raise ValueError(
+                "image: expected a floating-point tensor 3×H×W in [0, 1], "
+                f"got {image.dtype} of shape {tuple(image.shape)}"
+            )
+        pixels = image.detach().float().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
+        return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            f"image: expected a uint8 array H×W×3, got {image.dtype} of shape {image.shape}"
+        )
+    return np.ascontiguousarray(image)
+
+
+def heat_rgb(heat: Tensor | npt.NDArray[Any]) -> RGB:
+    """A heat map H×W of any range in colours, from black (its smallest value) to yellow.
+
+    The colours are matplotlib's *inferno*: equal steps of the map look equally large, more is
+    always lighter (so it also reads in grey and to colour-blind eyes), and black darkens what the
+    classifier does not look at. Rainbow maps show edges where the map has none. A constant map is
+    all black.
+
+    Raises:
+        ValueError: not H×W, or NaN or infinity in it.
+
+    >>> heat_rgb(torch.tensor([[0.0, 1.0]])).tolist()
+    [[[0, 0, 4], [252, 255, 164]]]
+    """
+    return _colors(_levels(heat))
+
+
+def overlay(
+    image: Tensor | npt.NDArray[Any], heat: Tensor | npt.NDArray[Any], alpha: float = 0.55
+) -> RGB:
+    """A heat map of any size and range over an image, H×W×3.
+
+    Args:
+        image: 3×H×W tensor in [0, 1] or H×W×3 uint8.
+        heat: h×w; resized to the image's size.
+        alpha: the heat map's share of the colour, in [0, 1].
+    """
+    import cv2
+
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha: expected a number in [0, 1], got {alpha}")
+    picture = as_rgb(image)
+    height, width = picture.shape[:2]
+    levels = cv2.resize(_levels(heat), (width, height), interpolation=cv2.INTER_LINEAR)
+    colors = _colors(levels.astype(np.uint8))
+    return cv2.addWeighted(picture, 1 - alpha, colors, alpha, 0).astype(np.uint8)
+
+
+def draw_boxes(
+    rgb: RGB,
+    boxes: Tensor | npt.NDArray[Any] | Sequence[Sequence[float]],
+    color: tuple[int, int, int] = TRUTH_COLOR,
+    width: int = 2,
+) -> RGB:
+    """The picture with boxes on it, each with a dark outline so that it is seen on any ground.
+
+    Args:
+        rgb: H×W×3 uint8; left as it is.
+        boxes: M×4 (x0, y0, x1, y1) in pixels, half-open; M may be 0. Parts outside are clipped.
+        color: of the line, R, G, B.
+        width: of the line, in pixels; the outline adds one on each side.
+    """
+    import cv2
+
+    drawn = as_rgb(rgb).copy()
+    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    height, span = drawn.shape[:2]
+    # The middle of the line lies so far inside that a box along the border is seen whole.
+    inset = width // 2 + 1
+    for line, thickness in ((_OUTLINE, width + 2), (color, width)):
+        for x0, y0, x1, y1 in corners.clip(0, [span, height, span, height]):
+            first = (round(x0) + inset, round(y0) + inset)
+            last = (round(x1) - 1 - inset, round(y1) - 1 - inset)
+            last = (max(first[0], last[0]), max(first[1], last[1]))
+            cv2.rectangle(drawn, first, last, line, thickness)
+    return drawn
+
+
+def panel(images: Sequence[RGB], captions: Sequence[str], columns: int | None = None) -> RGB:
+    """Pictures in a grid on white, each with its caption below, wrapped to the picture's width.
+
+    Args:
+        images: each H×W×3 uint8; the cells are as large as the largest.
+        captions: one a picture; may hold line breaks.
+        columns: how many beside each other; None: all.
+
+    Raises:
+        ValueError: no images, or not one caption for each.
+    """
+    from PIL import Image, ImageDraw
+
+    if not images or len(images) != len(captions):
+        raise ValueError(
+            f"captions: expected one for each of at least one image, got {len(captions)} "
+            f"for {len(images)}"
+        )
+    columns = min(columns or len(images), len(images))
+    rows = -(-len(images) // columns)
+    cell_width = max(image.shape[1] for image in images)
+    cell_height = max(image.shape[0] for image in images)
+    font = _font()
+    wrapped = [_wrap(caption, font, cell_width) for caption in captions]
+    line = _CAPTION_SIZE + 4
+    lines = max(text.count("\n") + 1 for text in wrapped)
+    step_x, step_y = cell_width + _GAP, cell_height + lines * line + _GAP
+    canvas = Image.new("RGB", (columns * step_x + _GAP, rows * step_y + _GAP), "white")
+    pen = ImageDraw.Draw(canvas)
+    for i, (image, text) in enumerate(zip(images, wrapped, strict=True)):
+        x, y = _GAP + i % columns * step_x, _GAP + i // columns * step_y
+        canvas.paste(Image.fromarray(as_rgb(image)), (x, y))
+        for row, words in enumerate(text.split("\n")):
+            pen.text((x, y + cell_height + 3 + row * line), words, fill="black", font=font)
+    return np.asarray(canvas)
+
+
+def save_png(path: str | Path, rgb: RGB) -> Path:
+    """Write a PNG, whole or not at all, and return its path; parent folders are made."""
+    import cv2
+
+    _, data = cv2.imencode(".png", as_rgb(rgb)[:, :, ::-1])
+    return write_whole(Path(path), data.tobytes())
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a file under another name and rename it, so that nobody sees half of it.
+
+    Raises:
+        IsADirectoryError: the path is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _levels(heat: Tensor | npt.NDArray[Any]) -> RGB:
+    """H×W of any range as uint8 H×W from 0 to 255."""
+    values = heat.detach().float().cpu().numpy() if isinstance(heat, Tensor) else heat
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"heat: expected a map H×W, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("heat: it holds NaN or infinity")
+    low, high = values.min(), values.max()
+    if high <= low:
+        return np.zeros(values.shape, dtype=np.uint8)
+    scaled: RGB = ((values - low) / (high - low) * 255).round().astype(np.uint8)
+    return scaled
+
+
+def _colors(levels: RGB) -> RGB:
+    import cv2
+
+    return np.ascontiguousarray(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[:, :, ::-1])
+
+
+def _font() -> Any:
+    """DejaVu Sans, which knows ✓, ✗ and ε, from matplotlib where it is installed."""
+    from PIL import ImageFont
+
+    found = find_spec("matplotlib")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        file = Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if file.is_file():
+            return ImageFont.truetype(file, _CAPTION_SIZE - 1)
+    return ImageFont.load_default(_CAPTION_SIZE)
+
+
+def _wrap(caption: str, font: Any, width: int) -> str:
+    lines: list[str] = []
+    for paragraph in caption.split("\n"):
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}".strip()
+            if line and font.getlength(longer) > width:
+                lines.append(line)
+                longer = word
+            line = _shorten(longer, font, width)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _shorten(word: str, font: Any, width: int) -> str:
+    if font.getlength(word) <= width:
+        return word
+    while word and font.getlength(word + "…") > width:
+        word = word[:-1]
+    return word + "…"
