@@ -12,13 +12,15 @@ IDS = [f"{i}.jpg" for i in range(N)]
 
 
 def some_batch():
+    """Objects, and maps that are high on them here and there, so that no value is 0 or 1."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(N, 1, 5, 5, generator=generator)
-    maps = torch.nn.functional.interpolate(noise, size=(30, 40), mode="bilinear")[:, 0]
     corner = torch.rand(N, 1, 2, generator=generator) * torch.tensor([20.0, 15.0])
     boxes = list(torch.cat([corner, corner + torch.tensor([20.0, 15.0])], dim=2).round())
-    boxes[3] = torch.zeros(0, 4)
     masks = torch.stack([F.boxes_to_mask(box, (30, 40)) for box in boxes])
+    noise = torch.rand(N, 1, 5, 5, generator=generator)
+    noise = torch.nn.functional.interpolate(noise, size=(30, 40), mode="bilinear")[:, 0]
+    maps = noise + masks * torch.linspace(0, 0.6, N)[:, None, None]
+    boxes[3], masks[3] = torch.zeros(0, 4), False
     return maps, boxes, masks, torch.arange(N) % 3
 
 

@@ -102,6 +102,8 @@ def largest_boxes(
     n, pixels = order.shape
     boxes = np.empty((n, counts.shape[1], 4), np.int32)
     stride = width + 2
+    # A product is many times faster than an integer division, and as exact with the half.
+    per_width = 1 / width
     parent = np.empty((height + 2) * stride, np.int32)
     facts = np.empty((parent.size, 6), np.int32)
     near = np.empty(8, np.int64)
@@ -109,15 +111,16 @@ def largest_boxes(
         parent[:] = ABSENT
         largest = -1
         inserted = 0
+        settled = False
         for a in range(counts.shape[1]):
             count = counts[i, a]
-            if count == 0 or count == pixels:
+            if count == 0 or count == pixels or settled:
                 boxes[i, a] = (0, 0, width, height)
                 continue
             while inserted < count:
                 pixel = order[i, inserted]
                 inserted += 1
-                y = pixel // width
+                y = np.int64((pixel + 0.5) * per_width)
                 x = pixel - y * width
                 here = (y + 1) * stride + x + 1
                 neighbours = _neighbours(parent, here, stride, connectivity, near)
@@ -162,6 +165,14 @@ def largest_boxes(
             boxes[i, a, 1] = facts[largest, Y0]
             boxes[i, a, 2] = facts[largest, X1] + 1
             boxes[i, a, 3] = facts[largest, Y1] + 1
+            # More than half of all pixels can't be overtaken, and the box can't grow further.
+            settled = (
+                2 * facts[largest, AREA] > pixels
+                and facts[largest, X0] == 0
+                and facts[largest, Y0] == 0
+                and facts[largest, X1] == width - 1
+                and facts[largest, Y1] == height - 1
+            )
     return boxes
 
 
@@ -203,6 +214,8 @@ def best_overlaps(
     n = order.shape[0]
     overlaps = np.empty((n, 256), np.float32)
     stride = width + 2
+    # A product is many times faster than an integer division, and as exact with the half.
+    per_width = 1 / width
     parent = np.empty((height + 2) * stride, np.int32)
     facts = np.empty((parent.size, 6), np.int32)
     near = np.empty(8, np.int64)
@@ -218,7 +231,7 @@ def best_overlaps(
             while inserted < above[i, 255 - step]:
                 pixel = order[i, inserted]
                 inserted += 1
-                y = pixel // width
+                y = np.int64((pixel + 0.5) * per_width)
                 x = pixel - y * width
                 here = (y + 1) * stride + x + 1
                 neighbours = _neighbours(parent, here, stride, 8, near)
@@ -258,7 +271,7 @@ def best_overlaps(
                     facts[root, X1] = max(x1, facts[root, X1])
                     facts[root, Y1] = max(y1, facts[root, Y1])
         for k in range(inserted):
-            y = order[i, k] // width
+            y = np.int64((order[i, k] + 0.5) * per_width)
             here = (y + 1) * stride + order[i, k] - y * width + 1
             if parent[here] == here:
                 _note(facts, here, 256, runs, boxes, height, width, inclusive)

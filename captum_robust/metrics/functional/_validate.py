@@ -22,7 +22,8 @@ def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
     maps = maps.detach()
     if maps.dtype != torch.float64:
         maps = maps.to(torch.float32)
-    finite = maps.isfinite().flatten(1).all(dim=1)
+    # The extremes carry NaN and infinity along, several times faster than isfinite on all pixels.
+    finite = maps.amax(dim=(1, 2)).isfinite() & maps.amin(dim=(1, 2)).isfinite()
     if not finite.all():
         broken = (~finite).nonzero().flatten().tolist()
         raise ValueError(f"{name} hold NaN or infinity in sample(s) {broken}")

@@ -14,7 +14,7 @@ from captum_robust.metrics.functional._validate import check_choice, check_conne
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid, kept_counts
 
 # Keeps the sorted copies of a chunk of 224×224 maps within the processor's cache.
-CHUNK_PIXELS = 1 << 19
+CHUNK_PIXELS = 1 << 18
 
 
 def sweep_boxes(

@@ -99,10 +99,10 @@ def kept_counts(descending: Tensor, strategy: str, alphas: tuple[float, ...]) ->
         # Searching is for ascending sequences, hence the signs here and below.
         return torch.searchsorted(-descending, -cut, right=True)
     if strategy == "energy":
-        running = descending.clamp(min=0).cumsum(dim=1, dtype=torch.float64)
+        running = descending.clamp(min=0).double().cumsum_(dim=1)
         return torch.searchsorted(running, levels * running[:, -1:])
     # Comparisons in float64: float32 sums and differences would move pixels across the cut.
-    ascending = -descending.double()
+    ascending = descending.to(torch.float64, copy=True).neg_()
     if strategy == "value":
         smallest = -ascending[:, -1:]
         ascending += smallest
