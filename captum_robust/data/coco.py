@@ -35,8 +35,8 @@ class Coco(LocalizationDataset):
     One sample for each pair of an image and a category in it, with that category's boxes
     (x, y, width, height become corners) and the union of its masks; its id is
     ``file_name#category``. Crowds are left out. An image without annotations is one sample with
-    zero boxes and no class. Polygons are filled by pycocotools where it is installed and by scikit-image
-    otherwise, which differ along the outline.
+    zero boxes and no class. Polygons are filled by pycocotools if installed, else by scikit-image,
+    which differ along the outline.
 
     Args:
         root: the folder that holds ``annotations``, or the JSON file itself.

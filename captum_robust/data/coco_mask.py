@@ -58,11 +58,11 @@ def _check_code(code: Any, size: tuple[int, int]) -> None:
 
 
 def _fill(polygons: list[list[float]], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    from skimage.draw import polygon
+    import skimage.draw
 
     mask = np.zeros(size, dtype=bool)
     for corners in polygons:
         # COCO's coordinates are pixel corners, scikit-image's are pixel centres.
         xs, ys = np.asarray(corners, dtype=np.float64).reshape(-1, 2).T - 0.5
-        mask[polygon(ys, xs, size)] = True
+        mask[skimage.draw.polygon(ys, xs, size)] = True  # type: ignore[no-untyped-call]
     return mask
