@@ -70,6 +70,11 @@ def test_best_iou_takes_the_best_of_each_sample_and_nan_without_boxes():
     assert found[2].tolist() == [0, 0]
 
 
+def test_whole_number_boxes_do_not_round_the_ground_truth():
+    found = best_iou(torch.tensor([[[0, 0, 2, 1]]]), [torch.tensor([[0.0, 0.0, 1.5, 1.0]])])
+    assert found.item() == 0.75
+
+
 def test_best_iou_of_samples_without_any_box_is_nan():
     assert best_iou(torch.ones(2, 3, 4), [torch.zeros(0, 4)] * 2).isnan().all()
     assert best_iou(torch.ones(0, 3, 4), []).shape == (0, 3)

@@ -76,6 +76,15 @@ def test_overlaps_are_those_of_the_authors_procedure(polygon, multi, grain):
         assert row[[int(tau * 255) for tau in taus]].tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_batch_gives_what_its_maps_give_one_by_one(multi):
+    maps = some_maps(20, (150, 160), 6, seed=3)
+    truth = [TRUTH[i % 3] * 4 for i in range(20)]
+    found = maxboxacc_ious(maps, truth, multi)
+    for i in (0, 10, 11, 19):
+        assert (maxboxacc_ious(maps[i : i + 1], truth[i : i + 1], multi)[0] == found[i]).all()
+
+
 def test_component_and_polygon_agree_on_a_smooth_map():
     maps = some_maps(3, (34, 40), 3, seed=0)
     component = maxboxacc_ious(maps, TRUTH)

@@ -68,6 +68,8 @@ def best_iou(boxes: Tensor, ground_truth: Sequence[Tensor], inclusive: bool = Fa
     if boxes.dim() != 3 or boxes.shape[2] != 4:
         raise ValueError(f"boxes must have shape N×A×4, not {tuple(boxes.shape)}")
     check_box_list(ground_truth, len(boxes))
+    if not boxes.is_floating_point():
+        boxes = boxes.float()
     if len(boxes) == 0:
         return boxes.new_zeros(boxes.shape[:2])
     truth = [sample.to(device=boxes.device, dtype=boxes.dtype) for sample in ground_truth]

@@ -37,7 +37,7 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LocalizationResult:
     """The outcome of :func:`localization_error`.
 

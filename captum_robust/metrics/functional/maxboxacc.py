@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_robust.metrics.functional._validate import check_box_list, check_choice, check_maps
+from captum_robust.metrics.functional.box_sweep import CHUNK_PIXELS
 from captum_robust.metrics.functional.boxes import box_iou
 
 CONTOURS = ("component", "polygon")
@@ -18,8 +19,7 @@ V2_IOU_THRESHOLDS = (0.3, 0.5, 0.7)
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """Scale each map N×H×W to [0, 1] by its minimum and maximum; a constant map becomes zeros."""
-    maps = check_maps(maps)
+    """Scale each checked map N×H×W to [0, 1] by its extremes; a constant map becomes zeros."""
     shifted = maps - maps.amin(dim=(1, 2), keepdim=True)
     largest = shifted.amax(dim=(1, 2), keepdim=True)
     return shifted / torch.where(largest > 0, largest, torch.ones_like(largest))
@@ -60,26 +60,27 @@ def maxboxacc_ious(
     >>> maxboxacc_ious(heat, [torch.tensor([[1.0, 2.0, 6.0, 4.0]])])[0, [0, 254]].tolist()
     [1.0, 1.0]
     """
-    scaled = min_max(maps)
+    maps = check_maps(maps)
     check_choice(contours, CONTOURS, "contours")
     check_box_list(ground_truth, len(maps))
-    if len(maps) == 0:
-        return torch.empty(0, 256, device=maps.device)
-    # Truncates, like the authors' astype(uint8).
-    levels = (scaled * 255).to(device="cpu", dtype=torch.uint8)
-    truth = [boxes.detach().to(device="cpu", dtype=torch.float64) for boxes in ground_truth]
-    if contours == "polygon":
-        overlaps = torch.stack(
-            [
-                _polygon_overlaps(level, boxes, multi, inclusive)
-                for level, boxes in zip(levels, truth, strict=True)
-            ]
-        )
-    elif multi:
-        overlaps = _best_overlaps(levels, truth, inclusive)
-    else:
-        overlaps = _largest_overlaps(levels, truth, inclusive)
-    without = torch.tensor([len(boxes) == 0 for boxes in truth])
+    overlaps = torch.empty(len(maps), 256)
+    chunk = max(1, CHUNK_PIXELS // (maps.shape[1] * maps.shape[2]))
+    for start in range(0, len(maps), chunk):
+        # Truncates, like the authors' astype(uint8).
+        scaled = min_max(maps[start : start + chunk]) * 255
+        levels = scaled.to(device="cpu", dtype=torch.uint8)
+        truth = [
+            boxes.detach().to(device="cpu", dtype=torch.float64)
+            for boxes in ground_truth[start : start + chunk]
+        ]
+        if contours == "polygon":
+            found = _polygon_overlaps(levels, truth, multi, inclusive)
+        elif multi:
+            found = _best_overlaps(levels, truth, inclusive)
+        else:
+            found = _largest_overlaps(levels, truth, inclusive)
+        overlaps[start : start + chunk] = found
+    without = torch.tensor([len(boxes) == 0 for boxes in ground_truth], dtype=torch.bool)
     return overlaps.masked_fill(without[:, None], torch.nan).to(maps.device)
 
 
@@ -115,7 +116,13 @@ def _best_overlaps(levels: Tensor, truth: list[Tensor], inclusive: bool) -> Tens
     return torch.where(torch.from_numpy(above) == 0, nothing[:, None], overlaps)
 
 
-def _polygon_overlaps(level: Tensor, truth: Tensor, multi: bool, inclusive: bool) -> Tensor:
+def _polygon_overlaps(levels: Tensor, truth: list[Tensor], multi: bool, inclusive: bool) -> Tensor:
+    pairs = zip(levels, truth, strict=True)
+    return torch.stack([_outlined(level, boxes, multi, inclusive) for level, boxes in pairs])
+
+
+def _outlined(level: Tensor, truth: Tensor, multi: bool, inclusive: bool) -> Tensor:
+    """Return the 256 overlaps of one map's contours."""
     import cv2
 
     height, width = level.shape
