@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -392,10 +393,12 @@ def _pointing(heat: Tensor, sample: Sample) -> float:
 
 
 def _jpeg(image: Tensor) -> bytes:
-    from torchvision.io import encode_jpeg
+    from PIL import Image
 
-    data: bytes = encode_jpeg((image * 255).round().to(torch.uint8), quality=85).numpy().tobytes()
-    return data
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def _small(heat: Tensor) -> bytes:

@@ -130,6 +130,43 @@ class Comparison:
         )
         return table.dropna(axis="columns", how="all")
 
+    def to_text(self, *, protocol: str = "whi2020", oracle: bool = False) -> str:
+        """The table for a terminal, with a line on how its thresholds were chosen."""
+        import pandas as pd
+
+        table = self.table(protocol=protocol, oracle=oracle)
+        shown = pd.DataFrame({"method": table["method"], "n": table["n"]})
+        if len(self.attacks) > 1:
+            shown.insert(0, "attack", table["attack"])
+        if "error" in table:
+            shown["error"] = [
+                f"{row.error:.3f} [{row.error_low:.3f}, {row.error_high:.3f}]" if row.n else "-"
+                for row in table.itertuples()
+            ]
+        names = {
+            "top1_error": "top-1 error",
+            "maxboxacc": "MaxBoxAcc",
+            "maxboxacc_v2": "V2",
+            "pointing": "pointing",
+            "pxap": "PxAP",
+        }
+        for column, name in names.items():
+            if column in table:
+                shown[name] = table[column].map("{:.3f}".format)
+        for column, name in {"forward": "forward", "backward": "backward"}.items():
+            if column in table:
+                shown[name] = table[column].map("{:g}".format)
+        if "ms_per_image" in table:
+            shown["ms/image"] = table["ms_per_image"].map("{:.1f}".format)
+        if table["failed"].any():
+            shown["failed"] = table["failed"]
+        tuned = "on the reported images (oracle)" if oracle else "on the other half of the images"
+        note = (
+            f"error: share of boxes with IoU of .5 or less, 95 % bootstrap interval; thresholds "
+            f"tuned {tuned}"
+        )
+        return f"{shown.to_string(index=False)}\n{note}"
+
     def to_dataframe(self, *, protocol: str = "whi2020", oracle: bool = False) -> pd.DataFrame:
         """One row for each image, method and attack.
 
@@ -299,7 +336,7 @@ class Comparison:
     def _summary(
         self, method: str, attack: str, protocol: str, oracle: bool, level: float, seed: int
     ) -> dict[str, Any]:
-        row: dict[str, Any] = {"attack": attack, "method": method, "n": 0}
+        row: dict[str, Any] = {"attack": attack, "method": method, "n": 0, "error": float("nan")}
         scored = self._score(method, attack, protocol, oracle, seed)
         if scored is not None:
             fixed = self.configuration["methods"][method] in FIXED_BOXES

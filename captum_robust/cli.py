@@ -1,0 +1,271 @@
+"""The command ``captum-robust``: parsing and printing only."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from captum_robust.benchmark import Comparison
+    from captum_robust.data import LocalizationDataset
+    from captum_robust.models import Classifier
+
+app = typer.Typer(
+    name="captum-robust",
+    help="Where does a classifier look, and how well does that place the object?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    str,
+    typer.Option(help="efficientnet_lite0, …1, …2, or a torchvision classification model."),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="DEFAULT, a member of torchvision's weights enum, none for random ones, "
+        "or a .safetensors file."
+    ),
+]
+Methods = Annotated[
+    str | None,
+    typer.Option(help="Names, separated by commas. See captum-robust methods."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run and its report.")] = Path(
+        "captum-robust-demo"
+    ),
+    device: Device = "auto",
+) -> None:
+    """Compare all methods on the sample photographs with EfficientNet-Lite0; write the report."""
+    from captum_robust.benchmark import compare as run
+    from captum_robust.data import load_dataset
+
+    model = _load_model("efficientnet_lite0", "DEFAULT", device)
+    dataset = load_dataset("samples")
+    _say(f"{len(dataset)} photographs, EfficientNet-Lite0")
+    _finish(run(model, dataset, out=out, progress=True), out / "report.html")
+
+
+@app.command()
+def compare(
+    kind: Annotated[
+        str, typer.Argument(help="imagenet, tiny-imagenet, coco, voc, folder or samples.")
+    ],
+    path: Annotated[
+        Path | None, typer.Argument(help="Folder or archive of the data set; none for samples.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run and its report.")] = Path(
+        "captum-robust-compare"
+    ),
+    model: Model = "efficientnet_lite0",
+    weights: Weights = "DEFAULT",
+    methods: Methods = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images that a method gets at once.")] = 16,
+    target: Annotated[str, typer.Option(help="The class to explain: label or prediction.")] = (
+        "label"
+    ),
+    fit: Annotated[
+        str, typer.Option(help="squash the whole image to the model's size, or crop its centre.")
+    ] = "squash",
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Tune thresholds on the reported images.")
+    ] = False,
+    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="folder: CSV of boxes.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="folder: parallel folder of masks.")] = None,
+    images: Annotated[Path | None, typer.Option(help="coco: folder of the images.")] = None,
+    seed: Annotated[int, typer.Option(help="For methods that draw.")] = 0,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+) -> None:
+    """Run attribution methods over a data set: a table with intervals, and a report.
+
+    Started again with the same arguments, a stopped run goes on. Under torchrun
+    (python -m captum_robust) the processes share the images.
+    """
+    from captum_robust.benchmark import compare as run
+
+    given = {"split": split, "boxes": boxes, "masks": masks, "images": images}
+    dataset = _open(kind, path, {k: v for k, v in given.items() if v is not None})
+    result = run(
+        _load_model(model, weights, device),
+        dataset,
+        _names(methods),
+        out=out,
+        limit=limit,
+        batch_size=batch_size,
+        target=target,
+        fit=fit,
+        precision=precision,
+        seed=seed,
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        _finish(result, out / "report.html", oracle=oracle)
+
+
+@app.command()
+def explain(
+    path: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path(
+        "captum-robust-explain"
+    ),
+    model: Model = "efficientnet_lite0",
+    weights: Weights = "DEFAULT",
+    methods: Methods = "robust_cam",
+    target: Annotated[
+        str | None,
+        typer.Option(help="The class to explain, by name or number; else the prediction."),
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many classes to print.", min=1)] = 5,
+    threshold: Annotated[
+        float,
+        typer.Option(help="The box holds the largest part above this share of the map's range."),
+    ] = 0.2,
+    device: Device = "auto",
+) -> None:
+    """Draw where the classifier looks: one PNG an image, the top classes in the terminal."""
+    from captum_robust.benchmark.explain import explain_image
+    from captum_robust.benchmark.methods import build_methods
+
+    sources = list(_image_files(path))
+    classifier = _load_model(model, weights, device)
+    chosen = build_methods(classifier, _names(methods) or [])
+    number = None if target is None else _class_number(classifier, target)
+    failed = 0
+    for name, file in sources:
+        try:
+            classes, picture = explain_image(
+                classifier, file, chosen, out / name, target=number, threshold=threshold, top=top
+            )
+        except ValueError as error:
+            if len(sources) == 1:
+                raise
+            failed += 1
+            typer.echo(f"captum-robust: {error}", err=True)
+            continue
+        _say(f"{file.name} -> {picture}")
+        for label, probability in classes:
+            _say(f"  {probability:6.1%}  {label}")
+    if failed:
+        _say(f"{len(sources)} images: {failed} could not be used")
+    if failed == len(sources):
+        raise typer.Exit(2)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods that compare and explain know."""
+    from captum_robust.benchmark import BASELINES, METHODS
+
+    for name in METHODS:
+        _say(name + ("  (baseline)" if name in BASELINES else ""))
+
+
+def main() -> None:
+    """Run the command; what a user got wrong is one line on standard error and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        code = _fail(error)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("captum-robust: stopped; the same command goes on from here", err=True)
+        code = 130
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in {"click", "typer"}:
+            raise
+        code = _fail(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: Exception) -> int:
+    message = getattr(error, "format_message", lambda: str(error))()
+    typer.echo("captum-robust: error: " + " ".join(message.split()), err=True)
+    return 2
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _names(methods: str | None) -> list[str] | None:
+    return None if methods is None else [m.strip() for m in methods.split(",") if m.strip()]
+
+
+def _load_model(name: str, weights: str, device: str) -> Classifier:
+    import torch
+
+    from captum_robust.models import load_classifier
+
+    if device == "auto":
+        local = os.environ.get("LOCAL_RANK", "0")
+        mps = torch.backends.mps.is_available()
+        device = f"cuda:{local}" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter without CUDA
+        first = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} is not available here: {first}") from None
+    chosen = None if weights.lower() == "none" else weights
+    return load_classifier(name, chosen).to(device)
+
+
+def _open(kind: str, path: Path | None, options: dict[str, Any]) -> LocalizationDataset:
+    from captum_robust.data import load_dataset
+
+    try:
+        return load_dataset(kind, path, **options)
+    except TypeError:
+        given = ", ".join(f"--{name}" for name in options)
+        raise ValueError(f"a data set of kind {kind!r} does not take all of: {given}") from None
+
+
+def _image_files(path: Path) -> Iterator[tuple[str, Path]]:
+    """Name of the picture and file of each image."""
+    from captum_robust.data import load_dataset
+
+    if path.is_dir():
+        for name in load_dataset("folder", path, labels=None).ids:
+            yield f"{Path(name).with_suffix('')}.png".replace("/", "-"), path / name
+    elif path.is_file():
+        yield f"{path.stem}.png", path
+    else:
+        raise FileNotFoundError(f"{path}: no such image or folder")
+
+
+def _class_number(model: Classifier, target: str) -> int:
+    from captum_robust._names import unknown_name
+
+    names = model.class_names or []
+    if target.isdecimal():
+        if names and int(target) >= len(names):
+            raise ValueError(f"target: the model has the classes 0 to {len(names) - 1}")
+        return int(target)
+    if target not in names:
+        raise unknown_name("class", target, names)
+    return names.index(target)
+
+
+def _finish(result: Comparison, report: Path, *, oracle: bool = False) -> None:
+    _say("\n" + result.to_text(oracle=oracle))
+    _say("\n" + result.summary())
+    failures = result.failures()
+    for row in failures.head(5).itertuples():
+        _say(f"  {row.image}: {row.error}")
+    if len(failures) > 5:
+        _say(f"  and {len(failures) - 5} more, all in the report")
+    _say(f"\nreport: {result.to_html(report)}")

@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from captum.attr import LayerGradCam, Saliency
+from torch import Tensor, nn
+
+from captum_robust.benchmark import METHODS, Comparison, compare
+from captum_robust.benchmark.comparison import STRATEGY_ORDER
+from captum_robust.benchmark.methods import heat_map
+from captum_robust.benchmark.store import RunStore, unpack
+from captum_robust.data import Sample, resize
+from captum_robust.metrics.functional import alpha_grid, best_iou, sweep_boxes
+from captum_robust.models import Classifier
+
+from .conftest import Drawn, centre_heat, make_classifier
+
+CHEAP = ["robust_cam", "saliency", "smooth_grad", "center_box", "whole_image", "random"]
+
+
+def rows(comparison: Comparison) -> pd.DataFrame:
+    """All that a run says but the time it took."""
+    frame = pd.DataFrame(comparison.select("SELECT * FROM results ORDER BY position, method"))
+    return frame.drop(columns=["seconds"])
+
+
+def test_every_method_gives_one_row_an_image(model: Classifier, drawn: Drawn) -> None:
+    result = compare(model, drawn, progress=False)
+    frame = rows(result)
+    assert len(frame) == 6 * len(METHODS)
+    assert frame["error"].isna().all(), frame["error"].dropna().unique()
+    assert set(frame["method"]) == set(METHODS)
+    table = result.table()
+    assert list(table["n"]) == [6] * len(METHODS)
+    assert table["error"].between(table["error_low"], table["error_high"]).all()
+
+
+def test_overlaps_are_those_of_the_metrics_on_the_resized_image(
+    model: Classifier, drawn: Drawn
+) -> None:
+    result = compare(model, drawn, {"bright": centre_heat}, progress=False)
+    stored = result.select("SELECT ious FROM results ORDER BY position")
+    for i, row in enumerate(stored):
+        sample = resize(drawn[i], (32, 32))
+        boxes = sweep_boxes(sample.image.mean(dim=0)[None], STRATEGY_ORDER)
+        expected = [best_iou(boxes[s], [sample.boxes])[0] for s in STRATEGY_ORDER]
+        np.testing.assert_array_equal(unpack(row["ious"]), torch.cat(expected).numpy())
+
+
+def test_a_perfect_map_makes_no_error_and_a_fixed_box_keeps_its_own(
+    model: Classifier, drawn: Drawn
+) -> None:
+    table = compare(
+        model, drawn, {"bright": centre_heat, "all": "whole_image"}, progress=False
+    ).table()
+    by_name = table.set_index("method")
+    assert by_name.loc["bright", "error"] == 0
+    assert by_name.loc["bright", "pointing"] == 1
+    # The whole image overlaps each box by 18·22 / (40·48) = .206
+    assert by_name.loc["all", "error"] == 1
+    assert by_name.loc["all", "threshold"] == "-"
+
+
+def test_passes_are_counted_for_each_image(model: Classifier, drawn: Drawn) -> None:
+    methods = ["robust_cam", "grad_cam", "saliency", "integrated_gradients", "center_box"]
+    table = compare(model, drawn, methods, progress=False).table().set_index("method")
+    expected = {
+        "robust_cam": (1, 0),
+        "grad_cam": (1, 0),
+        "saliency": (1, 1),
+        "integrated_gradients": (20, 20),
+        "center_box": (0, 0),
+    }
+    for method, passes in expected.items():
+        assert tuple(table.loc[method, ["forward", "backward"]]) == passes
+
+
+def test_a_broken_image_is_a_row_with_its_error_and_the_run_goes_on(model: Classifier) -> None:
+    result = compare(model, Drawn(broken=[1, 4]), CHEAP, batch_size=3, progress=False)
+    errors = rows(result).groupby("position")["error"].first()
+    assert errors[1] == "1.png: truncated"
+    assert errors.isna().tolist() == [True, False, True, True, False, True]
+    assert "6 images: 2 could not be used, 0 without a box" in result.summary()
+    assert list(result.failures()["image"]) == ["1.png", "4.png"]
+    assert (result.table()["n"] == 4).all()
+    assert (result.table()["failed"] == 2).all()
+
+
+def test_a_data_set_with_nothing_usable_still_gives_a_table(model: Classifier) -> None:
+    result = compare(model, Drawn(n=2, broken=[0, 1]), CHEAP, progress=False)
+    assert (result.table()["n"] == 0).all()
+    assert "2 could not be used" in result.summary()
+    assert "robust_cam" in result.to_text()
+
+
+def test_one_image_is_enough_and_is_said_to_be_tuned_on_itself(model: Classifier) -> None:
+    table = compare(model, Drawn(n=1), ["saliency"], progress=False).table()
+    assert list(table["tuned"]) == ["oracle"]
+
+
+def test_images_without_boxes_are_counted_and_not_scored(model: Classifier) -> None:
+    class Unboxed(Drawn):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            return Sample(sample.image, None, torch.zeros(0, 4), sample.id)
+
+    result = compare(model, Unboxed(n=3), CHEAP, progress=False)
+    assert "3 without a box" in result.summary()
+    assert (result.table()["n"] == 0).all()
+
+
+def test_a_label_that_the_model_has_no_class_for_is_that_images_error(model: Classifier) -> None:
+    class Mislabelled(Drawn):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            return Sample(sample.image, 4 if index == 1 else 0, sample.boxes, sample.id)
+
+    result = compare(model, Mislabelled(n=3), ["saliency"], progress=False)
+    assert list(result.failures()["error"]) == ["class index 4, but the model has 4 classes"]
+
+
+def test_a_method_that_fails_on_one_image_fails_on_that_image_only(
+    model: Classifier, drawn: Drawn
+) -> None:
+    poison = resize(drawn[2], (32, 32)).image
+
+    def fragile(images: Tensor, target: Tensor) -> Tensor:
+        if any(torch.equal(x, poison) for x in images):
+            raise RuntimeError("no\nluck")
+        return centre_heat(images, target)
+
+    result = compare(model, drawn, {"fragile": fragile}, progress=False)
+    failures = result.failures()
+    assert list(failures["image"]) == ["2.png"]
+    assert list(failures["error"]) == ["RuntimeError: no luck"]
+    assert result.table()["n"].tolist() == [5]
+
+
+def test_maps_of_nan_are_an_error_not_a_number(model: Classifier, drawn: Drawn) -> None:
+    bad = {"nan": lambda x, t: x.mean(dim=1) * float("nan")}
+    result = compare(model, drawn, bad, progress=False)
+    assert result.failures()["error"].str.contains("NaN").all()
+    assert result.table()["n"].tolist() == [0]
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_rows(
+    model: Classifier, tmp_path: Path
+) -> None:
+    whole = compare(model, Drawn(), CHEAP, batch_size=2, out=tmp_path / "a", progress=False)
+
+    class Interrupted(Drawn):
+        def __getitem__(self, index: int) -> Sample:
+            if index >= 3:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(model, Interrupted(), CHEAP, batch_size=2, out=tmp_path / "b", progress=False)
+    assert len(rows(Comparison(tmp_path / "b"))) == 2 * len(CHEAP)
+    again = compare(model, Drawn(), CHEAP, batch_size=2, out=tmp_path / "b", progress=False)
+    pd.testing.assert_frame_equal(rows(whole), rows(again))
+
+
+def test_a_batch_that_was_cut_between_methods_is_completed(
+    model: Classifier, drawn: Drawn, tmp_path: Path
+) -> None:
+    whole = compare(model, drawn, CHEAP, out=tmp_path / "a", progress=False)
+    compare(model, drawn, CHEAP, out=tmp_path / "b", progress=False)
+    store = RunStore(tmp_path / "b")
+    store._database.execute("DELETE FROM results WHERE method IN ('saliency', 'smooth_grad')")
+    store.close()
+    again = compare(model, drawn, CHEAP, out=tmp_path / "b", progress=False)
+    pd.testing.assert_frame_equal(rows(whole), rows(again))
+
+
+def test_a_finished_run_is_not_run_again(model: Classifier, drawn: Drawn, tmp_path: Path) -> None:
+    calls = []
+
+    def counted(images: Tensor, target: Tensor) -> Tensor:
+        calls.append(len(images))
+        return centre_heat(images, target)
+
+    for _ in range(2):
+        compare(model, drawn, {"counted": counted}, out=tmp_path / "run", progress=False)
+    assert calls == [6]
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"batch_size": 2}, "settings.batch_size: 16 there, 2 here"),
+        ({"methods": ["saliency"]}, "methods.robust_cam: robust_cam there, (none) here"),
+        ({"limit": 3}, "dataset.samples: 6 there, 3 here"),
+        ({"seed": 1}, "settings.seed: 0 there, 1 here"),
+        ({"target": "prediction"}, "settings.target: label there, prediction here"),
+    ],
+)
+def test_a_folder_with_another_run_is_refused_with_the_difference(
+    model: Classifier, drawn: Drawn, tmp_path: Path, change: dict[str, Any], difference: str
+) -> None:
+    compare(model, drawn, ["robust_cam", "saliency"], out=tmp_path / "run", progress=False)
+    arguments = {"methods": ["robust_cam", "saliency"], **change}
+    with pytest.raises(ValueError, match="holds another run") as error:
+        compare(model, drawn, out=tmp_path / "run", progress=False, **arguments)
+    assert difference in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_weights_are_another_run(drawn: Drawn, tmp_path: Path) -> None:
+    model = make_classifier()
+    compare(model, drawn, ["saliency"], out=tmp_path / "run", progress=False)
+    nn.init.zeros_(next(model.parameters()))
+    with pytest.raises(ValueError, match=r"model\.weights_crc32"):
+        compare(model, drawn, ["saliency"], out=tmp_path / "run", progress=False)
+
+
+def test_a_folder_with_other_files_is_refused(
+    model: Classifier, drawn: Drawn, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"other files \(thesis\.tex\)"):
+        compare(model, drawn, ["saliency"], out=tmp_path, progress=False)
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        Comparison(tmp_path)
+
+
+def test_captums_attributions_and_functions_run_under_the_users_names(
+    model: Classifier, drawn: Drawn
+) -> None:
+    methods = {
+        "mine": centre_heat,
+        "captums": Saliency(model),
+        "on a layer": LayerGradCam(model, model.cam_layer),
+        "by name": "grad_cam",
+    }
+    result = compare(model, drawn, methods, progress=False)
+    assert result.failures().empty
+    errors = result.table().set_index("method")["error"]
+    assert errors["on a layer"] == errors["by name"]
+
+
+def test_attacks_add_rows_and_every_method_runs_on_clean_images_too(
+    model: Classifier, drawn: Drawn
+) -> None:
+    class Invert:
+        def perturb(self, images: Tensor, target: Tensor) -> Tensor:
+            return 1 - images
+
+    result = compare(model, drawn, {"bright": centre_heat}, {"invert": Invert()}, progress=False)
+    table = result.table().set_index("attack")
+    assert list(table.index) == ["clean", "invert"]
+    assert table.loc["clean", "error"] == 0
+    assert table.loc["invert", "error"] == 1
+    assert "invert" in result.to_text()
+
+
+def test_the_prediction_is_explained_on_request(model: Classifier, drawn: Drawn) -> None:
+    frame = compare(model, drawn, ["saliency"], target="prediction", progress=False).to_dataframe()
+    assert (frame["explained"] == frame["predicted"]).all()
+    frame = compare(model, drawn, ["saliency"], target="label", progress=False).to_dataframe()
+    assert (frame["explained"] == frame["label"]).all()
+
+
+def test_the_frame_says_what_the_table_says(model: Classifier, drawn: Drawn) -> None:
+    result = compare(model, drawn, CHEAP, progress=False)
+    frame, table = result.to_dataframe(), result.table().set_index("method")
+    assert len(frame) == 6 * len(CHEAP)
+    for method, part in frame.groupby("method"):
+        assert 1 - part["localized"].mean() == pytest.approx(table.loc[method, "error"])
+        assert ((part["iou"] > 0.5) == part["localized"]).all()
+        top1 = (part["localized"] & (part["label"] == part["predicted"])).mean()
+        assert 1 - top1 == pytest.approx(table.loc[method, "top1_error"])
+
+
+def test_two_fold_tuning_scores_each_half_with_the_others_best_threshold(
+    model: Classifier, drawn: Drawn
+) -> None:
+    result = compare(model, Drawn(n=9), ["saliency"], progress=False)
+    packed = result.select("SELECT ious FROM results ORDER BY position")
+    correct = np.stack([unpack(row["ious"]) for row in packed]) > 0.5
+    folds = np.array([result._halves[i] for i in range(9)])
+    assert sorted(np.bincount(folds)) == [4, 5]
+    wrong = 0
+    for fold in (0, 1):
+        best = correct[folds != fold].sum(axis=0).argmax()
+        wrong += (~correct[folds == fold, best]).sum()
+    assert result.table()["error"][0] == pytest.approx(wrong / 9)
+    oracle = result.table(oracle=True)
+    assert oracle["error"][0] == pytest.approx(1 - correct.mean(axis=0).max())
+    assert oracle["tuned"][0] == "oracle"
+
+
+def test_curves_give_the_error_at_every_threshold(model: Classifier, drawn: Drawn) -> None:
+    curves = compare(model, drawn, ["saliency"], progress=False).curves()
+    assert len(curves) == sum(len(alpha_grid(s)) for s in STRATEGY_ORDER)
+    assert curves["error"].between(0, 1).all()
+
+
+def test_the_callers_world_is_left_as_it_was(model: Classifier, drawn: Drawn) -> None:
+    model.train()
+    before = torch.get_rng_state()
+    compare(model, drawn, CHEAP, progress=False)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_bfloat16_runs(model: Classifier, drawn: Drawn) -> None:
+    result = compare(model, drawn, CHEAP, precision="bfloat16", progress=False)
+    assert result.failures().empty
+
+
+def test_a_centre_crop_moves_the_boxes(model: Classifier, drawn: Drawn) -> None:
+    table = compare(model, drawn, {"bright": centre_heat}, fit="crop", progress=False).table()
+    assert table["error"][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"methods": ["robust_can"]}, ValueError, "unknown method 'robust_can'; did you mean"),
+        ({"methods": []}, ValueError, "methods: expected at least one"),
+        ({"methods": ["saliency", "saliency"]}, ValueError, "methods: each name once"),
+        ({"methods": {"a": 3}}, TypeError, "method 'a': expected a name"),
+        ({"attacks": {"a": 3}}, TypeError, "attack 'a': expected an object"),
+        ({"attacks": {"clean": centre_heat}}, ValueError, "attacks: 'clean'"),
+        ({"limit": 0}, ValueError, "limit: expected a whole number from 1"),
+        ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"target": "dog"}, ValueError, "target: expected one of"),
+        ({"fit": "stretch"}, ValueError, "fit: expected one of"),
+        ({"precision": "int8"}, ValueError, "precision: expected one of"),
+    ],
+)
+def test_wrong_arguments_are_named_before_the_first_image(
+    model: Classifier, arguments: dict[str, Any], error: type, message: str
+) -> None:
+    class Unread(Drawn):
+        def __getitem__(self, index: int) -> Sample:
+            raise AssertionError("read too early")
+
+    with pytest.raises(error, match=message):
+        compare(model, Unread(), progress=False, **arguments)
+
+
+def test_a_plain_module_and_an_empty_data_set_are_refused(model: Classifier, drawn: Drawn) -> None:
+    with pytest.raises(TypeError, match=r"wrap yours with Classifier"):
+        compare(model.module, drawn)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no samples"):
+        compare(model, Drawn(n=0))
+
+
+def test_heat_maps_by_hand() -> None:
+    layer = torch.tensor([[[[2.0, -1.0]]]])
+    # align_corners=False: the middle of the output lies between the two pixels
+    torch.testing.assert_close(heat_map(layer, (1, 4)), torch.tensor([[[2.0, 1.5, 0.5, 0.0]]]))
+    signed = torch.tensor([[[[3.0]], [[-5.0]]]])
+    assert heat_map(signed, (1, 1)).item() == 8
+    assert heat_map(signed, (1, 1), signed=True).item() == 0
+    assert heat_map(-signed, (1, 1), signed=True).item() == 1
+    with pytest.raises(ValueError, match="expected N×H×W"):
+        heat_map(torch.zeros(3), (1, 1))
