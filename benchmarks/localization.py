@@ -91,7 +91,7 @@ def plain_maxboxacc(maps: torch.Tensor, truth: list[torch.Tensor], multi: bool) 
     """Return the overlaps N×256, one level at a time, scored as the authors score them."""
     height, width = maps.shape[1:]
     result = np.zeros((len(maps), 256), np.float32)
-    for i, heat in enumerate(maps.numpy()):
+    for i, heat in enumerate(maps.numpy().astype(np.float64)):
         shifted = heat - heat.min()
         gray = (shifted / shifted.max() * 255).astype(np.uint8)
         goal = truth[i].numpy().astype(np.float64)

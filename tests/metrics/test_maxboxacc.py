@@ -27,6 +27,7 @@ def published_overlap(boxes, truth):
 def published_boxes(heat, tau, multi, polygon):
     """One threshold as the authors take it; by pixels instead of polygons if asked."""
     height, width = heat.shape
+    heat = heat.astype(np.float64)
     scaled = heat - heat.min()
     scaled = scaled / scaled.max() if scaled.max() > 0 else scaled
     gray = (scaled * 255).astype(np.uint8)

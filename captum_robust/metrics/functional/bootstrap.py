@@ -87,6 +87,7 @@ def bootstrap_difference(
     0.0
     """
     if a.shape != b.shape:
-        raise ValueError(f"a and b must pair up, not have shapes {tuple(a.shape)} and "
-                         f"{tuple(b.shape)}")  # fmt: skip
+        raise ValueError(
+            f"a and b must pair up, not have shapes {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     return bootstrap_interval(a.double() - b.double().to(a.device), level, resamples, seed)

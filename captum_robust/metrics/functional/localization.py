@@ -153,20 +153,23 @@ def localization_error(
     listed = _listed(blacklist, ids, n).to(overlaps.device)
     scored = ~(without | listed)
     if not scored.any():
-        raise ValueError(f"no sample is left to score: of {n}, {int(without.sum())} have no box "
-                         f"and {int(listed.sum())} are blacklisted")  # fmt: skip
+        raise ValueError(
+            f"no sample is left to score: of {n}, {int(without.sum())} have no box and "
+            f"{int(listed.sum())} are blacklisted"
+        )
     correct = correct_columns(overlaps, thresholds, strict) & scored[:, None, None]
-    if oracle or len(names) == 1:
+    # With a single threshold there is nothing to tune.
+    single = oracle or len(names) == 1
+    if single:
         folds = torch.zeros(n, dtype=torch.int64)
     elif folds is None:
         folds = split_folds(n if ids is None else ids, seed)
     elif folds.shape != (n,) or not ((folds == 0) | (folds == 1)).all():
         raise ValueError(f"folds must be {n} zeros and ones, not {tuple(folds.shape)}")
     folds = folds.to(overlaps.device)
-    tuned = oracle or len(names) == 1
     counts = torch.stack([correct[folds == fold].sum(dim=0) for fold in (0, 1)])
     sizes = torch.stack([scored[folds == fold].sum() for fold in (0, 1)])
-    best = best_columns(counts, sizes, tuned)
+    best = best_columns(counts, sizes, single)
     picked = torch.zeros(n, len(thresholds), dtype=torch.bool, device=overlaps.device)
     for fold, columns in enumerate(best):
         for t, column in enumerate(columns):
@@ -214,8 +217,10 @@ def best_columns(counts: Tensor, sizes: Tensor, single: bool) -> list[list[int]]
         ValueError: when a fold is empty.
     """
     if not single and (sizes == 0).any():
-        raise ValueError(f"the folds have {sizes.tolist()} samples; tuning needs one in each. "
-                         "Give other folds, another seed or oracle=True")  # fmt: skip
+        raise ValueError(
+            f"the folds have {sizes.tolist()} samples; tuning needs one in each. "
+            "Give other folds, another seed or oracle=True"
+        )
     sources = (0,) if single else (1, 0)
     # Not argmax over the tensor: of equal maxima it may return any on some devices.
     return [[row.index(max(row)) for row in counts[fold].tolist()] for fold in sources]

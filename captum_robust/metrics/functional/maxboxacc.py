@@ -19,7 +19,11 @@ V2_IOU_THRESHOLDS = (0.3, 0.5, 0.7)
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """Scale each checked map N×H×W to [0, 1] by its extremes; a constant map becomes zeros."""
+    """Scale each checked map N×H×W to [0, 1] by its extremes; a constant map becomes zeros.
+
+    In float64 like the authors: rounding moves pixels from level to level.
+    """
+    maps = maps.to(torch.float64)
     shifted = maps - maps.amin(dim=(1, 2), keepdim=True)
     largest = shifted.amax(dim=(1, 2), keepdim=True)
     return shifted / torch.where(largest > 0, largest, torch.ones_like(largest))

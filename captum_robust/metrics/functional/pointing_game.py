@@ -38,8 +38,8 @@ def pointing_game_hits(
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, not {tolerance!r}")
     n, height, width = maps.shape
-    point = maps.flatten(1).argmax(dim=1)
-    x, y = point % width, point // width
+    largest = maps.flatten(1).argmax(dim=1)
+    x, y = largest % width, largest // width
     if isinstance(ground_truth, Tensor):
         check_mask(ground_truth, "ground_truth")
         if ground_truth.shape != maps.shape:
@@ -57,8 +57,8 @@ def pointing_game_hits(
     check_box_list(ground_truth, n)
     hits = torch.empty(n, device=maps.device)
     for i, boxes in enumerate(ground_truth):
-        hits[i] = _box_hit(torch.stack([x[i], y[i]]), boxes.to(maps.device), (height, width),
-                           tolerance)  # fmt: skip
+        point = torch.stack([x[i], y[i]])
+        hits[i] = _box_hit(point, boxes.to(maps.device), (height, width), tolerance)
     return hits
 
 

@@ -33,7 +33,7 @@ def pxap_histograms(maps: Tensor, masks: Tensor, ignore: Tensor | None = None) -
             raise ValueError(
                 f"{name} must have the shape of maps, {tuple(maps.shape)}, not {tuple(mask.shape)}"
             )
-    scores = min_max(maps).double()
+    scores = min_max(maps)
     edges = torch.arange(THRESHOLDS + 1, dtype=torch.float64, device=maps.device) * 0.001
     edges[-1] = 1
     # Rounding in the product can put a score one bin off; its edges decide.
