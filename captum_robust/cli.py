@@ -183,12 +183,13 @@ def main() -> None:
     except (ValueError, TypeError, OSError, ImportError) as error:
         code = _fail(error)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("captum-robust: stopped; the same command goes on from here", err=True)
         code = 130
     except Exception as error:
         if type(error).__module__.split(".")[0] not in {"click", "typer"}:
             raise
         code = _fail(error)
+    if code == 130:  # Ctrl-C, which typer itself may already have turned into this code
+        typer.echo("captum-robust: stopped; the same command goes on from here", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 

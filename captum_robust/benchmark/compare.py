@@ -6,7 +6,6 @@ import io
 import json
 import os
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -275,12 +274,14 @@ class _Runner:
 
     def _explain(self, batch: _Batch, method: str, attack: str, start: int) -> list[ResultRow]:
         try:
-            with self._randomness(start, method + attack), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Captum's notes on the hooks that it sets
-                with count_passes(self.model) as passes, self._autocast():
-                    began = _now(batch.images.device)
-                    maps = self.methods[method].explain(batch.images, batch.target)
-                    seconds = _now(batch.images.device) - began
+            with (
+                self._randomness(start, method + attack),
+                count_passes(self.model) as passes,
+                self._autocast(),
+            ):
+                began = _now(batch.images.device)
+                maps = self.methods[method].explain(batch.images, batch.target)
+                seconds = _now(batch.images.device) - began
             maps = maps.detach().float().cpu()
             if maps.shape != (len(batch.images), *batch.images.shape[2:]):
                 raise ValueError(

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from captum_robust.benchmark.methods import Method
-from captum_robust.benchmark.overlay import draw_boxes, overlay, panel, save_png
+from captum_robust.benchmark.overlay import (
+    PREDICTED_COLOR,
+    RGB,
+    as_rgb,
+    draw_boxes,
+    overlay,
+    panel,
+    save_png,
+)
 from captum_robust.data import DataError, load_image
 from captum_robust.data.transforms import resize_image
 from captum_robust.metrics.functional import largest_component, mask_to_box
@@ -56,17 +64,18 @@ def explain_image(
     ]
     explained = int(best.indices[0]) if target is None else target
     shown = resize_image(image, _display_size(image))
-    panels = [overlay(shown, torch.zeros(1, 1), alpha=0.0)]
+    panels = [as_rgb(shown)]
     captions = [_name(model, explained)]
     for name, method in methods.items():
         heat = method.explain(x, torch.tensor([explained], device=device)).detach().float().cpu()
         panels.append(_explained(shown, heat, method, threshold))
         captions.append(name)
-    save_png(picture, panel(panels, captions, columns=min(len(panels), 6)))
+    columns = len(panels) if len(panels) < 5 else 3  # three fit a page and a phone
+    save_png(picture, panel(panels, captions, columns))
     return classes, picture
 
 
-def _explained(shown: Tensor, heat: Tensor, method: Method, threshold: float) -> Tensor:
+def _explained(shown: Tensor, heat: Tensor, method: Method, threshold: float) -> RGB:
     """The map over the image, with its box, H×W×3."""
     size = (heat.shape[1], heat.shape[2])
     if method.box is not None:
@@ -75,15 +84,7 @@ def _explained(shown: Tensor, heat: Tensor, method: Method, threshold: float) ->
         box = mask_to_box(largest_component(threshold_map(heat, "value", threshold)))
     height, width = shown.shape[1:]
     scale = torch.tensor([width / size[1], height / size[0]] * 2)
-    return draw_boxes(overlay(shown, resize_heat(heat[0], (height, width))), box * scale)
-
-
-def resize_heat(heat: Tensor, size: tuple[int, int]) -> Tensor:
-    """H×W at another size, bilinear."""
-    resized: Tensor = torch.nn.functional.interpolate(
-        heat[None, None], size=size, mode="bilinear", align_corners=False
-    )
-    return resized[0, 0]
+    return draw_boxes(overlay(shown, heat[0]), box * scale, PREDICTED_COLOR)
 
 
 def _display_size(image: Tensor) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,9 @@ def from_attribution(attribution: Attribution, *, signed: bool = False, **argume
     """A method out of any Captum attribution; ``arguments`` go to its ``attribute``."""
 
     def explain(images: Tensor, target: Tensor) -> Tensor:
-        result = attribution.attribute(images, target=target, **arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Captum's notes on the hooks and gradients it sets
+            result = attribution.attribute(images, target=target, **arguments)
         if isinstance(result, tuple):
             result = result[0]
         return heat_map(result.detach(), (images.shape[2], images.shape[3]), signed=signed)

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captum_robust import cli
+from captum_robust.benchmark import METHODS, Comparison
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """The command in this process: exit code, what it printed, what it said on standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["captum-robust", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return call
+
+
+def draw(folder: Path, n: int = 4) -> Path:
+    """Images with a bright square, and boxes.csv."""
+    folder.mkdir(parents=True)
+    lines = ["file,x0,y0,x1,y1,label"]
+    for i in range(n):
+        pixels = np.random.default_rng(i).integers(0, 90, (60, 80, 3), dtype=np.uint8)
+        pixels[10:40, 20:60] = 200
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,20,10,60,40,{i}")
+    (folder / "boxes.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def one_line(err: str) -> str:
+    """The error of a run: exactly one line, and no traceback."""
+    lines = [line for line in err.splitlines() if line.startswith("captum-robust")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_demo_writes_its_report_and_prints_its_path(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("demo")
+    assert code == 0
+    report = tmp_path / "captum-robust-demo" / "report.html"
+    assert f"report: {report.relative_to(tmp_path)}" in out
+    assert "<html" in report.read_text(encoding="utf-8")
+    for method in METHODS:
+        assert method in out
+    table = Comparison(tmp_path / "captum-robust-demo").table()
+    assert (table["n"] >= 6).all()
+    assert table["failed"].sum() == 0
+    code, again, _ = run("demo")  # a finished run is not run again
+    assert code == 0
+    assert again.splitlines()[-1] == out.splitlines()[-1]
+
+
+def test_compare_prints_the_table_and_counts_what_it_could_not_use(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images")
+    (folder / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0torn")
+    (folder / "<script>.png").write_bytes((folder / "0.png").read_bytes())
+    code, out, _ = run("compare", "folder", folder, "--methods", "robust_cam, center_box")
+    assert code == 0
+    assert "robust_cam" in out
+    assert "center_box" in out
+    assert "6 images: 1 could not be used, 1 without a box" in out
+    assert "torn.jpg" in out
+    report = (tmp_path / "captum-robust-compare" / "report.html").read_text(encoding="utf-8")
+    assert "<script>.png" not in report
+
+
+def test_explain_draws_one_picture_an_image(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=2)
+    code, out, _ = run("explain", folder, "--methods", "robust_cam,saliency", "--top", 3)
+    assert code == 0
+    assert out.count("%") == 6
+    for name in ("0.png", "1.png"):
+        with Image.open(tmp_path / "captum-robust-explain" / name) as picture:
+            assert picture.width > 3 * 300
+    code, out, _ = run("explain", folder / "0.png", "--target", "tabby", "--out", "one")
+    assert code == 0
+    assert (tmp_path / "one" / "0.png").is_file()
+
+
+def test_explain_goes_on_behind_a_broken_image(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    (folder / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0torn")
+    code, out, err = run("explain", folder)
+    assert code == 0
+    assert "torn.jpg" in one_line(err)
+    assert "1 could not be used" in out
+    code, out, err = run("explain", folder / "torn.jpg")
+    assert code == 2
+    assert "torn.jpg" in one_line(err)
+
+
+WRONG: list[tuple[list[str], str]] = [
+    (["compare", "imagnet", "x"], "unknown kind of data set 'imagnet'; did you mean 'imagenet'"),
+    (["compare", "imagenet"], "needs the path"),
+    (["compare", "imagenet", "nowhere"], "nowhere"),
+    (["compare", "folder", "nowhere"], "nowhere: no such folder"),
+    (["compare", "samples", "--methods", "robust_can"], "did you mean 'robust_cam'"),
+    (["compare", "samples", "--methods", ","], "methods: expected at least one"),
+    (["compare", "samples", "--model", "resnet5"], "did you mean 'resnet50'"),
+    (["compare", "samples", "--weights", "nowhere.safetensors"], "no file nowhere.safetensors"),
+    (["compare", "samples", "--weights", "model.pth"], "may be a pickle"),
+    (["compare", "samples", "--device", "warp"], "device 'warp' is not available"),
+    (["compare", "samples", "--precision", "int8"], "precision: expected one of"),
+    (["compare", "samples", "--limit", "0"], "limit: expected a whole number from 1"),
+    (["compare", "samples", "--limit", "many"], "Invalid value for '--limit'"),
+    (["compare", "samples", "--split", "val"], "does not take all of: --split"),
+    (["explain", "nowhere.png"], "nowhere.png: no such image or folder"),
+    (["explain", "images", "--target", "taby"], "unknown class 'taby'; did you mean 'tabby'"),
+    (["explain", "images", "--target", "1000"], "classes 0 to 999"),
+    (["explain", "images/0.png", "--threshold", "2"], "threshold"),
+    (["cmpare"], "No such command 'cmpare'"),
+    (["demo", "--ot", "x"], "No such option: --ot"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=lambda v: " ".join(v)[:60])
+def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(
+    run: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    draw(tmp_path / "images", n=1)
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert message in one_line(err)
+
+
+def test_a_folder_with_another_run_is_refused(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images")
+    assert run("compare", "folder", folder, "--methods", "center_box")[0] == 0
+    code, _, err = run("compare", "folder", folder, "--methods", "center_box", "--limit", 2)
+    assert code == 2
+    assert "dataset.samples: 4 there, 2 here" in one_line(err)
+
+
+def test_help_names_every_command_and_argument(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("demo", "compare", "explain", "methods"):
+        assert command in out
+        assert run(command, "--help")[0] == 0
+    code, out, _ = run("methods")
+    assert out.split()[0] == "robust_cam"
+    assert "center_box  (baseline)" in out
+
+
+def test_ctrl_c_says_that_the_run_can_go_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("captum_robust.benchmark.compare", interrupted)
+    code, _, err = run("compare", "folder", draw(tmp_path / "images"))
+    assert code == 130
+    assert "the same command goes on" in one_line(err)
+
+
+def stored(out: Path) -> list[tuple[Any, ...]]:
+    """All rows of a run, without the time that they took."""
+    with sqlite3.connect(out / "rows.sqlite") as database:
+        cursor = database.execute("SELECT * FROM results ORDER BY position, method")
+        names = [d[0] for d in cursor.description]
+        return [
+            tuple(v for n, v in zip(names, row, strict=True) if n != "seconds") for row in cursor
+        ]
+
+
+COMPARE = [sys.executable, "-m", "captum_robust", "compare"]
+QUICK = ["--methods", "robust_cam,saliency,smooth_grad,center_box", "--batch-size", "2"]
+
+
+def test_a_killed_compare_goes_on_and_ends_with_the_same_rows(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=12)
+    command = [*COMPARE, "folder", str(folder), *QUICK]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if len(stored(killed)) >= 6:
+                break
+        except sqlite3.OperationalError:  # not there yet
+            pass
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = len(stored(killed))
+    assert 0 < before < 48
+    subprocess.run([*command, "--out", str(killed)], check=True, capture_output=True)
+    assert stored(killed) == stored(whole)
+
+
+def test_two_processes_under_torchrun_give_the_table_of_one(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=5)
+    # Threads split sums, so the last digits depend on their number.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    one, two = tmp_path / "one", tmp_path / "two"
+    arguments = ["compare", "folder", str(folder), *QUICK, "--out"]
+    alone = [sys.executable, "-m", "captum_robust", *arguments, str(one)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    shared = [*torchrun, "-m", "captum_robust", *arguments, str(two)]
+    for command in (alone, shared):
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    assert stored(one) == stored(two)
+    assert result.stdout.count("report: ") == 1
+    assert (two / "report.html").is_file()
+
+
+def test_the_console_script_is_installed() -> None:
+    script = shutil.which("captum-robust", path=str(Path(sys.executable).parent))
+    assert script is not None
+    result = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
+    assert "compare" in result.stdout
