@@ -1,0 +1,192 @@
+"""Figures of a comparison: error of each method, and error against threshold.
+
+Figures are made without pyplot, so nothing of the caller's matplotlib state changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from captum_robust.benchmark.methods import BASELINES, FIXED_BOXES
+from captum_robust.metrics.functional import STRATEGIES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from captum_robust.benchmark.comparison import Comparison
+
+# Of Okabe & Ito's colours, told apart in all common kinds of colour blindness, those that have a
+# contrast of 3:1 with white and with the report's dark ground. Further methods repeat them dashed.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8609a")
+_DASHES: tuple[tuple[int, ...], ...] = ((), (6, 2), (2, 2), (7, 2, 2, 2))
+_GREY = "#7d7d7d"
+
+FAMILIES = {
+    "value": "share α of the map's range",
+    "mean": "multiple α of the map's mean",
+    "energy": "share α of the map's sum",
+    "percentile": "share α of the pixels left out",
+}
+"""What α is in each family of thresholds."""
+
+_LONGEST_NAME = 28
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method's line looks in every figure and in the report."""
+
+    color: str
+    dash: tuple[int, ...]
+    """Lengths of strokes and gaps; empty: solid."""
+    baseline: bool
+    fixed: bool
+    """Its box is always the same, so its error is a reference line."""
+
+
+def method_styles(comparison: Comparison) -> dict[str, Style]:
+    """A line style for each method, in the run's order; baselines are grey."""
+    styles: dict[str, Style] = {}
+    coloured = grey = 0
+    for method in comparison.methods:
+        kind = comparison.configuration["methods"][method]
+        if kind in BASELINES:
+            dash = _DASHES[(grey + 1) % len(_DASHES)]
+            styles[method] = Style(_GREY, dash, baseline=True, fixed=kind in FIXED_BOXES)
+            grey += 1
+        else:
+            color = _COLORS[coloured % len(_COLORS)]
+            dash = _DASHES[coloured // len(_COLORS) % len(_DASHES)]
+            styles[method] = Style(color, dash, baseline=False, fixed=False)
+            coloured += 1
+    return styles
+
+
+def plot_comparison(comparison: Comparison) -> Figure:
+    """Error of each method with its interval, beside error against threshold for each family.
+
+    Baselines are grey; those whose box is fixed are also lines to compare with. Each attack has a
+    block of its own on the left; the curves are of the clean images.
+    """
+    from matplotlib.figure import Figure
+
+    table = comparison.table()
+    if "error" not in table:
+        figure = Figure(figsize=(6, 2))
+        figure.text(0.5, 0.5, "No image has a box that could be scored.", ha="center", va="center")
+        return figure
+    styles = method_styles(comparison)
+    table = table[table["error"].notna()]
+    rows = len(table) + table["attack"].nunique()
+    figure = Figure(figsize=(13, max(6.0, 1.8 + 0.34 * rows)), layout="constrained")
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    left, right = halves
+    _draw_errors(left.subplots(), table, styles, comparison)
+    _draw_families(right, comparison.curves(), styles, STRATEGIES)
+    return figure
+
+
+def plot_curves(comparison: Comparison, strategy: str, attack: str = "clean") -> Figure:
+    """Error against the threshold α of one family.
+
+    Args:
+        comparison: the run.
+        strategy: one of ``captum_robust.metrics.functional.STRATEGIES``.
+        attack: "clean" or the name of an attack of the run.
+
+    Raises:
+        ValueError: an unknown family or attack.
+    """
+    from matplotlib.figure import Figure
+
+    from captum_robust._names import unknown_name
+
+    if strategy not in STRATEGIES:
+        raise unknown_name("strategy", strategy, STRATEGIES)
+    if attack not in comparison.attacks:
+        raise unknown_name("attack", attack, comparison.attacks)
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
+    _draw_families(figure, comparison.curves(attack), method_styles(comparison), (strategy,))
+    return figure
+
+
+def _draw_errors(
+    axes: Axes, table: pd.DataFrame, styles: dict[str, Style], comparison: Comparison
+) -> None:
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+    ticks: list[int] = []
+    names: list[str] = []
+    row = 0
+    for attack, block in table.groupby("attack", sort=False):
+        first = row
+        if len(comparison.attacks) > 1:
+            axes.text(0, row, _short(str(attack)), weight="bold", parse_math=False, **beside)
+            row += 1
+        for entry in block.to_dict("records"):
+            color = styles[entry["method"]].color
+            value, low, high = (100 * entry[c] for c in ("error", "error_low", "error_high"))
+            axes.plot([low, high], [row, row], color=color, linewidth=2)
+            axes.plot([value], [row], "o", color=color, markersize=7)
+            axes.text(1.02, row, f"{value:.1f} %", color=color, **beside)
+            ticks.append(row)
+            names.append(_short(entry["method"]))
+            row += 1
+        for entry in block.to_dict("records"):
+            style = styles[entry["method"]]
+            if style.fixed:
+                line: dict[str, Any] = {"color": style.color, "dashes": style.dash, "zorder": 0}
+                axes.plot([100 * entry["error"]] * 2, [first - 0.5, row - 0.5], lw=1, **line)
+    axes.set_yticks(ticks, names, parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(row - 0.4, -0.6)
+    axes.set_xlabel("localization error, % of images (bar: 95 % bootstrap interval)")
+    where = "these very images" if "oracle" in set(table["tuned"]) else "the other half"
+    axes.set_title(f"Error on {int(table['n'].max())} images, threshold tuned on {where}")
+    axes.grid(axis="x", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _draw_families(
+    figure: Any, curves: pd.DataFrame, styles: dict[str, Style], strategies: tuple[str, ...]
+) -> None:
+    columns = 1 if len(strategies) == 1 else 2
+    grid = figure.subplots(-(-len(strategies) // columns), columns, sharey=True, squeeze=False)
+    drawn: dict[str, Any] = {}
+    for axes, strategy in zip(grid.flat, strategies, strict=True):
+        family = curves[curves["strategy"] == strategy]
+        for method, style in styles.items():
+            one = family[family["method"] == method]
+            if len(one):
+                (drawn[method],) = axes.plot(
+                    one["alpha"],
+                    100 * one["error"],
+                    color=style.color,
+                    dashes=style.dash or (None, None),
+                    linewidth=1.2 if style.baseline else 1.8,
+                    zorder=1 if style.baseline else 2,
+                )
+        axes.set_title(strategy)
+        axes.set_xlabel(FAMILIES[strategy])
+        axes.grid(color="#dddddd", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.01)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("error, % of images")
+    if not drawn:
+        return
+    # The names are set afterwards: a legend leaves out labels that begin with an underscore.
+    places = [str(i) for i in range(len(drawn))]
+    legend = figure.legend(
+        drawn.values(), places, loc="outside lower center", ncols=3, frameon=False
+    )
+    for text, method in zip(legend.get_texts(), drawn, strict=True):
+        text.set_parse_math(False)
+        text.set_text(_short(method))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
