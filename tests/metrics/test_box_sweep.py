@@ -69,6 +69,24 @@ def test_sweep_finds_the_largest_component_of_scipy(heat, connectivity):
             assert box.tolist() == expected
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e8])
+def test_sweep_does_not_depend_on_the_scale(scale):
+    maps = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(1)) * scale
+    swept = sweep_boxes(maps)
+    for strategy in STRATEGIES:
+        assert (swept[strategy] == one_by_one(maps, strategy)).all()
+
+
+def test_a_component_that_spans_the_image_can_still_be_overtaken():
+    heat = torch.zeros(1, 20, 20)
+    heat[0, 2:18, 2:18] = 0.5
+    heat[0, [0, -1]] = 1
+    heat[0, :, [0, -1]] = 1
+    boxes = sweep_boxes(heat, ["value"])["value"][0]
+    assert boxes[15].tolist() == [0, 0, 20, 20]  # the frame alone, 76 pixels
+    assert boxes[5].tolist() == [2, 2, 18, 18]  # beside 256 pixels
+
+
 def test_a_map_of_zeros_gives_the_whole_image_in_every_family():
     for boxes in sweep_boxes(torch.zeros(1, 5, 7)).values():
         assert (boxes == torch.tensor([0.0, 0, 7, 5])).all()
