@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Coco(LocalizationDataset):
     Raises:
         FileNotFoundError: the JSON file or the images' folder is missing.
         ValueError: a file that isn't JSON or lacks ``images``, ``annotations`` or ``categories``;
-            no images; an unknown name in ``categories``.
+            no images, or one listed twice; an unknown name in ``categories``.
     """
 
     kind = "coco"
@@ -84,6 +85,9 @@ class Coco(LocalizationDataset):
         if not self._entries:
             raise ValueError(f"{self._path}: no images with annotations to take")
         self.ids = [_entry_id(entry) for entry in self._entries]
+        twice = [id for id, times in Counter(self.ids).items() if times > 1]
+        if twice:
+            raise ValueError(f"{self._path}: lists the image of {twice[0]!r} more than once")
 
     def _read(self, categories: Sequence[str] | None) -> list[_Entry]:
         content = _read_json(self._path)

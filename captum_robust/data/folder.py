@@ -199,7 +199,9 @@ def _read_table(path: Path) -> dict[str, list[_Row]]:
                 continue
             cell = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
             where = f"{path}:{reader.line_num + 1}"
-            file = cell.get("file", "").replace("\\", "/").removeprefix("./")
+            # A row that names no file is a sample of its own, under its place in the table.
+            file = cell.get("file") or f"{path.name}:{reader.line_num + 1}"
+            file = file.replace("\\", "/").removeprefix("./")
             row = _Row([cell.get(c, "") for c in corners], cell.get("label", ""), where)
             rows.setdefault(file, []).append(row)
     except csv.Error as error:

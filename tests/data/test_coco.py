@@ -1,0 +1,194 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from captum_robust.data import DataError, coco_mask, load_dataset
+from captum_robust.data.coco import Coco
+
+CAT, DOG = {"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}
+SQUARE = [[5, 6, 15, 6, 15, 26, 5, 26]]
+
+
+def annotation(id, image_id, category_id, bbox, segmentation=None, iscrowd=0):
+    return {
+        "id": id, "image_id": image_id, "category_id": category_id, "bbox": bbox,
+        "segmentation": segmentation or [], "iscrowd": iscrowd,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def content():
+    """Three images of 40×30: two cats and a dog; a dog in a crowd; nothing."""
+    return {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in (1, 2, 3)
+        ],
+        "annotations": [
+            annotation(10, 1, 17, [5, 6, 10, 20], SQUARE),
+            annotation(11, 1, 17, [20, 0, 20.5, 5.5], [[20, 0, 40, 0, 40, 5, 20, 5]]),
+            annotation(12, 1, 18, [0, 0, 40, 30]),
+            annotation(13, 2, 18, [0, 0, 4, 4]),
+            annotation(14, 2, 18, [0, 0, 40, 30], iscrowd=1),
+        ],
+        "categories": [CAT, DOG],
+    }
+
+
+@pytest.fixture
+def root(tmp_path, draw, content):
+    for image in content["images"]:
+        draw(tmp_path / "val2017" / image["file_name"])
+    (tmp_path / "annotations").mkdir()
+    save(tmp_path, content)
+    return tmp_path
+
+
+def save(root, content):
+    (root / "annotations/instances_val2017.json").write_text(json.dumps(content, indent=0))
+
+
+def test_a_sample_is_an_image_and_a_category(root):
+    dataset = load_dataset("coco", root)
+    assert dataset.ids == ["1.png#cat", "1.png#dog", "2.png#dog", "3.png"]
+    cats, dog, _, nothing = dataset
+    assert cats.boxes.tolist() == [[5, 6, 15, 26], [20, 0, 40, 5.5]]
+    assert dog.boxes.tolist() == [[0, 0, 40, 30]]
+    assert (nothing.boxes.shape, nothing.label, nothing.mask) == ((0, 4), None, None)
+
+
+def test_crowds_are_left_out(root):
+    assert Coco(root)[2].boxes.tolist() == [[0, 0, 4, 4]]
+
+
+def test_the_mask_is_the_union_of_the_objects(root):
+    cats, dog, *_ = Coco(root)
+    expected = torch.zeros(30, 40, dtype=torch.bool)
+    expected[6:26, 5:15] = True
+    expected[0:5, 20:40] = True
+    assert cats.mask.equal(expected)
+    assert dog.mask is None  # its segmentation is empty
+
+
+def test_polygons_and_runs_are_the_same_with_and_without_pycocotools(monkeypatch):
+    pytest.importorskip("pycocotools")
+    # Columns of 4: two background, three object, and so on to 4×3 pixels.
+    runs = {"size": [4, 3], "counts": [2, 3, 7]}
+    expected = np.array([[0, 1, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]], dtype=bool)
+    polygons = [[1, 1, 3, 1, 3, 3, 1, 3]]
+    with_library = [coco_mask.union_mask([runs], (4, 3)), coco_mask.union_mask([polygons], (4, 4))]
+    monkeypatch.setattr(coco_mask, "find_spec", lambda name: None)
+    without = [coco_mask.union_mask([runs], (4, 3)), coco_mask.union_mask([polygons], (4, 4))]
+    assert with_library[0].numpy().tolist() == expected.tolist()
+    for a, b in zip(with_library, without, strict=True):
+        assert a.equal(b)
+    with pytest.raises(ValueError, match="pip install pycocotools"):
+        coco_mask.union_mask([{"size": [4, 3], "counts": "232"}], (4, 3))
+
+
+def test_compressed_runs_are_decoded(root, content):
+    mask_api = pytest.importorskip("pycocotools.mask")
+    mask = np.zeros((30, 40), dtype=np.uint8, order="F")
+    mask[3:9, 4:11] = 1
+    code = mask_api.encode(mask)
+    content["annotations"][3]["segmentation"] = {**code, "counts": code["counts"].decode()}
+    save(root, content)
+    assert Coco(root)[2].mask.equal(torch.from_numpy(mask.astype(bool)))
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [[["a", "b"]], {"size": [1, 1], "counts": [1]}, {"counts": [1]}, [[1]], {"size": [30, 40]}],
+)
+def test_a_broken_segmentation_is_a_data_error_naming_the_annotation(root, content, segmentation):
+    content["annotations"][3]["segmentation"] = segmentation
+    save(root, content)
+    with pytest.raises(DataError, match=r"instances_val2017\.json: segmentation of annotation 13"):
+        Coco(root)[2]
+
+
+def test_labels_come_from_the_mapping_then_from_the_names(root):
+    assert Coco(root)[0].label is None
+    dataset = Coco(root, category_to_class={"dog": 207}, class_names=["bird", "cat"])
+    assert [sample.label for sample in dataset] == [1, 207, 207, None]
+
+
+def test_categories_select_samples(root):
+    assert Coco(root, categories=["cat"]).ids == ["1.png#cat"]
+    with pytest.raises(ValueError, match="unknown category of COCO 'cta'; did you mean 'cat'"):
+        Coco(root, categories=["cta"])
+
+
+def test_a_json_file_takes_the_images_beside_it_or_where_told(root):
+    path = root / "annotations/instances_val2017.json"
+    assert len(Coco(path, images=root / "val2017")[0].boxes) == 2
+    path.rename(root / "val2017/mine.json")
+    assert len(Coco(root / "val2017/mine.json")[0].boxes) == 2
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        Coco(root / "val2017/mine.json", images=root / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("bbox", "reason"),
+    [
+        ([0, 0, 0, 5], "no area"),
+        ([0, 0, 50, 5], "outside the image"),
+        ([0, 0, float("nan"), 5], "not finite"),
+        ([0, 0, 5], "expected bbox"),
+        (None, "expected bbox"),
+    ],
+)
+def test_a_bad_box_is_a_data_error_naming_the_annotation(root, content, bbox, reason):
+    content["annotations"][3]["bbox"] = bbox
+    save(root, content)
+    with pytest.raises(DataError, match=rf"instances_val2017\.json: annotation 13: .*{reason}"):
+        Coco(root)[2]
+
+
+def test_an_annotation_without_image_is_listed_and_raises(root, content):
+    content["annotations"].append(annotation(15, 99, 17, [0, 0, 5, 5]))
+    save(root, content)
+    (root / "val2017/2.png").unlink()
+    dataset = Coco(root)
+    assert dataset.ids[-1] == "image_id=99#cat"
+    with pytest.raises(DataError, match="annotation 15: no image with id 99"):
+        dataset[4]
+    with pytest.raises(DataError, match=r"2\.png: No such file"):
+        dataset[2]
+    assert Coco(root, skip_missing=True).ids == ["1.png#cat", "1.png#dog", "3.png"]
+
+
+def test_boxes_drawn_on_another_size_are_refused(root, content):
+    content["images"][0]["width"] = 640
+    save(root, content)
+    with pytest.raises(DataError, match="image 1: annotates an image of 640×30"):
+        Coco(root)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{\n{", "json:2: not JSON"),
+        ("[]", "no list 'images'"),
+        ('{"images": [], "annotations": {}}', "no list 'annotations'"),
+        ('{"images": [{}], "annotations": [], "categories": []}', "every item of 'images'"),
+        ('{"images": [], "annotations": [], "categories": []}', "no images"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_at_once(root, write, text, reason):
+    write(root / "annotations/instances_val2017.json", text)
+    with pytest.raises(ValueError, match=reason):
+        Coco(root)
+
+
+def test_an_image_listed_twice_is_refused_because_ids_must_be_unique(root, content):
+    content["images"].append({"id": 4, "file_name": "3.png"})
+    save(root, content)
+    with pytest.raises(ValueError, match=r"'3\.png' more than once"):
+        Coco(root)
+
+
+def test_a_missing_file_is_raised_at_once(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"instances_train2017\.json: no such file"):
+        Coco(tmp_path, "train2017")

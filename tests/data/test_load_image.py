@@ -1,0 +1,169 @@
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from captum_robust.data import DataError, Sample, load_image
+from captum_robust.data.images import list_images, load_mask
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def test_rgb_bytes_become_unit_floats_channels_first():
+    pixels = np.array([[[255, 0, 51], [0, 255, 102]]], dtype=np.uint8)
+    loaded = load_image(encoded(Image.fromarray(pixels)))
+    assert loaded.dtype == torch.float32
+    assert loaded.shape == (3, 1, 2)
+    torch.testing.assert_close(loaded[:, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV"])
+def test_every_mode_gives_three_channels_in_unit_range(mode):
+    grey = Image.fromarray(np.full((5, 4), 255, dtype=np.uint8))
+    image = grey.convert("RGB").convert(mode) if mode != "LA" else grey.convert("LA")
+    format = {"CMYK": "TIFF", "YCbCr": "JPEG", "HSV": "TIFF"}.get(mode, "PNG")
+    loaded = load_image(encoded(image.convert("RGB") if mode == "HSV" else image, format))
+    assert loaded.shape == (3, 5, 4)
+    torch.testing.assert_close(loaded, torch.ones(3, 5, 4), atol=0.01, rtol=0)
+
+
+def test_a_cmyk_jpeg_is_not_inverted():
+    red = encoded(Image.new("RGB", (8, 8), (255, 0, 0)).convert("CMYK"), "JPEG")
+    torch.testing.assert_close(
+        load_image(red)[:, 4, 4], torch.tensor([1.0, 0.0, 0.0]), atol=0.02, rtol=0
+    )
+
+
+@pytest.mark.parametrize(("value", "unit"), [(0, 0.0), (65535, 1.0), (13107, 0.2)])
+def test_sixteen_bit_grey_is_scaled_by_its_range(value, unit):
+    image = Image.fromarray(np.full((3, 3), value, dtype=np.uint16))
+    torch.testing.assert_close(load_image(encoded(image)), torch.full((3, 3, 3), unit))
+
+
+def test_float_pixels_must_be_in_unit_range():
+    half = Image.fromarray(np.full((2, 2), 0.5, dtype=np.float32))
+    torch.testing.assert_close(load_image(encoded(half, "TIFF")), torch.full((3, 2, 2), 0.5))
+    wild = Image.fromarray(np.full((2, 2), 300.0, dtype=np.float32))
+    with pytest.raises(DataError, match=r"wild\.tif.*\[0, 1\]"):
+        load_image(encoded(wild, "TIFF"), name="wild.tif")
+
+
+def test_transparent_pixels_are_laid_over_white():
+    clear_black = encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 0)))
+    assert load_image(clear_black).flatten().tolist() == [1, 1, 1]
+    half_black = load_image(encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 128))))
+    assert half_black[0, 0, 0] == pytest.approx(127 / 255, abs=0.01)
+    palette = Image.new("P", (1, 1), 0)
+    assert load_image(encoded(palette, transparency=0)).flatten().tolist() == [1, 1, 1]
+
+
+def test_exif_orientation_is_applied_only_on_request():
+    image = Image.new("RGB", (6, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    data = encoded(image, "JPEG", exif=exif)
+    assert load_image(data).shape == (3, 4, 6)
+    assert load_image(data, exif_orientation=True).shape == (3, 6, 4)
+
+
+def test_one_pixel_is_an_image(tmp_path):
+    path = tmp_path / "dot.png"
+    Image.new("RGB", (1, 1), "red").save(path)
+    assert load_image(path).flatten().tolist() == [1, 0, 0]
+
+
+def damaged() -> dict[str, bytes]:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    jpeg = encoded(Image.fromarray(noise), "JPEG")
+    png = encoded(Image.fromarray(noise))
+    return {
+        "empty": b"",
+        "text": b"this is not an image",
+        "truncated.jpg": jpeg[: len(jpeg) // 2],
+        "truncated.png": png[: len(png) // 2],
+        "header only.jpg": jpeg[:20],
+        "flipped.png": png[:40] + bytes(8) + png[48:],
+    }
+
+
+@pytest.mark.parametrize("name", damaged())
+def test_a_damaged_file_is_a_one_line_data_error_that_names_it(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(damaged()[name])
+    with pytest.raises(DataError) as caught:
+        load_image(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_a_data_error(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        load_image(tmp_path / "gone.png")
+
+
+def test_a_decompression_bomb_is_a_data_error(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for side in (11, 20):  # Pillow warns of the first and refuses the second
+        with pytest.raises(DataError, match=r"bomb\.png.*decompression bomb"):
+            load_image(encoded(Image.new("RGB", (side, side))), name="bomb.png")
+
+
+def test_a_mask_is_every_pixel_that_is_not_zero(tmp_path):
+    values = np.array([[0, 1], [255, 0]], dtype=np.uint8)
+    expected = torch.tensor([[False, True], [True, False]])
+    assert load_mask(encoded(Image.fromarray(values))).equal(expected)
+    palette = Image.fromarray(values)
+    palette.putpalette(range(256))
+    assert load_mask(encoded(palette)).equal(expected)
+    colour = Image.fromarray(np.stack([values, values * 0, values * 0], axis=2))
+    assert load_mask(encoded(colour)).equal(expected)
+    assert load_mask(encoded(colour.convert("RGBA"))).equal(expected)  # opaque isn't object
+
+
+def test_listing_is_sorted_by_relative_path_without_hidden_files_or_loops(tmp_path, draw):
+    data = draw(tmp_path / "a" / "1.jpg").read_bytes()
+    for name in ("b/2.PNG", "._a.jpg", ".hidden/3.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    assert list(list_images(tmp_path)) == ["a/1.jpg", "b/2.PNG"]
+
+
+def test_a_sample_knows_its_size_and_refuses_other_shapes():
+    image, boxes = torch.zeros(3, 4, 5), torch.zeros(0, 4)
+    sample = Sample(image, None, boxes, "a")
+    assert sample.original_size == sample.size == (4, 5)
+    with pytest.raises(ValueError, match="3×H×W"):
+        Sample(torch.zeros(1, 4, 5), None, boxes, "a")
+    with pytest.raises(ValueError, match="M×4"):
+        Sample(image, None, torch.zeros(4), "a")
+    with pytest.raises(ValueError, match="mask"):
+        Sample(image, None, boxes, "a", mask=torch.zeros(5, 4, dtype=torch.bool))
+
+
+def test_a_data_error_survives_pickling():
+    assert str(pickle.loads(pickle.dumps(DataError("a.csv:3: bad")))) == "a.csv:3: bad"
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "GIF", "WEBP"])
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=40)
+def test_flipped_bytes_give_an_image_or_a_data_error_and_nothing_else(format, flips):
+    data = bytearray(encoded(Image.linear_gradient("L").resize((16, 12)), format))
+    for position, value in flips:
+        data[position % len(data)] = value
+    try:
+        image = load_image(bytes(data))
+    except DataError as error:
+        assert "\n" not in str(error)
+    else:
+        assert 0 <= image.min() <= image.max() <= 1

@@ -1,0 +1,112 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import functional as TF
+
+from captum_robust.data import DataError, Sample, resize, resize_and_center_crop
+from captum_robust.data.boxes import mask_box
+from captum_robust.data.transforms import crop_to
+
+sides = st.integers(8, 90)
+
+
+@st.composite
+def boxed_samples(draw):
+    """A sample whose mask is its box, of at least 4 pixels a side."""
+    height, width = draw(sides), draw(sides)
+    x0 = draw(st.integers(0, width - 4))
+    y0 = draw(st.integers(0, height - 4))
+    x1 = draw(st.integers(x0 + 4, width))
+    y1 = draw(st.integers(y0 + 4, height))
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[y0:y1, x0:x1] = True
+    box = torch.tensor([[x0, y0, x1, y1]], dtype=torch.float32)
+    return Sample(mask.float().expand(3, -1, -1), 7, box, "drawn", mask=mask)
+
+
+def assert_box_follows_mask(sample):
+    """The box of the mask is within half a pixel of the box, where the object is left at all."""
+    assert sample.mask.shape == sample.image.shape[1:]
+    if sample.mask.any():
+        distance = (mask_box(sample.mask) - sample.boxes).abs().max()
+        assert distance <= 0.5 + 1e-4
+
+
+@given(boxed_samples(), sides, sides)
+@settings(deadline=None, max_examples=150)
+def test_the_box_follows_the_resize_as_the_mask_does(sample, height, width):
+    resized = resize(sample, (height, width))
+    assert resized.size == (height, width)
+    assert resized.original_size == sample.size
+    assert 0 <= resized.image.min() <= resized.image.max() <= 1
+    assert_box_follows_mask(resized)
+
+
+@given(boxed_samples(), st.integers(16, 64), st.data())
+@settings(deadline=None, max_examples=150)
+def test_the_box_follows_resize_and_centre_crop_as_the_mask_does(sample, short, data):
+    crop = data.draw(st.integers(4, short))
+    cropped = resize_and_center_crop(sample, short, crop)
+    assert cropped.size == (crop, crop)
+    if len(cropped.boxes):
+        assert_box_follows_mask(cropped)
+    else:
+        assert not cropped.mask.any()
+
+
+@given(sides, sides, st.integers(16, 64), st.data())
+@settings(deadline=None, max_examples=50)
+def test_resize_and_centre_crop_is_torchvisions(height, width, short, data):
+    crop = data.draw(st.integers(4, short))
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
+    ours = resize_and_center_crop(Sample(image, None, torch.zeros(0, 4), "a"), short, crop)
+    theirs = TF.center_crop(TF.resize(image, short, antialias=True), crop)
+    torch.testing.assert_close(ours.image, theirs.clamp(0, 1))
+
+
+def test_a_box_worked_by_hand():
+    sample = Sample(torch.zeros(3, 100, 200), None, torch.tensor([[20.0, 10, 120, 60]]), "a")
+    assert resize(sample, (50, 50)).boxes.tolist() == [[5, 5, 30, 30]]
+    # Short side 50: 50×100, the middle 50×50 starts at x = 25; the box is at 10…60 before.
+    assert resize_and_center_crop(sample, 50, 50).boxes.tolist() == [[0, 5, 35, 30]]
+    # Squashed to 100×100, the middle 40×40 starts at 30; the box is at 10…60, 10…60 before.
+    assert resize_and_center_crop(sample, (100, 100), 40).boxes.tolist() == [[0, 0, 30, 30]]
+
+
+def test_boxes_outside_the_crop_are_dropped_and_the_others_clipped():
+    boxes = torch.tensor([[0.0, 0, 30, 30], [20, 20, 60, 60], [0, 0, 31, 100]])
+    cropped = crop_to(Sample(torch.zeros(3, 100, 100), None, boxes, "a"), (30, 30, 70, 70))
+    assert cropped.boxes.tolist() == [[0, 0, 30, 30], [0, 0, 1, 40]]
+
+
+def test_the_same_size_is_the_same_sample():
+    sample = Sample(torch.rand(3, 5, 6), None, torch.zeros(0, 4), "a")
+    assert resize(sample, (5, 6)) is sample
+
+
+def test_one_pixel_grows():
+    dot = Sample(torch.full((3, 1, 1), 0.3), None, torch.tensor([[0.0, 0, 1, 1]]), "dot")
+    grown = resize(dot, 4)
+    torch.testing.assert_close(grown.image, torch.full((3, 4, 4), 0.3))
+    assert grown.boxes.tolist() == [[0, 0, 4, 4]]
+
+
+@pytest.mark.parametrize("size", [0, -1, (3,), (2, 0), (1, 2, 3), (2.5, 2)])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(ValueError, match="positive whole number"):
+        resize(Sample(torch.zeros(3, 4, 4), None, torch.zeros(0, 4), "a"), size)
+
+
+def test_a_crop_larger_than_the_image_is_refused():
+    sample = Sample(torch.zeros(3, 4, 4), None, torch.zeros(0, 4), "a")
+    with pytest.raises(ValueError, match="larger than the resized image"):
+        resize_and_center_crop(sample, 8, 9)
+    with pytest.raises(ValueError, match="not a part of the image"):
+        crop_to(sample, (0, 0, 5, 4))
+
+
+def test_a_strip_that_would_fill_the_memory_is_a_data_error():
+    strip = Sample(torch.zeros(3, 1, 100_000), None, torch.zeros(0, 4), "strip.png")
+    with pytest.raises(DataError, match=r"strip\.png"):
+        resize_and_center_crop(strip, 256, 224)
