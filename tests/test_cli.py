@@ -89,6 +89,42 @@ def test_compare_prints_the_table_and_counts_what_it_could_not_use(
     assert "<script>.png" not in report
 
 
+def test_strange_images_and_boxes_are_handled_or_rows_with_their_error(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels[:, :, 0]).save(folder / "grey.png")
+    Image.fromarray(np.dstack([pixels, pixels[:, :, :1]])).save(folder / "rgba.png")
+    Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257).save(folder / "sixteen.png")
+    Image.fromarray(pixels[:1, :1]).save(folder / "dot.png")
+    Image.fromarray(pixels).save(folder / "outside.png")
+    Image.fromarray(pixels).save(folder / "flat.png")
+    Image.fromarray(pixels).save(folder / "whole.jpg")
+    torn = (folder / "whole.jpg").read_bytes()
+    (folder / "torn.jpg").write_bytes(torn[: len(torn) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    with (folder / "boxes.csv").open("a") as table:
+        for name in ("grey.png", "rgba.png", "sixteen.png", "whole.jpg", "torn.jpg"):
+            table.write(f"{name},5,5,40,40,1\n")
+        table.write("dot.png,0,0,1,1,1\n")
+        table.write("outside.png,5,5,400,40,1\nflat.png,5,5,5,40,1\nmissing.png,5,5,40,40,1\n")
+    code, out, err = run("compare", "folder", folder, "--methods", "robust_cam,saliency")
+    assert code == 0, err
+    assert "Traceback" not in out + err
+    failures = Comparison(tmp_path / "captum-robust-compare").failures().set_index("image")["error"]
+    assert set(failures.index) == {
+        "outside.png",
+        "flat.png",
+        "missing.png",
+        "torn.jpg",
+        "empty.jpg",
+    }
+    assert "boxes.csv:9" in failures["outside.png"]
+    assert "boxes.csv:10" in failures["flat.png"]
+    assert "11 images: 5 could not be used" in out
+
+
 def test_explain_draws_one_picture_an_image(run: Run, tmp_path: Path) -> None:
     folder = draw(tmp_path / "images", n=2)
     code, out, _ = run("explain", folder, "--methods", "robust_cam,saliency", "--top", 3)
