@@ -237,11 +237,14 @@ def _open(kind: str, path: Path | None, options: dict[str, Any]) -> Localization
 
 def _image_files(path: Path) -> Iterator[tuple[str, Path]]:
     """Name of the picture and file of each image."""
-    from captum_robust.data import load_dataset
+    from captum_robust.data.images import list_images
 
     if path.is_dir():
-        for name in load_dataset("folder", path, labels=None).ids:
-            yield f"{Path(name).with_suffix('')}.png".replace("/", "-"), path / name
+        found = list_images(path)
+        if not found:
+            raise ValueError(f"{path}: no images in it")
+        for name, file in found.items():
+            yield f"{Path(name).with_suffix('')}.png".replace("/", "-"), file
     elif path.is_file():
         yield f"{path.stem}.png", path
     else:
@@ -250,15 +253,15 @@ def _image_files(path: Path) -> Iterator[tuple[str, Path]]:
 
 def _class_number(model: Classifier, target: str) -> int:
     from captum_robust._names import unknown_name
+    from captum_robust.data.classes import ClassIndex
 
     names = model.class_names or []
-    if target.isdecimal():
-        if names and int(target) >= len(names):
-            raise ValueError(f"target: the model has the classes 0 to {len(names) - 1}")
-        return int(target)
-    if target not in names:
+    number = ClassIndex(names)(target)
+    if number is None and target.isdecimal():
+        raise ValueError(f"target: the model has the classes 0 to {len(names) - 1}, not {target}")
+    if number is None:
         raise unknown_name("class", target, names)
-    return names.index(target)
+    return number
 
 
 def _finish(result: Comparison, report: Path, *, oracle: bool = False) -> None:

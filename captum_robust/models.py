@@ -6,8 +6,6 @@ import importlib
 import importlib.util
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._names import unknown_name
+from captum_robust.data.classes import imagenet_names
 
 _POOLING = (
     nn.MaxPool2d,
@@ -285,7 +284,7 @@ def _load_lite(name: str, weights: str | None) -> Classifier:
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
         input_size=EfficientNet.get_image_size(f"efficientnet-lite{version}"),
-        class_names=imagenet_class_names(),
+        class_names=imagenet_names(),
         cam_layer=module.get_submodule("head"),
     )
 
@@ -355,19 +354,3 @@ def tokens_to_map(tokens: Tensor) -> Tensor:
             f"tokens: expected N×(1+h·w)×C with a square h·w, got {tuple(tokens.shape)}"
         )
     return tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
-
-
-@cache
-def _imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    text = files("captum_robust").joinpath("imagenet_classes.tsv").read_text(encoding="utf-8")
-    wnids, names = zip(*(line.split("\t") for line in text.splitlines()), strict=True)
-    return wnids, names
-
-
-def imagenet_class_names() -> list[str]:
-    """The 1,000 ImageNet class names, in the order of the scores.
-
-    >>> imagenet_class_names()[281]
-    'tabby'
-    """
-    return list(_imagenet_classes()[1])
