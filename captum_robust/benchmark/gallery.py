@@ -1,0 +1,171 @@
+"""The pictures of the report: the images whose objects were placed best, and worst."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from captum_robust.benchmark.comparison import CLEAN, boxes_of
+from captum_robust.benchmark.overlay import PREDICTED_COLOR, RGB, draw_boxes, overlay
+from captum_robust.benchmark.plots import method_styles
+from captum_robust.benchmark.store import unpack
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from captum_robust.benchmark.comparison import Comparison
+
+_LONGER_SIDE = 208
+_JPEG_QUALITY = 72
+_EACH = 12
+_PICTURES = 400
+"""Bound on the pictures of a report: at about 12 kB each as text, below 6 MB."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One method's map over one image."""
+
+    method: str
+    picture: str
+    """A data URI; empty where the method failed."""
+    iou: float | None
+    localized: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of the gallery."""
+
+    image: str
+    picture: str
+    mean_iou: float
+    true_class: str
+    predicted_class: str
+    confidence: float
+    mistaken: bool
+    """The classifier predicts another class than the true one."""
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The best and the worst of the images whose pictures the run has kept."""
+
+    best: list[Entry]
+    worst: list[Entry]
+    pool: int
+    """How many images they are chosen from."""
+    ranked_by: list[str]
+    """The methods whose mean overlap ranks the images, and whose maps are shown."""
+
+
+def build_gallery(comparison: Comparison) -> Gallery:
+    """Choose the images by the mean overlap over the methods that are no baselines, and draw them.
+
+    The boxes are those at the threshold that the table uses. Clean images only: a run keeps no
+    attacked pictures.
+    """
+    styles = method_styles(comparison)
+    shown = [m for m in comparison.methods if not styles[m].baseline] or comparison.methods
+    rows = comparison.to_dataframe()
+    if "iou" not in rows:
+        return Gallery([], [], 0, shown)
+    kept = comparison.select("SELECT position FROM images WHERE picture IS NOT NULL")
+    rows = rows[
+        (rows["attack"] == CLEAN)
+        & rows["method"].isin(shown)
+        & rows["position"].isin([row["position"] for row in kept])
+    ]
+    means = rows.groupby("position")["iou"].mean().dropna()
+    ranked = means.sort_values(ascending=False, kind="stable")
+    most = min(_EACH, max(1, _PICTURES // (2 * (len(shown) + 1))))
+    best = list(ranked.index[: min(most, -(-len(ranked) // 2))])
+    worst = list(ranked.index[::-1][: min(most, len(ranked) // 2)])
+
+    def entries(positions: Sequence[int]) -> list[Entry]:
+        return [
+            _entry(comparison, rows[rows["position"] == p], int(p), float(ranked[p]))
+            for p in positions
+        ]
+
+    return Gallery(entries(best), entries(worst), len(ranked), shown)
+
+
+def _entry(comparison: Comparison, rows: pd.DataFrame, position: int, mean_iou: float) -> Entry:
+    import cv2
+
+    row = comparison.select("SELECT * FROM images WHERE position = ?", (position,))[0]
+    stored: Any = cv2.imdecode(np.frombuffer(row["picture"], np.uint8), cv2.IMREAD_COLOR)
+    model_height, model_width = stored.shape[:2]
+    # In the shape of the original: the model's input may have squeezed it.
+    width, height = _tile_size(row["width"], row["height"])
+    picture: RGB = cv2.resize(stored, (width, height), interpolation=cv2.INTER_AREA)[:, :, ::-1]
+    truth = np.array(boxes_of(row["boxes"])) * [width, height, width, height]
+    scale = np.array([width / model_width, height / model_height] * 2)
+    heats = {
+        r["method"]: r["heat"]
+        for r in comparison.select(
+            "SELECT method, heat FROM results WHERE position = ? AND attack = ? "
+            "AND heat IS NOT NULL",
+            (position, CLEAN),
+        )
+    }
+    by_method = {r["method"]: r for r in rows.to_dict("records")}
+    tiles = [
+        _tile(method, by_method[method], heats.get(method), picture, truth, scale)
+        for method in comparison.methods
+        if method in by_method
+    ]
+    first: Any = rows.iloc[0]
+    predicted = None if first["predicted"] != first["predicted"] else int(first["predicted"])
+    return Entry(
+        image=row["image"],
+        picture=_jpeg_uri(draw_boxes(picture, truth)),
+        mean_iou=mean_iou,
+        true_class=comparison.class_name(row["label"]),
+        predicted_class=comparison.class_name(predicted),
+        confidence=float(first["confidence"]),
+        mistaken=row["label"] is not None and row["label"] != predicted,
+        tiles=tiles,
+    )
+
+
+def _tile(
+    method: str,
+    row: dict[Any, Any],
+    heat: bytes | None,
+    picture: RGB,
+    truth: np.ndarray[Any, Any],
+    scale: np.ndarray[Any, Any],
+) -> Tile:
+    if heat is None or row["iou"] != row["iou"]:  # NaN: the method failed on this image
+        return Tile(method, "", None, False)
+    values = unpack(heat, np.uint8)
+    side = round(len(values) ** 0.5)
+    drawn = draw_boxes(overlay(picture, values.reshape(side, side)), truth)
+    box = np.array([[row[c] for c in ("x0", "y0", "x1", "y1")]]) * scale
+    drawn = draw_boxes(drawn, box, PREDICTED_COLOR)
+    return Tile(method, _jpeg_uri(drawn), float(row["iou"]), bool(row["localized"]))
+
+
+def _tile_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height with the longer side as shown; a very long strip is shown less long."""
+    ratio = min(max(width / height, 0.4), 2.5)
+    if ratio >= 1:
+        return _LONGER_SIDE, round(_LONGER_SIDE / ratio)
+    return round(_LONGER_SIDE * ratio), _LONGER_SIDE
+
+
+def _jpeg_uri(rgb: RGB) -> str:
+    import cv2
+
+    # Full colour resolution, or the thin lines of the boxes turn grey.
+    sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    _, data = cv2.imencode(".jpg", rgb[:, :, ::-1], [*quality, *sampling])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
