@@ -153,7 +153,8 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         cut = _Cut()
         with _record(self.forward_func, self.layer, cut, at_input, heads=self.base != "gradcam"):
             scores = run_forward(self.forward_func, inputs, None, additional_forward_args)
-            if cut.leaves and not scores.requires_grad:
+            analytic = self.base != "gradcam" and cut.linear_weight(scores) is not None
+            if cut.leaves and not scores.requires_grad and not analytic:
                 # A trunk with its own no_grad block ended the recording on leaving it. With
                 # gradients on outside of that block it goes on; the layer is still cut off before.
                 with torch.enable_grad():
