@@ -408,7 +408,7 @@ class Comparison:
             (method, attack),
         )
         for row in rows:
-            counts = unpack(row["pxap"]).astype(np.float64)
+            counts = unpack(row["pxap"], np.int64).astype(np.float64)
             total = counts if total is None else total + counts
         if total is None:
             return float("nan")
