@@ -23,7 +23,7 @@ _LONGER_SIDE = 208
 _JPEG_QUALITY = 72
 _EACH = 12
 _PICTURES = 400
-"""Bound on the pictures of a report: at about 12 kB each as text, below 6 MB."""
+"""Bound on the pictures of a report: at about 15 kB each as text, some 6 MB."""
 
 
 @dataclass(frozen=True)
