@@ -32,7 +32,7 @@ FAMILIES = {
 }
 """What α is in each family of thresholds."""
 
-_LONGEST_NAME = 28
+_LONGEST_NAME = 24
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,22 @@ def plot_comparison(comparison: Comparison) -> Figure:
 
     Baselines are grey; those whose box is fixed are also lines to compare with. Each attack has a
     block of its own on the left; the curves are of the clean images.
-    """
-    from matplotlib.figure import Figure
 
+    Raises:
+        ImportError: matplotlib is missing.
+    """
     table = comparison.table()
     if "error" not in table:
-        figure = Figure(figsize=(6, 2))
+        figure = _figure(figsize=(6, 2))
         figure.text(0.5, 0.5, "No image has a box that could be scored.", ha="center", va="center")
         return figure
     styles = method_styles(comparison)
     table = table[table["error"].notna()]
     rows = len(table) + table["attack"].nunique()
-    figure = Figure(figsize=(13, max(6.0, 1.8 + 0.34 * rows)), layout="constrained")
+    figure = _figure(figsize=(13, max(6.0, 1.8 + 0.34 * rows)), layout="constrained")
     halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
     left, right = halves
-    _draw_errors(left.subplots(), table, styles, comparison)
+    _draw_errors(left, table, styles, comparison)
     _draw_families(right, comparison.curves(), styles, STRATEGIES)
     return figure
 
@@ -99,23 +100,33 @@ def plot_curves(comparison: Comparison, strategy: str, attack: str = "clean") ->
 
     Raises:
         ValueError: an unknown family or attack.
+        ImportError: matplotlib is missing.
     """
-    from matplotlib.figure import Figure
-
     from captum_robust._names import unknown_name
 
     if strategy not in STRATEGIES:
         raise unknown_name("strategy", strategy, STRATEGIES)
     if attack not in comparison.attacks:
         raise unknown_name("attack", attack, comparison.attacks)
-    figure = Figure(figsize=(7, 5.5), layout="constrained")
+    figure = _figure(figsize=(7, 5.5), layout="constrained")
     _draw_families(figure, comparison.curves(attack), method_styles(comparison), (strategy,))
     return figure
 
 
+def _figure(**options: Any) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            'plots need matplotlib: pip install matplotlib (or: pip install "captum-robust[demo]")'
+        ) from None
+    return Figure(**options)
+
+
 def _draw_errors(
-    axes: Axes, table: pd.DataFrame, styles: dict[str, Style], comparison: Comparison
+    figure: Any, table: pd.DataFrame, styles: dict[str, Style], comparison: Comparison
 ) -> None:
+    axes: Axes = figure.subplots()
     beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
     ticks: list[int] = []
     names: list[str] = []
@@ -142,9 +153,12 @@ def _draw_errors(
     axes.set_yticks(ticks, names, parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(row - 0.4, -0.6)
-    axes.set_xlabel("localization error, % of images (bar: 95 % bootstrap interval)")
+    figure.supxlabel(
+        "localization error, % of images (bar: 95 % bootstrap interval)", fontsize="medium"
+    )
     where = "these very images" if "oracle" in set(table["tuned"]) else "the other half"
-    axes.set_title(f"Error on {int(table['n'].max())} images, threshold tuned on {where}")
+    title = f"Error on {int(table['n'].max())} images, threshold tuned on {where}"
+    figure.suptitle(title, fontsize="large")
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -179,9 +193,10 @@ def _draw_families(
     if not drawn:
         return
     # The names are set afterwards: a legend leaves out labels that begin with an underscore.
+    columns = 3 if max(map(len, drawn)) <= 20 else 2
     places = [str(i) for i in range(len(drawn))]
     legend = figure.legend(
-        drawn.values(), places, loc="outside lower center", ncols=3, frameon=False
+        drawn.values(), places, loc="outside lower center", ncols=columns, frameon=False
     )
     for text, method in zip(legend.get_texts(), drawn, strict=True):
         text.set_parse_math(False)

@@ -119,3 +119,24 @@ def test_a_png_is_written_whole_into_a_new_folder(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
     with pytest.raises(IsADirectoryError, match="is a folder"):
         save_png(tmp_path / "new", picture)
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.png"
+    target.write_bytes(b"old")
+
+    def full(*_: object) -> int:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        save_png(target, np.zeros((2, 2, 3), np.uint8))
+    assert target.read_bytes() == b"old"
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        save_png(target, np.zeros((2, 2, 3), np.uint8))
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def test_no_label_covers_another(run: Comparison) -> None:
     canvas.draw()
     renderer = canvas.get_renderer()
     left = figure.get_axes()[0]
-    labels = [*left.get_yticklabels(), *left.texts, left.title, left.xaxis.label]
+    labels = [*left.get_yticklabels(), *left.texts, *figure.subfigs[0].texts]
+    assert len(figure.subfigs[0].texts) == 2
     legend = figure.subfigs[1].legends[0]
     labels += legend.get_texts()
     boxes = [label.get_window_extent(renderer) for label in labels]
@@ -111,6 +113,14 @@ def test_without_boxes_the_figure_says_so(tmp_path: Path) -> None:
     figure = plot_comparison(run)
     figure.canvas.draw()
     assert "No image" in figure.texts[0].get_text()
+
+
+def test_without_matplotlib_the_error_says_what_to_install(
+    run: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        run.plot()
 
 
 def test_unknown_names_are_refused(run: Comparison) -> None:
