@@ -39,6 +39,7 @@ class Classifier(nn.Module):
         perceptual_layers: layers whose features measure perceptual distance, in the same forms.
         reshape_transform: turns the output of ``cam_layer`` into N×C×h×w where it is not (the
             tokens of a vision transformer).
+        name: what tables and reports call the model; the class of ``module`` by default.
 
     Raises:
         TypeError: ``module`` is no ``nn.Module``.
@@ -66,6 +67,7 @@ class Classifier(nn.Module):
         perceptual_layers: Sequence[nn.Module | str] | None = None,
         *,
         reshape_transform: Any = None,
+        name: str | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
@@ -78,6 +80,7 @@ class Classifier(nn.Module):
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"input_size: expected a number or (H, W) from 1, got {input_size!r}")
         self.module = module
+        self.name = type(module).__name__ if name is None else name
         self.input_size: tuple[int, int] = (int(size[0]), int(size[1]))
         if reshape_transform is not None and cam_layer is None:
             raise ValueError("reshape_transform: give the cam_layer whose output it turns")
@@ -286,6 +289,7 @@ def _load_lite(name: str, weights: str | None) -> Classifier:
         input_size=EfficientNet.get_image_size(f"efficientnet-lite{version}"),
         class_names=imagenet_names(),
         cam_layer=module.get_submodule("head"),
+        name=name,
     )
 
 
@@ -336,6 +340,7 @@ def _load_torchvision(name: str, weights: Any) -> Classifier:
         class_names=meta.meta["categories"],
         cam_layer=cam_layer,
         reshape_transform=reshape,
+        name=name,
     )
 
 

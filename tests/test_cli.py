@@ -227,15 +227,27 @@ def stored(out: Path) -> list[tuple[Any, ...]]:
 
 COMPARE = [sys.executable, "-m", "captum_robust", "compare"]
 QUICK = ["--methods", "robust_cam,saliency,smooth_grad,center_box", "--batch-size", "2"]
+# Threads split sums, so the last digits depend on their number.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def finish(command: list[str]) -> str:
+    """Run to the end; what it printed."""
+    result = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_a_killed_compare_goes_on_and_ends_with_the_same_rows(tmp_path: Path) -> None:
     folder = draw(tmp_path / "images", n=12)
     command = [*COMPARE, "folder", str(folder), *QUICK]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
+    finish([*command, "--out", str(whole)])
     process = subprocess.Popen(
-        [*command, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, "--out", str(killed)],
+        env=ONE_THREAD,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -249,24 +261,19 @@ def test_a_killed_compare_goes_on_and_ends_with_the_same_rows(tmp_path: Path) ->
     process.wait()
     before = len(stored(killed))
     assert 0 < before < 48
-    subprocess.run([*command, "--out", str(killed)], check=True, capture_output=True)
+    finish([*command, "--out", str(killed)])
     assert stored(killed) == stored(whole)
 
 
 def test_two_processes_under_torchrun_give_the_table_of_one(tmp_path: Path) -> None:
     folder = draw(tmp_path / "images", n=5)
-    # Threads split sums, so the last digits depend on their number.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     one, two = tmp_path / "one", tmp_path / "two"
     arguments = ["compare", "folder", str(folder), *QUICK, "--out"]
-    alone = [sys.executable, "-m", "captum_robust", *arguments, str(one)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    shared = [*torchrun, "-m", "captum_robust", *arguments, str(two)]
-    for command in (alone, shared):
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+    finish([sys.executable, "-m", "captum_robust", *arguments, str(one)])
+    printed = finish([*torchrun, "-m", "captum_robust", *arguments, str(two)])
     assert stored(one) == stored(two)
-    assert result.stdout.count("report: ") == 1
+    assert printed.count("report: ") == 1
     assert (two / "report.html").is_file()
 
 

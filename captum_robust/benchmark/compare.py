@@ -20,7 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_robust.benchmark.comparison import CLEAN, STRATEGY_ORDER, Comparison
+from captum_robust.benchmark.comparison import (
+    CLEAN,
+    GALLERY_POOL,
+    STRATEGY_ORDER,
+    Comparison,
+)
 from captum_robust.benchmark.methods import METHODS, Method, build_methods
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.benchmark.store import ImageRow, ResultRow, RunStore, pack
@@ -34,8 +39,6 @@ from captum_robust.metrics.functional import (
 )
 from captum_robust.models import Classifier
 
-GALLERY_POOL = 512
-"""Pictures and maps are kept for this many images, so that a run of any length stays small."""
 _HEAT_SIDE = 56
 
 _PRECISIONS = ("float32", "bfloat16")
@@ -460,7 +463,7 @@ def _describe_model(model: Classifier) -> dict[str, Any]:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         checksum = zlib.crc32(raw.numpy().data, checksum)
     return {
-        "architecture": type(model.module).__name__,
+        "name": model.name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights_crc32": checksum,
         "input_size": list(model.input_size),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,8 @@ STRATEGY_ORDER = STRATEGIES
 """The families whose boxes follow each other in a row's overlaps."""
 
 CLEAN = "clean"
+GALLERY_POOL = 512
+"""Pictures and maps are kept for this many images, so that a run of any length stays small."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +170,10 @@ class Comparison:
         )
         return f"{shown.to_string(index=False)}\n{note}"
 
-    def to_dataframe(self, *, protocol: str = "whi2020", oracle: bool = False) -> pd.DataFrame:
-        """One row for each image, method and attack.
+    def to_dataframe(
+        self, *, protocol: str = "whi2020", oracle: bool = False, first: int | None = None
+    ) -> pd.DataFrame:
+        """One row for each image, method and attack; with ``first``, only of the first images.
 
         Columns: ``image``, ``method``, ``attack``, ``label``, ``predicted``, ``explained``,
         ``confidence``, ``iou`` and ``localized`` (at the threshold that the table uses),
@@ -177,12 +182,14 @@ class Comparison:
         """
         import pandas as pd
 
+        stop = sys.maxsize if first is None else first
         rows = pd.DataFrame(
             self.select(
                 "SELECT r.position, r.image, r.method, r.attack, i.label, r.predicted, r.explained,"
                 " r.confidence, r.pointing, r.seconds, r.forward_passes, r.backward_passes, r.error"
-                " FROM results r JOIN images i USING (position)"
-                " ORDER BY r.position, r.attack, r.method"
+                " FROM results r JOIN images i USING (position) WHERE position < ?"
+                " ORDER BY r.position, r.attack, r.method",
+                (stop,),
             )
         )
         parts = []
@@ -191,12 +198,13 @@ class Comparison:
                 scored = self._score(method, attack, protocol, oracle, seed=0)
                 if scored is None:
                     continue
-                iou, boxes = self._at_threshold(scored, method, attack)
+                iou, boxes = self._at_threshold(scored, method, attack, stop)
                 part = pd.DataFrame(boxes.numpy(), columns=["x0", "y0", "x1", "y1"])
                 part.insert(0, "iou", iou.numpy())
                 correct = scored.result.correct
-                part["localized"] = (correct if correct.dim() == 1 else correct[:, 0]).numpy()
-                part["position"] = scored.positions.numpy()
+                correct = correct if correct.dim() == 1 else correct[:, 0]
+                part["localized"] = correct[: len(iou)].numpy()
+                part["position"] = scored.positions[: len(iou)].numpy()
                 parts.append(part.assign(method=method, attack=attack))
         if parts:
             rows = rows.merge(pd.concat(parts), how="left", on=["position", "method", "attack"])
@@ -308,21 +316,25 @@ class Comparison:
         )
         return _Scored(torch.tensor(positions), result, ious)
 
-    def _at_threshold(self, scored: _Scored, method: str, attack: str) -> tuple[Tensor, Tensor]:
-        """The overlap M and the box M×4 of each scored image at its fold's threshold."""
-        chosen = self._chosen_columns(scored)
-        overlaps = torch.cat(list(scored.ious.values()), dim=1)
+    def _at_threshold(
+        self, scored: _Scored, method: str, attack: str, stop: int
+    ) -> tuple[Tensor, Tensor]:
+        """The overlap M and the box M×4 at its fold's threshold of each image before ``stop``."""
+        before = int((scored.positions < stop).sum())
+        chosen = self._chosen_columns(scored)[:before]
+        overlaps = torch.cat([ious[:before] for ious in scored.ious.values()], dim=1)
         iou = overlaps.gather(1, chosen[:, None])[:, 0]
         rows = self._store.select(
-            "SELECT position, predicted_boxes FROM results WHERE method = ? AND attack = ? "
-            "AND ious IS NOT NULL ORDER BY position",
-            (method, attack),
+            "SELECT predicted_boxes FROM results WHERE method = ? AND attack = ? "
+            "AND ious IS NOT NULL AND position < ? ORDER BY position",
+            (method, attack, stop),
         )
         boxes = [
             unpack(row["predicted_boxes"], np.int16).reshape(-1, 4)[column]
             for row, column in zip(rows, chosen.tolist(), strict=True)
         ]
-        return iou, torch.from_numpy(np.stack(boxes).astype(np.float32))
+        stacked = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+        return iou, torch.from_numpy(stacked)
 
     def _chosen_columns(self, scored: _Scored) -> Tensor:
         """M, the column among all families' thresholds that scored each image."""

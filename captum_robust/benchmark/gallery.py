@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captum_robust.benchmark.comparison import CLEAN, boxes_of
+from captum_robust.benchmark.comparison import CLEAN, GALLERY_POOL, boxes_of
 from captum_robust.benchmark.overlay import PREDICTED_COLOR, RGB, draw_boxes, overlay
 from captum_robust.benchmark.plots import method_styles
 from captum_robust.benchmark.store import unpack
@@ -72,7 +72,7 @@ def build_gallery(comparison: Comparison) -> Gallery:
     """
     styles = method_styles(comparison)
     shown = [m for m in comparison.methods if not styles[m].baseline] or comparison.methods
-    rows = comparison.to_dataframe()
+    rows = comparison.to_dataframe(first=GALLERY_POOL)
     if "iou" not in rows:
         return Gallery([], [], 0, shown)
     kept = comparison.select("SELECT position FROM images WHERE picture IS NOT NULL")

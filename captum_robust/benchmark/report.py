@@ -8,8 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captum_robust.benchmark.compare import GALLERY_POOL
-from captum_robust.benchmark.comparison import CLEAN
+from captum_robust.benchmark.comparison import CLEAN, GALLERY_POOL
 from captum_robust.benchmark.gallery import build_gallery
 from captum_robust.benchmark.overlay import PREDICTED_COLOR, TRUTH_COLOR, write_whole
 from captum_robust.benchmark.plots import FAMILIES, method_styles
@@ -184,7 +183,7 @@ def _facts(comparison: Comparison, counts: dict[str, Any]) -> list[tuple[str, st
     return [
         (
             "Model",
-            f"{model.get('name') or model['architecture']}, {model['parameters']:,} parameters, "
+            f"{model['name']}, {model['parameters']:,} parameters, "
             f"input {size}, weights checksum {model['weights_crc32']:08x}",
         ),
         ("Data", str(configuration["dataset"]["kind"])),

@@ -277,6 +277,14 @@ def test_the_frame_says_what_the_table_says(model: Classifier, drawn: Drawn) -> 
         assert 1 - top1 == pytest.approx(table.loc[method, "top1_error"])
 
 
+def test_the_frame_of_the_first_images_is_the_start_of_the_whole_one(
+    model: Classifier, drawn: Drawn
+) -> None:
+    result = compare(model, drawn, CHEAP, progress=False)
+    whole = result.to_dataframe()
+    pd.testing.assert_frame_equal(result.to_dataframe(first=4), whole[whole["position"] < 4])
+
+
 def test_two_fold_tuning_scores_each_half_with_the_others_best_threshold(
     model: Classifier, drawn: Drawn
 ) -> None:
