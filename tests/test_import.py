@@ -46,9 +46,6 @@ def test_the_package_loads_nothing_that_captum_does_not() -> None:
     assert not third_party("captum_robust") & HEAVY
 
 
-@pytest.mark.xfail(
-    strict=True, reason="captum_robust/metrics/__init__.py imports the torchmetrics classes"
-)
 def test_the_metric_functions_load_without_compilers_and_frameworks() -> None:
     assert not third_party("captum_robust.metrics.functional") & {"cv2", "numba", "torchmetrics"}
 

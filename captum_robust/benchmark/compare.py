@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 import zlib
@@ -11,35 +10,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from captum_robust.benchmark.comparison import (
-    CLEAN,
-    GALLERY_POOL,
-    STRATEGY_ORDER,
-    Comparison,
-)
+from captum_robust.benchmark.comparison import CLEAN, GALLERY_POOL, Comparison
+from captum_robust.benchmark.configuration import describe_run
+from captum_robust.benchmark.measure import measure, thumbnail
 from captum_robust.benchmark.methods import METHODS, Method, build_methods
 from captum_robust.benchmark.passes import count_passes
-from captum_robust.benchmark.store import ImageRow, ResultRow, RunStore, pack
+from captum_robust.benchmark.store import ImageRow, ResultRow, RunStore
 from captum_robust.data import DataError, Sample, resize, resize_and_center_crop
-from captum_robust.metrics.functional import (
-    best_iou,
-    maxboxacc_ious,
-    pointing_game_hits,
-    pxap_histograms,
-    sweep_boxes,
-)
 from captum_robust.models import Classifier
-
-_HEAT_SIDE = 56
 
 _PRECISIONS = ("float32", "bfloat16")
 _TARGETS = ("label", "prediction")
@@ -120,21 +105,22 @@ def compare(
     built = build_methods(model, asked)
     attacked = {CLEAN: None, **{k: _perturb_of(k, v) for k, v in (attacks or {}).items()}}
 
-    configuration = {
-        "model": _describe_model(model),
-        "dataset": _describe_dataset(dataset, count),
-        "methods": _describe_methods(asked),
-        "attacks": {k: _describe(v) for k, v in (attacks or {}).items()},
-        "settings": {
+    configuration = describe_run(
+        model,
+        dataset,
+        count,
+        asked,
+        attacks or {},
+        {
             "batch_size": batch_size,
             "target": target,
             "fit": fit,
             "precision": precision,
             "seed": seed,
-            "device": next(model.parameters()).device.type,
         },
-        "versions": _versions(),
-    }
+    )
+    if out is None and _world_size() > 1:
+        raise ValueError("out: the processes of a distributed run need one folder to share")
     temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
     folder = Path(temporary.name if temporary else str(out))
     store = RunStore(folder, configuration)
@@ -249,12 +235,8 @@ class _Runner:
         images = torch.stack([s.image for s in samples]).to(device)
         scores = self._scores(images)
         predicted = scores.argmax(dim=1)
-        labels = torch.tensor(
-            [
-                int(p) if s.label is None else s.label
-                for s, p in zip(samples, predicted, strict=True)
-            ]
-        ).to(device)
+        known = torch.tensor([-1 if s.label is None else s.label for s in samples]).to(device)
+        labels = torch.where(known < 0, predicted, known)
         perturb = self.attacks[attack]
         if perturb is not None:
             with self._randomness(start, attack), self._autocast():
@@ -291,7 +273,7 @@ class _Runner:
                     f"expected maps {len(batch.images)}×{batch.images.shape[2]}×"
                     f"{batch.images.shape[3]}, got {tuple(maps.shape)}"
                 )
-            measured = _measure(maps, batch.samples, self.methods[method])
+            measured = measure(maps, batch.samples, self.methods[method])
         except Exception as error:  # one image may fail where the others work
             if len(batch.images) > 1:
                 singles = [batch.only(i) for i in range(len(batch.images))]
@@ -312,7 +294,9 @@ class _Runner:
                 seconds=seconds / n if passes else None,
                 forward_passes=passes.forward / n if passes else None,
                 backward_passes=passes.backward / n if passes else None,
-                heat=_small(maps[i]) if maps is not None and item.position < GALLERY_POOL else None,
+                heat=thumbnail(maps[i])
+                if maps is not None and item.position < GALLERY_POOL
+                else None,
                 **measured[i],
             )
             for i, item in enumerate(batch.items)
@@ -354,48 +338,6 @@ class _Batch:
         )
 
 
-def _measure(maps: Tensor, samples: list[Sample], method: Method) -> list[dict[str, Any]]:
-    """The metrics of each map N×H×W, as columns of its row."""
-    boxes = [s.boxes for s in samples]
-    swept = sweep_boxes(maps, STRATEGY_ORDER)
-    predicted = torch.cat([swept[s] for s in STRATEGY_ORDER], dim=1)
-    if method.box is not None:
-        predicted = method.box((maps.shape[1], maps.shape[2])).expand_as(predicted)
-        v1 = v2 = best_iou(predicted[:, :1], boxes, inclusive=True).expand(-1, 256)
-    else:
-        v1 = maxboxacc_ious(maps, boxes)
-        v2 = maxboxacc_ious(maps, boxes, multi=True)
-    ious = best_iou(predicted, boxes)
-    rows: list[dict[str, Any]] = []
-    for i, sample in enumerate(samples):
-        row: dict[str, Any] = {}
-        if len(sample.boxes):
-            row = {
-                "ious": pack(ious[i]),
-                "predicted_boxes": pack(predicted[i].round().to(torch.int16)),
-                "maxboxacc": pack(v1[i]),
-                "maxboxacc_v2": pack(v2[i]),
-            }
-        if len(sample.boxes) or sample.mask is not None:
-            row["pointing"] = _pointing(maps[i], sample)
-        if sample.mask is not None:
-            row["pxap"] = pack(pxap_histograms(maps[i : i + 1], sample.mask[None])[0])
-        rows.append(row)
-    return rows
-
-
-def _pointing(heat: Tensor, sample: Sample) -> float:
-    """Whether the largest pixel, at the image's original size, hits the object."""
-    size = sample.original_size
-    at_size = F.interpolate(heat[None, None], size=size, mode="bilinear", align_corners=False)[0]
-    height, width = sample.size
-    scale = torch.tensor([size[1] / width, size[0] / height] * 2)
-    if sample.mask is None:
-        return float(pointing_game_hits(at_size, [sample.boxes * scale])[0])
-    mask = F.interpolate(sample.mask[None, None].float(), size=size, mode="nearest")[0].bool()
-    return float(pointing_game_hits(at_size, mask)[0])
-
-
 def _jpeg(image: Tensor) -> bytes:
     from PIL import Image
 
@@ -403,15 +345,6 @@ def _jpeg(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
-
-
-def _small(heat: Tensor) -> bytes:
-    """The map as _HEAT_SIDE² bytes, scaled to its own range; enough to draw it."""
-    size = (_HEAT_SIDE, _HEAT_SIDE)
-    small = F.interpolate(heat[None, None], size=size, mode="area")[0, 0]
-    low, high = small.min(), small.max()
-    scaled = (small - low) / (high - low) if high > low else torch.zeros_like(small)
-    return pack((scaled * 255).round().to(torch.uint8))
 
 
 def _now(device: torch.device) -> float:
@@ -445,43 +378,6 @@ def _perturb_of(name: str, attack: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return made
 
 
-def _describe(value: Any) -> str:
-    return getattr(value, "__qualname__", None) or type(value).__qualname__
-
-
-def _describe_methods(methods: Any) -> dict[str, str]:
-    if isinstance(methods, str):
-        methods = [methods]
-    if not isinstance(methods, Mapping):
-        methods = {str(m): m for m in methods}
-    return {k: v if isinstance(v, str) else _describe(v) for k, v in methods.items()}
-
-
-def _describe_model(model: Classifier) -> dict[str, Any]:
-    checksum = 0
-    for tensor in (*model.parameters(), *model.buffers()):
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        checksum = zlib.crc32(raw.numpy().data, checksum)
-    return {
-        "name": model.name,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "weights_crc32": checksum,
-        "input_size": list(model.input_size),
-    }
-
-
-def _describe_dataset(dataset: SampleSource, count: int) -> dict[str, Any]:
-    ids = getattr(dataset, "ids", None)
-    names = None if ids is None else zlib.crc32(json.dumps(list(ids[:count])).encode())
-    kind = getattr(dataset, "kind", type(dataset).__name__)
-    return {"kind": kind, "samples": count, "ids_crc32": names}
-
-
-def _versions() -> dict[str, str]:
-    packages = ("captum-robust", "captum", "torch", "torchvision", "numpy")
-    return {package: version(package) for package in packages}
-
-
 @contextmanager
 def _evaluation_mode(model: Classifier) -> Iterator[None]:
     modes = [(m, m.training) for m in model.modules()]
@@ -493,11 +389,14 @@ def _evaluation_mode(model: Classifier) -> Iterator[None]:
             module.training = mode
 
 
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def _ranks() -> Iterator[tuple[int, int]]:
     """Rank and number of processes under ``torchrun``; leaves together, when all have finished."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    if _world_size() == 1:
         yield 0, 1
         return
     import torch.distributed as dist

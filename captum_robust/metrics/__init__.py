@@ -5,9 +5,32 @@ batch gives, ``compute`` reads the sum, and torchmetrics reduces the sums over t
 distributed run.
 """
 
-from captum_robust.metrics.localization_error import LocalizationError
-from captum_robust.metrics.maxboxacc import MaxBoxAcc, MaxBoxAccV2
-from captum_robust.metrics.pointing_game import PointingGame
-from captum_robust.metrics.pxap import PxAP
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from captum_robust.metrics.localization_error import LocalizationError
+    from captum_robust.metrics.maxboxacc import MaxBoxAcc, MaxBoxAccV2
+    from captum_robust.metrics.pointing_game import PointingGame
+    from captum_robust.metrics.pxap import PxAP
 
 __all__ = ["LocalizationError", "MaxBoxAcc", "MaxBoxAccV2", "PointingGame", "PxAP"]
+
+_MODULES = {
+    "LocalizationError": "localization_error",
+    "MaxBoxAcc": "maxboxacc",
+    "MaxBoxAccV2": "maxboxacc",
+    "PointingGame": "pointing_game",
+    "PxAP": "pxap",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class when it is first asked for: the functions do not need torchmetrics."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -355,6 +355,14 @@ def test_wrong_arguments_are_named_before_the_first_image(
         compare(model, Unread(), progress=False, **arguments)
 
 
+def test_processes_that_share_a_run_need_its_folder(
+    model: Classifier, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="out: the processes"):
+        compare(model, drawn, ["saliency"], progress=False)
+
+
 def test_a_plain_module_and_an_empty_data_set_are_refused(model: Classifier, drawn: Drawn) -> None:
     with pytest.raises(TypeError, match=r"wrap yours with Classifier"):
         compare(model.module, drawn)  # type: ignore[arg-type]

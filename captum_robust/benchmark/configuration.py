@@ -1,0 +1,69 @@
+"""All that the rows of a run depend on, as it is kept in run.json."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from captum_robust.models import Classifier
+
+
+def describe_run(
+    model: Classifier,
+    dataset: Any,
+    count: int,
+    methods: Any,
+    attacks: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The configuration of a run over the first ``count`` samples of a data set."""
+    return {
+        "model": _describe_model(model),
+        "dataset": _describe_dataset(dataset, count),
+        "methods": _describe_methods(methods),
+        "attacks": {name: _describe(attack) for name, attack in attacks.items()},
+        "settings": {**settings, "device": next(model.parameters()).device.type},
+        "versions": _versions(),
+    }
+
+
+def _describe(value: Any) -> str:
+    return getattr(value, "__qualname__", None) or type(value).__qualname__
+
+
+def _describe_methods(methods: Any) -> dict[str, str]:
+    if isinstance(methods, str):
+        methods = [methods]
+    if not isinstance(methods, Mapping):
+        methods = {str(m): m for m in methods}
+    return {k: v if isinstance(v, str) else _describe(v) for k, v in methods.items()}
+
+
+def _describe_model(model: Classifier) -> dict[str, Any]:
+    checksum = 0
+    for tensor in (*model.parameters(), *model.buffers()):
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        checksum = zlib.crc32(raw.numpy().data, checksum)
+    return {
+        "name": model.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights_crc32": checksum,
+        "input_size": list(model.input_size),
+    }
+
+
+def _describe_dataset(dataset: Any, count: int) -> dict[str, Any]:
+    ids = getattr(dataset, "ids", None)
+    names = None if ids is None else zlib.crc32(json.dumps(list(ids[:count])).encode())
+    kind = getattr(dataset, "kind", type(dataset).__name__)
+    return {"kind": kind, "samples": count, "ids_crc32": names}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("captum-robust", "captum", "torch", "torchvision", "numpy")
+    return {package: version(package) for package in packages}

@@ -1,0 +1,74 @@
+"""From heat maps to the columns of their rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_robust.benchmark.comparison import STRATEGY_ORDER
+from captum_robust.benchmark.methods import Method
+from captum_robust.benchmark.store import pack
+from captum_robust.data import Sample
+from captum_robust.metrics.functional import (
+    best_iou,
+    maxboxacc_ious,
+    pointing_game_hits,
+    pxap_histograms,
+    sweep_boxes,
+)
+
+_HEAT_SIDE = 56
+
+
+def measure(maps: Tensor, samples: list[Sample], method: Method) -> list[dict[str, Any]]:
+    """The metrics of each map N×H×W, as columns of its row."""
+    boxes = [s.boxes for s in samples]
+    swept = sweep_boxes(maps, STRATEGY_ORDER)
+    predicted = torch.cat([swept[s] for s in STRATEGY_ORDER], dim=1)
+    if method.box is not None:
+        predicted = method.box((maps.shape[1], maps.shape[2])).expand_as(predicted)
+        v1 = v2 = best_iou(predicted[:, :1], boxes, inclusive=True).expand(-1, 256)
+    else:
+        v1 = maxboxacc_ious(maps, boxes)
+        v2 = maxboxacc_ious(maps, boxes, multi=True)
+    ious = best_iou(predicted, boxes)
+    rows: list[dict[str, Any]] = []
+    for i, sample in enumerate(samples):
+        row: dict[str, Any] = {}
+        if len(sample.boxes):
+            row = {
+                "ious": pack(ious[i]),
+                "predicted_boxes": pack(predicted[i].round().to(torch.int16)),
+                "maxboxacc": pack(v1[i]),
+                "maxboxacc_v2": pack(v2[i]),
+            }
+        if len(sample.boxes) or sample.mask is not None:
+            row["pointing"] = _pointing(maps[i], sample)
+        if sample.mask is not None:
+            row["pxap"] = pack(pxap_histograms(maps[i : i + 1], sample.mask[None])[0])
+        rows.append(row)
+    return rows
+
+
+def _pointing(heat: Tensor, sample: Sample) -> float:
+    """Whether the largest pixel, at the image's original size, hits the object."""
+    size = sample.original_size
+    at_size = F.interpolate(heat[None, None], size=size, mode="bilinear", align_corners=False)[0]
+    height, width = sample.size
+    scale = torch.tensor([size[1] / width, size[0] / height] * 2)
+    if sample.mask is None:
+        return float(pointing_game_hits(at_size, [sample.boxes * scale])[0])
+    mask = F.interpolate(sample.mask[None, None].float(), size=size, mode="nearest")[0].bool()
+    return float(pointing_game_hits(at_size, mask)[0])
+
+
+def thumbnail(heat: Tensor) -> bytes:
+    """The map as _HEAT_SIDE² bytes, scaled to its own range; enough to draw it."""
+    size = (_HEAT_SIDE, _HEAT_SIDE)
+    small = F.interpolate(heat[None, None], size=size, mode="area")[0, 0]
+    low, high = small.min(), small.max()
+    scaled = (small - low) / (high - low) if high > low else torch.zeros_like(small)
+    return pack((scaled * 255).round().to(torch.uint8))
