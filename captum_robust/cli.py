@@ -40,6 +40,10 @@ Methods = Annotated[
     str | None,
     typer.Option(help="Names, separated by commas. See captum-robust methods."),
 ]
+Layer = Annotated[
+    str | None,
+    typer.Option(help="Layer for class activation maps, by its dotted name; else the last map."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")]
 
 
@@ -73,6 +77,7 @@ def compare(
     ),
     model: Model = "efficientnet_lite0",
     weights: Weights = "DEFAULT",
+    layer: Layer = None,
     methods: Methods = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images that a method gets at once.")] = 16,
@@ -103,7 +108,7 @@ def compare(
     given = {"split": split, "boxes": boxes, "masks": masks, "images": images}
     dataset = _open(kind, path, {k: v for k, v in given.items() if v is not None})
     result = run(
-        _load_model(model, weights, device),
+        _load_model(model, weights, device, layer),
         dataset,
         _names(methods),
         out=out,
@@ -126,6 +131,7 @@ def explain(
     ),
     model: Model = "efficientnet_lite0",
     weights: Weights = "DEFAULT",
+    layer: Layer = None,
     methods: Methods = "robust_cam",
     target: Annotated[
         str | None,
@@ -143,7 +149,7 @@ def explain(
     from captum_robust.benchmark.methods import build_methods
 
     sources = list(_image_files(path))
-    classifier = _load_model(model, weights, device)
+    classifier = _load_model(model, weights, device, layer)
     chosen = build_methods(classifier, _names(methods) or [])
     number = None if target is None else _class_number(classifier, target)
     failed = 0
@@ -207,7 +213,7 @@ def _names(methods: str | None) -> list[str] | None:
     return None if methods is None else [m.strip() for m in methods.split(",") if m.strip()]
 
 
-def _load_model(name: str, weights: str, device: str) -> Classifier:
+def _load_model(name: str, weights: str, device: str, layer: str | None = None) -> Classifier:
     import torch
 
     from captum_robust.models import load_classifier
@@ -222,7 +228,7 @@ def _load_model(name: str, weights: str, device: str) -> Classifier:
         first = str(error).splitlines()[0]
         raise ValueError(f"device {device!r} is not available here: {first}") from None
     chosen = None if weights.lower() == "none" else weights
-    return load_classifier(name, chosen).to(device)
+    return load_classifier(name, chosen, cam_layer=layer).to(device)
 
 
 def _open(kind: str, path: Path | None, options: dict[str, Any]) -> LocalizationDataset:

@@ -184,7 +184,9 @@ def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.M
     return layer
 
 
-def load_classifier(name: str, weights: Any = "DEFAULT") -> Classifier:
+def load_classifier(
+    name: str, weights: Any = "DEFAULT", *, cam_layer: str | None = None
+) -> Classifier:
     """A classifier by name, in evaluation mode, with its own normalisation and input size.
 
     Args:
@@ -193,9 +195,10 @@ def load_classifier(name: str, weights: Any = "DEFAULT") -> Classifier:
         weights: ``"DEFAULT"``: the published ImageNet weights (for the Lite models from their
             packages, for torchvision its own download); another member, or the name of one, of
             torchvision's weights enum; ``None``: random; a path to a ``.safetensors`` state dict.
+        cam_layer: dotted name, in ``model.module``, of another layer for class activation maps.
 
     Raises:
-        ValueError: unknown model or weights, a state dict that does not fit, a pickle file.
+        ValueError: unknown model, weights or layer, a state dict that does not fit, a pickle file.
         ImportError: a package of the ``demo`` extra is missing; names the pip command.
         FileNotFoundError: no such safetensors file.
         OSError: the weights could not be downloaded.
@@ -210,6 +213,8 @@ def load_classifier(name: str, weights: Any = "DEFAULT") -> Classifier:
     model = _load_lite(name, named) if name in LITE_NAMES else _load_torchvision(name, named)
     if path is not None:
         _load_state_dict(model.module, path)
+    if cam_layer is not None:
+        model._cam_layer = (_layer_of(model.module, cam_layer),)
     return model.eval()
 
 

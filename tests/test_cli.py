@@ -138,6 +138,17 @@ def test_explain_draws_one_picture_an_image(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "one" / "0.png").is_file()
 
 
+def test_compare_and_explain_run_on_the_sample_photographs(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("compare", "samples", "--methods", "robust_cam,center_box", "--limit", 3)
+    assert code == 0
+    assert "3 images: 0 could not be used, 0 without a box" in out
+    skimage = pytest.importorskip("skimage")
+    coffee = Path(skimage.__file__).parent / "data" / "coffee.png"
+    code, out, _ = run("explain", coffee, "--layer", "blocks.15")
+    assert code == 0
+    assert "%  espresso" in out.splitlines()[1]
+
+
 def test_explain_goes_on_behind_a_broken_image(run: Run, tmp_path: Path) -> None:
     folder = draw(tmp_path / "images", n=1)
     (folder / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0torn")
@@ -160,6 +171,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["compare", "samples", "--model", "resnet5"], "did you mean 'resnet50'"),
     (["compare", "samples", "--weights", "nowhere.safetensors"], "no file nowhere.safetensors"),
     (["compare", "samples", "--weights", "model.pth"], "may be a pickle"),
+    (["compare", "samples", "--layer", "haed"], "unknown layer 'haed'; did you mean 'head'"),
     (["compare", "samples", "--device", "warp"], "device 'warp' is not available"),
     (["compare", "samples", "--precision", "int8"], "precision: expected one of"),
     (["compare", "samples", "--limit", "0"], "limit: expected a whole number from 1"),

@@ -10,9 +10,9 @@ def check_finite(tensor: Tensor, where: str) -> None:
     """Raise ``ValueError`` if a sample (a row of the first dimension) holds NaN or infinity."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return
-    # Smallest and largest pass NaN and infinity on, in one read of the tensor without a copy.
-    low, high = torch.aminmax(tensor.detach().reshape(tensor.shape[0], -1), dim=1)
-    finite = torch.isfinite(low) & torch.isfinite(high)
+    # Smallest and largest pass NaN and infinity on, without a copy of the tensor.
+    rows = tensor.detach().reshape(tensor.shape[0], -1)
+    finite = torch.isfinite(rows.amin(dim=1)) & torch.isfinite(rows.amax(dim=1))
     if not finite.all():
         first = int((~finite).nonzero()[0])
         raise ValueError(

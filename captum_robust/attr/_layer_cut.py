@@ -69,8 +69,9 @@ def cut_at(
 
     def on_linear(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         assert isinstance(module, nn.Linear)
-        if args and isinstance(output, Tensor):
-            cut.linear = (module, args[0].detach(), output.detach())
+        if args and isinstance(output, Tensor) and output.ndim == 2:
+            # Copies, as the model may write into them behind the layer.
+            cut.linear = (module, args[0].detach().clone(), output.detach().clone())
 
     handles = [
         layer.register_forward_pre_hook(on_input)

@@ -51,10 +51,19 @@ def _describe_model(model: Classifier) -> dict[str, Any]:
         checksum = zlib.crc32(raw.numpy().data, checksum)
     return {
         "name": model.name,
+        "cam_layer": _name_of_cam_layer(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights_crc32": checksum,
         "input_size": list(model.input_size),
     }
+
+
+def _name_of_cam_layer(model: Classifier) -> str | None:
+    try:
+        layer = model.cam_layer
+    except ValueError:  # it has none; the methods that need none still run
+        return None
+    return next(name for name, module in model.module.named_modules() if module is layer)
 
 
 def _describe_dataset(dataset: Any, count: int) -> dict[str, Any]:

@@ -112,6 +112,16 @@ def test_max_is_one_after_upsampling_and_nothing_is_below_zero() -> None:
     assert result.min() >= 0
 
 
+def test_scores_that_are_no_longer_linear_are_not_taken_for_a_class_activation_map() -> None:
+    torch.manual_seed(0)
+    net, x = Cam(torch.randn(7, 5).tolist()), torch.rand(2, 5, 6, 4)
+    changed = nn.Sequential(net, nn.ReLU(inplace=True))
+    with pytest.raises(ValueError, match="use base='gradcam'"):
+        RobustCAM(changed, net.layer, base="cam").attribute(x)
+    auto, gradcam = (RobustCAM(changed, net.layer, base=b) for b in ("auto", "gradcam"))
+    torch.testing.assert_close(auto.attribute(x, k=7), gradcam.attribute(x, k=7))
+
+
 LAYER_CONFIGS = [c for c in config if LayerGradCam in c["algorithms"]]
 
 

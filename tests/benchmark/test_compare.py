@@ -219,6 +219,14 @@ def test_other_weights_are_another_run(drawn: Drawn, tmp_path: Path) -> None:
         compare(model, drawn, ["saliency"], out=tmp_path / "run", progress=False)
 
 
+def test_another_layer_is_another_run(drawn: Drawn, tmp_path: Path) -> None:
+    model = make_classifier()
+    compare(model, drawn, ["robust_cam"], out=tmp_path / "run", progress=False)
+    moved = Classifier(model.module, (0.5,) * 3, (0.5,) * 3, 32, model.class_names, cam_layer="1")
+    with pytest.raises(ValueError, match=r"model\.cam_layer: 3 there, 1 here"):
+        compare(moved, drawn, ["robust_cam"], out=tmp_path / "run", progress=False)
+
+
 def test_a_folder_with_other_files_is_refused(
     model: Classifier, drawn: Drawn, tmp_path: Path
 ) -> None:
