@@ -63,7 +63,8 @@ def _name_of_cam_layer(model: Classifier) -> str | None:
         layer = model.cam_layer
     except ValueError:  # it has none; the methods that need none still run
         return None
-    return next(name for name, module in model.module.named_modules() if module is layer)
+    names: dict[str, torch.nn.Module] = dict(model.module.named_modules())
+    return next(name for name, module in names.items() if module is layer)
 
 
 def _describe_dataset(dataset: Any, count: int) -> dict[str, Any]:

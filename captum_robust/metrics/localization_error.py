@@ -14,6 +14,7 @@ from captum_robust.metrics.functional.localization import (
     best_columns,
     correct_columns,
     correctness_rule,
+    millionths,
     split_folds,
 )
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
@@ -22,7 +23,8 @@ from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
 class LocalizationError(Metric):
     """The share of images whose box misses the object; thresholds tuned on the other half.
 
-    Keeps the number of correct boxes of each fold at every threshold of every family. An image's
+    Keeps, for each fold, the number of correct boxes and the sum of the overlaps at every threshold
+    of every family. An image's
     fold follows from its id alone, so the value does not depend on batches, order or sharding; it
     is that of :func:`captum_robust.metrics.functional.localization_error` with the same ids.
 
@@ -52,6 +54,7 @@ class LocalizationError(Metric):
     is_differentiable = False
     full_state_update = False
     correct: Tensor
+    overlaps: Tensor
     samples: Tensor
     without_boxes: Tensor
 
@@ -82,6 +85,8 @@ class LocalizationError(Metric):
         columns = sum(len(alpha_grid(strategy)) for strategy in self.strategies)
         shape = (2, len(self.iou_thresholds), columns)
         self.add_state("correct", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+        overlaps = torch.zeros(2, columns, dtype=torch.int64)
+        self.add_state("overlaps", overlaps, dist_reduce_fx="sum")
         self.add_state("samples", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("without_boxes", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -110,6 +115,7 @@ class LocalizationError(Metric):
         for fold in (0, 1):
             chosen = scored & (folds == fold).to(scored.device)
             self.correct[fold] += correct[chosen].sum(dim=0)
+            self.overlaps[fold] += millionths(ious[chosen]).sum(dim=0)
             self.samples[fold] += chosen.sum()
 
     def compute(self) -> Tensor:
@@ -117,10 +123,10 @@ class LocalizationError(Metric):
         total = self.samples.sum()
         if total == 0:
             return torch.tensor(torch.nan, device=self.device)
-        counts, sizes = self.correct, self.samples
+        counts, sums, sizes = self.correct, self.overlaps, self.samples
         if self.oracle:
-            counts, sizes = counts.sum(dim=0, keepdim=True), total[None]
-        best = best_columns(counts, sizes, single=self.oracle)
+            counts, sums, sizes = counts.sum(0, keepdim=True), sums.sum(0)[None], total[None]
+        best = best_columns(counts, sums, sizes, single=self.oracle)
         hits = sum(
             counts[fold, t, column]
             for fold, columns in enumerate(best)

@@ -59,6 +59,24 @@ def test_the_family_is_tuned_along_with_alpha():
     assert result.chosen == ((("energy", 0.25),),) * 2
 
 
+def test_of_thresholds_with_as_many_correct_boxes_the_larger_overlap_is_chosen():
+    # Two of three right at each; mean overlaps .5, .6 and .6 (worked by hand).
+    ious = torch.tensor([[0.6, 0.9, 0.9], [0.8, 0.8, 0.8], [0.1, 0.1, 0.1]])
+    result = localization_error(ious, alphas=[0.2, 0.5, 0.7], oracle=True)
+    assert result.chosen == ((("energy", 0.5),),)
+    # A larger overlap does not make up for a box less.
+    ious = torch.tensor([[0.51, 1.0], [0.51, 0.4]])
+    assert localization_error(ious, alphas=[0.2, 0.7], oracle=True).chosen[0][0][1] == 0.2
+
+
+def test_the_overlaps_of_samples_that_do_not_count_tune_nothing():
+    ious = torch.tensor([[0.6, 0.7], [0.9, 0.1], [torch.nan, torch.nan]])
+    result = localization_error(
+        ious, alphas=[0.2, 0.7], oracle=True, blacklist=torch.tensor([False, True, False])
+    )
+    assert result.chosen == ((("energy", 0.7),),)
+
+
 def test_of_equally_good_thresholds_the_first_is_chosen():
     result = localization_error(torch.full((4, 20), 0.9), oracle=True, strategy="value")
     assert result.chosen == ((("value", 0.0),),)

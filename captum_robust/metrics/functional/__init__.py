@@ -2,8 +2,8 @@
 
 Heat maps are N×H×W, boxes (x0, y0, x1, y1) in pixels and half-open (x1 is the last column plus
 one), ground truth a list of M_i×4 boxes, one tensor a sample. A result lies on the device of the
-maps or boxes that it was made from. NaN or infinity in a map raises a ``ValueError`` that names
-the sample.
+maps or boxes that it was made from; of maps on MPS, which has no float64, on the CPU. NaN or
+infinity in a map raises a ``ValueError`` that names the sample.
 """
 
 from captum_robust.metrics.functional.bootstrap import (

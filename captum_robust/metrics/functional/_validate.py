@@ -19,7 +19,7 @@ def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
         raise ValueError(f"{name} must have at least one pixel, not shape {tuple(maps.shape)}")
     if maps.is_complex():
         raise TypeError(f"{name} must be real, not {maps.dtype}")
-    maps = maps.detach()
+    maps = on_device_with_float64(maps.detach())
     if maps.dtype != torch.float64:
         maps = maps.to(torch.float32)
     # The extremes carry NaN and infinity along, several times faster than isfinite on all pixels.
@@ -28,6 +28,11 @@ def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
         broken = (~finite).nonzero().flatten().tolist()
         raise ValueError(f"{name} hold NaN or infinity in sample(s) {broken}")
     return maps
+
+
+def on_device_with_float64(tensor: Tensor) -> Tensor:
+    """Return the tensor, on the CPU if it was on MPS: thresholds are compared in float64."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def check_mask(mask: Tensor, name: str = "mask") -> Tensor:
@@ -40,7 +45,7 @@ def check_mask(mask: Tensor, name: str = "mask") -> Tensor:
         raise ValueError(f"{name} must have shape N×H×W, not {tuple(mask.shape)}")
     if mask.shape[1] == 0 or mask.shape[2] == 0:
         raise ValueError(f"{name} must have at least one pixel, not shape {tuple(mask.shape)}")
-    return mask
+    return on_device_with_float64(mask)
 
 
 def check_box_list(boxes: Sequence[Tensor], n: int, name: str = "ground_truth") -> None:

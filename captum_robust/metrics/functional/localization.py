@@ -116,8 +116,8 @@ def localization_error(
     """Return the weak localization error, with the threshold tuned on the other half of the data.
 
     The samples fall into two folds. Each fold is scored with the threshold that makes the fewest
-    errors on the other one; of equal ones, the first. Given overlaps of several families, the
-    family is chosen along with α. One threshold alone needs no tuning.
+    errors on the other one; of equal ones, with the largest mean overlap there. Given overlaps of
+    several families, the family is chosen along with α. One threshold alone needs no tuning.
 
     Args:
         ious: overlaps N×A of the boxes at A thresholds (:func:`best_iou`), NaN where there is
@@ -169,7 +169,9 @@ def localization_error(
     folds = folds.to(overlaps.device)
     counts = torch.stack([correct[folds == fold].sum(dim=0) for fold in (0, 1)])
     sizes = torch.stack([scored[folds == fold].sum() for fold in (0, 1)])
-    best = best_columns(counts, sizes, single)
+    overlap = millionths(overlaps)
+    sums = torch.stack([overlap[scored & (folds == fold)].sum(dim=0) for fold in (0, 1)])
+    best = best_columns(counts, sums, sizes, single)
     picked = torch.zeros(n, len(thresholds), dtype=torch.bool, device=overlaps.device)
     for fold, columns in enumerate(best):
         for t, column in enumerate(columns):
@@ -205,11 +207,20 @@ def correct_columns(overlaps: Tensor, thresholds: Sequence[float], strict: bool)
     return overlaps[:, None] > wanted if strict else overlaps[:, None] >= wanted
 
 
-def best_columns(counts: Tensor, sizes: Tensor, single: bool) -> list[list[int]]:
+def millionths(overlaps: Tensor) -> Tensor:
+    """Return overlaps in [0, 1] as whole numbers, whose sum does not depend on the order."""
+    return (overlaps * 1e6).round().long()
+
+
+def best_columns(
+    counts: Tensor, overlap_sums: Tensor, sizes: Tensor, single: bool
+) -> list[list[int]]:
     """Return for each fold the column (threshold) to score it with, at each overlap.
 
     Args:
         counts: 2×T×C correct boxes in each fold.
+        overlap_sums: 2×C, the :func:`millionths` of each fold's scored samples added up; among
+            columns with as many correct boxes the largest sum wins, and of those the first.
         sizes: 2, the scored samples in each fold.
         single: all samples are in the first fold, which is tuned on itself.
 
@@ -222,8 +233,13 @@ def best_columns(counts: Tensor, sizes: Tensor, single: bool) -> list[list[int]]
             "Give other folds, another seed or oracle=True"
         )
     sources = (0,) if single else (1, 0)
-    # Not argmax over the tensor: of equal maxima it may return any on some devices.
-    return [[row.index(max(row)) for row in counts[fold].tolist()] for fold in sources]
+    best = []
+    for fold in sources:
+        sums = overlap_sums[fold].tolist()
+        # Not argmax over the tensor: of equal maxima it may return any on some devices.
+        ranked = [list(zip(row, sums, strict=True)) for row in counts[fold].tolist()]
+        best.append([row.index(max(row)) for row in ranked])
+    return best
 
 
 def gt_known_localization(correct_box: Tensor) -> Tensor:
