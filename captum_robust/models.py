@@ -87,9 +87,9 @@ class Classifier(nn.Module):
         self.class_names = None if class_names is None else list(class_names)
         self.reshape_transform = reshape_transform
         # Not persistent: the state dict stays that of `module`, under one prefix.
-        for name, value in (("mean", mean), ("std", std)):
-            tensor = None if value is None else torch.tensor(list(value)).view(1, -1, 1, 1)
-            self.register_buffer(name, tensor, persistent=False)
+        for buffer, values in (("mean", mean), ("std", std)):
+            tensor = None if values is None else torch.tensor(list(values)).view(1, -1, 1, 1)
+            self.register_buffer(buffer, tensor, persistent=False)
         self._cam_layer = None if cam_layer is None else (_layer_of(module, cam_layer),)
         self.perceptual_layers = tuple(_layer_of(module, x) for x in perceptual_layers or ())
 
