@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_robust._names import unknown_name
 from captum_robust.benchmark.methods import FIXED_BOXES
 from captum_robust.benchmark.store import RunStore, unpack
 from captum_robust.metrics.functional import (
@@ -96,6 +97,7 @@ class Comparison:
         *,
         protocol: str = "whi2020",
         oracle: bool = False,
+        strategies: Sequence[str] = STRATEGY_ORDER,
         level: float = 0.95,
         seed: int = 0,
     ) -> pd.DataFrame:
@@ -113,15 +115,21 @@ class Comparison:
 
         Args:
             protocol: what counts as a correct box, see
-                :func:`~captum_robust.metrics.functional.localization_error`.
+                :func:`~captum_robust.metrics.functional.localization_error`; overlaps are those of
+                half-open boxes under every protocol.
             oracle: tune on the very images that are reported.
+            strategies: the families of thresholds to choose from; one alone gives its own error.
             level: of the interval.
             seed: of the split in two halves and of the bootstrap.
         """
         import pandas as pd
 
+        families = tuple(strategies)
+        for strategy in families:
+            if strategy not in STRATEGY_ORDER:
+                raise unknown_name("family of thresholds", strategy, STRATEGY_ORDER)
         rows = [
-            self._summary(method, attack, protocol, oracle, level, seed)
+            self._summary(method, attack, protocol, oracle, families, level, seed)
             for attack in self.attacks
             for method in self.methods
         ]
@@ -199,7 +207,7 @@ class Comparison:
         parts = []
         for method in self.methods:
             for attack in self.attacks:
-                scored = self._score(method, attack, protocol, oracle, seed=0)
+                scored = self._score(method, attack, protocol, oracle)
                 if scored is None:
                     continue
                 iou, boxes = self._at_threshold(scored, method, attack, stop)
@@ -248,7 +256,7 @@ class Comparison:
 
         rows = []
         for method in self.methods:
-            scored = self._score(method, attack, "whi2020", oracle=False, seed=0)
+            scored = self._score(method, attack, "whi2020", oracle=False)
             for strategy, ious in (scored.ious if scored else {}).items():
                 errors = 1 - (ious > 0.5).double().mean(dim=0)
                 rows += [
@@ -287,15 +295,27 @@ class Comparison:
         return dict(zip(positions, split_folds(len(positions)).tolist(), strict=True))
 
     def _score(
-        self, method: str, attack: str, protocol: str, oracle: bool, seed: int
+        self,
+        method: str,
+        attack: str,
+        protocol: str,
+        oracle: bool,
+        strategies: tuple[str, ...] = STRATEGY_ORDER,
+        seed: int = 0,
     ) -> _Scored | None:
-        key = (method, attack, protocol, oracle, seed)
+        key = (method, attack, protocol, oracle, strategies, seed)
         if key not in self._scored:
             self._scored[key] = self._score_now(*key)
         return self._scored[key]
 
     def _score_now(
-        self, method: str, attack: str, protocol: str, oracle: bool, seed: int
+        self,
+        method: str,
+        attack: str,
+        protocol: str,
+        oracle: bool,
+        strategies: tuple[str, ...],
+        seed: int,
     ) -> _Scored | None:
         rows = self._store.select(
             "SELECT position, ious FROM results WHERE method = ? AND attack = ? "
@@ -310,7 +330,8 @@ class Comparison:
             return None
         sizes = [len(alpha_grid(s)) for s in STRATEGY_ORDER]
         parts = np.split(np.stack(packed), np.cumsum(sizes)[:-1], axis=1)
-        ious = {s: torch.from_numpy(p) for s, p in zip(STRATEGY_ORDER, parts, strict=True)}
+        every = dict(zip(STRATEGY_ORDER, parts, strict=True))
+        ious = {s: torch.from_numpy(every[s]) for s in strategies}
         folds = torch.tensor([self._halves[p] for p in positions])
         if seed:
             folds = split_folds(len(positions), seed)
@@ -350,10 +371,17 @@ class Comparison:
         return torch.tensor(by_fold)[folds]
 
     def _summary(
-        self, method: str, attack: str, protocol: str, oracle: bool, level: float, seed: int
+        self,
+        method: str,
+        attack: str,
+        protocol: str,
+        oracle: bool,
+        strategies: tuple[str, ...],
+        level: float,
+        seed: int,
     ) -> dict[str, Any]:
         row: dict[str, Any] = {"attack": attack, "method": method, "n": 0, "error": float("nan")}
-        scored = self._score(method, attack, protocol, oracle, seed)
+        scored = self._score(method, attack, protocol, oracle, strategies, seed)
         if scored is not None:
             fixed = self.configuration["methods"][method] in FIXED_BOXES
             interval = bootstrap_interval(scored.result.per_sample_error, level=level, seed=seed)

@@ -311,6 +311,17 @@ def test_two_fold_tuning_scores_each_half_with_the_others_best_threshold(
     assert oracle["tuned"][0] == "oracle"
 
 
+def test_one_family_of_thresholds_gives_its_own_error(model: Classifier, drawn: Drawn) -> None:
+    result = compare(model, drawn, ["saliency"], progress=False)
+    packed = result.select("SELECT ious FROM results ORDER BY position")
+    value = np.stack([unpack(row["ious"]) for row in packed])[:, : len(alpha_grid("value"))]
+    table = result.table(oracle=True, strategies=["value"])
+    assert table["error"][0] == pytest.approx(1 - (value > 0.5).mean(axis=0).max())
+    assert table["threshold"][0].startswith("value ")
+    with pytest.raises(ValueError, match="unknown family of thresholds 'valeu'"):
+        result.table(strategies=["valeu"])
+
+
 def test_curves_give_the_error_at_every_threshold(model: Classifier, drawn: Drawn) -> None:
     curves = compare(model, drawn, ["saliency"], progress=False).curves()
     assert len(curves) == sum(len(alpha_grid(s)) for s in STRATEGY_ORDER)
