@@ -33,12 +33,13 @@ def draw(folder: Path, n: int) -> None:
 
 def peak_mib(arguments: list[str]) -> float:
     """Peak resident memory of one process in MiB."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "captum_robust", "compare", *arguments], stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"compare failed with status {status}")
+    command = [sys.executable, "-m", "captum_robust", "compare", *arguments]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            said.seek(0)
+            sys.exit(said.read())
     return usage.ru_maxrss / 1024
 
 
