@@ -122,6 +122,29 @@ def test_scores_that_are_no_longer_linear_are_not_taken_for_a_class_activation_m
     torch.testing.assert_close(auto.attribute(x, k=7), gradcam.attribute(x, k=7))
 
 
+class Cosine(nn.Linear):
+    """A linear layer by its class only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.normalize(super().forward(input))
+
+
+@pytest.mark.parametrize("change", ["subclass", "hook"])
+def test_a_linear_layer_that_does_more_is_not_taken_for_a_class_activation_map(change: str) -> None:
+    torch.manual_seed(0)
+    net, x = Cam(torch.randn(7, 5).tolist()), torch.rand(2, 5, 6, 4)
+    if change == "hook":
+        net.fc.register_forward_hook(lambda m, a, output: output.tanh())
+    else:
+        weight = net.fc.weight
+        net.fc = Cosine(5, 7)
+        net.fc.weight = weight
+    with pytest.raises(ValueError, match="use base='gradcam'"):
+        RobustCAM(net, net.layer, base="cam").attribute(x)
+    auto, gradcam = (RobustCAM(net, net.layer, base=b) for b in ("auto", "gradcam"))
+    torch.testing.assert_close(auto.attribute(x), gradcam.attribute(x))
+
+
 LAYER_CONFIGS = [c for c in config if LayerGradCam in c["algorithms"]]
 
 
