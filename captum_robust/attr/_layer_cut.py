@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,35 +14,38 @@ from torch import Tensor, nn
 
 @dataclass
 class LayerCut:
-    """The layer's tensors as leaves of the graph, and the linear layer that ran last."""
+    """The layer's tensors as leaves of the graph, and the linear layers that ran."""
 
     leaves: tuple[Tensor, ...] = ()
     is_tuple: bool = False
-    linear: tuple[nn.Linear, Tensor, Tensor] | None = None
+    linears: list[tuple[nn.Linear, Tensor, Tensor]] = field(default_factory=list)
 
     def linear_weight(self, scores: Tensor) -> Tensor | None:
         """K×C, if the scores are a linear layer of the average-pooled leaf; else None."""
-        if self.linear is None or len(self.leaves) != 1 or self.leaves[0].ndim != 4:
+        if len(self.leaves) != 1 or self.leaves[0].ndim != 4:
             return None
-        module, pooled, output = self.linear
         leaf = self.leaves[0].detach()
-        if pooled.shape != leaf.shape[:2] or output.shape != scores.shape:
-            return None
-        # A subclass or a hook may have made more of it than its weight and bias say.
-        plain = F.linear(pooled, module.weight, module.bias)
-        same = (
-            _close(pooled, leaf.mean(dim=(2, 3)), scale=leaf)
-            & _close(output, plain, scale=plain)
-            & (output == scores).all()
-        )
-        return module.weight.detach() if same else None
+        for module, pooled, output in reversed(self.linears):
+            if pooled.shape != leaf.shape[:2] or output.shape != scores.shape:
+                continue
+            weight = module.weight.detach()  # read once: a parametrization computes it anew
+            bias = None if module.bias is None else module.bias.detach()
+            # A subclass or a hook may have made more of it than its weight and bias say. The same
+            # operation on the same numbers gives the same bits.
+            plain = F.linear(pooled, weight, bias)
+            if _is_mean(pooled, leaf) and (output == plain).all() and (output == scores).all():
+                return weight
+        return None
 
 
-def _close(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Whether a and b differ by rounding only, next to the largest value of ``scale``."""
-    eps = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
-    tolerance = (4 if eps > 1e-4 else 32) * eps  # half precision: one rounding; else a sum's
-    return ((a - b).abs() <= tolerance * scale.abs().amax().clamp(min=1e-30)).all()
+def _is_mean(pooled: Tensor, leaf: Tensor) -> bool:
+    """Whether N×C are the means of N×C×h×w, up to the rounding of each mean."""
+    size = leaf.abs().mean(dim=(2, 3), dtype=torch.float32)
+    tolerance = 8 * torch.finfo(torch.float32).eps * (leaf.shape[2] * leaf.shape[3]) ** 0.5
+    if pooled.dtype.itemsize < 4:
+        tolerance += 4 * torch.finfo(pooled.dtype).eps
+    mean = leaf.mean(dim=(2, 3), dtype=torch.promote_types(leaf.dtype, torch.float32))
+    return bool(((pooled - mean).abs() <= tolerance * size).all())
 
 
 @contextmanager
@@ -66,7 +69,8 @@ def cut_at(
                 raise TypeError(f"layer: expected floating-point tensors, got {v.dtype}")
         torch.set_grad_enabled(True)  # until the no_grad around the forward pass ends
         # A layer that runs twice overwrites: its last call counts, as in Captum.
-        cut.leaves = tuple(v.detach().requires_grad_() for v in values)
+        normal = (v.clone() if v.is_inference() else v for v in values)
+        cut.leaves = tuple(v.detach().requires_grad_() for v in normal)
         # Clones, as the next layer may write into its input.
         return tuple(v.clone() for v in cut.leaves)
 
@@ -83,7 +87,7 @@ def cut_at(
         assert isinstance(module, nn.Linear)
         if args and isinstance(output, Tensor) and output.ndim == 2:
             # Copies, as the model may write into them behind the layer.
-            cut.linear = (module, args[0].detach().clone(), output.detach().clone())
+            cut.linears.append((module, args[0].detach().clone(), output.detach().clone()))
 
     handles = [
         layer.register_forward_pre_hook(on_input)

@@ -45,7 +45,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         base: the map of one class. ``"cam"``: equation 1, for a network whose layer is followed by
             global average pooling and one linear layer; analytic, no backward pass.
             ``"gradcam"``: LayerGradCam's map, for any layer and head (on such a network equation 1
-            divided by h·w). ``"auto"``: ``"cam"`` where it holds, else ``"gradcam"``.
+            divided by h·w). ``"auto"``: LayerGradCam's map too, analytically where that is exact.
         reshape_transform: turns the layer's output into N×C×h×w, for the tokens of a vision
             transformer. A ``Classifier`` brings its own for its ``cam_layer``.
 
@@ -122,14 +122,14 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         n = check_batch(inputs_tuple)
 
         with torch.inference_mode(False), torch.no_grad():  # the grad mode is restored behind it
-            cut, scores = self._forward(
+            cut, scores, weight = self._forward(
                 inputs_tuple, additional_forward_args, attribute_to_layer_input
             )
             scores = _one_row_a_sample(scores, n)
             check_finite(scores, "forward_func, scores")
             with torch.enable_grad():
                 selected, classes = _top_classes(scores, target, len(ladder))
-            class_maps = self._class_maps(cut, scores, selected, classes)
+            class_maps = self._class_maps(cut, weight, selected, classes)
 
             size = inputs_tuple[0].shape[2:] if upsample else None
             dtype = inputs_tuple[0].dtype
@@ -146,23 +146,26 @@ class RobustCAM(LayerAttribution, GradientAttribution):
 
     def _forward(
         self, inputs: tuple[Tensor, ...], additional_forward_args: object, at_input: bool
-    ) -> tuple[LayerCut, Tensor]:
-        """Run once, gradients recorded from the layer on only."""
+    ) -> tuple[LayerCut, Tensor, Tensor | None]:
+        """Run once, gradients recorded from the layer on only.
+
+        Returns the cut, the scores, and the weight K×C of an analytic class activation map.
+        """
         cut = LayerCut()
         with cut_at(self.forward_func, self.layer, cut, at_input, heads=self.base != "gradcam"):
             scores = run_forward(self.forward_func, inputs, None, additional_forward_args)
-            analytic = self.base != "gradcam" and cut.linear_weight(scores) is not None
-            if cut.leaves and not scores.requires_grad and not analytic:
+            weight = None if self.base == "gradcam" else cut.linear_weight(scores)
+            if cut.leaves and not scores.requires_grad and weight is None:
                 # A trunk with its own no_grad block ended the recording on leaving it. With
                 # gradients on outside of that block it goes on; the layer is still cut off before.
                 with torch.enable_grad():
                     scores = run_forward(self.forward_func, inputs, None, additional_forward_args)
         if not cut.leaves:
             raise ValueError("layer: it did not run in the forward pass")
-        return cut, scores
+        return cut, scores, weight
 
     def _class_maps(
-        self, cut: LayerCut, scores: Tensor, selected: Tensor, classes: Tensor | None
+        self, cut: LayerCut, weight: Tensor | None, selected: Tensor, classes: Tensor | None
     ) -> list[Tensor]:
         """The signed map of each class, N×k×…, for each tensor of the layer."""
         n, k = selected.shape
@@ -171,16 +174,16 @@ class RobustCAM(LayerAttribution, GradientAttribution):
                 raise ValueError(
                     f"layer: expected {n}×C×… for a batch of {n}, got {tuple(leaf.shape)}"
                 )
-        if self.base != "gradcam":
-            weight = None if classes is None else cut.linear_weight(scores)
-            if weight is not None:
-                channel_weights = weight[classes]  # N×k×C
-                return [_weighted_sum(channel_weights, self._features(cut.leaves[0]))]
-            if self.base == "cam":
-                raise ValueError(
-                    "base: 'cam' needs a layer N×C×h×w followed by global average pooling and one "
-                    "linear layer that gives the scores; use base='gradcam'"
-                )
+        if weight is not None and classes is not None:
+            leaf = cut.leaves[0]
+            # Equation 1; "auto" keeps to LayerGradCam's scale, whichever way it takes.
+            scale = 1 if self.base == "cam" else 1 / (leaf.shape[2] * leaf.shape[3])
+            return [_weighted_sum(weight[classes] * scale, self._features(leaf))]
+        if self.base == "cam":
+            raise ValueError(
+                "base: 'cam' needs a layer N×C×h×w followed by global average pooling and one "
+                "linear layer that gives the scores; use base='gradcam'"
+            )
         if not selected.requires_grad:
             raise ValueError("layer: the scores do not depend on it differentiably")
         gradients = gradients_of(selected, cut.leaves)
@@ -231,6 +234,8 @@ def _top_classes(scores: Tensor, target: TargetType, k: int) -> tuple[Tensor, Te
     """
     if target is None and scores.reshape(len(scores), -1).shape[1] == 1:
         return scores.reshape(-1, 1), None
+    if scores.ndim == 1:
+        select_targets(scores, target)  # raises what Captum raises
     first = None
     if target is not None:
         # What Captum selects from the scores, it selects from the class indices too.

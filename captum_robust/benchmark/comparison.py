@@ -79,6 +79,7 @@ class Comparison:
         self.methods: list[str] = list(self.configuration["methods"])
         self.attacks: list[str] = [CLEAN, *self.configuration["attacks"]]
         self._scored: dict[Any, _Scored | None] = {}
+        self._scored_rows = 0
 
     def __repr__(self) -> str:
         return f"Comparison({str(self.folder)!r}: {len(self)} images, {len(self.methods)} methods)"
@@ -303,6 +304,10 @@ class Comparison:
         strategies: tuple[str, ...] = STRATEGY_ORDER,
         seed: int = 0,
     ) -> _Scored | None:
+        if self._scored_rows != (now := self._store.total()):  # the run has gone on since
+            self._scored_rows = now
+            self._scored.clear()
+            self.__dict__.pop("_halves", None)
         key = (method, attack, protocol, oracle, strategies, seed)
         if key not in self._scored:
             self._scored[key] = self._score_now(*key)
@@ -454,7 +459,7 @@ class Comparison:
         for row in rows:
             counts = unpack(row["pxap"], np.int64).astype(np.float64)
             total = counts if total is None else total + counts
-        if total is None:
+        if total is None or not total.reshape(2, -1)[1].any():  # no mask, or only empty ones
             return float("nan")
         return float(pxap_from_histograms(torch.from_numpy(total).reshape(2, -1)))
 

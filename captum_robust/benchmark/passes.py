@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -26,7 +27,6 @@ def count_passes(model: nn.Module) -> Iterator[Passes]:
     as for class activation maps, does not. Counting reads nothing back from the device.
 
     >>> net = nn.Linear(2, 1)
-    >>> import torch
     >>> with count_passes(net) as passes:
     ...     x = torch.rand(3, 2, requires_grad=True)
     ...     net(x).sum().backward()
@@ -34,25 +34,25 @@ def count_passes(model: nn.Module) -> Iterator[Passes]:
     Passes(forward=3, backward=3)
     """
     passes = Passes()
-    handles: list[Any] = []
 
-    def on_input(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def on_input(_: nn.Module, args: tuple[Any, ...]) -> Any:
         if not args or not isinstance(args[0], Tensor):
-            return
-        x = args[0]
-        passes.forward += len(x)
-        if x.requires_grad:
-            n = len(x)
+            return None
+        x, n = args[0], len(args[0])
+        passes.forward += n
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return None
 
-            def on_gradient(_: Tensor) -> None:
-                passes.backward += n
+        def on_gradient(_: Tensor) -> None:
+            passes.backward += n
 
-            handles.append(x.register_hook(on_gradient))  # type: ignore[no-untyped-call]
+        # On a view of its own: the same input may go through several times.
+        view = x.view_as(x)
+        view.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+        return (view, *args[1:])
 
-    pre_hook = model.register_forward_pre_hook(on_input)
+    handle = model.register_forward_pre_hook(on_input)
     try:
         yield passes
     finally:
-        pre_hook.remove()
-        for handle in handles:
-            handle.remove()
+        handle.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_LOCK_SECONDS = 120
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS images (
     position INTEGER PRIMARY KEY,
@@ -106,10 +108,9 @@ class RunStore:
             self.configuration = json.loads(json.dumps(configuration))
             self._claim(described)
         self._database = sqlite3.connect(
-            self.folder / "rows.sqlite", timeout=120, isolation_level=None
+            self.folder / "rows.sqlite", timeout=_LOCK_SECONDS, isolation_level=None
         )
-        # Many readers and one writer at a time, on a killed process too.
-        self._database.execute("PRAGMA journal_mode=WAL")
+        self._enter_wal_mode()
         self._database.execute("PRAGMA synchronous=NORMAL")
         self._database.executescript(_SCHEMA)
 
@@ -119,7 +120,7 @@ class RunStore:
             _refuse_other(_read(described), self.configuration, self.folder)
             return
         strangers = [p.name for p in self.folder.iterdir() if not p.name.startswith("run.json")]
-        if set(strangers) - {"rows.sqlite", "rows.sqlite-wal", "rows.sqlite-shm"}:
+        if any(not name.startswith("rows.sqlite") for name in strangers):
             raise ValueError(
                 f"{self.folder} holds no run but other files ({', '.join(sorted(strangers)[:3])}); "
                 "give an empty or a new folder"
@@ -128,6 +129,22 @@ class RunStore:
         part = described.with_name(f"run.json.{os.getpid()}")
         part.write_text(json.dumps(self.configuration, indent=2) + "\n", encoding="utf-8")
         part.replace(described)
+
+    def _enter_wal_mode(self) -> None:
+        """Many readers beside one writer; a killed process leaves whole transactions.
+
+        SQLite's own timeout does not cover this switch, which processes that start together race
+        for.
+        """
+        end = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                self._database.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
 
     def close(self) -> None:
         """Close the database; the rows are safe without it."""
