@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import index as as_index
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from captum_robust.benchmark.comparison import CLEAN, GALLERY_POOL, Comparison
-from captum_robust.benchmark.configuration import describe_run
+from captum_robust.benchmark.configuration import describe_run, device_of
 from captum_robust.benchmark.measure import measure, thumbnail
 from captum_robust.benchmark.methods import METHODS, Method, build_methods
 from captum_robust.benchmark.passes import count_passes
@@ -96,12 +98,14 @@ def compare(
     _check_choice("fit", fit, _RESIZES)
     _check_choice("precision", precision, _PRECISIONS)
     for name, value in (("limit", limit), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected a whole number from 1, got {value}")
+        if value is not None and (not isinstance(value, int) or value is True or value < 1):
+            raise ValueError(f"{name}: expected a whole number from 1, got {value!r}")
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count == 0:
         raise ValueError("dataset: it has no samples")
     asked = list(METHODS) if methods is None else methods
+    if isinstance(asked, Iterator):
+        asked = list(asked)
     built = build_methods(model, asked)
     attacked = {CLEAN: None, **{k: _perturb_of(k, v) for k, v in (attacks or {}).items()}}
 
@@ -126,7 +130,7 @@ def compare(
     store = RunStore(folder, configuration)
     store.write_classes(model.class_names or ())
     runner = _Runner(model, dataset, built, attacked, store, target, fit, precision, seed)
-    with _evaluation_mode(model), _ranks() as (rank, world):
+    with torch.inference_mode(False), _ranks() as (rank, world):
         total = count * len(built) * len(attacked)
         with _progress_bar(total, progress and rank == 0) as advance:
             for start in range(rank * batch_size, count, world * batch_size):
@@ -157,6 +161,14 @@ class _Runner:
     precision: str
     seed: int
 
+    @cached_property
+    def classes(self) -> int:
+        """How many classes the model scores."""
+        if self.model.class_names is not None:
+            return len(self.model.class_names)
+        black = torch.zeros(1, 3, *self.model.input_size, device=device_of(self.model))
+        return int(self._scores(black).shape[1])
+
     def run_batch(self, start: int, stop: int, advance: Callable[[int], None]) -> None:
         """Explain one batch by all methods that have not all their rows of it yet.
 
@@ -177,17 +189,18 @@ class _Runner:
             loaded = list(pool.map(self._load, range(start, stop)))
         usable = [item for item in loaded if item.sample is not None]
         images = [self._image_row(item) for item in loaded]
-        batches: dict[str, _Batch] = {}
+        prepared: dict[str, tuple[list[_Batch], dict[int, str]]] = {}
         for attack, method in missing:
+            if attack not in prepared:
+                prepared = {attack: self._prepare(usable, attack, start)}
+            batches, failed = prepared[attack]
             rows = [
-                ResultRow(item.position, method, attack, item.image, error=item.error)
+                ResultRow(item.position, method, attack, item.image, error=error)
                 for item in loaded
-                if item.sample is None
+                if (error := item.error or failed.get(item.position))
             ]
-            if usable:
-                if attack not in batches:
-                    batches = {attack: self._prepare(usable, attack, start)}
-                rows += self._explain(batches[attack], method, attack, start)
+            for batch in batches:
+                rows += self._explain(batch, method, attack, start)
             self.store.write(rows, images)
             images = []
             advance(stop - start)
@@ -196,15 +209,28 @@ class _Runner:
         ids = getattr(self.dataset, "ids", None)
         image = str(position) if ids is None else str(ids[position])
         try:
-            sample = self._fit(self.dataset[position])
-            classes = self.model.class_names
-            if classes is not None and sample.label is not None and sample.label >= len(classes):
-                raise DataError(
-                    f"class index {sample.label}, but the model has {len(classes)} classes"
-                )
+            sample = self.dataset[position]
+            image = image if ids is not None else sample.id
+            sample = self._fit(self._checked(sample))
         except Exception as error:  # whatever is wrong with one image, the run goes on
             return _Loaded(position, image, None, _one_line(error))
         return _Loaded(position, image, sample)
+
+    def _checked(self, sample: Sample) -> Sample:
+        """The sample with a plain label; ``DataError`` for what would spoil its batch."""
+        image, mask = sample.image, sample.mask
+        if image.dtype != torch.float32 or not (image.amin() >= 0 and image.amax() <= 1):
+            raise DataError(f"{sample.id}: the image is not float32 in [0, 1]")
+        if mask is not None and mask.dtype != torch.bool:
+            raise DataError(f"{sample.id}: the mask is {mask.dtype}, not Boolean")
+        if sample.label is None:
+            return sample
+        label = as_index(sample.label)
+        if not 0 <= label < self.classes:
+            raise DataError(
+                f"{sample.id}: class index {label}, but the model has {self.classes} classes"
+            )
+        return replace(sample, label=label)
 
     def _fit(self, sample: Sample) -> Sample:
         height, width = self.model.input_size
@@ -228,10 +254,29 @@ class _Runner:
             _jpeg(sample.image) if item.position < GALLERY_POOL else None,
         )
 
-    def _prepare(self, usable: list[_Loaded], attack: str, start: int) -> _Batch:
+    def _prepare(
+        self, usable: list[_Loaded], attack: str, start: int
+    ) -> tuple[list[_Batch], dict[int, str]]:
+        """The images as one batch; one by one where the attack fails on one, with its error."""
+        if not usable:
+            return [], {}
+        try:
+            return [self._prepare_batch(usable, attack, start)], {}
+        except Exception as error:
+            if len(usable) == 1:
+                return [], {usable[0].position: _one_line(error)}
+        batches: list[_Batch] = []
+        failed: dict[int, str] = {}
+        for item in usable:
+            made, error_of = self._prepare([item], attack, start)
+            batches += made
+            failed |= error_of
+        return batches, failed
+
+    def _prepare_batch(self, usable: list[_Loaded], attack: str, start: int) -> _Batch:
         """The images on the device, attacked, with the classes to explain."""
         samples = [item.sample for item in usable if item.sample is not None]
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         images = torch.stack([s.image for s in samples]).to(device)
         scores = self._scores(images)
         predicted = scores.argmax(dim=1)
@@ -239,8 +284,14 @@ class _Runner:
         labels = torch.where(known < 0, predicted, known)
         perturb = self.attacks[attack]
         if perturb is not None:
-            with self._randomness(start, attack), self._autocast():
-                images = perturb(images, labels).detach()
+            with self._undisturbed(start, attack):
+                perturbed = perturb(images.clone(), labels.clone()).detach()
+            if perturbed.shape != images.shape:
+                raise ValueError(
+                    f"attack {attack!r}: expected {tuple(images.shape)}, "
+                    f"got {tuple(perturbed.shape)}"
+                )
+            images = perturbed.to(images)
             scores = self._scores(images)
             predicted = scores.argmax(dim=1)
         return _Batch(
@@ -253,20 +304,18 @@ class _Runner:
         )
 
     def _scores(self, images: Tensor) -> Tensor:
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), _restored(self.model), self._autocast():
             scores: Tensor = self.model(images)
         return scores
 
     def _explain(self, batch: _Batch, method: str, attack: str, start: int) -> list[ResultRow]:
         try:
-            with (
-                self._randomness(start, method + attack),
-                count_passes(self.model) as passes,
-                self._autocast(),
-            ):
-                began = _now(batch.images.device)
-                maps = self.methods[method].explain(batch.images, batch.target)
-                seconds = _now(batch.images.device) - began
+            explain = self.methods[method].explain
+            images, target = batch.images.clone(), batch.target.clone()
+            with self._undisturbed(start, method + attack), count_passes(self.model) as passes:
+                began = _now(images.device)
+                maps = explain(images, target)
+                seconds = _now(images.device) - began
             maps = maps.detach().float().cpu()
             if maps.shape != (len(batch.images), *batch.images.shape[2:]):
                 raise ValueError(
@@ -303,16 +352,25 @@ class _Runner:
         ]
 
     def _autocast(self) -> torch.autocast:
-        device = next(self.model.parameters()).device.type
+        device = device_of(self.model).type
         enabled = self.precision == "bfloat16"
         return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
 
     @contextmanager
-    def _randomness(self, start: int, name: str) -> Iterator[None]:
-        """Inside, draws depend on seed, batch and name only; outside, the state is as before."""
-        device = next(self.model.parameters()).device
+    def _undisturbed(self, start: int, name: str) -> Iterator[None]:
+        """Inside, a method or an attack finds what every other finds, and leaves nothing behind.
+
+        Draws depend on seed, batch and name only; the model is in evaluation mode, with gradients
+        on; modes, the parameters' gradients, grad mode and random state are put back.
+        """
+        device = device_of(self.model)
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with (
+            torch.random.fork_rng(devices=devices),
+            _restored(self.model),
+            torch.enable_grad(),
+            self._autocast(),
+        ):
             torch.manual_seed(zlib.crc32(f"{self.seed} {start} {name}".encode()))
             yield
 
@@ -379,14 +437,18 @@ def _perturb_of(name: str, attack: Any) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 @contextmanager
-def _evaluation_mode(model: Classifier) -> Iterator[None]:
+def _restored(model: Classifier) -> Iterator[None]:
+    """In evaluation mode; then modes are as before, and gradients that came are gone."""
     modes = [(m, m.training) for m in model.modules()]
+    bare = [p for p in model.parameters() if p.grad is None]
     model.eval()
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for parameter in bare:
+            parameter.grad = None
 
 
 def _world_size() -> int:

@@ -13,6 +13,12 @@ import torch
 from captum_robust.models import Classifier
 
 
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the model runs: its first parameter's or buffer's device, or the CPU."""
+    tensors = (t for group in (model.parameters(), model.buffers()) for t in group)
+    return next(tensors, torch.empty(0)).device
+
+
 def describe_run(
     model: Classifier,
     dataset: Any,
@@ -27,13 +33,19 @@ def describe_run(
         "dataset": _describe_dataset(dataset, count),
         "methods": _describe_methods(methods),
         "attacks": {name: _describe(attack) for name, attack in attacks.items()},
-        "settings": {**settings, "device": next(model.parameters()).device.type},
+        "settings": {**settings, "device": device_of(model).type},
         "versions": _versions(),
     }
 
 
 def _describe(value: Any) -> str:
-    return getattr(value, "__qualname__", None) or type(value).__qualname__
+    """A function by its name; an object by its class and its plain settings."""
+    if not hasattr(value, "__dict__") or hasattr(value, "__qualname__"):
+        return f"function:{getattr(value, '__qualname__', type(value).__qualname__)}"
+    plain = (bool, int, float, str, tuple, type(None))
+    settings = {k: v for k, v in sorted(vars(value).items()) if isinstance(v, plain)}
+    listed = ", ".join(f"{k}={v!r}" for k, v in settings.items())
+    return f"{type(value).__module__}.{type(value).__qualname__}({listed})"
 
 
 def _describe_methods(methods: Any) -> dict[str, str]:

@@ -177,10 +177,14 @@ def build_methods(
     if isinstance(methods, str):
         methods = [methods]
     if not isinstance(methods, Mapping):
-        named = list(methods)
-        if len(set(map(str, named))) < len(named):
-            raise ValueError(f"methods: each name once, got {named}")
-        methods = {str(name): name for name in named}
+        if not isinstance(methods, Sequence) or not all(isinstance(m, str) for m in methods):
+            raise TypeError(
+                "methods: expected names, or a mapping from your names to names, attributions "
+                f"and functions, got {methods!r:.80}"
+            )
+        if len(set(methods)) < len(methods):
+            raise ValueError(f"methods: each name once, got {list(methods)}")
+        methods = {name: name for name in methods}
     if not methods:
         raise ValueError("methods: expected at least one")
     return {name: _build(model, name, value) for name, value in methods.items()}

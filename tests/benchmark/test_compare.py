@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from captum_robust.benchmark import METHODS, Comparison, compare
 from captum_robust.benchmark.comparison import STRATEGY_ORDER
 from captum_robust.benchmark.methods import heat_map
+from captum_robust.benchmark.passes import count_passes
 from captum_robust.benchmark.store import RunStore, unpack
 from captum_robust.data import Sample, resize
 from captum_robust.metrics.functional import alpha_grid, best_iou, sweep_boxes
@@ -121,7 +124,7 @@ def test_a_label_that_the_model_has_no_class_for_is_that_images_error(model: Cla
             return Sample(sample.image, 4 if index == 1 else 0, sample.boxes, sample.id)
 
     result = compare(model, Mislabelled(n=3), ["saliency"], progress=False)
-    assert list(result.failures()["error"]) == ["class index 4, but the model has 4 classes"]
+    assert list(result.failures()["error"]) == ["1.png: class index 4, but the model has 4 classes"]
 
 
 def test_a_method_that_fails_on_one_image_fails_on_that_image_only(
@@ -252,6 +255,142 @@ def test_captums_attributions_and_functions_run_under_the_users_names(
     assert errors["on a layer"] == errors["by name"]
 
 
+def test_a_method_finds_what_every_other_finds_and_leaves_nothing_behind(
+    model: Classifier, drawn: Drawn
+) -> None:
+    def rude(images: Tensor, target: Tensor) -> Tensor:
+        images.requires_grad_()
+        model(images).gather(1, target[:, None]).sum().backward()
+        heat = images.grad
+        model.train()
+        torch.set_grad_enabled(False)
+        images.zero_()
+        target.zero_()
+        assert heat is not None
+        return heat
+
+    alone = compare(model, drawn, {"b": rude, "c": "saliency"}, progress=False)
+    after = compare(model, drawn, {"a": rude, "b": rude, "c": "saliency"}, progress=False)
+    both = rows(after)
+    pd.testing.assert_frame_equal(rows(alone), both[both["method"] != "a"].reset_index(drop=True))
+    assert torch.is_grad_enabled()
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_grad_mode_around_the_call_makes_no_difference(
+    model: Classifier, drawn: Drawn, mode: Any
+) -> None:
+    with mode():
+        result = compare(model, drawn, CHEAP, progress=False)
+    assert result.failures().empty
+
+
+def test_an_attack_that_fails_on_one_image_is_that_images_error(
+    model: Classifier, drawn: Drawn
+) -> None:
+    poison = resize(drawn[2], (32, 32)).image
+
+    def fragile(images: Tensor, target: Tensor) -> Tensor:
+        if any(torch.equal(x, poison) for x in images):
+            raise RuntimeError("no luck")
+        return images
+
+    attacks = {"fragile": fragile, "short": lambda x, t: x[:0]}
+    result = compare(model, drawn, ["saliency"], attacks, progress=False)
+    failed = rows(result).groupby("attack")["error"].count()
+    assert failed.to_dict() == {"clean": 0, "fragile": 1, "short": 6}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": torch.rand(3, 32, 32).double()}, "not float32 in [0, 1]"),
+        ({"image": torch.full((3, 32, 32), 255, dtype=torch.uint8)}, "not float32 in [0, 1]"),
+        ({"image": torch.full((3, 32, 32), float("nan"))}, "not float32 in [0, 1]"),
+        ({"mask": torch.zeros(32, 32)}, "the mask is torch.float32"),
+        ({"label": -1}, "class index -1"),
+        ({"label": 1.5}, "TypeError"),
+    ],
+)
+def test_a_sample_that_would_spoil_its_batch_is_its_own_error(
+    model: Classifier, change: dict[str, Any], message: str
+) -> None:
+    good = resize(Drawn()[0], (32, 32))
+    result = compare(model, [good, replace(good, **change)], ["saliency"], progress=False)
+    assert result.table()["n"].tolist() == [1]
+    assert message in result.failures()["error"][0]
+
+
+def test_labels_of_other_integer_types_and_empty_masks_are_no_obstacle(model: Classifier) -> None:
+    sample = resize(Drawn()[0], (32, 32))
+    empty = replace(sample, label=np.int64(1), mask=torch.zeros(32, 32, dtype=torch.bool))
+    table = compare(model, [empty, replace(sample, label=torch.tensor(2))], ["saliency"]).table()
+    assert table["n"].tolist() == [2]
+    assert "pxap" not in table
+
+
+@dataclass
+class Shift:
+    """An attack with a setting."""
+
+    amount: float
+
+    def perturb(self, images: Tensor, target: Tensor) -> Tensor:
+        return (images + self.amount).clamp(0, 1)
+
+
+def test_an_attack_of_another_strength_is_another_run(
+    model: Classifier, drawn: Drawn, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    compare(model, drawn, ["saliency"], {"shift": Shift(0.1)}, out=out, progress=False)
+    with pytest.raises(ValueError, match=r"Shift\(amount=0\.1\) there"):
+        compare(model, drawn, ["saliency"], {"shift": Shift(0.2)}, out=out, progress=False)
+
+
+def test_a_comparison_of_a_run_that_goes_on_reads_it_anew(
+    model: Classifier, tmp_path: Path
+) -> None:
+    class Interrupted(Drawn):
+        def __getitem__(self, index: int) -> Sample:
+            if index >= 4:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        compare(model, Interrupted(), ["saliency"], batch_size=2, out=out, progress=False)
+    early = Comparison(out)
+    assert early.table()["n"].tolist() == [4]
+    compare(model, Drawn(), ["saliency"], batch_size=2, out=out, progress=False)
+    assert early.table()["n"].tolist() == [6]
+    assert len(early.to_dataframe()) == 6
+
+
+def test_a_reused_input_counts_once_a_pass(model: Classifier) -> None:
+    x = torch.rand(2, 3, 32, 32, requires_grad=True)
+    with count_passes(model) as passes:
+        for c in range(3):
+            torch.autograd.grad(model(x)[:, c].sum(), x)
+        with torch.no_grad():
+            model(x)
+    assert (passes.forward, passes.backward) == (8, 6)
+
+
+def test_processes_that_start_together_share_a_folder(tmp_path: Path) -> None:
+    def start(folder: Path) -> int:
+        store = RunStore(folder, {"a": 1})
+        total = store.total()
+        store.close()
+        return total
+
+    with ThreadPoolExecutor(8) as pool:
+        for i in range(20):
+            assert list(pool.map(start, [tmp_path / str(i)] * 8)) == [0] * 8
+
+
 def test_attacks_add_rows_and_every_method_runs_on_clean_images_too(
     model: Classifier, drawn: Drawn
 ) -> None:
@@ -353,6 +492,9 @@ def test_a_centre_crop_moves_the_boxes(model: Classifier, drawn: Drawn) -> None:
         ({"methods": ["robust_can"]}, ValueError, "unknown method 'robust_can'; did you mean"),
         ({"methods": []}, ValueError, "methods: expected at least one"),
         ({"methods": ["saliency", "saliency"]}, ValueError, "methods: each name once"),
+        ({"methods": 3}, TypeError, "methods: expected names, or a mapping"),
+        ({"methods": [centre_heat]}, TypeError, "methods: expected names, or a mapping"),
+        ({"batch_size": 2.5}, ValueError, "batch_size: expected a whole number"),
         ({"methods": {"a": 3}}, TypeError, "method 'a': expected a name"),
         ({"attacks": {"a": 3}}, TypeError, "attack 'a': expected an object"),
         ({"attacks": {"clean": centre_heat}}, ValueError, "attacks: 'clean'"),
