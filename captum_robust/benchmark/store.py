@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sqlite3
 import time
 import zlib
@@ -125,10 +126,18 @@ class RunStore:
                 f"{self.folder} holds no run but other files ({', '.join(sorted(strangers)[:3])}); "
                 "give an empty or a new folder"
             )
-        # Written aside and renamed: a killed process leaves none or a whole one.
-        part = described.with_name(f"run.json.{os.getpid()}")
+        # Written aside and linked: a killed process leaves none or a whole one, and of two that
+        # start together the second compares with what the first wrote.
+        part = described.with_name(f"run.json.{secrets.token_hex(8)}")
         part.write_text(json.dumps(self.configuration, indent=2) + "\n", encoding="utf-8")
-        part.replace(described)
+        try:
+            os.link(part, described)
+        except FileExistsError:
+            _refuse_other(_read(described), self.configuration, self.folder)
+        except OSError:  # a file system without links
+            part.replace(described)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _enter_wal_mode(self) -> None:
         """Many readers beside one writer; a killed process leaves whole transactions.

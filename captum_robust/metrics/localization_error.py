@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from captum_robust.metrics._settings import settings_state
 from captum_robust.metrics.functional.box_sweep import sweep_boxes
 from captum_robust.metrics.functional.boxes import best_iou
 from captum_robust.metrics.functional.localization import (
@@ -89,6 +90,18 @@ class LocalizationError(Metric):
         self.add_state("overlaps", overlaps, dist_reduce_fx="sum")
         self.add_state("samples", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("without_boxes", torch.tensor(0), dist_reduce_fx="sum")
+        settings = settings_state(
+            self.strategies,
+            self.iou_thresholds,
+            self.strict,
+            self.inclusive,
+            connectivity,
+            largest_component_only,
+            oracle,
+            seed,
+            sorted(map(repr, self.blacklist)),
+        )
+        self.add_state("settings", settings, dist_reduce_fx="max")
 
     def update(
         self,
@@ -119,9 +132,10 @@ class LocalizationError(Metric):
             self.samples[fold] += chosen.sum()
 
     def compute(self) -> Tensor:
-        """Return the error in [0, 1], NaN without images; ValueError if only one fold has any."""
+        """Return the error in [0, 1]; NaN without images, or if only one fold has any."""
         total = self.samples.sum()
-        if total == 0:
+        # Not an error: forward() computes the value of one batch, which may be a single image.
+        if total == 0 or (not self.oracle and bool((self.samples == 0).any())):
             return torch.tensor(torch.nan, device=self.device)
         counts, sums, sizes = self.correct, self.overlaps, self.samples
         if self.oracle:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from captum_robust.metrics._settings import settings_state
 from captum_robust.metrics.functional._validate import check_choice
 from captum_robust.metrics.functional.maxboxacc import (
     CONTOURS,
@@ -49,6 +50,8 @@ class MaxBoxAcc(Metric):
         hits = torch.zeros(len(self.iou_thresholds), 256, dtype=torch.int64)
         self.add_state("hits", hits, dist_reduce_fx="sum")
         self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
+        settings = settings_state(self.iou_thresholds, self.multi, contours, inclusive)
+        self.add_state("settings", settings, dist_reduce_fx="max")
 
     def update(self, maps: Tensor, ground_truth: Sequence[Tensor]) -> None:
         """Add images: maps N×H×W, N ground-truth boxes M_i×4; those without a box don't count."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from captum_robust.metrics._settings import settings_state
 from captum_robust.metrics.functional.pointing_game import pointing_game_hits
 
 
@@ -44,6 +45,8 @@ class PointingGame(Metric):
         empty = torch.zeros(num_classes or 1, dtype=torch.int64)
         self.add_state("hits", empty, dist_reduce_fx="sum")
         self.add_state("totals", empty.clone(), dist_reduce_fx="sum")
+        settings = settings_state(num_classes, tolerance)
+        self.add_state("settings", settings, dist_reduce_fx="max")
 
     def update(
         self,
@@ -57,8 +60,11 @@ class PointingGame(Metric):
         hits = pointing_game_hits(maps, ground_truth, self.tolerance)
         if classes is None:
             classes = torch.zeros(len(hits), dtype=torch.int64)
-        if classes.shape != hits.shape:
-            raise ValueError(f"classes must be {len(hits)} numbers, not {tuple(classes.shape)}")
+        if classes.shape != hits.shape or classes.is_floating_point():
+            raise ValueError(
+                f"classes must be {len(hits)} integers, not {tuple(classes.shape)} of "
+                f"{classes.dtype}"
+            )
         size = len(self.hits)
         if ((classes < 0) | (classes >= size)).any():
             raise ValueError(f"classes must be in [0, {size}), not {classes.tolist()}")

@@ -37,5 +37,8 @@ class PxAP(Metric):
         self.histograms += pxap_histograms(maps, masks, ignore).sum(dim=0)
 
     def compute(self) -> Tensor:
-        """Return PxAP in [0, 1]; ValueError when no pixel lay on an object."""
+        """Return PxAP in [0, 1]; NaN when no pixel lay on an object."""
+        # Not an error: forward() computes the value of one batch, which may hold empty masks only.
+        if not self.histograms[1].any():
+            return torch.tensor(torch.nan, device=self.device)
         return pxap_from_histograms(self.histograms)

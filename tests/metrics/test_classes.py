@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from torchmetrics import MetricCollection
 
 from captum_robust.metrics import LocalizationError, MaxBoxAcc, MaxBoxAccV2, PointingGame, PxAP
 from captum_robust.metrics import functional as F
@@ -170,8 +171,30 @@ def test_wrong_arguments_are_named():
         PointingGame(2).update(MAPS, BOXES, CLASSES)
 
 
-def test_one_empty_fold_is_refused():
-    metric = LocalizationError()
-    metric.update(MAPS[:1], BOXES[:1], IDS[:1])
-    with pytest.raises(ValueError, match="tuning needs one in each"):
-        metric.compute()
+def test_the_value_of_one_batch_may_be_nan_and_costs_nothing_of_what_was_added():
+    metrics = [LocalizationError(), PxAP()]
+    for metric, update in zip(metrics, [(MAPS, BOXES, IDS), (MAPS, MASKS)], strict=True):
+        metric.update(*update)
+        before = metric.compute()
+        metric.reset()
+        metric.update(*(u[:-1] for u in update))
+        # One image lies in one fold, and this one's mask is taken away.
+        last = [u[-1:] for u in update]
+        if isinstance(metric, PxAP):
+            assert metric(last[0], torch.zeros_like(last[1])).isnan()
+        else:
+            assert metric(*last).isnan()
+            torch.testing.assert_close(metric.compute(), before)
+        assert not metric.compute().isnan()
+
+
+def test_metrics_with_other_settings_keep_to_themselves_in_a_collection():
+    heat = torch.zeros(1, 40, 40)
+    heat[0, 20, 20] = 1
+    on, beside = torch.tensor([[20.0, 20.0, 22.0, 22.0]]), torch.tensor([[25.0, 20.0, 30.0, 25.0]])
+    collection = MetricCollection(
+        {"15": PointingGame(tolerance=15), "1": PointingGame(tolerance=1)}
+    )
+    collection.update(heat, [on])  # both hit, so their states are equal
+    collection.update(heat, [beside])  # 5 px away
+    assert {k: v.item() for k, v in collection.compute().items()} == {"15": 1.0, "1": 0.5}
