@@ -1,9 +1,19 @@
-"""One way to refuse an unknown name: say what came and the nearest that exist."""
+"""Names in messages: what is unknown and the nearest that exist, on one printable line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+
+def printable(text: str) -> str:
+    r"""The text on one line, with the bytes of a file name that are not UTF-8 written out.
+
+    >>> printable("a\udcff.png\n is torn")
+    'a\\xff.png is torn'
+    """
+    line = " ".join(text.split())
+    return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from captum_robust._names import printable
 
 if TYPE_CHECKING:
     from captum_robust.benchmark import Comparison
@@ -147,8 +151,15 @@ def explain(
     """Draw where the classifier looks: one PNG an image, the top classes in the terminal."""
     from captum_robust.benchmark.explain import explain_image
     from captum_robust.benchmark.methods import build_methods
+    from captum_robust.data import DataError
 
-    sources = list(_image_files(path))
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: expected a number in [0, 1], got {threshold}")
+    sources = list(_image_files(path, out))
+    originals = {file.resolve() for _, file in sources}
+    for name, _ in sources:
+        if (out / name).resolve() in originals:
+            raise ValueError(f"{out / name}: would overwrite the image itself; give another --out")
     classifier = _load_model(model, weights, device, layer)
     chosen = build_methods(classifier, _names(methods) or [])
     number = None if target is None else _class_number(classifier, target)
@@ -158,13 +169,13 @@ def explain(
             classes, picture = explain_image(
                 classifier, file, chosen, out / name, target=number, threshold=threshold, top=top
             )
-        except ValueError as error:
+        except DataError as error:
             if len(sources) == 1:
                 raise
             failed += 1
-            typer.echo(f"captum-robust: {error}", err=True)
+            typer.echo(f"captum-robust: {printable(str(error))}", err=True)
             continue
-        _say(f"{file.name} -> {picture}")
+        _say(printable(f"{file} -> {picture}"))
         for label, probability in classes:
             _say(f"  {probability:6.1%}  {label}")
     if failed:
@@ -186,23 +197,32 @@ def main() -> None:
     """Run the command; what a user got wrong is one line on standard error and exit code 2."""
     try:
         code = app(standalone_mode=False)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, sqlite3.Error) as error:
         code = _fail(error)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         if type(error).__module__.split(".")[0] not in {"click", "typer"}:
             raise
-        code = _fail(error)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(_message(error))
+            code = 0
+        else:
+            code = _fail(error)
     if code == 130:  # Ctrl-C, which typer itself may already have turned into this code
         typer.echo("captum-robust: stopped; the same command goes on from here", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(error: Exception) -> int:
-    message = getattr(error, "format_message", lambda: str(error))()
-    typer.echo("captum-robust: error: " + " ".join(message.split()), err=True)
+    typer.echo(f"captum-robust: error: {printable(_message(error))}", err=True)
     return 2
+
+
+def _message(error: Exception) -> str:
+    """Of an error of the command line's parser, or of any other."""
+    own = getattr(error, "format_message", None)
+    return str(own() if own else error)
 
 
 def _say(text: str) -> None:
@@ -227,7 +247,8 @@ def _load_model(name: str, weights: str, device: str, layer: str | None = None) 
     except (RuntimeError, AssertionError) as error:  # torch raises the latter without CUDA
         first = str(error).splitlines()[0]
         raise ValueError(f"device {device!r} is not available here: {first}") from None
-    chosen = None if weights.lower() == "none" else weights
+    plain = weights.lower()
+    chosen = None if plain == "none" else "DEFAULT" if plain == "default" else weights
     return load_classifier(name, chosen, cam_layer=layer).to(device)
 
 
@@ -236,21 +257,25 @@ def _open(kind: str, path: Path | None, options: dict[str, Any]) -> Localization
 
     try:
         return load_dataset(kind, path, **options)
-    except TypeError:
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise ValueError(f"{path}: {error}") from None
         given = ", ".join(f"--{name}" for name in options)
         raise ValueError(f"a data set of kind {kind!r} does not take all of: {given}") from None
 
 
-def _image_files(path: Path) -> Iterator[tuple[str, Path]]:
-    """Name of the picture and file of each image."""
+def _image_files(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
+    """Name of the picture and file of each image; the pictures of an earlier call are none."""
     from captum_robust.data.images import list_images
 
     if path.is_dir():
-        found = list_images(path)
+        found = list_images(path, without=out)
         if not found:
             raise ValueError(f"{path}: no images in it")
+        times = Counter(str(Path(name).with_suffix("")) for name in found)
         for name, file in found.items():
-            yield f"{Path(name).with_suffix('')}.png".replace("/", "-"), file
+            stem = str(Path(name).with_suffix(""))
+            yield f"{stem if times[stem] == 1 else name}.png", file
     elif path.is_file():
         yield f"{path.stem}.png", path
     else:
@@ -271,6 +296,7 @@ def _class_number(model: Classifier, target: str) -> int:
 
 
 def _finish(result: Comparison, report: Path, *, oracle: bool = False) -> None:
+    page = result.to_html(report)  # first, as the terminal may be a pipe that closes
     _say("\n" + result.to_text(oracle=oracle))
     _say("\n" + result.summary())
     failures = result.failures()
@@ -278,4 +304,4 @@ def _finish(result: Comparison, report: Path, *, oracle: bool = False) -> None:
         _say(f"  {row.image}: {row.error}")
     if len(failures) > 5:
         _say(f"  and {len(failures) - 5} more, all in the report")
-    _say(f"\nreport: {result.to_html(report)}")
+    _say(f"\nreport: {page}")

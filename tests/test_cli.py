@@ -181,6 +181,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["explain", "images", "--target", "taby"], "unknown class 'taby'; did you mean 'tabby'"),
     (["explain", "images", "--target", "1000"], "classes 0 to 999"),
     (["explain", "images/0.png", "--threshold", "2"], "threshold"),
+    (["explain", "images", "--threshold", "nan"], "threshold: expected a number in [0, 1]"),
     (["cmpare"], "No such command 'cmpare'"),
     (["demo", "--ot", "x"], "No such option: --ot"),
 ]
@@ -194,6 +195,74 @@ def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(
     code, _, err = run(*arguments)
     assert code == 2
     assert message in one_line(err)
+
+
+def test_other_boxes_are_another_run(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images")
+    arguments = ("compare", "folder", folder, "--methods", "center_box")
+    assert run(*arguments)[0] == 0
+    table = (folder / "boxes.csv").read_text()
+    (folder / "boxes.csv").write_text(table.replace("20,10,60,40", "20,10,60,50"))
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "dataset.options.table" in one_line(err)
+
+
+def test_explain_never_overwrites_an_image_or_a_picture(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    before = (folder / "0.png").read_bytes()
+    code, _, err = run("explain", folder / "0.png", "--out", folder)
+    assert code == 2
+    assert "would overwrite the image itself" in one_line(err)
+    assert (folder / "0.png").read_bytes() == before
+    (folder / "sub").mkdir()
+    Image.open(folder / "0.png").save(folder / "0.jpg")
+    Image.open(folder / "0.png").save(folder / "sub" / "0.png")
+    for _ in range(2):  # the second time it does not explain its own pictures
+        code, out, _ = run("explain", folder, "--out", folder / "out")
+        assert code == 0
+        pictures = sorted(
+            str(p.relative_to(folder / "out")) for p in (folder / "out").rglob("*.png")
+        )
+        assert pictures == ["0.jpg.png", "0.png.png", "sub/0.png"]
+
+
+@pytest.mark.parametrize("content", [b"garbage" * 1000, b""])
+def test_a_damaged_run_is_one_line(run: Run, tmp_path: Path, content: bytes) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    arguments = ("compare", "folder", folder, "--methods", "center_box")
+    assert run(*arguments)[0] == 0
+    for file in (tmp_path / "captum-robust-compare").glob("rows.sqlite-*"):
+        file.unlink()
+    name = "rows.sqlite" if content else "run.json"
+    (tmp_path / "captum-robust-compare" / name).write_bytes(content)
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert name in one_line(err)
+
+
+def test_a_file_name_that_is_no_text_is_a_row_with_its_error(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    (folder / os.fsdecode(b"\xff\xfe.png")).write_bytes(b"junk")
+    code, out, err = run("compare", "folder", folder, "--methods", "center_box")
+    assert code == 0, err
+    assert "2 images: 1 could not be used" in out
+
+
+def test_without_arguments_it_prints_its_help(run: Run) -> None:
+    code, out, err = run()
+    assert code == 0
+    assert "Commands:" in out
+    assert err == ""
+
+
+def test_the_report_is_written_also_when_the_output_closes_early(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    command = f"{sys.executable} -m captum_robust compare folder {folder} --methods center_box"
+    subprocess.run(
+        f"{command} --out {tmp_path / 'out'} | true", shell=True, env=ONE_THREAD, check=True
+    )
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_a_folder_with_another_run_is_refused(run: Run, tmp_path: Path) -> None:

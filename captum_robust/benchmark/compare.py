@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from captum_robust._names import printable
 from captum_robust.benchmark.comparison import CLEAN, GALLERY_POOL, Comparison
 from captum_robust.benchmark.configuration import describe_run, device_of
 from captum_robust.benchmark.measure import measure, thumbnail
@@ -414,7 +415,7 @@ def _now(device: torch.device) -> float:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = printable(str(error))
     return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"[:500]
 
 

@@ -38,7 +38,8 @@ STRATEGY_ORDER = STRATEGIES
 """The families whose boxes follow each other in a row's overlaps."""
 
 CLEAN = "clean"
-_FEW = 50
+FEW = 50
+"""With fewer images a table says that they are too few to rank methods."""
 
 GALLERY_POOL = 512
 """Pictures and maps are kept for this many images, so that a run of any length stays small."""
@@ -179,8 +180,8 @@ class Comparison:
             f"error: share of boxes with IoU of .5 or less, 95 % bootstrap interval; thresholds "
             f"tuned {tuned}"
         )
-        if table["n"].max() < _FEW:
-            note += f"\nfewer than {_FEW} images are too few to rank methods: read the intervals"
+        if table["n"].max() < FEW:
+            note += f"\nfewer than {FEW} images are too few to rank methods: read the intervals"
         return f"{shown.to_string(index=False)}\n{note}"
 
     def to_dataframe(

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,7 +84,28 @@ def _describe_dataset(dataset: Any, count: int) -> dict[str, Any]:
     ids = getattr(dataset, "ids", None)
     names = None if ids is None else zlib.crc32(json.dumps(list(ids[:count])).encode())
     kind = getattr(dataset, "kind", type(dataset).__name__)
-    return {"kind": kind, "samples": count, "ids_crc32": names}
+    return {
+        "kind": kind,
+        "samples": count,
+        "ids_crc32": names,
+        "options": {
+            name.lstrip("_"): _describe_option(value)
+            for name, value in sorted(getattr(dataset, "__dict__", {}).items())
+            if isinstance(value, (str, bool, int, Path))
+        },
+    }
+
+
+def _describe_option(value: Any) -> Any:
+    """A path with the checksum of what is in its file, such as a table of boxes."""
+    if not isinstance(value, Path):
+        return value
+    checksum = 0
+    if value.is_file():
+        with value.open("rb") as file:
+            while block := file.read(1 << 20):
+                checksum = zlib.crc32(block, checksum)
+    return f"{value.resolve()} {checksum:08x}" if value.is_file() else str(value.resolve())
 
 
 def _versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captum_robust.benchmark.comparison import CLEAN, GALLERY_POOL
+from captum_robust.benchmark.comparison import CLEAN, FEW, GALLERY_POOL
 from captum_robust.benchmark.gallery import build_gallery
 from captum_robust.benchmark.overlay import PREDICTED_COLOR, TRUTH_COLOR, write_whole
 from captum_robust.benchmark.plots import FAMILIES, method_styles
@@ -214,7 +214,7 @@ def _conclusion(table: pd.DataFrame, comparison: Comparison) -> str:
     best = methods[0]
     *others, last = [row["method"] for row in methods if row["error"] == best["error"]]
     first = f"{', '.join(others)} and {last} place" if others else f"{last} places"
-    text = f"{first} the object best: "
+    text = f"{first} the object best of the methods: "
     text += (
         f"{100 * best['error']:.1f} % of the boxes miss it (95 % interval "
         f"{100 * best['error_low']:.1f} to {100 * best['error_high']:.1f} %, "
@@ -227,6 +227,8 @@ def _conclusion(table: pd.DataFrame, comparison: Comparison) -> str:
             text += ", which lies within that interval: no clear difference."
         else:
             text += "." if best["error"] < other["error"] else ", which is better."
+    if best["n"] < FEW:
+        text += f" Fewer than {FEW} images are too few to rank methods: read the intervals."
     return text
 
 

@@ -108,12 +108,17 @@ class RunStore:
         else:
             self.configuration = json.loads(json.dumps(configuration))
             self._claim(described)
-        self._database = sqlite3.connect(
-            self.folder / "rows.sqlite", timeout=_LOCK_SECONDS, isolation_level=None
-        )
-        self._enter_wal_mode()
-        self._database.execute("PRAGMA synchronous=NORMAL")
-        self._database.executescript(_SCHEMA)
+        file = self.folder / "rows.sqlite"
+        try:
+            self._database = sqlite3.connect(file, timeout=_LOCK_SECONDS, isolation_level=None)
+            self._enter_wal_mode()
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.executescript(_SCHEMA)
+            self.count(0, 0)
+        except sqlite3.Error as error:
+            raise ValueError(
+                f"{file}: no rows of a run ({error}); delete it or give another folder"
+            ) from None
 
     def _claim(self, described: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -150,8 +155,8 @@ class RunStore:
             try:
                 self._database.execute("PRAGMA journal_mode=WAL")
                 return
-            except sqlite3.OperationalError:
-                if time.monotonic() > end:
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > end:
                     raise
                 time.sleep(0.01)
 
@@ -229,6 +234,8 @@ def _read(described: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{described} is not a run's description ({error})") from None
+    if not isinstance(content, dict) or not {"model", "dataset", "settings"} <= content.keys():
+        raise ValueError(f"{described} is not a run's description")
     return content
 
 

@@ -173,6 +173,8 @@ def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON: {error}") from None
     needed = {"images": ("id",), "annotations": (), "categories": ("id", "name")}
     for key, fields in needed.items():
         each = content.get(key) if isinstance(content, dict) else None

@@ -83,6 +83,7 @@ class ImageFolder(LocalizationDataset):
             raise FileNotFoundError(f"{self.root}: no such folder; expected a folder of images")
         table = _existing(boxes, self.root / "boxes.csv", Path.is_file, "a CSV file of boxes")
         mask_folder = _existing(masks, self.root / "masks", Path.is_dir, "a folder of masks")
+        self._table, self._mask_folder = table, mask_folder
         folder = self.root
         if (table or mask_folder) and (self.root / "images").is_dir():
             folder = self.root / "images"

@@ -138,7 +138,10 @@ def _read_solution(path: Path) -> dict[str, tuple[int, str]]:
     reader = csv.reader(read_text(path).splitlines())
     if next(reader, [])[:2] != ["ImageId", "PredictionString"]:
         raise ValueError(f"{path}:1: expected the header ImageId,PredictionString")
-    return {row[0]: (reader.line_num, row[1] if len(row) > 1 else "") for row in reader if row}
+    try:
+        return {row[0]: (reader.line_num, row[1] if len(row) > 1 else "") for row in reader if row}
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: {error}") from None
 
 
 def _parse_solution(text: str, where: str) -> list[tuple[str, Box, str]]:

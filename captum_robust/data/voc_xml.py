@@ -77,6 +77,8 @@ def read_voc_xml(data: bytes, name: str) -> Annotation:
     parser.EntityDeclHandler = entity  # a few nested entities can expand to gigabytes
     try:
         parser.Parse(data, True)
+    except LookupError as error:  # an encoding that Python does not know
+        raise DataError(f"{name}:1: {error}") from None
     except expat.ExpatError as error:
         reason = expat.ErrorString(error.code)
         raise DataError(f"{name}:{error.lineno}: not well-formed XML: {reason}") from None
