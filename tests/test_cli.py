@@ -219,7 +219,7 @@ def test_explain_never_overwrites_an_image_or_a_picture(run: Run, tmp_path: Path
     Image.open(folder / "0.png").save(folder / "0.jpg")
     Image.open(folder / "0.png").save(folder / "sub" / "0.png")
     for _ in range(2):  # the second time it does not explain its own pictures
-        code, out, _ = run("explain", folder, "--out", folder / "out")
+        code, _out, _ = run("explain", folder, "--out", folder / "out")
         assert code == 0
         pictures = sorted(
             str(p.relative_to(folder / "out")) for p in (folder / "out").rglob("*.png")

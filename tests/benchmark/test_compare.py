@@ -381,7 +381,7 @@ def test_a_reused_input_counts_once_a_pass(model: Classifier) -> None:
 
 def test_processes_that_start_together_share_a_folder(tmp_path: Path) -> None:
     def start(folder: Path) -> int:
-        store = RunStore(folder, {"a": 1})
+        store = RunStore(folder, {"model": "a", "dataset": "b", "settings": "c"})
         total = store.total()
         store.close()
         return total
