@@ -1,6 +1,21 @@
 """Attributions for Captum that place the object and hold under attack."""
 
-from captum_robust.attr import RobustCAM
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from captum_robust.attr import RobustCAM
 
 __all__ = ["RobustCAM", "__version__"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import an attribution when it is first asked for: the command line's help needs no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("captum_robust.attr"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
