@@ -24,6 +24,6 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:
     """
     known = sorted(valid)
     near = get_close_matches(str(name), known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ";"
+    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     listing = ", ".join(known if len(known) <= 24 else [*known[:24], "…"])
     return ValueError(f"unknown {what} {name!r}{hint} ({len(known)} known: {listing})")

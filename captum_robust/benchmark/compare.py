@@ -31,7 +31,7 @@ from captum_robust.models import Classifier
 
 _PRECISIONS = ("float32", "bfloat16")
 _TARGETS = ("label", "prediction")
-_RESIZES = ("squash", "crop")
+_FITS = ("squash", "crop")
 
 
 class SampleSource(Protocol):
@@ -96,7 +96,7 @@ def compare(
             "wrap yours with Classifier(module, mean, std, input_size)"
         )
     _check_choice("target", target, _TARGETS)
-    _check_choice("fit", fit, _RESIZES)
+    _check_choice("fit", fit, _FITS)
     _check_choice("precision", precision, _PRECISIONS)
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value is not None and (not isinstance(value, int) or value is True or value < 1):

@@ -46,11 +46,23 @@ GALLERY_POOL = 512
 
 
 @dataclass(frozen=True)
+class _Tuning:
+    """How boxes are judged and their thresholds chosen, see :meth:`Comparison.table`."""
+
+    protocol: str = "whi2020"
+    oracle: bool = False
+    strategies: tuple[str, ...] = STRATEGY_ORDER
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class _Scored:
     """One method under one attack: a value a position, NaN where there is none."""
 
     positions: Tensor
     """M, the positions whose box was scored."""
+    folds: Tensor
+    """M, 0 or 1."""
     result: LocalizationResult
     ious: dict[str, Tensor]
     """M×A for each family."""
@@ -130,8 +142,9 @@ class Comparison:
         for strategy in families:
             if strategy not in STRATEGY_ORDER:
                 raise unknown_name("family of thresholds", strategy, STRATEGY_ORDER)
+        tuning = _Tuning(protocol, oracle, families, seed)
         rows = [
-            self._summary(method, attack, protocol, oracle, families, level, seed)
+            self._summary(method, attack, tuning, level)
             for attack in self.attacks
             for method in self.methods
         ]
@@ -209,7 +222,7 @@ class Comparison:
         parts = []
         for method in self.methods:
             for attack in self.attacks:
-                scored = self._score(method, attack, protocol, oracle)
+                scored = self._score(method, attack, _Tuning(protocol, oracle))
                 if scored is None:
                     continue
                 iou, boxes = self._at_threshold(scored, method, attack, stop)
@@ -258,7 +271,7 @@ class Comparison:
 
         rows = []
         for method in self.methods:
-            scored = self._score(method, attack, "whi2020", oracle=False)
+            scored = self._score(method, attack, _Tuning())
             for strategy, ious in (scored.ious if scored else {}).items():
                 errors = 1 - (ious > 0.5).double().mean(dim=0)
                 rows += [
@@ -287,42 +300,24 @@ class Comparison:
         """The name of a class of the model; its number where the model has no names."""
         return "unknown" if number is None else self._class_names.get(number, str(number))
 
-    @cached_property
-    def _halves(self) -> dict[int, int]:
+    def _halves(self, seed: int) -> dict[int, int]:
         """Position -> fold, for the images with boxes: halves that all methods share."""
         rows = self._store.select(
             "SELECT position FROM images WHERE error IS NULL AND boxes <> '[]' ORDER BY position"
         )
         positions = [row["position"] for row in rows]
-        return dict(zip(positions, split_folds(len(positions)).tolist(), strict=True))
+        return dict(zip(positions, split_folds(len(positions), seed).tolist(), strict=True))
 
-    def _score(
-        self,
-        method: str,
-        attack: str,
-        protocol: str,
-        oracle: bool,
-        strategies: tuple[str, ...] = STRATEGY_ORDER,
-        seed: int = 0,
-    ) -> _Scored | None:
+    def _score(self, method: str, attack: str, tuning: _Tuning) -> _Scored | None:
         if self._scored_rows != (now := self._store.total()):  # the run has gone on since
             self._scored_rows = now
             self._scored.clear()
-            self.__dict__.pop("_halves", None)
-        key = (method, attack, protocol, oracle, strategies, seed)
+        key = (method, attack, tuning)
         if key not in self._scored:
             self._scored[key] = self._score_now(*key)
         return self._scored[key]
 
-    def _score_now(
-        self,
-        method: str,
-        attack: str,
-        protocol: str,
-        oracle: bool,
-        strategies: tuple[str, ...],
-        seed: int,
-    ) -> _Scored | None:
+    def _score_now(self, method: str, attack: str, tuning: _Tuning) -> _Scored | None:
         rows = self._store.select(
             "SELECT position, ious FROM results WHERE method = ? AND attack = ? "
             "AND ious IS NOT NULL ORDER BY position",
@@ -337,15 +332,14 @@ class Comparison:
         sizes = [len(alpha_grid(s)) for s in STRATEGY_ORDER]
         parts = np.split(np.stack(packed), np.cumsum(sizes)[:-1], axis=1)
         every = dict(zip(STRATEGY_ORDER, parts, strict=True))
-        ious = {s: torch.from_numpy(every[s]) for s in strategies}
-        folds = torch.tensor([self._halves[p] for p in positions])
-        if seed:
-            folds = split_folds(len(positions), seed)
+        ious = {s: torch.from_numpy(every[s]) for s in tuning.strategies}
+        halves = self._halves(tuning.seed)
+        folds = torch.tensor([halves[p] for p in positions])
         one_sided = bool((folds == folds[0]).all())
         result = localization_error(
-            ious, protocol=protocol, folds=folds, oracle=oracle or one_sided
+            ious, protocol=tuning.protocol, folds=folds, oracle=tuning.oracle or one_sided
         )
-        return _Scored(torch.tensor(positions), result, ious)
+        return _Scored(torch.tensor(positions), folds, result, ious)
 
     def _at_threshold(
         self, scored: _Scored, method: str, attack: str, stop: int
@@ -373,24 +367,22 @@ class Comparison:
         by_fold = [index[chosen[0]] for chosen in scored.result.chosen]
         if len(by_fold) == 1:
             return torch.full((len(scored.positions),), by_fold[0])
-        folds = torch.tensor([self._halves[int(p)] for p in scored.positions])
-        return torch.tensor(by_fold)[folds]
+        return torch.tensor(by_fold)[scored.folds]
 
     def _summary(
         self,
         method: str,
         attack: str,
-        protocol: str,
-        oracle: bool,
-        strategies: tuple[str, ...],
+        tuning: _Tuning,
         level: float,
-        seed: int,
     ) -> dict[str, Any]:
         row: dict[str, Any] = {"attack": attack, "method": method, "n": 0, "error": float("nan")}
-        scored = self._score(method, attack, protocol, oracle, strategies, seed)
+        scored = self._score(method, attack, tuning)
         if scored is not None:
             fixed = self.configuration["methods"][method] in FIXED_BOXES
-            interval = bootstrap_interval(scored.result.per_sample_error, level=level, seed=seed)
+            interval = bootstrap_interval(
+                scored.result.per_sample_error, level=level, seed=tuning.seed
+            )
             chosen = dict.fromkeys(f"{s} {a:g}" for c in scored.result.chosen for s, a in c)
             row |= {
                 "n": scored.result.n,

@@ -13,7 +13,7 @@ from captum.attr import LayerGradCam, Saliency
 from torch import Tensor, nn
 
 from captum_robust.benchmark import METHODS, Comparison, compare
-from captum_robust.benchmark.comparison import STRATEGY_ORDER
+from captum_robust.benchmark.comparison import STRATEGY_ORDER, _Tuning
 from captum_robust.benchmark.methods import heat_map
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.benchmark.store import RunStore, unpack
@@ -438,7 +438,7 @@ def test_two_fold_tuning_scores_each_half_with_the_others_best_threshold(
     result = compare(model, Drawn(n=9), ["saliency"], progress=False)
     packed = result.select("SELECT ious FROM results ORDER BY position")
     correct = np.stack([unpack(row["ious"]) for row in packed]) > 0.5
-    folds = np.array([result._halves[i] for i in range(9)])
+    folds = np.array([result._halves(seed=0)[i] for i in range(9)])
     assert sorted(np.bincount(folds)) == [4, 5]
     wrong = 0
     for fold in (0, 1):
@@ -459,6 +459,19 @@ def test_one_family_of_thresholds_gives_its_own_error(model: Classifier, drawn: 
     assert table["threshold"][0].startswith("value ")
     with pytest.raises(ValueError, match="unknown family of thresholds 'valeu'"):
         result.table(strategies=["valeu"])
+
+
+def test_another_seed_gives_all_methods_the_same_other_halves(model: Classifier) -> None:
+    result = compare(model, Drawn(n=9, broken=[3]), ["saliency", "robust_cam"], progress=False)
+    result._store._database.execute(
+        "UPDATE results SET ious = NULL WHERE method = 'saliency' AND position = 0"
+    )
+    halves = result._halves(seed=1)
+    assert halves != result._halves(seed=0)
+    for method in ("saliency", "robust_cam"):
+        scored = result._score(method, "clean", _Tuning(seed=1))
+        assert scored is not None
+        assert scored.folds.tolist() == [halves[int(p)] for p in scored.positions]
 
 
 def test_curves_give_the_error_at_every_threshold(model: Classifier, drawn: Drawn) -> None:
