@@ -104,17 +104,22 @@ def compare(
 ) -> None:
     """Run attribution methods over a data set: a table with intervals, and a report.
 
-    Started again with the same arguments, a stopped run goes on. Under torchrun
+    The centre box and the whole image are always among the methods. Started again
+    with the same arguments, a stopped run goes on. Under torchrun
     (python -m captum_robust) the processes share the images.
     """
     from captum_robust.benchmark import compare as run
+    from captum_robust.benchmark.methods import FIXED_BOXES
 
+    chosen = _names(methods)
+    if chosen:  # every table has the baselines; they cost no classifier pass
+        chosen += [name for name in FIXED_BOXES if name not in chosen]
     given = {"split": split, "boxes": boxes, "masks": masks, "images": images}
     dataset = _open(kind, path, {k: v for k, v in given.items() if v is not None})
     result = run(
         _load_model(model, weights, device, layer),
         dataset,
-        _names(methods),
+        chosen,
         out=out,
         limit=limit,
         batch_size=batch_size,
