@@ -1,0 +1,491 @@
+"""L-BFGS on a batch of independent problems: one history, one step and one stop a sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from captum_robust.optim.line_search import Point, Search, fixed_step, strong_wolfe
+
+Evaluation = tuple[Tensor, Tensor, Tensor | None]
+"""Values n, gradients n×…, and n×A numbers to keep of the point, or None."""
+
+_SMALLEST_CURVATURE = 1e-10
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Where each of N samples ended."""
+
+    x: Tensor
+    """N×…, the last iterate; without a line search the best one."""
+    value: Tensor
+    """N, the objective there."""
+    extra: Tensor | None
+    """N×A, what the objective returned beside the value there."""
+    iterations: Tensor
+    """N, steps taken."""
+    evaluations: Tensor
+    """N, of value and gradient together, the first one included."""
+
+
+@dataclass
+class _Sample:
+    """The scalars of one sample."""
+
+    row: int  # its place in the caller's batch
+    value: float
+    evaluations: int = 1
+    iterations: int = 0
+    pairs: int = 0  # how often the history was written to
+    step: float = 0.0
+    search: Search | None = None
+    best: float = field(default=math.inf)
+
+
+def minimize(
+    objective: Callable[[Tensor, Tensor], Evaluation],
+    x: Tensor,
+    *,
+    step: float = 1.0,
+    max_iterations: int = 20,
+    max_evaluations: int | None = None,
+    tolerance_gradient: float = 1e-7,
+    tolerance_change: float = 1e-9,
+    history_size: int = 100,
+    line_search: str | None = "strong_wolfe",
+    start: Evaluation | None = None,
+    stop: Callable[[Tensor, Tensor, list[int]], Tensor] | None = None,
+) -> Minimum:
+    """Minimise N independent functions, each as ``torch.optim.LBFGS`` would alone.
+
+    One call of ``objective`` evaluates one trial point of every sample that still runs. A sample
+    in the middle of its line search does not hold up the others, which go on with their next
+    iteration, and a sample that has converged leaves the batch. The options mean what they mean in
+    ``torch.optim.LBFGS``; up to rounding, so do the iterates.
+
+    The two-loop recursion (Nocedal and Wright, algorithm 7.4) runs on inner products, as in Chen
+    et al., "Large-scale L-BFGS using MapReduce" (2014): the vectors are read twice an iteration,
+    in two batched matrix products, whatever the length of the history.
+
+    Args:
+        objective: (points n×…, rows n) -> values n, gradients n×…, and n×A numbers to keep or
+            None. ``rows``, on the CPU, says which samples of ``x`` the points belong to; the order
+            changes from call to call.
+        x: N×…, where to start, floating point. It is not written to.
+        step: the first trial step of an iteration (torch's ``lr``).
+        max_iterations: of a sample.
+        max_evaluations: of a sample; 1.25 × ``max_iterations`` by default.
+        tolerance_gradient: stop at a smaller largest component of the gradient.
+        tolerance_change: stop where value, or every component, changes by less.
+        history_size: how many pairs of steps and gradient changes a sample remembers.
+        line_search: ``"strong_wolfe"``, or None: ``step`` is taken as it is. Unlike torch's, the
+            last point is evaluated too.
+        start: the evaluation at ``x``, if it is known.
+        stop: (points n×…, rows n, iterations) of the samples that finished an iteration -> n
+            booleans; True ends the sample.
+
+    Raises:
+        ValueError: a wrong option, an empty batch, or a value or gradient that is not finite (at
+            the start, after a fixed step, or at every trial of a line search); says which sample.
+    """
+    _check_options(
+        x, step, max_iterations, max_evaluations, tolerance_gradient, tolerance_change,
+        history_size, line_search,
+    )  # fmt: skip
+    run = _Run(
+        objective, x.detach(), step, max_iterations,
+        max_iterations * 5 // 4 if max_evaluations is None else max_evaluations,
+        tolerance_gradient, tolerance_change, min(history_size, max(1, max_iterations - 1)),
+        line_search is not None, stop,
+    )  # fmt: skip
+    with torch.no_grad():
+        return run.minimize(start)
+
+
+class _Run:
+    def __init__(
+        self,
+        objective: Callable[[Tensor, Tensor], Evaluation],
+        x: Tensor,
+        step: float,
+        max_iterations: int,
+        max_evaluations: int,
+        tolerance_gradient: float,
+        tolerance_change: float,
+        history_size: int,
+        has_line_search: bool,
+        stop: Callable[[Tensor, Tensor, list[int]], Tensor] | None,
+    ) -> None:
+        self.objective = objective
+        self.first_step = step
+        self.max_iterations = max_iterations
+        self.max_evaluations = max_evaluations
+        self.tolerance_gradient = tolerance_gradient
+        self.tolerance_change = tolerance_change
+        self.has_line_search = has_line_search
+        self.stop = stop
+        self.shape = x.shape
+        n = len(x)
+        self.active = n  # the rows [0, active) of every array below belong to running samples
+        self.samples: list[_Sample] = []
+        self.x = x.reshape(n, -1).clone()  # n×D
+        self.gradient = torch.empty_like(self.x)  # where the iteration began
+        self.low = self.gradient  # at the best point of the line search so far
+        self.direction = torch.zeros_like(self.x)
+        self.extra: Tensor | None = None
+        self.history = _History(n, self.x.shape[1], history_size, self.x)
+        # Where the samples ended; without a line search, their best so far.
+        self.result_x = self.x.clone()
+        self.result_value = torch.zeros(n, dtype=torch.float64)
+        self.result_extra: Tensor | None = None
+        self.iterations = torch.zeros(n, dtype=torch.long)
+        self.evaluations = torch.zeros(n, dtype=torch.long)
+
+    def minimize(self, start: Evaluation | None) -> Minimum:
+        rows = torch.arange(self.active)
+        value, gradient, extra = self._evaluated(self.x, rows) if start is None else start
+        gradient = gradient.detach().reshape(self.x.shape)
+        self.gradient = self.low = gradient.to(self.x.dtype).clone()
+        if extra is not None:
+            self.extra = extra.detach().clone()
+            self.result_extra = extra.detach().clone()
+        scalars = _to_host(value, gradient.abs().amax(dim=1))
+        for row, (v, largest) in enumerate(scalars):
+            if not (math.isfinite(v) and math.isfinite(largest)):
+                raise ValueError(f"objective: NaN or infinity at the start, in sample {row}")
+            self.samples.append(_Sample(row, v))
+            self._keep(row)
+        self._remove([i for i, (_, g) in enumerate(scalars) if g <= self.tolerance_gradient])
+        fresh = list(range(self.active))
+        while self.active:
+            if fresh:
+                self._begin_iterations(fresh)
+            if self.active:
+                fresh = self._evaluate_trials()
+        value = self.result_value.to(self.x.dtype).to(self.x.device)
+        x = self.result_x.reshape(self.shape)
+        return Minimum(x, value, self.result_extra, self.iterations, self.evaluations)
+
+    def _evaluated(self, x: Tensor, rows: Tensor) -> Evaluation:
+        value, gradient, extra = self.objective(x.reshape(-1, *self.shape[1:]), rows)
+        return value.detach(), gradient.detach(), None if extra is None else extra.detach()
+
+    def _begin_iterations(self, fresh: list[int]) -> None:
+        """New directions and line searches for the samples at these places."""
+        n = self.active
+        gradient = self.gradient[:n]
+        new = self.history.directions(gradient, [s.pairs for s in self.samples])
+        if len(fresh) == n:
+            self.direction[:n] = new
+        else:
+            at = torch.tensor(fresh, device=new.device)
+            self.direction[at] = new[at]
+        d = self.direction[:n]
+        scalars = _to_host(_dot(gradient, d), gradient.abs().sum(dim=1), d.abs().amax(dim=1))
+        ended = []
+        for i in fresh:
+            sample = self.samples[i]
+            slope, size, largest = scalars[i]
+            sample.iterations += 1
+            sample.step = self.first_step
+            if sample.iterations == 1:
+                sample.step *= min(1.0, 1.0 / size)
+            if not slope <= -self.tolerance_change:
+                ended.append(i)
+                continue
+            start = Point(0.0, sample.value, slope)
+            if self.has_line_search:
+                left = self.max_evaluations - sample.evaluations
+                sample.search = strong_wolfe(
+                    sample.step, start, largest, left, self.tolerance_change
+                )
+            else:
+                sample.search = fixed_step(sample.step, start)
+            sample.step = next(sample.search).step
+        self._remove(ended)
+
+    def _evaluate_trials(self) -> list[int]:
+        """One evaluation of every running sample; the places of those that begin an iteration."""
+        n = self.active
+        d, x = self.direction[:n], self.x[:n]
+        trial = torch.addcmul(x, d, _column([s.step for s in self.samples], x))
+        rows = torch.tensor([s.row for s in self.samples])
+        value, gradient, extra = self._evaluated(trial, rows)
+        gradient = gradient.reshape(n, -1).to(x.dtype)
+        scalars = _to_host(value, _dot(gradient, d), gradient.abs().amax(dim=1))
+        improved, accepted = [], []
+        for i, sample in enumerate(self.samples):
+            v, slope, largest = scalars[i]
+            assert sample.search is not None
+            if not math.isfinite(largest):
+                v = math.nan
+            sample.evaluations += 1
+            try:
+                request = sample.search.send((v, slope))
+            except StopIteration as end:
+                chosen = end.value
+                if not chosen.found_finite:
+                    raise ValueError(
+                        f"objective: NaN or infinity in sample {sample.row}, at every step tried "
+                        f"in iteration {sample.iterations}"
+                    ) from None
+                sample.value, previous = chosen.point.value, sample.value
+                sample.step = chosen.point.step
+                accepted.append((i, abs(sample.value - previous)))
+                if chosen.improved:
+                    improved.append(i)
+            else:
+                sample.step = request.step
+                if request.improved:
+                    improved.append(i)
+        if len(improved) == n:
+            self.low = gradient
+            self.extra = extra
+        elif improved:
+            at = torch.tensor(improved, device=gradient.device)
+            if self.low is self.gradient:
+                self.low = self.gradient.clone()
+            self.low[at] = gradient[at]
+            if extra is not None and self.extra is not None:
+                self.extra[at] = extra[at]
+        return self._accept(accepted)
+
+    def _accept(self, accepted: list[tuple[int, float]]) -> list[int]:
+        """Move the samples whose line search ended; the places of those that go on."""
+        if not accepted:
+            return []
+        n = self.active
+        places = [i for i, _ in accepted]
+        at = torch.tensor(places, device=self.x.device)
+        steps = _column([self.samples[i].step for i in places], self.x)
+        s = self.direction[at] * steps
+        y = self.low[at] - self.gradient[at]
+        self.x[at] += s
+        low = self.low[at]
+        if len(places) == n:
+            self.gradient = self.low
+        else:
+            if self.gradient is self.low:
+                self.low = self.low.clone()
+            self.gradient[at] = low
+        scalars = _to_host(low.abs().amax(dim=1), s.abs().amax(dim=1), _dot(y, s))
+        settled = [False] * len(places)
+        if self.stop is not None:
+            points = self.x[at].reshape(-1, *self.shape[1:])
+            samples = [self.samples[i] for i in places]
+            rows = torch.tensor([sample.row for sample in samples])
+            settled = self.stop(points, rows, [sample.iterations for sample in samples]).tolist()
+        ended, going_on, writes = [], [], []
+        for j, (i, change) in enumerate(accepted):
+            sample = self.samples[i]
+            largest_gradient, largest_move, curvature = scalars[j]
+            sample.search = None
+            if not self.has_line_search:
+                self._keep(i)
+            if (
+                settled[j]
+                or sample.iterations >= self.max_iterations
+                or sample.evaluations >= self.max_evaluations
+                or largest_gradient <= self.tolerance_gradient
+                or largest_move <= self.tolerance_change
+                or change < self.tolerance_change
+            ):
+                ended.append(i)
+                continue
+            going_on.append(i)
+            if curvature > _SMALLEST_CURVATURE:
+                writes.append((i, j, sample.pairs))
+                sample.pairs += 1
+        self.history.write(writes, s, y)
+        moved = self._remove(ended)
+        return [moved.get(i, i) for i in going_on]
+
+    def _keep(self, i: int) -> None:
+        """Note the sample's iterate as its result, if it is its best."""
+        sample = self.samples[i]
+        if self.has_line_search or sample.value < sample.best:
+            sample.best = sample.value
+            self.result_x[sample.row] = self.x[i]
+            self.result_value[sample.row] = sample.value
+            if self.result_extra is not None and self.extra is not None:
+                self.result_extra[sample.row] = self.extra[i]
+
+    def _remove(self, places: list[int]) -> dict[int, int]:
+        """Take samples out of the batch; the last ones move into their places: old -> new."""
+        moved: dict[int, int] = {}
+        for i in sorted(places, reverse=True):
+            sample = self.samples[i]
+            self._keep(i)
+            self.iterations[sample.row] = sample.iterations
+            self.evaluations[sample.row] = sample.evaluations
+            last = self.active - 1
+            if i != last:
+                self.samples[i] = self.samples[last]
+                arrays = [self.x, self.gradient, self.direction]
+                if self.low is not self.gradient:
+                    arrays.append(self.low)
+                if self.extra is not None:
+                    arrays.append(self.extra)
+                for array in arrays:
+                    array[i] = array[last]
+                self.history.move(last, i)
+                origin = next((old for old, new in moved.items() if new == last), last)
+                moved[origin] = i
+            self.samples.pop()
+            self.active = last
+        return moved
+
+
+class _History:
+    """The last m steps s and gradient changes y of each sample, and their inner products.
+
+    The vectors lie where the gradients are; the products, a few hundred numbers, on the CPU.
+    """
+
+    def __init__(self, n: int, dimension: int, size: int, like: Tensor) -> None:
+        self.size = size
+        self.used = 0  # slots written to by any sample
+        # n×2m×D: s and y of slot k in the rows 2k and 2k+1
+        self.vectors = like.new_empty(n, 2 * size, dimension)
+        self.sy = torch.zeros(n, size, size, dtype=torch.float64)  # [k, l]: s of k times y of l
+        self.yy = torch.zeros(n, size, size, dtype=torch.float64)
+
+    def write(self, writes: list[tuple[int, int, int]], s: Tensor, y: Tensor) -> None:
+        """``writes``: (place, row of ``s`` and ``y``, how many pairs the place has had)."""
+        if not writes:
+            return
+        slots = [count % self.size for _, _, count in writes]
+        if (needed := max(slots) + 1) > self.used:
+            # Zeros, not what the memory held: 0 × NaN is NaN.
+            self.vectors[:, 2 * self.used : 2 * needed] = 0
+            self.used = needed
+        place = torch.tensor([i for i, _, _ in writes])
+        source = torch.tensor([j for _, j, _ in writes])
+        slot = torch.tensor(slots)
+        device = self.vectors.device
+        at, of = place.to(device), source.to(device)
+        new_s, new_y = s[of], y[of]
+        self.vectors[at, (2 * slot).to(device)] = new_s
+        self.vectors[at, (2 * slot + 1).to(device)] = new_y
+        whole = len(writes) == len(self.vectors)
+        vectors = self.vectors[:, : 2 * self.used]
+        if not whole:
+            vectors = vectors[: max(i for i, _, _ in writes) + 1]
+        pair = vectors.new_zeros(len(vectors), 2, vectors.shape[2])
+        pair[at, 0] = new_s
+        pair[at, 1] = new_y
+        products = torch.bmm(vectors, pair.transpose(1, 2)).cpu().double()[place]  # w×2u×2
+        u = self.used
+        self.sy[place, :u, slot] = products[:, 0::2, 1]
+        self.sy[place, slot, :u] = products[:, 1::2, 0]
+        self.yy[place, :u, slot] = products[:, 1::2, 1]
+        self.yy[place, slot, :u] = products[:, 1::2, 1]
+
+    def move(self, source: int, target: int) -> None:
+        for array in (self.vectors, self.sy, self.yy):
+            array[target] = array[source]
+
+    def directions(self, gradient: Tensor, pairs: list[int]) -> Tensor:
+        """-H g of each sample, n×D: the gradient reversed where nothing is remembered yet."""
+        n = len(gradient)
+        if self.used == 0:
+            return -gradient
+        vectors = self.vectors[:n, : 2 * self.used]
+        products = torch.bmm(vectors, gradient.unsqueeze(2)).squeeze(2).cpu().double()  # n×2u
+        sg, yg = products[:, 0::2], products[:, 1::2]
+        of_s, of_y, of_g = self._coefficients(sg, yg, pairs)
+        of_vectors = torch.stack([of_s, of_y], dim=2).flatten(1)  # n×2u
+        coefficients = torch.cat([of_vectors, of_g.unsqueeze(1)], dim=1).to(gradient.dtype)
+        coefficients = coefficients.to(gradient.device)
+        combined = torch.bmm(coefficients[:, None, :-1], vectors).squeeze(1)
+        return combined.addcmul_(gradient, coefficients[:, -1:])
+
+    def _coefficients(
+        self, sg: Tensor, yg: Tensor, pairs: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """-H g as a combination of the s (n×u), the y (n×u) and g (n)."""
+        n, u = sg.shape
+        sy, yy = self.sy[:n, :u, :u], self.yy[:n, :u, :u]
+        count = torch.tensor(pairs)
+        held = count.clamp(max=self.size)
+        all_rows = torch.arange(n)
+        # q = a combination of the y and -g; first that of -g alone
+        of_y = torch.zeros(n, u, dtype=torch.float64)
+        of_s = torch.zeros(n, u, dtype=torch.float64)
+        longest = int(held.max())
+        alphas = torch.zeros(n, longest, dtype=torch.float64)
+        for age in range(longest):  # the newest first
+            rows = all_rows[held > age]
+            k = (count[rows] - 1 - age) % self.size
+            s_times_q = (sy[rows, k] * of_y[rows]).sum(dim=1) - sg[rows, k]
+            alphas[rows, age] = s_times_q / sy[rows, k, k]
+            of_y[rows, k] -= alphas[rows, age]
+        scale = torch.ones(n, dtype=torch.float64)
+        rows = all_rows[held > 0]
+        newest = (count[rows] - 1) % self.size
+        scale[rows] = sy[rows, newest, newest] / yy[rows, newest, newest]
+        of_y *= scale.unsqueeze(1)
+        of_g = -scale
+        for age in range(longest - 1, -1, -1):
+            rows = all_rows[held > age]
+            k = (count[rows] - 1 - age) % self.size
+            y_times_r = (
+                (yy[rows, k] * of_y[rows]).sum(dim=1)
+                + (sy[rows, :, k] * of_s[rows]).sum(dim=1)
+                + of_g[rows] * yg[rows, k]
+            )
+            beta = y_times_r / sy[rows, k, k]
+            of_s[rows, k] += alphas[rows, age] - beta
+        return of_s, of_y, of_g
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Of each row."""
+    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).reshape(len(a))
+
+
+def _column(values: list[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+
+
+def _to_host(*columns: Tensor) -> list[list[float]]:
+    """The columns' rows as numbers, in one copy."""
+    dtype = columns[-1].dtype
+    rows: list[list[float]] = torch.stack([c.detach().to(dtype) for c in columns], dim=1).tolist()
+    return rows
+
+
+def _check_options(
+    x: Tensor,
+    step: float,
+    max_iterations: int,
+    max_evaluations: int | None,
+    tolerance_gradient: float,
+    tolerance_change: float,
+    history_size: int,
+    line_search: str | None,
+) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point, got {x.dtype}")
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"x: expected N×… with at least one number, got {tuple(x.shape)}")
+    if not (step > 0 and math.isfinite(step)):
+        raise ValueError(f"step: expected a positive number, got {step!r}")
+    whole = [("max_iterations", max_iterations), ("history_size", history_size)]
+    if max_evaluations is not None:
+        whole.append(("max_evaluations", max_evaluations))
+    for name, value in whole:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}: expected a whole number from 1, got {value!r}")
+    for name, number in (
+        ("tolerance_gradient", tolerance_gradient), ("tolerance_change", tolerance_change)
+    ):  # fmt: skip
+        if not number >= 0:
+            raise ValueError(f"{name}: expected a number from 0, got {number!r}")
+    if line_search not in ("strong_wolfe", None):
+        raise ValueError(f"line_search: expected 'strong_wolfe' or None, got {line_search!r}")
