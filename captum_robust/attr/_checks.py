@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 
-def check_finite(tensor: Tensor, where: str) -> None:
-    """Raise ``ValueError`` if a sample (a row of the first dimension) holds NaN or infinity."""
+def check_finite(tensor: Tensor, where: str, first_sample: int = 0) -> None:
+    """Raise ``ValueError`` if a sample (a row of the first dimension) holds NaN or infinity.
+
+    ``first_sample`` is the number of the first row in the caller's batch.
+    """
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return
     # Smallest and largest pass NaN and infinity on, without a copy of the tensor.
@@ -16,7 +19,7 @@ def check_finite(tensor: Tensor, where: str) -> None:
     if not finite.all():
         first = int((~finite).nonzero()[0])
         raise ValueError(
-            f"{where}: NaN or infinity in sample {first} "
+            f"{where}: NaN or infinity in sample {first_sample + first} "
             f"({int((~finite).sum())} of {len(finite)} samples)"
         )
 

@@ -20,6 +20,7 @@ from captum_robust._captum import (
 )
 from captum_robust.attr._checks import check_batch, check_finite
 from captum_robust.attr._layer_cut import LayerCut, cut_at, gradients_of
+from captum_robust.attr._targets import ClassScores, one_row_a_sample
 
 _BASES = ("auto", "cam", "gradcam")
 _NORMALIZATIONS = ("max", "minmax_each", None)
@@ -53,6 +54,8 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         ValueError: an unknown ``base``.
         TypeError: ``layer`` is no module.
     """
+
+    explains_prediction = True  # without a target; ``Guided`` asks
 
     def __init__(
         self,
@@ -125,7 +128,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             cut, scores, weight = self._forward(
                 inputs_tuple, additional_forward_args, attribute_to_layer_input
             )
-            scores = _one_row_a_sample(scores, n)
+            scores = one_row_a_sample(scores, n)
             check_finite(scores, "forward_func, scores")
             with torch.enable_grad():
                 selected, classes = _top_classes(scores, target, len(ladder))
@@ -216,17 +219,6 @@ def _weights(k: int | None, weights: str | Sequence[float]) -> list[float]:
     return ladder
 
 
-def _one_row_a_sample(scores: Tensor, n: int) -> Tensor:
-    if scores.ndim == 0 and n == 1:
-        with torch.enable_grad():
-            return scores.reshape(1)
-    if scores.ndim == 0 or scores.shape[0] != n:
-        raise ValueError(
-            f"forward_func: expected scores {n}×K for a batch of {n}, got {tuple(scores.shape)}"
-        )
-    return scores
-
-
 def _top_classes(scores: Tensor, target: TargetType, k: int) -> tuple[Tensor, Tensor | None]:
     """The scores N×k' of the target and the top classes behind it, and their indices N×k'.
 
@@ -236,23 +228,8 @@ def _top_classes(scores: Tensor, target: TargetType, k: int) -> tuple[Tensor, Te
         return scores.reshape(-1, 1), None
     if scores.ndim == 1:
         select_targets(scores, target)  # raises what Captum raises
-    first = None
-    if target is not None:
-        # What Captum selects from the scores, it selects from the class indices too.
-        index = torch.arange(scores.shape[1] if scores.ndim > 1 else 0, device=scores.device)
-        index = index.reshape(1, -1, *[1] * (scores.ndim - 2)).expand(scores.shape)
-        first = select_targets(index, target)
-        if scores.ndim > 2:
-            tuples = target if isinstance(target, list) else [target] * len(scores)
-            rest = [
-                (slice(None), *t[1:]) if isinstance(t, tuple) else (slice(None),) for t in tuples
-            ]
-            scores = torch.stack([s[r] for s, r in zip(scores, rest, strict=True)])
-    if scores.ndim != 2 or (first is not None and first.ndim != 1):
-        raise AssertionError(
-            "Target not provided when necessary, cannot take gradient with respect to multiple "
-            "outputs."
-        )
+    chosen = ClassScores(scores, target)
+    scores, first = chosen(scores), chosen.classes
     k = min(k, scores.shape[1])
     if first is None:
         classes = scores.detach().topk(k, dim=1).indices

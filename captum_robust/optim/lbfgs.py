@@ -14,6 +14,7 @@ from captum_robust.optim.line_search import Point, Search, fixed_step, strong_wo
 Evaluation = tuple[Tensor, Tensor, Tensor | None]
 """Values n, gradients n×…, and n×A numbers to keep of the point, or None."""
 
+LINE_SEARCHES = ("strong_wolfe", "fixed")
 _SMALLEST_CURVATURE = 1e-10
 
 
@@ -57,9 +58,10 @@ def minimize(
     tolerance_gradient: float = 1e-7,
     tolerance_change: float = 1e-9,
     history_size: int = 100,
-    line_search: str | None = "strong_wolfe",
+    line_search: str = "strong_wolfe",
     start: Evaluation | None = None,
     stop: Callable[[Tensor, Tensor, list[int]], Tensor] | None = None,
+    first_sample: int = 0,
 ) -> Minimum:
     """Minimise N independent functions, each as ``torch.optim.LBFGS`` would alone.
 
@@ -83,11 +85,12 @@ def minimize(
         tolerance_gradient: stop at a smaller largest component of the gradient.
         tolerance_change: stop where value, or every component, changes by less.
         history_size: how many pairs of steps and gradient changes a sample remembers.
-        line_search: ``"strong_wolfe"``, or None: ``step`` is taken as it is. Unlike torch's, the
-            last point is evaluated too.
+        line_search: ``"strong_wolfe"``, or ``"fixed"``: ``step`` is taken as it is. Unlike
+            torch's, the last point is evaluated too.
         start: the evaluation at ``x``, if it is known.
         stop: (points n×…, rows n, iterations) of the samples that finished an iteration -> n
             booleans; True ends the sample.
+        first_sample: the number that an error message gives to the first sample.
 
     Raises:
         ValueError: a wrong option, an empty batch, or a value or gradient that is not finite (at
@@ -101,9 +104,10 @@ def minimize(
         objective, x.detach(), step, max_iterations,
         max_iterations * 5 // 4 if max_evaluations is None else max_evaluations,
         tolerance_gradient, tolerance_change, min(history_size, max(1, max_iterations - 1)),
-        line_search is not None, stop,
+        line_search == "strong_wolfe", stop, first_sample,
     )  # fmt: skip
-    with torch.no_grad():
+    # Autocast is for the objective; the optimiser's own products stay in the precision of x.
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         return run.minimize(start)
 
 
@@ -120,8 +124,11 @@ class _Run:
         history_size: int,
         has_line_search: bool,
         stop: Callable[[Tensor, Tensor, list[int]], Tensor] | None,
+        first_sample: int,
     ) -> None:
         self.objective = objective
+        self.autocast = torch.is_autocast_enabled(x.device.type)
+        self.autocast_dtype = torch.get_autocast_dtype(x.device.type)
         self.first_step = step
         self.max_iterations = max_iterations
         self.max_evaluations = max_evaluations
@@ -129,6 +136,7 @@ class _Run:
         self.tolerance_change = tolerance_change
         self.has_line_search = has_line_search
         self.stop = stop
+        self.first_sample = first_sample
         self.shape = x.shape
         n = len(x)
         self.active = n  # the rows [0, active) of every array below belong to running samples
@@ -157,7 +165,9 @@ class _Run:
         scalars = _to_host(value, gradient.abs().amax(dim=1))
         for row, (v, largest) in enumerate(scalars):
             if not (math.isfinite(v) and math.isfinite(largest)):
-                raise ValueError(f"objective: NaN or infinity at the start, in sample {row}")
+                raise ValueError(
+                    f"objective: NaN or infinity at the start, in sample {self.first_sample + row}"
+                )
             self.samples.append(_Sample(row, v))
             self._keep(row)
         self._remove([i for i, (_, g) in enumerate(scalars) if g <= self.tolerance_gradient])
@@ -172,7 +182,8 @@ class _Run:
         return Minimum(x, value, self.result_extra, self.iterations, self.evaluations)
 
     def _evaluated(self, x: Tensor, rows: Tensor) -> Evaluation:
-        value, gradient, extra = self.objective(x.reshape(-1, *self.shape[1:]), rows)
+        with torch.autocast(x.device.type, dtype=self.autocast_dtype, enabled=self.autocast):
+            value, gradient, extra = self.objective(x.reshape(-1, *self.shape[1:]), rows)
         return value.detach(), gradient.detach(), None if extra is None else extra.detach()
 
     def _begin_iterations(self, fresh: list[int]) -> None:
@@ -205,7 +216,7 @@ class _Run:
                     sample.step, start, largest, left, self.tolerance_change
                 )
             else:
-                sample.search = fixed_step(sample.step, start)
+                sample.search = fixed_step(sample.step)
             sample.step = next(sample.search).step
         self._remove(ended)
 
@@ -231,8 +242,8 @@ class _Run:
                 chosen = end.value
                 if not chosen.found_finite:
                     raise ValueError(
-                        f"objective: NaN or infinity in sample {sample.row}, at every step tried "
-                        f"in iteration {sample.iterations}"
+                        f"objective: NaN or infinity in sample {self.first_sample + sample.row}, "
+                        f"at every step tried in iteration {sample.iterations}"
                     ) from None
                 sample.value, previous = chosen.point.value, sample.value
                 sample.step = chosen.point.step
@@ -468,7 +479,7 @@ def _check_options(
     tolerance_gradient: float,
     tolerance_change: float,
     history_size: int,
-    line_search: str | None,
+    line_search: str,
 ) -> None:
     if not x.is_floating_point():
         raise ValueError(f"x: expected floating point, got {x.dtype}")
@@ -487,5 +498,5 @@ def _check_options(
     ):  # fmt: skip
         if not number >= 0:
             raise ValueError(f"{name}: expected a number from 0, got {number!r}")
-    if line_search not in ("strong_wolfe", None):
-        raise ValueError(f"line_search: expected 'strong_wolfe' or None, got {line_search!r}")
+    if line_search not in LINE_SEARCHES:
+        raise ValueError(f"line_search: expected one of {LINE_SEARCHES}, got {line_search!r}")

@@ -41,7 +41,7 @@ Search = Generator[Trial, tuple[float, float], Chosen]
 """Yields trials, is sent (value, slope) of each, and returns the chosen point."""
 
 
-def fixed_step(step: float, start: Point) -> Search:
+def fixed_step(step: float) -> Search:
     """No search: the step is taken, wherever it leads."""
     value, slope = yield Trial(step, False)
     return Chosen(Point(step, value, slope), True, 1, _is_finite(value, slope))

@@ -1,0 +1,57 @@
+"""Which class each sample's scores are explained for, in every form of target that Captum takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_robust._captum import TargetType, select_targets
+
+
+def one_row_a_sample(scores: Tensor, n: int) -> Tensor:
+    """Scores N×…; a single number for a batch of one becomes one row. Otherwise ``ValueError``."""
+    if scores.ndim == 0 and n == 1:
+        with torch.enable_grad():
+            return scores.reshape(1)
+    if scores.ndim == 0 or scores.shape[0] != n:
+        raise ValueError(
+            f"forward_func: expected scores {n}×K for a batch of {n}, got {tuple(scores.shape)}"
+        )
+    return scores
+
+
+class ClassScores:
+    """Reads N×K class scores out of a model's output, and the class that ``target`` names.
+
+    With scores N×K×…, the first index of a tuple is the class, and the others select one vector of
+    class scores from each sample.
+    """
+
+    def __init__(self, scores: Tensor, target: TargetType) -> None:
+        self.classes: Tensor | None = None
+        """N indices, or None without a target."""
+        self._rest: list[tuple[slice | int, ...]] | None = None
+        if target is not None:
+            # What Captum selects from the scores, it selects from the class indices too.
+            index = torch.arange(scores.shape[1] if scores.ndim > 1 else 0, device=scores.device)
+            index = index.reshape(1, -1, *[1] * (scores.ndim - 2)).expand(scores.shape)
+            self.classes = select_targets(index, target)
+            if scores.ndim > 2:
+                tuples = target if isinstance(target, list) else [target] * len(scores)
+                self._rest = [
+                    (slice(None), *t[1:]) if isinstance(t, tuple) else (slice(None),)
+                    for t in tuples
+                ]
+        of_rows = self(scores)
+        if of_rows.ndim != 2 or (self.classes is not None and self.classes.ndim != 1):
+            raise AssertionError(
+                "Target not provided when necessary, cannot take gradient with respect to multiple "
+                "outputs."
+            )
+
+    def __call__(self, scores: Tensor, rows: list[int] | None = None) -> Tensor:
+        """Class scores n×K of the given samples (all, in order, by default)."""
+        if self._rest is None:
+            return scores
+        rests = self._rest if rows is None else [self._rest[row] for row in rows]
+        return torch.stack([s[r] for s, r in zip(scores, rests, strict=True)])
