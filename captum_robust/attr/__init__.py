@@ -17,5 +17,6 @@ All raise ``ValueError`` for an empty batch, and for NaN or infinity in the inpu
 """
 
 from captum_robust.attr.robust_cam import RobustCAM
+from captum_robust.attr.wrappers import Guided
 
-__all__ = ["RobustCAM"]
+__all__ = ["Guided", "RobustCAM"]

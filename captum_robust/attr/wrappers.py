@@ -1,0 +1,280 @@
+"""Attributions made of other attributions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from captum.attr import (
+    Attribution,
+    GradientAttribution,
+    LayerAttribution,
+    NoiseTunnel,
+    Saliency,
+)
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_robust._captum import (
+    TargetType,
+    format_output,
+    format_tensor_into_tuples,
+    is_tuple,
+    run_forward,
+)
+from captum_robust.attr._checks import check_batch, check_finite
+
+_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
+
+
+class Guided(Attribution):
+    r"""An attribution times a guide that is scaled to [0, 1]: both have to point at a pixel.
+
+    .. math:: a \odot \frac{|g|}{\max |g|}
+
+    Elliott, Law and Russell, "Explaining Classifiers using Adversarial Perturbations on the
+    Perceptual Ball" (CVPR 2021), guide their perturbation by the input gradient g of the class
+    score. They take \|x' - x\|; here the product keeps the sign of the attribution. The
+    normalisation is not stated there; it is by the maximum of each sample.
+
+    Args:
+        attribution: any, whose result has the shape of the inputs. The class is that of its
+            ``forward_func``.
+        guide: ``"gradient"``: ``Saliency(attribution.forward_func)``. Or any attribution. One whose
+            result has the shape of the inputs counts by its magnitude. A map N×1×… (a
+            ``LayerAttribution`` such as ``LayerGradCam`` or ``RobustCAM``, or of another shape than
+            the inputs) counts with its positive part, bilinearly upsampled to the size of the
+            inputs, in all channels. A guide without a positive value gives zeros.
+
+    Raises:
+        TypeError: ``attribution`` or ``guide`` is no attribution.
+        ValueError: another word than ``"gradient"``.
+
+    >>> from captum.attr import InputXGradient
+    >>> weight = torch.tensor([[1.0, -2.0, 4.0]])
+    >>> guided = Guided(InputXGradient(lambda x: x @ weight.T))
+    >>> guided.attribute(torch.ones(1, 3))
+    tensor([[ 0.2500, -1.0000,  4.0000]])
+    """
+
+    def __init__(self, attribution: Attribution, guide: Attribution | str = "gradient") -> None:
+        _check_attribution(attribution, "attribution", "an Attribution")
+        super().__init__(attribution.forward_func)
+        if isinstance(guide, str):
+            if guide != "gradient":
+                raise ValueError(f"guide: expected 'gradient' or an Attribution, got {guide!r}")
+            guide = Saliency(attribution.forward_func)
+        _check_attribution(guide, "guide", "'gradient' or an Attribution")
+        self.attribution = attribution
+        self.guide = guide
+
+    @property
+    def explains_prediction(self) -> bool:
+        """Whether the predicted class is found without a forward pass for that alone."""
+        return not (_needs_target(self.attribution) or _needs_target(self.guide))
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """As the guided attribution does."""
+        return bool(self.attribution.multiplies_by_inputs)
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        *,
+        guide_arguments: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """The product, in the shape of the inputs.
+
+        Shared arguments are explained in :mod:`captum_robust.attr`.
+
+        Args:
+            inputs: N×…, or a tuple. Each tensor of a tuple is guided by its own part of the guide,
+                scaled by itself, or all by the one map there is.
+            target: None: the predicted class, for attribution and guide alike. It takes one more
+                forward pass, but where both have an attribute ``explains_prediction`` that is true.
+            additional_forward_args: passed on to both.
+            guide_arguments: keyword arguments of the guide's ``attribute``.
+            arguments: those of the attribution's.
+
+        Returns:
+            The product, dtype of the inputs. (product, something) where the attribution gives
+            (attributions, something), as with ``return_convergence_delta=True``.
+
+        Raises:
+            ValueError: an attribution that has not the shape of the inputs, or a guide that does
+                not fit; NaN or infinity in either.
+        """
+        of_guide = {} if guide_arguments is None else dict(guide_arguments)
+        is_inputs_tuple = is_tuple(inputs)
+        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
+        check_batch(inputs_tuple)
+
+        # Also under the caller's inference_mode and no_grad: not every attribution that takes
+        # gradients turns them on by itself.
+        with torch.inference_mode(False), torch.enable_grad():
+            if target is None and not self.explains_prediction:
+                target = self._predicted(inputs_tuple, additional_forward_args)
+            shared = {"target": target, "additional_forward_args": additional_forward_args}
+            shared = {name: value for name, value in shared.items() if value is not None}
+            result = _attribute(self.attribution, inputs, shared | arguments)
+            attributions, rest = _without_details(result, is_inputs_tuple)
+            _check_shapes(attributions, inputs_tuple)
+            guides = _one_each(
+                _as_tuple(_attribute(self.guide, inputs, shared | of_guide)), inputs_tuple
+            )
+            try:
+                for a in attributions:
+                    check_finite(a, "attribution")
+                for g in guides:
+                    check_finite(g, "guide")
+            except ValueError:
+                self._scores(inputs_tuple, additional_forward_args)  # is it they that are not?
+                raise
+
+            is_map = _is_of_layer(self.guide)
+            product = tuple(
+                _product(a.detach(), _scaled(g.detach(), x, is_map), x.dtype)
+                for a, g, x in zip(attributions, guides, inputs_tuple, strict=True)
+            )
+        guided = format_output(is_inputs_tuple, product)
+        return (guided, *rest) if rest else guided
+
+    def _scores(self, inputs: tuple[Tensor, ...], additional_forward_args: object) -> Tensor:
+        with torch.no_grad():
+            scores: Tensor = run_forward(
+                self.forward_func, _copied(inputs), None, _normal(additional_forward_args)
+            )
+        scores = scores.reshape(1) if scores.ndim == 0 else scores
+        check_finite(scores, "forward_func, scores")
+        return scores
+
+    def _predicted(
+        self, inputs: tuple[Tensor, ...], additional_forward_args: object
+    ) -> Tensor | None:
+        """N classes, or None for scores that have none; where N×K×…, Captum says what it wants."""
+        scores = self._scores(inputs, additional_forward_args)
+        return scores.argmax(dim=1) if scores.ndim == 2 and scores.shape[1] > 1 else None
+
+
+def _check_attribution(value: object, name: str, expected: str) -> None:
+    if not isinstance(value, Attribution):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name}: expected {expected}, got {got}")
+
+
+def _needs_target(attribution: Attribution) -> bool:
+    """Whether it takes a target and, as Captum's own, does not find the predicted class itself."""
+    return _takes_target(attribution) and not getattr(attribution, "explains_prediction", False)
+
+
+def _takes_target(attribution: Attribution) -> bool:
+    """Whether ``attribute`` takes a target: that of a neuron or of an activation does not."""
+    parameters = inspect.signature(attribution.attribute).parameters
+    return "target" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _is_of_layer(attribution: Attribution) -> bool:
+    while isinstance(attribution, NoiseTunnel):
+        attribution = attribution.attribution_method
+    return isinstance(attribution, LayerAttribution)
+
+
+def _attribute(
+    attribution: Attribution,
+    inputs: Tensor | tuple[Tensor, ...],
+    arguments: dict[str, Any],
+) -> Any:
+    """Run it on copies of the inputs, which it or the model may change."""
+    copies = _copied(format_tensor_into_tuples(inputs))
+    if isinstance(attribution, GradientAttribution):
+        # It would turn them on by itself, but with a warning.
+        copies = tuple(x.requires_grad_() if x.is_floating_point() else x for x in copies)
+    passed = {
+        name: _normal(value)
+        for name, value in arguments.items()
+        if name != "target" or _takes_target(attribution)
+    }
+    return attribution.attribute(format_output(is_tuple(inputs), copies), **passed)
+
+
+def _copied(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.detach().clone() for x in inputs)
+
+
+def _normal(value: Any) -> Any:
+    """Tensors from ``inference_mode`` as normal ones, which autograd can save; all else as is."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    return tuple(map(_normal, value)) if type(value) is tuple else value
+
+
+def _as_tuple(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _without_details(result: Any, is_inputs_tuple: bool) -> tuple[tuple[Any, ...], Any]:
+    """The attributions, and what came behind them: (attributions, something) is a tuple too."""
+    if isinstance(result, tuple) and isinstance(result[0], tuple) == is_inputs_tuple:
+        return _as_tuple(result[0]), result[1:]
+    return _as_tuple(result), ()
+
+
+def _check_shapes(attributions: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> None:
+    if _shapes(attributions) != _shapes(inputs):
+        raise ValueError(
+            f"attribution: expected a result of the inputs' shape, {_listed(inputs)}, got "
+            f"{_listed(attributions)}; the map of a layer can be the guide"
+        )
+
+
+def _one_each(guides: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A guide for each input, where the shapes fit; else ``ValueError``."""
+    each = guides * len(inputs) if len(guides) == 1 else guides
+    if len(each) != len(inputs) or not all(map(_fits, each, inputs)):
+        raise ValueError(
+            f"guide: expected a result of the inputs' shape, {_listed(inputs)}, or a map "
+            f"{len(inputs[0])}×1×… of as many dimensions, got {_listed(guides)}"
+        )
+    return each
+
+
+def _fits(guide: Any, x: Tensor) -> bool:
+    if not isinstance(guide, Tensor):
+        return False
+    is_map = guide.ndim == x.ndim and guide.ndim in _MODES and guide.shape[:2] == (len(x), 1)
+    return guide.shape == x.shape or is_map
+
+
+def _shapes(values: tuple[Any, ...]) -> list[Any]:
+    return [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in values]
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    return " and ".join(map(str, _shapes(values)))
+
+
+def _scaled(guide: Tensor, x: Tensor, is_map: bool) -> Tensor:
+    """In [0, 1], broadcastable to the input; the maximum of each sample is 1, or all is 0."""
+    guide = guide.float() if guide.dtype.itemsize < 4 else guide
+    if guide.shape == x.shape and not is_map:
+        guide = guide.abs()
+    else:
+        guide = guide.clamp(min=0)
+        if guide.shape[2:] != x.shape[2:]:
+            size = tuple(x.shape[2:])
+            guide = F.interpolate(guide, size, mode=_MODES[guide.ndim], align_corners=False)
+    top = guide.reshape(len(guide), -1).amax(dim=1).reshape(-1, *[1] * (guide.ndim - 1))
+    return guide / torch.where(top > 0, top, torch.ones_like(top))
+
+
+def _product(attributions: Tensor, guide: Tensor, dtype: torch.dtype) -> Tensor:
+    dtype = dtype if dtype.is_floating_point else torch.float32
+    return (attributions * guide).to(dtype).contiguous()
