@@ -86,7 +86,8 @@ def strong_wolfe(
     new = received(step, (yield Trial(step, False)))
     while True:
         if trials >= max_trials:
-            low, high = (start, new) if start.value <= new.value else (new, start)
+            # Where the last trial is no gain, torch goes back to the start, past the better points.
+            low = new if new.value < start.value else before
             return Chosen(low, low is new, trials + 1, found_finite)
         if is_too_high(new) or (trials > 1 and new.value >= before.value):
             break
@@ -156,8 +157,10 @@ def _cubic_minimum(a: Point, b: Point, lowest: float, highest: float) -> float:
     if not square >= 0:  # also where a slope is unknown
         return middle
     d2 = math.sqrt(square)
-    denominator = b.slope - a.slope + 2 * d2
-    if denominator == 0 or not math.isfinite(denominator):
+    numerator, denominator = b.slope + d2 - d1, b.slope - a.slope + 2 * d2
+    if not math.isfinite(denominator) or numerator == denominator == 0:
         return middle
-    at = b.step - (b.step - a.step) * ((b.slope + d2 - d1) / denominator)
+    if denominator == 0:  # a straight line
+        return highest if numerator < 0 else lowest
+    at = b.step - (b.step - a.step) * (numerator / denominator)
     return min(max(at, lowest), highest)
