@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ _POOLING = (
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d,
 )
+# VGG's ReLUs in each of its five stages, which max-pooling ends.
+_VGG_STAGES = ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4))
 LITE_NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
 
@@ -37,6 +40,7 @@ class Classifier(nn.Module):
         cam_layer: the layer for class activation maps, a module of ``module`` or its dotted name
             in it. None: found by :func:`find_cam_layer` when it is first asked for.
         perceptual_layers: layers whose features measure perceptual distance, in the same forms.
+            None: found by :func:`find_perceptual_layers` when they are first asked for.
         reshape_transform: turns the output of ``cam_layer`` into N×C×h×w where it is not (the
             tokens of a vision transformer).
         name: what tables and reports call the model; the class of ``module`` by default.
@@ -55,6 +59,7 @@ class Classifier(nn.Module):
     mean: Tensor | None
     std: Tensor | None
     _cam_layer: tuple[nn.Module] | None  # in a tuple: nn.Module must not register it twice
+    _perceptual_layers: tuple[nn.Module, ...] | None
 
     def __init__(
         self,
@@ -91,7 +96,7 @@ class Classifier(nn.Module):
             tensor = None if values is None else torch.tensor(list(values)).view(1, -1, 1, 1)
             self.register_buffer(buffer, tensor, persistent=False)
         self._cam_layer = None if cam_layer is None else (_layer_of(module, cam_layer),)
-        self.perceptual_layers = tuple(_layer_of(module, x) for x in perceptual_layers or ())
+        self.perceptual_layers = perceptual_layers
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores N×K of images N×C×H×W with pixels in [0, 1]."""
@@ -108,9 +113,41 @@ class Classifier(nn.Module):
             ValueError: none was found; give one to the constructor.
         """
         if self._cam_layer is None:
-            channels = 3 if self.mean is None else int(self.mean.shape[1])
-            self._cam_layer = (find_cam_layer(self, (channels, *self.input_size)),)
+            self._cam_layer = (find_cam_layer(self, self._input_shape),)
         return self._cam_layer[0]
+
+    @property
+    def perceptual_layers(self) -> tuple[nn.Module, ...]:
+        """The layers whose features measure perceptual distance.
+
+        Assign modules of ``module``, or their dotted names in it, to choose others; None to find
+        them again.
+
+        Raises:
+            ValueError: none was found; give some to the constructor. A layer not in ``module``.
+        """
+        if self._perceptual_layers is None:
+            self._perceptual_layers = find_perceptual_layers(self)
+        return self._perceptual_layers
+
+    @perceptual_layers.setter
+    def perceptual_layers(self, layers: Sequence[nn.Module | str] | None) -> None:
+        if isinstance(layers, (str, nn.Module)):
+            kind = type(layers).__name__
+            raise TypeError(f"perceptual_layers: expected a list of layers, got one {kind}")
+        found = None if layers is None else tuple(_layer_of(self.module, x) for x in layers)
+        self._perceptual_layers = found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "perceptual_layers":  # nn.Module would register a lone module, past the setter
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def _input_shape(self) -> tuple[int, int, int]:
+        channels = 3 if self.mean is None else int(self.mean.shape[1])
+        return (channels, *self.input_size)
 
 
 def _layer_of(module: nn.Module, layer: nn.Module | str) -> nn.Module:
@@ -122,6 +159,31 @@ def _layer_of(module: nn.Module, layer: nn.Module | str) -> nn.Module:
     if layer not in named or not layer:
         raise unknown_name("layer", layer, [n for n in named if n])
     return named[layer]
+
+
+@contextmanager
+def _probed(
+    module: nn.Module,
+    input_shape: tuple[int, int, int],
+    record: Callable[[nn.Module, Any, Any], None],
+) -> Iterator[Tensor]:
+    """A black image for the network, in evaluation mode, its weights frozen, its parts hooked."""
+    modes = [(m, m.training) for m in module.modules()]
+    frozen = [(p, p.requires_grad) for p in module.parameters()]
+    handles = [m.register_forward_hook(record) for m in module.modules() if m is not module]
+    try:
+        module.eval()
+        for p, _ in frozen:
+            p.requires_grad = False  # lazy parameters refuse requires_grad_()
+        like = next(module.parameters(), torch.empty(0))
+        yield torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for p, needs_grad in frozen:
+            p.requires_grad = needs_grad
+        for m, mode in modes:
+            m.training = mode
 
 
 def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
@@ -162,18 +224,8 @@ def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.M
         elif output.ndim == 3 and output.shape[1] > 1:
             tokens_since_map = True
 
-    parameter = next(module.parameters(), torch.empty(0))
-    modes = [(m, m.training) for m in module.modules()]
-    handles = [m.register_forward_hook(record) for m in module.modules() if m is not module]
-    try:
-        module.eval()
-        with torch.no_grad():
-            module(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for m, mode in modes:
-            m.training = mode
+    with torch.no_grad(), _probed(module, input_shape, record) as image:
+        module(image)
     if not spatial or tokens_since_map:
         reason = "tokens follow the last one" if spatial else "no module gives an N×C×h×w map"
         raise ValueError(f"cam_layer: none found ({reason}); pass the layer yourself")
@@ -182,6 +234,119 @@ def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.M
         once = [m for m, o in spatial if o == output_id and runs[id(m)] == 1]
         layer = once[-1] if once else layer
     return layer
+
+
+def find_perceptual_layers(
+    module: nn.Module, input_shape: tuple[int, int, int] | None = None
+) -> tuple[nn.Module, ...]:
+    """The layers whose features measure perceptual distance: the later half of the trunk.
+
+    The trunk is the chain of residual blocks, inception modules, dense blocks, transformer blocks
+    and the like, with the activations between them; of a plain network, the chain of its
+    activations. Of EfficientNet-Lite0's 16 blocks it is those from 8 to 15, of ResNet-50's the
+    same, of a ViT-B's 12 those from 6 to 11. VGG has a rule of its own, the third stage and the
+    first half of the fourth: of VGG19 the paper's ReLUs 5 to 10.
+
+    Every layer returns a map N×C×h×w, or tokens N×T×C, once a forward pass, that depends on the
+    input and that nothing overwrites later. Except for VGG, one forward pass of one black image
+    is run in evaluation mode.
+
+    Args:
+        module: the network, or a wrapper around it; its mode is left as it was.
+        input_shape: (C, H, W) of an input; by default that of the :class:`Classifier`, or
+            3×224×224 without one.
+
+    Raises:
+        ValueError: no module gives such a map.
+    """
+    if stages := _vgg_relus(module):
+        return (*stages[2], *stages[3][: (len(stages[3]) + 1) // 2])
+    runs: Counter[nn.Module] = Counter()
+    outputs: dict[nn.Module, tuple[Tensor, int]] = {}  # in order of completion
+
+    def record(m: nn.Module, _: Any, output: Any) -> None:
+        runs[m] += 1
+        # The weights are frozen: what needs a gradient depends on the input.
+        if isinstance(output, Tensor) and output.requires_grad and _is_map(output.shape):
+            outputs[m] = (output, output._version)
+
+    if input_shape is None:
+        facts = next((m for m in module.modules() if isinstance(m, Classifier)), None)
+        input_shape = (3, 224, 224) if facts is None else facts._input_shape
+    with (
+        torch.inference_mode(False),  # its tensors have no versions
+        torch.enable_grad(),
+        _probed(module, input_shape, record) as image,
+    ):
+        # Cloned: a network may write into its input, but not into one that asks for a gradient.
+        module(image.requires_grad_().clone())
+    usable = {
+        m: i for i, (m, (o, v)) in enumerate(outputs.items()) if runs[m] == 1 and o._version == v
+    }
+    trunk = sorted(set(_trunk(module, usable, runs)), key=usable.__getitem__)
+    blocks = [i for i, m in enumerate(trunk) if _leaves(m, runs) > 1]
+    if len(blocks) > 1:  # leave out the activations of stem and head
+        trunk = trunk[blocks[0] : blocks[-1] + 1]
+    if not trunk:  # activations are functions: take convolutions and normalisations
+        trunk = [m for m in usable if next(m.parameters(recurse=False), None) is not None]
+    if not trunk:
+        raise ValueError(
+            "perceptual_layers: none found (no module gives an N×C×h×w map or N×T×C tokens once a "
+            "forward pass); pass the layers yourself"
+        )
+    return tuple(trunk[len(trunk) // 2 :])
+
+
+def _is_map(shape: torch.Size) -> bool:
+    if len(shape) == 4:
+        return shape[2] * shape[3] > 1
+    return len(shape) == 3 and shape[1] > 1
+
+
+def _leaves(m: nn.Module, runs: Counter[nn.Module]) -> int:
+    return sum(c in runs and next(c.children(), None) is None for c in m.modules())
+
+
+def _trunk(
+    network: nn.Module, usable: dict[nn.Module, int], runs: Counter[nn.Module]
+) -> list[nn.Module]:
+    """The blocks, and the activations outside blocks, of which the network is a chain.
+
+    A module is a part of the trunk, rather than a block, where it is a plain sequence or holds
+    more than half of the network.
+    """
+    half = _leaves(network, runs) / 2
+
+    def parts(m: nn.Module) -> list[nn.Module]:
+        inside = [x for c in m.children() for x in parts(c)]
+        size = _leaves(m, runs)
+        plain = isinstance(m, nn.Sequential) and type(m).forward is nn.Sequential.forward
+        block = size > 1 and not plain and (size <= half or not inside)
+        return [m] if m in usable and (block or _is_activation(m)) else inside
+
+    return parts(network)
+
+
+def _is_activation(m: nn.Module) -> bool:
+    return not isinstance(m, nn.MultiheadAttention) and any(
+        c.__module__ == "torch.nn.modules.activation" for c in type(m).__mro__
+    )
+
+
+def _vgg_relus(module: nn.Module) -> list[list[nn.Module]] | None:
+    """The ReLUs of VGG's five stages, or None where there is no VGG in the module."""
+    for features in module.modules():
+        if not isinstance(features, nn.Sequential):
+            continue
+        stages: list[list[nn.Module]] = [[]]
+        for m in features.children():  # a shared ReLU counts once: no VGG that could be hooked
+            if isinstance(m, nn.ReLU):
+                stages[-1].append(m)
+            elif isinstance(m, nn.MaxPool2d):
+                stages.append([])
+        if tuple(map(len, stages)) in [(*counts, 0) for counts in _VGG_STAGES]:
+            return stages[:-1]
+    return None
 
 
 def load_classifier(

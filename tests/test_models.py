@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
 import importlib.util
+import io
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from captum_robust.models import (
     Classifier,
     find_cam_layer,
+    find_perceptual_layers,
     load_classifier,
     tokens_to_map,
 )
@@ -101,6 +105,9 @@ def test_a_network_without_maps_needs_its_layer_named() -> None:
         ({"input_size": (8, 8, 8)}, ValueError, "input_size"),
         ({"cam_layer": "layr"}, ValueError, "unknown layer 'layr'"),
         ({"cam_layer": nn.ReLU()}, ValueError, "not a part of the module"),
+        ({"perceptual_layers": ["layr"]}, ValueError, "unknown layer 'layr'"),
+        ({"perceptual_layers": "0"}, TypeError, "expected a list of layers, got one str"),
+        ({"perceptual_layers": nn.ReLU()}, TypeError, "expected a list of layers, got one ReLU"),
         ({"reshape_transform": tokens_to_map}, ValueError, "give the cam_layer"),
         ({"module": "resnet50"}, TypeError, "module: expected a torch.nn.Module, got str"),
     ],
@@ -169,6 +176,209 @@ def test_the_class_names_are_imagenets_in_order() -> None:
         "tabby",
         "toilet tissue",
     ]
+
+
+DENSENET = "features.transition2.relu .denseblock3 .transition3.relu .denseblock4"
+
+
+def random_torchvision(name: str) -> nn.Module:
+    from torchvision import models
+
+    options = {"init_weights": False} if name == "googlenet" else {}
+    module: nn.Module = models.get_model(name, weights=None, **options)
+    return module.eval()
+
+
+def names(module: nn.Module, layers: tuple[nn.Module, ...]) -> list[str]:
+    name_of = {m: name for name, m in module.named_modules()}
+    return [name_of[m] for m in layers]
+
+
+def spelt_out(layers: str) -> list[str]:
+    """Dotted names; one that starts with a dot has its first part from the one before."""
+    full: list[str] = []
+    for name in layers.split():
+        full.append(full[-1].partition(".")[0] + name if name.startswith(".") else name)
+    return full
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", "layer3.0 layer3.1 layer4.0 layer4.1"),
+        ("vgg11", "features.7 .9 .12"),
+        ("vgg16_bn", "features.16 .19 .22 .26 .29"),
+        ("vgg19_bn", "features.16 .19 .22 .25 .29 .32"),
+        ("densenet121", DENSENET),
+        ("mobilenet_v2", "features.9 .10 .11 .12 .13 .14 .15 .16 .17"),
+        ("mobilenet_v3_small", "features.6 .7 .8 .9 .10 .11"),
+        ("convnext_tiny", "features.5.3 .5.4 .5.5 .5.6 .5.7 .5.8 .7.0 .7.1 .7.2"),
+        ("vit_b_16", " ".join(f"encoder.layers.encoder_layer_{i}" for i in range(6, 12))),
+        ("efficientnet_b0", "features.5.0 .5.1 .5.2 .6.0 .6.1 .6.2 .6.3 .7.0"),
+        ("shufflenet_v2_x0_5", "stage3.4 .5 .6 .7 stage4.0 .1 .2 .3"),
+        (
+            "regnet_y_400mf",
+            "trunk_output.block3.block3-4 .block3.block3-5 "
+            + " ".join(f".block4.block4-{i}" for i in range(6)),
+        ),
+        ("googlenet", "inception4b inception4c inception4d inception4e inception5a inception5b"),
+        ("squeezenet1_1", "features.9 .10 .11 .12"),
+        ("swin_t", "features.5.1 .5.2 .5.3 .5.4 .5.5 .6 .7.0 .7.1"),
+    ],
+)
+def test_the_perceptual_layers_are_the_later_half_of_the_trunk(name: str, expected: str) -> None:
+    module = random_torchvision(name).to("meta")  # shapes without arithmetic
+    assert names(module, find_perceptual_layers(module)) == spelt_out(expected)
+    assert names(module, Classifier(module).perceptual_layers) == spelt_out(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("efficientnet_lite0", 8, 15), ("efficientnet_lite1", 10, 20), ("efficientnet_lite2", 10, 20)],
+)
+def test_the_perceptual_layers_of_lite_are_its_later_blocks(
+    name: str, first: int, last: int
+) -> None:
+    model = load_classifier(name, weights=None).to("meta")
+    expected = [f"blocks.{i}" for i in range(first, last + 1)]
+    assert names(model.module, model.perceptual_layers) == expected
+
+
+def test_the_rebuilt_densenet_has_the_perceptual_layers_of_the_published_one() -> None:
+    model = load_classifier("densenet121", weights=None).to("meta")
+    assert names(model.module, model.perceptual_layers) == spelt_out(DENSENET)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "vgg11",
+        "vgg16_bn",
+        "densenet121",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        "convnext_tiny",
+        "vit_b_16",
+        "efficientnet_b0",
+        "efficientnet_lite0",
+        "shufflenet_v2_x0_5",
+        "regnet_y_400mf",
+        "googlenet",
+        "squeezenet1_1",
+        "swin_t",
+    ],
+)
+def test_each_perceptual_layer_runs_once_unchanged_and_depends_on_the_image(name: str) -> None:
+    torch.manual_seed(0)
+    lite = name == "efficientnet_lite0"
+    module = load_classifier(name, weights=None).module if lite else random_torchvision(name)
+    side = 224 if name == "vit_b_16" else 64
+    layers = find_perceptual_layers(module, (3, side, side))
+    for p in module.parameters():
+        p.requires_grad_(False)
+    outputs: list[Tensor] = []
+    copies: list[Tensor] = []
+
+    def keep(m: nn.Module, _: Any, output: Tensor) -> None:
+        outputs.append(output)
+        copies.append(output.detach().clone())
+
+    for layer in layers:
+        layer.register_forward_hook(keep)
+    x = torch.rand(1, 3, side, side, requires_grad=True)
+    module(x)
+    assert len(outputs) == len(layers)
+    for output, before in zip(outputs, copies, strict=True):
+        assert torch.equal(output, before)
+    # The image reaches the first one, and it each later one.
+    (grad,) = torch.autograd.grad(outputs[0].square().mean(), x, retain_graph=True)
+    assert grad.isfinite().all()
+    assert grad.abs().max() > 0
+    for earlier, later in pairwise(outputs):
+        (grad,) = torch.autograd.grad(later.square().mean(), earlier, retain_graph=True)
+        assert grad.abs().max() > 0
+    # Positions are all but the channels, which Swin has last and tokens too.
+    last = name in {"swin_t", "vit_b_16"}
+    sizes = [o.numel() // o.shape[-1 if last else 1] for o in outputs]
+    assert sizes == sorted(sizes, reverse=True)
+    if name not in {"vit_b_16", "squeezenet1_1"}:
+        assert sizes[-1] < sizes[0]
+
+
+def test_perceptual_layers_pass_over_what_runs_twice_is_overwritten_or_ignores_the_image() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.good = nn.Conv2d(3, 4, 3), nn.ReLU()
+            self.twice, self.overwritten, self.blind = nn.ReLU(), nn.GELU(), nn.Tanh()
+            self.grid = nn.Parameter(torch.zeros(1, 4, 6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.twice(self.twice(self.good(self.conv(x))) + 1)
+            x = self.overwritten(x).mul_(2)
+            return (x + self.blind(self.grid)).mean((2, 3))
+
+    net = Net().train()
+    net.conv.weight.requires_grad_(False)
+    assert find_perceptual_layers(net, (3, 8, 8)) == (net.good,)
+    with torch.inference_mode():
+        assert find_perceptual_layers(net, (3, 8, 8)) == (net.good,)
+    assert all(m.training and not m._forward_hooks for m in net.modules())
+    frozen = [n for n, p in net.named_parameters() if not p.requires_grad]
+    assert frozen == ["conv.weight"]
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_net_with_functional_activations_has_its_convolutions_as_perceptual_layers() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv2(self.conv1(x).relu()).relu().mean((2, 3))
+
+    model = Classifier(Net(), mean=(0.5,), std=(0.5,), input_size=8)  # one channel
+    assert model.perceptual_layers == (model.module.conv2,)
+
+
+def test_given_perceptual_layers_are_kept_and_may_be_assigned() -> None:
+    model = Classifier(small(), input_size=8, perceptual_layers=["1"])
+    conv, relu = model.module[0], model.module[1]
+    assert model.perceptual_layers == (relu,)
+    model.perceptual_layers = [conv, "1"]
+    assert model.perceptual_layers == (conv, relu)
+    model.perceptual_layers = []
+    assert model.perceptual_layers == ()
+    model.perceptual_layers = None
+    assert model.perceptual_layers == (relu,)
+    for wrong, error in (([nn.ReLU()], ValueError), (relu, TypeError), ("1", TypeError)):
+        with pytest.raises(error, match="layer"):
+            model.perceptual_layers = wrong
+    assert model.perceptual_layers == (relu,)
+
+
+def test_the_found_layers_are_no_second_part_of_the_model_and_follow_its_copies() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    model = Classifier(module, input_size=8)
+    before = (list(model.state_dict()), [n for n, _ in model.named_modules()])
+    assert model.perceptual_layers == (model.cam_layer,) == (module[1],)
+    assert (list(model.state_dict()), [n for n, _ in model.named_modules()]) == before
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        assert other.module is not module
+        assert other.perceptual_layers == (other.cam_layer,) == (other.module[1],)
+
+
+def test_a_network_without_features_needs_its_perceptual_layers_named() -> None:
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2), nn.ReLU()), input_size=4)
+    with pytest.raises(ValueError, match=r"perceptual_layers: none found .* pass the layers"):
+        _ = model.perceptual_layers
 
 
 def test_tokens_that_fill_no_square_are_refused() -> None:
