@@ -26,6 +26,8 @@ _POOLING = (
 )
 # VGG's ReLUs in each of its five stages, which max-pooling ends.
 _VGG_STAGES = ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4))
+# The paper counts VGG19's ReLUs from 1: first and last.
+_PAPER_RELUS = {"unguided": (5, 10), "guided": (2, 13)}
 LITE_NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
 
@@ -347,6 +349,31 @@ def _vgg_relus(module: nn.Module) -> list[list[nn.Module]] | None:
         if tuple(map(len, stages)) in [(*counts, 0) for counts in _VGG_STAGES]:
             return stages[:-1]
     return None
+
+
+def paper_perceptual_layers(module: nn.Module, preset: str) -> tuple[nn.Module, ...]:
+    """The layers of the perceptual-ball paper, in VGG19 with batch normalisation.
+
+    Args:
+        module: torchvision's ``vgg19_bn``, or a wrapper around it.
+        preset: ``"unguided"``, ReLUs 5 to 10 counted from 1 (16, 19, …, 32 in ``features``), or
+            ``"guided"``, ReLUs 2 to 13 (5, 9, …, 42).
+
+    Raises:
+        ValueError: another network or preset.
+    """
+    if preset not in _PAPER_RELUS:
+        raise unknown_name("preset", preset, _PAPER_RELUS)
+    relus = [relu for stage in _vgg_relus(module) or () for relu in stage]
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+    if len(relus) != 16 or norms != 16:
+        raise ValueError(
+            f"preset {preset!r}: expected VGG19 with batch normalisation (torchvision's vgg19_bn: "
+            f"16 ReLUs and 16 normalisations in five stages), got {type(module).__name__} with "
+            f"{len(relus)} such ReLUs and {norms} normalisations"
+        )
+    first, last = _PAPER_RELUS[preset]
+    return tuple(relus[first - 1 : last])
 
 
 def load_classifier(

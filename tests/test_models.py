@@ -17,6 +17,7 @@ from captum_robust.models import (
     find_cam_layer,
     find_perceptual_layers,
     load_classifier,
+    paper_perceptual_layers,
     tokens_to_map,
 )
 
@@ -379,6 +380,26 @@ def test_a_network_without_features_needs_its_perceptual_layers_named() -> None:
     model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2), nn.ReLU()), input_size=4)
     with pytest.raises(ValueError, match=r"perceptual_layers: none found .* pass the layers"):
         _ = model.perceptual_layers
+
+
+def test_the_papers_perceptual_layers_are_those_of_its_vgg19() -> None:
+    with torch.device("meta"):
+        vgg = random_torchvision("vgg19_bn")
+    relus = {
+        "unguided": [16, 19, 22, 25, 29, 32],
+        "guided": [5, 9, 12, 16, 19, 22, 25, 29, 32, 35, 38, 42],
+    }
+    for preset, indices in relus.items():
+        expected = [f"features.{i}" for i in indices]
+        assert names(vgg, paper_perceptual_layers(vgg, preset)) == expected
+        assert names(vgg, paper_perceptual_layers(Classifier(vgg), preset)) == expected
+    with pytest.raises(ValueError, match="unknown preset 'guide'; did you mean"):
+        paper_perceptual_layers(vgg, "guide")
+    for name in ("vgg19", "vgg16_bn", "resnet18"):
+        with torch.device("meta"):
+            other = random_torchvision(name)
+        with pytest.raises(ValueError, match=r"expected VGG19 with batch normalisation.*got"):
+            paper_perceptual_layers(other, "unguided")
 
 
 def test_tokens_that_fill_no_square_are_refused() -> None:
