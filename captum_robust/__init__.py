@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captum_robust.attr import RobustCAM
+    from captum_robust.attr import PerceptualBallPerturbation, RobustCAM
 
-__all__ = ["RobustCAM", "__version__"]
+__all__ = ["PerceptualBallPerturbation", "RobustCAM", "__version__"]
 __version__ = "0.1.0"
 
 

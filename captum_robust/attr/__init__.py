@@ -16,7 +16,8 @@ All raise ``ValueError`` for an empty batch, and for NaN or infinity in the inpu
 (the message says in which sample). Results are detached and contiguous, and no sample sees another.
 """
 
+from captum_robust.attr.perceptual_ball import BallDetails, BallSettings, PerceptualBallPerturbation
 from captum_robust.attr.robust_cam import RobustCAM
 from captum_robust.attr.wrappers import Guided
 
-__all__ = ["Guided", "RobustCAM"]
+__all__ = ["BallDetails", "BallSettings", "Guided", "PerceptualBallPerturbation", "RobustCAM"]

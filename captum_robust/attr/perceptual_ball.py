@@ -101,6 +101,8 @@ class PerceptualBallPerturbation(Attribution):
         ValueError: a layer twice, or one that is not in ``forward_func``, if that is a module.
     """
 
+    explains_prediction = True
+
     def __init__(
         self,
         forward_func: Callable[..., Tensor],

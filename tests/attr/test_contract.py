@@ -13,8 +13,8 @@ from captum.attr import Attribution, InputXGradient, NoiseTunnel, Saliency
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
-from captum_robust import RobustCAM
-from captum_robust.attr import Guided
+from captum_robust import PerceptualBallPerturbation, RobustCAM
+from captum_robust.attr import BallSettings, Guided
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Case:
     name: str
     make: Callable[..., Attribution]  # (forward_func, layer) -> attribution
     on_layer: bool  # the result mirrors the layer, one channel; else it mirrors the inputs
+    constant_is_an_error: bool = False  # a model that ignores its input has no answer
 
 
 CASES = [
@@ -32,6 +33,15 @@ CASES = [
         "guided_by_robust_cam",
         lambda f, layer: Guided(InputXGradient(f), RobustCAM(f, layer)),
         on_layer=False,
+    ),
+    # Rounding grows with every iteration, so few; many are compared in test_perceptual_ball.py.
+    Case(
+        "perceptual_ball",
+        lambda f, layer: PerceptualBallPerturbation(
+            f, layer, settings=BallSettings(max_iterations=3)
+        ),
+        on_layer=False,
+        constant_is_an_error=True,
     ),
 ]
 
@@ -314,9 +324,13 @@ def test_nan_in_the_scores_names_the_sample(case: Case, net: Net, x: Tensor) -> 
 
 
 @cases
-def test_a_model_that_ignores_the_input_gives_zeros(case: Case, net: Net, x: Tensor) -> None:
+def test_a_model_that_ignores_the_input_gives_zeros_or_a_clear_error(case: Case, net: Net, x: Tensor) -> None:
     nn.init.zeros_(net.conv2.weight)
     nn.init.zeros_(net.conv2.bias)
+    if case.constant_is_an_error:
+        with pytest.raises(ValueError, match="constant"):
+            case.make(net, net.conv2).attribute(x, 1)
+        return
     result = case.make(net, net.conv2).attribute(x, 1)
     check_result(case, result, x)
     assert not result.any()
