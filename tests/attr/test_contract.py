@@ -324,7 +324,9 @@ def test_nan_in_the_scores_names_the_sample(case: Case, net: Net, x: Tensor) -> 
 
 
 @cases
-def test_a_model_that_ignores_the_input_gives_zeros_or_a_clear_error(case: Case, net: Net, x: Tensor) -> None:
+def test_a_model_that_ignores_the_input_gives_zeros_or_an_error(
+    case: Case, net: Net, x: Tensor
+) -> None:
     nn.init.zeros_(net.conv2.weight)
     nn.init.zeros_(net.conv2.bias)
     if case.constant_is_an_error:
