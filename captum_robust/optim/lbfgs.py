@@ -45,6 +45,8 @@ class _Sample:
     pairs: int = 0  # how often the history was written to
     step: float = 0.0
     search: Search | None = None
+    met_finite: bool = False  # in this search, away from its start
+    met_other: bool = False  # NaN or infinity
     best: float = field(default=math.inf)
 
 
@@ -204,6 +206,7 @@ class _Run:
             slope, size, largest = scalars[i]
             sample.iterations += 1
             sample.step = self.first_step
+            sample.met_finite = sample.met_other = False
             if sample.iterations == 1:
                 sample.step *= min(1.0, 1.0 / size)
             if not slope <= -self.tolerance_change:
@@ -228,19 +231,24 @@ class _Run:
         rows = torch.tensor([s.row for s in self.samples])
         value, gradient, extra = self._evaluated(trial, rows)
         gradient = gradient.reshape(n, -1).to(x.dtype)
-        scalars = _to_host(value, _dot(gradient, d), gradient.abs().amax(dim=1))
+        # A step too short to change any component finds the start again, and that is finite.
+        moved = (trial != x).any(dim=1)
+        scalars = _to_host(value, _dot(gradient, d), moved, gradient.abs().amax(dim=1))
         improved, accepted = [], []
         for i, sample in enumerate(self.samples):
-            v, slope, largest = scalars[i]
+            v, slope, has_moved, largest = scalars[i]
             assert sample.search is not None
-            if not math.isfinite(largest):
-                v = math.nan
             sample.evaluations += 1
+            if not (math.isfinite(v) and math.isfinite(slope) and math.isfinite(largest)):
+                v = math.nan
+                sample.met_other = True
+            elif has_moved:
+                sample.met_finite = True
             try:
                 request = sample.search.send((v, slope))
             except StopIteration as end:
                 chosen = end.value
-                if not chosen.found_finite:
+                if sample.met_other and not sample.met_finite:
                     raise ValueError(
                         f"objective: NaN or infinity in sample {self.first_sample + sample.row}, "
                         f"at every step tried in iteration {sample.iterations}"
@@ -255,15 +263,16 @@ class _Run:
                 if request.improved:
                     improved.append(i)
         if len(improved) == n:
-            self.low = gradient
-            self.extra = extra
+            # Copies: both are written to, and belong to the objective.
+            self.low = gradient.clone()
+            self.extra = None if extra is None else extra.clone()
         elif improved:
             at = torch.tensor(improved, device=gradient.device)
             if self.low is self.gradient:
                 self.low = self.gradient.clone()
             self.low[at] = gradient[at]
             if extra is not None and self.extra is not None:
-                self.extra[at] = extra[at]
+                self.extra[at] = extra[at].to(self.extra.dtype)
         return self._accept(accepted)
 
     def _accept(self, accepted: list[tuple[int, float]]) -> list[int]:

@@ -34,7 +34,6 @@ class Chosen:
     point: Point
     improved: bool
     evaluations: int
-    found_finite: bool
 
 
 Search = Generator[Trial, tuple[float, float], Chosen]
@@ -44,7 +43,7 @@ Search = Generator[Trial, tuple[float, float], Chosen]
 def fixed_step(step: float) -> Search:
     """No search: the step is taken, wherever it leads."""
     value, slope = yield Trial(step, False)
-    return Chosen(Point(step, value, slope), True, 1, _is_finite(value, slope))
+    return Chosen(Point(step, value, slope), True, 1)
 
 
 def strong_wolfe(
@@ -64,15 +63,12 @@ def strong_wolfe(
         max_trials: of both phases together, after the first.
         tolerance_change: a bracket in which no component can change by more is not narrowed.
     """
-    found_finite = False
     trials = 0
 
     def received(at: float, answer: tuple[float, float]) -> Point:
-        nonlocal found_finite
         value, slope = answer
-        if not _is_finite(value, slope):
+        if not (math.isfinite(value) and math.isfinite(slope)):
             return Point(at, math.inf, math.nan)
-        found_finite = True
         return Point(at, value, slope)
 
     def is_too_high(p: Point) -> bool:
@@ -88,11 +84,11 @@ def strong_wolfe(
         if trials >= max_trials:
             # Where the last trial is no gain, torch goes back to the start, past the better points.
             low = new if new.value < start.value else before
-            return Chosen(low, low is new, trials + 1, found_finite)
+            return Chosen(low, low is new, trials + 1)
         if is_too_high(new) or (trials > 1 and new.value >= before.value):
             break
         if is_flat(new):
-            return Chosen(new, True, trials + 1, found_finite)
+            return Chosen(new, True, trials + 1)
         if new.slope >= 0:
             break
         step = _cubic_minimum(
@@ -138,11 +134,7 @@ def strong_wolfe(
         if new.slope * (high.step - low.step) >= 0:
             high = low
         low = new
-    return Chosen(low, improved, trials + 1, found_finite)
-
-
-def _is_finite(value: float, slope: float) -> bool:
-    return math.isfinite(value) and math.isfinite(slope)
+    return Chosen(low, improved, trials + 1)
 
 
 def _cubic_minimum(a: Point, b: Point, lowest: float, highest: float) -> float:
