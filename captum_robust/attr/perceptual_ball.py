@@ -22,7 +22,7 @@ from captum_robust._captum import (
 from captum_robust.attr._checks import check_batch, check_finite
 from captum_robust.attr._features import FeatureDistance, depends_on
 from captum_robust.attr._targets import ClassScores, one_row_a_sample
-from captum_robust.optim import minimize
+from captum_robust.optim import check_options, minimize
 
 if TYPE_CHECKING:
     from captum_robust.attr.wrappers import Guided
@@ -224,6 +224,7 @@ class PerceptualBallPerturbation(Attribution):
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"internal_batch_size: expected a whole number from 1, got {size!r}")
         layers = self.layers if settings.perceptual_weight > 0 else ()
+        wanted = None if counterfactual is None else _checked_counterfactual(counterfactual, n)
         with torch.inference_mode(False):
             parts = []
             for first in range(0, n, size):
@@ -233,11 +234,12 @@ class PerceptualBallPerturbation(Attribution):
                     layers,
                     tuple(_rows_of(x.detach(), rows, n) for x in inputs_tuple),
                     _target_of(target, rows, n),
-                    _arguments_of(additional_forward_args, rows, n),
+                    additional_forward_args,
                     settings,
                     bounds,
-                    _target_of(counterfactual, rows, n),
+                    None if wanted is None else wanted[rows],
                     first,
+                    n,
                 )
                 parts.append(ball.shrink())
         attributions = tuple(
@@ -298,8 +300,9 @@ class _Ball:
         arguments: Any,
         settings: BallSettings,
         bounds: tuple[float, float] | None,
-        counterfactual: Any,
+        counterfactual: Tensor | None,
         first: int,
+        whole: int,
     ) -> None:
         self.forward_func = forward_func
         self.inputs = inputs
@@ -308,7 +311,8 @@ class _Ball:
         self.settings = settings
         self.bounds = bounds
         self.counterfactual = counterfactual
-        self.first = first  # of this batch in the caller's
+        self.first = first  # of this batch in the caller's, of `whole` samples
+        self.whole = whole
         self.n = len(inputs[0])
         self.features = FeatureDistance(layers, settings.normalize_layers)
         dtype = torch.float32
@@ -381,7 +385,7 @@ class _Ball:
             self.original = predicted if self.scores_of.classes is None else self.scores_of.classes
             self.classes, self.sign = self.original, 1
             if self.counterfactual is not None:
-                self.classes = self._checked_counterfactual(by_class)
+                self.classes = self._other_classes(self.counterfactual, by_class)
                 self.sign = -1
             if not depends_on(scores, x):
                 raise ValueError("forward_func: its scores do not depend on the inputs")
@@ -437,9 +441,8 @@ class _Ball:
                 i.contiguous(memory_format=torch.channels_last) if i.ndim == 4 else i
                 for i in inputs
             )
-        arguments = self.arguments
-        if places is not None:
-            arguments = _arguments_of(arguments, places, self.n)
+        rows = [self.first + place for place in (range(self.n) if places is None else places)]
+        arguments = _arguments_of(self.arguments, rows, self.whole)
         scores: Tensor = run_forward(self.forward_func, inputs, None, arguments)
         return scores
 
@@ -461,16 +464,10 @@ class _Ball:
         margin: Tensor = self.sign * (own - others)
         return margin
 
-    def _checked_counterfactual(self, scores: Tensor) -> Tensor:
+    def _other_classes(self, counterfactual: Tensor, scores: Tensor) -> Tensor:
+        """N, once they are known to be classes and not the explained ones."""
         k = scores.shape[1]
-        given = torch.as_tensor(self.counterfactual, device=scores.device)
-        if given.is_floating_point() or given.dtype == torch.bool or given.ndim > 1:
-            raise ValueError(
-                f"counterfactual: expected a class or one a sample, got {self.counterfactual!r}"
-            )
-        if given.ndim == 1 and len(given) not in (1, self.n):
-            raise ValueError(f"counterfactual: expected 1 or {self.n} classes, got {len(given)}")
-        given = given.long().reshape(-1).expand(self.n)
+        given = counterfactual.to(scores.device)
         wrong = (given < 0) | (given >= k)
         if wrong.any():
             raise ValueError(
@@ -487,8 +484,10 @@ class _Ball:
 
     def _check_not_constant(self, scores: Tensor) -> None:
         """A zero gradient of all samples: is the model constant, or only flat at these inputs?"""
+        noise = torch.rand(self.x.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        reach = 1 + self.x.abs().amax(dim=1, keepdim=True)
         with torch.no_grad():
-            elsewhere = self._run(self.x.flip(1) * 0.5, None)
+            elsewhere = self._run(self._within_bounds(self.x + reach * noise.to(self.x)), None)
         if torch.equal(elsewhere, scores):
             raise ValueError(
                 "forward_func: its scores are constant; they do not change with inputs"
@@ -538,6 +537,24 @@ def _check_settings(s: BallSettings) -> None:
     for name in ("tolerance", "map_tolerance"):
         if not getattr(s, name) >= 0:
             raise ValueError(f"{name}: expected a number from 0, got {getattr(s, name)!r}")
+    check_options(
+        step=s.step,
+        max_iterations=s.max_iterations,
+        history_size=s.history_size,
+        line_search=s.line_search,
+    )
+
+
+def _checked_counterfactual(counterfactual: Any, n: int) -> Tensor:
+    """One class a sample."""
+    given = torch.as_tensor(counterfactual)
+    if given.is_floating_point() or given.dtype == torch.bool or given.ndim > 1:
+        raise ValueError(
+            f"counterfactual: expected a class or one a sample, got {counterfactual!r}"
+        )
+    if given.ndim == 1 and len(given) not in (1, n):
+        raise ValueError(f"counterfactual: expected 1 or {n} classes, got {len(given)}")
+    return given.long().reshape(-1).expand(n)
 
 
 def _check_inputs(inputs: tuple[Tensor, ...], bounds: tuple[float, float] | None) -> None:
@@ -571,20 +588,22 @@ def _rows_of(x: Tensor, rows: list[int], n: int) -> Tensor:
 
 def _target_of(target: Any, rows: list[int], n: int) -> Any:
     """The targets of some samples; what holds for all of them stays as it is."""
-    if isinstance(target, Tensor) and target.ndim > 0 and len(target) == n:
-        return target[torch.tensor(rows, device=target.device)]
-    if isinstance(target, list) and len(target) == n:
-        return [target[row] for row in rows]
-    return target
+    is_tensor = isinstance(target, Tensor) and target.ndim == 1 and len(target) > 1
+    if len(rows) == n or not (is_tensor or isinstance(target, list)):
+        return target
+    if len(target) != n:  # what Captum raises where it sees the whole batch
+        raise AssertionError(f"target: expected one a sample, {n}, got {len(target)}")
+    return target[rows] if is_tensor else [target[row] for row in rows]
 
 
 def _arguments_of(arguments: Any, rows: list[int], n: int) -> Any:
     """Of each tensor with N rows those of some samples, as Captum expands them."""
     if isinstance(arguments, tuple):
         return tuple(_arguments_of(a, rows, n) for a in arguments)
-    if isinstance(arguments, Tensor) and arguments.ndim > 0 and len(arguments) == n:
-        return _rows_of(arguments, rows, n)
-    return arguments
+    if not isinstance(arguments, Tensor):
+        return arguments
+    is_each = arguments.ndim > 0 and len(arguments) == n
+    return _rows_of(arguments, rows if is_each else list(range(n)), n)
 
 
 def _blur_matrix(size: int, sigma: float) -> Tensor:

@@ -98,9 +98,14 @@ def minimize(
         ValueError: a wrong option, an empty batch, or a value or gradient that is not finite (at
             the start, after a fixed step, or at every trial of a line search); says which sample.
     """
-    _check_options(
-        x, step, max_iterations, max_evaluations, tolerance_gradient, tolerance_change,
-        history_size, line_search,
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point, got {x.dtype}")
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"x: expected N×… with at least one number, got {tuple(x.shape)}")
+    check_options(
+        step=step, max_iterations=max_iterations, max_evaluations=max_evaluations,
+        tolerance_gradient=tolerance_gradient, tolerance_change=tolerance_change,
+        history_size=history_size, line_search=line_search,
     )  # fmt: skip
     run = _Run(
         objective, x.detach(), step, max_iterations,
@@ -480,20 +485,17 @@ def _to_host(*columns: Tensor) -> list[list[float]]:
     return rows
 
 
-def _check_options(
-    x: Tensor,
+def check_options(
+    *,
     step: float,
     max_iterations: int,
-    max_evaluations: int | None,
-    tolerance_gradient: float,
-    tolerance_change: float,
+    max_evaluations: int | None = None,
+    tolerance_gradient: float = 0.0,
+    tolerance_change: float = 0.0,
     history_size: int,
     line_search: str,
 ) -> None:
-    if not x.is_floating_point():
-        raise ValueError(f"x: expected floating point, got {x.dtype}")
-    if x.ndim < 2 or x.numel() == 0:
-        raise ValueError(f"x: expected N×… with at least one number, got {tuple(x.shape)}")
+    """Raise ``ValueError`` for an option that :func:`minimize` can't work with."""
     if not (step > 0 and math.isfinite(step)):
         raise ValueError(f"step: expected a positive number, got {step!r}")
     whole = [("max_iterations", max_iterations), ("history_size", history_size)]

@@ -419,7 +419,7 @@ def test_fixed_steps_that_diverge_name_the_sample() -> None:
 def test_without_a_search_the_best_iterate_is_returned() -> None:
     x = torch.tensor([[-1.2, 1.0]], dtype=torch.float64)
     recorder = Recorder(rosenbrock)
-    found = minimize(recorder, x, line_search="fixed", max_iterations=3)
+    found = minimize(recorder, x, line_search="fixed", max_iterations=3, max_evaluations=9)
     values = [float(recorder.functions[0](p)) for p in recorder.points[0]]
     assert values[-1] > min(values)
     assert found.value.item() == pytest.approx(min(values))
