@@ -404,12 +404,13 @@ class _History:
         pair = vectors.new_zeros(len(vectors), 2, vectors.shape[2])
         pair[at, 0] = new_s
         pair[at, 1] = new_y
-        products = torch.bmm(vectors, pair.transpose(1, 2)).cpu().double()[place]  # w×2u×2
+        # The long factor second and transposed: twice as fast on the CPU as the other way round.
+        products = torch.bmm(pair, vectors.transpose(1, 2)).cpu().double()[place]  # w×2×2u
+        with_s, with_y = products.unbind(dim=1)
         u = self.used
-        self.sy[place, :u, slot] = products[:, 0::2, 1]
-        self.sy[place, slot, :u] = products[:, 1::2, 0]
-        self.yy[place, :u, slot] = products[:, 1::2, 1]
-        self.yy[place, slot, :u] = products[:, 1::2, 1]
+        self.sy[place, :u, slot] = with_y[:, 0::2]
+        self.sy[place, slot, :u] = with_s[:, 1::2]
+        self.yy[place, :u, slot] = self.yy[place, slot, :u] = with_y[:, 1::2]
 
     def move(self, source: int, target: int) -> None:
         for array in (self.vectors, self.sy, self.yy):
@@ -421,7 +422,8 @@ class _History:
         if self.used == 0:
             return -gradient
         vectors = self.vectors[:n, : 2 * self.used]
-        products = torch.bmm(vectors, gradient.unsqueeze(2)).squeeze(2).cpu().double()  # n×2u
+        products = torch.bmm(gradient.unsqueeze(1), vectors.transpose(1, 2)).squeeze(1)  # n×2u
+        products = products.cpu().double()
         sg, yg = products[:, 0::2], products[:, 1::2]
         of_s, of_y, of_g = self._coefficients(sg, yg, pairs)
         of_vectors = torch.stack([of_s, of_y], dim=2).flatten(1)  # n×2u
@@ -471,7 +473,7 @@ class _History:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Of each row."""
-    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).reshape(len(a))
+    return torch.linalg.vecdot(a, b)
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:
