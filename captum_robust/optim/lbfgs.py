@@ -473,7 +473,8 @@ class _History:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Of each row."""
-    return torch.linalg.vecdot(a, b)
+    product: Tensor = torch.linalg.vecdot(a, b)
+    return product
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:
