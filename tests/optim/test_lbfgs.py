@@ -229,6 +229,49 @@ def test_batch_equals_one_by_one(line_search: str, history_size: int) -> None:
     assert len(set(found.iterations.tolist())) > 2
 
 
+def test_a_search_goes_on_undisturbed_when_another_sample_leaves() -> None:
+    seen: list[float] = []
+
+    def objective(x: Tensor, rows: Tensor) -> Evaluation:
+        """Sample 0: a parabola. Sample 1: nothing beats the first trial, at 1."""
+        values, gradients = [], []
+        for (p,), row in zip(x.tolist(), rows.tolist(), strict=True):
+            table = {0.0: (0.0, -1.0), 1.0: (-0.5, 2.0)}
+            value, gradient = ((p - 2) ** 2, 2 * (p - 2)) if row == 0 else table.get(p, (0.3, 0.1))
+            values.append(value)
+            gradients.append([gradient])
+            if row == 1:
+                seen.append(p)
+        return torch.tensor(values).double(), torch.tensor(gradients).double(), None
+
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    found = minimize(objective, x, tolerance_change=1e-4, max_iterations=2, max_evaluations=99)
+    assert found.x[0].item() == pytest.approx(2)
+    after = next(p for p in seen[2:] if p < 0.5)  # the search stays close to 1
+    assert seen.index(after) > found.evaluations[0]  # sample 0 has left by then
+    # s = 1 and y = 2 - (-1), so that the next step from 1 is -2 · s / y.
+    assert after == pytest.approx(1 - 2 / 3)
+
+
+def test_batch_equals_one_by_one_where_kinks_make_searches_long() -> None:
+    # A kink lets a search end at a point passed some trials ago, while others leave the batch.
+    g = torch.Generator().manual_seed(8)
+    scales = 10 ** torch.randn(12, 4, generator=g, dtype=torch.float64)
+    x = torch.randn(12, 4, generator=g, dtype=torch.float64)
+    functions: list[Function] = [
+        lambda p, s=s: (s * p).abs().sum() + 0.1 * (p**2).sum() for s in scales
+    ]
+    options: dict[str, Any] = {"max_iterations": 12, "max_evaluations": 200}
+    for tolerance in (1e-3, 1e-2, 0.05):
+        batch = Recorder(*functions)
+        found = minimize(batch, x, tolerance_change=tolerance, **options)
+        for i, function in enumerate(functions):
+            alone = Recorder(function)
+            minimize(alone, x[i : i + 1], tolerance_change=tolerance, **options)
+            torch.testing.assert_close(torch.stack(batch.points[i]), torch.stack(alone.points[0]))
+        assert len(set(found.evaluations.tolist())) > 5
+
+
 @given(order=st.permutations(range(6)), limit=st.integers(1, 30))
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_the_order_of_the_samples_makes_no_difference(order: list[int], limit: int) -> None:
@@ -309,6 +352,7 @@ def test_pairs_without_curvature_are_not_remembered() -> None:
 
     x = torch.tensor([[5.3, -7.2]], dtype=torch.float64)
     minimize(objective, x, line_search="fixed", max_iterations=5, max_evaluations=20)
+    assert len(points) == 6
     # The first step is as long as 1 / (|1| + |1|).
     assert points[:2] == [[5.3, -7.2], pytest.approx([4.8, -6.7])]
     for k, point in enumerate(points[1:]):
@@ -323,8 +367,9 @@ def test_the_same_pairs_are_remembered_as_in_torch() -> None:
     recorder = Recorder(function)
     minimize(recorder, x[None], line_search="fixed", max_iterations=20, step=0.4)
     _, points, _, _ = torchs(function, x, line_search="fixed", max_iter=20, step=0.4)
-    for ours, theirs in zip(recorder.points[0], points, strict=False):
-        torch.testing.assert_close(ours, theirs)
+    assert len(points) > 10
+    # Torch leaves the last point unevaluated.
+    torch.testing.assert_close(torch.stack(recorder.points[0][: len(points)]), torch.stack(points))
 
 
 @given(

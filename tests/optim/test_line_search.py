@@ -218,6 +218,15 @@ def test_an_unbounded_line_is_followed_until_the_trials_are_used_up() -> None:
     assert chosen.evaluations == 7
 
 
+def test_a_first_trial_that_nothing_beats_is_kept() -> None:
+    def line(t: float) -> tuple[float, float]:
+        return {0.0: (0.0, -1.0), 1.0: (-0.5, 2.0)}.get(t, (0.3, 0.1))
+
+    steps, improved, chosen = drive(strong_wolfe(1.0, Point(0, 0, -1), 1.0, 9, 1e-9), line)
+    assert chosen.point == Point(1.0, -0.5, 2.0)
+    assert improved == [True] + [False] * (len(steps) - 1)
+
+
 def test_no_trial_is_spent_in_a_bracket_too_small_to_matter() -> None:
     def line(t: float) -> tuple[float, float]:
         return (0.0, -1.0) if t == 0 else (1.0, 1.0)  # a jump: no step is low enough
