@@ -141,10 +141,23 @@ def explain(
     model: Model = "efficientnet_lite0",
     weights: Weights = "DEFAULT",
     layer: Layer = None,
-    methods: Methods = "robust_cam",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Names, separated by commas; see captum-robust methods. robust_cam by default, "
+            "or, with --counterfactual, perceptual_ball."
+        ),
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(help="The class to explain, by name or number; else the prediction."),
+    ] = None,
+    counterfactual: Annotated[
+        str | None,
+        typer.Option(
+            help="What would make it this class, by name or number? For methods that perturb the "
+            "image, such as perceptual_ball."
+        ),
     ] = None,
     top: Annotated[int, typer.Option(help="How many classes to print.", min=1)] = 5,
     threshold: Annotated[
@@ -166,13 +179,24 @@ def explain(
         if (out / name).resolve() in originals:
             raise ValueError(f"{out / name}: would overwrite the image itself; give another --out")
     classifier = _load_model(model, weights, device, layer)
-    chosen = build_methods(classifier, _names(methods) or [])
-    number = None if target is None else _class_number(classifier, target)
+    asked = "robust_cam" if counterfactual is None else "perceptual_ball"
+    chosen = build_methods(classifier, asked if methods is None else _names(methods) or [])
+    number = None if target is None else _class_number(classifier, target, "target")
+    towards = None
+    if counterfactual is not None:
+        towards = _class_number(classifier, counterfactual, "counterfactual")
     failed = 0
     for name, file in sources:
         try:
-            classes, picture = explain_image(
-                classifier, file, chosen, out / name, target=number, threshold=threshold, top=top
+            explained = explain_image(
+                classifier,
+                file,
+                chosen,
+                out / name,
+                target=number,
+                counterfactual=towards,
+                threshold=threshold,
+                top=top,
             )
         except DataError as error:
             if len(sources) == 1:
@@ -180,9 +204,11 @@ def explain(
             failed += 1
             typer.echo(f"captum-robust: {printable(str(error))}", err=True)
             continue
-        _say(printable(f"{file} -> {picture}"))
-        for label, probability in classes:
+        _say(printable(f"{file} -> {explained.picture}"))
+        for label, probability in explained.classes:
             _say(f"  {probability:6.1%}  {label}")
+        for method, verdict in explained.verdicts.items():
+            _say(f"  {method}: {verdict}")
     if failed:
         _say(f"{len(sources)} images: {failed} could not be used")
     if failed == len(sources):
@@ -287,14 +313,14 @@ def _image_files(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
         raise FileNotFoundError(f"{path}: no such image or folder")
 
 
-def _class_number(model: Classifier, target: str) -> int:
+def _class_number(model: Classifier, target: str, option: str) -> int:
     from captum_robust._names import unknown_name
     from captum_robust.data.classes import ClassIndex
 
     names = model.class_names or []
     number = ClassIndex(names)(target)
     if number is None and target.isdecimal():
-        raise ValueError(f"target: the model has the classes 0 to {len(names) - 1}, not {target}")
+        raise ValueError(f"{option}: the model has the classes 0 to {len(names) - 1}, not {target}")
     if number is None:
         raise unknown_name("class", target, names)
     return number

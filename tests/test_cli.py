@@ -138,6 +138,23 @@ def test_explain_draws_one_picture_an_image(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "one" / "0.png").is_file()
 
 
+def test_explain_says_what_a_perturbation_made_of_the_image(run: Run, tmp_path: Path) -> None:
+    file = draw(tmp_path / "images", n=1) / "0.png"
+    code, out, _ = run("explain", file, "--methods", "smallest_perturbation,robust_cam")
+    assert code == 0
+    first = out.splitlines()[1].split("%")[1].strip()
+    (said,) = [line for line in out.splitlines() if line.startswith("  smallest_perturbation: ")]
+    assert said.split(": ")[1].startswith("flipped to ")
+    assert not said.endswith(f"to {first}")
+    code, out, _ = run("explain", file, "--counterfactual", "lynx", "--top", 1)
+    assert code == 0
+    assert "  perceptual_ball: " in out
+    assert "lynx" in out
+    code, _, err = run("explain", file, "--counterfactual", first)
+    assert code == 2
+    assert f"the counterfactual class, {first}, is the prediction already" in one_line(err)
+
+
 def test_compare_and_explain_run_on_the_sample_photographs(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("compare", "samples", "--methods", "robust_cam,center_box", "--limit", 3)
     assert code == 0
@@ -191,6 +208,12 @@ WRONG: list[tuple[list[str], str]] = [
     (["explain", "nowhere.png"], "nowhere.png: no such image or folder"),
     (["explain", "images", "--target", "taby"], "unknown class 'taby'; did you mean 'tabby'"),
     (["explain", "images", "--target", "1000"], "classes 0 to 999"),
+    (["explain", "images", "--counterfactual", "lynxx"], "unknown class 'lynxx'; did you mean"),
+    (["explain", "images", "--counterfactual", "1000"], "counterfactual: the model has the"),
+    (
+        ["explain", "images", "--methods", "saliency", "--counterfactual", "lynx"],
+        "counterfactual: only methods that perturb the image know it",
+    ),
     (["explain", "images/0.png", "--threshold", "2"], "threshold"),
     (["explain", "images", "--threshold", "nan"], "threshold: expected a number in [0, 1]"),
     (["cmpare"], "No such command 'cmpare'"),

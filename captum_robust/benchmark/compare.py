@@ -22,7 +22,7 @@ from torch import Tensor
 from captum_robust._names import printable
 from captum_robust.benchmark.comparison import CLEAN, GALLERY_POOL, Comparison
 from captum_robust.benchmark.configuration import describe_run, device_of
-from captum_robust.benchmark.measure import measure, thumbnail
+from captum_robust.benchmark.measure import measure, outcomes, picture_of_change, thumbnail
 from captum_robust.benchmark.methods import METHODS, Method, build_methods
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.benchmark.store import ImageRow, ResultRow, RunStore
@@ -315,20 +315,28 @@ class _Runner:
             images, target = batch.images.clone(), batch.target.clone()
             with self._undisturbed(start, method + attack), count_passes(self.model) as passes:
                 began = _now(images.device)
-                maps = explain(images, target)
+                found = explain(images, target)
                 seconds = _now(images.device) - began
-            maps = maps.detach().float().cpu()
+            maps = found.maps.detach().float().cpu()
             if maps.shape != (len(batch.images), *batch.images.shape[2:]):
                 raise ValueError(
                     f"expected maps {len(batch.images)}×{batch.images.shape[2]}×"
                     f"{batch.images.shape[3]}, got {tuple(maps.shape)}"
                 )
             measured = measure(maps, batch.samples, self.methods[method])
+            for i, item in enumerate(batch.items):
+                if item.position < GALLERY_POOL:
+                    measured[i]["heat"] = thumbnail(maps[i])
+            if found.perturbation is not None:
+                for i, columns in enumerate(outcomes(found.perturbation)):
+                    measured[i] |= columns
+                    if batch.items[i].position < GALLERY_POOL:
+                        measured[i] |= picture_of_change(found.perturbation.change[i])
         except Exception as error:  # one image may fail where the others work
             if len(batch.images) > 1:
                 singles = [batch.only(i) for i in range(len(batch.images))]
                 return [r for b in singles for r in self._explain(b, method, attack, start)]
-            maps, measured, seconds, passes = None, [{"error": _one_line(error)}], 0.0, None
+            measured, seconds, passes = [{"error": _one_line(error)}], 0.0, None
         n = len(batch.images)
         predicted, explained = batch.predicted.tolist(), batch.target.tolist()
         confidence = batch.confidence.tolist()
@@ -344,9 +352,6 @@ class _Runner:
                 seconds=seconds / n if passes else None,
                 forward_passes=passes.forward / n if passes else None,
                 backward_passes=passes.backward / n if passes else None,
-                heat=thumbnail(maps[i])
-                if maps is not None and item.position < GALLERY_POOL
-                else None,
                 **measured[i],
             )
             for i, item in enumerate(batch.items)

@@ -183,7 +183,7 @@ class Comparison:
                 shown[name] = table[column].map("{:.3f}".format)
         for column, name in {"forward": "forward", "backward": "backward"}.items():
             if column in table:
-                shown[name] = table[column].map("{:g}".format)
+                shown[name] = table[column].map("{:.4g}".format)
         if "ms_per_image" in table:
             shown["ms/image"] = table["ms_per_image"].map("{:.1f}".format)
         if table["failed"].any():
@@ -205,7 +205,8 @@ class Comparison:
         Columns: ``image``, ``method``, ``attack``, ``label``, ``predicted``, ``explained``,
         ``confidence``, ``iou`` and ``localized`` (at the threshold that the table uses),
         ``x0``…``y1`` (that box, in pixels of the model's input), ``pointing``, ``seconds``,
-        ``forward_passes``, ``backward_passes``, ``error``.
+        ``forward_passes``, ``backward_passes``, ``error``; of methods that perturb the image also
+        ``new_class``, ``flipped`` and ``margin``.
         """
         import pandas as pd
 
@@ -213,7 +214,8 @@ class Comparison:
         rows = pd.DataFrame(
             self.select(
                 "SELECT r.position, r.image, r.method, r.attack, i.label, r.predicted, r.explained,"
-                " r.confidence, r.pointing, r.seconds, r.forward_passes, r.backward_passes, r.error"
+                " r.confidence, r.pointing, r.seconds, r.forward_passes, r.backward_passes,"
+                " r.new_class, r.flipped, r.margin, r.error"
                 " FROM results r JOIN images i USING (position) WHERE position < ?"
                 " ORDER BY r.position, r.attack, r.method",
                 (stop,),
@@ -399,7 +401,8 @@ class Comparison:
         row["pxap"] = self._pxap(method, attack)
         cost = self.select(
             "SELECT avg(forward_passes) AS forward, avg(backward_passes) AS backward, "
-            "1000 * avg(seconds) AS ms_per_image, count(error) AS failed "
+            "1000 * avg(seconds) AS ms_per_image, count(error) AS failed, "
+            "avg(flipped) FILTER (WHERE predicted = explained) AS flipped "
             "FROM results WHERE method = ? AND attack = ?",
             (method, attack),
         )[0]

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from captum.attr import Attribution
 
+from captum_robust.attr.perceptual_ball import BallSettings
+from captum_robust.benchmark.methods import WITH_PERCEPTUAL_LAYERS
 from captum_robust.models import Classifier
 
 
@@ -29,10 +32,14 @@ def describe_run(
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The configuration of a run over the first ``count`` samples of a data set."""
+    described = _describe_methods(methods)
+    facts = _describe_model(model)
+    if not set(WITH_PERCEPTUAL_LAYERS).isdisjoint(described.values()):
+        facts["perceptual_layers"] = _names_of_perceptual_layers(model)
     return {
-        "model": _describe_model(model),
+        "model": facts,
         "dataset": _describe_dataset(dataset, count),
-        "methods": _describe_methods(methods),
+        "methods": described,
         "attacks": {name: _describe(attack) for name, attack in attacks.items()},
         "settings": {**settings, "device": device_of(model).type},
         "versions": _versions(),
@@ -40,12 +47,13 @@ def describe_run(
 
 
 def _describe(value: Any) -> str:
-    """A function by its name; an object by its class and its plain settings."""
+    """A function by its name; an object by its class, its plain settings and its attributions."""
     if not hasattr(value, "__dict__") or hasattr(value, "__qualname__"):
         return f"function:{getattr(value, '__qualname__', type(value).__qualname__)}"
-    plain = (bool, int, float, str, tuple, type(None))
-    settings = {k: v for k, v in sorted(vars(value).items()) if isinstance(v, plain)}
-    listed = ", ".join(f"{k}={v!r}" for k, v in settings.items())
+    plain = (bool, int, float, str, tuple, type(None), BallSettings)
+    settings = {k: repr(v) for k, v in vars(value).items() if isinstance(v, plain)}
+    settings |= {k: _describe(v) for k, v in vars(value).items() if isinstance(v, Attribution)}
+    listed = ", ".join(f"{k}={v}" for k, v in sorted(settings.items()))
     return f"{type(value).__module__}.{type(value).__qualname__}({listed})"
 
 
@@ -78,6 +86,11 @@ def _name_of_cam_layer(model: Classifier) -> str | None:
         return None
     names: dict[str, torch.nn.Module] = dict(model.module.named_modules())
     return next(name for name, module in names.items() if module is layer)
+
+
+def _names_of_perceptual_layers(model: Classifier) -> str:
+    names = {module: name for name, module in model.module.named_modules()}
+    return ", ".join(names.get(layer, type(layer).__name__) for layer in model.perceptual_layers)
 
 
 def _describe_dataset(dataset: Any, count: int) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_robust.benchmark.comparison import STRATEGY_ORDER
-from captum_robust.benchmark.methods import Method
+from captum_robust.benchmark.methods import Method, Perturbation
+from captum_robust.benchmark.overlay import amplified, encode_jpeg
 from captum_robust.benchmark.store import pack
 from captum_robust.data import Sample
 from captum_robust.metrics.functional import (
@@ -21,6 +22,8 @@ from captum_robust.metrics.functional import (
 )
 
 _HEAT_SIDE = 56
+_CHANGE_SIDE = 224
+_CHANGE_BYTES = 20_000
 
 
 def measure(maps: Tensor, samples: list[Sample], method: Method) -> list[dict[str, Any]]:
@@ -72,3 +75,25 @@ def thumbnail(heat: Tensor) -> bytes:
     low, high = small.min(), small.max()
     scaled = (small - low) / (high - low) if high > low else torch.zeros_like(small)
     return pack((scaled * 255).round().to(torch.uint8))
+
+
+def outcomes(perturbation: Perturbation) -> list[dict[str, Any]]:
+    """What became of each changed image, as columns of its row."""
+    new_class, flipped = perturbation.new_class.tolist(), perturbation.flipped.tolist()
+    return [
+        {"new_class": c, "flipped": f, "margin": m}
+        for c, f, m in zip(new_class, flipped, perturbation.margin.tolist(), strict=True)
+    ]
+
+
+def picture_of_change(change: Tensor) -> dict[str, Any]:
+    """A change 3×H×W as columns: a JPEG of at most 20 kB, and how much it is amplified there."""
+    scale = min(1.0, _CHANGE_SIDE / max(change.shape[1:]))
+    size = [max(1, round(side * scale)) for side in change.shape[1:]]
+    small = F.interpolate(change.detach().float().cpu()[None], size=size, mode="area")[0]
+    picture, factor = amplified(small)
+    for quality in (75, 60, 45, 30, 15):  # noise is what JPEG is worst at
+        data = encode_jpeg(picture, quality)
+        if len(data) <= _CHANGE_BYTES:
+            break
+    return {"perturbation": data, "amplification": factor}

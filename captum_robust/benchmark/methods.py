@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,9 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_robust._names import unknown_name
-from captum_robust.attr import RobustCAM
+from captum_robust.attr.perceptual_ball import BallSettings, PerceptualBallPerturbation
+from captum_robust.attr.robust_cam import RobustCAM
+from captum_robust.attr.wrappers import Guided
 from captum_robust.metrics.functional import (
     center_box,
     center_box_map,
@@ -36,13 +38,38 @@ from captum_robust.models import Classifier
 
 
 @dataclass(frozen=True)
-class Method:
-    """A heat map of each image, and, for a baseline, the box that it always draws."""
+class Perturbation:
+    """How a method changed N images to see what they are recognised by."""
 
-    explain: Callable[[Tensor, Tensor], Tensor]
-    """Images N×C×H×W and classes N -> heat maps N×H×W, where larger means more important."""
+    change: Tensor
+    """N×C×H×W, signed, in the unit of the pixels."""
+    new_class: Tensor
+    """N, the class of each changed image."""
+    flipped: Tensor
+    """N, whether the explained class lost its first place (or the counterfactual one won it)."""
+    margin: Tensor
+    """N, by how much it still has it: negative once flipped."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a method says of N images."""
+
+    maps: Tensor
+    """N×H×W, where larger means more important."""
+    perturbation: Perturbation | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """How images are explained, and, for a baseline, the box that it always draws."""
+
+    explain: Callable[[Tensor, Tensor], Explanation]
+    """Of images N×C×H×W and classes N."""
     box: Callable[[tuple[int, int]], Tensor] | None = None
     """(H, W) -> (x0, y0, x1, y1), whatever the threshold; None: the box comes from the map."""
+    towards: Callable[[int], Method] | None = None
+    """The same method towards a counterfactual class; None: it can't be asked for one."""
 
 
 OCCLUSION_WINDOW = 64
@@ -53,6 +80,10 @@ pixel to one window alone. Other sizes scale both."""
 
 INTEGRATED_GRADIENTS_STEPS = 20
 SMOOTH_GRAD_SAMPLES = 8
+
+BALL_SETTINGS = BallSettings(max_iterations=12)
+BALL_BLUR = 8.0
+"""Pixels of 224; other sizes scale it."""
 
 
 def heat_map(attribution: Tensor, size: tuple[int, int], *, signed: bool = False) -> Tensor:
@@ -81,21 +112,71 @@ def heat_map(attribution: Tensor, size: tuple[int, int], *, signed: bool = False
 def from_attribution(attribution: Attribution, *, signed: bool = False, **arguments: Any) -> Method:
     """A method out of any Captum attribution; ``arguments`` go to its ``attribute``."""
 
-    def explain(images: Tensor, target: Tensor) -> Tensor:
+    def explain(images: Tensor, target: Tensor) -> Explanation:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Captum's notes on the hooks and gradients it sets
             result = attribution.attribute(images, target=target, **arguments)
         if isinstance(result, tuple):
             result = result[0]
-        return heat_map(result.detach(), (images.shape[2], images.shape[3]), signed=signed)
+        size = (images.shape[2], images.shape[3])
+        return Explanation(heat_map(result.detach(), size, signed=signed))
 
     return Method(explain)
+
+
+class _Found(Attribution):  # type: ignore[misc]  # Captum's classes are untyped to mypy
+    """A perturbation that was found before, as the attribution that ``Guided`` multiplies."""
+
+    def __init__(self, forward_func: Callable[..., Tensor], change: Tensor) -> None:
+        super().__init__(forward_func)
+        self.change = change
+
+    def attribute(self, *_: Any, **__: Any) -> Tensor:
+        return self.change
+
+
+def from_perturbation(
+    attribution: PerceptualBallPerturbation | Guided, counterfactual: int | None = None
+) -> Method:
+    """A method whose map is how much each pixel changed, and that gives the change itself.
+
+    Args:
+        attribution: a perceptual ball, or one that is guided: then the map is of the product, and
+            the change that of the ball alone. The ball is searched once for both.
+        counterfactual: the class to move towards; None: away from the explained one.
+    """
+    ball = attribution.attribution if isinstance(attribution, Guided) else attribution
+
+    def explain(images: Tensor, target: Tensor) -> Explanation:
+        change, details = ball.attribute(
+            images, target=target, counterfactual=counterfactual, return_details=True
+        )
+        pointed = change
+        if isinstance(attribution, Guided):
+            guided = Guided(_Found(ball.forward_func, change), attribution.guide)
+            pointed = guided.attribute(images, target=target)
+        blur = BALL_BLUR * min(images.shape[2:]) / 224
+        return Explanation(
+            PerceptualBallPerturbation.saliency(pointed, blur),
+            Perturbation(change, details.new_class, details.flipped, details.margin),
+        )
+
+    return Method(explain, towards=lambda number: from_perturbation(attribution, number))
+
+
+def _ball(model: Classifier) -> PerceptualBallPerturbation:
+    return PerceptualBallPerturbation(model, model.perceptual_layers, settings=BALL_SETTINGS)
+
+
+def _smallest_perturbation(model: Classifier) -> Method:
+    settings = replace(BALL_SETTINGS, perceptual_weight=0.0)
+    return from_perturbation(PerceptualBallPerturbation(model, (), settings=settings))
 
 
 def _occlusion(model: Classifier) -> Method:
     occlusion = Occlusion(model)
 
-    def explain(images: Tensor, target: Tensor) -> Tensor:
+    def explain(images: Tensor, target: Tensor) -> Explanation:
         n, channels, height, width = images.shape
         window = tuple(max(1, OCCLUSION_WINDOW * side // 224) for side in (height, width))
         stride = tuple(max(1, OCCLUSION_STRIDE * side // 224) for side in (height, width))
@@ -108,26 +189,32 @@ def _occlusion(model: Classifier) -> Method:
                 target=target,
                 perturbations_per_eval=max(1, 64 // n),
             )
-        return heat_map(result, (height, width), signed=True)
+        return Explanation(heat_map(result, (height, width), signed=True))
 
     return Method(explain)
 
 
-def _random(images: Tensor, _: Tensor) -> Tensor:
+def _random(images: Tensor, _: Tensor) -> Explanation:
     # From the global generator, which the runner seeds for each batch.
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
-    return random_map(len(images), (images.shape[2], images.shape[3]), generator).to(images.device)
+    maps = random_map(len(images), (images.shape[2], images.shape[3]), generator)
+    return Explanation(maps.to(images.device))
 
 
 def _baseline(make: Callable[..., Tensor], box: Callable[[tuple[int, int]], Tensor]) -> Method:
-    def explain(images: Tensor, _: Tensor) -> Tensor:
-        return make(len(images), (images.shape[2], images.shape[3])).to(images.device)
+    def explain(images: Tensor, _: Tensor) -> Explanation:
+        maps = make(len(images), (images.shape[2], images.shape[3]))
+        return Explanation(maps.to(images.device))
 
     return Method(explain, box)
 
 
 METHODS: dict[str, Callable[[Classifier], Method]] = {
     "robust_cam": lambda m: from_attribution(RobustCAM(m, m.cam_layer), upsample=True),
+    "perceptual_ball": lambda m: from_perturbation(_ball(m)),
+    "perceptual_ball_guided": lambda m: from_perturbation(Guided(_ball(m), "gradient")),
+    "perceptual_ball_cam": lambda m: from_perturbation(Guided(_ball(m), RobustCAM(m, m.cam_layer))),
+    "smallest_perturbation": _smallest_perturbation,
     "grad_cam": lambda m: from_attribution(_layer_grad_cam(m)),
     "guided_grad_cam": lambda m: from_attribution(GuidedGradCam(m, m.cam_layer)),
     "integrated_gradients": lambda m: from_attribution(
@@ -152,6 +239,7 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
 
 FIXED_BOXES = ("center_box", "whole_image")
 BASELINES = (*FIXED_BOXES, "random")
+WITH_PERCEPTUAL_LAYERS = ("perceptual_ball", "perceptual_ball_guided", "perceptual_ball_cam")
 
 
 def _layer_grad_cam(model: Classifier) -> Attribution:
@@ -171,7 +259,8 @@ def build_methods(
     ``(images N×C×H×W, target N) -> N×H×W or N×C×H×W``.
 
     Raises:
-        ValueError: an unknown name, no method, or one name twice.
+        ValueError: an unknown name, no method, or one name twice; a network in which a method
+            finds no layer.
         TypeError: a value that is none of these.
     """
     if isinstance(methods, str):
@@ -194,16 +283,22 @@ def _build(model: Classifier, name: str, value: Any) -> Method:
     if isinstance(value, str):
         if value not in METHODS:
             raise unknown_name("method", value, METHODS)
-        return METHODS[value](model)
+        try:
+            return METHODS[value](model)
+        except ValueError as error:
+            raise ValueError(f"method {name!r}: {error}") from None
+    ball = value.attribution if isinstance(value, Guided) else value
+    if isinstance(ball, PerceptualBallPerturbation):
+        return from_perturbation(value)
     if isinstance(value, Attribution):
         return from_attribution(value)
     if callable(value):
 
-        def explain(images: Tensor, target: Tensor) -> Tensor:
+        def explain(images: Tensor, target: Tensor) -> Explanation:
             result = value(images, target)
             if not isinstance(result, Tensor):
                 raise TypeError(f"method {name!r}: expected a tensor, got {type(result).__name__}")
-            return heat_map(result.detach(), (images.shape[2], images.shape[3]))
+            return Explanation(heat_map(result.detach(), (images.shape[2], images.shape[3])))
 
         return Method(explain)
     raise TypeError(

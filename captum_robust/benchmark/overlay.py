@@ -90,6 +90,50 @@ def overlay(
     return cv2.addWeighted(picture, 1 - alpha, colors, alpha, 0).astype(np.uint8)
 
 
+def amplified(change: Tensor) -> tuple[RGB, float]:
+    """A signed change 3×H×W of an image as a picture, and the factor by which it is amplified.
+
+    A channel is 0.5 + factor · change: grey is unchanged, brighter is increased. The factor takes
+    the 99.9th percentile of the magnitudes to black or white; by the largest of all, one pixel
+    could leave the rest in grey.
+
+    >>> picture, factor = amplified(torch.tensor([0.0, 0.1, -0.1]).view(3, 1, 1))
+    >>> picture.tolist(), round(factor, 3)
+    ([[[128, 255, 0]]], 5.0)
+    """
+    values = change.detach().float().cpu()
+    magnitudes = values.abs().numpy()
+    # Where less than 0.1 % of the pixels changed, the percentile is 0.
+    strongest = float(np.quantile(magnitudes, 0.999)) or float(magnitudes.max())
+    factor = 0.5 / strongest if strongest > 0 else 1.0
+    return as_rgb(0.5 + factor * values), factor
+
+
+def factor_text(factor: float) -> str:
+    """An amplification, as it is printed.
+
+    >>> factor_text(1342.3), factor_text(3.14159)
+    ('×1,342', '×3.1')
+    """
+    return f"×{factor:,.0f}" if factor >= 10 else f"×{factor:.2g}"
+
+
+def verdict(flipped: bool, was_first: bool, wanted: str | None = None) -> tuple[str, str]:
+    """What a change did, a mark and words, which the name of the new class follows.
+
+    Args:
+        flipped: as in ``Perturbation``.
+        was_first: whether the explained class was the prediction, so that there was a label to
+            flip.
+        wanted: the name of the counterfactual class, if there is one.
+    """
+    if wanted is not None:
+        return ("✓", "flipped to") if flipped else ("✗", f"not yet {wanted}, but")
+    if not was_first:
+        return "", "was not the prediction; now"
+    return ("✓", "flipped to") if flipped else ("✗", "not flipped, still")
+
+
 def draw_boxes(
     rgb: RGB,
     boxes: Tensor | npt.NDArray[Any] | Sequence[Sequence[float]],
@@ -155,6 +199,17 @@ def panel(images: Sequence[RGB], captions: Sequence[str], columns: int | None = 
         for row, words in enumerate(text.split("\n")):
             pen.text((x, y + cell_height + 3 + row * line), words, fill="black", font=font)
     return np.asarray(canvas)
+
+
+def encode_jpeg(rgb: RGB, quality: int) -> bytes:
+    """The picture as JPEG in full colour resolution; else the thin lines of boxes turn grey."""
+    import cv2
+
+    sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    _, data = cv2.imencode(
+        ".jpg", as_rgb(rgb)[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling]
+    )
+    return data.tobytes()
 
 
 def save_png(path: str | Path, rgb: RGB) -> Path:

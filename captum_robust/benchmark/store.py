@@ -19,6 +19,14 @@ import torch
 from torch import Tensor
 
 _LOCK_SECONDS = 120
+# Columns that the first runs did not have yet; they are added when such a run is opened.
+_LATER = {
+    "new_class": "INTEGER",
+    "flipped": "INTEGER",
+    "margin": "REAL",
+    "perturbation": "BLOB",
+    "amplification": "REAL",
+}
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS images (
     position INTEGER PRIMARY KEY,
@@ -41,6 +49,8 @@ CREATE TABLE IF NOT EXISTS results (
     pointing REAL,
     ious BLOB, predicted_boxes BLOB, maxboxacc BLOB, maxboxacc_v2 BLOB, pxap BLOB,
     heat BLOB,
+    new_class INTEGER, flipped INTEGER, margin REAL,
+    perturbation BLOB, amplification REAL,
     error TEXT,
     PRIMARY KEY (method, attack, position)
 ) WITHOUT ROWID;
@@ -82,6 +92,11 @@ class ResultRow:
     maxboxacc_v2: bytes | None = None
     pxap: bytes | None = None
     heat: bytes | None = None
+    new_class: int | None = None
+    flipped: bool | None = None
+    margin: float | None = None
+    perturbation: bytes | None = None
+    amplification: float | None = None
     error: str | None = None
 
 
@@ -114,6 +129,7 @@ class RunStore:
             self._enter_wal_mode()
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_SCHEMA)
+            self._add_later_columns()
             self.count(0, 0)
         except sqlite3.Error as error:
             raise ValueError(
@@ -159,6 +175,17 @@ class RunStore:
                 if "locked" not in str(error) or time.monotonic() > end:
                     raise
                 time.sleep(0.01)
+
+    def _add_later_columns(self) -> None:
+        if not self._missing_columns():
+            return
+        with self._transaction() as database:
+            for name in self._missing_columns():  # again: another process may have added them
+                database.execute(f"ALTER TABLE results ADD COLUMN {name} {_LATER[name]}")
+
+    def _missing_columns(self) -> list[str]:
+        there = {row[1] for row in self._database.execute("PRAGMA table_info(results)")}
+        return [name for name in _LATER if name not in there]
 
     def close(self) -> None:
         """Close the database; the rows are safe without it."""
@@ -242,11 +269,14 @@ def _read(described: Path) -> dict[str, Any]:
 def _refuse_other(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     """Compare all that rows depend on; package versions are only for the record."""
     before, after = _flat(old), _flat(new)
-    lines = [
-        f"{key}: {before.get(key, '(none)')!s:.80} there, {after.get(key, '(none)')!s:.80} here"
-        for key in sorted(before.keys() | after.keys())
-        if not key.startswith("versions.") and before.get(key) != after.get(key)
-    ]
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        if not key.startswith("versions.") and before.get(key) != after.get(key):
+            there, here = str(before.get(key, "(none)")), str(after.get(key, "(none)"))
+            # Of long ones the part where they begin to differ, character by character.
+            start = max(0, len(os.path.commonprefix([there, here])) - 60)  # noqa: RUF071
+            there, here = (("…" if start else "") + s[start : start + 80] for s in (there, here))
+            lines.append(f"{key}: {there} there, {here} here")
     if lines:
         raise ValueError(f"{folder} holds another run ({'; '.join(lines)}); give another folder")
 
