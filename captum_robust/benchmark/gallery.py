@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captum_robust.benchmark.comparison import CLEAN, GALLERY_POOL, boxes_of
-from captum_robust.benchmark.overlay import PREDICTED_COLOR, RGB, draw_boxes, overlay
+from captum_robust.benchmark.overlay import (
+    PREDICTED_COLOR,
+    RGB,
+    draw_boxes,
+    encode_jpeg,
+    factor_text,
+    overlay,
+    verdict,
+)
 from captum_robust.benchmark.plots import method_styles
 from captum_robust.benchmark.store import unpack
 
@@ -27,6 +35,19 @@ _PICTURES = 400
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a method did to one image."""
+
+    picture: str
+    """A data URI."""
+    factor: str
+    mark: str
+    """✓ where the label flipped, ✗ where it did not."""
+    verdict: str
+    new_class: str
+
+
+@dataclass(frozen=True)
 class Tile:
     """One method's map over one image."""
 
@@ -35,6 +56,7 @@ class Tile:
     """A data URI; empty where the method failed."""
     iou: float | None
     localized: bool
+    change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +105,8 @@ def build_gallery(comparison: Comparison) -> Gallery:
     ]
     means = rows.groupby("position")["iou"].mean().dropna()
     ranked = means.sort_values(ascending=False, kind="stable")
-    most = min(_EACH, max(1, _PICTURES // (2 * (len(shown) + 1))))
+    changes = rows[rows["new_class"].notna()]["method"].nunique()
+    most = min(_EACH, max(1, _PICTURES // (2 * (len(shown) + changes + 1))))
     best = list(ranked.index[: min(most, -(-len(ranked) // 2))])
     worst = list(ranked.index[::-1][: min(most, len(ranked) // 2)])
 
@@ -107,17 +130,17 @@ def _entry(comparison: Comparison, rows: pd.DataFrame, position: int, mean_iou: 
     picture: RGB = cv2.resize(stored, (width, height), interpolation=cv2.INTER_AREA)[:, :, ::-1]
     truth = np.array(boxes_of(row["boxes"])) * [width, height, width, height]
     scale = np.array([width / model_width, height / model_height] * 2)
-    heats = {
-        r["method"]: r["heat"]
+    kept = {
+        r["method"]: r
         for r in comparison.select(
-            "SELECT method, heat FROM results WHERE position = ? AND attack = ? "
-            "AND heat IS NOT NULL",
+            "SELECT method, heat, perturbation, amplification, predicted, explained, new_class, "
+            "flipped FROM results WHERE position = ? AND attack = ? AND heat IS NOT NULL",
             (position, CLEAN),
         )
     }
     by_method = {r["method"]: r for r in rows.to_dict("records")}
     tiles = [
-        _tile(method, by_method[method], heats.get(method), picture, truth, scale)
+        _tile(comparison, by_method[method], kept.get(method), picture, truth, scale)
         for method in comparison.methods
         if method in by_method
     ]
@@ -136,21 +159,34 @@ def _entry(comparison: Comparison, rows: pd.DataFrame, position: int, mean_iou: 
 
 
 def _tile(
-    method: str,
+    comparison: Comparison,
     row: dict[Any, Any],
-    heat: bytes | None,
+    kept: dict[str, Any] | None,
     picture: RGB,
     truth: np.ndarray[Any, Any],
     scale: np.ndarray[Any, Any],
 ) -> Tile:
-    if heat is None or row["iou"] != row["iou"]:  # NaN: the method failed on this image
-        return Tile(method, "", None, False)
-    values = unpack(heat, np.uint8)
+    if kept is None or row["iou"] != row["iou"]:  # NaN: the method failed on this image
+        return Tile(row["method"], "", None, False)
+    values = unpack(kept["heat"], np.uint8)
     side = round(len(values) ** 0.5)
     drawn = draw_boxes(overlay(picture, values.reshape(side, side)), truth)
     box = np.array([[row[c] for c in ("x0", "y0", "x1", "y1")]]) * scale
     drawn = draw_boxes(drawn, box, PREDICTED_COLOR)
-    return Tile(method, _jpeg_uri(drawn), float(row["iou"]), bool(row["localized"]))
+    change = None if kept["perturbation"] is None else _change(comparison, kept, picture)
+    iou, localized = float(row["iou"]), bool(row["localized"])
+    return Tile(row["method"], _jpeg_uri(drawn), iou, localized, change)
+
+
+def _change(comparison: Comparison, kept: dict[str, Any], picture: RGB) -> Change:
+    import cv2
+
+    stored: Any = cv2.imdecode(np.frombuffer(kept["perturbation"], np.uint8), cv2.IMREAD_COLOR)
+    size = (picture.shape[1], picture.shape[0])
+    drawn: RGB = cv2.resize(stored, size, interpolation=cv2.INTER_AREA)[:, :, ::-1]
+    mark, words = verdict(bool(kept["flipped"]), kept["predicted"] == kept["explained"])
+    new_class = comparison.class_name(kept["new_class"])
+    return Change(_jpeg_uri(drawn), factor_text(kept["amplification"]), mark, words, new_class)
 
 
 def _tile_size(width: int, height: int) -> tuple[int, int]:
@@ -162,10 +198,5 @@ def _tile_size(width: int, height: int) -> tuple[int, int]:
 
 
 def _jpeg_uri(rgb: RGB) -> str:
-    import cv2
-
-    # Full colour resolution, or the thin lines of the boxes turn grey.
-    sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    _, data = cv2.imencode(".jpg", rgb[:, :, ::-1], [*quality, *sampling])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+    data = encode_jpeg(rgb, _JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")

@@ -100,6 +100,14 @@ COLUMNS = (
         "high",
         "Average precision of the map's pixels against the object's mask (Choe et al., 2020).",
     ),
+    Column(
+        "flipped",
+        "Flipped %",
+        "percent",
+        "",
+        "Of methods that perturb the image: the share of images whose label the perturbation "
+        "changed, among those whose explained class was the prediction.",
+    ),
     Column("forward", "Forward", "number", "low", "Forward passes of the classifier an image."),
     Column("backward", "Backward", "number", "low", "Backward passes an image."),
     Column("ms_per_image", "ms / image", "number", "low", "Mean time of a map on this machine."),
@@ -144,6 +152,8 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "coalesce(sum(error IS NULL AND boxes = '[]'), 0) AS unboxed FROM images"
     )[0]
     styles = method_styles(comparison)
+    gallery = build_gallery(comparison)
+    shown = (*gallery.best, *gallery.worst)
     return {
         "methods": comparison.methods,
         "conclusion": _conclusion(table, comparison),
@@ -152,7 +162,8 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "groups": _groups(table, comparison),
         "styles": styles,
         "charts": _charts(comparison),
-        "gallery": build_gallery(comparison),
+        "gallery": gallery,
+        "changes": any(tile.change for entry in shown for tile in entry.tiles),
         "pool_limit": GALLERY_POOL,
         "failures": failures.head(_SHOWN_FAILURES).to_dict("records"),
         "failure_count": len(failures),
