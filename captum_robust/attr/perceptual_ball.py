@@ -55,7 +55,8 @@ class BallDetails:
     """What ``return_details`` adds, for each of N samples."""
 
     flipped: Tensor
-    """Whether the explained class lost its first place (or the counterfactual class won it)."""
+    """Whether the explained class is not in first place at x' (the counterfactual class: whether it
+    is). A given target that is not the predicted class is not in first place to begin with."""
     original_class: Tensor
     """The explained class i."""
     new_class: Tensor
@@ -92,7 +93,7 @@ class PerceptualBallPerturbation(Attribution):
 
     Args:
         forward_func: the model, or any function of the inputs that calls it. N×K×… scores (logits).
-        layers: the layers C^(l) whose outputs are kept (``Classifier.perceptual_layers``). None,
+        layers: the layers C^(l) whose outputs are kept (``Classifier.perceptual_layers``).
             ``()``: no perceptual term.
         settings: what ``attribute`` takes where it is not told otherwise.
 
