@@ -78,8 +78,8 @@ def minimize(
 
     Args:
         objective: (points n×…, rows n) -> values n, gradients n×…, and n×A numbers to keep or
-            None. It is called without gradients: it turns them on where it needs autograd. ``rows``,
-            on the CPU, says which samples of ``x`` the points belong to; the order changes from
+            None. It is called without gradients and turns them on where it needs them. ``rows``, on
+            the CPU, says which samples of ``x`` the points belong to; the order changes from
             call to call.
         x: N×…, where to start, floating point. It is not written to.
         step: the first trial step of an iteration (torch's ``lr``).
