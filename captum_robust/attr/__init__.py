@@ -18,6 +18,13 @@ All raise ``ValueError`` for an empty batch, and for NaN or infinity in the inpu
 
 from captum_robust.attr.perceptual_ball import BallDetails, BallSettings, PerceptualBallPerturbation
 from captum_robust.attr.robust_cam import RobustCAM
-from captum_robust.attr.wrappers import Guided
+from captum_robust.attr.wrappers import Guided, MultiScale
 
-__all__ = ["BallDetails", "BallSettings", "Guided", "PerceptualBallPerturbation", "RobustCAM"]
+__all__ = [
+    "BallDetails",
+    "BallSettings",
+    "Guided",
+    "MultiScale",
+    "PerceptualBallPerturbation",
+    "RobustCAM",
+]

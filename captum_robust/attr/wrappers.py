@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,7 +122,7 @@ class Guided(Attribution):
         # gradients turns them on by itself.
         with torch.inference_mode(False), torch.enable_grad():
             if target is None and not self.explains_prediction:
-                target = self._predicted(inputs_tuple, additional_forward_args)
+                target = _predicted(self.forward_func, inputs_tuple, additional_forward_args)
             shared = {"target": target, "additional_forward_args": additional_forward_args}
             shared = {name: value for name, value in shared.items() if value is not None}
             result = _attribute(self.attribution, inputs, shared | arguments)
@@ -136,7 +137,9 @@ class Guided(Attribution):
                 for g in guides:
                     check_finite(g, "guide")
             except ValueError:
-                self._scores(inputs_tuple, additional_forward_args)  # is it they that are not?
+                _scores(
+                    self.forward_func, inputs_tuple, additional_forward_args
+                )  # is it they that are not?
                 raise
 
             is_map = _is_of_layer(self.guide)
@@ -147,21 +150,149 @@ class Guided(Attribution):
         guided = format_output(is_inputs_tuple, product)
         return (guided, *rest) if rest else guided
 
-    def _scores(self, inputs: tuple[Tensor, ...], additional_forward_args: object) -> Tensor:
-        with torch.no_grad():
-            scores: Tensor = run_forward(
-                self.forward_func, _copied(inputs), None, _normal(additional_forward_args)
-            )
-        scores = scores.reshape(1) if scores.ndim == 0 else scores
-        check_finite(scores, "forward_func, scores")
-        return scores
 
-    def _predicted(
-        self, inputs: tuple[Tensor, ...], additional_forward_args: object
-    ) -> Tensor | None:
-        """N classes, or None for scores that have none; where N×K×…, Captum says what it wants."""
-        scores = self._scores(inputs, additional_forward_args)
-        return scores.argmax(dim=1) if scores.ndim == 2 and scores.shape[1] > 1 else None
+class MultiScale(Attribution):
+    r"""The average of an attribution over several sizes of the image.
+
+    A network with global pooling takes larger images too, and its last map is then finer: the 7×7
+    positions of a class activation map at 224 px are 9×9 at 288 px. The result of each size is
+    brought back to the size of the inputs and divided by its largest magnitude.
+
+    Args:
+        attribution: any, of N×C×H×W inputs, whose result has their shape or is a map N×1×h×w.
+        scales: factors of the height and width, 1 for the image as it is. Each costs about its
+            square in classifier passes.
+
+    Raises:
+        TypeError: ``attribution`` is no attribution.
+        ValueError: no scale, or one that is not positive.
+
+    >>> from captum.attr import InputXGradient
+    >>> brightness = InputXGradient(lambda x: x.sum(dim=(1, 2, 3)))
+    >>> MultiScale(brightness, (1, 2)).attribute(torch.ones(1, 1, 2, 2))
+    tensor([[[[1., 1.],
+              [1., 1.]]]])
+    """
+
+    def __init__(
+        self, attribution: Attribution, scales: Sequence[float] = (1, 9 / 7, 10 / 7)
+    ) -> None:
+        _check_attribution(attribution, "attribution", "an Attribution")
+        super().__init__(attribution.forward_func)
+        if not scales or not all(s > 0 and math.isfinite(s) for s in scales):
+            raise ValueError(f"scales: expected positive numbers, at least one, got {scales!r}")
+        self.attribution = attribution
+        self.scales = tuple(scales)
+
+    @property
+    def explains_prediction(self) -> bool:
+        """Never: the sizes could disagree on the class, so it is found on the inputs as given."""
+        return False
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """As the averaged attribution does."""
+        return bool(self.attribution.multiplies_by_inputs)
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        **arguments: Any,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The average, signed, in [-1, 1]: N×1×H×W for maps, else in the shape of the inputs.
+
+        Shared arguments are explained in :mod:`captum_robust.attr`.
+
+        Args:
+            inputs: N×C×H×W, or a tuple of such, which are resized alike.
+            target: None: the class that is predicted for the inputs as they are, found by one more
+                forward pass.
+            additional_forward_args: passed on as they are.
+            arguments: those of the attribution's ``attribute``.
+
+        Raises:
+            ValueError: inputs or results that are not images; NaN or infinity in either.
+        """
+        is_inputs_tuple = is_tuple(inputs)
+        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
+        n = check_batch(inputs_tuple)
+        if any(x.ndim != 4 for x in inputs_tuple):
+            raise ValueError(f"inputs: expected N×C×H×W, got {_listed(inputs_tuple)}")
+        with torch.inference_mode(False), torch.enable_grad():
+            if target is None and _takes_target(self.attribution):
+                target = _predicted(self.forward_func, inputs_tuple, additional_forward_args)
+            shared = {"target": target, "additional_forward_args": additional_forward_args}
+            shared = {name: value for name, value in shared.items() if value is not None}
+            sums: list[Tensor] = []
+            for scale in self.scales:
+                sized = tuple(_resized(x, _size(x, scale)) for x in _copied(inputs_tuple))
+                result = _attribute(
+                    self.attribution, format_output(is_inputs_tuple, sized), shared | arguments
+                )
+                parts = _as_tuple(result)
+                for i, part in enumerate(parts):
+                    if not isinstance(part, Tensor) or part.ndim != 4 or len(part) != n:
+                        raise ValueError(
+                            f"attribution: expected results N×C×H×W, got {_listed(parts)}"
+                        )
+                    try:
+                        check_finite(part, "attribution")
+                    except ValueError:
+                        _scores(self.forward_func, sized, additional_forward_args)  # is it they?
+                        raise
+                    like = inputs_tuple[min(i, len(inputs_tuple) - 1)]
+                    part = _of_largest_one(_resized(part.detach(), tuple(like.shape[2:])))
+                    if len(sums) <= i:
+                        sums.append(part)
+                    else:
+                        sums[i] = sums[i] + part
+        dtype = inputs_tuple[0].dtype
+        dtype = dtype if dtype.is_floating_point else torch.float32
+        averages = tuple((s / len(self.scales)).to(dtype).contiguous() for s in sums)
+        output: Tensor | tuple[Tensor, ...] = format_output(isinstance(result, tuple), averages)
+        return output
+
+
+def _size(x: Tensor, scale: float) -> tuple[int, int]:
+    return max(1, round(scale * x.shape[2])), max(1, round(scale * x.shape[3]))
+
+
+def _resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Bilinear; smoothed before it is made smaller."""
+    if tuple(x.shape[2:]) == size:
+        return x
+    x = x.float() if not x.is_floating_point() or x.dtype.itemsize < 4 else x
+    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _of_largest_one(x: Tensor) -> Tensor:
+    """Each sample divided by its largest magnitude; zeros stay zeros."""
+    x = x.float() if x.dtype.itemsize < 4 else x
+    top = x.flatten(1).abs().amax(dim=1).reshape(-1, 1, 1, 1)
+    return x / torch.where(top > 0, top, torch.ones_like(top))
+
+
+def _scores(
+    forward_func: Callable[..., Tensor], inputs: tuple[Tensor, ...], additional_forward_args: object
+) -> Tensor:
+    with torch.no_grad():
+        scores: Tensor = run_forward(
+            forward_func, _copied(inputs), None, _normal(additional_forward_args)
+        )
+    scores = scores.reshape(1) if scores.ndim == 0 else scores
+    check_finite(scores, "forward_func, scores")
+    return scores
+
+
+def _predicted(
+    forward_func: Callable[..., Tensor], inputs: tuple[Tensor, ...], additional_forward_args: object
+) -> Tensor | None:
+    """N classes, or None for scores that have none; where N×K×…, Captum says what it wants."""
+    scores = _scores(forward_func, inputs, additional_forward_args)
+    return scores.argmax(dim=1) if scores.ndim == 2 and scores.shape[1] > 1 else None
 
 
 def _check_attribution(value: object, name: str, expected: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from captum.attr import (
     Attribution,
     FeatureAblation,
@@ -20,7 +21,7 @@ from captum.attr import (
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_robust.attr import Guided, RobustCAM
+from captum_robust.attr import Guided, MultiScale, RobustCAM
 
 W = torch.tensor([[1.0, -2.0, 4.0], [0.0, 3.0, -1.0]])
 X = torch.tensor([[1.0, 1.0, 1.0], [2.0, 0.0, -1.0]])  # predicted: class 0 (3, 2), class 1 (-2, 1)
@@ -445,3 +446,73 @@ def test_nan_in_either_names_the_sample(place: str) -> None:
     attribution, guide = (bad, X) if place == "attribution" else (X, bad)
     with pytest.raises(ValueError, match=f"{place}: NaN or infinity in sample 1"):
         Guided(Fixed(attribution), Fixed(guide)).attribute(X, 0)
+
+
+class Means(nn.Module):
+    """Scores of any size of image; the classes are the mean of one channel each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+def test_multi_scale_averages_the_maps_of_each_size_scaled_to_one() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), Means()).eval()
+    x = torch.rand(2, 3, 8, 12)
+    cam = RobustCAM(net, net[1], base="gradcam")
+    result = MultiScale(cam, (1, 1.5)).attribute(x, 1, normalize=None)
+    expected = torch.zeros(2, 1, 8, 12)
+    for size in ((8, 12), (12, 18)):
+        larger = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+        heat = cam.attribute(larger, 1, normalize=None)
+        heat = F.interpolate(heat, (8, 12), mode="bilinear", align_corners=False, antialias=True)
+        expected += heat / heat.abs().amax(dim=(1, 2, 3), keepdim=True) / 2
+    torch.testing.assert_close(result, expected)
+
+
+def test_multi_scale_explains_the_class_of_the_image_as_it_is() -> None:
+    # Only at the small size is class 0 ahead: a model of the size of its input.
+    def by_size(x: Tensor) -> Tensor:
+        scores = x.mean(dim=(2, 3))
+        lead = 10.0 if x.shape[2] == 4 else -10.0
+        return scores + torch.tensor([lead, 0.0, 0.0])
+
+    x = torch.rand(2, 3, 4, 4)
+    result = MultiScale(InputXGradient(by_size), (1, 2)).attribute(x)
+    assert result[:, 0].all()
+    assert not result[:, 1:].any()
+
+
+def test_multi_scale_of_one_scale_is_the_map_scaled_to_one() -> None:
+    x = torch.rand(2, 3, 4, 4) - 0.5
+    plain = InputXGradient(Means()).attribute(x, 0)
+    result = MultiScale(InputXGradient(Means()), (1,)).attribute(x, 0)
+    torch.testing.assert_close(result, plain / plain.abs().amax(dim=(1, 2, 3), keepdim=True))
+
+
+def test_a_map_of_zeros_stays_zeros_at_every_scale() -> None:
+    assert not MultiScale(InputXGradient(Means())).attribute(torch.zeros(1, 3, 4, 4), 0).any()
+
+
+def test_multi_scale_guides() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), Means()).eval()
+    x = torch.rand(2, 3, 8, 8)
+    guide = MultiScale(RobustCAM(net, net[1]), (1, 1.5))
+    guided = Guided(InputXGradient(net), guide).attribute(x, 1)
+    heat = guide.attribute(x, 1)
+    heat = heat / heat.amax(dim=(1, 2, 3), keepdim=True)
+    torch.testing.assert_close(guided, InputXGradient(net).attribute(x, 1) * heat)
+
+
+@pytest.mark.parametrize("scales", [(), (0,), (1, -1), (float("nan"),), (float("inf"),)])
+def test_scales_are_positive_numbers(scales: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="scales"):
+        MultiScale(InputXGradient(Means()), scales)
+
+
+def test_multi_scale_takes_images_only() -> None:
+    with pytest.raises(ValueError, match="N×C×H×W"):
+        MultiScale(InputXGradient(lambda x: x)).attribute(torch.rand(2, 3), 0)
+    with pytest.raises(TypeError, match="attribution"):
+        MultiScale(Means())  # type: ignore[arg-type]
