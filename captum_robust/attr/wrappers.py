@@ -155,7 +155,7 @@ class MultiScale(Attribution):
     r"""The average of an attribution over several sizes of the image.
 
     A network with global pooling takes larger images too, and its last map is then finer: the 7×7
-    positions of a class activation map at 224 px are 9×9 at 288 px. The result of each size is
+    positions of a class activation map at 224 px are 12×12 at 384 px. The result of each size is
     brought back to the size of the inputs and divided by its largest magnitude.
 
     Args:
@@ -174,9 +174,7 @@ class MultiScale(Attribution):
               [1., 1.]]]])
     """
 
-    def __init__(
-        self, attribution: Attribution, scales: Sequence[float] = (1, 9 / 7, 10 / 7)
-    ) -> None:
+    def __init__(self, attribution: Attribution, scales: Sequence[float] = (1, 12 / 7)) -> None:
         _check_attribution(attribution, "attribution", "an Attribution")
         super().__init__(attribution.forward_func)
         if not scales or not all(s > 0 and math.isfinite(s) for s in scales):
