@@ -216,6 +216,7 @@ def make_boxes(data: str, out: Path) -> None:
     (out / "boxes").mkdir(exist_ok=True)
     stored = load_file(out / "guides.safetensors")
     guides = {"cam": stored["cam"].float(), "fine": stored["fine"].float()}
+    guides |= {f"root-{name}": maps.sqrt() for name, maps in guides.items()}
     file = out / "boxes" / "baselines.safetensors"
     if not file.exists():
         model = load_classifier("efficientnet_lite0")
@@ -264,7 +265,7 @@ def print_table(out: Path) -> None:
         if not file.exists():
             continue
         for variant, ious in load_file(file).items():
-            kind, guide = variant.split()[0], variant.split()[-1]
+            kind, guide = variant.split()[0], variant.split()[-1].removeprefix("root-")
             name = f"{configuration}: {variant}"
             ours = not configuration.startswith("no layers")
             keys = [f"{configuration}, {kind}, {guide}"]

@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from captum_robust import RobustCAM
 from captum_robust.attr import BallSettings, Guided, PerceptualBallPerturbation
-from captum_robust.benchmark import Comparison, compare
+from captum_robust.benchmark import Comparison, compare, methods
 from captum_robust.benchmark.explain import explain_image
 from captum_robust.benchmark.gallery import build_gallery
 from captum_robust.benchmark.measure import picture_of_change
@@ -85,9 +86,6 @@ def test_one_search_gives_the_map_and_the_perturbation(
     sharp: Classifier, guide: str | None
 ) -> None:
     images, target = batch(sharp)
-    name = {None: "perceptual_ball", "gradient": "perceptual_ball_guided"}.get(
-        guide, "perceptual_ball_cam"
-    )
     ball = PerceptualBallPerturbation(sharp, sharp.perceptual_layers, settings=BALL_SETTINGS)
     change, details = ball.attribute(images, target=target, return_details=True)
     product = change
@@ -95,7 +93,9 @@ def test_one_search_gives_the_map_and_the_perturbation(
         by = guide if guide == "gradient" else RobustCAM(sharp, sharp.cam_layer)
         product = Guided(ball, by).attribute(images, target=target)
     expected = PerceptualBallPerturbation.saliency(product, BALL_BLUR * 32 / 224)
-    method = build_methods(sharp, name)[name]
+    name = {None: "perceptual_ball", "gradient": "perceptual_ball_guided"}.get(guide, "mine")
+    own = Guided(ball, RobustCAM(sharp, sharp.cam_layer))
+    method = build_methods(sharp, {name: own if name == "mine" else name})[name]
     with count_passes(sharp) as passes:
         found = method.explain(images, target)
     torch.testing.assert_close(found.maps, expected)
@@ -104,11 +104,47 @@ def test_one_search_gives_the_map_and_the_perturbation(
     assert passes.forward == int(details.evaluations.sum()) + (3 if guide else 0)
 
 
+def test_the_ball_guided_by_a_map_averages_noisy_copies(sharp: Classifier) -> None:
+    images, target = batch(sharp)
+    method = build_methods(sharp, "perceptual_ball_cam")["perceptual_ball_cam"]
+    torch.manual_seed(0)
+    found = method.explain(images, target)
+
+    # NoiseTunnel draws the noise of one copy of the batch at a time.
+    torch.manual_seed(0)
+    ball = PerceptualBallPerturbation(
+        sharp, sharp.perceptual_layers, settings=methods.SMOOTH_BALL_SETTINGS
+    )
+    size = round(32 * methods.FINE_CAM_SCALE)
+    larger = F.interpolate(
+        images, (size, size), mode="bilinear", align_corners=False, antialias=True
+    )
+    cam = RobustCAM(sharp, sharp.cam_layer).attribute(larger, target, k=1, upsample=True)
+    cam = F.interpolate(cam, (32, 32), mode="bilinear", align_corners=False, antialias=True)
+    cam = cam.clamp(min=0) / cam.amax(dim=(1, 2, 3), keepdim=True)
+    squares = torch.zeros_like(images)
+    repeats = max(1, 16 // len(images))
+    done = 0
+    while done < methods.SMOOTH_BALL_SAMPLES:
+        now = min(repeats, methods.SMOOTH_BALL_SAMPLES - done)
+        copies = images.repeat_interleave(now, dim=0)
+        noisy = torch.normal(copies, methods.SMOOTH_BALL_NOISE)
+        change = ball.attribute(noisy, target=target.repeat_interleave(now))
+        squares += change.square().reshape(len(images), now, *images.shape[1:]).sum(dim=1)
+        done += now
+    product = squares / methods.SMOOTH_BALL_SAMPLES * cam
+    expected = PerceptualBallPerturbation.saliency(
+        product.sqrt(), methods.SMOOTH_BALL_BLUR * 32 / 224
+    )
+    torch.testing.assert_close(found.maps, expected, rtol=1e-3, atol=1e-6)
+    assert found.perturbation is None
+
+
 def test_a_ball_of_the_users_own_gives_its_perturbation_too(sharp: Classifier) -> None:
     images, target = batch(sharp)
     ball = PerceptualBallPerturbation(sharp, (), settings=BallSettings(max_iterations=3))
-    methods = build_methods(sharp, {"plain": ball, "guided": Guided(ball, "gradient")})
-    plain, guided = (m.explain(images, target) for m in methods.values())
+    built = build_methods(sharp, {"plain": ball, "guided": Guided(ball, "gradient")})
+    plain, guided = (m.explain(images, target) for m in built.values())
     assert plain.perturbation is not None
     assert guided.perturbation is not None
     torch.testing.assert_close(plain.perturbation.change, ball.attribute(images, target=target))
