@@ -4,9 +4,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captum_robust.attr import PerceptualBallPerturbation, RobustCAM
+    from captum_robust.attr import (
+        BallDetails,
+        BallSettings,
+        Guided,
+        MultiScale,
+        PerceptualBallPerturbation,
+        RobustCAM,
+    )
 
-__all__ = ["PerceptualBallPerturbation", "RobustCAM", "__version__"]
+__all__ = [
+    "BallDetails",
+    "BallSettings",
+    "Guided",
+    "MultiScale",
+    "PerceptualBallPerturbation",
+    "RobustCAM",
+    "__version__",
+]
 __version__ = "0.1.0"
 
 
