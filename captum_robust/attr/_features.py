@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -104,12 +104,11 @@ class FeatureDistance:
 
             return hook
 
-        handles = [layer.register_forward_hook(hook_of(i)) for i, layer in enumerate(self.layers)]
-        try:
+        with ExitStack() as hooks:
+            for i, layer in enumerate(self.layers):
+                # A ScriptModule refuses a hook: the ones before it have to go then too.
+                hooks.callback(layer.register_forward_hook(hook_of(i)).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _tensors(layer: nn.Module, output: Any, n: int) -> tuple[Tensor, ...]:

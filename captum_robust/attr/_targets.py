@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from captum_robust._captum import TargetType, select_targets
+from captum_robust._captum import TargetType, run_forward, select_targets
+
+
+def model_scores(forward_func: Callable[..., Tensor], inputs: object, arguments: object) -> Tensor:
+    """What ``forward_func`` returns; ``TypeError`` if that is no tensor."""
+    scores = run_forward(forward_func, inputs, None, arguments)
+    if not isinstance(scores, Tensor):
+        raise TypeError(
+            f"forward_func: expected a tensor of scores, got {type(scores).__name__}; give a "
+            "function that picks the scores out, such as lambda x: model(x)[0]"
+        )
+    return scores
 
 
 def one_row_a_sample(scores: Tensor, n: int) -> Tensor:

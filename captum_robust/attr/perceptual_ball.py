@@ -17,12 +17,11 @@ from captum_robust._captum import (
     format_output,
     format_tensor_into_tuples,
     is_tuple,
-    run_forward,
 )
 from captum_robust.attr._checks import check_batch, check_finite
 from captum_robust.attr._features import FeatureDistance, depends_on
-from captum_robust.attr._targets import ClassScores, one_row_a_sample
-from captum_robust.optim import check_options, minimize
+from captum_robust.attr._targets import ClassScores, model_scores, one_row_a_sample
+from captum_robust.optim import as_number, check_options, minimize
 
 if TYPE_CHECKING:
     from captum_robust.attr.wrappers import Guided
@@ -177,7 +176,7 @@ class PerceptualBallPerturbation(Attribution):
                 DeepFool looks for.
             pixel_weight: λ, 1.
             margin_target: T, -2; in the unit of the scores.
-            max_iterations: of L-BFGS, 30; 1.25 times as many evaluations at most.
+            max_iterations: of L-BFGS, 30; at most 1.25 times as many evaluations, and one more.
             tolerance: a sample is done once its objective, or every pixel, changes by less in an
                 iteration; 1e-9.
             history_size: of L-BFGS, 20.
@@ -220,6 +219,7 @@ class PerceptualBallPerturbation(Attribution):
         is_inputs_tuple = is_tuple(inputs)
         inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
         n = check_batch(inputs_tuple)
+        bounds = None if bounds is None else _checked_bounds(bounds)
         _check_inputs(inputs_tuple, bounds)
         size = n if internal_batch_size is None else internal_batch_size
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -436,16 +436,18 @@ class _Ball:
         return value, gradient, torch.stack([margin, classes, distance], dim=1)
 
     def _run(self, x: Tensor, places: list[int] | None) -> Tensor:
-        inputs = tuple(self._split(x))
-        if self.channels_last:
-            inputs = tuple(
-                i.contiguous(memory_format=torch.channels_last) if i.ndim == 4 else i
-                for i in inputs
+        # Copies, which the model may write to.
+        inputs = tuple(
+            i.clone(
+                memory_format=torch.channels_last
+                if self.channels_last and i.ndim == 4
+                else torch.contiguous_format
             )
+            for i in self._split(x)
+        )
         rows = [self.first + place for place in (range(self.n) if places is None else places)]
         arguments = _arguments_of(self.arguments, rows, self.whole)
-        scores: Tensor = run_forward(self.forward_func, inputs, None, arguments)
-        return scores
+        return model_scores(self.forward_func, inputs, arguments)
 
     def _split(self, x: Tensor) -> list[Tensor]:
         """n×D in the shapes and types of the inputs."""
@@ -519,24 +521,28 @@ def _checked_layers(
         inside = {id(m) for m in forward_func.modules()}
         for i, layer in enumerate(found):
             if id(layer) not in inside:
+                is_new = len(children := list(layer.children())) > 0 and all(
+                    id(child) in inside for child in children
+                )
                 raise ValueError(
                     f"layers: number {i}, {type(layer).__name__}, is not a part of the model"
+                    + ("; its modules are: give list(...) of it" if is_new else "")
                 )
     return found
 
 
 def _check_settings(s: BallSettings) -> None:
-    if not (s.perceptual_weight >= 0 and math.isfinite(s.perceptual_weight)):
+    if not 0 <= as_number(s.perceptual_weight) < math.inf:
         raise ValueError(
             "perceptual_weight: expected a positive number, or 0 for no perceptual term, got "
             f"{s.perceptual_weight!r}"
         )
-    if not (s.pixel_weight > 0 and math.isfinite(s.pixel_weight)):
+    if not 0 < as_number(s.pixel_weight) < math.inf:
         raise ValueError(f"pixel_weight: expected a positive number, got {s.pixel_weight!r}")
-    if not math.isfinite(s.margin_target):
+    if not math.isfinite(as_number(s.margin_target)):
         raise ValueError(f"margin_target: expected a finite number, got {s.margin_target!r}")
     for name in ("tolerance", "map_tolerance"):
-        if not getattr(s, name) >= 0:
+        if not as_number(getattr(s, name)) >= 0:
             raise ValueError(f"{name}: expected a number from 0, got {getattr(s, name)!r}")
     check_options(
         step=s.step,
@@ -558,6 +564,13 @@ def _checked_counterfactual(counterfactual: Any, n: int) -> Tensor:
     return given.long().reshape(-1).expand(n)
 
 
+def _checked_bounds(bounds: Any) -> tuple[float, float]:
+    numbers = [as_number(b) for b in bounds] if isinstance(bounds, (tuple, list)) else []
+    if len(numbers) != 2 or not numbers[0] < numbers[1]:
+        raise ValueError(f"bounds: expected two numbers (lowest, highest), got {bounds!r}")
+    return numbers[0], numbers[1]
+
+
 def _check_inputs(inputs: tuple[Tensor, ...], bounds: tuple[float, float] | None) -> None:
     n = len(inputs[0])
     for i, x in enumerate(inputs):
@@ -569,16 +582,15 @@ def _check_inputs(inputs: tuple[Tensor, ...], bounds: tuple[float, float] | None
             raise ValueError(f"inputs: no elements (shape {tuple(x.shape)})")
     if bounds is None:
         return
-    if len(bounds) != 2 or not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds: expected (lowest, highest), got {bounds!r}")
+    lowest, highest = bounds
     for x in inputs:
         rows = x.detach().reshape(n, -1)
-        outside = (rows.amin(dim=1) < bounds[0]) | (rows.amax(dim=1) > bounds[1])
+        outside = (rows.amin(dim=1) < lowest) | (rows.amax(dim=1) > highest)
         if outside.any():
             sample = int(outside.nonzero()[0])
             raise ValueError(
                 f"inputs: sample {sample} has values from {float(rows[sample].min()):.4g} to "
-                f"{float(rows[sample].max()):.4g}, outside of the bounds {tuple(bounds)}"
+                f"{float(rows[sample].max()):.4g}, outside of the bounds {bounds}"
             )
 
 

@@ -15,12 +15,11 @@ from captum_robust._captum import (
     TargetType,
     format_output,
     format_tensor_into_tuples,
-    run_forward,
     select_targets,
 )
 from captum_robust.attr._checks import check_batch, check_finite
 from captum_robust.attr._layer_cut import LayerCut, cut_at, gradients_of
-from captum_robust.attr._targets import ClassScores, one_row_a_sample
+from captum_robust.attr._targets import ClassScores, model_scores, one_row_a_sample
 
 _BASES = ("auto", "cam", "gradcam")
 _NORMALIZATIONS = ("max", "minmax_each", None)
@@ -116,7 +115,8 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             ValueError: a wrong ``k``, ``weights`` or ``normalize``; a layer that does not run or
                 does not influence the scores; ``base="cam"`` on a network that it does not hold
                 for; ``upsample`` where map and input have not the same number of dimensions.
-            TypeError: a layer whose output is neither a tensor nor a tuple of tensors.
+            TypeError: a layer whose output is neither a tensor nor a tuple of tensors; scores that
+                are no tensor.
         """
         ladder = _weights(k, weights)
         if normalize not in _NORMALIZATIONS:
@@ -156,13 +156,13 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         """
         cut = LayerCut()
         with cut_at(self.forward_func, self.layer, cut, at_input, heads=self.base != "gradcam"):
-            scores = run_forward(self.forward_func, inputs, None, additional_forward_args)
+            scores = model_scores(self.forward_func, inputs, additional_forward_args)
             weight = None if self.base == "gradcam" else cut.linear_weight(scores)
             if cut.leaves and not scores.requires_grad and weight is None:
                 # A trunk with its own no_grad block ended the recording on leaving it. With
                 # gradients on outside of that block it goes on; the layer is still cut off before.
                 with torch.enable_grad():
-                    scores = run_forward(self.forward_func, inputs, None, additional_forward_args)
+                    scores = model_scores(self.forward_func, inputs, additional_forward_args)
         if not cut.leaves:
             raise ValueError("layer: it did not run in the forward pass")
         return cut, scores, weight

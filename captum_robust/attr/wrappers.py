@@ -24,9 +24,9 @@ from captum_robust._captum import (
     format_output,
     format_tensor_into_tuples,
     is_tuple,
-    run_forward,
 )
 from captum_robust.attr._checks import check_batch, check_finite
+from captum_robust.attr._targets import model_scores
 
 _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
@@ -277,9 +277,7 @@ def _scores(
     forward_func: Callable[..., Tensor], inputs: tuple[Tensor, ...], additional_forward_args: object
 ) -> Tensor:
     with torch.no_grad():
-        scores: Tensor = run_forward(
-            forward_func, _copied(inputs), None, _normal(additional_forward_args)
-        )
+        scores = model_scores(forward_func, _copied(inputs), _normal(additional_forward_args))
     scores = scores.reshape(1) if scores.ndim == 0 else scores
     check_finite(scores, "forward_func, scores")
     return scores
@@ -311,8 +309,9 @@ def _takes_target(attribution: Attribution) -> bool:
 
 
 def _is_of_layer(attribution: Attribution) -> bool:
-    while isinstance(attribution, NoiseTunnel):
-        attribution = attribution.attribution_method
+    while isinstance(attribution, (NoiseTunnel, MultiScale)):
+        is_tunnel = isinstance(attribution, NoiseTunnel)
+        attribution = attribution.attribution_method if is_tunnel else attribution.attribution
     return isinstance(attribution, LayerAttribution)
 
 

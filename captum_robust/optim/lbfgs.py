@@ -489,6 +489,14 @@ def _to_host(*columns: Tensor) -> list[list[float]]:
     return rows
 
 
+def as_number(value: object) -> float:
+    """NaN for what is no number, which fails each comparison as NaN does."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):  # the last for a tensor of many
+        return math.nan
+
+
 def check_options(
     *,
     step: float,
@@ -500,7 +508,7 @@ def check_options(
     line_search: str,
 ) -> None:
     """Raise ``ValueError`` for an option that :func:`minimize` can't work with."""
-    if not (step > 0 and math.isfinite(step)):
+    if not 0 < as_number(step) < math.inf:
         raise ValueError(f"step: expected a positive number, got {step!r}")
     whole = [("max_iterations", max_iterations), ("history_size", history_size)]
     if max_evaluations is not None:
@@ -511,7 +519,7 @@ def check_options(
     for name, number in (
         ("tolerance_gradient", tolerance_gradient), ("tolerance_change", tolerance_change)
     ):  # fmt: skip
-        if not number >= 0:
+        if not as_number(number) >= 0:
             raise ValueError(f"{name}: expected a number from 0, got {number!r}")
     if line_search not in LINE_SEARCHES:
         raise ValueError(f"line_search: expected one of {LINE_SEARCHES}, got {line_search!r}")

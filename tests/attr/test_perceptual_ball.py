@@ -554,7 +554,9 @@ def test_inputs_outside_of_the_bounds_name_the_sample_before_any_pass(net: Net, 
     x[2, 0, 1, 1] = 1.25
     with pytest.raises(ValueError, match=r"inputs: sample 2 has values from .* to 1.25, outside"):
         PerceptualBallPerturbation(net, net.relu2).attribute(x, 0, bounds=(0, 1))
-    for bounds in ((1, 0), (0.0, math.nan), (0, 0), (0, 1, 2)):
+    channels = (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    wrong: list[Any] = [(1, 0), (0.0, math.nan), (0, 0), (0, 1, 2), (0, None), 1, "01", channels]
+    for bounds in wrong:
         with pytest.raises(ValueError, match="bounds: expected"):
             PerceptualBallPerturbation(net, net.relu2).attribute(x, 0, bounds=bounds)
     assert seen == []
@@ -570,13 +572,18 @@ def test_inputs_outside_of_the_bounds_name_the_sample_before_any_pass(net: Net, 
         ("pixel_weight", -1.0),
         ("pixel_weight", math.nan),
         ("pixel_weight", math.inf),
+        ("pixel_weight", torch.ones(2)),
+        ("pixel_weight", "1"),
         ("perceptual_weight", -1.0),
         ("perceptual_weight", math.nan),
         ("perceptual_weight", math.inf),
+        ("perceptual_weight", [10.0]),
         ("margin_target", math.nan),
         ("margin_target", math.inf),
+        ("margin_target", "-2"),
         ("tolerance", -1e-9),
         ("tolerance", math.nan),
+        ("tolerance", "small"),
         ("map_tolerance", -0.1),
         ("map_tolerance", math.nan),
         ("internal_batch_size", 0),
@@ -698,6 +705,10 @@ def test_wrong_layers_are_named(net: Net, x: Tensor) -> None:
         PerceptualBallPerturbation(net, (net.relu1, net.relu2, net.relu1))
     with pytest.raises(ValueError, match="layers: number 1, ReLU, is not a part of the model"):
         PerceptualBallPerturbation(net, (net.relu1, nn.ReLU()))
+    part = nn.Sequential(net.conv1, net.relu1)  # what a slice of a Sequential makes
+    with pytest.raises(ValueError, match=r"not a part of the model; its modules are: give list"):
+        PerceptualBallPerturbation(net, part)
+    assert PerceptualBallPerturbation(net, list(part)).layers == (net.conv1, net.relu1)
     outside = PerceptualBallPerturbation(lambda x: net(x), (net.relu1, nn.ReLU()))
     with pytest.raises(ValueError, match="layers: number 1, ReLU, did not run"):
         outside.attribute(x, 0)
@@ -707,6 +718,18 @@ def test_wrong_layers_are_named(net: Net, x: Tensor) -> None:
     PerceptualBallPerturbation(net, net.spare).attribute(
         x, 0, perceptual_weight=0, max_iterations=1
     )
+
+
+def test_a_layer_that_takes_no_hook_leaves_none_on_the_others(net: Net, x: Tensor) -> None:
+    class Scripted(nn.ReLU):
+        def register_forward_hook(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("not supported on ScriptModules")
+
+    net.relu2 = Scripted()
+    method = PerceptualBallPerturbation(net, (net.relu1, net.relu2))
+    with pytest.raises(RuntimeError, match="not supported on ScriptModules"):
+        method.attribute(x, 0)
+    assert not net.relu1._forward_hooks
 
 
 class Branches(nn.Module):
@@ -797,6 +820,23 @@ def test_in_place_operations_and_reuse_change_nothing(x: Tensor) -> None:
         torch.testing.assert_close(found[row], expected, rtol=1e-6, atol=1e-10)
 
 
+@pytest.mark.parametrize("shape", [(3, 12), (3, 1, 3, 4)])
+def test_a_model_that_writes_to_its_input_works(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(12, CLASSES).double()
+    x = torch.rand(shape, dtype=torch.float64)
+    before = x.clone()
+    found, expected = (
+        PerceptualBallPerturbation(model, linear).attribute(x, 0, max_iterations=6)
+        for model in (
+            lambda x: linear(x.sub_(0.5).mul_(4).flatten(1)),
+            lambda x: linear(((x - 0.5) * 4).flatten(1)),
+        )
+    )
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(x, before)
+
+
 class Viewing(nn.Module):
     """A head that can't take the channels last."""
 
@@ -820,6 +860,15 @@ def test_a_model_that_views_its_features_works(x: Tensor) -> None:
 
 
 # --- models without an answer ---
+
+
+def test_scores_that_are_no_tensor_are_a_clear_error(net: Net, x: Tensor) -> None:
+    for wrap, got in ((lambda y: (y, y), "tuple"), (lambda y: {"logits": y}, "dict")):
+        method = PerceptualBallPerturbation(lambda x, wrap=wrap: wrap(net(x)), net.relu1)
+        with pytest.raises(
+            TypeError, match=f"forward_func: expected a tensor of scores, got {got}"
+        ):
+            method.attribute(x)
 
 
 def test_scores_of_one_class_are_a_clear_error(net: Net, x: Tensor) -> None:

@@ -149,6 +149,12 @@ def test_a_layers_map_in_the_shape_of_the_inputs_still_counts_with_its_positive_
         Guided(Fixed(torch.ones_like(x)), tunnel).attribute(x, 0, guide_arguments=arguments),
         by_layer,
     )
+    scaled = MultiScale(guide, (1,))
+    arguments = {"k": 1, "normalize": None}
+    torch.testing.assert_close(
+        Guided(Fixed(torch.ones_like(x)), scaled).attribute(x, 0, guide_arguments=arguments),
+        by_layer,
+    )
     by_magnitude = Guided(Fixed(torch.ones_like(x)), Fixed(x)).attribute(x, 0)
     torch.testing.assert_close(by_magnitude, torch.tensor([[[[1 / 3, 1.0], [2 / 3, 0.0]]]]))
 

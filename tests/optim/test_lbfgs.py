@@ -601,7 +601,7 @@ def test_grad_mode_makes_no_difference(mode: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "values"),
     {
-        "step": [0, -1.0, math.nan, math.inf],
+        "step": [0, -1.0, math.nan, math.inf, "1", torch.ones(2)],
         "max_iterations": [0, -3, 2.5, True, "10", None],
         "max_evaluations": [0, -1, 1.5, False],
         "history_size": [0, 2.0, None],
