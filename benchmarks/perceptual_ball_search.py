@@ -48,9 +48,9 @@ from captum_robust.models import Classifier, load_classifier
 BATCH = 8
 SIDE = 224
 BLURS = (4, 8, 12)
-POWERS = (1, 2)
 FINE = 12 / 7
 """How much larger the image is for the finer class activation map: 384 px, 12×12 positions."""
+SEVERAL = (9 / 7, 12 / 7, 2)
 BASELINES = ("grad_cam", "robust_cam", "guided_grad_cam", "center_box", "whole_image")
 
 
@@ -76,9 +76,16 @@ NOISY: dict[str, Any] = {"noise": 0.1, "samples": 4}
 CONFIGURATIONS = {
     "8-15": Configuration(blocks(8, 15), (4, 8, 12)),
     "8-15 noisy": Configuration(blocks(8, 15), (2, 5), **NOISY),
-    "3-15 noisy": Configuration(blocks(3, 15), (2, 5), **NOISY),
+    "3-15": Configuration(blocks(3, 15), (4, 8, 12)),
+    "11-16": Configuration(blocks(11, 16), (4, 8, 12)),
+    "8-15 weight 1": Configuration(blocks(8, 15), (4, 8, 12), settings={"perceptual_weight": 1.0}),
+    "8-15 weight 100": Configuration(
+        blocks(8, 15), (4, 8, 12), settings={"perceptual_weight": 100.0}
+    ),
+    "8-15 normalized": Configuration(
+        blocks(8, 15), (4, 8, 12), settings={"normalize_layers": True, "perceptual_weight": 100.0}
+    ),
     "no layers": Configuration((), (4, 8, 12), settings={"perceptual_weight": 0.0}),
-    "no layers noisy": Configuration((), (2, 5), settings={"perceptual_weight": 0.0}, **NOISY),
 }
 
 
@@ -182,7 +189,7 @@ def make_maps(data: str, out: Path, names: list[str]) -> None:
 def make_guides(model: Classifier, dataset: LocalizationDataset, out: Path) -> None:
     """Write the normalised input gradient, class activation maps, and the baselines' maps."""
     cam = RobustCAM(model, model.cam_layer)
-    fine = MultiScale(cam, (FINE,))
+    fine, several = MultiScale(cam, (FINE,)), MultiScale(cam, SEVERAL)
     methods = {name: METHODS[name](model) for name in BASELINES}
     kept: dict[str, list[Tensor]] = {}
     for first in range(0, len(dataset), BATCH):
@@ -194,6 +201,7 @@ def make_guides(model: Classifier, dataset: LocalizationDataset, out: Path) -> N
             "gradient": g.abs() / g.abs().amax(dim=(1, 2, 3), keepdim=True),
             "cam": cam.attribute(x, target, k=1, upsample=True)[:, 0],
             "fine": fine.attribute(x, target, k=1, upsample=True)[:, 0].clamp(min=0),
+            "several": several.attribute(x, target, k=1, upsample=True)[:, 0].clamp(min=0),
         }
         for name, method in methods.items():
             found[f"baseline {name}"] = method.explain(x, target).maps
@@ -215,8 +223,9 @@ def make_boxes(data: str, out: Path) -> None:
     truth = [resize(dataset[i], (SIDE, SIDE)).boxes for i in range(len(dataset))]
     (out / "boxes").mkdir(exist_ok=True)
     stored = load_file(out / "guides.safetensors")
-    guides = {"cam": stored["cam"].float(), "fine": stored["fine"].float()}
-    guides |= {f"root-{name}": maps.sqrt() for name, maps in guides.items()}
+    guides = {name: stored[name].float() for name in ("cam", "fine", "several")}
+    # The root of a map in [0, 1] flattens it, and leaves more of the choice to the perturbation.
+    guides |= {f"root-{name}": guides[name].sqrt() for name in ("fine", "several")}
     file = out / "boxes" / "baselines.safetensors"
     if not file.exists():
         model = load_classifier("efficientnet_lite0")
@@ -232,14 +241,11 @@ def make_boxes(data: str, out: Path) -> None:
             continue
         found = {}
         for key, raw in load_file(source).items():
-            for power in POWERS:
-                for blur in BLURS:
-                    maps = raw.float() ** power
-                    maps = PerceptualBallPerturbation.saliency(maps[:, None], blur)
-                    for guide, factor in {"none": None, **guides}.items():
-                        guided = maps if factor is None else maps * factor
-                        variant = f"{key}, power {power}, blur {blur}, {guide}"
-                        found[variant] = overlaps(guided, truth)
+            for blur in BLURS:
+                maps = PerceptualBallPerturbation.saliency(raw.float()[:, None], blur)
+                for guide, factor in {"none": None, **guides}.items():
+                    guided = maps if factor is None else maps * factor
+                    found[f"{key}, blur {blur}, {guide}"] = overlaps(guided, truth)
         save_file(found, file)
         print(name, len(found), flush=True)
 
