@@ -263,7 +263,10 @@ def _resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
     if tuple(x.shape[2:]) == size:
         return x
     x = x.float() if not x.is_floating_point() or x.dtype.itemsize < 4 else x
-    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+    resized = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+    # Rounding would take white pixels past 1, out of an attribution's bounds.
+    dims = (1, 2, 3)
+    return resized.clamp(x.amin(dim=dims, keepdim=True), x.amax(dim=dims, keepdim=True))
 
 
 def _of_largest_one(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from captum.attr import (
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_robust.attr import Guided, MultiScale, RobustCAM
+from captum_robust.attr import Guided, MultiScale, PerceptualBallPerturbation, RobustCAM
 
 W = torch.tensor([[1.0, -2.0, 4.0], [0.0, 3.0, -1.0]])
 X = torch.tensor([[1.0, 1.0, 1.0], [2.0, 0.0, -1.0]])  # predicted: class 0 (3, 2), class 1 (-2, 1)
@@ -509,6 +509,13 @@ def test_multi_scale_guides() -> None:
     heat = guide.attribute(x, 1)
     heat = heat / heat.amax(dim=(1, 2, 3), keepdim=True)
     torch.testing.assert_close(guided, InputXGradient(net).attribute(x, 1) * heat)
+
+
+def test_white_stays_white_at_every_scale() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), Means(), nn.Linear(2, 3)).eval()
+    white = torch.ones(1, 1, 64, 64)
+    method = PerceptualBallPerturbation(net, ())
+    MultiScale(method, (0.7,)).attribute(white, bounds=(0, 1), max_iterations=1)
 
 
 @pytest.mark.parametrize("scales", [(), (0,), (1, -1), (float("nan"),), (float("inf"),)])
