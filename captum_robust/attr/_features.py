@@ -113,7 +113,9 @@ class FeatureDistance:
 
 def _tensors(layer: nn.Module, output: Any, n: int) -> tuple[Tensor, ...]:
     tensors = output if isinstance(output, tuple) else (output,)
-    for tensor in tensors:
+    # Attention without its weights returns (output, None).
+    tensors = tuple(t for t in tensors if t is not None)
+    for tensor in tensors or (output,):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise TypeError(
                 f"layers: the output of {type(layer).__name__} is no floating-point tensor or "

@@ -284,6 +284,26 @@ def test_each_tensor_of_a_layers_tuple_counts(x: Tensor, normalize_layers: bool)
     torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-8)
 
 
+def test_attention_without_its_weights_counts_with_its_output(x: Tensor) -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(10, 2, batch_first=True)
+            self.head = nn.Linear(10, CLASSES)
+            self.inner = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.flatten(1, 2)
+            y, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+            return self.head(self.inner(y).mean(dim=1))
+
+    torch.manual_seed(0)
+    net = Attending().double()
+    found = PerceptualBallPerturbation(net, net.attention).attribute(x, 0, max_iterations=5)
+    expected = PerceptualBallPerturbation(net, net.inner).attribute(x, 0, max_iterations=5)
+    torch.testing.assert_close(found, expected)
+
+
 def small_vit() -> tuple[nn.Module, list[nn.Module]]:
     vit = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=CLASSES)
     nn.init.normal_(vit.heads.head.weight)
