@@ -13,7 +13,9 @@ Arguments that all of them share, explained once:
     Passed to ``forward_func`` behind the inputs; a tensor, anything else, or a tuple of both.
 
 All raise ``ValueError`` for an empty batch, and for NaN or infinity in the inputs or in the scores
-(the message says in which sample). Results are detached and contiguous, and no sample sees another.
+(the message says in which sample). Results are detached and contiguous, and no sample sees another:
+of a model in eval mode, that is. In train mode, batch normalization mixes the samples and updates
+its running statistics, and dropout draws anew in each pass.
 """
 
 from captum_robust.attr.perceptual_ball import BallDetails, BallSettings, PerceptualBallPerturbation

@@ -178,7 +178,7 @@ class PerceptualBallPerturbation(Attribution):
             margin_target: T, -2; in the unit of the scores.
             max_iterations: of L-BFGS, 30; at most 1.25 times as many evaluations, and one more.
             tolerance: a sample is done once its objective, or every pixel, changes by less in an
-                iteration; 1e-9.
+                iteration; 1e-9. It also is where no component of the gradient exceeds 1e-7.
             history_size: of L-BFGS, 20.
             step: first trial step of an iteration, 1.
             line_search: ``"strong_wolfe"``, or ``"fixed"``.
