@@ -34,7 +34,7 @@ _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 class Guided(Attribution):
     r"""An attribution times a guide that is scaled to [0, 1]: both have to point at a pixel.
 
-    .. math:: a \odot \frac{|g|}{\max |g|}
+    .. math:: a \odot \left(\frac{|g|}{\max |g|}\right)^p
 
     Elliott, Law and Russell, "Explaining Classifiers using Adversarial Perturbations on the
     Perceptual Ball" (CVPR 2021), guide their perturbation by the input gradient g of the class
@@ -49,10 +49,11 @@ class Guided(Attribution):
             ``LayerAttribution`` such as ``LayerGradCam`` or ``RobustCAM``, or of another shape than
             the inputs) counts with its positive part, bilinearly upsampled to the size of the
             inputs, in all channels. A guide without a positive value gives zeros.
+        power: p, positive. Below 1 the guide is flatter, and more is left to the attribution.
 
     Raises:
         TypeError: ``attribution`` or ``guide`` is no attribution.
-        ValueError: another word than ``"gradient"``.
+        ValueError: another word than ``"gradient"``, or a power that is not positive.
 
     >>> from captum.attr import InputXGradient
     >>> weight = torch.tensor([[1.0, -2.0, 4.0]])
@@ -61,7 +62,13 @@ class Guided(Attribution):
     tensor([[ 0.2500, -1.0000,  4.0000]])
     """
 
-    def __init__(self, attribution: Attribution, guide: Attribution | str = "gradient") -> None:
+    def __init__(
+        self,
+        attribution: Attribution,
+        guide: Attribution | str = "gradient",
+        *,
+        power: float = 1.0,
+    ) -> None:
         _check_attribution(attribution, "attribution", "an Attribution")
         super().__init__(attribution.forward_func)
         if isinstance(guide, str):
@@ -69,8 +76,11 @@ class Guided(Attribution):
                 raise ValueError(f"guide: expected 'gradient' or an Attribution, got {guide!r}")
             guide = Saliency(attribution.forward_func)
         _check_attribution(guide, "guide", "'gradient' or an Attribution")
+        if not (power > 0 and math.isfinite(power)):
+            raise ValueError(f"power: expected a positive number, got {power!r}")
         self.attribution = attribution
         self.guide = guide
+        self.power = power
 
     @property
     def explains_prediction(self) -> bool:
@@ -144,7 +154,7 @@ class Guided(Attribution):
 
             is_map = _is_of_layer(self.guide)
             product = tuple(
-                _product(a.detach(), _scaled(g.detach(), x, is_map), x.dtype)
+                _product(a.detach(), _scaled(g.detach(), x, is_map) ** self.power, x.dtype)
                 for a, g, x in zip(attributions, guides, inputs_tuple, strict=True)
             )
         guided = format_output(is_inputs_tuple, product)

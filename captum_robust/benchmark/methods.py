@@ -84,12 +84,9 @@ SMOOTH_GRAD_SAMPLES = 8
 BALL_SETTINGS = BallSettings(max_iterations=12)
 BALL_BLUR = 8.0
 """Pixels of 224; other sizes scale it."""
-SMOOTH_BALL_SETTINGS = BallSettings(max_iterations=5)
-SMOOTH_BALL_SAMPLES = 4
-SMOOTH_BALL_NOISE = 0.1
-SMOOTH_BALL_BLUR = 4.0
 FINE_CAM_SCALE = 12 / 7
 """The guide's class activation map is that of the image at 384 px, 12×12 instead of 7×7."""
+FINE_CAM_POWER = 0.5
 
 
 def heat_map(attribution: Tensor, size: tuple[int, int], *, signed: bool = False) -> Tensor:
@@ -159,7 +156,8 @@ def from_perturbation(
         )
         pointed = change
         if isinstance(attribution, Guided):
-            guided = Guided(_Found(ball.forward_func, change), attribution.guide)
+            found = _Found(ball.forward_func, change)
+            guided = Guided(found, attribution.guide, power=attribution.power)
             pointed = guided.attribute(images, target=target)
         blur = BALL_BLUR * min(images.shape[2:]) / 224
         return Explanation(
@@ -175,27 +173,10 @@ def _ball(model: Classifier) -> PerceptualBallPerturbation:
 
 
 def _ball_and_cam(model: Classifier) -> Method:
-    """Perturbations of noisy copies, their squares averaged, times a fine class activation map."""
-    ball = PerceptualBallPerturbation(model, model.perceptual_layers, settings=SMOOTH_BALL_SETTINGS)
-    cam: Attribution = RobustCAM(model, model.cam_layer)
+    cam = _layer_grad_cam(model)
     if model.reshape_transform is None:  # a vision transformer takes one size of image only
         cam = MultiScale(cam, (FINE_CAM_SCALE,))
-    guided = Guided(NoiseTunnel(ball), cam)
-
-    def explain(images: Tensor, target: Tensor) -> Explanation:
-        squares = guided.attribute(
-            images,
-            target,
-            guide_arguments={"k": 1, "upsample": True},
-            nt_type="smoothgrad_sq",
-            nt_samples=SMOOTH_BALL_SAMPLES,
-            nt_samples_batch_size=max(1, 16 // len(images)),
-            stdevs=SMOOTH_BALL_NOISE,
-        )
-        blur = SMOOTH_BALL_BLUR * min(images.shape[2:]) / 224
-        return Explanation(PerceptualBallPerturbation.saliency(squares.sqrt(), blur))
-
-    return Method(explain)
+    return from_perturbation(Guided(_ball(model), cam, power=FINE_CAM_POWER))
 
 
 def _smallest_perturbation(model: Classifier) -> Method:

@@ -454,6 +454,19 @@ def test_nan_in_either_names_the_sample(place: str) -> None:
         Guided(Fixed(attribution), Fixed(guide)).attribute(X, 0)
 
 
+def test_the_guide_is_raised_to_the_power() -> None:
+    guide = Fixed(torch.tensor([[4.0, -1.0, 0.0], [0.0, 1.0, 2.0]]))
+    result = Guided(Fixed(torch.full((2, 3), 8.0)), guide, power=0.5).attribute(X, 0)
+    expected = 8 * torch.tensor([[1.0, 0.25, 0.0], [0.0, 0.5, 1.0]]).sqrt()
+    torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("power", [0, -1, float("nan"), float("inf")])
+def test_the_power_is_a_positive_number(power: float) -> None:
+    with pytest.raises(ValueError, match="power"):
+        Guided(Fixed(X), power=power)
+
+
 class Means(nn.Module):
     """Scores of any size of image; the classes are the mean of one channel each."""
 
