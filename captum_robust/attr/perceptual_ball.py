@@ -181,14 +181,19 @@ class PerceptualBallPerturbation(Attribution):
                 iteration; 1e-9. It also is where no component of the gradient exceeds 1e-7.
             history_size: of L-BFGS, 20.
             step: first trial step of an iteration, 1.
-            line_search: ``"strong_wolfe"``, or ``"fixed"``.
+            line_search: ``"strong_wolfe"``, or ``"fixed"``: every step is ``step``. The latter is
+                better under bfloat16 autocast, whose rounding hides the small first steps of a
+                search: some samples then do not move at all.
             normalize_layers: divide each layer's term by the mean square of its features; False.
             map_tolerance: a sample is done once its map has settled: once an iteration changes the
                 perturbation, scaled to length 1, by less (Euclidean). 0: never.
             bounds: (lowest, highest) value of a perturbed input, such as (0, 1); None: unbounded.
+                Inputs have to lie within, which noisy ones, as of ``NoiseTunnel``, do not.
             counterfactual: a class, or one a sample, to move towards ("what would make it a
                 lynx?"): the margin is that of the highest other class over it.
-            internal_batch_size: samples that are worked on at once; None: all.
+            internal_batch_size: samples that are worked on at once; None: all. Each takes memory
+                for its history, 2 × min(``history_size``, ``max_iterations`` - 1) copies of the
+                input (24 MB for 20 of 3×224×224), beside its features and their graph.
             return_details: return (attributions, :class:`BallDetails`).
 
         Raises:
