@@ -217,7 +217,7 @@ def overlaps(maps: Tensor, boxes: list[Tensor], fixed: Tensor | None = None) -> 
     return best_iou(drawn if fixed is None else fixed.expand_as(drawn), boxes).half()
 
 
-def make_boxes(data: str, out: Path) -> None:
+def make_boxes(data: str, out: Path, names: list[str]) -> None:
     """Write the overlaps of every variant."""
     dataset = load_dataset("imagenet", data)
     truth = [resize(dataset[i], (SIDE, SIDE)).boxes for i in range(len(dataset))]
@@ -235,7 +235,7 @@ def make_boxes(data: str, out: Path) -> None:
             fixed = None if box is None else box((SIDE, SIDE))
             found[name] = overlaps(stored[f"baseline {name}"].float(), truth, fixed)
         save_file(found, file)
-    for name in CONFIGURATIONS:
+    for name in names:
         source, file = out / f"{name}.safetensors", out / "boxes" / f"{name}.safetensors"
         if file.exists() or not source.exists():
             continue
@@ -309,7 +309,7 @@ def main() -> None:
     if arguments.step == "maps":
         make_maps(arguments.paths[0], out, names)
     elif arguments.step == "boxes":
-        make_boxes(arguments.paths[0], out)
+        make_boxes(arguments.paths[0], out, names)
     else:
         print_table(out)
 
