@@ -275,6 +275,9 @@ def print_table(out: Path) -> None:
             name = f"{configuration}: {variant}"
             ours = not configuration.startswith("no layers")
             keys = [f"{configuration}, {kind}, {guide}"]
+            if configuration == "8-15":
+                iterations = variant.split()[1].removesuffix(",")
+                keys.append(f"{configuration} after {iterations:>2} iterations, {kind}, {guide}")
             if ours:
                 noise = "noisy" if "noisy" in configuration else "once"
                 keys += [f"any ball {noise}, {kind}, {guide}", "any ball"]

@@ -81,7 +81,7 @@ pixel to one window alone. Other sizes scale both."""
 INTEGRATED_GRADIENTS_STEPS = 20
 SMOOTH_GRAD_SAMPLES = 8
 
-BALL_SETTINGS = BallSettings(max_iterations=12)
+BALL_SETTINGS = BallSettings(max_iterations=8)
 BALL_BLUR = 8.0
 """Pixels of 224; other sizes scale it."""
 FINE_CAM_SCALE = 12 / 7
