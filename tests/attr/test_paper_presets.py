@@ -75,7 +75,6 @@ def test_the_methods_run_on_its_default_layers(
     from captum_robust.benchmark import methods
 
     monkeypatch.setattr(methods, "BALL_SETTINGS", BallSettings(max_iterations=2))
-    monkeypatch.setattr(methods, "SMOOTH_BALL_SETTINGS", BallSettings(max_iterations=1))
     maps = METHODS[name](vgg).explain(x, torch.tensor([3, 7])).maps
     assert maps.shape == (2, 64, 64)
     assert torch.isfinite(maps).all()
