@@ -188,6 +188,20 @@ def _probed(
             m.training = mode
 
 
+def takes_size(model: Classifier, size: tuple[int, int]) -> bool:
+    """Whether the network runs on images of another size, found by one black image of it.
+
+    Vision transformers, and heads without global pooling, take their own size only.
+    """
+    channels = model._input_shape[0]
+    try:
+        with torch.no_grad(), _probed(model, (channels, *size), lambda *_: None) as image:
+            model(image)
+    except (RuntimeError, AssertionError, ValueError):  # as networks say that a size does not fit
+        return False
+    return True
+
+
 def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
     """The layer whose output a class activation map is made of, found by running a shape probe.
 

@@ -34,7 +34,7 @@ from captum_robust.metrics.functional import (
     whole_image_box,
     whole_image_map,
 )
-from captum_robust.models import Classifier
+from captum_robust.models import Classifier, takes_size
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ BALL_SETTINGS = BallSettings(max_iterations=8)
 BALL_BLUR = 8.0
 """Pixels of 224; other sizes scale it."""
 FINE_CAM_SCALE = 12 / 7
-"""The guide's class activation map is that of the image at 384 px, 12×12 instead of 7×7."""
+"""The guide's class activation map is that of the image at 384 px, 12×12 instead of 7×7; of a
+network that takes one size only, the map of the image as it is."""
 FINE_CAM_POWER = 0.5
 
 
@@ -174,7 +175,9 @@ def _ball(model: Classifier) -> PerceptualBallPerturbation:
 
 def _ball_and_cam(model: Classifier) -> Method:
     cam = _layer_grad_cam(model)
-    if model.reshape_transform is None:  # a vision transformer takes one size of image only
+    height, width = (round(FINE_CAM_SCALE * side) for side in model.input_size)
+    # A reshape of tokens is made for one size of image.
+    if model.reshape_transform is None and takes_size(model, (height, width)):
         cam = MultiScale(cam, (FINE_CAM_SCALE,))
     return from_perturbation(Guided(_ball(model), cam, power=FINE_CAM_POWER))
 

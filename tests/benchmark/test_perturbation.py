@@ -126,6 +126,20 @@ def test_the_ball_with_a_map_is_guided_by_that_of_the_larger_image(sharp: Classi
     torch.testing.assert_close(found.perturbation.change, change)
 
 
+def test_of_a_network_of_one_size_the_map_is_that_of_the_image_itself() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 5)]
+    model = Classifier(nn.Sequential(*layers).train(), input_size=8)
+    images, target = torch.rand(2, 3, 8, 8), torch.tensor([1, 3])
+    method = build_methods(model, "perceptual_ball_cam")["perceptual_ball_cam"]
+    assert model.module.training
+    ball = PerceptualBallPerturbation(model, model.perceptual_layers, settings=BALL_SETTINGS)
+    cam = LayerGradCam(model, model.cam_layer)
+    product = Guided(ball, cam, power=methods.FINE_CAM_POWER).attribute(images, target=target)
+    expected = PerceptualBallPerturbation.saliency(product, BALL_BLUR * 8 / 224)
+    torch.testing.assert_close(method.explain(images, target).maps, expected)
+
+
 def test_a_ball_of_the_users_own_gives_its_perturbation_too(sharp: Classifier) -> None:
     images, target = batch(sharp)
     ball = PerceptualBallPerturbation(sharp, (), settings=BallSettings(max_iterations=3))
