@@ -13,7 +13,14 @@ import torch
 from captum.attr import Attribution
 
 from captum_robust.attr.perceptual_ball import BallSettings
-from captum_robust.benchmark.methods import WITH_PERCEPTUAL_LAYERS
+from captum_robust.benchmark.methods import (
+    BALL_BLUR,
+    BALL_SETTINGS,
+    FINE_CAM_POWER,
+    FINE_CAM_SCALE,
+    PERTURBING,
+    WITH_PERCEPTUAL_LAYERS,
+)
 from captum_robust.models import Classifier
 
 
@@ -36,6 +43,13 @@ def describe_run(
     facts = _describe_model(model)
     if not set(WITH_PERCEPTUAL_LAYERS).isdisjoint(described.values()):
         facts["perceptual_layers"] = _names_of_perceptual_layers(model)
+    settings = dict(settings)
+    if not set(PERTURBING).isdisjoint(described.values()):
+        # A name says nothing of them: with others its rows are not the same method's.
+        settings["perturbing_methods"] = (
+            f"{BALL_SETTINGS}, blur {BALL_BLUR:g}, map of {FINE_CAM_SCALE:.4g} times the size to "
+            f"the power {FINE_CAM_POWER:g}"
+        )
     return {
         "model": facts,
         "dataset": _describe_dataset(dataset, count),

@@ -106,9 +106,14 @@ def explain_image(
     for name, method in methods.items():
         if counterfactual is not None and method.towards is not None:
             method = method.towards(counterfactual)
-        found = method.explain(x, torch.tensor([explained], device=device))
+        with torch.random.fork_rng():  # the same picture every time, also of methods that draw
+            torch.manual_seed(0)
+            found = method.explain(x, torch.tensor([explained], device=device))
         heat = found.maps.detach().float().cpu()
-        groups.append([(_explained(shown, heat, method, threshold), name)])
+        title = name
+        if counterfactual is not None and found.perturbation is None:
+            title = f"{name}\nof {_name(model, explained)}"  # it can't be asked for the other
+        groups.append([(_explained(shown, heat, method, threshold), title)])
         if (p := found.perturbation) is not None:
             mark, words = verdict(bool(p.flipped[0]), explained == predicted, wanted)
             verdicts[name] = f"{words} {_name(model, int(p.new_class[0]))}"

@@ -88,6 +88,8 @@ FINE_CAM_SCALE = 12 / 7
 """The guide's class activation map is that of the image at 384 px, 12×12 instead of 7×7; of a
 network that takes one size only, the map of the image as it is."""
 FINE_CAM_POWER = 0.5
+COUNTERFACTUAL_SETTINGS = BallSettings(perceptual_weight=1.0, max_iterations=30)
+"""Of the balls that move towards a class: few images get there with the features kept as above."""
 
 
 def heat_map(attribution: Tensor, size: tuple[int, int], *, signed: bool = False) -> Tensor:
@@ -140,7 +142,9 @@ class _Found(Attribution):  # type: ignore[misc]  # Captum's classes are untyped
 
 
 def from_perturbation(
-    attribution: PerceptualBallPerturbation | Guided, counterfactual: int | None = None
+    attribution: PerceptualBallPerturbation | Guided,
+    counterfactual: int | None = None,
+    settings_towards: BallSettings | None = None,
 ) -> Method:
     """A method whose map is how much each pixel changed, and that gives the change itself.
 
@@ -148,8 +152,11 @@ def from_perturbation(
         attribution: a perceptual ball, or one that is guided: then the map is of the product, and
             the change that of the ball alone. The ball is searched once for both.
         counterfactual: the class to move towards; None: away from the explained one.
+        settings_towards: those of the ball where there is such a class; None: its own.
     """
     ball = attribution.attribution if isinstance(attribution, Guided) else attribution
+    if counterfactual is not None and settings_towards is not None:
+        ball = PerceptualBallPerturbation(ball.forward_func, ball.layers, settings=settings_towards)
 
     def explain(images: Tensor, target: Tensor) -> Explanation:
         change, details = ball.attribute(
@@ -166,11 +173,18 @@ def from_perturbation(
             Perturbation(change, details.new_class, details.flipped, details.margin),
         )
 
-    return Method(explain, towards=lambda number: from_perturbation(attribution, number))
+    def towards(number: int) -> Method:
+        return from_perturbation(attribution, number, settings_towards)
+
+    return Method(explain, towards=towards)
 
 
 def _ball(model: Classifier) -> PerceptualBallPerturbation:
     return PerceptualBallPerturbation(model, model.perceptual_layers, settings=BALL_SETTINGS)
+
+
+def _named(attribution: PerceptualBallPerturbation | Guided) -> Method:
+    return from_perturbation(attribution, settings_towards=COUNTERFACTUAL_SETTINGS)
 
 
 def _ball_and_cam(model: Classifier) -> Method:
@@ -179,7 +193,7 @@ def _ball_and_cam(model: Classifier) -> Method:
     # A reshape of tokens is made for one size of image.
     if model.reshape_transform is None and takes_size(model, (height, width)):
         cam = MultiScale(cam, (FINE_CAM_SCALE,))
-    return from_perturbation(Guided(_ball(model), cam, power=FINE_CAM_POWER))
+    return _named(Guided(_ball(model), cam, power=FINE_CAM_POWER))
 
 
 def _smallest_perturbation(model: Classifier) -> Method:
@@ -225,8 +239,8 @@ def _baseline(make: Callable[..., Tensor], box: Callable[[tuple[int, int]], Tens
 
 METHODS: dict[str, Callable[[Classifier], Method]] = {
     "robust_cam": lambda m: from_attribution(RobustCAM(m, m.cam_layer), upsample=True),
-    "perceptual_ball": lambda m: from_perturbation(_ball(m)),
-    "perceptual_ball_guided": lambda m: from_perturbation(Guided(_ball(m), "gradient")),
+    "perceptual_ball": lambda m: _named(_ball(m)),
+    "perceptual_ball_guided": lambda m: _named(Guided(_ball(m), "gradient")),
     "perceptual_ball_cam": _ball_and_cam,
     "smallest_perturbation": _smallest_perturbation,
     "grad_cam": lambda m: from_attribution(_layer_grad_cam(m)),
@@ -253,6 +267,12 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
 
 FIXED_BOXES = ("center_box", "whole_image")
 BASELINES = (*FIXED_BOXES, "random")
+PERTURBING = (
+    "perceptual_ball",
+    "perceptual_ball_guided",
+    "perceptual_ball_cam",
+    "smallest_perturbation",
+)
 WITH_PERCEPTUAL_LAYERS = ("perceptual_ball", "perceptual_ball_guided", "perceptual_ball_cam")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from captum_robust import RobustCAM
 from captum_robust.attr import BallSettings, Guided, PerceptualBallPerturbation
-from captum_robust.benchmark import Comparison, compare, methods
+from captum_robust.benchmark import Comparison, compare, configuration, methods
 from captum_robust.benchmark.explain import explain_image
 from captum_robust.benchmark.gallery import build_gallery
 from captum_robust.benchmark.measure import picture_of_change
@@ -150,6 +150,34 @@ def test_a_ball_of_the_users_own_gives_its_perturbation_too(sharp: Classifier) -
     torch.testing.assert_close(plain.perturbation.change, ball.attribute(images, target=target))
     torch.testing.assert_close(plain.perturbation.change, guided.perturbation.change)
     assert not torch.allclose(plain.maps, guided.maps)
+
+
+def test_a_named_ball_of_other_constants_is_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> None:
+        compare(make_sharp(), Drawn(2), ["smallest_perturbation"], out=tmp_path, progress=False)
+
+    run()
+    run()
+    monkeypatch.setattr(configuration, "BALL_SETTINGS", BallSettings(max_iterations=3))
+    with pytest.raises(ValueError, match=r"settings\.perturbing_methods.*max_iterations"):
+        run()
+
+
+def test_a_named_ball_is_let_go_further_towards_a_class(sharp: Classifier) -> None:
+    images, target = batch(sharp)
+    wanted = int((target[0] + 1) % 4)
+    others = target != wanted
+    method = build_methods(sharp, "perceptual_ball")["perceptual_ball"]
+    assert method.towards is not None
+    found = method.towards(wanted).explain(images[others], target[others])
+    ball = PerceptualBallPerturbation(
+        sharp, sharp.perceptual_layers, settings=methods.COUNTERFACTUAL_SETTINGS
+    )
+    change = ball.attribute(images[others], target=target[others], counterfactual=wanted)
+    assert found.perturbation is not None
+    torch.testing.assert_close(found.perturbation.change, change)
 
 
 def test_other_settings_or_layers_are_another_run(tmp_path: Path) -> None:
@@ -415,6 +443,17 @@ def test_a_counterfactual_class_is_moved_towards(
         name = names[wanted]
         assert said[-1] == f"flipped to {name}" or said[-1].startswith(f"not yet {name}, but ")
     assert sum(words.startswith("flipped to") for words in said) > 1
+
+
+def test_the_same_command_draws_the_same_picture(
+    sharp: Classifier, photo: Path, tmp_path: Path
+) -> None:
+    drawing = build_methods(sharp, ["smooth_grad", "random"])
+    state = torch.get_rng_state()
+    one = explain_image(sharp, photo, drawing, tmp_path / "1.png")
+    two = explain_image(sharp, photo, drawing, tmp_path / "2.png")
+    assert one.picture.read_bytes() == two.picture.read_bytes()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_counterfactual_that_asks_nothing_is_refused(
