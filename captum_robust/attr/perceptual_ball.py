@@ -236,16 +236,16 @@ class PerceptualBallPerturbation(Attribution):
             for first in range(0, n, size):
                 rows = list(range(first, min(n, first + size)))
                 ball = _Ball(
-                    self.forward_func,
-                    layers,
-                    tuple(_rows_of(x.detach(), rows, n) for x in inputs_tuple),
-                    _target_of(target, rows, n),
-                    additional_forward_args,
-                    settings,
-                    bounds,
-                    None if wanted is None else wanted[rows],
-                    first,
-                    n,
+                    forward_func=self.forward_func,
+                    layers=layers,
+                    inputs=tuple(_rows_of(x.detach(), rows, n) for x in inputs_tuple),
+                    target=_target_of(target, rows, n),
+                    arguments=additional_forward_args,
+                    settings=settings,
+                    bounds=bounds,
+                    counterfactual=None if wanted is None else wanted[rows],
+                    first=first,
+                    whole=n,
                 )
                 parts.append(ball.shrink())
         attributions = tuple(

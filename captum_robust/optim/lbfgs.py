@@ -108,12 +108,21 @@ def minimize(
         tolerance_gradient=tolerance_gradient, tolerance_change=tolerance_change,
         history_size=history_size, line_search=line_search,
     )  # fmt: skip
+    if max_evaluations is None:
+        max_evaluations = max_iterations * 5 // 4
     run = _Run(
-        objective, x.detach(), step, max_iterations,
-        max_iterations * 5 // 4 if max_evaluations is None else max_evaluations,
-        tolerance_gradient, tolerance_change, min(history_size, max(1, max_iterations - 1)),
-        line_search == "strong_wolfe", stop, first_sample,
-    )  # fmt: skip
+        objective=objective,
+        x=x.detach(),
+        step=step,
+        max_iterations=max_iterations,
+        max_evaluations=max_evaluations,
+        tolerance_gradient=tolerance_gradient,
+        tolerance_change=tolerance_change,
+        history_size=min(history_size, max(1, max_iterations - 1)),
+        has_line_search=line_search == "strong_wolfe",
+        stop=stop,
+        first_sample=first_sample,
+    )
     # Autocast is for the objective; the optimiser's own products stay in the precision of x.
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         return run.minimize(start)
