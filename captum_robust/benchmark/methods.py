@@ -267,13 +267,8 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
 
 FIXED_BOXES = ("center_box", "whole_image")
 BASELINES = (*FIXED_BOXES, "random")
-PERTURBING = (
-    "perceptual_ball",
-    "perceptual_ball_guided",
-    "perceptual_ball_cam",
-    "smallest_perturbation",
-)
 WITH_PERCEPTUAL_LAYERS = ("perceptual_ball", "perceptual_ball_guided", "perceptual_ball_cam")
+PERTURBING = (*WITH_PERCEPTUAL_LAYERS, "smallest_perturbation")
 
 
 def _layer_grad_cam(model: Classifier) -> Attribution:

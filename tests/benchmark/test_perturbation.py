@@ -28,7 +28,6 @@ from captum_robust.benchmark.measure import picture_of_change
 from captum_robust.benchmark.methods import (
     BALL_BLUR,
     BALL_SETTINGS,
-    WITH_PERCEPTUAL_LAYERS,
     Method,
     build_methods,
 )
@@ -39,8 +38,6 @@ from captum_robust.data import DataError, Sample, resize
 from captum_robust.models import Classifier
 
 from .conftest import Drawn, make_classifier
-
-PERTURBING = [*WITH_PERCEPTUAL_LAYERS, "smallest_perturbation"]
 
 
 def make_sharp() -> Classifier:
