@@ -18,9 +18,10 @@ from captum_robust._captum import (
     format_tensor_into_tuples,
     is_tuple,
 )
-from captum_robust.attr._checks import check_batch, check_finite
+from captum_robust._checks import check_batch, check_finite, check_inputs, checked_bounds
+from captum_robust._samples import arguments_of, rows_of, target_of
+from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
 from captum_robust.attr._features import FeatureDistance, depends_on
-from captum_robust.attr._targets import ClassScores, model_scores, one_row_a_sample
 from captum_robust.optim import as_number, check_options, minimize
 
 if TYPE_CHECKING:
@@ -224,8 +225,8 @@ class PerceptualBallPerturbation(Attribution):
         is_inputs_tuple = is_tuple(inputs)
         inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
         n = check_batch(inputs_tuple)
-        bounds = None if bounds is None else _checked_bounds(bounds)
-        _check_inputs(inputs_tuple, bounds)
+        bounds = None if bounds is None else checked_bounds(bounds)
+        check_inputs(inputs_tuple, bounds)
         size = n if internal_batch_size is None else internal_batch_size
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"internal_batch_size: expected a whole number from 1, got {size!r}")
@@ -238,8 +239,8 @@ class PerceptualBallPerturbation(Attribution):
                 ball = _Ball(
                     forward_func=self.forward_func,
                     layers=layers,
-                    inputs=tuple(_rows_of(x.detach(), rows, n) for x in inputs_tuple),
-                    target=_target_of(target, rows, n),
+                    inputs=tuple(rows_of(x.detach(), rows, n) for x in inputs_tuple),
+                    target=target_of(target, rows, n),
                     arguments=additional_forward_args,
                     settings=settings,
                     bounds=bounds,
@@ -451,7 +452,7 @@ class _Ball:
             for i in self._split(x)
         )
         rows = [self.first + place for place in (range(self.n) if places is None else places)]
-        arguments = _arguments_of(self.arguments, rows, self.whole)
+        arguments = arguments_of(self.arguments, rows, self.whole)
         return model_scores(self.forward_func, inputs, arguments)
 
     def _split(self, x: Tensor) -> list[Tensor]:
@@ -567,61 +568,6 @@ def _checked_counterfactual(counterfactual: Any, n: int) -> Tensor:
     if given.ndim == 1 and len(given) not in (1, n):
         raise ValueError(f"counterfactual: expected 1 or {n} classes, got {len(given)}")
     return given.long().reshape(-1).expand(n)
-
-
-def _checked_bounds(bounds: Any) -> tuple[float, float]:
-    numbers = [as_number(b) for b in bounds] if isinstance(bounds, (tuple, list)) else []
-    if len(numbers) != 2 or not numbers[0] < numbers[1]:
-        raise ValueError(f"bounds: expected two numbers (lowest, highest), got {bounds!r}")
-    return numbers[0], numbers[1]
-
-
-def _check_inputs(inputs: tuple[Tensor, ...], bounds: tuple[float, float] | None) -> None:
-    n = len(inputs[0])
-    for i, x in enumerate(inputs):
-        if not x.is_floating_point():
-            raise TypeError(f"inputs: expected floating point, got {x.dtype} at position {i}")
-        if len(x) != n:
-            raise ValueError(f"inputs: batches of {n} and {len(x)} samples")
-        if x[0].numel() == 0:
-            raise ValueError(f"inputs: no elements (shape {tuple(x.shape)})")
-    if bounds is None:
-        return
-    lowest, highest = bounds
-    for x in inputs:
-        rows = x.detach().reshape(n, -1)
-        outside = (rows.amin(dim=1) < lowest) | (rows.amax(dim=1) > highest)
-        if outside.any():
-            sample = int(outside.nonzero()[0])
-            raise ValueError(
-                f"inputs: sample {sample} has values from {float(rows[sample].min()):.4g} to "
-                f"{float(rows[sample].max()):.4g}, outside of the bounds {bounds}"
-            )
-
-
-def _rows_of(x: Tensor, rows: list[int], n: int) -> Tensor:
-    x = x.clone() if x.is_inference() else x
-    return x if rows == list(range(n)) else x[torch.tensor(rows, device=x.device)]
-
-
-def _target_of(target: Any, rows: list[int], n: int) -> Any:
-    """The targets of some samples; what holds for all of them stays as it is."""
-    is_tensor = isinstance(target, Tensor) and target.ndim == 1 and len(target) > 1
-    if len(rows) == n or not (is_tensor or isinstance(target, list)):
-        return target
-    if len(target) != n:  # what Captum raises where it sees the whole batch
-        raise AssertionError(f"target: expected one a sample, {n}, got {len(target)}")
-    return target[rows] if is_tensor else [target[row] for row in rows]
-
-
-def _arguments_of(arguments: Any, rows: list[int], n: int) -> Any:
-    """Of each tensor with N rows those of some samples, as Captum expands them."""
-    if isinstance(arguments, tuple):
-        return tuple(_arguments_of(a, rows, n) for a in arguments)
-    if not isinstance(arguments, Tensor):
-        return arguments
-    is_each = arguments.ndim > 0 and len(arguments) == n
-    return _rows_of(arguments, rows if is_each else list(range(n)), n)
 
 
 def _blur_matrix(size: int, sigma: float) -> Tensor:

@@ -17,9 +17,9 @@ from captum_robust._captum import (
     format_tensor_into_tuples,
     select_targets,
 )
-from captum_robust.attr._checks import check_batch, check_finite
+from captum_robust._checks import check_batch, check_finite
+from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
 from captum_robust.attr._layer_cut import LayerCut, cut_at, gradients_of
-from captum_robust.attr._targets import ClassScores, model_scores, one_row_a_sample
 
 _BASES = ("auto", "cam", "gradcam")
 _NORMALIZATIONS = ("max", "minmax_each", None)

@@ -25,8 +25,8 @@ from captum_robust._captum import (
     format_tensor_into_tuples,
     is_tuple,
 )
-from captum_robust.attr._checks import check_batch, check_finite
-from captum_robust.attr._targets import model_scores
+from captum_robust._checks import check_batch, check_finite
+from captum_robust._targets import model_scores
 
 _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 

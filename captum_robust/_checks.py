@@ -1,0 +1,69 @@
+"""The checks on inputs and scores that attributions and attacks make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_robust.optim import as_number
+
+
+def check_finite(tensor: Tensor, where: str, first_sample: int = 0) -> None:
+    """Raise ``ValueError`` if a sample (a row of the first dimension) holds NaN or infinity.
+
+    ``first_sample`` is the number of the first row in the caller's batch.
+    """
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return
+    # Smallest and largest pass NaN and infinity on, without a copy of the tensor.
+    rows = tensor.detach().reshape(tensor.shape[0], -1)
+    finite = torch.isfinite(rows.amin(dim=1)) & torch.isfinite(rows.amax(dim=1))
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"{where}: NaN or infinity in sample {first_sample + first} "
+            f"({int((~finite).sum())} of {len(finite)} samples)"
+        )
+
+
+def check_batch(inputs: tuple[Tensor, ...]) -> int:
+    """The batch size of finite, non-empty inputs; ``TypeError`` or ``ValueError`` otherwise."""
+    for i, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs: expected tensors, got {type(x).__name__} at position {i}")
+        if x.ndim == 0 or x.shape[0] == 0:
+            raise ValueError(f"inputs: the batch is empty (shape {tuple(x.shape)})")
+        check_finite(x, "inputs")
+    return int(inputs[0].shape[0])
+
+
+def checked_bounds(bounds: Any) -> tuple[float, float]:
+    numbers = [as_number(b) for b in bounds] if isinstance(bounds, (tuple, list)) else []
+    if len(numbers) != 2 or not numbers[0] < numbers[1]:
+        raise ValueError(f"bounds: expected two numbers (lowest, highest), got {bounds!r}")
+    return numbers[0], numbers[1]
+
+
+def check_inputs(inputs: tuple[Tensor, ...], bounds: tuple[float, float] | None) -> None:
+    n = len(inputs[0])
+    for i, x in enumerate(inputs):
+        if not x.is_floating_point():
+            raise TypeError(f"inputs: expected floating point, got {x.dtype} at position {i}")
+        if len(x) != n:
+            raise ValueError(f"inputs: batches of {n} and {len(x)} samples")
+        if x[0].numel() == 0:
+            raise ValueError(f"inputs: no elements (shape {tuple(x.shape)})")
+    if bounds is None:
+        return
+    lowest, highest = bounds
+    for x in inputs:
+        rows = x.detach().reshape(n, -1)
+        outside = (rows.amin(dim=1) < lowest) | (rows.amax(dim=1) > highest)
+        if outside.any():
+            sample = int(outside.nonzero()[0])
+            raise ValueError(
+                f"inputs: sample {sample} has values from {float(rows[sample].min()):.4g} to "
+                f"{float(rows[sample].max()):.4g}, outside of the bounds {bounds}"
+            )

@@ -1,0 +1,46 @@
+"""Attacks on a classifier, each a ``captum.robust.Perturbation``.
+
+``attack.perturb(inputs, target)`` returns the adversarial inputs. Captum's ``AttackComparator`` and
+``MinParamPerturbation`` take every attack as it is; the strength is ``epsilon``. Arguments that all
+attacks share, explained once:
+
+``forward_func``
+    Inputs -> scores N×K; any function. Nothing of it is changed: modes, parameters, gradients and
+    hooks stay as they are. Pixels are in [0, 1] and the normalisation is inside (as in
+    :class:`captum_robust.models.Classifier`), so ``epsilon`` is in pixel units.
+``epsilon``
+    The strength; each attack says of what. ``perturb(…, epsilon=…)`` overrides it for a call.
+``bounds``
+    Lowest and highest value of an input; None: no limit. Inputs outside of them are an error.
+``quantize``
+    A sample counts as fooled only if it still is when it is rounded to the 256 levels of an
+    8-bit image of that range. Without bounds it has no effect.
+``seed``
+    Of all that is drawn; None: from torch's global generator.
+
+No sample sees another, and random draws are the same for each, so a batch gives what its samples
+give one by one. A sample that is misclassified to begin with comes back unchanged; the details that
+``perturb(…, return_details=True)`` returns count it apart.
+"""
+
+from captum_robust.attacks._attack import Attack, AttackDetails, cross_entropy
+from captum_robust.attacks.gradient import (
+    FGSM,
+    PGD,
+    GradientStep,
+    LeastLikelyClass,
+    MostLikelyClassMap,
+    most_likely_class_map,
+)
+
+__all__ = [
+    "FGSM",
+    "PGD",
+    "Attack",
+    "AttackDetails",
+    "GradientStep",
+    "LeastLikelyClass",
+    "MostLikelyClassMap",
+    "cross_entropy",
+    "most_likely_class_map",
+]
