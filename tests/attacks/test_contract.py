@@ -1,0 +1,453 @@
+"""What holds for every attack. An attack joins by one line in CASES."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from captum.robust import AttackComparator, MinParamPerturbation, Perturbation
+from torch import Tensor, nn
+
+from captum_robust.attacks import FGSM, PGD, Attack, GradientStep, LeastLikelyClass
+from tests.attacks.conftest import Net
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    make: Callable[..., Attack]  # forward_func -> attack
+    epsilon: float = 0.25  # a strength at which the attack of the small net succeeds at times
+    ball: str | None = "Linf"  # the norm that epsilon limits
+    targeted: bool = True  # whether it can be aimed
+    needs_gradients: bool = True
+    early_stop: bool = True  # a misclassified image is left alone
+
+
+CASES = [
+    Case("fgsm", FGSM),
+    Case("fgsm_l2", lambda f: FGSM(f, norm="L2"), epsilon=2.0, ball="L2"),
+    Case("pgd", lambda f: PGD(f, steps=4)),
+    Case("pgd_l2", lambda f: PGD(f, steps=4, norm="L2"), epsilon=2.0, ball="L2"),
+    Case("pgd_random_start", lambda f: PGD(f, steps=3, random_start=True, restarts=2)),
+    Case(
+        "pgd_l2_random_start",
+        lambda f: PGD(f, steps=3, norm="L2", random_start=True),
+        epsilon=2.0,
+        ball="L2",
+    ),
+    Case("pgd_momentum", lambda f: PGD(f, steps=4, momentum=0.9)),
+    Case(
+        "pgd_all_steps",
+        lambda f: PGD(f, steps=3, early_stop=False, keep_best=False),
+        early_stop=False,
+    ),
+    Case("gradient_step", GradientStep, epsilon=30.0, ball=None),
+    Case("least_likely", LeastLikelyClass, targeted=False),
+    Case("least_likely_iterated", lambda f: LeastLikelyClass(f, steps=None), targeted=False),
+]
+
+cases = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
+
+
+def those(which: Callable[[Case], bool]) -> Any:
+    """The cases that a claim is about."""
+    chosen = [c for c in CASES if which(c)]
+    return pytest.mark.parametrize("case", chosen, ids=[c.name for c in chosen])
+
+
+aimed = those(lambda c: c.targeted)
+
+
+def predicted(net: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net(x).argmax(dim=1)
+
+
+def length(change: Tensor, norm: str) -> float:
+    rows = change.flatten(1)
+    return float((rows.abs().amax(dim=1) if norm == "Linf" else rows.norm(dim=1)).max())
+
+
+@cases
+def test_is_a_perturbation_with_captums_keywords(case: Case, net: Net) -> None:
+    attack = case.make(net)
+    assert isinstance(attack, Perturbation)
+    names = list(inspect.signature(attack.perturb).parameters)
+    assert names[:6] == [
+        "inputs", "target", "epsilon", "additional_forward_args", "targeted", "mask",
+    ]  # fmt: skip
+    assert hasattr(type(attack).perturb, "__wrapped__")  # @log_usage
+
+
+@cases
+def test_result_is_a_detached_image_in_the_ball(case: Case, net: Net, x: Tensor) -> None:
+    result = case.make(net).perturb(x, predicted(net, x), epsilon=case.epsilon)
+    assert result.shape == x.shape
+    assert result.dtype == x.dtype
+    assert not result.requires_grad
+    assert result.is_contiguous()
+    assert result.amin() >= 0
+    assert result.amax() <= 1
+    assert not torch.equal(result, x)
+    if case.ball is not None:
+        assert length(result - x, case.ball) <= case.epsilon + 1e-6
+
+
+@cases
+def test_the_loss_of_the_label_grows(case: Case, net: Net, x: Tensor) -> None:
+    label = predicted(net, x)
+    result = case.make(net).perturb(x, label, epsilon=case.epsilon)
+    entropy = nn.CrossEntropyLoss(reduction="none")
+    with torch.no_grad():
+        before, after = entropy(net(x), label), entropy(net(result), label)
+    if case.targeted:  # which heads for another class by its own loss
+        assert (after > before).any()
+        assert (after >= before).all()
+
+
+@aimed
+def test_the_loss_of_the_target_falls(case: Case, net: Net, x: Tensor) -> None:
+    target = (predicted(net, x) + 1) % 6
+    result = case.make(net).perturb(x, target, epsilon=case.epsilon, targeted=True)
+    entropy = nn.CrossEntropyLoss(reduction="none")
+    with torch.no_grad():
+        assert (entropy(net(result), target) < entropy(net(x), target)).all()
+
+
+@cases
+def test_each_form_of_target_is_read(case: Case, net: Net, x: Tensor) -> None:
+    attack = case.make(net)
+    same = torch.full((3,), int(predicted(net, x)[0]))
+    expected = attack.perturb(x, same, epsilon=case.epsilon)
+    for form in (int(same[0]), same[:1], same.tolist()):
+        assert torch.equal(attack.perturb(x, form, epsilon=case.epsilon), expected)
+
+
+@cases
+def test_without_a_target_it_is_the_prediction(case: Case, net: Net, x: Tensor) -> None:
+    attack = case.make(net)
+    expected = attack.perturb(x, predicted(net, x), epsilon=case.epsilon)
+    assert torch.equal(attack.perturb(x, epsilon=case.epsilon), expected)
+
+
+@cases
+def test_scores_with_more_dimensions_take_tuples(case: Case, x: Tensor) -> None:
+    torch.manual_seed(0)
+    flat = Net(classes=24).eval()
+
+    def grid(images: Tensor) -> Tensor:
+        return flat(images).reshape(-1, 4, 2, 3)
+
+    def of_one_place(images: Tensor) -> Tensor:
+        return grid(images)[:, :, 1, 2]
+
+    label = int(predicted(of_one_place, x)[0])  # type: ignore[arg-type]
+    expected = case.make(of_one_place).perturb(x, label, epsilon=case.epsilon)
+    found = case.make(grid).perturb(x, (label, 1, 2), epsilon=case.epsilon)
+    torch.testing.assert_close(found, expected)
+    found = case.make(grid).perturb(x, [(label, 1, 2)] * 3, epsilon=case.epsilon)
+    torch.testing.assert_close(found, expected)
+
+
+@cases
+def test_a_tuple_is_mirrored_with_a_tuple(case: Case, net: Net, x: Tensor) -> None:
+    other = x.flip(3) / 4
+    first, second = case.make(net).perturb((x, other), epsilon=case.epsilon)
+    assert first.shape == second.shape == x.shape
+    assert not torch.equal(first, x)
+    assert not torch.equal(second, other)
+    if case.ball == "L2":  # one ball holds both
+        assert length(torch.cat([first - x, second - other], 1), "L2") <= case.epsilon + 1e-6
+
+
+@cases
+def test_a_mask_keeps_the_rest_as_it_was(case: Case, net: Net, x: Tensor) -> None:
+    mask = torch.zeros(1, 1, 12, 16)
+    mask[..., 4:] = 1
+    result = case.make(net).perturb(x, epsilon=case.epsilon, mask=mask)
+    assert torch.equal(result[..., :4], x[..., :4])
+    assert not torch.equal(result, x)
+
+
+@cases
+def test_additional_forward_args_follow_their_samples(case: Case, net: Net, x: Tensor) -> None:
+    attack = case.make(net)
+    other = x.flip(0) / 4
+
+    def alone(i: int) -> Tensor:
+        one = slice(i, i + 1)
+        return attack.perturb(
+            x[one], epsilon=case.epsilon, additional_forward_args=(other[one], 0.5)
+        )
+
+    found = attack.perturb(x, epsilon=case.epsilon, additional_forward_args=(other, 0.5))
+    torch.testing.assert_close(found, torch.cat([alone(i) for i in range(3)]), atol=1e-5, rtol=0)
+
+
+@cases
+def test_batch_equals_one_by_one(case: Case, net: Net, x: Tensor) -> None:
+    attack = case.make(net)
+    label = predicted(net, x)
+    label[1] = (label[1] + 1) % 6  # misclassified
+    together, details = attack.perturb(x, label, epsilon=case.epsilon, return_details=True)
+    for i in range(3):
+        one = slice(i, i + 1)
+        alone, of_alone = attack.perturb(
+            x[one], label[one], epsilon=case.epsilon, return_details=True
+        )
+        torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=0)
+        assert bool(details.fooled[i]) == bool(of_alone.fooled[0])
+        assert int(details.predicted[i]) == int(of_alone.predicted[0])
+
+
+@those(lambda c: c.early_stop)
+def test_a_misclassified_image_comes_back_as_it_was(case: Case, net: Net, x: Tensor) -> None:
+    attack = case.make(net)
+    wrong = (predicted(net, x) + 1) % 6
+    result, details = attack.perturb(x, wrong, epsilon=case.epsilon, return_details=True)
+    assert torch.equal(result, x)
+    assert details.already.all()
+    assert not details.fooled.any()
+
+
+@cases
+def test_details_say_what_the_bytes_say(case: Case, net: Net, x: Tensor) -> None:
+    label = predicted(net, x)
+    result, details = case.make(net).perturb(x, epsilon=case.epsilon, return_details=True)
+    found = predicted(net, (result * 255).round() / 255)
+    assert torch.equal(details.predicted, found)
+    assert not details.already.any()
+    if case.targeted:
+        assert torch.equal(details.label, label)
+        assert torch.equal(details.fooled, found != label)
+    torch.testing.assert_close(details.linf, (result - x).flatten(1).abs().amax(dim=1))
+    torch.testing.assert_close(details.l2, (result - x).flatten(1).norm(dim=1))
+
+
+@cases
+def test_without_strength_nothing_changes(case: Case, net: Net, x: Tensor) -> None:
+    assert torch.equal(case.make(net).perturb(x, epsilon=0.0), x)
+
+
+@cases
+def test_the_same_call_gives_the_same_images(case: Case, net: Net, x: Tensor) -> None:
+    attack = case.make(net)
+    first = attack.perturb(x, epsilon=case.epsilon)
+    torch.rand(7)
+    assert torch.equal(attack.perturb(x, epsilon=case.epsilon), first)
+
+
+@cases
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_callers_world_is_left_as_it_was(case: Case, net: Net, x: Tensor, fails: bool) -> None:
+    net.train()
+    net.head.eval()
+    net.conv1.weight.requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    x = x.clone().requires_grad_()
+    before = x.detach().clone()
+    random_state = torch.get_rng_state()
+    attack = case.make(net)
+    calls = 0
+
+    def failing(*args: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyError("half-way")
+        return net(*args)
+
+    if fails:
+        attack.forward_func = failing
+    try:
+        attack.perturb(x, epsilon=case.epsilon)
+    except KeyError:
+        assert fails
+    assert x.grad is None
+    assert x.requires_grad
+    assert torch.equal(x.detach(), before)
+    assert net.training
+    assert not net.head.training
+    assert not net.conv1.weight.requires_grad
+    assert all(p.requires_grad for p in list(net.parameters())[1:])
+    assert all((p.grad == 1).all() for p in net.parameters() if p.grad is not None)
+    assert all(p.grad is not None for p in net.parameters())
+    assert not any(
+        [*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks] for m in net.modules()
+    )
+    assert torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@cases
+def test_grad_mode_and_frozen_parameters_do_not_matter(case: Case, net: Net, x: Tensor) -> None:
+    attack = case.make(net)
+    expected = attack.perturb(x, epsilon=case.epsilon)
+    with torch.no_grad():
+        assert torch.equal(attack.perturb(x, epsilon=case.epsilon), expected)
+    with torch.inference_mode():
+        assert torch.equal(attack.perturb(x.clone(), epsilon=case.epsilon), expected)
+    net.requires_grad_(False)
+    assert torch.equal(attack.perturb(x, epsilon=case.epsilon), expected)
+
+
+@cases
+def test_memory_format_channels_and_autocast(case: Case, net: Net, x: Tensor) -> None:
+    attack = case.make(net)
+    expected = attack.perturb(x, epsilon=case.epsilon)
+    strided = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(attack.perturb(strided, epsilon=case.epsilon), expected)
+    grey = Net(channels=1).eval()
+    assert case.make(grey).perturb(x[:, :1], epsilon=case.epsilon).shape == (3, 1, 12, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = attack.perturb(x, epsilon=case.epsilon)
+    assert result.dtype == x.dtype
+    assert torch.isfinite(result).all()
+
+
+@cases
+def test_a_model_that_views_its_features_works(case: Case, x: Tensor) -> None:
+    torch.manual_seed(0)
+    conv, head = nn.Conv2d(3, 4, 3, stride=4), nn.Linear(4 * 3 * 4, 5)
+
+    def viewing(images: Tensor) -> Tensor:
+        features = conv(images)
+        return head(features.view(len(features), -1))  # fails on channels_last
+
+    result = case.make(viewing).perturb(x, epsilon=case.epsilon)
+    assert result.is_contiguous()
+    assert not torch.equal(result, x)
+
+
+@cases
+def test_captums_harnesses_take_it(case: Case, net: Net, x: Tensor) -> None:
+    label = predicted(net, x)
+    attack = case.make(net)
+
+    def accuracy(scores: Tensor, target: Tensor) -> Tensor:
+        return (scores.argmax(dim=1) == target).float()
+
+    comparator = AttackComparator(net, accuracy)
+    comparator.add_attack(
+        attack,
+        "ours",
+        attack_kwargs={"epsilon": case.epsilon},
+        additional_attack_arg_names=["target"],
+    )
+    result = comparator.evaluate(x, target=label)
+    assert result["Original"].tolist() == [1, 1, 1]
+    attacked = attack.perturb(x, label, epsilon=case.epsilon)
+    assert torch.equal(result["ours"]["mean"], accuracy(net(attacked), label))
+    found, strength = MinParamPerturbation(
+        net,
+        attack,
+        arg_name="epsilon",
+        arg_min=0.0,
+        arg_max=case.epsilon,
+        arg_step=case.epsilon / 4,
+        apply_before_preproc=True,
+    ).evaluate(x[:1], target=label[:1], attack_kwargs={"target": label[:1]})
+    if found is not None:
+        assert strength > 0
+        assert predicted(net, found)[0] != label[0]
+
+
+def test_captums_harness_finds_the_least_epsilon_of_a_linear_model() -> None:
+    # f = (x0 - x1 + .05, 0): the sign step lowers x0 - x1 by 2 epsilon.
+    model = nn.Linear(2, 2)
+    model.weight.data = torch.tensor([[1.0, -1.0], [0.0, 0.0]])
+    model.bias.data = torch.tensor([0.05, 0.0])
+    x = torch.tensor([[0.5, 0.45]])  # a margin of .1: fooled from an epsilon of .05 on
+    harness = MinParamPerturbation(
+        model,
+        PGD(model, steps=3, quantize=False),
+        arg_name="epsilon",
+        arg_min=0.0,
+        arg_max=0.2,
+        arg_step=0.02,
+    )
+    _, epsilon = harness.evaluate(x, target=0, attack_kwargs={"target": 0})
+    assert epsilon == pytest.approx(0.06)
+
+
+@cases
+def test_wrong_inputs_are_named(case: Case, net: Net, x: Tensor) -> None:
+    attack = case.make(net)
+    with pytest.raises(ValueError, match="inputs: the batch is empty"):
+        attack.perturb(x[:0])
+    bad = x.clone()
+    bad[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="inputs: NaN or infinity in sample 1"):
+        attack.perturb(bad)
+    bright = x.clone()
+    bright[2, 0, 0, 0] = 1.5
+    with pytest.raises(ValueError, match=r"inputs: sample 2 has values from .* to 1\.5"):
+        attack.perturb(bright)
+    with pytest.raises(TypeError, match="inputs: expected floating point"):
+        attack.perturb((x * 255).to(torch.uint8))
+    with pytest.raises(ValueError, match="mask"):
+        attack.perturb(x, epsilon=case.epsilon, mask=torch.ones(5))
+    with pytest.raises(ValueError, match="mask: expected zeros and ones"):
+        attack.perturb(x, epsilon=case.epsilon, mask=torch.full_like(x, 0.5))
+    with pytest.raises(ValueError, match="forward_func, scores: NaN or infinity in sample 2"):
+        case.make(lambda t: net(t) / (torch.arange(len(t)) != 2)[:, None]).perturb(
+            x, epsilon=case.epsilon
+        )
+    with pytest.raises(TypeError, match="forward_func"):
+        case.make("resnet50")
+
+
+@cases
+@pytest.mark.parametrize("epsilon", [-0.1, float("nan"), float("inf"), "much"])
+def test_a_wrong_epsilon_is_named(case: Case, net: Net, x: Tensor, epsilon: Any) -> None:
+    with pytest.raises(ValueError, match="epsilon: expected"):
+        case.make(net).perturb(x, epsilon=epsilon)
+
+
+@those(lambda c: c.ball is not None)
+def test_an_epsilon_above_the_range_is_named(case: Case, net: Net, x: Tensor) -> None:
+    above = 1.01 if case.ball == "Linf" else 1.01 * (3 * 12 * 16) ** 0.5
+    with pytest.raises(ValueError, match="epsilon: expected a number from 0 to"):
+        case.make(net).perturb(x, epsilon=above)
+
+
+@cases
+@pytest.mark.parametrize("target", [6, -1, [0, 1, 6], torch.tensor([0, 9, 1])])
+def test_a_target_out_of_range_is_named(case: Case, net: Net, x: Tensor, target: Any) -> None:
+    with pytest.raises(ValueError, match=r"target: class .* the model has the classes 0 to 5"):
+        case.make(net).perturb(x, target, epsilon=case.epsilon)
+
+
+@aimed
+def test_aiming_at_the_class_it_has_is_an_error(case: Case, net: Net, x: Tensor) -> None:
+    with pytest.raises(ValueError, match="target: the model gives sample 0 the class"):
+        case.make(net).perturb(x, predicted(net, x), epsilon=case.epsilon, targeted=True)
+    with pytest.raises(ValueError, match="target: a targeted attack needs"):
+        case.make(net).perturb(x, epsilon=case.epsilon, targeted=True)
+
+
+class Rounding(nn.Module):
+    """Cuts the graph, as an operation without a derivative does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach().round()
+
+
+@those(lambda c: c.needs_gradients)
+def test_the_layer_that_breaks_the_graph_is_named(case: Case, x: Tensor) -> None:
+    broken = nn.Sequential(nn.Conv2d(3, 2, 3), Rounding(), nn.Flatten(), nn.Linear(280, 4))
+    with pytest.raises(ValueError, match=r"layer '1' \(Rounding\) breaks the graph"):
+        case.make(broken).perturb(x, epsilon=1e-3)
+
+    class Undifferentiable(Net):
+        def forward(self, x: Tensor, *_: Any) -> Tensor:
+            with torch.no_grad():
+                return super().forward(x)
+
+    with pytest.raises(ValueError, match="no gradient flows from its scores"):
+        case.make(Undifferentiable()).perturb(x, epsilon=1e-3)
