@@ -32,6 +32,7 @@ from captum_robust.attacks.gradient import (
     MostLikelyClassMap,
     most_likely_class_map,
 )
+from captum_robust.attacks.rank import RankAnalysis, Share, rank_analysis
 
 __all__ = [
     "FGSM",
@@ -41,6 +42,9 @@ __all__ = [
     "GradientStep",
     "LeastLikelyClass",
     "MostLikelyClassMap",
+    "RankAnalysis",
+    "Share",
     "cross_entropy",
     "most_likely_class_map",
+    "rank_analysis",
 ]
