@@ -230,7 +230,7 @@ class Victim:
             self.x = tuple(x.contiguous() for x in self.x)
             inputs = tuple(x.contiguous() for x in inputs)
             raw = model_scores(self.forward_func, inputs, arguments)
-        scores = one_row_a_sample(raw, len(rows)).float()
+        scores = at_least_float(one_row_a_sample(raw, len(rows)))
         check_finite(scores, "forward_func, scores")
         self.forward_passes.index_add_(0, rows, torch.ones_like(rows))
         if self._class_scores is None:
@@ -242,7 +242,12 @@ class Victim:
         return self._class_scores(scores, places)
 
     def gradients(
-        self, objective: Tensor, inputs: Tensors, rows: Tensor, times: int = 1
+        self,
+        objective: Tensor,
+        inputs: Tensors,
+        rows: Tensor,
+        times: int = 1,
+        keep_graph: bool = False,
     ) -> Tensors:
         """Of the n objectives with respect to each of the inputs.
 
@@ -254,7 +259,7 @@ class Victim:
         if objective.requires_grad:
             with torch.enable_grad():
                 total = objective.sum()
-            found = torch.autograd.grad(total, inputs, allow_unused=True)
+            found = torch.autograd.grad(total, inputs, retain_graph=keep_graph, allow_unused=True)
         if all(g is None for g in found):
             raise ValueError(
                 "forward_func: no gradient flows from its scores to the inputs, and this attack "
@@ -299,7 +304,7 @@ class Victim:
         shown = self.to_bytes(results) if self.quantize else results
         scores = self.scores(tuple(self._laid_out(x) for x in shown), self.everyone)
         changes = [
-            (r.float() - x.float()).reshape(self.n, -1)
+            (at_least_float(r) - at_least_float(x)).reshape(self.n, -1)
             for r, x in zip(results, self.x, strict=True)
         ]
         change = torch.cat(changes, dim=1)
@@ -342,6 +347,11 @@ def take_each(inputs: Tensors, rows: Tensor) -> Tensors:
     return tuple(take(x, rows) for x in inputs)
 
 
+def at_least_float(x: Tensor) -> Tensor:
+    """float32 in place of half precision."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
     """n values in the shape n×1×… that multiplies n×…."""
     return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
@@ -350,7 +360,7 @@ def per_sample(values: Tensor, x: Tensor) -> Tensor:
 def l2_norms(tensors: Tensors) -> Tensor:
     """n, the Euclidean lengths over all tensors together."""
     n = len(tensors[0])
-    squares = [t.reshape(n, -1).float().square().sum(dim=1) for t in tensors]
+    squares = [at_least_float(t.reshape(n, -1)).square().sum(dim=1) for t in tensors]
     return torch.stack(squares).sum(dim=0).sqrt()
 
 

@@ -18,6 +18,7 @@ from captum_robust.attacks._attack import (
     LossFunction,
     Tensors,
     Victim,
+    at_least_float,
     check_count,
     cross_entropy,
     l2_norms,
@@ -247,8 +248,9 @@ class PGD(Attack):
     def _accumulated(self, velocity: Tensors | None, gradients: Tensors) -> Tensors:
         """Momentum: the decayed sum of gradients of mean absolute value 1."""
         n = len(gradients[0])
-        total = torch.stack([g.reshape(n, -1).abs().float().sum(dim=1) for g in gradients]).sum(0)
-        mean = (total / sum(g[0].numel() for g in gradients)).clamp(min=1e-30)
+        sums = [at_least_float(g.reshape(n, -1)).abs().sum(dim=1) for g in gradients]
+        mean = torch.stack(sums).sum(dim=0) / sum(g[0].numel() for g in gradients)
+        mean = mean.clamp(min=1e-30)
         scaled = tuple(g / per_sample(mean, g) for g in gradients)
         if velocity is None:
             return scaled
@@ -281,8 +283,8 @@ class _Best:
         """Iterates n×… of ``rows``: a fooled one is final, else the highest objective counts."""
         victim = self.victim
         if self.objective is None:
-            self.objective = torch.full((victim.n,), -torch.inf, device=objective.device)
-        objective = objective.detach().float()
+            self.objective = objective.new_full((victim.n,), -torch.inf)
+        objective = objective.detach()
         better = objective > self.objective[rows] if self.keep_best else torch.tensor(is_last)
         chosen = (fooled | better.to(fooled.device)) & ~victim.fooled[rows]
         at = chosen.nonzero()[:, 0]
