@@ -130,7 +130,7 @@ class Attack(Perturbation):
             raise ValueError("target: a targeted attack needs the class to move towards")
         with torch.inference_mode(False):
             normal = tuple((x.clone() if x.is_inference() else x).detach() for x in inputs_tuple)
-            victim = Victim(
+            victim = self._victim(
                 self.forward_func,
                 normal,
                 target,
@@ -148,6 +148,10 @@ class Attack(Perturbation):
                 details = victim.details(results) if return_details else None
         result = format_output(is_tuple(inputs), results)
         return result if details is None else (result, details)
+
+    def _victim(self, *arguments: Any) -> Victim:
+        """The batch under attack; another kind where being fooled means something else."""
+        return Victim(*arguments)
 
     @abstractmethod
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
