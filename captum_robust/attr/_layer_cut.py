@@ -55,8 +55,12 @@ def cut_at(
     cut: LayerCut,
     at_input: bool,
     heads: bool,
+    keep_trunk: bool = False,
 ) -> Iterator[None]:
-    """While it lasts, a forward pass cuts the graph at ``layer`` and records from there on."""
+    """While it lasts, a forward pass cuts the graph at ``layer`` and records from there on.
+
+    With ``keep_trunk`` the graph is not cut: the layer's tensors keep that of the inputs.
+    """
 
     def leaves_of(value: Any) -> tuple[Tensor, ...]:
         values = value if isinstance(value, tuple) else (value,)
@@ -70,7 +74,10 @@ def cut_at(
         torch.set_grad_enabled(True)  # until the no_grad around the forward pass ends
         # A layer that runs twice overwrites: its last call counts, as in Captum.
         normal = (v.clone() if v.is_inference() else v for v in values)
-        cut.leaves = tuple(v.detach().requires_grad_() for v in normal)
+        if keep_trunk:
+            cut.leaves = tuple(v if v.requires_grad else v.requires_grad_() for v in normal)
+        else:
+            cut.leaves = tuple(v.detach().requires_grad_() for v in normal)
         # Clones, as the next layer may write into its input.
         return tuple(v.clone() for v in cut.leaves)
 
@@ -105,14 +112,18 @@ def cut_at(
             handle.remove()
 
 
-def gradients_of(selected: Tensor, leaves: tuple[Tensor, ...]) -> Sequence[Tensor]:
+def gradients_of(
+    selected: Tensor, leaves: tuple[Tensor, ...], create_graph: bool = False
+) -> Sequence[Tensor]:
     """Of each of the N×k scores with respect to each leaf: k×N×C×…."""
     k = selected.shape[1]
     basis = torch.eye(k, dtype=selected.dtype, device=selected.device)
     basis = basis.unsqueeze(1).expand(k, *selected.shape)
     try:
         if k == 1:  # nothing to batch, and no need for the head to have batching rules
-            single = torch.autograd.grad(selected, leaves, basis[0], allow_unused=True)
+            single = torch.autograd.grad(
+                selected, leaves, basis[0], create_graph=create_graph, allow_unused=True
+            )
             gradients = [None if g is None else g.unsqueeze(0) for g in single]
         else:
             gradients = list(
@@ -121,6 +132,7 @@ def gradients_of(selected: Tensor, leaves: tuple[Tensor, ...]) -> Sequence[Tenso
                     leaves,
                     basis,
                     retain_graph=True,
+                    create_graph=create_graph,
                     allow_unused=True,
                     is_grads_batched=True,
                 )
@@ -132,7 +144,14 @@ def gradients_of(selected: Tensor, leaves: tuple[Tensor, ...]) -> Sequence[Tenso
         gradients = []
         for leaf in leaves:
             each = [
-                torch.autograd.grad(selected, leaf, b, retain_graph=True, allow_unused=True)[0]
+                torch.autograd.grad(
+                    selected,
+                    leaf,
+                    b,
+                    retain_graph=True,
+                    create_graph=create_graph,
+                    allow_unused=True,
+                )[0]
                 for b in basis
             ]
             gradients.append(None if each[0] is None else torch.stack(each))

@@ -118,44 +118,102 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             TypeError: a layer whose output is neither a tensor nor a tuple of tensors; scores that
                 are no tensor.
         """
+        with torch.inference_mode(False), torch.no_grad():  # the grad mode is restored behind it
+            return self._map(
+                inputs,
+                target,
+                additional_forward_args,
+                attribute_to_layer_input,
+                k,
+                weights,
+                normalize,
+                upsample,
+                graph=False,
+            )
+
+    def differentiable(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        k: int | None = None,
+        weights: str | Sequence[float] = "exponential",
+        normalize: str | None = "max",
+        upsample: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The map of :meth:`attribute` with its graph, to be differentiated by the inputs.
+
+        For whoever optimises the map itself, as :class:`captum_robust.attacks.ExplanationAttack`.
+        The whole network is recorded, not only the part behind the layer.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            return self._map(
+                inputs,
+                target,
+                additional_forward_args,
+                attribute_to_layer_input,
+                k,
+                weights,
+                normalize,
+                upsample,
+                graph=True,
+            )
+
+    def _map(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: object | None,
+        at_input: bool,
+        k: int | None,
+        weights: str | Sequence[float],
+        normalize: str | None,
+        upsample: bool,
+        *,
+        graph: bool,
+    ) -> Tensor | tuple[Tensor, ...]:
         ladder = _weights(k, weights)
         if normalize not in _NORMALIZATIONS:
             raise ValueError(f"normalize: expected one of {_NORMALIZATIONS}, got {normalize!r}")
         inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
         n = check_batch(inputs_tuple)
 
-        with torch.inference_mode(False), torch.no_grad():  # the grad mode is restored behind it
-            cut, scores, weight = self._forward(
-                inputs_tuple, additional_forward_args, attribute_to_layer_input
-            )
-            scores = one_row_a_sample(scores, n)
-            check_finite(scores, "forward_func, scores")
-            with torch.enable_grad():
-                selected, classes = _top_classes(scores, target, len(ladder))
-            class_maps = self._class_maps(cut, weight, selected, classes)
+        cut, scores, weight = self._forward(inputs_tuple, additional_forward_args, at_input, graph)
+        scores = one_row_a_sample(scores, n)
+        check_finite(scores, "forward_func, scores")
+        with torch.enable_grad():
+            selected, classes = _top_classes(scores, target, len(ladder))
+        class_maps = self._class_maps(cut, weight, selected, classes, graph)
 
-            size = inputs_tuple[0].shape[2:] if upsample else None
-            dtype = inputs_tuple[0].dtype
-            dtype = dtype if dtype.is_floating_point else torch.float32
-            with torch.autocast(scores.device.type, enabled=False):
-                maps = tuple(
-                    _average(m.float() if m.dtype.itemsize < 4 else m, ladder, normalize, size)
-                    .to(dtype)
-                    .contiguous()
-                    for m in class_maps
-                )
+        size = inputs_tuple[0].shape[2:] if upsample else None
+        dtype = inputs_tuple[0].dtype
+        dtype = dtype if dtype.is_floating_point else torch.float32
+        with torch.autocast(scores.device.type, enabled=False):
+            maps = tuple(
+                _average(m.float() if m.dtype.itemsize < 4 else m, ladder, normalize, size)
+                .to(dtype)
+                .contiguous()
+                for m in class_maps
+            )
         result: Tensor | tuple[Tensor, ...] = format_output(cut.is_tuple, maps)
         return result
 
     def _forward(
-        self, inputs: tuple[Tensor, ...], additional_forward_args: object, at_input: bool
+        self,
+        inputs: tuple[Tensor, ...],
+        additional_forward_args: object,
+        at_input: bool,
+        graph: bool,
     ) -> tuple[LayerCut, Tensor, Tensor | None]:
-        """Run once, gradients recorded from the layer on only.
+        """Run once, gradients recorded from the layer on only; with ``graph``, of everything.
 
         Returns the cut, the scores, and the weight K×C of an analytic class activation map.
         """
         cut = LayerCut()
-        with cut_at(self.forward_func, self.layer, cut, at_input, heads=self.base != "gradcam"):
+        heads = self.base != "gradcam"
+        with cut_at(self.forward_func, self.layer, cut, at_input, heads, keep_trunk=graph):
             scores = model_scores(self.forward_func, inputs, additional_forward_args)
             weight = None if self.base == "gradcam" else cut.linear_weight(scores)
             if cut.leaves and not scores.requires_grad and weight is None:
@@ -168,7 +226,12 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         return cut, scores, weight
 
     def _class_maps(
-        self, cut: LayerCut, weight: Tensor | None, selected: Tensor, classes: Tensor | None
+        self,
+        cut: LayerCut,
+        weight: Tensor | None,
+        selected: Tensor,
+        classes: Tensor | None,
+        graph: bool,
     ) -> list[Tensor]:
         """The signed map of each class, N×k×…, for each tensor of the layer."""
         n, k = selected.shape
@@ -181,7 +244,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             leaf = cut.leaves[0]
             # Equation 1; "auto" keeps to LayerGradCam's scale, whichever way it takes.
             scale = 1 if self.base == "cam" else 1 / (leaf.shape[2] * leaf.shape[3])
-            return [_weighted_sum(weight[classes] * scale, self._features(leaf))]
+            return [_weighted_sum(weight[classes] * scale, self._features(leaf, graph))]
         if self.base == "cam":
             raise ValueError(
                 "base: 'cam' needs a layer N×C×h×w followed by global average pooling and one "
@@ -189,18 +252,18 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             )
         if not selected.requires_grad:
             raise ValueError("layer: the scores do not depend on it differentiably")
-        gradients = gradients_of(selected, cut.leaves)
+        gradients = gradients_of(selected, cut.leaves, create_graph=graph)
         maps = []
         for leaf, gradient in zip(cut.leaves, gradients, strict=True):
-            g = self._features(gradient.flatten(0, 1))
+            g = self._features(gradient.flatten(0, 1), graph)
             g = g.reshape(k, n, *g.shape[1:])
             # (k×N×C×…) averaged over the positions -> N×k×C
             channel_weights = (g.flatten(3).mean(dim=3) if g.ndim > 3 else g).transpose(0, 1)
-            maps.append(_weighted_sum(channel_weights, self._features(leaf)))
+            maps.append(_weighted_sum(channel_weights, self._features(leaf, graph)))
         return maps
 
-    def _features(self, x: Tensor) -> Tensor:
-        x = x.detach()
+    def _features(self, x: Tensor, graph: bool) -> Tensor:
+        x = x if graph else x.detach()
         return x if self.reshape_transform is None else self.reshape_transform(x)
 
 
