@@ -30,6 +30,7 @@ from captum_robust.attacks._attack import (
     project,
     where_the_graph_breaks,
 )
+from captum_robust.attacks.minimal import DeepFool
 from captum_robust.optim import as_number
 
 if TYPE_CHECKING:
@@ -357,7 +358,8 @@ class _State:
         assert self.v is not None
         velocity = torch.zeros_like(self.v) if self.velocity is None else self.velocity
         return {
-            "iterate": self.v.cpu().contiguous(),
+            # Clones: safetensors refuses tensors that share memory, as v does with the best.
+            "iterate": self.v.cpu().contiguous().clone(),
             "velocity": velocity.cpu().contiguous(),
             "image_keys": torch.tensor(list(self.labels), dtype=torch.long),
             "image_classes": torch.tensor(list(self.labels.values()), dtype=torch.long),
@@ -386,6 +388,15 @@ class _Fit:
         self.momentum = momentum
         self.loss_func = loss_func
         self._scores = _Scores(attack.forward_func)
+        # In L2 for both norms, as in the paper. The shortest change is not needed: v adds them up.
+        self._deepfool = DeepFool(
+            attack.forward_func,
+            candidates=10,
+            max_iterations=10,
+            overshoot=0.02,
+            bounds=attack.bounds,
+            refine=0,
+        )
 
     def one_pass(
         self,
@@ -464,17 +475,7 @@ class _Fit:
             fooled = self._scores(start).argmax(dim=1) != labels
         left = (~fooled).nonzero()[:, 0]
         if len(left) > 0:
-            from captum_robust.attacks.minimal import DeepFool
-
-            attack = DeepFool(
-                self.forward_func,
-                max_iterations=10,
-                candidates=10,
-                overshoot=0.02,
-                bounds=self.bounds,
-                quantize=False,
-            )
-            end, details = attack.perturb(start[left], labels[left], return_details=True)
+            end, details = self._deepfool.perturb(start[left], labels[left], return_details=True)
             # Where DeepFool has not got to the boundary, its direction is of no use to others.
             changes = (end - start[left])[details.fooled]
             state.v = self._projected(state.v + changes.sum(dim=0))
@@ -638,7 +639,10 @@ def _wilson(count: int, n: int) -> FoolingRate:
     p = count / n
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return FoolingRate(rate=p, n=n, low=max(0.0, middle - half), high=min(1.0, middle + half))
+    # Exactly 0 and 1 at the ends, but for rounding.
+    low = 0.0 if count == 0 else middle - half
+    high = 1.0 if count == n else middle + half
+    return FoolingRate(rate=p, n=n, low=low, high=high)
 
 
 def _clipped_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:

@@ -1,0 +1,612 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from captum.robust import MinParamPerturbation
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from captum_robust.attacks import universal
+from captum_robust.attacks.universal import (
+    UniversalPerturbation,
+    fooling_rate,
+    transfer_matrix,
+)
+
+EPSILON = 0.125
+
+
+def linear(weight: list[list[float]], bias: list[float] | None = None) -> nn.Linear:
+    net = nn.Linear(len(weight[0]), len(weight))
+    net.weight.data = torch.tensor(weight)
+    net.bias.data = torch.tensor(bias or [0.0] * len(weight))
+    return net.eval()
+
+
+# Class 0 wins where the first pixel exceeds the second; the third does not matter.
+TWO = linear([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
+CLASS_0 = torch.tensor([[0.6, 0.4, 0.5], [0.5, 0.3, 0.5], [0.9, 0.2, 0.1], [0.4, 0.3, 0.9]])
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(),
+            nn.Linear(24, 5),
+        ).eval()
+
+
+def images(n: int = 40, size: int = 10, seed: int = 1) -> Tensor:
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(n: int = 40, of: int = 10) -> list[Tensor]:
+    return list(images(n).split(of))
+
+
+def shuffled() -> DataLoader[Any]:
+    labels = torch.zeros(40, dtype=torch.long)
+    return DataLoader(TensorDataset(images(), labels), batch_size=8, shuffle=True)
+
+
+def fitted(norm: str = "Linf", epsilon: float = EPSILON, **options: Any) -> UniversalPerturbation:
+    attack = UniversalPerturbation(network(), epsilon, norm)
+    return attack.fit(batches(), **{"passes": 4, "batch_size": 4, **options})
+
+
+# --- closed forms -------------------------------------------------------------------------------
+
+
+def test_on_a_linear_model_v_is_epsilon_times_the_sign_of_the_weights() -> None:
+    # All are of class 0; the scores of class 1 minus class 0 change by -v1 + v2.
+    attack = UniversalPerturbation(TWO, EPSILON).fit([CLASS_0], passes=30)
+    torch.testing.assert_close(attack.perturbation, torch.tensor([-EPSILON, EPSILON, 0.0]))
+    # Margins are .2, .2, .7 and .1: a shift of .25 in sum turns three of the four.
+    assert attack.rates[-1] == 0.75
+    assert fooling_rate(TWO, attack, [CLASS_0]).rate == 0.75
+
+
+def test_on_a_linear_model_the_l2_v_points_along_the_weights() -> None:
+    attack = UniversalPerturbation(TWO, EPSILON, "L2").fit([CLASS_0], passes=30)
+    along = torch.tensor([-1.0, 1.0, 0.0]) / math.sqrt(2)
+    torch.testing.assert_close(attack.perturbation, EPSILON * along)
+
+
+def test_deepfool_on_a_linear_model_takes_the_step_to_the_boundary() -> None:
+    # The margin .2 over |w|² = 2, overshot by 2 %: v = 1.02·.1·(-1, 1, 0); then it stops.
+    one = torch.tensor([[0.6, 0.4, 0.5]])
+    attack = UniversalPerturbation(TWO, 0.5, "L2").fit([one], method="deepfool", passes=5)
+    expected = torch.tensor([-0.102, 0.102, 0.0])
+    torch.testing.assert_close(attack.perturbation, expected, atol=1e-3, rtol=0)
+    assert attack.rates == (0.0, 1.0)
+
+
+def test_deepfool_projects_what_leaves_the_ball() -> None:
+    attack = UniversalPerturbation(TWO, 0.05).fit([CLASS_0], method="deepfool", passes=3)
+    torch.testing.assert_close(attack.perturbation, torch.tensor([-0.05, 0.05, 0.0]))
+
+
+def test_a_target_is_what_most_images_become() -> None:
+    net = network()
+    clean = net(images()).argmax(dim=1)
+    rare = int(torch.bincount(clean, minlength=5).argmin())
+    attack = UniversalPerturbation(net, 0.5).fit(batches(), target=rare, passes=10, batch_size=4)
+    assert (net(attack.perturb(images())).argmax(dim=1) == rare).float().mean() > 0.9
+
+
+# --- the ball, the bounds, the mask, the size ---------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["gradient", "deepfool"])
+@pytest.mark.parametrize(("norm", "epsilon"), [("Linf", 0.02), ("L2", 0.3)])
+def test_v_stays_in_the_ball_and_the_result_in_the_bounds(
+    method: str, norm: str, epsilon: float
+) -> None:
+    attack = fitted(norm, epsilon, method=method)
+    v = attack.perturbation
+    assert v.shape == (3, 10, 10)
+    assert 0 < (v.abs().max() if norm == "Linf" else v.norm()) <= epsilon * (1 + 1e-6)
+    x = images()
+    y = attack.perturb(x)
+    torch.testing.assert_close(y, (x + v).clamp(0, 1))
+
+
+def test_another_epsilon_scales_v() -> None:
+    attack, x = fitted(), torch.full((2, 3, 10, 10), 0.5)
+    half = attack.perturb(x, epsilon=EPSILON / 2) - x
+    torch.testing.assert_close(half, (attack.perturbation / 2).expand_as(x))
+    assert torch.equal(attack.perturb(x, epsilon=0), x)
+    attack.epsilon = 2 * EPSILON
+    torch.testing.assert_close(attack.perturb(x) - x, (2 * attack.perturbation).expand_as(x))
+
+
+def test_captum_sweeps_epsilon() -> None:
+    net = linear([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
+    attack = UniversalPerturbation(net, 0.5).fit([CLASS_0], passes=30)
+    x = torch.tensor([[0.6, 0.4, 0.5]])  # turns where 2ε > .2
+    sweep = MinParamPerturbation(
+        net,
+        attack,
+        "epsilon",
+        arg_min=0.0,
+        arg_max=0.2,
+        arg_step=0.02,
+        correct_fn=lambda scores, target: bool(scores.argmax(dim=1) == target),
+    )
+    _, least = sweep.evaluate(x, correct_fn_kwargs={"target": 0})
+    assert least == pytest.approx(0.12)
+
+
+def test_a_mask_keeps_what_is_outside_of_it() -> None:
+    attack, x = fitted(), images(2)
+    mask = torch.zeros(1, 1, 10, 10)
+    mask[..., :5] = 1
+    y = attack.perturb(x, mask=mask)
+    assert torch.equal(y[..., 5:], x[..., 5:])
+    torch.testing.assert_close(y[..., :5], attack.perturb(x)[..., :5])
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("Linf", EPSILON), ("L2", 0.3)])
+@pytest.mark.parametrize("size", [(5, 7), (23, 16)])
+def test_images_of_another_size_get_v_resized_within_its_ball(
+    norm: str, epsilon: float, size: tuple[int, int]
+) -> None:
+    x = torch.full((2, 3, *size), 0.5)
+    change = fitted(norm, epsilon).perturb(x) - x
+    length = change.abs().amax() if norm == "Linf" else change[0].norm()
+    assert 0.1 * epsilon < length <= epsilon + 1e-6
+
+
+def test_details_tell_what_became_of_each_sample() -> None:
+    attack = UniversalPerturbation(TWO, EPSILON).fit([CLASS_0], passes=30)
+    y, details = attack.perturb(CLASS_0, target=torch.tensor([0, 0, 0, 1]), return_details=True)
+    assert details.already.tolist() == [False, False, False, True]
+    assert details.fooled.tolist() == [True, True, False, False]
+    torch.testing.assert_close(details.linf, torch.full((4,), EPSILON))
+    assert not details.forward_passes.any()
+    assert not details.backward_passes.any()
+    assert torch.equal(y, attack.perturb(CLASS_0))
+
+
+def test_a_tuple_comes_back_as_a_tuple_and_a_batch_equals_one_by_one() -> None:
+    attack, x = fitted(), images(3)
+    (y,) = attack.perturb((x,))
+    assert torch.equal(y, torch.cat([attack.perturb(one[None]) for one in x]))
+    _, details = attack.perturb((x,), return_details=True)
+    assert details.label.shape == (3,)
+
+
+def test_perturbing_takes_no_pass_through_the_model() -> None:
+    attack = fitted()
+
+    def never(_: Tensor) -> Tensor:
+        raise AssertionError
+
+    attack.forward_func = never
+    assert attack.perturb(images(2), target=1).shape == (2, 3, 10, 10)
+
+
+# --- how the fit behaves ------------------------------------------------------------------------
+
+
+def test_the_fit_raises_the_fooling_rate_on_other_images() -> None:
+    net, other = network(), [images(60, seed=7)]
+    attack = fitted(passes=8)
+    random = EPSILON * torch.randn(3, 10, 10, generator=torch.Generator().manual_seed(0)).sign()
+    assert fooling_rate(net, attack, other).rate > 0.5 > fooling_rate(net, random, other).rate
+
+
+def test_a_mini_batch_costs_one_forward_and_one_backward_pass() -> None:
+    net = network()
+    calls = []
+    forward = [0, 0]  # with gradients, without
+
+    def count(x: Tensor) -> Tensor:
+        forward[0 if x.requires_grad else 1] += len(x)
+        calls.append(len(x))
+        return net(x)
+
+    UniversalPerturbation(count).fit(batches(), passes=3, batch_size=5)
+    assert forward == [3 * 40, 40]  # the clean classes once
+    assert max(calls) == 5
+
+
+def test_clean_classes_are_remembered_by_the_image_though_the_order_changes() -> None:
+    net = network()
+    clean = [0]
+
+    def count(x: Tensor) -> Tensor:
+        clean[0] += 0 if x.requires_grad else len(x)
+        return net(x)
+
+    UniversalPerturbation(count).fit(shuffled(), passes=3)
+    assert clean == [40]
+
+
+def test_rates_are_those_of_v_as_it_met_the_images() -> None:
+    # One batch a pass: pass 2 meets the images with the v of pass 1.
+    net = network()
+    first = UniversalPerturbation(net, 0.5).fit([images()], passes=1, batch_size=40, step_size=1)
+    assert first.rates == (0.0,)
+    again = UniversalPerturbation(net, 0.5)
+    again.fit([images()], passes=2, batch_size=40, step_size=1)
+    assert again.rates[1] == fooling_rate(net, first, [images()]).rate
+
+
+def test_the_best_pass_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def step(self: Any, x: Tensor, labels: Tensor, size: float) -> Tensor:
+        seen.append(len(seen))
+        self.state.v = torch.full_like(self.state.v, len(seen) / 100)
+        return torch.arange(len(x)) < [1, 3, 2][len(seen) - 1]
+
+    monkeypatch.setattr(universal._Fit, "gradient_step", step)
+    attack = UniversalPerturbation(TWO, EPSILON).fit([CLASS_0], passes=3)
+    assert attack.rates == (0.25, 0.75, 0.5)
+    assert torch.equal(attack.perturbation, torch.full((3,), 0.02))
+
+
+def test_a_target_rate_ends_the_fit() -> None:
+    attack = UniversalPerturbation(TWO, 0.5).fit([CLASS_0], passes=30, target_rate=0.5)
+    assert len(attack.rates) < 30
+    assert attack.rates[-1] >= 0.5 > max(attack.rates[:-1])
+
+
+def test_what_cannot_be_fooled_ends_after_the_given_passes() -> None:
+    constant = linear([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], [2.0, 0.0])  # class 0 in all of [0, 1]
+    for method in ("gradient", "deepfool"):
+        attack = UniversalPerturbation(constant).fit([CLASS_0], method=method, passes=3)
+        assert attack.rates == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("method", ["gradient", "deepfool"])
+def test_the_same_seed_gives_the_same_v_and_leaves_torchs_generator_alone(method: str) -> None:
+    net = network()
+
+    def fit(seed: int) -> Tensor:
+        attack = UniversalPerturbation(net, EPSILON)
+        return attack.fit(shuffled(), method=method, passes=2, seed=seed).perturbation
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = fit(0)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(3)
+    assert torch.equal(first, fit(0))
+    assert not torch.equal(first, fit(1))
+
+
+@pytest.mark.parametrize("method", ["gradient", "deepfool"])
+def test_the_model_and_the_images_stay_as_they_were(method: str) -> None:
+    net, loader = network().train(), batches()
+    for module in net.modules():  # updated in training mode, and rightly so
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    modes = [m.training for m in net.modules()]
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    copies = [x.clone() for x in loader]
+    with torch.no_grad():
+        attack = UniversalPerturbation(net).fit(loader, method=method, passes=2)
+        assert not torch.is_grad_enabled()
+    assert [m.training for m in net.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(loader, copies, strict=True))
+    assert not any(m._forward_hooks or m._backward_hooks for m in net.modules())
+    assert not attack.perturbation.requires_grad
+
+
+def test_it_works_with_frozen_parameters_and_inference_tensors() -> None:
+    net = network().requires_grad_(False)
+    with torch.inference_mode():
+        loader = batches()
+    attack = UniversalPerturbation(net, EPSILON).fit(loader, passes=4, batch_size=4)
+    assert torch.equal(attack.perturbation, fitted().perturbation)
+
+
+def test_a_model_that_takes_no_channels_last_is_fitted_too() -> None:
+    net = network()
+
+    class View(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return net(x.view(len(x), -1).view(x.shape))
+
+    attack = UniversalPerturbation(View(), EPSILON).fit(batches(), passes=2)
+    assert attack.perturbation.any()
+
+
+# --- interruptions and files --------------------------------------------------------------------
+
+
+class Interrupted:
+    """Batches that Ctrl-C ends before the given one, counted over all passes."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.seen = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in shuffled():
+            if self.seen == self.at:
+                raise KeyboardInterrupt
+            self.seen += 1
+            yield batch
+
+
+@pytest.mark.parametrize("at", [2, 8])
+def test_ctrl_c_keeps_what_was_found_so_far(at: int) -> None:
+    attack = UniversalPerturbation(network(), EPSILON)
+    with pytest.raises(KeyboardInterrupt):
+        attack.fit(Interrupted(at), passes=4)
+    assert attack.perturbation.any()
+    assert len(attack.rates) == at // 5
+
+
+@pytest.mark.parametrize("method", ["gradient", "deepfool"])
+@pytest.mark.parametrize("at", [7, 10])
+def test_an_interrupted_fit_resumes_bit_for_bit(at: int, method: str, tmp_path: Path) -> None:
+    net = network()
+    options: dict[str, Any] = {"passes": 4, "method": method, "target_rate": 1.0}
+    whole = UniversalPerturbation(net, 0.02).fit(shuffled(), **options)
+    path = tmp_path / "fit.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        UniversalPerturbation(net, 0.02).fit(Interrupted(at), checkpoint=path, **options)
+    resumed = UniversalPerturbation(net, 0.02).fit(shuffled(), checkpoint=path, **options)
+    assert len(whole.rates) == 4
+    assert resumed.rates == whole.rates
+    assert torch.equal(resumed.perturbation, whole.perturbation)
+    assert [p.name for p in tmp_path.iterdir()] == ["fit.safetensors"]
+
+
+def test_a_finished_checkpoint_needs_no_images_and_loads_as_a_perturbation(tmp_path: Path) -> None:
+    path = tmp_path / "fit.safetensors"
+    attack = fitted(checkpoint=path)
+    again = UniversalPerturbation(network(), EPSILON)
+    again.fit(Interrupted(0), passes=4, batch_size=4, checkpoint=path)
+    assert torch.equal(again.perturbation, attack.perturbation)
+    loaded = UniversalPerturbation.load(path, network())
+    assert torch.equal(loaded.perturbation, attack.perturbation)
+
+
+def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fit.safetensors"
+    fitted(checkpoint=path)
+    with pytest.raises(ValueError, match="fit with passes=4, not 5"):
+        fitted(checkpoint=path, passes=5)
+    fitted().save(path)
+    with pytest.raises(ValueError, match="finished perturbation, no checkpoint"):
+        fitted(checkpoint=path)
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("Linf", EPSILON), ("L2", 0.3)])
+def test_a_saved_perturbation_comes_back(norm: str, epsilon: float, tmp_path: Path) -> None:
+    attack = fitted(norm, epsilon)
+    path = tmp_path / "v.safetensors"
+    attack.save(path)
+    loaded = UniversalPerturbation.load(path, network())
+    assert (loaded.epsilon, loaded.norm, loaded.bounds) == (epsilon, norm, (0.0, 1.0))
+    assert loaded.rates == attack.rates
+    assert torch.equal(loaded.perturbation, attack.perturbation)
+    assert torch.equal(loaded.perturb(images()), attack.perturb(images()))
+    assert list(load_file(path)) == ["perturbation"]
+
+
+def test_files_that_hold_no_perturbation_are_refused_by_name(tmp_path: Path) -> None:
+    net, path = network(), tmp_path / "v.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"no file .*v\.safetensors"):
+        UniversalPerturbation.load(path, net)
+    torch.save({"perturbation": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match=r"v\.safetensors is not a safetensors file"):
+        UniversalPerturbation.load(path, net)
+    save_file({"perturbation": torch.zeros(3, 4, 4)}, path)
+    with pytest.raises(ValueError, match=r"v\.safetensors holds no universal perturbation"):
+        UniversalPerturbation.load(path, net)
+    facts = {"format": universal._FORMAT, "epsilon": "0.1", "norm": '"Linf"', "rates": "[]"}
+    save_file({"perturbation": torch.zeros(3, 4, 4)}, path, metadata=facts)
+    with pytest.raises(ValueError, match=r"v\.safetensors holds no .* no 'bounds'"):
+        UniversalPerturbation.load(path, net)
+    facts["bounds"] = "[0, 1]"
+    save_file({"v": torch.zeros(3, 4, 4)}, path, metadata=facts)
+    with pytest.raises(ValueError, match=r"v\.safetensors holds no .* no 'perturbation'"):
+        UniversalPerturbation.load(path, net)
+    save_file({"perturbation": torch.ones(3, 4, 4)}, path, metadata=facts)
+    with pytest.raises(ValueError, match=r"v\.safetensors holds no .*exceeds its epsilon"):
+        UniversalPerturbation.load(path, net)
+    save_file({"perturbation": torch.full((3, 4, 4), math.nan)}, path, metadata=facts)
+    with pytest.raises(ValueError, match=r"v\.safetensors: NaN"):
+        UniversalPerturbation.load(path, net)
+
+
+# --- rates --------------------------------------------------------------------------------------
+
+
+def test_the_fooling_rate_counts_changed_classes_and_knows_no_labels() -> None:
+    v = torch.tensor([-0.06, 0.06, 0.0])  # turns margins below .12: the last of the four
+    loader = [(CLASS_0, torch.ones(4)), (CLASS_0[:1], torch.ones(1))]
+    found = fooling_rate(TWO, v, loader)
+    assert (found.rate, found.n) == (0.2, 5)
+    # Wilson's interval of 1 in 5, as statsmodels' proportion_confint(1, 5, method="wilson") has it
+    assert (found.low, found.high) == pytest.approx((0.03622, 0.62447), abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 10])
+def test_the_interval_of_a_sure_thing_is_not_a_point(count: int) -> None:
+    found = universal._wilson(count, 10)
+    assert 0 <= found.low <= found.rate <= found.high <= 1
+    # 1 / (1 + z²/n) for ten of ten, 1 minus that for none
+    assert found.high - found.low == pytest.approx(1 - 1 / (1 + 1.959964**2 / 10))
+
+
+def test_the_transfer_matrix_of_two_models_worked_by_hand() -> None:
+    other = linear([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]], [0.0, 0.4])  # class 0 above .4 in the third
+    seen = {"two": 0, "other": 0}
+
+    def two(x: Tensor) -> Tensor:
+        seen["two"] += 1
+        return TWO(x)
+
+    def third(x: Tensor) -> Tensor:
+        seen["other"] += 1
+        return other(x)
+
+    on_two = UniversalPerturbation(TWO, EPSILON).fit([CLASS_0], passes=30)
+    on_other = torch.tensor([0.0, 0.0, -0.2])
+    table = transfer_matrix(
+        {"two": on_two, "other": on_other, "none": lambda x: x},
+        {"two": two, "other": third},
+        [CLASS_0[:3], CLASS_0[3:]],
+    )
+    # Third pixels .5, .5, .1, .9: minus .2 turns two of four; the other v does not touch them.
+    assert table.to_dict("index") == {
+        "two": {"two": 0.75, "other": 0.0},
+        "other": {"two": 0.0, "other": 0.5},
+        "none": {"two": 0.0, "other": 0.0},
+    }
+    assert (table.index.name, table.columns.name) == ("source", "attacked")
+    assert seen == {"two": 8, "other": 8}  # for each batch: clean, and three sources
+
+
+# --- wrong arguments ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"passes": 0}, ValueError, "passes: expected a whole number from 1"),
+        ({"passes": 1.5}, ValueError, "passes"),
+        ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"method": "gradeint"}, ValueError, "unknown method 'gradeint'; did you mean 'gradient'"),
+        ({"target_rate": 0}, ValueError, "target_rate"),
+        ({"target_rate": 1.1}, ValueError, "target_rate"),
+        ({"step_size": 0}, ValueError, "step_size"),
+        ({"step_size": "big"}, ValueError, "step_size"),
+        ({"momentum": -0.1}, ValueError, "momentum"),
+        ({"target": -1}, ValueError, "target"),
+        ({"target": 5}, ValueError, "target: class 5, but the model has the classes 0 to 4"),
+        ({"target": 1, "method": "deepfool"}, ValueError, "target: only method 'gradient'"),
+        ({"loss_func": nn.CrossEntropyLoss()}, ValueError, "loss_func: expected 4 losses"),
+    ],
+)
+def test_wrong_arguments_of_fit_are_named(
+    arguments: dict[str, Any], error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        fitted(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("loader", "error", "message"),
+    [
+        ([], ValueError, "loader: no images"),
+        (images(4), TypeError, "loader: expected an iterable of image batches"),
+        (None, TypeError, "loader: expected an iterable of image batches"),
+        ([{"image": images(4)}], TypeError, "loader, batch 0: expected images N×C×H×W, got dict"),
+        ([()], TypeError, "loader, batch 0: expected images N×C×H×W, got tuple"),
+        ([torch.tensor(1.0)], ValueError, "loader, batch 0: expected images N×C×H×W, got shape"),
+        ([images(4), images(0)], ValueError, "loader, batch 1, inputs: the batch is empty"),
+        ([(255 * images(4)).byte()], TypeError, "loader, batch 0, inputs: expected floating point"),
+        ([images(4), 1 + images(4)], ValueError, "loader, batch 1, inputs: .* outside of the boun"),
+        ([images(4) * math.nan], ValueError, "loader, batch 0, inputs: NaN"),
+        ([images(4), images(4, size=12)], ValueError, r"loader: images of .*10, 10.* and of .*12"),
+        (iter([images(4)]), ValueError, "loader: list_iterator is exhausted after one pass"),
+        ((x for x in [images(4)]), ValueError, "loader: generator is exhausted after one pass"),
+    ],
+)
+def test_bad_loaders_are_named(loader: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        UniversalPerturbation(network()).fit(loader)
+
+
+def test_an_iterator_serves_for_one_pass_and_one_in_disguise_is_found_out() -> None:
+    class Once:
+        def __init__(self) -> None:
+            self.inside = iter(batches())
+
+        def __iter__(self) -> Iterator[Tensor]:
+            yield from self.inside
+
+    attack = UniversalPerturbation(network())
+    assert attack.fit(iter(batches()), passes=1).perturbation.any()
+    with pytest.raises(ValueError, match="loader: exhausted, no images in pass 2"):
+        attack.fit(Once(), passes=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"epsilon": -0.1}, ValueError, "epsilon: expected a number from 0 to 1"),
+        ({"epsilon": 1.5}, ValueError, "epsilon: expected a number from 0 to 1"),
+        ({"epsilon": None}, ValueError, "epsilon"),
+        ({"norm": "L1"}, ValueError, "norm"),
+        ({"bounds": (1, 0)}, ValueError, "bounds"),
+        ({"forward_func": "resnet50"}, TypeError, "forward_func"),
+    ],
+)
+def test_wrong_arguments_of_the_class_are_named(
+    arguments: dict[str, Any], error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        UniversalPerturbation(**{"forward_func": TWO, **arguments})
+
+
+def test_before_the_fit_there_is_nothing_to_add_or_save(tmp_path: Path) -> None:
+    attack = UniversalPerturbation(network())
+    for use in (
+        lambda: attack.perturb(images(2)),
+        lambda: attack.perturbation,
+        lambda: attack.save(tmp_path / "v.safetensors"),
+    ):
+        with pytest.raises(RuntimeError, match="call fit"):
+            use()
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_v_does_not_fit_are_refused() -> None:
+    attack = fitted()
+    with pytest.raises(ValueError, match=r"inputs: images of shape \(1, 10, 10\)"):
+        attack.perturb(images(2)[:, :1])
+    with pytest.raises(ValueError, match="one v is added to one tensor"):
+        attack.perturb((images(2), images(2)))
+    with pytest.raises(ValueError, match="outside of the bounds"):
+        attack.perturb(2 * images(2))
+    with pytest.raises(ValueError, match="epsilon"):
+        attack.perturb(images(2), epsilon=-1)
+
+
+def test_models_that_cannot_be_attacked_say_why() -> None:
+    net = network()
+    cases: list[tuple[Any, str]] = [
+        (lambda x: net(x).detach(), "no gradient flows"),
+        (lambda x: net(x).sum(dim=1), "expected scores 10×K"),
+        (lambda x: net(x) * math.nan, "scores: NaN"),
+    ]
+    for forward_func, message in cases:
+        with pytest.raises(ValueError, match=f"forward_func.*{message}"):
+            UniversalPerturbation(forward_func).fit(batches())
+
+
+def test_rates_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="loader: no images"):
+        fooling_rate(TWO, torch.zeros(3), [])
+    with pytest.raises(ValueError, match="models: expected at least one"):
+        transfer_matrix({"v": torch.zeros(3)}, {}, [CLASS_0])
+    with pytest.raises(ValueError, match="perturbations: expected at least one"):
+        transfer_matrix({}, {"two": TWO}, [CLASS_0])
+    with pytest.raises(TypeError, match="perturbation 'v': expected a tensor or an attack"):
+        transfer_matrix({"v": "v"}, {"two": TWO}, [CLASS_0])  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"perturbation 'v': expected \(4, 3\) as it came"):
+        transfer_matrix({"v": lambda x: x[:1]}, {"two": TWO}, [CLASS_0])
