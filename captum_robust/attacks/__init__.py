@@ -32,6 +32,7 @@ from captum_robust.attacks.gradient import (
     MostLikelyClassMap,
     most_likely_class_map,
 )
+from captum_robust.attacks.minimal import DeepFool
 from captum_robust.attacks.rank import RankAnalysis, Share, rank_analysis
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "PGD",
     "Attack",
     "AttackDetails",
+    "DeepFool",
     "GradientStep",
     "LeastLikelyClass",
     "MostLikelyClassMap",

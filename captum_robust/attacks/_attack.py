@@ -225,15 +225,14 @@ class Victim:
         if places is not None:
             arguments = arguments_of(arguments, places, self.n)
         try:
-            raw = model_scores(self.forward_func, inputs, arguments)
+            raw = self._raw_scores(inputs, arguments)
         except RuntimeError:
             if not self._channels_last:
                 raise
             # A model that calls view() on its features takes no channels_last.
             self._channels_last = False
             self.x = tuple(x.contiguous() for x in self.x)
-            inputs = tuple(x.contiguous() for x in inputs)
-            raw = model_scores(self.forward_func, inputs, arguments)
+            raw = self._raw_scores(inputs, arguments)
         scores = at_least_float(one_row_a_sample(raw, len(rows)))
         check_finite(scores, "forward_func, scores")
         self.forward_passes.index_add_(0, rows, torch.ones_like(rows))
@@ -337,8 +336,13 @@ class Victim:
                 "already; a targeted attack needs another one"
             )
 
+    def _raw_scores(self, inputs: Tensors, arguments: object) -> Tensor:
+        laid_out = tuple(self._laid_out(x) for x in inputs)
+        return model_scores(self.forward_func, laid_out, arguments)
+
     def _laid_out(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last) if self._channels_last else x
+        form = torch.channels_last if self._channels_last else torch.contiguous_format
+        return x.contiguous(memory_format=form)
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:

@@ -1,0 +1,373 @@
+"""Attacks that look for the smallest change that fools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_robust.attacks._attack import (
+    Attack,
+    Tensors,
+    Victim,
+    check_count,
+    l2_norms,
+    per_sample,
+    project,
+    take,
+    take_each,
+)
+from captum_robust.optim import as_number
+
+_SLACK = 2.0
+"""How many times longer than expected a gradient may be, before a boundary is overlooked."""
+_SPARE_MARGIN = 1e-3
+"""A change is not shortened further than to this share of the clean margin: between batches of
+other sizes the scores of a sample differ by rounding."""
+_DOUBLINGS = 8
+
+
+class DeepFool(Attack):
+    """Steps to the nearest class boundary of the linearised model, until the label is lost.
+
+    Moosavi-Dezfooli et al., "DeepFool: a simple and accurate method to fool deep neural networks"
+    (https://arxiv.org/abs/1511.04599). With f the scores, f_0 that of the label, w_k the gradient
+    of f_k - f_0 and q the dual norm, the class k that minimises d_k = |f_k - f_0| / ‖w_k‖_q says
+    the step: (d_k + 1e-4) w_k / ‖w_k‖_2, for ``"Linf"`` (d_k + 1e-4) sign(w_k).
+
+    One forward pass an iteration tells whether a sample is fooled and is what its step is taken
+    from. A fooled sample leaves the batch. A backward pass is only made for classes that can be the
+    nearest: after the first one of a sample those are left out whose boundary would be farther away
+    even if their gradient were twice as long as expected, that is as at the sample's last iterate
+    (before it is known: as that of the class with the smallest difference of scores).
+
+    In the end a few forward passes without gradients look for a smaller multiple of the change
+    that still fools.
+
+    Args:
+        forward_func, bounds, quantize: see :mod:`captum_robust.attacks`. A change this small does
+            not survive the rounding to 8 bits: with ``quantize`` the multiple of it is looked for,
+            up to 256, whose rounded image is fooled, and the rounded image is the result.
+        norm: of the change that is to be small, ``"L2"`` or ``"Linf"``.
+        candidates: how many of the clean input's top classes, the label included.
+        max_iterations: at most so many.
+        overshoot: the sum of steps is multiplied by one plus this.
+        epsilon: None: no limit. Otherwise a larger change is projected on the ball of that radius,
+            where it mostly does not fool any more.
+        refine: how many forward passes look for the smaller multiple.
+
+    With ``targeted`` the target is the only candidate.
+
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> model.weight.data = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    >>> attack = DeepFool(model, bounds=None, refine=0)
+    >>> attack.perturb(torch.tensor([[3.0, 4.0]]))  # 5 from the boundary
+    tensor([[-0.0601, -0.0801]])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Tensor],
+        norm: str = "L2",
+        *,
+        candidates: int = 10,
+        max_iterations: int = 50,
+        overshoot: float = 0.02,
+        epsilon: float | None = None,
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+        quantize: bool = False,
+        refine: int = 3,
+    ) -> None:
+        super().__init__(forward_func, epsilon=epsilon, norm=norm, bounds=bounds, quantize=quantize)
+        check_count("candidates", candidates, 2)
+        check_count("max_iterations", max_iterations, 1)
+        check_count("refine", refine, 0)
+        if not 0 <= as_number(overshoot) < float("inf"):
+            raise ValueError(f"overshoot: expected a number from 0, got {overshoot!r}")
+        self.candidates = candidates
+        self.max_iterations = max_iterations
+        self.overshoot = overshoot
+        self.refine = refine
+
+    def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
+        segment = self._walk(victim)
+        return _shortened(victim, segment, self.refine, self.norm, epsilon)
+
+    def _walk(self, victim: Victim) -> _Segment:
+        """Every sample until it is fooled, stuck or out of iterations."""
+        x, sums = victim.x, tuple(torch.zeros_like(t) for t in victim.x)
+        rows = victim.everyone
+        for iteration in range(self.max_iterations + 1):
+            is_last = iteration == self.max_iterations
+            point = _Point(victim, take_each(x, rows), rows, graph=not is_last)
+            margins = _margins(point.scores, victim, rows)
+            if iteration == 0:
+                x = tuple(t.clone() for t in x)
+                clean_margins, end_margins = margins, margins.clone()
+                others = self._others(victim, point.scores)
+                norms = torch.full(others.shape, torch.nan, device=others.device)
+                goes_on = ~victim.already
+            else:
+                fooled = victim.succeeds(point.scores, rows)
+                victim.fooled[rows], end_margins[rows] = fooled, margins
+                goes_on = ~fooled
+            if is_last or not bool(goes_on.any()):
+                break
+            point = point.at(goes_on.nonzero()[:, 0])
+            rows = point.rows
+            distances, steps, norms[rows] = self._nearest(
+                point, take(others, rows), take(norms, rows)
+            )
+            del point
+            moves = distances.isfinite().nonzero()[:, 0]
+            rows = rows[moves]
+            if len(rows) == 0:  # no gradient leads anywhere
+                break
+            for total, step in zip(sums, steps, strict=True):
+                total[rows] += take(step, moves)
+            moved = tuple(
+                take(c, rows) + (1 + self.overshoot) * take(total, rows)
+                for c, total in zip(victim.x, sums, strict=True)
+            )
+            for old, new in zip(x, victim.within(moved), strict=True):
+                old[rows] = new
+        change = tuple(e - c for e, c in zip(x, victim.x, strict=True))
+        return _Segment(change, clean_margins, end_margins)
+
+    def _others(self, victim: Victim, scores: Tensor) -> Tensor:
+        """N×C, the classes that a sample may be moved to."""
+        classes = scores.shape[1]
+        if classes < 2:
+            raise ValueError("forward_func: expected scores of at least two classes, got one")
+        label = victim.label[:, None]
+        if victim.targeted:
+            return label
+        ranked = scores.detach().scatter(1, label, -torch.inf)
+        return ranked.topk(min(self.candidates, classes) - 1, dim=1).indices
+
+    def _nearest(
+        self, point: _Point, others: Tensor, norms: Tensor
+    ) -> tuple[Tensor, Tensors, Tensor]:
+        """The n distances to the nearest boundary, infinite if there is none; the steps n×… to it;
+        the norms n×C of the gradients, computed or expected.
+
+        ``norms``: those of the last iterate, NaN where nothing is known.
+        """
+        victim, rows, scores = point.victim, point.rows, point.scores.detach()
+        start = scores.argmax(dim=1) if victim.targeted else victim.label[rows]
+        gaps = (scores.gather(1, others) - scores.gather(1, start[:, None])).abs()  # n×C
+        best = torch.full_like(gaps[:, 0], torch.inf)
+        steps = tuple(torch.zeros_like(x) for x in point.x)
+
+        def look(point: _Point, at: Tensor, column: Tensor) -> Tensor:
+            """At candidate ``column`` (m) of the samples ``at``: the m norms of its gradients."""
+            gradients = point.gradients(others[at, column], start[at])
+            norm = self._dual_norms(gradients)
+            distance = torch.where(norm > 0, gaps[at, column] / norm, torch.inf)
+            nearer = (distance < best[at]).nonzero()[:, 0]
+            best[at[nearer]] = distance[nearer]
+            for step, gradient in zip(steps, gradients, strict=True):
+                g = take(gradient, nearer)
+                unit = g.sign() if self.norm == "Linf" else g / per_sample(norm[nearer], g)
+                # 1e-4 as in the paper's code: a step has to cross the boundary.
+                step[at[nearer]] = unit * per_sample(distance[nearer] + 1e-4, g)
+            return norm
+
+        at = torch.arange(len(rows), device=rows.device)
+        first = (gaps / norms.nan_to_num(nan=1.0)).argmin(dim=1)
+        norm = look(point, at, first)
+        known = norms.gather(1, first[:, None])
+        # If this gradient grew since the last iterate, the others are expected to have.
+        expected = norm[:, None] * torch.where(known > 0, norms / known, 1.0)
+        lower = gaps / (_SLACK * expected)
+        # Nothing is expected of a sample whose first gradient was zero.
+        lower[norm == 0] = 0.0
+        lower.scatter_(1, first[:, None], torch.inf)
+        expected[at, first] = norm
+        lower, order = lower.sort(dim=1)
+        for place in range(others.shape[1] - 1):
+            possible = (lower[at, place] < best[at]).nonzero()[:, 0]
+            if len(possible) == 0:
+                break
+            point, at = point.at(possible), at[possible]
+            column = order[at, place]
+            expected[at, column] = look(point, at, column)
+        return best, steps, expected
+
+    def _dual_norms(self, gradients: Tensors) -> Tensor:
+        if self.norm == "L2":
+            return l2_norms(gradients)
+        n = len(gradients[0])
+        sums = [g.reshape(n, -1).abs().float().sum(dim=1) for g in gradients]
+        return torch.stack(sums).sum(dim=0)
+
+
+class _Point:
+    """Iterates of samples ``rows``, n of them, their scores n×K, and the graph of these."""
+
+    def __init__(self, victim: Victim, x: Tensors, rows: Tensor, graph: bool) -> None:
+        self.victim = victim
+        with torch.set_grad_enabled(graph):
+            self._leaves = tuple(t.detach().requires_grad_(graph) for t in x)
+            self._scores = victim.scores(self._leaves, rows)
+        self._all_rows = rows
+        self._places = torch.arange(len(rows), device=rows.device)
+
+    @property
+    def rows(self) -> Tensor:
+        return take(self._all_rows, self._places)
+
+    @property
+    def scores(self) -> Tensor:
+        return take(self._scores.detach(), self._places)
+
+    @property
+    def x(self) -> Tensors:
+        return take_each(tuple(t.detach() for t in self._leaves), self._places)
+
+    def at(self, kept: Tensor) -> _Point:
+        """Only some of the samples."""
+        places = self._places[kept]
+        # A backward pass runs through the whole graph. Where few samples are left, a fresh forward
+        # pass of those costs less than that.
+        if len(places) <= len(self._all_rows) // 2:
+            x = take_each(tuple(t.detach() for t in self._leaves), places)
+            return _Point(self.victim, x, self._all_rows[places], graph=True)
+        fewer = copy(self)
+        fewer._places = places
+        return fewer
+
+    def gradients(self, up: Tensor, down: Tensor) -> Tensors:
+        """n×…, of the score of class ``up`` (n) less that of ``down``; zero where the mask is."""
+        rows = self.rows
+        with torch.enable_grad():
+            scores = take(self._scores, self._places)
+            difference = scores.gather(1, up[:, None]) - scores.gather(1, down[:, None])
+        found = self.victim.gradients(difference, self._leaves, rows, keep_graph=True)
+        return self.victim.masked(take_each(found, self._places), rows)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """From the clean inputs to where an attack has led."""
+
+    change: Tensors
+    """N×…, the whole way."""
+    clean_margins: Tensor
+    """N, at its beginning; see :func:`_margins`."""
+    end_margins: Tensor
+    """N."""
+
+
+def _margins(scores: Tensor, victim: Victim, rows: Tensor) -> Tensor:
+    """n, negative until a sample is fooled: how far the label has fallen behind another class;
+    targeted: how far the target is ahead of all others."""
+    label = victim.label[rows][:, None]
+    scores = scores.detach()
+    behind = scores.scatter(1, label, -torch.inf).amax(dim=1) - scores.gather(1, label)[:, 0]
+    return -behind if victim.targeted else behind
+
+
+def _shortened(
+    victim: Victim, segment: _Segment, passes: int, norm: str, epsilon: float | None
+) -> Tensors:
+    """The inputs changed by the smallest multiple of the change that is found to fool.
+
+    Only of samples that are fooled at the end of their segment. With ``quantize`` it is found for
+    images of 8 bits, beyond that end if need be, and those are the result.
+    """
+    n, device = victim.n, victim.everyone.device
+    spare = _SPARE_MARGIN * segment.clean_margins.abs()
+    low, high = torch.zeros(n, device=device), torch.ones(n, device=device)
+    at_low, at_high = segment.clean_margins - spare, segment.end_margins - spare
+
+    def judge(rows: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+        x = _multiples(victim, segment.change, rows, factors, norm, epsilon)
+        scores = victim.scores(victim.to_bytes(x) if victim.quantize else x, rows)
+        margins = _margins(scores, victim, rows) - spare[rows]
+        return victim.succeeds(scores, rows) & (margins >= 0), margins
+
+    if victim.quantize:
+        rows = victim.fooled.nonzero()[:, 0]
+        victim.fooled = torch.zeros_like(victim.fooled)
+        for doubling in range(_DOUBLINGS + 1):
+            if len(rows) == 0:
+                break
+            factors = torch.full(rows.shape, 2.0**doubling, device=device)
+            fooled, margins = judge(rows, factors)
+            reached, short = rows[fooled], rows[~fooled]
+            victim.fooled[reached] = True
+            high[reached], at_high[reached] = factors[fooled], margins[fooled]
+            low[short], at_low[short] = factors[~fooled], margins[~fooled]
+            rows = short
+    rows = victim.fooled.nonzero()[:, 0]
+    below, above = low[rows], high[rows]
+    # How far from 0 the margins are; both ends of a bracket have some.
+    short, over = at_low[rows].clamp(max=-1e-12).neg(), at_high[rows].clamp(min=1e-12)
+    for _ in range(passes if len(rows) > 0 else 0):
+        # False position, a tenth towards the end that fools. The end that stays gets less weight,
+        # or it could stay for ever (the Illinois variant).
+        share = (0.1 + 0.9 * short / (short + over)).clamp(0.1, 0.95)
+        factors = below + share * (above - below)
+        fooled, margins = judge(rows, factors)
+        below, above = torch.where(fooled, below, factors), torch.where(fooled, factors, above)
+        short = torch.where(fooled, short / 2, margins.clamp(max=-1e-12).neg())
+        over = torch.where(fooled, margins.clamp(min=1e-12), over / 2)
+    high[rows] = above
+    found = _multiples(victim, segment.change, victim.everyone, high, norm, epsilon)
+    if epsilon is not None and not victim.quantize:
+        victim.fooled &= _lengths(found, victim.x, norm) <= epsilon
+        found = _projected(victim, found, victim.everyone, norm, epsilon)
+    return tuple(
+        torch.where(per_sample(victim.already, f).bool(), x, f)
+        for f, x in zip(found, victim.x, strict=True)
+    )
+
+
+def _multiples(
+    victim: Victim,
+    change: Tensors,
+    rows: Tensor,
+    factors: Tensor,
+    norm: str,
+    epsilon: float | None,
+) -> Tensors:
+    """The clean inputs n×… changed by n multiples; with ``quantize`` rounded, and in the ball."""
+    clean = take_each(victim.x, rows)
+    moved = victim.within(
+        tuple(
+            c + per_sample(factors, c) * take(d, rows) for c, d in zip(clean, change, strict=True)
+        )
+    )
+    if not victim.quantize:
+        return moved
+    rounded = victim.to_bytes(moved)
+    if victim.masks is not None:
+        rounded = tuple(
+            torch.where(take(m, rows) == 0, c, r)
+            for m, c, r in zip(victim.masks, clean, rounded, strict=True)
+        )
+    return rounded if epsilon is None else _projected(victim, rounded, rows, norm, epsilon)
+
+
+def _projected(victim: Victim, x: Tensors, rows: Tensor, norm: str, epsilon: float) -> Tensors:
+    """n×… of ``rows``: in the ball around the clean inputs; to the bit as they are if they were."""
+    clean = take_each(victim.x, rows)
+    change = tuple(t - c for t, c in zip(x, clean, strict=True))
+    limited = project(change, epsilon, norm)
+    return tuple(
+        torch.where(short == long, t, c + short)
+        for t, c, long, short in zip(x, clean, change, limited, strict=True)
+    )
+
+
+def _lengths(x: Tensors, clean: Tensors, norm: str) -> Tensor:
+    """n, of the changes."""
+    change = tuple(t - c for t, c in zip(x, clean, strict=True))
+    if norm == "L2":
+        return l2_norms(change)
+    n = len(x[0])
+    return torch.stack([c.reshape(n, -1).abs().float().amax(dim=1) for c in change]).amax(dim=0)
