@@ -34,6 +34,12 @@ from captum_robust.attacks.gradient import (
 )
 from captum_robust.attacks.minimal import DeepFool
 from captum_robust.attacks.rank import RankAnalysis, Share, rank_analysis
+from captum_robust.attacks.transfer import (
+    EnsembleTransfer,
+    SubstituteAttack,
+    SubstituteRound,
+    held_out,
+)
 
 __all__ = [
     "FGSM",
@@ -41,12 +47,16 @@ __all__ = [
     "Attack",
     "AttackDetails",
     "DeepFool",
+    "EnsembleTransfer",
     "GradientStep",
     "LeastLikelyClass",
     "MostLikelyClassMap",
     "RankAnalysis",
     "Share",
+    "SubstituteAttack",
+    "SubstituteRound",
     "cross_entropy",
+    "held_out",
     "most_likely_class_map",
     "rank_analysis",
 ]
