@@ -15,7 +15,8 @@ import typer
 from captum_robust._names import printable
 
 if TYPE_CHECKING:
-    from captum_robust.benchmark import Comparison
+    from captum_robust.attacks import Attack
+    from captum_robust.benchmark import AttackOptions, Comparison
     from captum_robust.data import LocalizationDataset
     from captum_robust.models import Classifier
 
@@ -47,6 +48,24 @@ Methods = Annotated[
 Layer = Annotated[
     str | None,
     typer.Option(help="Layer for class activation maps, by its dotted name; else the last map."),
+]
+Attacks = Annotated[
+    str | None,
+    typer.Option(
+        "--attack", help="Names of attacks, separated by commas. See captum-robust methods."
+    ),
+]
+Epsilon = Annotated[
+    str | None,
+    typer.Option(
+        help="Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8 means "
+        "8/255 of the pixels' range."
+    ),
+]
+Steps = Annotated[int, typer.Option(help="Of attacks that take several steps.", min=1)]
+Universal = Annotated[
+    Path | None,
+    typer.Option(help="File of the universal perturbation, for --attack universal."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")]
 
@@ -98,28 +117,41 @@ def compare(
     boxes: Annotated[Path | None, typer.Option(help="folder: CSV of boxes.")] = None,
     masks: Annotated[Path | None, typer.Option(help="folder: parallel folder of masks.")] = None,
     images: Annotated[Path | None, typer.Option(help="coco: folder of the images.")] = None,
-    seed: Annotated[int, typer.Option(help="For methods that draw.")] = 0,
+    attack: Attacks = None,
+    epsilon: Epsilon = None,
+    steps: Steps = 10,
+    universal: Universal = None,
+    seed: Annotated[int, typer.Option(help="For methods and attacks that draw.")] = 0,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
 ) -> None:
     """Run attribution methods over a data set: a table with intervals, and a report.
 
-    The centre box and the whole image are always among the methods. Started again
+    The centre box and the whole image are always among the methods. With --attack every
+    method also runs on the images under each attack at each strength. Started again
     with the same arguments, a stopped run goes on. Under torchrun
     (python -m captum_robust) the processes share the images.
     """
+    from captum_robust.benchmark import AttackOptions
     from captum_robust.benchmark import compare as run
+    from captum_robust.benchmark.attacks import COMPARED_EPSILONS
     from captum_robust.benchmark.methods import FIXED_BOXES
 
+    if attack is None and (epsilon is not None or universal is not None):
+        option = "--universal" if epsilon is None else "--epsilon"
+        raise ValueError(f"{option} is for attacks: give --attack too, such as --attack pgd")
     chosen = _names(methods)
     if chosen:  # every table has the baselines; they cost no classifier pass
         chosen += [name for name in FIXED_BOXES if name not in chosen]
     given = {"split": split, "boxes": boxes, "masks": masks, "images": images}
     dataset = _open(kind, path, {k: v for k, v in given.items() if v is not None})
+    classifier = _load_model(model, weights, device, layer)
+    options = AttackOptions(steps, seed, universal)
     result = run(
-        _load_model(model, weights, device, layer),
+        classifier,
         dataset,
         chosen,
+        _build_attacks(classifier, attack, epsilon, COMPARED_EPSILONS, options),
         out=out,
         limit=limit,
         batch_size=batch_size,
@@ -217,11 +249,13 @@ def explain(
 
 @app.command()
 def methods() -> None:
-    """List the methods that compare and explain know."""
-    from captum_robust.benchmark import BASELINES, METHODS
+    """List the methods that compare and explain know, and the attacks of compare and attack."""
+    from captum_robust.benchmark import ATTACKS, BASELINES, METHODS
 
     for name in METHODS:
         _say(name + ("  (baseline)" if name in BASELINES else ""))
+    for name, kind in ATTACKS.items():
+        _say(f"{name}  (attack: {kind.meaning})")
 
 
 def main() -> None:
@@ -262,6 +296,21 @@ def _say(text: str) -> None:
 
 def _names(methods: str | None) -> list[str] | None:
     return None if methods is None else [m.strip() for m in methods.split(",") if m.strip()]
+
+
+def _build_attacks(
+    model: Classifier,
+    names: str | None,
+    epsilon: str | None,
+    usual: tuple[float, ...],
+    options: AttackOptions,
+) -> dict[str, Attack]:
+    from captum_robust.benchmark.attacks import build_attacks, parse_epsilons
+
+    if names is None:
+        return {}
+    epsilons = list(usual) if epsilon is None else parse_epsilons(epsilon)
+    return build_attacks(model, _names(names) or [], epsilons, options)
 
 
 def _load_model(name: str, weights: str, device: str, layer: str | None = None) -> Classifier:

@@ -1,7 +1,22 @@
-"""Comparison of attribution methods over a data set."""
+"""Comparison of attribution methods over a data set, and of a model's robustness to attacks."""
 
+from captum_robust.benchmark.attacks import ATTACKS, AttackOptions, build_attacks
 from captum_robust.benchmark.compare import compare
 from captum_robust.benchmark.comparison import Comparison
 from captum_robust.benchmark.methods import BASELINES, METHODS
+from captum_robust.benchmark.plots import plot_robust_accuracy
+from captum_robust.benchmark.robustness import AttackSummary, robust_accuracy, summarize_attack
 
-__all__ = ["BASELINES", "METHODS", "Comparison", "compare"]
+__all__ = [
+    "ATTACKS",
+    "BASELINES",
+    "METHODS",
+    "AttackOptions",
+    "AttackSummary",
+    "Comparison",
+    "build_attacks",
+    "compare",
+    "plot_robust_accuracy",
+    "robust_accuracy",
+    "summarize_attack",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from captum_robust._names import unknown_name
 from captum_robust.benchmark.methods import FIXED_BOXES
+from captum_robust.benchmark.robustness import attack_series, attack_table, attacks_text
 from captum_robust.benchmark.store import RunStore, unpack
 from captum_robust.metrics.functional import (
     STRATEGIES,
@@ -43,6 +45,9 @@ FEW = 50
 
 GALLERY_POOL = 512
 """Pictures and maps are kept for this many images, so that a run of any length stays small."""
+
+ATTACK_POOL = 48
+"""Attacked pictures, and what was changed in them, are kept for this many images."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Comparison:
         return int(next(rows)["n"])
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Rows of the tables ``images`` and ``results`` by a query of your own."""
+        """Rows of the tables ``images``, ``results`` and ``attacked`` by a query of your own."""
         return [dict(row) for row in self._store.select(sql, parameters)]
 
     def table(
@@ -125,7 +130,10 @@ class Comparison:
         the class must be right too; ``maxboxacc``, ``maxboxacc_v2`` (best τ of all on the
         reported images, as published); ``pointing``, accuracy averaged over the classes; ``pxap``
         where there are masks; ``forward`` and ``backward`` classifier passes an image;
-        ``ms_per_image``; ``failed``, images without a map.
+        ``ms_per_image``; ``failed``, images without a map. Of methods that perturb the image
+        ``flipped``, the share whose label they changed of the ``flippable`` images, those whose
+        explained class was the prediction. Of attacked images ``n_right``, ``already_wrong``,
+        ``fooled`` and ``robust_accuracy`` as in :meth:`attack_table`, the same for all methods.
 
         Args:
             protocol: what counts as a correct box, see
@@ -143,8 +151,11 @@ class Comparison:
             if strategy not in STRATEGY_ORDER:
                 raise unknown_name("family of thresholds", strategy, STRATEGY_ORDER)
         tuning = _Tuning(protocol, oracle, families, seed)
+        attacked = self.attack_table(level=level, seed=seed).set_index("attack")
+        shared = attacked[["n_right", "already_wrong", "fooled", "robust_accuracy"]]
         rows = [
             self._summary(method, attack, tuning, level)
+            | (shared.loc[attack].to_dict() if attack in shared.index else {})
             for attack in self.attacks
             for method in self.methods
         ]
@@ -158,14 +169,57 @@ class Comparison:
         )
         return table.dropna(axis="columns", how="all")
 
+    def attack_table(self, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+        """One row an attack, whatever the methods; empty without attacks.
+
+        Columns: ``attack``; ``epsilon``, the strength in levels of an 8-bit image where the name
+        says it, such as "pgd 2/255"; ``n`` attacked images; ``clean_accuracy``; ``n_right`` and
+        ``already_wrong``, how many of them were classified right and wrong before; ``fooled``, the
+        share of the former that the attack fooled; ``robust_accuracy``, the share of all n that
+        was right before and still is, with its bootstrap interval ``robust_low`` and
+        ``robust_high``; ``linf`` and ``l2``, the mean size of the change of those that were right
+        before, in pixel units; ``unlabelled``, images whose label is not known, for which the
+        prediction is the label; ``failed``, images on which the attack failed.
+
+        Args:
+            level: of the interval.
+            seed: of the bootstrap.
+        """
+        return attack_table(self._store, self.attacks[1:], level=level, seed=seed)
+
     def to_text(self, *, protocol: str = "whi2020", oracle: bool = False) -> str:
-        """The table for a terminal, with a line on how its thresholds were chosen."""
+        """The tables for a terminal, with a line on how thresholds were chosen.
+
+        With attacks the first is of the clean images; then what each attack did, and the error of
+        each method under each.
+        """
+        table = self.table(protocol=protocol, oracle=oracle)
+        text = self._clean_text(table[table["attack"] == CLEAN], oracle)
+        if len(self.attacks) == 1:
+            return text
+        text = f"clean images\n{text}\n\nattacks\n{attacks_text(self.attack_table())}"
+        if "error" in table:
+            errors = self.error_by_attack(table)
+            shown = errors.map(lambda e: "-" if math.isnan(e) else f"{e:.3f}")
+            shown.index.name = shown.columns.name = None
+            text += f"\n\nerror under attack\n{shown.to_string()}"
+        return text
+
+    def error_by_attack(self, table: pd.DataFrame | None = None) -> pd.DataFrame:
+        """The error of each method (rows) under each attack (columns, the first one clean).
+
+        Args:
+            table: of :meth:`table`; made with its defaults if it is not given.
+        """
+        table = self.table() if table is None else table
+        errors = table.set_index(["method", "attack"])["error"].unstack()  # noqa: PD010
+        order = table[table["attack"] == CLEAN]["method"]
+        return errors.loc[list(order), self.attacks]
+
+    def _clean_text(self, table: pd.DataFrame, oracle: bool) -> str:
         import pandas as pd
 
-        table = self.table(protocol=protocol, oracle=oracle)
         shown = pd.DataFrame({"method": table["method"], "n": table["n"]})
-        if len(self.attacks) > 1:
-            shown.insert(0, "attack", table["attack"])
         if "error" in table:
             shown["error"] = [
                 f"{row.error:.3f} [{row.error_low:.3f}, {row.error_high:.3f}]" if row.n else "-"
@@ -181,6 +235,11 @@ class Comparison:
         for column, name in names.items():
             if column in table:
                 shown[name] = table[column].map("{:.3f}".format)
+        if "flipped" in table:
+            shown["flipped"] = [
+                "-" if math.isnan(share) else f"{share:.3f} of {n:.0f}"
+                for share, n in zip(table["flipped"], table["flippable"], strict=True)
+            ]
         for column, name in {"forward": "forward", "backward": "backward"}.items():
             if column in table:
                 shown[name] = table[column].map("{:.4g}".format)
@@ -206,7 +265,9 @@ class Comparison:
         ``confidence``, ``iou`` and ``localized`` (at the threshold that the table uses),
         ``x0``…``y1`` (that box, in pixels of the model's input), ``pointing``, ``seconds``,
         ``forward_passes``, ``backward_passes``, ``error``; of methods that perturb the image also
-        ``new_class``, ``flipped`` and ``margin``.
+        ``new_class``, ``flipped`` and ``margin``; of attacked images also ``already_wrong``
+        (misclassified before), ``fooled`` (right before, and not any more), and the size of the
+        change ``linf`` and ``l2`` in pixel units.
         """
         import pandas as pd
 
@@ -215,8 +276,10 @@ class Comparison:
             self.select(
                 "SELECT r.position, r.image, r.method, r.attack, i.label, r.predicted, r.explained,"
                 " r.confidence, r.pointing, r.seconds, r.forward_passes, r.backward_passes,"
-                " r.new_class, r.flipped, r.margin, r.error"
-                " FROM results r JOIN images i USING (position) WHERE position < ?"
+                " r.new_class, r.flipped, r.margin, a.already AS already_wrong, a.fooled, a.linf,"
+                " a.l2, r.error"
+                " FROM results r JOIN images i USING (position)"
+                " LEFT JOIN attacked a USING (position, attack) WHERE position < ?"
                 " ORDER BY r.position, r.attack, r.method",
                 (stop,),
             )
@@ -287,6 +350,12 @@ class Comparison:
         from captum_robust.benchmark.plots import plot_comparison
 
         return plot_comparison(self)
+
+    def plot_attacks(self) -> Figure:
+        """Robust accuracy with its interval against the strength, a line an attack."""
+        from captum_robust.benchmark.plots import plot_robust_accuracy
+
+        return plot_robust_accuracy(attack_series(self.attack_table()))
 
     def to_html(self, path: str | Path) -> Path:
         """Write the report, one self-contained file, and return its path."""
@@ -402,7 +471,8 @@ class Comparison:
         cost = self.select(
             "SELECT avg(forward_passes) AS forward, avg(backward_passes) AS backward, "
             "1000 * avg(seconds) AS ms_per_image, count(error) AS failed, "
-            "avg(flipped) FILTER (WHERE predicted = explained) AS flipped "
+            "avg(flipped) FILTER (WHERE predicted = explained) AS flipped, "
+            "nullif(count(flipped) FILTER (WHERE predicted = explained), 0) AS flippable "
             "FROM results WHERE method = ? AND attack = ?",
             (method, attack),
         )[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from captum.attr import Attribution
 
+from captum_robust.attacks import Attack
 from captum_robust.attr.perceptual_ball import BallSettings
 from captum_robust.benchmark.methods import (
     BALL_BLUR,
@@ -67,6 +68,12 @@ def _describe(value: Any) -> str:
     plain = (bool, int, float, str, tuple, type(None), BallSettings)
     settings = {k: repr(v) for k, v in vars(value).items() if isinstance(v, plain)}
     settings |= {k: _describe(v) for k, v in vars(value).items() if isinstance(v, Attribution)}
+    if isinstance(value, Attack):  # its loss and transform, and a perturbation that it carries
+        for name, part in vars(value).items():
+            if isinstance(part, torch.Tensor):
+                settings[name] = f"crc32:{_checksum([part]):08x}"
+            elif callable(part) and name != "forward_func" and name not in settings:
+                settings[name] = _describe(part)
     listed = ", ".join(f"{k}={v}" for k, v in sorted(settings.items()))
     return f"{type(value).__module__}.{type(value).__qualname__}({listed})"
 
@@ -80,17 +87,21 @@ def _describe_methods(methods: Any) -> dict[str, str]:
 
 
 def _describe_model(model: Classifier) -> dict[str, Any]:
-    checksum = 0
-    for tensor in (*model.parameters(), *model.buffers()):
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        checksum = zlib.crc32(raw.numpy().data, checksum)
     return {
         "name": model.name,
         "cam_layer": _name_of_cam_layer(model),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "weights_crc32": checksum,
+        "weights_crc32": _checksum((*model.parameters(), *model.buffers())),
         "input_size": list(model.input_size),
     }
+
+
+def _checksum(tensors: Iterable[torch.Tensor]) -> int:
+    checksum = 0
+    for tensor in tensors:
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        checksum = zlib.crc32(raw.numpy().data, checksum)
+    return checksum
 
 
 def _name_of_cam_layer(model: Classifier) -> str | None:

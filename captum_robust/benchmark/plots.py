@@ -5,6 +5,7 @@ Figures are made without pyplot, so nothing of the caller's matplotlib state cha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +59,7 @@ def method_styles(comparison: Comparison) -> dict[str, Style]:
             styles[method] = Style(_GREY, dash, baseline=True, fixed=kind in FIXED_BOXES)
             grey += 1
         else:
-            color = _COLORS[coloured % len(_COLORS)]
-            dash = _DASHES[coloured // len(_COLORS) % len(_DASHES)]
-            styles[method] = Style(color, dash, baseline=False, fixed=False)
+            styles[method] = line_style(coloured)
             coloured += 1
     return styles
 
@@ -111,6 +110,57 @@ def plot_curves(comparison: Comparison, strategy: str, attack: str = "clean") ->
     figure = _figure(figsize=(7, 5.5), layout="constrained")
     _draw_families(figure, comparison.curves(attack), method_styles(comparison), (strategy,))
     return figure
+
+
+def plot_robust_accuracy(series: Mapping[str, pd.DataFrame]) -> Figure:
+    """Robust accuracy against the strength of each attack, with its intervals.
+
+    At strength 0 each line begins with the accuracy on the clean images.
+
+    Args:
+        series: name of an attack -> its rows, with the columns ``epsilon`` (in pixel units),
+            ``clean_accuracy``, ``robust_accuracy``, ``robust_low`` and ``robust_high``, as from
+            :func:`captum_robust.benchmark.robust_accuracy`.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure = _figure(figsize=(7, 5), layout="constrained")
+    axes: Axes = figure.subplots()
+    handles = []
+    for i, rows in enumerate(series.values()):
+        style = line_style(i)
+        rows = rows[rows["n"] > 0].sort_values("epsilon", kind="stable")
+        levels = [255 * e for e in rows["epsilon"]]
+        shown = [100 * a for a in rows["robust_accuracy"]]
+        low, high = ([100 * v for v in rows[c]] for c in ("robust_low", "robust_high"))
+        for x, bottom, top in zip(levels, low, high, strict=True):
+            axes.plot([x, x], [bottom, top], color=style.color, linewidth=1, alpha=0.7)
+        if levels and levels[0] > 0:
+            levels = [0.0, *levels]
+            shown = [100 * float(rows["clean_accuracy"].iloc[0]), *shown]
+        dashes = style.dash or (None, None)
+        handles += axes.plot(
+            levels, shown, "o-", color=style.color, dashes=dashes, markersize=4, linewidth=1.8
+        )
+    axes.set_xlabel("strength ε, in levels of an 8-bit image (1/255)")
+    axes.set_ylabel("robust accuracy, % of images (bar: 95 % interval)")
+    axes.set_ylim(-2, 102)
+    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if handles:
+        _named_legend(figure, handles, list(series))
+    else:
+        axes.text(0.5, 0.5, "No attack of given strength.", ha="center", transform=axes.transAxes)
+    return figure
+
+
+def line_style(i: int) -> Style:
+    """Of the i-th line that is no baseline."""
+    color = _COLORS[i % len(_COLORS)]
+    dash = _DASHES[i // len(_COLORS) % len(_DASHES)]
+    return Style(color, dash, baseline=False, fixed=False)
 
 
 def _figure(**options: Any) -> Figure:
@@ -190,17 +240,20 @@ def _draw_families(
         axes.margins(x=0.01)
     for axes in grid[:, 0]:
         axes.set_ylabel("error, % of images")
-    if not drawn:
-        return
+    if drawn:
+        _named_legend(figure, list(drawn.values()), list(drawn))
+
+
+def _named_legend(figure: Any, handles: list[Any], names: list[str]) -> None:
     # The names are set afterwards: a legend leaves out labels that begin with an underscore.
-    columns = 3 if max(map(len, drawn)) <= 20 else 2
-    places = [str(i) for i in range(len(drawn))]
+    columns = 3 if max(map(len, names)) <= 20 else 2
+    places = [str(i) for i in range(len(names))]
     legend = figure.legend(
-        drawn.values(), places, loc="outside lower center", ncols=columns, frameon=False
+        handles, places, loc="outside lower center", ncols=columns, frameon=False
     )
-    for text, method in zip(legend.get_texts(), drawn, strict=True):
+    for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
-        text.set_text(_short(method))
+        text.set_text(_short(name))
 
 
 def _short(name: str) -> str:

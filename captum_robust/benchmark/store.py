@@ -54,6 +54,19 @@ CREATE TABLE IF NOT EXISTS results (
     error TEXT,
     PRIMARY KEY (method, attack, position)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS attacked (
+    position INTEGER NOT NULL,
+    attack TEXT NOT NULL,
+    image TEXT NOT NULL,
+    label INTEGER, before INTEGER, predicted INTEGER,
+    confidence REAL,
+    already INTEGER, fooled INTEGER, skipped INTEGER,
+    linf REAL, l2 REAL,
+    file TEXT,
+    picture BLOB, change BLOB, amplification REAL,
+    error TEXT,
+    PRIMARY KEY (attack, position)
+) WITHOUT ROWID;
 """
 
 
@@ -97,6 +110,36 @@ class ResultRow:
     margin: float | None = None
     perturbation: bytes | None = None
     amplification: float | None = None
+    error: str | None = None
+
+
+@dataclass
+class AttackRow:
+    """One image under one attack, whatever the methods."""
+
+    position: int
+    attack: str
+    image: str
+    label: int | None = None
+    """The class that the attack was given: where none is known, the prediction."""
+    before: int | None = None
+    predicted: int | None = None
+    confidence: float | None = None
+    already: bool | None = None
+    """Misclassified before the attack."""
+    fooled: bool | None = None
+    """Classified right before, and not after (a targeted attack: as the class aimed at)."""
+    skipped: bool | None = None
+    """Not attacked, as its label is the class aimed at."""
+    linf: float | None = None
+    l2: float | None = None
+    """Of the change, in pixel units."""
+    file: str | None = None
+    """Of the adversarial image, relative to the run's folder."""
+    picture: bytes | None = None
+    change: bytes | None = None
+    amplification: float | None = None
+    """The attacked image, and its change so many times, as JPEG."""
     error: str | None = None
 
 
@@ -201,10 +244,20 @@ class RunStore:
             raise
         self._database.execute("COMMIT")
 
-    def write(self, results: Iterable[ResultRow], images: Iterable[ImageRow] = ()) -> None:
+    def write(
+        self,
+        results: Iterable[ResultRow],
+        images: Iterable[ImageRow] = (),
+        attacked: Iterable[AttackRow] = (),
+    ) -> None:
         """Write rows in one transaction: all of them or, if the process dies, none."""
+        tables: dict[str, list[Any]] = {
+            "images": list(images),
+            "results": list(results),
+            "attacked": list(attacked),
+        }
         with self._transaction() as database:
-            for table, rows in (("images", list(images)), ("results", list(results))):
+            for table, rows in tables.items():
                 if rows:
                     names = list(vars(rows[0]))
                     marks = ", ".join("?" * len(names))
@@ -227,6 +280,15 @@ class RunStore:
             (start, stop),
         )
         return {(method, attack): n for method, attack, n in rows}
+
+    def count_attacked(self, start: int, stop: int) -> dict[str, int]:
+        """How many of the positions from start to stop each attack has a row for."""
+        rows = self._database.execute(
+            "SELECT attack, count(*) FROM attacked WHERE position >= ? AND position < ? "
+            "GROUP BY attack",
+            (start, stop),
+        )
+        return dict(rows.fetchall())
 
     def total(self) -> int:
         """How many result rows there are."""

@@ -1,0 +1,318 @@
+"""Images on their way to the model: read, fitted to it, batched, attacked."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from operator import index as as_index
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from captum_robust._names import printable
+from captum_robust.benchmark.configuration import device_of
+from captum_robust.benchmark.store import ImageRow
+from captum_robust.data import DataError, Sample, resize, resize_and_center_crop
+from captum_robust.models import Classifier
+
+PRECISIONS = ("float32", "bfloat16")
+FITS = ("squash", "crop")
+
+Perturb: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Images n×C×H×W and their labels n -> attacked images."""
+
+
+class SampleSource(Protocol):
+    """What a run needs of a data set: its length and its samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One position of a batch: a sample that fits the model, or why there is none."""
+
+    position: int
+    image: str
+    sample: Sample | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n images on the device, clean or attacked."""
+
+    items: tuple[Loaded, ...]
+    images: Tensor
+    """n×C×H×W."""
+    label: Tensor
+    """n, the true classes; where one is not known, the prediction of the clean image."""
+    before: Tensor
+    """n, the classes that the model gives the clean images."""
+    predicted: Tensor
+    """n, those that it gives ``images``."""
+    confidence: Tensor
+    """n, the probabilities of ``predicted``."""
+    clean: Tensor
+    """n×C×H×W; of a clean batch the images themselves."""
+
+    @property
+    def samples(self) -> list[Sample]:
+        """n, fitted to the model."""
+        return [item.sample for item in self.items if item.sample is not None]
+
+    def only(self, i: int) -> Batch:
+        """The batch of one image."""
+        return Batch(*(getattr(self, field.name)[i : i + 1] for field in fields(self)))
+
+
+Batches: TypeAlias = tuple[list[Batch], dict[int, str]]
+"""The batches, and by position the errors of the images that are in none."""
+
+
+@dataclass(frozen=True)
+class BatchReader:
+    """Reads batches of a data set for a model.
+
+    Batches are always the same images together, also when a run is resumed: in float32 a batch's
+    size can change the last digits.
+
+    Args:
+        model: runs where its parameters are.
+        dataset: the samples.
+        fit: "squash" or "crop", see :func:`captum_robust.benchmark.compare`.
+        precision: "float32" or "bfloat16".
+        seed: of what draws.
+        eight_bit: round the fitted images to the 256 levels that an image file holds.
+    """
+
+    model: Classifier
+    dataset: SampleSource
+    fit: str = "squash"
+    precision: str = "float32"
+    seed: int = 0
+    eight_bit: bool = False
+
+    @cached_property
+    def classes(self) -> int:
+        """How many classes the model scores."""
+        if self.model.class_names is not None:
+            return len(self.model.class_names)
+        black = torch.zeros(1, 3, *self.model.input_size, device=device_of(self.model))
+        return int(self.scores(black).shape[1])
+
+    def load(self, start: int, stop: int) -> list[Loaded]:
+        """The positions from start to stop; whatever is wrong with one, the others are read."""
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            return list(pool.map(self._load, range(start, stop)))
+
+    def clean(self, loaded: Sequence[Loaded]) -> Batches:
+        """The images that could be read as one batch, with the errors of the others."""
+        failed = {item.position: item.error for item in loaded if item.error is not None}
+        usable = tuple(item for item in loaded if item.sample is not None)
+        batches, more = self._clean(usable) if usable else ([], {})
+        return batches, failed | more
+
+    def attacked(self, clean: Batches, name: str, perturb: Perturb, start: int) -> Batches:
+        """The batches under an attack; one by one where it fails on one, with its error."""
+        batches: list[Batch] = []
+        failed = dict(clean[1])
+        for batch in clean[0]:
+            try:
+                batches.append(self._attacked(batch, name, perturb, start))
+            except Exception as error:
+                if len(batch.items) == 1:
+                    failed[batch.items[0].position] = one_line(error)
+                    continue
+                singles = [batch.only(i) for i in range(len(batch.items))]
+                more, errors = self.attacked((singles, {}), name, perturb, start)
+                batches += more
+                failed |= errors
+        return batches, failed
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Of the model in evaluation mode, without gradients."""
+        with torch.no_grad(), evaluation(self.model), self._autocast():
+            scores: Tensor = self.model(images)
+        return scores
+
+    @contextmanager
+    def undisturbed(self, start: int, name: str) -> Iterator[None]:
+        """Inside, a method or an attack finds what every other finds, and leaves nothing behind.
+
+        Draws depend on seed, batch and name only; the model is in evaluation mode, with gradients
+        on; modes, the parameters' gradients, grad mode and random state are put back.
+        """
+        device = device_of(self.model)
+        devices = [device] if device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices=devices),
+            evaluation(self.model),
+            torch.enable_grad(),
+            self._autocast(),
+        ):
+            torch.manual_seed(zlib.crc32(f"{self.seed} {start} {name}".encode()))
+            yield
+
+    def _load(self, position: int) -> Loaded:
+        ids = getattr(self.dataset, "ids", None)
+        image = str(position) if ids is None else str(ids[position])
+        try:
+            sample = self.dataset[position]
+            image = image if ids is not None else sample.id
+            sample = self._fitted(self._checked(sample))
+        except Exception as error:  # whatever is wrong with one image, the run goes on
+            return Loaded(position, image, None, one_line(error))
+        return Loaded(position, image, sample)
+
+    def _checked(self, sample: Sample) -> Sample:
+        """The sample with a plain label; ``DataError`` for what would spoil its batch."""
+        image, mask = sample.image, sample.mask
+        if image.dtype != torch.float32 or not (image.amin() >= 0 and image.amax() <= 1):
+            raise DataError(f"{sample.id}: the image is not float32 in [0, 1]")
+        if mask is not None and mask.dtype != torch.bool:
+            raise DataError(f"{sample.id}: the mask is {mask.dtype}, not Boolean")
+        if sample.label is None:
+            return sample
+        label = as_index(sample.label)
+        if not 0 <= label < self.classes:
+            raise DataError(
+                f"{sample.id}: class index {label}, but the model has {self.classes} classes"
+            )
+        return replace(sample, label=label)
+
+    def _fitted(self, sample: Sample) -> Sample:
+        height, width = self.model.input_size
+        if self.fit == "squash":
+            fitted = resize(sample, (height, width))
+        else:
+            shorter_side = round(max(height, width) * 8 / 7)
+            cropped = resize_and_center_crop(sample, shorter_side, (height, width))
+            fitted = replace(cropped, original_size=(height, width))
+        if self.eight_bit:
+            fitted = replace(fitted, image=to_levels(fitted.image))
+        return fitted
+
+    def _clean(self, usable: tuple[Loaded, ...]) -> Batches:
+        try:
+            return [self._clean_batch(usable)], {}
+        except Exception as error:
+            if len(usable) == 1:
+                return [], {usable[0].position: one_line(error)}
+        batches: list[Batch] = []
+        failed: dict[int, str] = {}
+        for item in usable:
+            made, error_of = self._clean((item,))
+            batches += made
+            failed |= error_of
+        return batches, failed
+
+    def _clean_batch(self, usable: tuple[Loaded, ...]) -> Batch:
+        samples = [item.sample for item in usable if item.sample is not None]
+        device = device_of(self.model)
+        images = torch.stack([s.image for s in samples]).to(device)
+        predicted, confidence = self._classified(images)
+        known = torch.tensor([-1 if s.label is None else s.label for s in samples]).to(device)
+        label = torch.where(known < 0, predicted, known)
+        return Batch(usable, images, label, predicted, predicted, confidence, images)
+
+    def _attacked(self, batch: Batch, name: str, perturb: Perturb, start: int) -> Batch:
+        with self.undisturbed(start, name):
+            images = perturb(batch.images.clone(), batch.label.clone()).detach()
+        if images.shape != batch.images.shape:
+            raise ValueError(
+                f"attack {name!r}: expected {tuple(batch.images.shape)}, got {tuple(images.shape)}"
+            )
+        images = images.to(batch.images)
+        predicted, confidence = self._classified(images)
+        return replace(batch, images=images, predicted=predicted, confidence=confidence)
+
+    def _classified(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.scores(images)
+        return scores.argmax(dim=1), scores.float().softmax(dim=1).amax(dim=1)
+
+    def _autocast(self) -> torch.autocast:
+        device = device_of(self.model).type
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
+
+
+def image_row(item: Loaded, *, picture: bool) -> ImageRow:
+    """What the run keeps of an image, with its picture on request."""
+    if item.sample is None:
+        return ImageRow(item.position, item.image, error=item.error)
+    sample = item.sample
+    height, width = sample.size
+    fractions = sample.boxes / torch.tensor([width, height, width, height])
+    return ImageRow(
+        item.position,
+        item.image,
+        sample.label,
+        *sample.original_size,
+        fractions.tolist(),
+        as_jpeg(sample.image) if picture else None,
+    )
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] rounded to the 256 levels of an 8-bit image.
+
+    >>> (to_levels(torch.tensor([0.3, 0.501])) * 255).tolist()
+    [76.0, 128.0]
+    """
+    return images.mul(255).round().div(255)
+
+
+def as_jpeg(image: Tensor) -> bytes:
+    """An image 3×H×W in [0, 1] as a JPEG file."""
+    from PIL import Image
+
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def one_line(error: Exception) -> str:
+    """What an image's row says of an error."""
+    text = printable(str(error))
+    return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"[:500]
+
+
+def perturb_of(name: str, attack: Any) -> Perturb:
+    """The function of an attack: its ``perturb``, or itself.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    perturb = getattr(attack, "perturb", attack)
+    if not callable(perturb):
+        raise TypeError(
+            f"attack {name!r}: expected an object with perturb(images, target) or a function, "
+            f"got {type(attack).__name__}"
+        )
+    made: Perturb = perturb
+    return made
+
+
+@contextmanager
+def evaluation(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; then modes are as before, and gradients that came are gone."""
+    modes = [(m, m.training) for m in model.modules()]
+    bare = [p for p in model.parameters() if p.grad is None]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in bare:
+            parameter.grad = None
