@@ -86,7 +86,7 @@ class EnsembleTransfer(PGD):
         for place, model in enumerate(models):
             if not callable(model):
                 kind = type(model).__name__
-                raise TypeError(f"models: expected models or functions, got {kind} at {place}")
+                raise TypeError(f"models: each is a forward_func, but at {place} is {kind}")
         if not 0 < as_number(share) <= 1:
             raise ValueError(f"share: expected a number in (0, 1], got {share!r}")
         super().__init__(
@@ -148,12 +148,31 @@ class _Ensemble:
                 f"{tuple(scores.shape)}; they need the same classes"
             )
         inputs = tuple(a for a in args if isinstance(a, Tensor) and a.requires_grad)
-        if torch.is_grad_enabled() and inputs and not scores.requires_grad:
+        if torch.is_grad_enabled() and inputs and not _depends(scores, inputs):
             rest = args[len(inputs) :]
             raise ValueError(
                 f"models: no gradient flows from its scores to the inputs of model {place}"
                 f"{where_the_graph_breaks(self.models[place], inputs, rest or None)}"
             )
+
+
+def _depends(scores: Tensor, inputs: Tensors) -> bool:
+    """Whether the graph of the scores leads to an input.
+
+    The gradient of the mean would not tell: a model that is cut off only adds nothing to it.
+    """
+    sources = {x.grad_fn for x in inputs if x.grad_fn is not None}
+    stack: list[Any] = [scores.grad_fn]
+    seen = {None}
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in sources or any(getattr(node, "variable", None) is x for x in inputs):
+            return True
+        stack += [before for before, _ in node.next_functions]
+    return False
 
 
 class _EnsembleVictim(Victim):

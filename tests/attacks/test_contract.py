@@ -12,7 +12,14 @@ import torch
 from captum.robust import AttackComparator, MinParamPerturbation, Perturbation
 from torch import Tensor, nn
 
-from captum_robust.attacks import FGSM, PGD, Attack, GradientStep, LeastLikelyClass
+from captum_robust.attacks import (
+    FGSM,
+    PGD,
+    Attack,
+    EnsembleTransfer,
+    GradientStep,
+    LeastLikelyClass,
+)
 from tests.attacks.conftest import Net
 
 
@@ -48,6 +55,12 @@ CASES = [
     Case("gradient_step", GradientStep, epsilon=30.0, ball=None),
     Case("least_likely", LeastLikelyClass, targeted=False),
     Case("least_likely_iterated", lambda f: LeastLikelyClass(f, steps=None), targeted=False),
+    Case("ensemble", lambda f: EnsembleTransfer([f], steps=4, early_stop=True)),
+    Case(
+        "ensemble_all_steps",
+        lambda f: EnsembleTransfer([f, lambda *x: f(*x) / 2], steps=3),
+        early_stop=False,
+    ),
 ]
 
 cases = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])

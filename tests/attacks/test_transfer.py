@@ -182,15 +182,19 @@ def test_tuple_targets_pick_each_models_scores(x: Tensor) -> None:
 
 
 def test_the_model_without_a_gradient_is_named(net: Net, x: Tensor) -> None:
-    def cut(images: Tensor) -> Tensor:
-        return net(images.detach())
+    class Rounding(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.detach().round()
 
-    cut_off = nn.Sequential(nn.Flatten(), nn.Hardshrink(), nn.Linear(576, 6))
-    for parameter in cut_off.parameters():
-        parameter.requires_grad_(False)
-    with pytest.raises(ValueError, match="of model 1"):
-        EnsembleTransfer([net, lambda i: cut(i).detach()]).perturb(x)
-    EnsembleTransfer([net, cut_off]).perturb(x)  # frozen parameters are no cut
+    with torch.random.fork_rng():
+        cut = nn.Sequential(nn.Flatten(), Rounding(), nn.Linear(576, 6))
+    # The scores of the second have a graph, to its weights; the mean of both, one to the inputs.
+    with pytest.raises(ValueError, match=r"model 1; layer '1' \(Rounding\) breaks the graph"):
+        EnsembleTransfer([net, cut]).perturb(x)
+    with pytest.raises(ValueError, match="model 0"):
+        EnsembleTransfer([cut.requires_grad_(False), net]).perturb(x)
+    whole = EnsembleTransfer([net.requires_grad_(False), net], transform=lambda i: i * 1.0)
+    assert not torch.equal(whole.perturb(x), x)  # frozen parameters and transforms are no cut
 
 
 @pytest.mark.parametrize(
@@ -198,7 +202,7 @@ def test_the_model_without_a_gradient_is_named(net: Net, x: Tensor) -> None:
     [
         ([], {}, ValueError, "models: expected at least one"),
         (FIRST, {}, TypeError, "models: expected a list"),
-        ([FIRST, "vgg"], {}, TypeError, "str at 1"),
+        ([FIRST, "vgg"], {}, TypeError, "at 1 is str"),
         ([FIRST], {"share": 0}, ValueError, "share"),
         ([FIRST], {"share": 1.1}, ValueError, "share"),
         ([FIRST], {"epsilon": -1}, ValueError, "epsilon"),
