@@ -34,10 +34,18 @@ TWO = linear([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
 CLASS_0 = torch.tensor([[0.6, 0.4, 0.5], [0.5, 0.3, 0.5], [0.9, 0.2, 0.1], [0.4, 0.3, 0.9]])
 
 
+def images(n: int = 40, size: int = 10, seed: int = 1) -> Tensor:
+    """Noise, each image in a colour of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.rand(n, 3, 1, 1, generator=generator)
+    return (0.7 * colours + 0.3 * torch.rand(n, 3, size, size, generator=generator)).clamp(0, 1)
+
+
 def network(seed: int = 0) -> nn.Sequential:
+    """Random, but for a bias that makes it use all of its classes."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(
+        net = nn.Sequential(
             nn.Conv2d(3, 6, 3, stride=2),
             nn.BatchNorm2d(6),
             nn.ReLU(),
@@ -46,10 +54,9 @@ def network(seed: int = 0) -> nn.Sequential:
             nn.Dropout(),
             nn.Linear(24, 5),
         ).eval()
-
-
-def images(n: int = 40, size: int = 10, seed: int = 1) -> Tensor:
-    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        net[-1].bias -= net(images(100, seed=3)).mean(dim=0)
+    return net
 
 
 def batches(n: int = 40, of: int = 10) -> list[Tensor]:
@@ -79,9 +86,30 @@ def test_on_a_linear_model_v_is_epsilon_times_the_sign_of_the_weights() -> None:
 
 
 def test_on_a_linear_model_the_l2_v_points_along_the_weights() -> None:
-    attack = UniversalPerturbation(TWO, EPSILON, "L2").fit([CLASS_0], passes=30)
-    along = torch.tensor([-1.0, 1.0, 0.0]) / math.sqrt(2)
+    net = linear([[4.0, -3.0, 0.0], [0.0, 0.0, 0.0]])
+    attack = UniversalPerturbation(net, EPSILON, "L2").fit([CLASS_0], passes=30)
+    along = torch.tensor([-0.8, 0.6, 0.0])
     torch.testing.assert_close(attack.perturbation, EPSILON * along)
+
+
+def test_steps_follow_the_accumulated_scaled_gradients() -> None:
+    sure, unsure = torch.tensor([[0.9, 0.1, 0.5]]), torch.tensor([[0.4, 0.5, 0.5]])
+    steep = linear([[9.0, -9.0, 0.0], [0.0, 0.0, 0.0]])
+    # The gradients, g, g and -g once each is scaled, add up to g, 1.9 g and 0.71 g: three steps one
+    # way. Unscaled, the image that is sure would weigh next to nothing against the other.
+    attack = UniversalPerturbation(steep, EPSILON)
+    attack.fit([sure, sure, unsure], passes=1, step_size=0.1)
+    expected = 0.3 * EPSILON * torch.tensor([-1.0, 1.0, 0.0])
+    torch.testing.assert_close(attack.perturbation, expected)
+
+
+def test_the_loss_of_an_image_ends_at_10() -> None:
+    scores = torch.tensor([[0.0, 50.0], [0.0, 9.0]], requires_grad=True)
+    loss = universal._clipped_cross_entropy(scores, torch.tensor([0, 0]))
+    torch.testing.assert_close(loss, torch.tensor([10.0, 9.0 + math.log1p(math.exp(-9))]))
+    loss.sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.any(dim=1).tolist() == [False, True]
 
 
 def test_deepfool_on_a_linear_model_takes_the_step_to_the_boundary() -> None:
@@ -169,6 +197,11 @@ def test_images_of_another_size_get_v_resized_within_its_ball(
     assert 0.1 * epsilon < length <= epsilon + 1e-6
 
 
+def test_shrinking_averages_v() -> None:
+    stripes = EPSILON * torch.tensor([1.0, -1.0]).repeat(6).expand(3, 12, 12)
+    assert universal._resized(stripes, torch.Size((3, 4, 4))).abs().max() < 0.5 * EPSILON
+
+
 def test_details_tell_what_became_of_each_sample() -> None:
     attack = UniversalPerturbation(TWO, EPSILON).fit([CLASS_0], passes=30)
     y, details = attack.perturb(CLASS_0, target=torch.tensor([0, 0, 0, 1]), return_details=True)
@@ -235,6 +268,29 @@ def test_clean_classes_are_remembered_by_the_image_though_the_order_changes() ->
     assert clean == [40]
 
 
+def test_new_images_among_known_ones_get_their_own_clean_classes() -> None:
+    x = images(12)
+    fit = universal._Fit(
+        UniversalPerturbation(network()),
+        universal._State(),
+        None,
+        None,
+        0.9,
+        nn.functional.nll_loss,
+    )
+    expected = network()(x).argmax(dim=1)
+    assert len(expected.unique()) > 1
+    for rows in (range(0, 12, 3), range(11, -1, -1), range(1, 12, 2)):
+        assert torch.equal(fit._labels(x[list(rows)]), expected[list(rows)])
+
+
+def test_images_of_the_same_pixels_in_another_place_are_others() -> None:
+    x = images(1)
+    assert len({*universal._keys(x), *universal._keys(x.flip(-1)), *universal._keys(x + 1e-6)}) == 3
+    as_channels_last = x.contiguous(memory_format=torch.channels_last)
+    assert universal._keys(x) == universal._keys(as_channels_last)
+
+
 def test_rates_are_those_of_v_as_it_met_the_images() -> None:
     # One batch a pass: pass 2 meets the images with the v of pass 1.
     net = network()
@@ -245,18 +301,58 @@ def test_rates_are_those_of_v_as_it_met_the_images() -> None:
     assert again.rates[1] == fooling_rate(net, first, [images()]).rate
 
 
-def test_the_best_pass_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Steps that fool 1, 3 and 2 of 4, with v = .01, .02 and .03; records the step sizes."""
+    sizes: list[float] = []
 
     def step(self: Any, x: Tensor, labels: Tensor, size: float) -> Tensor:
-        seen.append(len(seen))
-        self.state.v = torch.full_like(self.state.v, len(seen) / 100)
-        return torch.arange(len(x)) < [1, 3, 2][len(seen) - 1]
+        sizes.append(size)
+        self.state.v = torch.full_like(self.state.v, len(sizes) / 100)
+        return torch.arange(len(x)) < [1, 3, 2][len(sizes) - 1]
 
     monkeypatch.setattr(universal._Fit, "gradient_step", step)
-    attack = UniversalPerturbation(TWO, EPSILON).fit([CLASS_0], passes=3)
+    return sizes
+
+
+def test_the_best_pass_is_kept_and_steps_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = scripted(monkeypatch)
+    attack = UniversalPerturbation(TWO, EPSILON).fit([CLASS_0], passes=3, step_size=0.2)
     assert attack.rates == (0.25, 0.75, 0.5)
     assert torch.equal(attack.perturbation, torch.full((3,), 0.02))
+    assert sizes == pytest.approx([0.2, 0.15, 0.05])  # (1 + cos(π k/3)) / 10
+
+
+def test_the_best_pass_outlives_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class StopsAtThird(list[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            if len(sizes) == 2:
+                raise KeyboardInterrupt
+            return super().__iter__()
+
+    sizes = scripted(monkeypatch)
+    attack, path = UniversalPerturbation(TWO, EPSILON), tmp_path / "fit.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        attack.fit(StopsAtThird([CLASS_0]), passes=3, checkpoint=path)
+    attack.fit([CLASS_0], passes=3, checkpoint=path)
+    assert attack.rates == (0.25, 0.75, 0.5)
+    assert torch.equal(attack.perturbation, torch.full((3,), 0.02))
+
+
+def test_each_pass_shuffles_anew() -> None:
+    seen: list[Tensor] = []
+
+    class Watched:
+        def __iter__(self) -> Iterator[Any]:
+            for x, labels in shuffled():
+                seen.append(x)
+                yield x, labels
+
+    UniversalPerturbation(network()).fit(Watched(), passes=2)
+    first, second = torch.cat(seen[:5]), torch.cat(seen[5:])
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sum(dim=(1, 2, 3)).sort()[0], second.sum(dim=(1, 2, 3)).sort()[0])
 
 
 def test_a_target_rate_ends_the_fit() -> None:
@@ -270,6 +366,8 @@ def test_what_cannot_be_fooled_ends_after_the_given_passes() -> None:
     for method in ("gradient", "deepfool"):
         attack = UniversalPerturbation(constant).fit([CLASS_0], method=method, passes=3)
         assert attack.rates == (0.0, 0.0, 0.0)
+        # DeepFool that does not get anywhere adds nothing.
+        assert attack.perturbation.any() == (method == "gradient")
 
 
 @pytest.mark.parametrize("method", ["gradient", "deepfool"])
@@ -364,7 +462,14 @@ def test_an_interrupted_fit_resumes_bit_for_bit(at: int, method: str, tmp_path: 
     path = tmp_path / "fit.safetensors"
     with pytest.raises(KeyboardInterrupt):
         UniversalPerturbation(net, 0.02).fit(Interrupted(at), checkpoint=path, **options)
-    resumed = UniversalPerturbation(net, 0.02).fit(shuffled(), checkpoint=path, **options)
+    clean = [0]
+
+    def count(x: Tensor) -> Tensor:
+        clean[0] += 0 if x.requires_grad or method == "deepfool" else len(x)
+        return net(x)
+
+    resumed = UniversalPerturbation(count, 0.02).fit(shuffled(), checkpoint=path, **options)
+    assert clean == [0]  # the clean classes are in the checkpoint
     assert len(whole.rates) == 4
     assert resumed.rates == whole.rates
     assert torch.equal(resumed.perturbation, whole.perturbation)
