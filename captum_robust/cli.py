@@ -16,9 +16,11 @@ from captum_robust._names import printable
 
 if TYPE_CHECKING:
     from captum_robust.attacks import Attack
-    from captum_robust.benchmark import AttackOptions, Comparison
+    from captum_robust.benchmark import AttackOptions, AttackRun, Comparison
     from captum_robust.data import LocalizationDataset
     from captum_robust.models import Classifier
+
+_SHOWN_ROWS = 40
 
 app = typer.Typer(
     name="captum-robust",
@@ -248,6 +250,86 @@ def explain(
 
 
 @app.command()
+def attack(
+    path: Annotated[
+        Path | None,
+        typer.Argument(help="An image, a folder of images, or the data set that --kind names."),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="imagenet, tiny-imagenet, coco, voc, folder or samples (which takes no path). "
+            "By default an image file is one image, and a folder is of kind folder."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run: images, table and curves.")] = Path(
+        "captum-robust-attack"
+    ),
+    attack: Annotated[
+        str,
+        typer.Option(help="Names of attacks, separated by commas. See captum-robust methods."),
+    ] = "pgd",
+    epsilon: Epsilon = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="The class to move towards, by name or number; else away from the label."
+        ),
+    ] = None,
+    steps: Steps = 10,
+    universal: Universal = None,
+    keep_all: Annotated[
+        bool, typer.Option("--all", help="Also write the images that do not fool the model.")
+    ] = False,
+    model: Model = "efficientnet_lite0",
+    weights: Weights = "DEFAULT",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images that are attacked at once.")] = 16,
+    fit: Annotated[
+        str, typer.Option(help="squash the whole image to the model's size, or crop its centre.")
+    ] = "squash",
+    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="folder: CSV with a column label.")] = None,
+    images: Annotated[Path | None, typer.Option(help="coco: folder of the images.")] = None,
+    seed: Annotated[int, typer.Option(help="For attacks that draw.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Write images that fool the model, and say how many do at each strength.
+
+    Each is a PNG at the size of the model's input that still fools when it is read back.
+    An image without a label is measured against the model's own prediction. Images
+    that are misclassified to begin with are not attacked, and counted apart. Started
+    again with the same arguments, a stopped run goes on.
+    """
+    from captum_robust.benchmark import AttackOptions, attack_images
+    from captum_robust.benchmark.attacks import ATTACKS, SWEPT_EPSILONS
+
+    given = {"split": split, "boxes": boxes, "images": images}
+    dataset = _open_images(kind, path, out, {k: v for k, v in given.items() if v is not None})
+    classifier = _load_model(model, weights, device)
+    options = AttackOptions(steps, seed, universal)
+    built = _build_attacks(classifier, attack, epsilon, SWEPT_EPSILONS, options, whole=True)
+    aimed = None if target is None else _class_number(classifier, target, "target")
+    for name in _names(attack) or []:
+        if aimed is not None and not ATTACKS[name].can_aim:
+            raise ValueError(f"target: {name} cannot move towards a given class")
+    result = attack_images(
+        classifier,
+        dataset,
+        built,
+        out,
+        target=aimed,
+        limit=limit,
+        batch_size=batch_size,
+        fit=fit,
+        seed=seed,
+        keep_all=keep_all,
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        _finish_attack(result)
+
+
+@app.command()
 def methods() -> None:
     """List the methods that compare and explain know, and the attacks of compare and attack."""
     from captum_robust.benchmark import ATTACKS, BASELINES, METHODS
@@ -304,13 +386,27 @@ def _build_attacks(
     epsilon: str | None,
     usual: tuple[float, ...],
     options: AttackOptions,
+    *,
+    whole: bool = False,
 ) -> dict[str, Attack]:
-    from captum_robust.benchmark.attacks import build_attacks, parse_epsilons
+    from captum_robust.benchmark.attacks import ATTACKS, build_attacks, parse_epsilons
 
     if names is None:
         return {}
+    chosen = _names(names) or []
+    known = [ATTACKS[name] for name in chosen if name in ATTACKS]
+    if epsilon is not None and known and not any(kind.has_strength for kind in known):
+        raise ValueError(f"--epsilon: {', '.join(chosen)} takes no strength")
+    if options.universal is not None and "universal" not in chosen:
+        raise ValueError("--universal is for --attack universal")
     epsilons = list(usual) if epsilon is None else parse_epsilons(epsilon)
-    return build_attacks(model, _names(names) or [], epsilons, options)
+    for number in epsilons if whole else []:
+        if number != int(number):
+            raise ValueError(
+                f"epsilon: an image file holds whole levels, so a change of {number:g} is none "
+                "that it can hold; expected whole numbers from 0 to 255"
+            )
+    return build_attacks(model, chosen, epsilons, options)
 
 
 def _load_model(name: str, weights: str, device: str, layer: str | None = None) -> Classifier:
@@ -342,6 +438,24 @@ def _open(kind: str, path: Path | None, options: dict[str, Any]) -> Localization
             raise ValueError(f"{path}: {error}") from None
         given = ", ".join(f"--{name}" for name in options)
         raise ValueError(f"a data set of kind {kind!r} does not take all of: {given}") from None
+
+
+def _open_images(
+    kind: str | None, path: Path | None, out: Path, options: dict[str, Any]
+) -> LocalizationDataset:
+    """The data set to attack: by its kind, or what is found at the path."""
+    if path is None and kind is None:
+        raise ValueError("give an image, a folder of images, or --kind samples")
+    if path is not None and path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"--out {out} lies inside {path}, the images' folder; give another --out")
+    if kind is None and path is not None and not path.is_dir():
+        from captum_robust.benchmark.adversarial import Photograph
+
+        if options:
+            given = ", ".join(f"--{name}" for name in options)
+            raise ValueError(f"a single image does not take: {given}")
+        return Photograph(path)
+    return _open("folder" if kind is None else kind, path, options)
 
 
 def _image_files(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
@@ -385,3 +499,27 @@ def _finish(result: Comparison, report: Path, *, oracle: bool = False) -> None:
     if len(failures) > 5:
         _say(f"  and {len(failures) - 5} more, all in the report")
     _say(f"\nreport: {page}")
+
+
+def _finish_attack(result: AttackRun) -> None:
+    from captum_robust.benchmark.robustness import attacks_text
+
+    table = result.write_csv()
+    try:
+        curves = f", curves: {result.write_curves()}"
+    except ImportError as missing:
+        curves = f" (no curves: {missing})"
+    shown = result.to_text(_SHOWN_ROWS)
+    if shown:
+        _say("\n" + shown)
+    _say("\n" + attacks_text(result.table()))
+    _say("\n" + result.summary())
+    failures = result.failures()
+    for image, why in failures[:5]:
+        text = why if image in why else f"{image}: {why}"
+        typer.echo(f"captum-robust: {printable(text)}", err=True)
+    if len(failures) > 5:
+        _say(f"  and {len(failures) - 5} more, all in the table")
+    _say(f"\ntable: {table}{curves}")
+    if not result.used():
+        raise typer.Exit(2)

@@ -1,5 +1,6 @@
 """Comparison of attribution methods over a data set, and of a model's robustness to attacks."""
 
+from captum_robust.benchmark.adversarial import AttackRun, attack_images
 from captum_robust.benchmark.attacks import ATTACKS, AttackOptions, build_attacks
 from captum_robust.benchmark.compare import compare
 from captum_robust.benchmark.comparison import Comparison
@@ -12,8 +13,10 @@ __all__ = [
     "BASELINES",
     "METHODS",
     "AttackOptions",
+    "AttackRun",
     "AttackSummary",
     "Comparison",
+    "attack_images",
     "build_attacks",
     "compare",
     "plot_robust_accuracy",

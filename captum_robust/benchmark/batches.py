@@ -69,9 +69,15 @@ class Batch:
         """n, fitted to the model."""
         return [item.sample for item in self.items if item.sample is not None]
 
+    def take(self, rows: Tensor) -> Batch:
+        """The batch of the images with these numbers."""
+        items = tuple(self.items[i] for i in rows.tolist())
+        tensors = (getattr(self, field.name)[rows] for field in fields(self)[1:])
+        return Batch(items, *tensors)
+
     def only(self, i: int) -> Batch:
         """The batch of one image."""
-        return Batch(*(getattr(self, field.name)[i : i + 1] for field in fields(self)))
+        return self.take(torch.tensor([i], device=self.label.device))
 
 
 Batches: TypeAlias = tuple[list[Batch], dict[int, str]]

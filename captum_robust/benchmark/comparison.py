@@ -172,14 +172,14 @@ class Comparison:
     def attack_table(self, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """One row an attack, whatever the methods; empty without attacks.
 
-        Columns: ``attack``; ``epsilon``, the strength in levels of an 8-bit image where the name
-        says it, such as "pgd 2/255"; ``n`` attacked images; ``clean_accuracy``; ``n_right`` and
+        Columns: ``attack``; ``epsilon``, the strength in pixel units where the name says it, such
+        as "pgd 2/255"; ``n`` attacked images; ``clean_accuracy``; ``n_right`` and
         ``already_wrong``, how many of them were classified right and wrong before; ``fooled``, the
         share of the former that the attack fooled; ``robust_accuracy``, the share of all n that
         was right before and still is, with its bootstrap interval ``robust_low`` and
         ``robust_high``; ``linf`` and ``l2``, the mean size of the change of those that were right
         before, in pixel units; ``unlabelled``, images whose label is not known, for which the
-        prediction is the label; ``failed``, images on which the attack failed.
+        prediction is the label; ``failed``, images on which the attack failed; ``skipped``, 0.
 
         Args:
             level: of the interval.

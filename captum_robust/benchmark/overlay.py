@@ -214,10 +214,15 @@ def encode_jpeg(rgb: RGB, quality: int) -> bytes:
 
 def save_png(path: str | Path, rgb: RGB) -> Path:
     """Write a PNG, whole or not at all, and return its path; parent folders are made."""
+    return write_whole(Path(path), encode_png(rgb))
+
+
+def encode_png(rgb: RGB) -> bytes:
+    """The picture as PNG, which loses nothing."""
     import cv2
 
     _, data = cv2.imencode(".png", as_rgb(rgb)[:, :, ::-1])
-    return write_whole(Path(path), data.tobytes())
+    return data.tobytes()
 
 
 def write_whole(path: Path, data: bytes) -> Path:

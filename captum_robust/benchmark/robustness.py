@@ -96,8 +96,8 @@ def attack_table(
         found = list(
             store.select(
                 "SELECT a.already, a.fooled, a.linf, a.l2, a.skipped, a.error, i.label "
-                "FROM attacked a JOIN images i USING (position) WHERE a.attack = ? "
-                "ORDER BY position",
+                "FROM attacked a JOIN images i USING (position) "
+                "WHERE a.attack = ? AND i.error IS NULL ORDER BY position",
                 (attack,),
             )
         )
@@ -110,10 +110,11 @@ def attack_table(
             level=level,
             seed=seed,
         )
+        levels = strength_of(attack)[1]
         rows.append(
             {
                 "attack": attack,
-                "epsilon": strength_of(attack)[1],
+                "epsilon": None if levels is None else levels / LEVELS,
                 **vars(summary),
                 "unlabelled": sum(row["label"] is None for row in done),
                 "skipped": sum(bool(row["skipped"]) for row in found),
@@ -126,17 +127,13 @@ def attack_table(
 
 
 def attack_series(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of an attack table by attack, weakest first, with ``epsilon`` in pixel units.
-
-    Attacks whose names give no strength are left out.
-    """
+    """The rows of an attack table by attack, weakest first; only of attacks with a strength."""
     rows = table[table["epsilon"].notna()]
     names = rows["attack"].map(lambda name: strength_of(name)[0])
-    series = {}
-    for name, block in rows.groupby(names, sort=False):
-        block = block.sort_values("epsilon", kind="stable")
-        series[str(name)] = block.assign(epsilon=block["epsilon"].astype(float) / LEVELS)
-    return series
+    return {
+        str(name): block.sort_values("epsilon", kind="stable")
+        for name, block in rows.groupby(names, sort=False)
+    }
 
 
 def attacks_text(table: pd.DataFrame) -> str:
