@@ -24,6 +24,7 @@ give one by one. A sample that is misclassified to begin with comes back unchang
 """
 
 from captum_robust.attacks._attack import Attack, AttackDetails, cross_entropy
+from captum_robust.attacks.fooling import Elites, FoolingImage, MapElites, map_elites
 from captum_robust.attacks.gradient import (
     FGSM,
     PGD,
@@ -47,9 +48,12 @@ __all__ = [
     "Attack",
     "AttackDetails",
     "DeepFool",
+    "Elites",
     "EnsembleTransfer",
+    "FoolingImage",
     "GradientStep",
     "LeastLikelyClass",
+    "MapElites",
     "MostLikelyClassMap",
     "RankAnalysis",
     "Share",
@@ -57,6 +61,7 @@ __all__ = [
     "SubstituteRound",
     "cross_entropy",
     "held_out",
+    "map_elites",
     "most_likely_class_map",
     "rank_analysis",
 ]

@@ -1,0 +1,463 @@
+"""Images that mean nothing to us, and a class with high confidence to a classifier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_robust._captum import TargetType
+from captum_robust._checks import check_finite, checked_bounds
+from captum_robust._targets import model_scores, one_row_a_sample
+from captum_robust.attacks._attack import (
+    Tensors,
+    Victim,
+    at_least_float,
+    check_count,
+    cross_entropy,
+)
+from captum_robust.attacks.gradient import PGD
+from captum_robust.optim import as_number
+
+OBJECTIVES = ("log_probability", "score")
+
+
+class FoolingImage(PGD):
+    """Gradient ascent on a class, from noise or a mean image, until the model is sure of it.
+
+    Nguyen et al., "Deep Neural Networks are Easily Fooled" (https://arxiv.org/abs/1412.1897), and
+    with ``l2_decay`` the class model of Simonyan et al. (https://arxiv.org/abs/1312.6034).
+
+    The inputs are where the ascent starts (:meth:`noise` draws some), and ``target`` is always the
+    class to become, whatever ``targeted`` says. A sample leaves the batch as soon as its softmax
+    has reached ``confidence``; one that has it from the start comes back as it was. In the details
+    such samples are ``already``, and those that got there are ``fooled``.
+
+    Args:
+        forward_func, bounds, quantize: see :mod:`captum_robust.attacks`.
+        epsilon: radius of a ball around the start, of which the image must not leave; None: no
+            limit.
+        steps: at most so many.
+        step_size: root mean square of the change of a value in one step, in units of the inputs,
+            before decay and bounds: the same for images of all sizes.
+        l2_decay: the share by which each step shrinks what an image differs from the middle of the
+            bounds (without bounds: from 0).
+        confidence: when the model is sure enough: a probability.
+        objective: ``"log_probability"`` lowers the other classes too; ``"score"`` raises that of
+            the class alone.
+        norm: ``"L2"``: steps along the gradient; ``"Linf"``: along its sign. And of the ball.
+        early_stop: False: all steps, also of samples that are sure.
+        keep_best: return the iterate with the highest objective instead of the last.
+
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> model.weight.data = torch.tensor([[0.0, 0.0], [6.0, -8.0]])
+    >>> attack = FoolingImage(model, step_size=0.5**0.5 / 5, steps=2, confidence=0.9)
+    >>> attack.perturb(torch.tensor([[0.5, 0.5]]), target=1)
+    tensor([[0.7400, 0.1800]])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Tensor],
+        epsilon: float | None = None,
+        steps: int = 200,
+        step_size: float = 2 / 255,
+        *,
+        l2_decay: float = 0.0,
+        confidence: float = 0.99,
+        objective: str = "log_probability",
+        norm: str = "L2",
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+        early_stop: bool = True,
+        keep_best: bool = True,
+        quantize: bool = True,
+    ) -> None:
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective: expected one of {OBJECTIVES}, got {objective!r}")
+        if not 0 < as_number(confidence) < 1:
+            raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
+        if not 0 <= as_number(l2_decay) < 1:
+            raise ValueError(f"l2_decay: expected a number in [0, 1), got {l2_decay!r}")
+        if not 0 < as_number(step_size) < math.inf:
+            raise ValueError(f"step_size: expected a positive number, got {step_size!r}")
+        super().__init__(
+            forward_func,
+            0.0 if epsilon is None else epsilon,
+            steps,
+            step_size,
+            norm=norm,
+            loss_func=cross_entropy if objective == "log_probability" else _minus_score,
+            bounds=bounds,
+            early_stop=early_stop,
+            keep_best=keep_best,
+            quantize=quantize,
+        )
+        self.epsilon = epsilon
+        self.l2_decay = float(l2_decay)
+        self.confidence = float(confidence)
+
+    @staticmethod
+    def noise(
+        n: int, size: int | tuple[int, int], channels: int = 3, *, seed: int | None = 0
+    ) -> Tensor:
+        """Uniform noise in [0, 1], N×C×H×W; ``size`` is (H, W), or a number for both."""
+        check_count("n", n, 1)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        height, width = (size, size) if isinstance(size, int) else size
+        return torch.rand(n, channels, height, width, generator=generator)
+
+    @log_usage()
+    def perturb(
+        self,
+        inputs: Tensor | Tensors,
+        target: TargetType = None,
+        epsilon: float | None = None,
+        additional_forward_args: object | None = None,
+        targeted: bool = True,  # noqa: ARG002 – Captum's attacks take it
+        mask: Tensor | Tensors | None = None,
+        *,
+        return_details: bool = False,
+    ) -> Any:
+        """Images of which the model is sure, in the shape of ``inputs``, detached.
+
+        Args:
+            inputs: N×…, or a tuple of such tensors: where to start.
+            target: the classes to become.
+            epsilon, additional_forward_args, mask, return_details: as for all attacks.
+            targeted: has no effect; the target is always the class to become.
+
+        Raises:
+            ValueError: no target; else as for all attacks.
+        """
+        if target is None:
+            raise ValueError("target: expected the classes that the images shall become")
+        return super().perturb(
+            inputs,
+            target,
+            epsilon,
+            additional_forward_args,
+            True,
+            mask,
+            return_details=return_details,
+        )
+
+    def _victim(self, *arguments: Any) -> Victim:
+        return _SureVictim(self.confidence, *arguments)
+
+    def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
+        return super()._attack(victim, math.inf if epsilon is None else epsilon)
+
+    def _step_length(self, epsilon: float) -> float:  # noqa: ARG002 – there may be no ball
+        assert self.step_size is not None
+        return self.step_size
+
+    def _direction(self, gradients: Tensors) -> Tensors:
+        """Of root mean square 1, as signs have it."""
+        unit = super()._direction(gradients)
+        if self.norm == "Linf":
+            return unit
+        values = sum(g[0].numel() for g in unit)
+        return tuple(math.sqrt(values) * g for g in unit)
+
+    def _moved(
+        self, victim: Victim, clean: Tensors, change: Tensors, rows: Tensor, epsilon: float
+    ) -> Tensors:
+        if self.l2_decay:
+            middle = 0.0 if self.bounds is None else sum(self.bounds) / 2
+            kept = 1 - self.l2_decay
+            change = tuple(
+                middle + kept * (c + d - middle) - c for c, d in zip(clean, change, strict=True)
+            )
+        return super()._moved(victim, clean, change, rows, epsilon)
+
+
+def _minus_score(scores: Tensor, classes: Tensor) -> Tensor:
+    return -scores.gather(1, classes[:, None])[:, 0]
+
+
+class _SureVictim(Victim):
+    """A batch that is fooled when the model is sure of the class."""
+
+    def __init__(self, confidence: float, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.confidence = confidence
+
+    def succeeds(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """n booleans: predicted, with the confidence."""
+        label = self.label[rows]
+        probability = scores.softmax(dim=1).gather(1, label[:, None])[:, 0]
+        return super().succeeds(scores, rows) & (probability >= self.confidence)
+
+    def _see_clean(self, scores: Tensor) -> None:
+        assert self._class_scores is not None
+        assert self._class_scores.classes is not None
+        # The start may be of the class: it is not sure yet.
+        self.label = self._class_scores.classes.long().expand(self.n)
+        self.already = self.succeeds(scores, self.everyone)
+
+
+@dataclass(frozen=True)
+class Elites:
+    """The best image of each class so far."""
+
+    classes: Tensor
+    """K, the classes, in ascending order."""
+    confidence: Tensor
+    """K, the model's probability of the class for its image; 0 before the first generation."""
+    levels: Tensor
+    """K×C×H×W, the images' 8-bit values."""
+    bounds: tuple[float, float]
+    """What the levels 0 and 255 stand for."""
+    generations: int
+    evaluations: int
+    """Images that the model has scored."""
+    history: tuple[float, ...]
+    """The mean confidence after each generation."""
+
+    @property
+    def images(self) -> Tensor:
+        """K×C×H×W, within the bounds."""
+        return _from_levels(self.levels, self.bounds)
+
+
+class MapElites:
+    r"""An elite image for each of many classes at once, by evolution; no gradients are needed.
+
+    The MAP-Elites of Nguyen et al., "Deep Neural Networks are Easily Fooled"
+    (https://arxiv.org/abs/1412.1897), with direct encoding. Each generation draws parents among
+    the elites, mutates them, scores all children in one forward pass, and lets every child take
+    the place of the elite of any class for which the model is surer of it. Values mutate
+    independently, with a rate that halves now and then, by Deb's polynomial mutation, which stays
+    within the bounds. Images are kept in 8-bit levels, so the confidences are those of the files.
+
+    ``run`` goes on where the last one ended; what an interrupt (Ctrl-C) leaves is in ``elites``
+    and can be run on. Generations draw from seeds of their own, so two runs of 5 give what one of
+    10 gives.
+
+    Args:
+        forward_func: images -> scores N×K; any function.
+        shape: (C, H, W) of an image.
+        classes: those to find images for; None: all.
+        batch_size: children a generation, scored in one pass.
+        mutation_rate: share of the values that mutate in the first generations.
+        halve_every: generations after which the rate halves, each time.
+        strength: η of the mutation: higher changes less. A value changes by about 1 / η of the
+            range.
+        bounds: lowest and highest value.
+        seed: of all that is drawn.
+        device: where images are kept and scored; None: that of the model's parameters.
+
+    Memory: C·H·W bytes a class, so 150 MB for 1000 classes at 224×224.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Tensor],
+        shape: Sequence[int],
+        *,
+        classes: Sequence[int] | None = None,
+        batch_size: int = 32,
+        mutation_rate: float = 0.1,
+        halve_every: int = 1000,
+        strength: float = 15.0,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not callable(forward_func):
+            kind = type(forward_func).__name__
+            raise TypeError(f"forward_func: expected a model or a function, got {kind}")
+        if not shape or not all(isinstance(s, int) and s > 0 for s in shape):
+            raise ValueError(f"shape: expected (C, H, W) from 1, got {shape!r}")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("halve_every", halve_every, 1),
+            ("seed", seed, 0),
+        ):
+            check_count(name, value, least)
+        if not 0 < as_number(mutation_rate) <= 1:
+            raise ValueError(f"mutation_rate: expected a share in (0, 1], got {mutation_rate!r}")
+        if not 0 < as_number(strength) < math.inf:
+            raise ValueError(f"strength: expected a positive number, got {strength!r}")
+        self.forward_func = forward_func
+        self.shape = tuple(shape)
+        self.batch_size = batch_size
+        self.mutation_rate = mutation_rate
+        self.halve_every = halve_every
+        self.strength = strength
+        self.bounds = checked_bounds(bounds)
+        self.seed = seed
+        self.device = _device_of(forward_func) if device is None else torch.device(device)
+        self._classes = None if classes is None else _checked_classes(classes)
+        self._confidence: Tensor | None = None
+        self._levels: Tensor | None = None
+        self._history: list[float] = []
+
+    @property
+    def elites(self) -> Elites:
+        """A copy of what there is.
+
+        Raises:
+            RuntimeError: no generation has been run, so the classes are not known yet.
+        """
+        if self._levels is None or self._confidence is None or self._classes is None:
+            raise RuntimeError("there are no elites yet: call run() first")
+        return Elites(
+            classes=self._classes.clone(),
+            confidence=self._confidence.clone(),
+            levels=self._levels.clone(),
+            bounds=self.bounds,
+            generations=len(self._history),
+            evaluations=len(self._history) * self.batch_size,
+            history=tuple(self._history),
+        )
+
+    def run(self, generations: int, *, progress: bool = False) -> Elites:
+        """So many generations more.
+
+        Args:
+            generations: each costs one forward pass of ``batch_size`` images.
+            progress: show a bar.
+
+        Raises:
+            ValueError: scores that are not N×K, or NaN or infinity among them; a class that the
+                model does not have.
+        """
+        check_count("generations", generations, 1)
+        with torch.no_grad():
+            for _ in _counted(generations, progress):
+                self._generation(len(self._history))
+        return self.elites
+
+    def _generation(self, number: int) -> None:
+        # One seed a generation, so that an interrupted one can be run again.
+        generator = torch.Generator(self.device).manual_seed(self.seed + 1_000_003 * number)
+        shape = (self.batch_size, *self.shape)
+        if self._levels is None:
+            values = torch.rand(shape, generator=generator, device=self.device)
+        else:
+            places = torch.randint(
+                len(self._levels), (self.batch_size,), generator=generator, device=self.device
+            )
+            rate = self.mutation_rate * 0.5 ** (number // self.halve_every)
+            values = mutated(self._levels[places].float() / 255, rate, self.strength, generator)
+        children = (255 * values).round().to(torch.uint8)
+        probabilities = self._probabilities(_from_levels(children, self.bounds))
+        best, parent = probabilities.max(dim=0)
+        if self._levels is None or self._confidence is None:
+            self._levels = children[parent]
+            self._confidence = best
+        else:
+            better = best > self._confidence
+            # An interrupt between these two leaves images that are better than is said.
+            self._levels[better] = children[parent[better]]
+            self._confidence = torch.where(better, best, self._confidence)
+        self._history.append(float(self._confidence.mean()))
+
+    def _probabilities(self, images: Tensor) -> Tensor:
+        """n×K, of the classes to find images for."""
+        n = len(images)
+        scores = at_least_float(one_row_a_sample(model_scores(self.forward_func, images, None), n))
+        if scores.ndim != 2:
+            raise ValueError(f"forward_func: expected scores {n}×K, got {tuple(scores.shape)}")
+        check_finite(scores, "forward_func, scores")
+        probabilities = scores.softmax(dim=1)
+        if self._classes is None:
+            self._classes = torch.arange(scores.shape[1], device=scores.device)
+        highest = int(self._classes[-1])
+        if highest >= scores.shape[1]:
+            raise ValueError(
+                f"classes: class {highest}, but the model has the classes 0 to "
+                f"{scores.shape[1] - 1}"
+            )
+        return probabilities[:, self._classes.to(scores.device)]
+
+
+def map_elites(
+    forward_func: Callable[..., Tensor],
+    shape: Sequence[int],
+    *,
+    generations: int = 1000,
+    progress: bool = False,
+    **options: Any,
+) -> Elites:
+    """An elite image for each class, in one call.
+
+    Args:
+        forward_func, shape, options: as for :class:`MapElites`, which can also be interrupted and
+            run on.
+        generations, progress: as for its ``run``.
+
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    >>> elites = map_elites(model, (1, 2, 2), generations=20)
+    >>> elites.images.shape, elites.evaluations
+    (torch.Size([3, 1, 2, 2]), 640)
+    """
+    return MapElites(forward_func, shape, **options).run(generations, progress=progress)
+
+
+def mutated(
+    values: Tensor, rate: float, strength: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Values in [0, 1], a share of them changed by polynomial mutation; it stays in [0, 1].
+
+    Deb & Agrawal, "A niched-penalty approach for constraint handling in genetic algorithms"
+    (1999).
+
+    Args:
+        values: of any shape.
+        rate: the probability of each value to be changed.
+        strength: η.
+        generator: on the values' device.
+    """
+    drawn = torch.rand(values.shape, generator=generator, device=values.device)
+    # Of those below the rate, drawn / rate is uniform again.
+    at = (drawn < rate).nonzero(as_tuple=True)
+    x, u = values[at], drawn[at] / rate
+    result = values.clone()
+    result[at] = x + polynomial_change(x, u, strength)
+    return result.clamp(0, 1)  # of rounding
+
+
+def polynomial_change(x: Tensor, u: Tensor, strength: float) -> Tensor:
+    """What a uniform draw ``u`` in [0, 1) adds to ``x`` in [0, 1]: -x at 0, nothing at ½, 1 - x
+    at 1."""
+    down = u < 0.5
+    room = torch.where(down, 1 - x, x) ** (strength + 1)
+    share = torch.where(down, 2 * u, 2 * (1 - u))
+    size = 1 - (share + (1 - share) * room) ** (1 / (strength + 1))
+    return torch.where(down, -size, size)
+
+
+def _from_levels(levels: Tensor, bounds: tuple[float, float]) -> Tensor:
+    low, high = bounds
+    return (levels.float() / 255).mul(high - low).add(low).clamp(low, high)
+
+
+def _checked_classes(classes: Sequence[int]) -> Tensor:
+    """Ascending, each once."""
+    found = torch.as_tensor(classes)
+    if found.ndim != 1 or len(found) == 0 or found.is_floating_point() or bool((found < 0).any()):
+        raise ValueError(f"classes: expected whole numbers from 0, got {classes!r}")
+    ascending: Tensor = torch.unique(found.long())
+    return ascending
+
+
+def _counted(generations: int, progress: bool) -> Any:
+    if not progress:
+        return range(generations)
+    from tqdm.auto import trange
+
+    return trange(generations, desc="MAP-Elites", leave=False)
+
+
+def _device_of(forward_func: Callable[..., Tensor]) -> torch.device:
+    if isinstance(forward_func, nn.Module):
+        for p in forward_func.parameters():
+            return p.device
+    return torch.device("cpu")
