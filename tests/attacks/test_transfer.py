@@ -330,7 +330,16 @@ def test_questions_beyond_the_budget_are_refused_before_they_are_asked() -> None
     assert oracle.seen == 10
 
 
-def test_new_images_lie_along_the_sign_of_the_substitutes_gradient() -> None:
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0.1, [[0.6, 0.4], [0.0, 1.0]]),  # into the class; the second is clipped
+        (-0.1, [[0.4, 0.6], [0.15, 0.85]]),  # towards the boundary
+    ],
+)
+def test_new_images_lie_along_the_sign_of_the_substitutes_gradient(
+    step: float, expected: list[list[float]]
+) -> None:
     shown: list[Tensor] = []
 
     def oracle(x: Tensor) -> Tensor:
@@ -341,9 +350,33 @@ def test_new_images_lie_along_the_sign_of_the_substitutes_gradient() -> None:
     # the other way; a learning rate next to nothing leaves it so.
     net = linear([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]])
     x = torch.tensor([[0.5, 0.5, 0.5], [0.05, 0.95, 0.5]])
-    SubstituteAttack(oracle).fit(x, net, rounds=2, step=0.1, epochs=1, lr=1e-12)
-    expected = torch.tensor([[0.6, 0.4, 0.5], [0.0, 1.0, 0.5]])  # the second clipped
-    torch.testing.assert_close(shown[1][:, :2], expected[:, :2])
+    SubstituteAttack(oracle).fit(x, net, rounds=2, step=step, epochs=1, lr=1e-12)
+    torch.testing.assert_close(shown[1][:, :2], torch.tensor(expected))
+
+
+def test_a_step_towards_the_boundary_asks_what_the_substitute_does_not_know() -> None:
+    def known(step: float) -> float:
+        rounds = SubstituteAttack(half_of).fit(
+            blobs(20)[0], student(), rounds=4, epochs=20, step=step, lr=5e-3
+        )
+        return sum(r.agreement_on_new for r in rounds[1:]) / 3
+
+    assert known(-0.1) < known(0.1)
+
+
+def test_the_bounds_are_those_of_the_augmentation_and_of_the_attack() -> None:
+    shown: list[Tensor] = []
+
+    def oracle(x: Tensor) -> Tensor:
+        shown.append(x)
+        return half_of(x)
+
+    x, y = blobs(8)
+    attack = SubstituteAttack(oracle, bounds=(-1.0, 1.0))
+    attack.fit(2 * x - 1, student(), rounds=2, epochs=1, step=-1.0)
+    assert shown[1].amin() == -1
+    assert shown[1].amax() == 1
+    assert attack.perturb(2 * x - 1, y, epsilon=1.0).amin() == -1
 
 
 def test_what_it_learns_fools_the_oracle() -> None:
