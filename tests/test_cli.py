@@ -216,6 +216,39 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (["explain", "images/0.png", "--threshold", "2"], "threshold"),
     (["explain", "images", "--threshold", "nan"], "threshold: expected a number in [0, 1]"),
+    (
+        ["compare", "samples", "--attack", "pdg"],
+        "unknown attack 'pdg'; did you mean 'pgd'",
+    ),
+    (["compare", "samples", "--attack", ","], "attack: expected at least one"),
+    (["compare", "samples", "--epsilon", "1"], "--epsilon is for attacks: give --attack too"),
+    (["compare", "samples", "--attack", "pgd", "--epsilon", "-1"], "numbers from 0 to 255"),
+    (["compare", "samples", "--attack", "pgd", "--epsilon", "256"], "numbers from 0 to 255"),
+    (["compare", "samples", "--attack", "pgd", "--epsilon", "1,x"], "separated by commas, got 'x'"),
+    (["compare", "samples", "--attack", "pgd", "--epsilon", "2,2"], "epsilon: expected at least"),
+    (["compare", "samples", "--attack", "pgd", "--steps", "0"], "Invalid value for '--steps'"),
+    (
+        ["compare", "samples", "--attack", "deepfool", "--epsilon", "1"],
+        "deepfool takes no strength",
+    ),
+    (["compare", "samples", "--attack", "universal"], "universal: this attack needs the file"),
+    (
+        ["compare", "samples", "--attack", "pgd", "--universal", "v.safetensors"],
+        "--universal is for --attack universal",
+    ),
+    (["attack"], "give an image, a folder of images, or --kind samples"),
+    (["attack", "nowhere.png"], "nowhere.png: no such image or folder"),
+    (["attack", "images", "--attack", "pdg"], "unknown attack 'pdg'; did you mean 'pgd'"),
+    (["attack", "images", "--epsilon", "0.5"], "an image file holds whole levels"),
+    (["attack", "images", "--epsilon", "nan"], "numbers from 0 to 255"),
+    (["attack", "images", "--target", "taby"], "unknown class 'taby'; did you mean 'tabby'"),
+    (
+        ["attack", "images", "--target", "tabby", "--attack", "least_likely"],
+        "least_likely cannot move towards a given class",
+    ),
+    (["attack", "images", "--out", "images/out"], "lies inside images, the images' folder"),
+    (["attack", "images", "--kind", "imagnet"], "unknown kind of data set 'imagnet'; did you mean"),
+    (["attack", "images/0.png", "--boxes", "b.csv"], "a single image does not take: --boxes"),
     (["cmpare"], "No such command 'cmpare'"),
     (["demo", "--ot", "x"], "No such option: --ot"),
 ]
@@ -229,6 +262,79 @@ def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(
     code, _, err = run(*arguments)
     assert code == 2
     assert message in one_line(err)
+
+
+def test_compare_runs_every_method_under_every_attack(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images")
+    arguments = ("compare", "folder", folder, "--methods", "robust_cam", "--attack", "pgd,fgsm")
+    arguments = (*arguments, "--epsilon", "1, 8", "--steps", 2)
+    code, out, _ = run(*arguments)
+    assert code == 0
+    attacks = ["pgd 1/255", "pgd 8/255", "fgsm 1/255", "fgsm 8/255"]
+    result = Comparison(tmp_path / "captum-robust-compare")
+    assert result.attacks == ["clean", *attacks]
+    assert (result.table().groupby("attack").size() == 3).all()
+    for name in attacks:
+        assert out.count(name) >= 2
+    assert "robust accuracy" in out
+    report = (tmp_path / "captum-robust-compare" / "report.html").read_text(encoding="utf-8")
+    assert "pgd 8/255" in report
+    code, _, err = run(*arguments[:-1], 3)
+    assert code == 2
+    assert "steps=2, transform=None) there" in one_line(err)
+
+
+def test_attack_writes_files_that_fool_a_table_and_curves(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=3)
+    (folder / "boxes.csv").unlink()
+    (folder / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0torn")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    arguments = ("attack", folder, "--epsilon", "2,4", "--steps", 3, "--out", "out")
+    code, out, err = run(*arguments)
+    assert code == 0
+    assert "torn.jpg" in one_line(err)
+    assert "4 images: 1 could not be used; 6 files written" in out
+    assert "3 images have no label: their prediction counts as it" in out
+    assert out.count(" fooled") >= 6
+    for strength in (2, 4):
+        for i in range(3):
+            with Image.open(tmp_path / "out" / f"pgd-{strength}" / f"{i}.png") as picture:
+                assert picture.size == (224, 224)
+    assert (tmp_path / "out" / "attacked.csv").read_text().startswith("image,attack,epsilon,label")
+    assert (tmp_path / "out" / "curves.png").is_file()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    code, again, _ = run(*arguments)  # a finished run is not run again
+    assert (code, again) == (0, out)
+    code, _, err = run(*arguments, "--seed", 1)
+    assert code == 2
+    assert "settings.seed: 0 there, 1 here" in one_line(err)
+
+
+def test_attack_takes_one_photograph_and_a_target(run: Run, tmp_path: Path) -> None:
+    file = draw(tmp_path / "images", n=1) / "0.png"
+    arguments = ("attack", file, "--epsilon", 8, "--target", "lynx")
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert "lynx" in out
+    with Image.open(tmp_path / "captum-robust-attack" / "pgd-8" / "0.png") as picture:
+        picture.load()
+    code, out, _ = run("explain", tmp_path / "captum-robust-attack" / "pgd-8" / "0.png")
+    assert out.splitlines()[1].endswith("lynx")
+    own = run("explain", file, "--top", 1)[1].split("%")[1].strip()
+    code, _, err = run(*arguments[:-1], own, "--out", "third")
+    assert code == 2
+    assert f"target: the image is of class {own} already" in one_line(err)
+    assert not (tmp_path / "third").exists()
+
+
+def test_attack_on_nothing_but_broken_images_fails(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0torn")
+    code, out, err = run("attack", folder / "torn.jpg")
+    assert code == 2
+    assert "torn.jpg" in one_line(err)
+    assert "1 images: 1 could not be used" in out
 
 
 def test_other_boxes_are_another_run(run: Run, tmp_path: Path) -> None:
@@ -310,12 +416,13 @@ def test_a_folder_with_another_run_is_refused(run: Run, tmp_path: Path) -> None:
 def test_help_names_every_command_and_argument(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("demo", "compare", "explain", "methods"):
+    for command in ("demo", "compare", "explain", "attack", "methods"):
         assert command in out
         assert run(command, "--help")[0] == 0
     code, out, _ = run("methods")
     assert out.split()[0] == "robust_cam"
     assert "center_box  (baseline)" in out
+    assert "pgd  (attack: " in out
 
 
 def test_ctrl_c_says_that_the_run_can_go_on(
@@ -378,6 +485,37 @@ def test_a_killed_compare_goes_on_and_ends_with_the_same_rows(tmp_path: Path) ->
     assert 0 < before < 60
     finish([*command, "--out", str(killed)])
     assert stored(killed) == stored(whole)
+
+
+def test_a_killed_attack_goes_on_and_ends_with_the_same_files(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=4)
+    (folder / "boxes.csv").unlink()
+    command = [sys.executable, "-m", "captum_robust", "attack", str(folder), "--batch-size", "1"]
+    command += ["--attack", "fgsm", "--epsilon", "8", "--all", "--out"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    finish([*command, str(whole)])
+    process = subprocess.Popen(
+        [*command, str(killed)],
+        env=ONE_THREAD,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if list(killed.glob("fgsm-8/[!.]*.png")):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "attacked.csv").exists()
+    finish([*command, str(killed)])
+
+    def content(out: Path) -> dict[str, bytes]:
+        kept = [*out.glob("fgsm-8/[!.]*.png"), out / "attacked.csv"]
+        return {str(p.relative_to(out)): p.read_bytes() for p in kept}
+
+    assert content(killed) == content(whole)
+    assert len(content(whole)) == 5
 
 
 def test_two_processes_under_torchrun_give_the_table_of_one(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def _lbfgs(model: Classifier, _: float | None, __: AttackOptions) -> Attack:
 
 
 def _universal(model: Classifier, _: float | None, options: AttackOptions) -> Attack:
-    from captum_robust.attacks import UniversalPerturbation
+    from captum_robust.attacks.universal import UniversalPerturbation
 
     if options.universal is None:
         raise ValueError("universal: this attack needs the file of a saved perturbation")
