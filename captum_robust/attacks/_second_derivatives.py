@@ -1,0 +1,270 @@
+"""What it takes to differentiate an attribution, which is made of gradients already."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+from captum_robust.optim import as_number
+
+
+@contextmanager
+def recorded_gradients() -> Iterator[None]:
+    """While it lasts, what ``torch.autograd.grad`` returns has a graph of its own.
+
+    Attributions ask for gradients without one, so they could not be differentiated. Hooks on
+    tensors that are registered meanwhile are taken off at the end: those of guided backpropagation
+    act on the first derivative, and would bend the second one too. ``torch.autograd.grad`` and
+    ``torch.Tensor.register_hook`` are replaced for the whole process, and put back also when an
+    exception passes.
+    """
+    autograd: Any = torch.autograd
+    tensor: Any = Tensor
+    plain_grad, plain_hook = autograd.grad, tensor.register_hook
+    handles: list[Any] = []
+
+    @functools.wraps(plain_grad)
+    def grad(
+        outputs: Any,
+        inputs: Any,
+        grad_outputs: Any = None,
+        retain_graph: bool | None = None,  # noqa: ARG001 – the new graph needs the old one
+        create_graph: bool = False,  # noqa: ARG001
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        return plain_grad(outputs, inputs, grad_outputs, True, True, *rest, **options)
+
+    @functools.wraps(plain_hook)
+    def register_hook(self: Tensor, hook: Callable[..., Any]) -> Any:
+        handle = plain_hook(self, hook)
+        handles.append(handle)
+        return handle
+
+    autograd.grad, tensor.register_hook = grad, register_hook
+    try:
+        yield
+    finally:
+        autograd.grad, tensor.register_hook = plain_grad, plain_hook
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def smooth_activations(module: nn.Module, beta: float) -> Iterator[None]:
+    r"""While it lasts, the piecewise linear activations within ``module`` are smooth.
+
+    The second derivative of max(x, 0) is zero, and that of what a network makes of it too. In its
+    place comes the softplus, log(1 + e^{βx}) / β; ReLU6 and Hardtanh become the difference of two,
+    and LeakyReLU, PReLU, Hardswish and Hardsigmoid are made of it likewise. Dombrowski et al.,
+    "Explanations Can Be Manipulated and Geometry Is to Blame" (https://arxiv.org/abs/1906.07983).
+
+    Both modules (``nn.ReLU``) and functions (``F.relu``, ``torch.relu``, ``x.relu_()``) are
+    replaced, where they are called from Python within a forward pass of ``module`` or of a part of
+    it; an activation in place writes into its input still. Clamping (``x.clamp(min=0)``), max
+    pooling and compiled code (TorchScript) stay as they are. The modules run under another
+    ``forward`` meanwhile; it is put back also when an exception passes.
+
+    Args:
+        module: its weights, its modes and its parts stay what they are.
+        beta: β, positive; the larger, the closer to the original. The softplus is above
+            max(x, 0) by log(2) / β at most.
+
+    >>> relu = nn.ReLU()
+    >>> with smooth_activations(relu, beta=1.0):
+    ...     relu(torch.zeros(1))
+    tensor([0.6931])
+    >>> relu(torch.zeros(1))
+    tensor([0.])
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    mode = _Smooth(checked_beta(beta))
+    is_inside = False
+
+    def smooth(forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def run(*args: Any, **options: Any) -> Any:
+            nonlocal is_inside
+            if is_inside:
+                return forward(*args, **options)
+            is_inside = True
+            try:
+                with mode:
+                    return forward(*args, **options)
+            finally:
+                is_inside = False
+
+        return run
+
+    # All parts, as attributions may call them one by one.
+    parts = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    before = [vars(m).get("forward") for m in parts]
+    try:
+        for m in parts:
+            vars(m)["forward"] = smooth(m.forward)
+        yield
+    finally:
+        for m, forward in zip(parts, before, strict=True):
+            if forward is None:
+                vars(m).pop("forward", None)
+            else:
+                vars(m)["forward"] = forward
+
+
+def checked_beta(beta: Any) -> float:
+    """A finite number above 0, or ``ValueError``."""
+    number = as_number(beta)
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"beta: expected a positive number, got {beta!r}")
+    return number
+
+
+class _Smooth(TorchFunctionMode):
+    """Calls the smooth function where an activation is called."""
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        options = {} if kwargs is None else kwargs
+        if func not in _SMOOTH:
+            return func(*args, **options)
+        return _SMOOTH[func](self.beta, *args, **options)
+
+
+class _Ramp(torch.autograd.Function):
+    """From 0 to ``width`` with slope 1 between, the two corners rounded by a softplus each.
+
+    The same as ``softplus(x) - softplus(x - width)``, where the corners are far apart, for a
+    third of the time: one exponential instead of two, and its logarithm is not ``log1p``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, beta: float, width: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.beta, ctx.width = beta, width
+        # The softplus is max(x, 0) and this: it adds at the lower corner, and takes at the upper.
+        rounding = _from_corner(x, width).abs_().mul_(-beta).exp_().add_(1).log_().div_(beta)
+        if width < math.inf:
+            rounding.mul_((width / 2 - x).sign_())
+        return rounding.add_(x.clamp(0, width))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        return _RampSlope.apply(gradient, x, ctx.beta, ctx.width), None, None
+
+
+class _RampSlope(torch.autograd.Function):
+    """The slope of the ramp at x, times a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, x: Tensor, beta: float, width: float) -> Tensor:
+        slope = _from_corner(x, width).mul_(beta).sigmoid_()
+        ctx.save_for_backward(gradient, x, slope)
+        ctx.beta, ctx.width = beta, width
+        return gradient * slope
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        gradient, x, slope = ctx.saved_tensors
+        bend = (slope * (1 - slope)).mul_(ctx.beta)
+        if ctx.width < math.inf:
+            bend.mul_((ctx.width / 2 - x).sign_())
+        return outer * slope, bend.mul_(gradient).mul_(outer), None, None
+
+
+def _from_corner(x: Tensor, width: float) -> Tensor:
+    """How far x is within the nearer corner, as a new tensor."""
+    return x.clone() if width == math.inf else torch.minimum(x, width - x)
+
+
+def _softplus(x: Tensor, beta: float) -> Tensor:
+    smooth: Tensor = _Ramp.apply(x, beta, math.inf)
+    return smooth
+
+
+def _ramp(x: Tensor, beta: float, width: float) -> Tensor:
+    # Behind 20 / β the softplus is straight, as in F.softplus.
+    if beta * width > 40:
+        smooth: Tensor = _Ramp.apply(x, beta, width)
+        return smooth
+    return _softplus(x, beta) - _softplus(x - width, beta)
+
+
+def _relu(beta: float, input: Tensor, inplace: bool = False) -> Tensor:
+    return _written(lambda x: _softplus(x, beta), input, inplace)
+
+
+def _hardtanh(
+    beta: float,
+    input: Tensor,
+    min_val: float = -1.0,
+    max_val: float = 1.0,
+    inplace: bool = False,
+) -> Tensor:
+    return _written(lambda x: min_val + _ramp(x - min_val, beta, max_val - min_val), input, inplace)
+
+
+def _relu6(beta: float, input: Tensor, inplace: bool = False) -> Tensor:
+    return _written(lambda x: _ramp(x, beta, 6.0), input, inplace)
+
+
+def _leaky_relu(
+    beta: float, input: Tensor, negative_slope: float = 0.01, inplace: bool = False
+) -> Tensor:
+    return _written(
+        lambda x: negative_slope * x + (1 - negative_slope) * _softplus(x, beta), input, inplace
+    )
+
+
+def _prelu(beta: float, input: Tensor, weight: Tensor) -> Tensor:
+    slope = weight.reshape(-1, *[1] * max(0, input.ndim - 2))
+    return slope * input + (1 - slope) * _softplus(input, beta)
+
+
+def _hardsigmoid(beta: float, input: Tensor, inplace: bool = False) -> Tensor:
+    return _written(lambda x: _ramp(x + 3, beta, 6.0) / 6, input, inplace)
+
+
+def _hardswish(beta: float, input: Tensor, inplace: bool = False) -> Tensor:
+    return _written(lambda x: x * _ramp(x + 3, beta, 6.0) / 6, input, inplace)
+
+
+def _written(function: Callable[[Tensor], Tensor], x: Tensor, inplace: bool) -> Tensor:
+    # The backward pass needs the values from before.
+    return x.copy_(function(x.clone())) if inplace else function(x)
+
+
+_SMOOTH: dict[Any, Callable[..., Tensor]] = {
+    F.relu: _relu,
+    torch.relu: _relu,
+    Tensor.relu: _relu,
+    torch.relu_: functools.partial(_relu, inplace=True),
+    Tensor.relu_: functools.partial(_relu, inplace=True),
+    F.relu6: _relu6,
+    F.hardtanh: _hardtanh,
+    F.leaky_relu: _leaky_relu,
+    F.prelu: _prelu,
+    torch.prelu: _prelu,
+    F.hardsigmoid: _hardsigmoid,
+    F.hardswish: _hardswish,
+}
