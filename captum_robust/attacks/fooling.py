@@ -404,10 +404,8 @@ def map_elites(
 def mutated(
     values: Tensor, rate: float, strength: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Values in [0, 1], a share of them changed by polynomial mutation; it stays in [0, 1].
-
-    Deb & Agrawal, "A niched-penalty approach for constraint handling in genetic algorithms"
-    (1999).
+    """Values in [0, 1], a share of them changed by Deb's polynomial mutation, as in NSGA-II: small
+    changes are more likely than large ones, and none leaves [0, 1].
 
     Args:
         values: of any shape.

@@ -40,10 +40,11 @@ class EnsembleTransfer(PGD):
 
     .. math:: x \leftarrow \Pi(x \pm \alpha \, \mathrm{sgn} \, \nabla \tfrac1M \sum_k L_k(T(x), y))
 
-    with the cross-entropy L, as in Liu et al., "Delving into Transferable Adversarial Examples and
-    Black-box Attacks" (https://arxiv.org/abs/1611.02770), and with random transformations T in
-    Elsayed et al., "Adversarial Examples that Fool both Computer Vision and Time-Limited Humans"
-    (https://arxiv.org/abs/1802.08195). :func:`held_out` measures the transfer.
+    with the cross-entropy L and transformations T, as in Elsayed et al., "Adversarial Examples that
+    Fool both Computer Vision and Time-Limited Humans" (https://arxiv.org/abs/1802.08195). That what
+    fools several models fools others is the finding of Liu et al., "Delving into Transferable
+    Adversarial Examples and Black-box Attacks" (https://arxiv.org/abs/1611.02770).
+    :func:`held_out` measures it.
 
     ``predicted`` of the details is the class with the highest mean of log-probabilities. A sample
     is ``fooled`` when enough of the models are; it was so ``already`` when enough of them were
@@ -237,7 +238,8 @@ def held_out(
         model classifies no image right.
 
     Raises:
-        ValueError: fewer than two models; labels or targets that are not one an image.
+        ValueError: fewer than two models; labels or targets that are not one an image; a target
+            that is the label.
     """
     import pandas as pd
 
@@ -249,6 +251,9 @@ def held_out(
     n = check_batch((images,))
     true = _one_an_image("labels", labels, images)
     aims = None if targets is None else _one_an_image("targets", targets, images)
+    if aims is not None and bool((aims == true).any()):
+        image = int((aims == true).nonzero()[0])
+        raise ValueError(f"targets: image {image} is of class {int(true[image])}")
     parts = [slice(i, i + (batch_size or n)) for i in range(0, n, batch_size or n)]
     right = {name: _classes(model, images, parts) == true for name, model in models.items()}
     rows = []

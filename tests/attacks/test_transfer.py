@@ -284,6 +284,8 @@ def test_labels_must_be_one_an_image() -> None:
         held_out(models, torch.full((2, 3), 0.5), [0])
     with pytest.raises(ValueError, match="targets: expected 2 classes"):
         held_out(models, torch.full((2, 3), 0.5), [0, 0], targets=torch.rand(2))
+    with pytest.raises(ValueError, match="targets: image 1 is of class 0"):
+        held_out(models, torch.full((2, 3), 0.5), [0, 0], targets=[1, 0])
 
 
 def test_the_set_doubles_each_round_and_every_label_is_counted() -> None:
