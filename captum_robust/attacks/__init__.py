@@ -24,6 +24,8 @@ give one by one. A sample that is misclassified to begin with comes back unchang
 """
 
 from captum_robust.attacks._attack import Attack, AttackDetails, cross_entropy
+from captum_robust.attacks._second_derivatives import recorded_gradients, smooth_activations
+from captum_robust.attacks.explanation import ExplanationAttack, ExplanationDetails
 from captum_robust.attacks.fooling import Elites, FoolingImage, MapElites, map_elites
 from captum_robust.attacks.gradient import (
     FGSM,
@@ -33,7 +35,7 @@ from captum_robust.attacks.gradient import (
     MostLikelyClassMap,
     most_likely_class_map,
 )
-from captum_robust.attacks.minimal import DeepFool
+from captum_robust.attacks.minimal import DeepFool, LBFGSAttack
 from captum_robust.attacks.rank import RankAnalysis, Share, rank_analysis
 from captum_robust.attacks.transfer import (
     EnsembleTransfer,
@@ -50,8 +52,11 @@ __all__ = [
     "DeepFool",
     "Elites",
     "EnsembleTransfer",
+    "ExplanationAttack",
+    "ExplanationDetails",
     "FoolingImage",
     "GradientStep",
+    "LBFGSAttack",
     "LeastLikelyClass",
     "MapElites",
     "MostLikelyClassMap",
@@ -64,4 +69,6 @@ __all__ = [
     "map_elites",
     "most_likely_class_map",
     "rank_analysis",
+    "recorded_gradients",
+    "smooth_activations",
 ]
