@@ -220,7 +220,7 @@ class Victim:
         The first call must be of the clean inputs of everyone: it finds the labels. Records a
         graph if gradients are on.
         """
-        places = None if len(rows) == self.n else rows.tolist()
+        places = self.places(rows)
         arguments = self.arguments
         if places is not None:
             arguments = arguments_of(arguments, places, self.n)
@@ -243,6 +243,12 @@ class Victim:
             self._see_clean(scores.detach())
             return scores
         return self._class_scores(scores, places)
+
+    def places(self, rows: Tensor) -> list[int] | None:
+        """The rows as numbers; None for everyone in order."""
+        # As many rows as there are samples may also be several draws of some of them.
+        is_everyone = rows is self.everyone or torch.equal(rows, self.everyone)
+        return None if is_everyone else rows.tolist()
 
     def gradients(
         self,

@@ -48,7 +48,7 @@ class EnsembleTransfer(PGD):
 
     ``predicted`` of the details is the class with the highest mean of log-probabilities. A sample
     is ``fooled`` when enough of the models are; it was so ``already`` when enough of them were
-    before. With one model this is :class:`PGD`.
+    before. With one model this is :class:`PGD`. A step holds the activations of all models.
 
     Args:
         models: forward functions with the same K classes; each takes the same inputs.
@@ -182,8 +182,8 @@ class _EnsembleVictim(Victim):
     def __init__(self, models: Sequence[ForwardFunction], share: float, *arguments: Any) -> None:
         self._ensemble = _Ensemble(models)
         self._needed = math.ceil(share * len(models) - 1e-9)
-        self._rows = torch.empty(0)
         super().__init__(self._ensemble, *arguments)
+        self._rows = self.everyone
 
     def scores(self, inputs: Tensors, rows: Tensor) -> Tensor:
         self._rows = rows
@@ -195,7 +195,7 @@ class _EnsembleVictim(Victim):
         Where that was of several draws a sample, the mean of a model's probabilities counts.
         """
         assert self._class_scores is not None
-        places = None if len(self._rows) == self.n else self._rows.tolist()
+        places = self.places(self._rows)
         n = len(rows)
         lost = torch.zeros(n, dtype=torch.long, device=rows.device)
         for each in self._ensemble.of_each:

@@ -243,6 +243,23 @@ def test_the_attack_averages_the_loss_over_the_transform(images: Tensor) -> None
     assert details.backward_passes.tolist() == [3, 3]
 
 
+def test_draws_of_half_a_batch_get_the_arguments_of_their_samples() -> None:
+    # Two samples are fooled by one step and leave; two draws each of the others are four rows, as
+    # many as there were samples.
+    seen: list[list[float]] = []
+
+    def margin(x: Tensor, boundary: Tensor) -> Tensor:
+        seen.append(boundary.tolist())
+        return torch.stack([x[:, 0] - boundary, torch.zeros(len(x))], dim=1)
+
+    attack = PGD(
+        margin, 0.125, steps=4, transform=lambda x: x, samples=2, step_size=0.0625, quantize=False
+    )
+    boundary = torch.tensor([0.46875, 0.46875, 0.125, 0.25])
+    attack.perturb(torch.full((4, 1), 0.5), 0, additional_forward_args=boundary)
+    assert seen[-1] == [0.125, 0.125, 0.25, 0.25]
+
+
 def test_a_transform_that_draws_is_seeded_and_leaves_the_generator(net: Net, x: Tensor) -> None:
     def noisy(images: Tensor) -> Tensor:
         return (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
