@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captum_robust.benchmark.comparison import CLEAN, GALLERY_POOL, boxes_of
+from captum_robust.benchmark.comparison import ATTACK_POOL, CLEAN, GALLERY_POOL, boxes_of
 from captum_robust.benchmark.overlay import (
     PREDICTED_COLOR,
     RGB,
@@ -32,6 +33,9 @@ _JPEG_QUALITY = 72
 _EACH = 12
 _PICTURES = 400
 """Bound on the pictures of a report: at about 15 kB each as text, some 6 MB."""
+_STRIPS = 6
+_STRIP_PICTURES = 200
+"""Bounds on the images shown under attack, and on their pictures."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,82 @@ class Gallery:
     """The methods whose mean overlap ranks the images, and whose maps are shown."""
 
 
+@dataclass(frozen=True)
+class Strip:
+    """One image, clean or under one attack, with the maps of it."""
+
+    attack: str
+    picture: str
+    """A data URI, like ``change``, which is empty where there is none."""
+    change: str
+    factor: str
+    predicted_class: str
+    confidence: float
+    fooled: bool | None
+    """None: the clean image."""
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class AttackedEntry:
+    """One image before and after the attacks."""
+
+    image: str
+    strips: list[Strip]
+
+
+def build_strips(comparison: Comparison) -> list[AttackedEntry]:
+    """The first images that were classified right before every attack, with all that was done.
+
+    Only of those whose pictures the run has kept; baselines' maps are left out.
+    """
+    attacks = comparison.attacks[1:]
+    styles = method_styles(comparison)
+    shown = [m for m in comparison.methods if not styles[m].baseline] or comparison.methods
+    most = max(1, min(_STRIPS, _STRIP_PICTURES // ((1 + len(attacks)) * (2 + len(shown)))))
+    kept = comparison.select(
+        "SELECT position FROM attacked JOIN images USING (position) "
+        "WHERE NOT already AND attacked.picture IS NOT NULL AND images.picture IS NOT NULL "
+        "GROUP BY position HAVING count(*) = ? ORDER BY position LIMIT ?",
+        (len(attacks), most),
+    )
+    rows = comparison.to_dataframe(first=ATTACK_POOL)
+    rows = rows[rows["method"].isin(shown)]
+    return [_attacked_entry(comparison, rows, row["position"]) for row in kept]
+
+
+def _attacked_entry(comparison: Comparison, rows: pd.DataFrame, position: int) -> AttackedEntry:
+    image = comparison.select("SELECT * FROM images WHERE position = ?", (position,))[0]
+    found = comparison.select("SELECT * FROM attacked WHERE position = ?", (position,))
+    attacked = {row["attack"]: row for row in found}
+    strips = []
+    for attack in comparison.attacks:
+        here = rows[(rows["position"] == position) & (rows["attack"] == attack)]
+        if here.empty:
+            continue
+        row = attacked.get(attack)
+        canvas = _Canvas.of(image, image["picture"] if row is None else row["picture"])
+        first: Any = here.iloc[0]
+        strips.append(
+            Strip(
+                attack=attack,
+                picture=_jpeg_uri(canvas.picture),
+                change="" if row is None else _jpeg_uri(canvas.fitted(row["change"])),
+                factor="" if row is None else factor_text(row["amplification"]),
+                predicted_class=comparison.class_name(int(first["predicted"])),
+                confidence=float(first["confidence"]),
+                fooled=None if row is None else bool(row["fooled"]),
+                tiles=_tiles(comparison, here, position, attack, canvas),
+            )
+        )
+    return AttackedEntry(image["image"], strips)
+
+
 def build_gallery(comparison: Comparison) -> Gallery:
     """Choose the images by the mean overlap over the methods that are no baselines, and draw them.
 
-    The boxes are those at the threshold that the table uses. Clean images only: a run keeps no
-    attacked pictures.
+    The boxes are those at the threshold that the table uses. Clean images only: see
+    :func:`build_strips` for attacked ones.
     """
     styles = method_styles(comparison)
     shown = [m for m in comparison.methods if not styles[m].baseline] or comparison.methods
@@ -119,71 +194,100 @@ def build_gallery(comparison: Comparison) -> Gallery:
     return Gallery(entries(best), entries(worst), len(ranked), shown)
 
 
-def _entry(comparison: Comparison, rows: pd.DataFrame, position: int, mean_iou: float) -> Entry:
+@dataclass(frozen=True)
+class _Canvas:
+    """A picture in the shape of the original image, as the model's input may have squeezed it."""
+
+    picture: RGB
+    truth: np.ndarray[Any, Any]
+    """M×4, the true boxes on it."""
+    scale: np.ndarray[Any, Any]
+    """4, from the pixels of the model's input."""
+
+    @classmethod
+    def of(cls, image: dict[str, Any], picture: bytes) -> _Canvas:
+        """From a row of ``images`` and a picture at the size of the model's input."""
+        stored = _decoded(picture)
+        height, width = stored.shape[:2]
+        size = _tile_size(image["width"], image["height"])
+        truth = np.array(boxes_of(image["boxes"])).reshape(-1, 4) * [*size, *size]
+        scale = np.array([size[0] / width, size[1] / height] * 2)
+        return cls(_sized(stored, size), truth, scale)
+
+    def fitted(self, picture: bytes) -> RGB:
+        """Another picture in the same size."""
+        return _sized(_decoded(picture), (self.picture.shape[1], self.picture.shape[0]))
+
+
+def _decoded(data: bytes) -> RGB:
     import cv2
 
+    stored: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    rgb: RGB = stored[:, :, ::-1]
+    return rgb
+
+
+def _sized(rgb: RGB, size: tuple[int, int]) -> RGB:
+    import cv2
+
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _entry(comparison: Comparison, rows: pd.DataFrame, position: int, mean_iou: float) -> Entry:
     row = comparison.select("SELECT * FROM images WHERE position = ?", (position,))[0]
-    stored: Any = cv2.imdecode(np.frombuffer(row["picture"], np.uint8), cv2.IMREAD_COLOR)
-    model_height, model_width = stored.shape[:2]
-    # In the shape of the original: the model's input may have squeezed it.
-    width, height = _tile_size(row["width"], row["height"])
-    picture: RGB = cv2.resize(stored, (width, height), interpolation=cv2.INTER_AREA)[:, :, ::-1]
-    truth = np.array(boxes_of(row["boxes"])) * [width, height, width, height]
-    scale = np.array([width / model_width, height / model_height] * 2)
-    kept = {
-        r["method"]: r
-        for r in comparison.select(
-            "SELECT method, heat, perturbation, amplification, predicted, explained, new_class, "
-            "flipped FROM results WHERE position = ? AND attack = ? AND heat IS NOT NULL",
-            (position, CLEAN),
-        )
-    }
-    by_method = {r["method"]: r for r in rows.to_dict("records")}
-    tiles = [
-        _tile(comparison, by_method[method], kept.get(method), picture, truth, scale)
-        for method in comparison.methods
-        if method in by_method
-    ]
+    canvas = _Canvas.of(row, row["picture"])
     first: Any = rows.iloc[0]
     predicted = None if first["predicted"] != first["predicted"] else int(first["predicted"])
     return Entry(
         image=row["image"],
-        picture=_jpeg_uri(draw_boxes(picture, truth)),
+        picture=_jpeg_uri(draw_boxes(canvas.picture, canvas.truth)),
         mean_iou=mean_iou,
         true_class=comparison.class_name(row["label"]),
         predicted_class=comparison.class_name(predicted),
         confidence=float(first["confidence"]),
         mistaken=row["label"] is not None and row["label"] != predicted,
-        tiles=tiles,
+        tiles=_tiles(comparison, rows, position, CLEAN, canvas),
     )
 
 
+def _tiles(
+    comparison: Comparison, rows: pd.DataFrame, position: int, attack: str, canvas: _Canvas
+) -> list[Tile]:
+    """The maps of one image under one attack, of the methods in ``rows``."""
+    kept = {
+        r["method"]: r
+        for r in comparison.select(
+            "SELECT method, heat, perturbation, amplification, predicted, explained, new_class, "
+            "flipped FROM results WHERE position = ? AND attack = ? AND heat IS NOT NULL",
+            (position, attack),
+        )
+    }
+    by_method = {r["method"]: r for r in rows.to_dict("records")}
+    return [
+        _tile(comparison, by_method[method], kept.get(method), canvas)
+        for method in comparison.methods
+        if method in by_method
+    ]
+
+
 def _tile(
-    comparison: Comparison,
-    row: dict[Any, Any],
-    kept: dict[str, Any] | None,
-    picture: RGB,
-    truth: np.ndarray[Any, Any],
-    scale: np.ndarray[Any, Any],
+    comparison: Comparison, row: dict[Any, Any], kept: dict[str, Any] | None, canvas: _Canvas
 ) -> Tile:
-    if kept is None or row["iou"] != row["iou"]:  # NaN: the method failed on this image
+    if kept is None:  # the method failed on this image
         return Tile(row["method"], "", None, False)
     values = unpack(kept["heat"], np.uint8)
     side = round(len(values) ** 0.5)
-    drawn = draw_boxes(overlay(picture, values.reshape(side, side)), truth)
-    box = np.array([[row[c] for c in ("x0", "y0", "x1", "y1")]]) * scale
+    drawn = draw_boxes(overlay(canvas.picture, values.reshape(side, side)), canvas.truth)
+    change = None if kept["perturbation"] is None else _change(comparison, kept, canvas)
+    if math.isnan(iou := float(row.get("iou", math.nan))):  # no box to compare with
+        return Tile(row["method"], _jpeg_uri(drawn), None, False, change)
+    box = np.array([[row[c] for c in ("x0", "y0", "x1", "y1")]]) * canvas.scale
     drawn = draw_boxes(drawn, box, PREDICTED_COLOR)
-    change = None if kept["perturbation"] is None else _change(comparison, kept, picture)
-    iou, localized = float(row["iou"]), bool(row["localized"])
-    return Tile(row["method"], _jpeg_uri(drawn), iou, localized, change)
+    return Tile(row["method"], _jpeg_uri(drawn), iou, bool(row["localized"]), change)
 
 
-def _change(comparison: Comparison, kept: dict[str, Any], picture: RGB) -> Change:
-    import cv2
-
-    stored: Any = cv2.imdecode(np.frombuffer(kept["perturbation"], np.uint8), cv2.IMREAD_COLOR)
-    size = (picture.shape[1], picture.shape[0])
-    drawn: RGB = cv2.resize(stored, size, interpolation=cv2.INTER_AREA)[:, :, ::-1]
+def _change(comparison: Comparison, kept: dict[str, Any], canvas: _Canvas) -> Change:
+    drawn = canvas.fitted(kept["perturbation"])
     mark, words = verdict(bool(kept["flipped"]), kept["predicted"] == kept["explained"])
     new_class = comparison.class_name(kept["new_class"])
     return Change(_jpeg_uri(drawn), factor_text(kept["amplification"]), mark, words, new_class)

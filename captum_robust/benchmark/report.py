@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_robust.benchmark.comparison import CLEAN, FEW, GALLERY_POOL
-from captum_robust.benchmark.gallery import build_gallery
+from captum_robust.benchmark.gallery import build_gallery, build_strips
 from captum_robust.benchmark.overlay import PREDICTED_COLOR, TRUTH_COLOR, write_whole
-from captum_robust.benchmark.plots import FAMILIES, method_styles
+from captum_robust.benchmark.plots import FAMILIES, line_style, method_styles
+from captum_robust.benchmark.robustness import attack_series
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from captum_robust.benchmark.comparison import Comparison
 
 _SHOWN_FAILURES = 50
+_EXPLAINED = {
+    "label": "the true class (the predicted one where it is not known)",
+    "prediction": "the predicted class",
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ COLUMNS = (
         "percent",
         "",
         "Of methods that perturb the image: the share of images whose label the perturbation "
-        "changed, among those whose explained class was the prediction.",
+        "changed, among those whose explained class was the prediction (below: how many).",
     ),
     Column("forward", "Forward", "number", "low", "Forward passes of the classifier an image."),
     Column("backward", "Backward", "number", "low", "Backward passes an image."),
@@ -162,6 +167,7 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "groups": _groups(table, comparison),
         "styles": styles,
         "charts": _charts(comparison),
+        "attacks": _attacks(table, comparison) if len(comparison.attacks) > 1 else None,
         "gallery": gallery,
         "changes": any(tile.change for entry in shown for tile in entry.tiles),
         "pool_limit": GALLERY_POOL,
@@ -183,10 +189,6 @@ def _facts(comparison: Comparison, counts: dict[str, Any]) -> list[tuple[str, st
     )
     if counts["read"] < planned:
         images += f"; the run is not finished ({planned} planned)"
-    explained = {
-        "label": "the true class (the predicted one where it is not known)",
-        "prediction": "the predicted class",
-    }
     fit = {
         "squash": f"whole image resized to {size}",
         "crop": f"shorter side resized, centre {size} cut out",
@@ -199,7 +201,7 @@ def _facts(comparison: Comparison, counts: dict[str, Any]) -> list[tuple[str, st
         ),
         ("Data", str(configuration["dataset"]["kind"])),
         ("Images", images),
-        ("Explained class", explained.get(settings["target"], settings["target"])),
+        ("Explained class", _EXPLAINED.get(settings["target"], settings["target"])),
         ("Preparation", fit.get(settings["fit"], settings["fit"])),
         ("Attacks", ", ".join(configuration["attacks"]) or "none"),
         (
@@ -253,9 +255,7 @@ def _groups(table: pd.DataFrame, comparison: Comparison) -> list[dict[str, Any]]
                 "method": record["method"],
                 "baseline": styles[record["method"]].baseline,
                 "interval": _interval(record),
-                "cells": [
-                    _cell(column, record[column.key]) for column in COLUMNS if column.key in table
-                ],
+                "cells": [_cell(column, record) for column in COLUMNS if column.key in table],
             }
             for record in block.to_dict("records")
         ]
@@ -265,19 +265,25 @@ def _groups(table: pd.DataFrame, comparison: Comparison) -> list[dict[str, Any]]
     return groups
 
 
-def _cell(column: Column, value: Any) -> dict[str, Any]:
+def _cell(column: Column, record: dict[Any, Any]) -> dict[str, Any]:
+    value = record[column.key]
     if column.form == "text":
-        return {"value": None, "text": value if isinstance(value, str) else "–", "best": False}
+        return _plain_cell(value if isinstance(value, str) else "–")
     value = float(value)
     if math.isnan(value):
-        return {"value": None, "text": "–", "best": False}
+        return _plain_cell("–")
     if column.form == "percent":
         text = f"{100 * value:.1f}"
     elif column.form == "count":
         text = f"{value:.0f}"
     else:
         text = f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-    return {"value": value, "text": text, "best": False}
+    below = f"of {record['flippable']:.0f}" if column.key == "flipped" else ""
+    return {"value": value, "text": text, "best": False, "below": below}
+
+
+def _plain_cell(text: str) -> dict[str, Any]:
+    return {"value": None, "text": text, "best": False, "below": ""}
 
 
 def _mark_best(cells: list[dict[str, Any]], column: Column) -> None:
@@ -325,3 +331,100 @@ def _charts(comparison: Comparison) -> list[dict[str, Any]]:
             }
         )
     return charts
+
+
+def _attacks(table: pd.DataFrame, comparison: Comparison) -> dict[str, Any]:
+    """What the section on attacks shows."""
+    attacked = comparison.attack_table()
+    strips = build_strips(comparison)
+    target = comparison.configuration["settings"]["target"]
+    header = ["Clean accuracy %", "Already wrong", "Fooled %", "Robust accuracy %"]
+    return {
+        "header": [*header, "L∞ / 255", "L2", "Attacked", "Failed"],
+        "rows": [
+            {"attack": row["attack"], "cells": _attack_cells(row)}
+            for row in attacked.to_dict("records")
+        ],
+        "unlabelled": int(attacked["unlabelled"].max()),
+        "chart": _robust_chart(attack_series(attacked)),
+        "errors": _errors_under_attack(table, comparison),
+        "columns": comparison.attacks,
+        "explained": _EXPLAINED.get(target, target),
+        "strips": strips,
+        "shown": bool(attacked["n"].any()),
+    }
+
+
+def _attack_cells(row: dict[Any, Any]) -> list[tuple[str, str]]:
+    """Text and what stands below it, in the order of the header."""
+    fooled = _percent(row["fooled"])
+    return [
+        (_percent(row["clean_accuracy"]), ""),
+        (f"{row['already_wrong']}", f"of {row['n']}"),
+        (fooled, f"of {row['n_right']}"),
+        (_percent(row["robust_accuracy"]), _span(row["robust_low"], row["robust_high"])),
+        ("–" if math.isnan(row["linf"]) else f"{255 * row['linf']:.1f}", ""),
+        ("–" if math.isnan(row["l2"]) else f"{row['l2']:.2f}", ""),
+        (f"{row['n']}", ""),
+        (f"{row['failed']}", ""),
+    ]
+
+
+def _errors_under_attack(table: pd.DataFrame, comparison: Comparison) -> list[dict[str, Any]]:
+    """A row for each method, a cell for each attack; empty where no box was scored."""
+    if "error" not in table:
+        return []
+    styles = method_styles(comparison)
+    by_name = {(r["method"], r["attack"]): r for r in table.to_dict("records")}
+    return [
+        {
+            "method": method,
+            "baseline": styles[method].baseline,
+            "cells": [
+                (_percent(r["error"]), _span(r["error_low"], r["error_high"]))
+                for r in (by_name[method, attack] for attack in comparison.attacks)
+            ],
+        }
+        for method in comparison.error_by_attack(table).index
+    ]
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def _span(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _robust_chart(series: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
+    """Robust accuracy against strength: lines of (x, y, low, high) in [0, 1]; None for points."""
+    series = {name: rows[rows["n"] > 0] for name, rows in series.items()}
+    if all(len(rows) < 2 for rows in series.values()):
+        return None
+    largest = max(float(rows["epsilon"].max()) for rows in series.values() if len(rows))
+    lines, described = [], []
+    for i, (name, rows) in enumerate(series.items()):
+        numbers = rows[["epsilon", "robust_accuracy", "robust_low", "robust_high"]]
+        values = numbers.to_numpy(float).tolist()
+        points = [(epsilon / largest, *shares) for epsilon, *shares in values]
+        if points and points[0][0] > 0:
+            clean = float(rows["clean_accuracy"].iloc[0])
+            points = [(0.0, clean, clean, clean), *points]
+        lines.append({"name": name, "style": line_style(i), "points": points})
+        said = [f"{100 * y:.1f} at {255 * largest * x:g}" for x, y, _, _ in points]
+        described.append(f"{name}: {', '.join(said)}")
+    levels = 255 * largest
+    step = _round_step(levels / 4)
+    count = int(levels / step + 1e-9) + 1
+    return {
+        "lines": lines,
+        "described": "; ".join(described),
+        "ticks": [(i * step / levels, f"{i * step:g}") for i in range(count)],
+    }
+
+
+def _round_step(least: float) -> float:
+    """The smallest of 1, 2, 5, 10, … (and their tenths) from ``least``."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= least * (1 - 1e-9))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from captum_robust.benchmark import Comparison, compare
-from captum_robust.benchmark.gallery import build_gallery
+from captum_robust.benchmark.gallery import build_gallery, build_strips
 from captum_robust.benchmark.report import COLUMNS, write_report
 from captum_robust.data import Sample
 from captum_robust.metrics.functional import pxap
@@ -178,6 +178,19 @@ def test_rows_are_grouped_by_attack(page: Page) -> None:
     assert sum(a.get("scope") == "rowgroup" for _, a in page.elements) == 2
 
 
+def test_what_flipped_says_of_how_many(run: Comparison, page: Page) -> None:
+    table = run.table()
+    ball = table[(table["method"] == "</figcaption>ball") & (table["attack"] == "clean")].iloc[0]
+    frame = run.to_dataframe()
+    frame = frame[(frame["method"] == "</figcaption>ball") & (frame["attack"] == "clean")]
+    asked = frame[frame["predicted"] == frame["explained"]]
+    assert ball["flippable"] == len(asked) > 0
+    column = [c.key for c in COLUMNS if c.key in table].index("flipped") + 1
+    row = next(row for row in page.rows if row[0].startswith("</figcaption>ball"))
+    assert row[column] == f"{100 * ball['flipped']:.1f}of {len(asked)}"
+    assert f"{ball['flipped']:.3f} of {len(asked)}" in run.to_text()
+
+
 def test_tables_and_pictures_are_described(page: Page) -> None:
     assert all(a.get("scope") for tag, a in page.elements if tag == "th")
     assert all(a["alt"] for tag, a in page.elements if tag == "img")
@@ -333,7 +346,9 @@ def test_the_best_value_of_a_column_is_marked(run: Comparison, path: Path) -> No
     clean = table[(table["attack"] == "clean") & ~table["method"].isin(["center_box", "random"])]
     html = path.read_text(encoding="utf-8")
     block = html[html.index("<tbody>") : html.index("</tbody>")]
-    cells = re.findall(r'(<strong>)?<data value="([^"]+)">[^<]*</data>(?:</strong>)?<span', block)
+    interval = r'<span class="interval">[0-9.]+ to'
+    value = r'(<strong>)?<data value="([^"]+)">[^<]*</data>(?:</strong>)?'
+    cells = re.findall(value + interval, block)
     marked = [float(value) for strong, value in cells if strong]
     assert len(cells) == len(METHODS)
     assert clean["error"].nunique() > 1
@@ -393,7 +408,7 @@ FAINT_TEXT = """
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(360, 800), (1280, 900)], ids=["phone", "desktop"])
 def test_the_page_in_a_browser(
-    browser: Any, path: Path, size: tuple[int, int], scheme: str
+    browser: Any, run: Comparison, path: Path, size: tuple[int, int], scheme: str
 ) -> None:
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]}, color_scheme=scheme
@@ -412,7 +427,10 @@ def test_the_page_in_a_browser(
     assert complaints == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
     widths = tab.evaluate("[...document.images].map((image) => image.naturalWidth)")
-    assert len(widths) == 6 * (1 + 5 + 1)
+    strips = [strip for entry in build_strips(run) for strip in entry.strips]
+    assert strips
+    under_attack = sum(1 + bool(strip.change) + len(strip.tiles) for strip in strips)
+    assert len(widths) == 6 * (1 + 5 + 1) + under_attack
     assert min(widths) > 0
     text = tab.evaluate(FAINT_TEXT)
     assert text["seen"] > 100
