@@ -176,6 +176,7 @@ class UniversalPerturbation(Attack):
         }
         self._check_epsilon(as_number(self.epsilon), None)
         _check_settings(settings, target_rate)
+        settings |= {"step_size": float(step_size), "momentum": float(momentum)}
         _check_loader(loader, passes)
         if target_rate is None and method == "deepfool":
             target_rate = 0.8
@@ -328,7 +329,8 @@ class UniversalPerturbation(Attack):
 
     def _keep(self, state: _State) -> None:
         found = state.v if state.best is None else state.best
-        if found is not None:
+        # A fit that failed before its first step has found nothing.
+        if found is not None and (state.rates or bool(found.any())):
             self._v = found.detach().float().cpu()
             self._fitted_epsilon = float(self.epsilon or 0.0)
             self.rates = tuple(state.rates)

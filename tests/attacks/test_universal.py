@@ -453,6 +453,18 @@ def test_ctrl_c_keeps_what_was_found_so_far(at: int) -> None:
     assert len(attack.rates) == at // 5
 
 
+def test_a_fit_that_fails_at_once_leaves_what_was_there() -> None:
+    attack = UniversalPerturbation(network(), EPSILON)
+    with pytest.raises(ValueError, match="target: class 9"):
+        attack.fit(batches(), target=9)
+    with pytest.raises(RuntimeError, match="no perturbation yet"):
+        _ = attack.perturbation
+    v = attack.fit(batches(), passes=1).perturbation
+    with pytest.raises(ValueError, match="target: class 9"):
+        attack.fit(batches(), target=9)
+    assert torch.equal(attack.perturbation, v)
+
+
 @pytest.mark.parametrize("method", ["gradient", "deepfool"])
 @pytest.mark.parametrize("at", [7, 10])
 def test_an_interrupted_fit_resumes_bit_for_bit(at: int, method: str, tmp_path: Path) -> None:
