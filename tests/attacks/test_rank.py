@@ -7,7 +7,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from captum_robust.attacks import Share, rank_analysis
+from captum_robust.attacks import LeastLikelyClass, Share, rank_analysis
 
 IDENTITY = nn.Identity()  # the inputs are the scores
 
@@ -66,6 +66,16 @@ def test_takes_a_function_of_several_inputs() -> None:
     half = CLEAN / 2
     ranks = rank_analysis(lambda a, b: a + b, (half, half), (ADVERSARIAL - half, half))
     assert ranks.adversarial_in_clean.tolist() == [1, 3, 1]
+
+
+def test_the_least_likely_class_was_last_before(x: Tensor) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(576, 6))
+    result, details = LeastLikelyClass(model, 0.25).perturb(x, return_details=True)
+    assert details.fooled.all()
+    ranks = rank_analysis(model, x, result)
+    assert ranks.adversarial_in_clean.tolist() == [5, 5, 5]
 
 
 def test_nothing_changed_gives_nan_and_a_figure() -> None:
