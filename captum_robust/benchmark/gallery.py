@@ -111,6 +111,7 @@ class AttackedEntry:
     """One image before and after the attacks."""
 
     image: str
+    true_class: str
     strips: list[Strip]
 
 
@@ -158,7 +159,7 @@ def _attacked_entry(comparison: Comparison, rows: pd.DataFrame, position: int) -
                 tiles=_tiles(comparison, here, position, attack, canvas),
             )
         )
-    return AttackedEntry(image["image"], strips)
+    return AttackedEntry(image["image"], comparison.class_name(image["label"]), strips)
 
 
 def build_gallery(comparison: Comparison) -> Gallery:
