@@ -43,6 +43,12 @@ from captum_robust.attacks.transfer import (
     SubstituteRound,
     held_out,
 )
+from captum_robust.attacks.universal import (
+    FoolingRate,
+    UniversalPerturbation,
+    fooling_rate,
+    transfer_matrix,
+)
 
 __all__ = [
     "FGSM",
@@ -55,6 +61,7 @@ __all__ = [
     "ExplanationAttack",
     "ExplanationDetails",
     "FoolingImage",
+    "FoolingRate",
     "GradientStep",
     "LBFGSAttack",
     "LeastLikelyClass",
@@ -64,11 +71,14 @@ __all__ = [
     "Share",
     "SubstituteAttack",
     "SubstituteRound",
+    "UniversalPerturbation",
     "cross_entropy",
+    "fooling_rate",
     "held_out",
     "map_elites",
     "most_likely_class_map",
     "rank_analysis",
     "recorded_gradients",
     "smooth_activations",
+    "transfer_matrix",
 ]
