@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from captum_robust._names import unknown_name
-from captum_robust.attacks import FGSM, PGD, Attack, LeastLikelyClass
+from captum_robust.attacks import (
+    FGSM,
+    PGD,
+    Attack,
+    DeepFool,
+    LBFGSAttack,
+    LeastLikelyClass,
+    UniversalPerturbation,
+)
 from captum_robust.models import Classifier
 
 LEVELS = 255
@@ -45,21 +53,7 @@ class NamedAttack:
     """Whether it can move towards a given class."""
 
 
-def _deepfool(model: Classifier, _: float | None, __: AttackOptions) -> Attack:
-    from captum_robust.attacks import DeepFool
-
-    return DeepFool(model, quantize=True)
-
-
-def _lbfgs(model: Classifier, _: float | None, __: AttackOptions) -> Attack:
-    from captum_robust.attacks import LBFGSAttack
-
-    return LBFGSAttack(model, quantize=True)
-
-
 def _universal(model: Classifier, _: float | None, options: AttackOptions) -> Attack:
-    from captum_robust.attacks.universal import UniversalPerturbation
-
     if options.universal is None:
         raise ValueError("universal: this attack needs the file of a saved perturbation")
     return UniversalPerturbation.load(options.universal, model)
@@ -82,10 +76,14 @@ ATTACKS: dict[str, NamedAttack] = {
         can_aim=False,
     ),
     "deepfool": NamedAttack(
-        _deepfool, "the smallest change, by linearising the boundaries", has_strength=False
+        lambda model, _, __: DeepFool(model, quantize=True),
+        "the smallest change, by linearising the boundaries",
+        has_strength=False,
     ),
     "lbfgs": NamedAttack(
-        _lbfgs, "the smallest change, by box-constrained optimisation", has_strength=False
+        lambda model, _, __: LBFGSAttack(model, quantize=True),
+        "the smallest change, by box-constrained optimisation",
+        has_strength=False,
     ),
     "universal": NamedAttack(
         _universal, "one saved perturbation for all images", has_strength=False, can_aim=False
@@ -108,9 +106,9 @@ def build_attacks(
         options: what they share.
 
     Raises:
-        ValueError: an unknown name, a name or strength twice, a strength out of range; options
-            that an attack refuses.
-        ImportError: an attack that this version does not have.
+        ValueError: an unknown name, a name or strength twice, a strength out of range; no, or a
+            damaged, file of a universal perturbation.
+        FileNotFoundError: there is no such file.
     """
     options = AttackOptions() if options is None else options
     for name in names:
