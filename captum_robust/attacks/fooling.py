@@ -40,8 +40,7 @@ class FoolingImage(PGD):
 
     Args:
         forward_func, bounds, quantize: see :mod:`captum_robust.attacks`.
-        epsilon: radius of a ball around the start, of which the image must not leave; None: no
-            limit.
+        epsilon: radius of the ball around the start that the image must stay in; None: no limit.
         steps: at most so many.
         step_size: root mean square of the change of a value in one step, in units of the inputs,
             before decay and bounds: the same for images of all sizes.
