@@ -53,7 +53,7 @@ class ExplanationDetails(AttackDetails):
     """
 
     objective_before: Tensor
-    """N, the objective of the clean map, from 0 (nothing moved) to 1."""
+    """N, the objective of the clean map, in [0, 1]."""
     objective_after: Tensor
     """N, that of the result's map; never less than before."""
     top_k_intersection: Tensor
@@ -83,8 +83,8 @@ class ExplanationAttack(Attack):
     The map of an attribution in the shape of the inputs N×C×… is its magnitude summed over the
     channels; that of a layer or a class activation map is its positive part, after a sum over the
     channels where there are several. Maps are divided by their sum, so the scale counts for
-    nothing; a map of zeros counts as a uniform one. The objectives, each of which grows from 0 to 1
-    as the map moves away:
+    nothing; a map of zeros counts as a uniform one. The objectives, each in [0, 1] and the higher
+    the farther the map moved:
 
     ``"top_k"``
         1 - the mass on the positions that are the clean map's top ones; with ``region`` on those of
@@ -554,7 +554,7 @@ class _Goal:
             return F.cosine_similarity(share, self.wanted[rows], dim=1, eps=1e-30)
         assert self.center is not None
         shift = self._center(maps) - self.center[rows]
-        return shift.norm(dim=1) / math.hypot(*self._extent(maps))
+        return _lengths(shift) / math.hypot(*self._extent(maps))
 
     def top_k_intersection(self, maps: Tensor) -> Tensor:
         """N, of all maps."""
@@ -564,7 +564,7 @@ class _Goal:
         """N, of all maps, in pixels."""
         if self.center is None or self.size is None:
             return torch.full_like(maps.flatten(1)[:, 0], math.nan)
-        return (self._center(maps) - self.center).norm(dim=1)
+        return _lengths(self._center(maps) - self.center)
 
     def _center(self, maps: Tensor) -> Tensor:
         """n×2, the centre of mass (y, x) in pixels of the image."""
@@ -576,6 +576,12 @@ class _Goal:
 
     def _extent(self, maps: Tensor) -> tuple[int, ...]:
         return tuple(maps.shape[1:]) if self.size is None else self.size
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """N, of vectors N×2."""
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=1)
+    return lengths
 
 
 def _shares(maps: Tensor) -> Tensor:
@@ -638,18 +644,16 @@ def _takes_target(attribution: Attribution) -> bool:
 def _checked_map(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor N×H×W, got {type(value).__name__}")
-    if value.ndim != 3 or value[0].numel() == 0:
+    if value.ndim != 3 or value.numel() == 0:
         raise ValueError(f"{name}: expected N×H×W, got {tuple(value.shape)}")
-    value = value.detach().float()
-    check_finite(value, name)
-    highest = 1.0 if name == "region" else math.inf
-    if value.amin() < 0 or value.amax() > highest:
-        limit = "from 0 to 1" if name == "region" else "from 0"
-        raise ValueError(
-            f"{name}: expected values {limit}, got {float(value.amin()):.4g} to "
-            f"{float(value.amax()):.4g}"
-        )
-    return value
+    given: Tensor = value.detach().float()
+    check_finite(given, name)
+    lowest, highest = float(given.amin()), float(given.amax())
+    limit = 1.0 if name == "region" else math.inf
+    if lowest < 0 or highest > limit:
+        expected = "from 0 to 1" if name == "region" else "from 0"
+        raise ValueError(f"{name}: expected values {expected}, got {lowest:.4g} to {highest:.4g}")
+    return given
 
 
 def _resized(wanted: Tensor, like: Tensor, name: str) -> Tensor:
