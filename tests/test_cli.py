@@ -431,10 +431,13 @@ def test_ctrl_c_says_that_the_run_can_go_on(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
+    folder = draw(tmp_path / "images")
     monkeypatch.setattr("captum_robust.benchmark.compare", interrupted)
-    code, _, err = run("compare", "folder", draw(tmp_path / "images"))
-    assert code == 130
-    assert "the same command goes on" in one_line(err)
+    monkeypatch.setattr("captum_robust.benchmark.attack_images", interrupted)
+    for command in (["compare", "folder"], ["attack"]):
+        code, _, err = run(*command, folder)
+        assert code == 130
+        assert "the same command goes on" in one_line(err)
 
 
 def stored(out: Path) -> list[tuple[Any, ...]]:

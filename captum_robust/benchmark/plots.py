@@ -139,10 +139,9 @@ def plot_robust_accuracy(series: Mapping[str, pd.DataFrame]) -> Figure:
         if levels and levels[0] > 0:
             levels = [0.0, *levels]
             shown = [100 * float(rows["clean_accuracy"].iloc[0]), *shown]
-        dashes = style.dash or (None, None)
-        handles += axes.plot(
-            levels, shown, "o-", color=style.color, dashes=dashes, markersize=4, linewidth=1.8
-        )
+        width = overlaid_width(i, len(series))
+        look: dict[str, Any] = {"dashes": style.dash or (None, None), "linewidth": width}
+        handles += axes.plot(levels, shown, "o-", color=style.color, markersize=2.5 + width, **look)
     axes.set_xlabel("strength ε, in levels of an 8-bit image (1/255)")
     axes.set_ylabel("robust accuracy, % of images (bar: 95 % interval)")
     axes.set_ylim(-2, 102)
@@ -161,6 +160,11 @@ def line_style(i: int) -> Style:
     color = _COLORS[i % len(_COLORS)]
     dash = _DASHES[i // len(_COLORS) % len(_DASHES)]
     return Style(color, dash, baseline=False, fixed=False)
+
+
+def overlaid_width(i: int, count: int) -> float:
+    """Of the i-th of several lines: the later ones are thinner, so that none hides another."""
+    return 1.8 + 1.4 * min(count - 1 - i, 4)
 
 
 def _figure(**options: Any) -> Figure:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from captum_robust.benchmark.comparison import CLEAN, FEW, GALLERY_POOL
 from captum_robust.benchmark.gallery import build_gallery, build_strips
 from captum_robust.benchmark.overlay import PREDICTED_COLOR, TRUTH_COLOR, write_whole
-from captum_robust.benchmark.plots import FAMILIES, line_style, method_styles
+from captum_robust.benchmark.plots import FAMILIES, line_style, method_styles, overlaid_width
 from captum_robust.benchmark.robustness import attack_series
 
 if TYPE_CHECKING:
@@ -411,7 +411,8 @@ def _robust_chart(series: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
         if points and points[0][0] > 0:
             clean = float(rows["clean_accuracy"].iloc[0])
             points = [(0.0, clean, clean, clean), *points]
-        lines.append({"name": name, "style": line_style(i), "points": points})
+        width = overlaid_width(i, len(series))
+        lines.append({"name": name, "style": line_style(i), "width": width, "points": points})
         said = [f"{100 * y:.1f} at {255 * largest * x:g}" for x, y, _, _ in points]
         described.append(f"{name}: {', '.join(said)}")
     levels = 255 * largest

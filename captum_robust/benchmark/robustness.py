@@ -210,7 +210,8 @@ def robust_accuracy(
 
     Raises:
         ValueError: no image that the model classifies right, so that there is nothing to attack;
-            no image at all; no strength.
+            no image at all; no strength; pixels outside [0, 1].
+        TypeError: data that is neither.
     """
     import pandas as pd
 
@@ -304,8 +305,14 @@ def _batches(
         n = int(min(left, len(images)))
         if n == 0:
             return
+        if not (images.is_floating_point() and images.amin() >= 0 and images.amax() <= 1):
+            raise ValueError(
+                f"data: expected pixels in [0, 1], got {images.dtype} from {images.amin():.4g} to "
+                f"{images.amax():.4g}; the normalisation belongs into the model"
+            )
         left -= n
-        yield images[:n].to(device), labels[:n].to(device)
+        where = images.device if device is None else device
+        yield images[:n].to(where), labels[:n].to(where)
 
 
 def _of_samples(

@@ -386,6 +386,20 @@ def test_no_image_that_is_classified_right_is_an_error() -> None:
         robust_accuracy(model, FGSM(model), [grey(10)], [0.1])
 
 
+def test_pixels_that_are_not_in_the_unit_range_are_refused() -> None:
+    model, labels = Brightness(), torch.tensor([0])
+    for images in (255 * grey(100), (255 * grey(100)).to(torch.uint8), grey(100) - 1):
+        with pytest.raises(ValueError, match=r"data: expected pixels in \[0, 1\]"):
+            robust_accuracy(model, FGSM(model), [(images, labels)], [0.1])
+
+
+def test_any_function_can_be_measured() -> None:
+    model = Brightness()
+    data = [(grey(100), torch.tensor([0]))]
+    frame = robust_accuracy(lambda x: model(x), PGD(model), data, [0, 64 / 255])
+    assert frame["fooled"].tolist() == [0, 1]
+
+
 def test_the_model_is_left_in_its_mode(model: Classifier) -> None:
     model.train()
     robust_accuracy(model, FGSM(model), Predicted(4), [0.5])
