@@ -118,9 +118,9 @@ class ExplanationAttack(Attack):
         region: N×H×W (or 1×H×W) weights from 0 to 1, such as the mask of a box; of any size,
             resized to the map's. Needs ``"top_k"``.
         target_map: N×H×W (or 1×H×W), not negative, resized likewise. Needs ``"target_map"``.
-        forward_func: inputs -> scores, whose label stays; that of the attribution by default. So
-            are ``bounds``, ``quantize`` and ``seed``, see :mod:`captum_robust.attacks`. The seed is
-            that of the start, and of an attribution that draws.
+        forward_func: inputs -> scores, whose label stays; by default that of the attribution.
+        bounds, quantize: see :mod:`captum_robust.attacks`.
+        seed: of the start, and of an attribution that draws; see there.
         surrogate: an attribution whose map is moved in the place of one through which no gradient
             flows. Judged is the other.
         attribution_arguments: keyword arguments of ``attribute``, such as ``{"n_steps": 10}``.

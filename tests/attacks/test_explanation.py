@@ -49,7 +49,7 @@ def attack_of(name: str, net: Net, **options: Any) -> ExplanationAttack:
     return ExplanationAttack(MAKERS[name](net, net.conv2), EPSILON, **options)
 
 
-def predicted(net: nn.Module, x: Tensor) -> Tensor:
+def predicted(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     with torch.no_grad():
         return net(x).argmax(dim=1)
 
@@ -241,6 +241,28 @@ def test_tuples_and_additional_arguments_go_through(net: Net, x: Tensor) -> None
     batch = shifted.perturb(x, label, additional_forward_args=each)
     last = shifted.perturb(x[2:], label[2:], additional_forward_args=each[2:])
     assert (batch[2:] - last).abs().mean() < 1e-3
+
+
+def test_tuple_targets_index_scores_of_more_dimensions(x: Tensor) -> None:
+    torch.manual_seed(0)
+    net = Net(classes=24).eval()
+
+    class Grid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).reshape(-1, 4, 2, 3)
+
+    grid = Grid()
+    label = predicted(lambda x: grid(x)[:, :, 1, 2], x)
+    targets = [(int(c), 1, 2) for c in label]
+    moved = ExplanationAttack(Saliency(grid), EPSILON, 3).perturb(x, targets)
+    flat = Saliency(lambda x: grid(x)[:, :, 1, 2])
+    expected = ExplanationAttack(flat, EPSILON, 3, module=grid).perturb(x, label)
+    assert not torch.equal(moved, x)
+    torch.testing.assert_close(moved, expected)
 
 
 def test_spearman_is_scipys(net: Net, x: Tensor) -> None:
