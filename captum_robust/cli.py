@@ -57,13 +57,10 @@ Attacks = Annotated[
         "--attack", help="Names of attacks, separated by commas. See captum-robust methods."
     ),
 ]
-Epsilon = Annotated[
-    str | None,
-    typer.Option(
-        help="Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8 means "
-        "8/255 of the pixels' range."
-    ),
-]
+_EPSILON_HELP = (
+    "Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8 means 8/255 of "
+    "the pixels' range."
+)
 Steps = Annotated[int, typer.Option(help="Of attacks that take several steps.", min=1)]
 Universal = Annotated[
     Path | None,
@@ -120,7 +117,7 @@ def compare(
     masks: Annotated[Path | None, typer.Option(help="folder: parallel folder of masks.")] = None,
     images: Annotated[Path | None, typer.Option(help="coco: folder of the images.")] = None,
     attack: Attacks = None,
-    epsilon: Epsilon = None,
+    epsilon: Annotated[str | None, typer.Option(help=f"{_EPSILON_HELP} 8 by default.")] = None,
     steps: Steps = 10,
     universal: Universal = None,
     seed: Annotated[int, typer.Option(help="For methods and attacks that draw.")] = 0,
@@ -269,7 +266,9 @@ def attack(
         str,
         typer.Option(help="Names of attacks, separated by commas. See captum-robust methods."),
     ] = "pgd",
-    epsilon: Epsilon = None,
+    epsilon: Annotated[
+        str | None, typer.Option(help=f"{_EPSILON_HELP} 1,2,4,8 by default.")
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(

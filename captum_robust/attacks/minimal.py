@@ -15,13 +15,14 @@ from captum_robust.attacks._attack import (
     Victim,
     at_least_float,
     check_count,
+    cross_entropy,
     l2_norms,
     per_sample,
     project,
     take,
     take_each,
 )
-from captum_robust.optim import as_number
+from captum_robust.optim import as_number, minimize
 
 _SLACK = 2.0
 """How many times longer than expected a gradient may be, before a boundary is overlooked."""
@@ -29,7 +30,9 @@ _SPARE_MARGIN = 1e-3
 """A change is not shortened further than to this share of the clean margin: between batches of
 other sizes the scores of a sample differ by rounding."""
 _DOUBLINGS = 8
+"""Up to this power of two, a change is enlarged until it survives the rounding to 8 bits."""
 _MULTIPLES = 4
+"""How many passes look for the smallest multiple that does."""
 
 
 class DeepFool(Attack):
@@ -117,7 +120,7 @@ class DeepFool(Attack):
                 x = tuple(t.clone() for t in x)
                 clean_margins, end_margins = margins, margins.clone()
                 others = self._others(victim, point.scores)
-                norms = torch.full(others.shape, torch.nan, device=others.device)
+                norms = torch.full_like(margins[:, None].expand(others.shape), torch.nan)
                 goes_on = ~victim.already
             else:
                 fooled = victim.succeeds(point.scores, rows)
@@ -174,7 +177,7 @@ class DeepFool(Attack):
         def look(point: _Point, at: Tensor, column: Tensor) -> Tensor:
             """At candidate ``column`` (m) of the samples ``at``: the m norms of its gradients."""
             gradients = point.gradients(others[at, column], start[at])
-            norm = self._dual_norms(gradients)
+            norm = self._dual_norms(gradients).to(gaps.dtype)
             distance = torch.where(norm > 0, gaps[at, column] / norm, torch.inf)
             nearer = (distance < best[at]).nonzero()[:, 0]
             best[at[nearer]] = distance[nearer]
@@ -186,7 +189,7 @@ class DeepFool(Attack):
             return norm
 
         at = torch.arange(len(rows), device=rows.device)
-        first = (gaps / norms.nan_to_num(nan=1.0)).argmin(dim=1)
+        first = (gaps / norms.nan_to_num(nan=1.0)).nan_to_num(nan=torch.inf).argmin(dim=1)
         norm = look(point, at, first)
         known = norms.gather(1, first[:, None])
         # If this gradient grew since the last iterate, the others are expected to have.
@@ -266,6 +269,170 @@ class DeepFool(Attack):
         return torch.stack(sums).sum(dim=0)
 
 
+class LBFGSAttack(Attack):
+    """The smallest L2 change that fools, by box-constrained L-BFGS.
+
+    Szegedy et al., "Intriguing properties of neural networks" (https://arxiv.org/abs/1312.6199):
+    minimise c ‖r‖² + L(x + r, ŷ) for the cross-entropy L, and look for the largest c whose minimum
+    still fools. Every sample has its own L-BFGS and its own c: multiplied or divided by ten until
+    one fools and another does not, then their geometric mean. The result is the shortest change of
+    all that were evaluated and fooled, shortened along its own line.
+
+    ŷ is the target; without ``targeted`` the most likely class of the clean input that is not the
+    label. A sample is fooled as by every attack, when the label is lost, whichever class wins.
+
+    A sample takes at most 1 + ``searches`` × (1.25 ``max_iterations``) forward and backward passes,
+    and 3 forward passes (with ``quantize`` up to 13).
+
+    Args:
+        forward_func, bounds, quantize: see :mod:`captum_robust.attacks`. The bounds hold by
+            clipping inside of the objective. With ``quantize`` a multiple of the change is looked
+            for as in :class:`DeepFool`.
+        epsilon: None: no limit. Otherwise a larger change is projected on the L2 ball of that
+            radius, where it mostly does not fool any more.
+        searches: how many values of c a sample tries.
+        max_iterations: of L-BFGS for each of them.
+        constant: the first c, for pixels in [0, 1].
+        history_size: of L-BFGS; each takes memory for two copies of the inputs.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Tensor],
+        *,
+        epsilon: float | None = None,
+        searches: int = 6,
+        max_iterations: int = 20,
+        constant: float = 10.0,
+        history_size: int = 10,
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+        quantize: bool = False,
+    ) -> None:
+        super().__init__(forward_func, epsilon=epsilon, norm="L2", bounds=bounds, quantize=quantize)
+        check_count("searches", searches, 1)
+        check_count("max_iterations", max_iterations, 1)
+        check_count("history_size", history_size, 1)
+        if not 0 < as_number(constant) < float("inf"):
+            raise ValueError(f"constant: expected a positive number, got {constant!r}")
+        self.searches = searches
+        self.max_iterations = max_iterations
+        self.constant = constant
+        self.history_size = history_size
+
+    def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
+        objective = _PenalisedLoss(victim)
+        value, gradient, extra = objective.start()
+        rows = (~victim.already).nonzero()[:, 0]
+        c = torch.full_like(value, self.constant)
+        fools, fails = torch.zeros_like(c), torch.full_like(c, torch.inf)
+        for _ in range(self.searches if len(rows) > 0 else 0):
+            objective.rows, objective.c = rows, c[rows]
+            found = minimize(
+                objective,
+                take(objective.x, rows),
+                max_iterations=self.max_iterations,
+                history_size=self.history_size,
+                # At the clean inputs ‖r‖² and its gradient are 0, whatever c.
+                start=(take(value, rows), take(gradient, rows), take(extra, rows)),
+            )
+            assert found.extra is not None
+            fooled = found.extra[:, 0] > 0
+            objective.settle_for(found.x)
+            fools[rows] = torch.where(fooled, c[rows], fools[rows])
+            fails[rows] = torch.where(fooled, fails[rows], c[rows])
+            between = (fools * fails).sqrt()
+            c = torch.where(fails.isinf(), 10 * c, torch.where(fools == 0, c / 10, between))
+        segment = objective.best()
+        victim.fooled = objective.lengths.isfinite()
+        passes = _MULTIPLES if victim.quantize else 3
+        return _shortened(victim, segment, passes, "L2", epsilon)
+
+
+class _PenalisedLoss:
+    """c ‖r‖² + L(x + r, ŷ) of vectors x + r, n×D. Keeps the shortest r that it saw fool."""
+
+    def __init__(self, victim: Victim) -> None:
+        self.victim = victim
+        n = victim.n
+        self.x = torch.cat([at_least_float(x).reshape(n, -1) for x in victim.x], dim=1)  # N×D
+        self.shortest = torch.zeros_like(self.x)
+        self.lengths = torch.full((n,), torch.inf, device=self.x.device)
+        self.rows = victim.everyone
+        """n, the samples that the optimiser works on."""
+        self.c = torch.zeros(n, device=self.x.device)
+        """n."""
+        self.goal: Tensor
+        self.clean_margins: Tensor
+        self.end_margins: Tensor
+
+    def start(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values N, gradients N×D and what is kept at the clean inputs."""
+        victim = self.victim
+        point = _Point(victim, victim.x, victim.everyone, graph=True)
+        if point.scores.shape[1] < 2:
+            raise ValueError("forward_func: expected scores of at least two classes, got one")
+        others = point.scores.scatter(1, victim.label[:, None], -torch.inf).argmax(dim=1)
+        self.goal = victim.label if victim.targeted else others
+        self.clean_margins = _margins(point.scores, victim, victim.everyone)
+        self.end_margins = self.clean_margins.clone()
+        value, gradients = point.loss_to(self.goal)
+        return value, self._joined(gradients), torch.zeros_like(value)[:, None]
+
+    def __call__(self, points: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # A victim takes its samples in order; the optimiser mixes them.
+        places = places.to(self.rows.device)
+        order = places.argsort()
+        values, gradients, fooled = self._ordered(points[order], places[order])
+        back = order.argsort()
+        return values[back], gradients[back], fooled[back]
+
+    def settle_for(self, points: Tensor) -> None:
+        """Take the points n×D where nothing has fooled yet."""
+        at = self.lengths[self.rows].isinf().nonzero()[:, 0]
+        rows = self.rows[at]
+        self.shortest[rows] = self._inside(take(points, at)) - take(self.x, rows)
+
+    def best(self) -> _Segment:
+        return _Segment(self._split(self.shortest), self.clean_margins, self.end_margins)
+
+    def _inside(self, points: Tensor) -> Tensor:
+        return points if self.victim.bounds is None else points.clamp(*self.victim.bounds)
+
+    def _ordered(self, points: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = self.rows[places]
+        victim, clean = self.victim, take(self.x, rows)
+        inside = self._inside(points)
+        change = inside - clean
+        point = _Point(victim, self._split(inside), rows, graph=True)
+        loss, gradients = point.loss_to(self.goal[rows])
+        squares = change.square().sum(dim=1)
+        factors = self.c[places].to(change.dtype)
+        gradient = self._joined(gradients) + 2 * factors[:, None] * change
+        # Beyond the bounds nothing changes, so there is no slope either.
+        gradient = torch.where(inside == points, gradient, 0.0)
+        margins = _margins(point.scores, victim, rows)
+        spare = _SPARE_MARGIN * self.clean_margins[rows].abs()
+        fooled = victim.succeeds(point.scores, rows) & (margins >= spare)
+        lengths = squares.sqrt()
+        at = (fooled & (lengths < self.lengths[rows])).nonzero()[:, 0]
+        self.lengths[rows[at]] = lengths[at].to(self.lengths.dtype)
+        self.shortest[rows[at]] = take(change, at)
+        self.end_margins[rows[at]] = margins[at]
+        return loss + factors * squares, gradient, fooled[:, None].to(loss.dtype)
+
+    def _split(self, vectors: Tensor) -> Tensors:
+        """n×D as the inputs are, n×…."""
+        sizes = [x[0].numel() for x in self.victim.x]
+        return tuple(
+            part.reshape(-1, *x.shape[1:]).to(x.dtype)
+            for part, x in zip(torch.split(vectors, sizes, dim=1), self.victim.x, strict=True)
+        )
+
+    def _joined(self, tensors: Tensors) -> Tensor:
+        n = len(tensors[0])
+        return torch.cat([at_least_float(t).reshape(n, -1) for t in tensors], dim=1)
+
+
 class _Point:
     """Iterates of samples ``rows``, n of them, their scores n×K, and the graph of these."""
 
@@ -303,11 +470,20 @@ class _Point:
 
     def gradients(self, up: Tensor, down: Tensor) -> Tensors:
         """n×…, of the score of class ``up`` (n) less that of ``down``; zero where the mask is."""
-        rows = self.rows
         with torch.enable_grad():
             scores = take(self._scores, self._places)
             difference = scores.gather(1, up[:, None]) - scores.gather(1, down[:, None])
-        found = self.victim.gradients(difference, self._leaves, rows, keep_graph=True)
+        return self._gradients_of(difference)
+
+    def loss_to(self, classes: Tensor) -> tuple[Tensor, Tensors]:
+        """The n cross-entropies, and their gradients n×…."""
+        with torch.enable_grad():
+            loss = cross_entropy(take(self._scores, self._places), classes)
+        return loss.detach(), self._gradients_of(loss)
+
+    def _gradients_of(self, objective: Tensor) -> Tensors:
+        rows = self.rows
+        found = self.victim.gradients(objective, self._leaves, rows, keep_graph=True)
         return self.victim.masked(take_each(found, self._places), rows)
 
 
@@ -340,9 +516,8 @@ def _shortened(
     Only of samples that are fooled at the end of their segment. With ``quantize`` it is found for
     images of 8 bits, beyond that end if need be, and those are the result.
     """
-    n, device = victim.n, victim.everyone.device
     spare = _SPARE_MARGIN * segment.clean_margins.abs()
-    low, high = torch.zeros(n, device=device), torch.ones(n, device=device)
+    low, high = torch.zeros_like(spare), torch.ones_like(spare)
     at_low, at_high = segment.clean_margins - spare, segment.end_margins - spare
 
     def judge(rows: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
@@ -357,7 +532,7 @@ def _shortened(
         for doubling in range(_DOUBLINGS + 1):
             if len(rows) == 0:
                 break
-            factors = torch.full(rows.shape, 2.0**doubling, device=device)
+            factors = torch.full_like(spare[rows], 2.0**doubling)
             fooled, margins = judge(rows, factors)
             reached, short = rows[fooled], rows[~fooled]
             victim.fooled[reached] = True

@@ -52,7 +52,7 @@ class Photograph(LocalizationDataset):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such image or folder")
         self.root = path
-        self.ids = [path.name]
+        self.ids = [printable(path.name)]
 
     def _load(self, index: int) -> Sample:
         image = load_image(self.root)

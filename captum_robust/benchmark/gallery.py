@@ -59,6 +59,7 @@ class Tile:
     picture: str
     """A data URI; empty where the method failed."""
     iou: float | None
+    """None: there is no true box to compare with."""
     localized: bool
     change: Change | None = None
 
