@@ -44,10 +44,12 @@ class DeepFool(Attack):
     the step: (d_k + 1e-4) w_k / ‖w_k‖_2, for ``"Linf"`` (d_k + 1e-4) sign(w_k).
 
     One forward pass an iteration tells whether a sample is fooled and is what its step is taken
-    from. A fooled sample leaves the batch. A backward pass is only made for classes that can be the
-    nearest: after the first one of a sample those are left out whose boundary would be farther away
-    even if their gradient were twice as long as expected, that is as at the sample's last iterate
-    (before it is known: as that of the class with the smallest difference of scores).
+    from. A fooled sample leaves the batch; where half of it or less is left, that gets a forward
+    pass of its own, which is cheaper than backward passes through all. A backward pass is only made
+    for classes that can be the nearest: after the first one of a sample those are left out whose
+    boundary would be farther away even if their gradient were twice as long as expected, that is
+    as at the sample's last iterate (before it is known: as that of the class with the smallest
+    difference of scores).
 
     That ends on a boundary, but not at the point of it that is nearest. So each round of ``refine``
     goes half the way from there to the foot of the perpendicular from the clean input on the
