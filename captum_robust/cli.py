@@ -501,8 +501,6 @@ def _finish(result: Comparison, report: Path, *, oracle: bool = False) -> None:
 
 
 def _finish_attack(result: AttackRun) -> None:
-    from captum_robust.benchmark.robustness import attacks_text
-
     table = result.write_csv()
     try:
         curves = f", curves: {result.write_curves()}"
@@ -511,7 +509,7 @@ def _finish_attack(result: AttackRun) -> None:
     shown = result.to_text(_SHOWN_ROWS)
     if shown:
         _say("\n" + shown)
-    _say("\n" + attacks_text(result.table()))
+    _say("\n" + result.table_text())
     _say("\n" + result.summary())
     failures = result.failures()
     for image, why in failures[:5]:

@@ -294,7 +294,7 @@ def test_attack_writes_files_that_fool_a_table_and_curves(run: Run, tmp_path: Pa
     assert code == 0
     assert "torn.jpg" in one_line(err)
     assert "4 images: 1 could not be used; 6 files written" in out
-    assert "3 images have no label: their prediction counts as it" in out
+    assert "without a label: 3; there the prediction counts as the label" in out
     assert out.count(" fooled") >= 6
     for strength in (2, 4):
         for i in range(3):

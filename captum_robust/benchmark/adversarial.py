@@ -21,6 +21,7 @@ from captum_robust.benchmark.overlay import as_rgb, encode_png, write_whole
 from captum_robust.benchmark.robustness import (
     attack_series,
     attack_table,
+    attacks_text,
     in_ball,
     rounded_attack,
 )
@@ -266,7 +267,8 @@ class AttackRun:
     def table(self, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """One row an attack, see :meth:`captum_robust.benchmark.Comparison.attack_table`.
 
-        ``skipped`` are the images that are of the class aimed at.
+        Of a targeted attack ``fooled`` is the share that reached the class aimed at, and
+        ``skipped`` are the images that are of it.
         """
         return attack_table(self._store, self.attacks, level=level, seed=seed)
 
@@ -333,6 +335,14 @@ class AttackRun:
         text: str = shown.to_string(index=False)
         left = len(frame) - len(first)
         return text + (f"\nand {left} rows more, all in the table" if left else "")
+
+    def table_text(self) -> str:
+        """:meth:`table` for a terminal, with a line on what it counts."""
+        target = self.configuration["settings"]["target"]
+        if target is None:
+            return attacks_text(self.table())
+        rows = self._store.select("SELECT name FROM classes WHERE number = ?", (target,))
+        return attacks_text(self.table(), next((row["name"] for row in rows), str(target)))
 
     def used(self) -> int:
         """How many images could be read."""

@@ -38,7 +38,7 @@ class AttackSummary:
     fooled: float
     """The share of those that were right before which the attack fooled; NaN if none was."""
     robust_accuracy: float
-    """The share of all n that is right before and is not fooled."""
+    """The share of all n that was right before and still is."""
     robust_low: float
     robust_high: float
     """Its bootstrap interval over the images."""
@@ -48,7 +48,14 @@ class AttackSummary:
 
 
 def summarize_attack(
-    already: Tensor, fooled: Tensor, linf: Tensor, l2: Tensor, *, level: float = 0.95, seed: int = 0
+    already: Tensor,
+    fooled: Tensor,
+    linf: Tensor,
+    l2: Tensor,
+    *,
+    lost: Tensor | None = None,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> AttackSummary:
     """Counts, shares and the interval of the robust accuracy.
 
@@ -56,6 +63,8 @@ def summarize_attack(
         already: n booleans, misclassified before.
         fooled: n booleans, right before and fooled.
         linf, l2: n, sizes of the change.
+        lost: n booleans, right before and not after; None: those that are fooled. A targeted
+            attack may lose an image the label without reaching the class aimed at.
         level, seed: of the bootstrap.
 
     >>> no, yes = torch.tensor([False, False, False]), torch.tensor([True, False, False])
@@ -65,7 +74,7 @@ def summarize_attack(
     """
     right = ~already
     n, n_right = len(already), int(right.sum())
-    robust = right & ~fooled
+    robust = right & ~(fooled if lost is None else lost)
     interval = bootstrap_interval(robust.double(), level=level, seed=seed) if n else None
 
     def mean_of_right(values: Tensor) -> float:
@@ -95,7 +104,8 @@ def attack_table(
     for attack in attacks:
         found = list(
             store.select(
-                "SELECT a.already, a.fooled, a.linf, a.l2, a.skipped, a.error, i.label "
+                "SELECT a.already, a.fooled, a.linf, a.l2, a.skipped, a.error, i.label, "
+                "a.predicted <> a.label AS lost "
                 "FROM attacked a JOIN images i USING (position) "
                 "WHERE a.attack = ? AND i.error IS NULL ORDER BY position",
                 (attack,),
@@ -107,6 +117,7 @@ def attack_table(
             torch.tensor([row["fooled"] for row in done], dtype=torch.bool),
             torch.tensor([row["linf"] for row in done]),
             torch.tensor([row["l2"] for row in done]),
+            lost=torch.tensor([row["lost"] for row in done], dtype=torch.bool),
             level=level,
             seed=seed,
         )
@@ -136,8 +147,13 @@ def attack_series(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def attacks_text(table: pd.DataFrame) -> str:
-    """An attack table for a terminal, with a line on what it counts."""
+def attacks_text(table: pd.DataFrame, aimed_at: str | None = None) -> str:
+    """An attack table for a terminal, with a line on what it counts.
+
+    Args:
+        table: of :func:`attack_table`.
+        aimed_at: the class of a targeted attack.
+    """
     import pandas as pd
 
     shown = pd.DataFrame({"attack": table["attack"], "n": table["n"]})
@@ -156,12 +172,13 @@ def attacks_text(table: pd.DataFrame) -> str:
     for column in ("skipped", "failed"):
         if table[column].any():
             shown[column] = table[column]
+    towards = "" if aimed_at is None else f", and now {aimed_at}"
     note = (
-        "fooled: of those classified right before; robust accuracy: share of all n still right, "
-        "95 % bootstrap interval;\nLinf, L2: mean change of those right before"
+        f"fooled: of those classified right before{towards}; robust accuracy: share of all n "
+        "still right, 95 % bootstrap interval;\nLinf, L2: mean change of those right before"
     )
     if unlabelled := int(table["unlabelled"].max()):
-        note += f"\n{unlabelled} images have no label: their prediction counts as it"
+        note += f"\nwithout a label: {unlabelled}; there the prediction counts as the label"
     return f"{shown.to_string(index=False)}\n{note}"
 
 

@@ -247,9 +247,32 @@ def test_a_targeted_attack_moves_towards_the_class_and_skips_those_of_it(tmp_pat
     assert table["fooled"].tolist() == [0, 1]
     assert table["skipped"].tolist() == [2, 2]
     assert table["n"].tolist() == [2, 2]
+    # At strength 1 red 104 and blue 100 become 103 and 101: still red.
+    assert table["robust_accuracy"].tolist() == [1, 0]
+    assert "right before, and now blue" in result.table_text()
     fooled = result.to_dataframe().query("fooled == 1")
     assert fooled["after"].tolist() == [2, 2]
     assert fooled["image"].tolist() == ["0.png", "1.png"]
+
+
+def test_a_label_that_is_lost_to_a_third_class_is_not_robust_and_not_fooled(
+    tmp_path: Path,
+) -> None:
+    model = sharp()
+
+    class Astray(FGSM):
+        """Makes every image green, whatever it is aimed at."""
+
+        def perturb(self, inputs: Tensor, *_: Any, **__: Any) -> Any:
+            green = torch.zeros_like(inputs)
+            green[:, 1] = 1
+            return green
+
+    attacks = {"astray": Astray(model, 1.0)}
+    result = attack(tmp_path / "run", Coloured(0, 0), attacks, model=model, target=2)
+    row = result.table().iloc[0]
+    assert (row["n_right"], row["fooled"], row["robust_accuracy"]) == (2, 0, 0)
+    assert files(result.folder) == []
 
 
 def test_a_target_that_all_images_are_of_is_an_error_and_leaves_no_folder(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_without_labels_the_prediction_is_the_label(model: Classifier) -> None:
     result = compare(model, Unlabelled(), ["saliency"], attacks, progress=False)
     row = result.attack_table().iloc[0]
     assert (row["clean_accuracy"], row["already_wrong"], row["unlabelled"]) == (1, 0, 6)
-    assert "6 images have no label" in result.to_text()
+    assert "without a label: 6" in result.to_text()
 
 
 def test_a_batch_is_attacked_once_whatever_the_methods_also_on_resume(
