@@ -1,10 +1,11 @@
 """How far do maps move under ExplanationAttack while the label stays?
 
-    python benchmarks/explanation_attack.py --data IMAGENET [--images 32] [--picture FILE]
+    python benchmarks/explanation_attack.py --data IMAGENET [--images 32] [--region]
 
 EfficientNet-Lite0 with its published weights, the first images of an ImageNet validation folder
 (Kaggle's layout) that it classifies correctly, objective "top_k" with 10 % of the map, for the
-labelled class:
+labelled class. With `--region` the mass moves out of the annotated boxes instead of off the top
+positions.
 
 - Grad-CAM (Captum's) and RobustCAM (k=5), both at the network's own activations (`beta=None`): its
   head is linear, so that no second derivative is needed.
@@ -54,6 +55,7 @@ from captum_robust.metrics.functional import (
     best_iou,
     bootstrap_interval,
     box_iou,
+    boxes_to_mask,
     largest_component,
     mask_to_box,
     threshold,
@@ -242,6 +244,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--epsilon", type=float, default=2, help="in 255ths")
+    parser.add_argument("--region", action="store_true", help="move out of the annotated boxes")
     parser.add_argument("--methods", nargs="*", help="some of them only")
     parser.add_argument("--picture", help="where to save the maps of one image")
     options = parser.parse_args()
@@ -258,7 +261,7 @@ def main() -> int:
     )
     print(
         f"EfficientNet-Lite0, {tuple(model.input_size)} pixels, epsilon {options.epsilon:g}/255, "
-        f"{options.steps} steps"
+        f"{options.steps} steps, out of the {'boxes' if options.region else 'top positions'}"
     )
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, images[:1].shape, generator=generator) * 2 - 1
@@ -273,7 +276,11 @@ def main() -> int:
             x, y, boxes = images[at], labels[at], [truth[int(i)] for i in at]
             clean = measured_maps(method, x, y)
             start = time.process_time()
-            attacked, details = method.attack.perturb(x, y, return_details=True)
+            region = None
+            if options.region:
+                masks = [boxes_to_mask(b, model.input_size) for b in boxes]
+                region = torch.stack(masks).float()
+            attacked, details = method.attack.perturb(x, y, region=region, return_details=True)
             seconds += time.process_time() - start
             with torch.no_grad():
                 still = model(noisy[at]).argmax(dim=1) == y
