@@ -69,8 +69,9 @@ def compare(
         methods: names of ``captum_robust.benchmark.METHODS``, or a mapping from your own names to
             such names, Captum ``Attribution`` objects or functions ``(images, target) -> maps``.
             None: all of ``METHODS``.
-        attacks: name -> an object with ``perturb(images, target)``, or such a function. Every
-            method also runs on the clean images.
+        attacks: name -> an object with ``perturb(images, target)``, or such a function; see
+            :func:`captum_robust.benchmark.build_attacks`. Names such as "pgd 2/255" say a strength:
+            those that differ in it only are one curve. Every method also runs on the clean images.
         out: folder of the run; None: a temporary one, which lives as long as the result.
         limit: only the first so many samples.
         batch_size: images that a method gets at once; part of what a resumed run must repeat.

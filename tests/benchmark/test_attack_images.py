@@ -340,7 +340,8 @@ def test_a_photograph_is_a_data_set_of_one(tmp_path: Path) -> None:
 def test_attacked_photographs_fool_efficientnet_after_reading(tmp_path: Path) -> None:
     from captum_robust.data import load_dataset
 
-    folder = Path(os.environ.get("CAPTUM_ROBUST_DATA", "../shared/data")) / "imagenet-val-400"
+    project = Path(__file__).parents[2]
+    folder = project / os.environ.get("CAPTUM_ROBUST_DATA", "../shared/data") / "imagenet-val-400"
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder} (set CAPTUM_ROBUST_DATA)")
     model = load_classifier("efficientnet_lite0")
