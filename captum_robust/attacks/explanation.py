@@ -341,7 +341,7 @@ class ExplanationAttack(Attack):
                 return
             # 0 where the label leads by enough, 1 where it is lost.
             pull = 1 - current.detach() / (self.label_slack * lead).clamp(min=1e-12)
-            pull = pull.clamp(0, 1)
+            pull = pull.nan_to_num(0).clamp(0, 1)  # the only class of a model leads by infinity
             if bool(pull.any()):
                 back = _of_mean_one(victim.gradients(current, leaves, rows))
                 gradients = tuple(
@@ -431,12 +431,11 @@ class ExplanationAttack(Attack):
         if victim.arguments is not None:
             rest = arguments_of(victim.arguments, places, victim.n)
             passed["additional_forward_args"] = rest
-        is_own = len(victim.x) > 1
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(self._drawing_alike(victim))
             leaves = x if graph else tuple(t.detach().requires_grad_() for t in x)
-            inputs = format_output(is_own, leaves)
+            inputs = format_output(len(leaves) > 1, leaves)
             run: Callable[..., Any]
             if not isinstance(explainer, Attribution):
                 assert explainer is not None

@@ -182,6 +182,14 @@ def test_a_label_that_forbids_the_way_holds_the_map_back() -> None:
     assert details.objective_after < 0.5
 
 
+def test_a_model_of_one_class_has_no_label_to_lose() -> None:
+    model = nn.Linear(3, 1, bias=False)
+    model.weight.data = torch.ones(1, 3)
+    attack = ExplanationAttack(InputXGradient(model), 0.125, 25, k=0.3)
+    moved = attack.perturb(torch.tensor([[0.25, 0.75, 0.5]]))
+    torch.testing.assert_close(moved, torch.tensor([[0.375, 0.625, 0.625]]))
+
+
 def test_misclassified_images_come_back_unchanged(net: Net, x: Tensor) -> None:
     label = predicted(net, x)
     label[1] = (label[1] + 1) % 6
