@@ -31,6 +31,7 @@ from captum_robust.attacks._attack import (
     where_the_graph_breaks,
 )
 from captum_robust.attacks.minimal import DeepFool
+from captum_robust.attacks.rank import Share
 from captum_robust.optim import as_number
 
 if TYPE_CHECKING:
@@ -563,7 +564,8 @@ def fooling_rate(
     FoolingRate(rate=0.5, n=2, low=0.0945..., high=0.9054...)
     """
     changed, n = _label_changes({"": perturbation}, {"": forward_func}, loader)
-    return _wilson(changed["", ""], n)
+    share = Share.of(changed["", ""], n)
+    return FoolingRate(rate=share.value, n=n, low=share.low, high=share.high)
 
 
 def transfer_matrix(
@@ -634,17 +636,6 @@ def _apply(perturbation: Tensor | Callable[[Tensor], Tensor], name: str, x: Tens
         got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"perturbation {name!r}: expected {tuple(x.shape)} as it came, got {got}")
     return y
-
-
-def _wilson(count: int, n: int) -> FoolingRate:
-    z = 1.959964  # 95 %
-    p = count / n
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    # Exactly 0 and 1 at the ends, but for rounding.
-    low = 0.0 if count == 0 else middle - half
-    high = 1.0 if count == n else middle + half
-    return FoolingRate(rate=p, n=n, low=low, high=high)
 
 
 def _clipped_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:

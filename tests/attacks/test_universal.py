@@ -73,9 +73,6 @@ def fitted(norm: str = "Linf", epsilon: float = EPSILON, **options: Any) -> Univ
     return attack.fit(batches(), **{"passes": 4, "batch_size": 4, **options})
 
 
-# --- closed forms -------------------------------------------------------------------------------
-
-
 def test_on_a_linear_model_v_is_epsilon_times_the_sign_of_the_weights() -> None:
     # All are of class 0; the scores of class 1 minus class 0 change by -v1 + v2.
     attack = UniversalPerturbation(TWO, EPSILON).fit([CLASS_0], passes=30)
@@ -132,9 +129,6 @@ def test_a_target_is_what_most_images_become() -> None:
     rare = int(torch.bincount(clean, minlength=5).argmin())
     attack = UniversalPerturbation(net, 0.5).fit(batches(), target=rare, passes=10, batch_size=4)
     assert (net(attack.perturb(images())).argmax(dim=1) == rare).float().mean() > 0.9
-
-
-# --- the ball, the bounds, the mask, the size ---------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["gradient", "deepfool"])
@@ -229,9 +223,6 @@ def test_perturbing_takes_no_pass_through_the_model() -> None:
 
     attack.forward_func = never
     assert attack.perturb(images(2), target=1).shape == (2, 3, 10, 10)
-
-
-# --- how the fit behaves ------------------------------------------------------------------------
 
 
 def test_the_fit_raises_the_fooling_rate_on_other_images() -> None:
@@ -426,9 +417,6 @@ def test_a_model_that_takes_no_channels_last_is_fitted_too() -> None:
     assert attack.perturbation.any()
 
 
-# --- interruptions and files --------------------------------------------------------------------
-
-
 class Interrupted:
     """Batches that Ctrl-C ends before the given one, counted over all passes."""
 
@@ -547,9 +535,6 @@ def test_files_that_hold_no_perturbation_are_refused_by_name(tmp_path: Path) -> 
         UniversalPerturbation.load(path, net)
 
 
-# --- rates --------------------------------------------------------------------------------------
-
-
 def test_the_fooling_rate_counts_changed_classes_and_knows_no_labels() -> None:
     v = torch.tensor([-0.06, 0.06, 0.0])  # turns margins below .12: the last of the four
     loader = [(CLASS_0, torch.ones(4)), (CLASS_0[:1], torch.ones(1))]
@@ -557,14 +542,6 @@ def test_the_fooling_rate_counts_changed_classes_and_knows_no_labels() -> None:
     assert (found.rate, found.n) == (0.2, 5)
     # Wilson's interval of 1 in 5, as statsmodels' proportion_confint(1, 5, method="wilson") has it
     assert (found.low, found.high) == pytest.approx((0.03622, 0.62447), abs=1e-5)
-
-
-@pytest.mark.parametrize("count", [0, 10])
-def test_the_interval_of_a_sure_thing_is_not_a_point(count: int) -> None:
-    found = universal._wilson(count, 10)
-    assert 0 <= found.low <= found.rate <= found.high <= 1
-    # 1 / (1 + z²/n) for ten of ten, 1 minus that for none
-    assert found.high - found.low == pytest.approx(1 - 1 / (1 + 1.959964**2 / 10))
 
 
 def test_the_transfer_matrix_of_two_models_worked_by_hand() -> None:
@@ -594,9 +571,6 @@ def test_the_transfer_matrix_of_two_models_worked_by_hand() -> None:
     }
     assert (table.index.name, table.columns.name) == ("source", "attacked")
     assert seen == {"two": 8, "other": 8}  # for each batch: clean, and three sources
-
-
-# --- wrong arguments ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
