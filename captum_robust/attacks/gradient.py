@@ -21,6 +21,7 @@ from captum_robust.attacks._attack import (
     at_least_float,
     check_count,
     cross_entropy,
+    divided,
     l2_norms,
     per_sample,
     project,
@@ -59,8 +60,9 @@ class PGD(Attack):
             the probabilities says so. It draws from torch's global generator, which is seeded for
             the call and put back.
         samples: how many draws a step.
-        early_stop: a fooled sample leaves the batch. False: every sample takes all steps, also one
-            that was misclassified to begin with.
+        early_stop: a fooled sample leaves the batch, so its change is often smaller than the ball
+            allows. False: every sample takes all steps, also one that was misclassified to begin
+            with.
         keep_best: return the iterate with the highest loss (targeted: lowest) instead of the last.
 
     >>> model = torch.nn.Linear(3, 2, bias=False)
@@ -236,7 +238,7 @@ class PGD(Attack):
         if self.norm == "Linf":
             return tuple(g.sign() for g in gradients)
         lengths = l2_norms(gradients).clamp(min=torch.finfo(torch.float32).tiny)
-        return tuple(g / per_sample(lengths, g) for g in gradients)
+        return tuple(divided(g, lengths) for g in gradients)
 
     def _moved(
         self, victim: Victim, clean: Tensors, change: Tensors, rows: Tensor, epsilon: float
@@ -251,7 +253,7 @@ class PGD(Attack):
         sums = [at_least_float(g.reshape(n, -1)).abs().sum(dim=1) for g in gradients]
         mean = torch.stack(sums).sum(dim=0) / sum(g[0].numel() for g in gradients)
         mean = mean.clamp(min=1e-30)
-        scaled = tuple(g / per_sample(mean, g) for g in gradients)
+        scaled = tuple(divided(g, mean) for g in gradients)
         if velocity is None:
             return scaled
         return tuple(self.momentum * v + s for v, s in zip(velocity, scaled, strict=True))
