@@ -188,14 +188,15 @@ class Victim:
         self.forward_func = forward_func
         self.n = len(inputs[0])
         self.target = target
-        self.arguments = arguments
+        # Without inference tensors, which autograd does not take.
+        self.arguments = arguments_of(arguments, list(range(self.n)), self.n)
         self.targeted = targeted
         self.masks = masks
         self.bounds = bounds
         self.quantize = quantize and bounds is not None
         # Convolutions are some 10 to 20 % faster on channels_last; see scores().
         self._channels_last = all(x.ndim == 4 for x in inputs)
-        self.x = tuple(self._laid_out(x) for x in inputs)
+        self.x = tuple(x.contiguous(memory_format=self._memory_format) for x in inputs)
         """The clean inputs."""
         device = inputs[0].device
         self.everyone = torch.arange(self.n, device=device)
@@ -311,7 +312,7 @@ class Victim:
         """Of the attack's results; one more forward pass, which is not counted."""
         forward = self.forward_passes.clone()
         shown = self.to_bytes(results) if self.quantize else results
-        scores = self.scores(tuple(self._laid_out(x) for x in shown), self.everyone)
+        scores = self.scores(shown, self.everyone)
         changes = [
             (at_least_float(r) - at_least_float(x)).reshape(self.n, -1)
             for r, x in zip(results, self.x, strict=True)
@@ -343,12 +344,13 @@ class Victim:
             )
 
     def _raw_scores(self, inputs: Tensors, arguments: object) -> Tensor:
-        laid_out = tuple(self._laid_out(x) for x in inputs)
-        return model_scores(self.forward_func, laid_out, arguments)
+        # Copies: a model may write to what it is given.
+        copies = tuple(x.clone(memory_format=self._memory_format) for x in inputs)
+        return model_scores(self.forward_func, copies, arguments)
 
-    def _laid_out(self, x: Tensor) -> Tensor:
-        form = torch.channels_last if self._channels_last else torch.contiguous_format
-        return x.contiguous(memory_format=form)
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self._channels_last else torch.contiguous_format
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
@@ -369,6 +371,12 @@ def at_least_float(x: Tensor) -> Tensor:
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
     """n values in the shape n×1×… that multiplies n×…."""
     return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def divided(x: Tensor, values: Tensor) -> Tensor:
+    """n×… by n values, at least in float32: in half precision small ones are 0."""
+    precise = at_least_float(x)
+    return (precise / per_sample(values, precise)).to(x.dtype)
 
 
 def l2_norms(tensors: Tensors) -> Tensor:
@@ -407,8 +415,8 @@ def where_the_graph_breaks(
     ]
     try:
         with torch.enable_grad():
-            one = tuple(x.detach().clone().requires_grad_() for x in inputs)
-            scores = model_scores(forward_func, one, arguments)
+            copies = tuple(x.detach().requires_grad_().clone() for x in inputs)
+            scores = model_scores(forward_func, copies, arguments)
     finally:
         for handle in handles:
             handle.remove()

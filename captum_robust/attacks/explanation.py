@@ -25,6 +25,7 @@ from captum_robust.attacks._attack import (
     Tensors,
     Victim,
     check_count,
+    divided,
     l2_norms,
     per_sample,
     project,
@@ -486,7 +487,7 @@ class ExplanationAttack(Attack):
         if self.norm == "Linf":
             return tuple(g.sign() for g in gradients)
         lengths = l2_norms(gradients).clamp(min=torch.finfo(torch.float32).tiny)
-        return tuple(g / per_sample(lengths, g) for g in gradients)
+        return tuple(divided(g, lengths) for g in gradients)
 
     def _moved(
         self, victim: Victim, clean: Tensors, change: Tensors, rows: Tensor, epsilon: float
@@ -610,7 +611,7 @@ def _of_mean_one(gradients: Tensors) -> Tensors:
     total = torch.stack([g.reshape(n, -1).abs().sum(dim=1) for g in gradients]).sum(dim=0)
     mean = total / sum(g[0].numel() for g in gradients)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
-    return tuple(g / per_sample(mean, g) for g in gradients)
+    return tuple(divided(g, mean) for g in gradients)
 
 
 def _as_maps(found: Any, inputs: Tensors, is_of_layer: bool) -> Tensor:

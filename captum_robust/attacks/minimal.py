@@ -16,6 +16,7 @@ from captum_robust.attacks._attack import (
     at_least_float,
     check_count,
     cross_entropy,
+    divided,
     l2_norms,
     per_sample,
     project,
@@ -261,7 +262,7 @@ class DeepFool(Attack):
         """The change of length 1 that gains most along the gradient."""
         if self.norm == "Linf":
             return gradients.sign()
-        return gradients / per_sample(norms, gradients)
+        return divided(gradients, norms)
 
     def _dual_norms(self, gradients: Tensors) -> Tensor:
         if self.norm == "L2":

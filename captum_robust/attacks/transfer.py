@@ -133,7 +133,8 @@ class _Ensemble:
         found: list[Tensor] = []
         self.of_each = []
         for place, model in enumerate(self.models):
-            scores = model(*args)
+            # A model may write to what it is given.
+            scores = model(*(a.clone() if isinstance(a, Tensor) else a for a in args))
             self._check(scores, place, found, args)
             found.append(at_least_float(scores).log_softmax(dim=1))
             self.of_each.append(found[-1].detach())

@@ -347,6 +347,36 @@ def test_memory_format_channels_and_autocast(case: Case, net: Net, x: Tensor) ->
 
 
 @cases
+def test_a_model_may_write_to_its_inputs(case: Case) -> None:
+    torch.manual_seed(0)
+    grey = Net(channels=1).eval()
+    x = torch.rand(2, 1, 12, 16)  # one channel: in channels_last and as it is the same memory
+    before = x.clone()
+    found = case.make(lambda images: grey(images.mul_(0.5))).perturb(x, epsilon=case.epsilon)
+    expected = case.make(lambda images: grey(images * 0.5)).perturb(x, epsilon=case.epsilon)
+    assert torch.equal(x, before)
+    assert torch.equal(found, expected)
+
+
+@cases
+def test_arguments_of_inference_mode_are_taken(case: Case, net: Net, x: Tensor) -> None:
+    attack = case.make(lambda images, factor: net(images * factor))
+    expected = attack.perturb(x, epsilon=case.epsilon, additional_forward_args=x.flip(0))
+    with torch.inference_mode():
+        found = attack.perturb(x, epsilon=case.epsilon, additional_forward_args=x.flip(0))
+    assert torch.equal(found, expected)
+
+
+@cases
+def test_no_gradient_in_half_precision_changes_nothing(case: Case, net: Net, x: Tensor) -> None:
+    half = x.half()
+    attack = case.make(lambda images: net(images.float()))
+    found = attack.perturb(half, epsilon=case.epsilon, mask=torch.zeros(1, 1, 1, 1))
+    assert found.dtype == torch.float16
+    assert torch.equal(found, half)
+
+
+@cases
 def test_a_model_that_views_its_features_works(case: Case, x: Tensor) -> None:
     torch.manual_seed(0)
     conv, head = nn.Conv2d(3, 4, 3, stride=4), nn.Linear(4 * 3 * 4, 5)
