@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_output
 from captum_robust._checks import check_finite
+from captum_robust._random import seeded
 from captum_robust._samples import arguments_of, target_of
 from captum_robust.attacks._attack import (
     Attack,
@@ -434,7 +435,8 @@ class ExplanationAttack(Attack):
             passed["additional_forward_args"] = rest
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(self._drawing_alike(victim))
+            # An attribution that draws, draws the same each time.
+            stack.enter_context(seeded(self.seed, victim.x[0].device))
             leaves = x if graph else tuple(t.detach().requires_grad_() for t in x)
             inputs = format_output(len(leaves) > 1, leaves)
             run: Callable[..., Any]
@@ -469,17 +471,6 @@ class ExplanationAttack(Attack):
         with ExitStack() as stack:
             for module in modules:
                 stack.enter_context(smooth_activations(module, self.beta))
-            yield
-
-    @contextmanager
-    def _drawing_alike(self, victim: Victim) -> Iterator[None]:
-        """For an attribution that draws: each time the same, and torch's generators put back."""
-        if self.seed is None:
-            yield
-            return
-        device = victim.x[0].device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.seed)
             yield
 
     def _direction(self, gradients: Tensors) -> Tensors:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from captum_robust._captum import TargetType, format_tensor_into_tuples
 from captum_robust._checks import check_batch
+from captum_robust._random import seeded
 from captum_robust.attacks._attack import (
     Attack,
     LossFunction,
@@ -55,11 +55,13 @@ class PGD(Attack):
             the samples that are not fooled yet.
         momentum: decay of the sum of normalised gradients; 0: none.
         loss_func: (scores n×K, classes n) -> n losses. Cross-entropy by default.
-        transform: the attack averages the loss over ``samples`` draws of it. It takes what
-            ``forward_func`` takes and returns the like. A sample counts as fooled when the mean of
-            the probabilities says so. It draws from torch's global generator, which is seeded for
-            the call and put back.
-        samples: how many draws a step.
+        transform: the attack averages the loss over ``samples`` draws of it, of one size. It takes
+            the inputs n×… and returns the like, the same transform of each or one of its own. A
+            sample counts as fooled when the mean of the probabilities says so. It draws from
+            torch's global generators, which are seeded for each step and put back. What it draws
+            for a row depends on the rows before, so draw once for all where a batch shall give
+            what its samples give one by one.
+        samples: how often a step calls the transform.
         early_stop: a fooled sample leaves the batch, so its change is often smaller than the ball
             allows. False: every sample takes all steps, also one that was misclassified to begin
             with.
@@ -118,36 +120,44 @@ class PGD(Attack):
         assert epsilon is not None
         best = _Best(victim, self.keep_best)
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
-        with self._seeded(victim):
-            if self.random_start or self.transform is not None:
-                victim.scores(victim.x, victim.everyone)
-            for restart in range(self.restarts):
-                is_random = self.random_start or restart > 0
-                rows = victim.everyone
-                if victim.knows_labels and self.early_stop:
-                    rows = (~(victim.already | victim.fooled)).nonzero()[:, 0]
-                if len(rows) == 0:
-                    break
-                start = take_each(victim.x, rows)
-                if is_random:
-                    change = random_points(start, epsilon, self.norm, generator)
-                    start = self._moved(victim, start, change, rows, epsilon)
-                self._climb(victim, best, start, rows, epsilon)
+        if self.random_start or self.transform is not None:
+            victim.scores(victim.x, victim.everyone)
+        for restart in range(self.restarts):
+            is_random = self.random_start or restart > 0
+            rows = victim.everyone
+            if victim.knows_labels and self.early_stop:
+                rows = (~(victim.already | victim.fooled)).nonzero()[:, 0]
+            if len(rows) == 0:
+                break
+            start = take_each(victim.x, rows)
+            if is_random:
+                change = random_points(start, epsilon, self.norm, generator)
+                start = self._moved(victim, start, change, rows, epsilon)
+            self._climb(victim, best, start, rows, epsilon, restart)
         return best.x
 
-    def _climb(self, victim: Victim, best: _Best, x: Tensors, rows: Tensor, epsilon: float) -> None:
+    def _climb(
+        self,
+        victim: Victim,
+        best: _Best,
+        x: Tensors,
+        rows: Tensor,
+        epsilon: float,
+        restart: int,
+    ) -> None:
         """From x, n×…, all steps of samples ``rows``."""
         steps, length = self._step_count(epsilon), self._step_length(epsilon)
         velocity: Tensors | None = None
         for step in range(steps + 1):
             is_last = step == steps
             is_clean = not victim.knows_labels
-            leaves, scores, objective = self._evaluate(victim, x, rows, graph=not is_last)
+            draw = restart * (steps + 1) + step
+            leaves, scores, objective = self._evaluate(victim, x, rows, draw, graph=not is_last)
             done = fooled = torch.zeros_like(rows, dtype=torch.bool)
             if self.early_stop and is_clean:
                 done = victim.already[rows]
             elif self.early_stop:
-                done = fooled = self._verified(victim, scores, x, rows)
+                done = fooled = self._verified(victim, scores, x, rows, draw)
             best.see(x, rows, objective, fooled, is_last)
             if is_last:
                 return
@@ -162,7 +172,7 @@ class PGD(Attack):
                 x, rows = take_each(x, left), rows[left]
                 velocity = None if velocity is None else take_each(velocity, left)
                 if again:
-                    leaves, _, objective = self._evaluate(victim, x, rows, graph=True)
+                    leaves, _, objective = self._evaluate(victim, x, rows, draw, graph=True)
                     gradients = self._gradients(victim, objective, leaves, rows)
                 else:
                     gradients = take_each(gradients, left)
@@ -181,7 +191,7 @@ class PGD(Attack):
             x = self._moved(victim, clean, change, rows, epsilon)
 
     def _evaluate(
-        self, victim: Victim, x: Tensors, rows: Tensor, graph: bool
+        self, victim: Victim, x: Tensors, rows: Tensor, draw: int, graph: bool
     ) -> tuple[Tensors, Tensor, Tensor]:
         """The leaves of the graph, the scores n×K that judge, and the objective n to raise."""
         with torch.set_grad_enabled(graph):
@@ -190,13 +200,24 @@ class PGD(Attack):
                 scores = victim.scores(leaves, rows)
                 return leaves, scores.detach(), self._objective(victim, scores, rows)
             many = rows.repeat_interleave(self.samples)
-            drawn = self.transform(*(t.repeat_interleave(self.samples, dim=0) for t in leaves))
-            scores = victim.scores(format_tensor_into_tuples(drawn), many)
+            scores = victim.scores(self._transformed(leaves, draw), many)
             objective = self._objective(victim, scores, many)
             objective = objective.reshape(len(rows), self.samples).mean(dim=1)
             probabilities = scores.detach().softmax(dim=1)
             mean = probabilities.reshape(len(rows), self.samples, -1).mean(dim=1)
             return leaves, mean, objective
+
+    def _transformed(self, x: Tensors, draw: int) -> Tensors:
+        """All samples of draw number ``draw`` of the transform: those of an input in a row."""
+        assert self.transform is not None
+        # The same draws for whatever is left of the batch.
+        seed = None if self.seed is None else self.seed + 1_000_003 * draw
+        with seeded(seed, x[0].device):
+            draws = [
+                format_tensor_into_tuples(self.transform(*(t.clone() for t in x)))
+                for _ in range(self.samples)
+            ]
+        return tuple(torch.stack(each, dim=1).flatten(0, 1) for each in zip(*draws, strict=True))
 
     def _gradients(
         self, victim: Victim, objective: Tensor, leaves: Tensors, rows: Tensor
@@ -214,7 +235,9 @@ class PGD(Attack):
             )
         return -loss if victim.targeted else loss
 
-    def _verified(self, victim: Victim, scores: Tensor, x: Tensors, rows: Tensor) -> Tensor:
+    def _verified(
+        self, victim: Victim, scores: Tensor, x: Tensors, rows: Tensor, draw: int
+    ) -> Tensor:
         """n booleans: fooled, and with ``quantize`` as an 8-bit image too."""
         fooled = victim.succeeds(scores, rows)
         if not victim.quantize or not bool(fooled.any()):
@@ -224,7 +247,7 @@ class PGD(Attack):
         rounded = victim.to_bytes(floats)
         if all(torch.equal(f, r) for f, r in zip(floats, rounded, strict=True)):
             return fooled
-        _, scores, _ = self._evaluate(victim, rounded, rows[at], graph=False)
+        _, scores, _ = self._evaluate(victim, rounded, rows[at], draw, graph=False)
         return fooled.index_put((at,), victim.succeeds(scores, rows[at]))
 
     def _step_count(self, epsilon: float) -> int:  # noqa: ARG002
@@ -257,17 +280,6 @@ class PGD(Attack):
         if velocity is None:
             return scaled
         return tuple(self.momentum * v + s for v, s in zip(velocity, scaled, strict=True))
-
-    @contextmanager
-    def _seeded(self, victim: Victim) -> Iterator[None]:
-        """For a transform that draws: torch's generators seeded, and put back."""
-        if self.transform is None or self.seed is None:
-            yield
-            return
-        device = victim.x[0].device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.seed)
-            yield
 
 
 class _Best:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from captum_robust._captum import TargetType
 from captum_robust._checks import check_batch, check_finite, check_inputs, checked_bounds
+from captum_robust._random import seeded
 from captum_robust._targets import model_scores, one_row_a_sample
 from captum_robust.attacks._attack import (
     Tensors,
@@ -420,7 +420,7 @@ class SubstituteAttack(Perturbation):
         self.substitute = substitute
         optimizer = torch.optim.Adam(weights, lr=lr)
         found = []
-        with torch.inference_mode(False), torch.enable_grad(), _seeded(seed, images.device):
+        with torch.inference_mode(False), torch.enable_grad(), seeded(seed, images.device):
             try:
                 x = (images.clone() if images.is_inference() else images).detach()
                 x = x[: int(min(len(x), self.queries_left))]
@@ -607,17 +607,6 @@ class SubstituteAttack(Perturbation):
 
 def _parts(size: int, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(torch.split(images, size), torch.split(labels, size), strict=True)
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Torch's generators seeded, and put back."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _one_an_image(name: str, classes: Tensor | Sequence[int], images: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from captum_robust._captum import TargetType, format_tensor_into_tuples, is_tuple
 from captum_robust._checks import check_batch, check_finite, check_inputs
 from captum_robust._names import printable, unknown_name
+from captum_robust._random import seeded
 from captum_robust._targets import model_scores, one_row_a_sample
 from captum_robust.attacks._attack import (
     Attack,
@@ -101,6 +101,7 @@ class UniversalPerturbation(Attack):
             )
         return self._v
 
+    @torch.inference_mode(False)
     def fit(
         self,
         loader: Loader,
@@ -161,6 +162,7 @@ class UniversalPerturbation(Attack):
                 loader that is exhausted after the first pass; arguments out of range; a model
                 without gradient; a checkpoint of another fit.
             TypeError: a loader that gives no floating-point tensors.
+            FileNotFoundError: no folder for the checkpoint.
         """
         settings = {
             "epsilon": as_number(self.epsilon),
@@ -179,6 +181,8 @@ class UniversalPerturbation(Attack):
         _check_settings(settings, target_rate)
         settings |= {"step_size": float(step_size), "momentum": float(momentum)}
         _check_loader(loader, passes)
+        if checkpoint is not None:
+            _check_folder(checkpoint)
         if target_rate is None and method == "deepfool":
             target_rate = 0.8
         state = _resumed(checkpoint, settings) or _State()
@@ -190,7 +194,7 @@ class UniversalPerturbation(Attack):
                 if target_rate is not None and max(state.rates, default=0.0) >= target_rate:
                     break
                 step = step_size * 0.5 * (1 + math.cos(math.pi * number / passes))
-                with _seeded(seed, number, place):
+                with seeded(seed + 1_000_003 * number, place):
                     chunks = _chunks(loader, number, batch_size, self.bounds, progress)
                     fit.one_pass(chunks, learn, step)
                 if checkpoint is not None:
@@ -265,6 +269,7 @@ class UniversalPerturbation(Attack):
 
         Raises:
             RuntimeError: nothing is fitted yet.
+            FileNotFoundError: no such folder.
         """
         self._write(path)
 
@@ -310,6 +315,7 @@ class UniversalPerturbation(Attack):
     ) -> None:
         from safetensors.torch import save_file
 
+        _check_folder(path)
         tensors = {"perturbation": self.perturbation.contiguous()}
         facts: dict[str, Any] = {
             "norm": self.norm,
@@ -435,7 +441,7 @@ class _Fit:
         assert state.v is not None
         with torch.enable_grad():
             v = state.v.detach().requires_grad_()
-            scores = self._scores(self._within(x + v))
+            scores = self._scores(self._added(x, v))
             if not scores.requires_grad:
                 raise ValueError(
                     "forward_func: no gradient flows from its scores to the inputs"
@@ -473,7 +479,7 @@ class _Fit:
         """n booleans: fooled by v as it was before the step."""
         state = self.state
         assert state.v is not None
-        start = self._within(x + state.v)
+        start = self._added(x, state.v)
         with torch.no_grad():
             fooled = self._scores(start).argmax(dim=1) != labels
         left = (~fooled).nonzero()[:, 0]
@@ -484,8 +490,9 @@ class _Fit:
             state.v = self._projected(state.v + changes.sum(dim=0))
         return fooled
 
-    def _within(self, x: Tensor) -> Tensor:
-        return x if self.bounds is None else x.clamp(*self.bounds)
+    def _added(self, x: Tensor, v: Tensor) -> Tensor:
+        moved = x + v
+        return (moved if self.bounds is None else moved.clamp(*self.bounds)).to(x.dtype)
 
     def _projected(self, v: Tensor) -> Tensor:
         return project((v[None],), self.epsilon, self.norm)[0][0]
@@ -503,7 +510,10 @@ class _Fit:
 
 
 class _Scores:
-    """N×C×H×W -> float scores N×K, on the faster memory layout if the model takes it."""
+    """N×C×H×W -> float scores N×K, on the faster memory layout if the model takes it.
+
+    The model gets copies, which it may write to.
+    """
 
     def __init__(self, forward_func: Callable[..., Tensor]) -> None:
         self.forward_func = forward_func
@@ -512,10 +522,10 @@ class _Scores:
     def __call__(self, x: Tensor) -> Tensor:
         if x.ndim == 4 and self._channels_last:
             try:
-                return self._checked(x.contiguous(memory_format=torch.channels_last))
+                return self._checked(x.clone(memory_format=torch.channels_last))
             except RuntimeError:  # a model that calls view() on its features
                 self._channels_last = False
-        return self._checked(x.contiguous())
+        return self._checked(x.clone(memory_format=torch.contiguous_format))
 
     def _checked(self, x: Tensor) -> Tensor:
         scores = one_row_a_sample(model_scores(self.forward_func, x, None), len(x)).float()
@@ -724,15 +734,6 @@ def _shown(loader: Loader, number: int) -> Loader:
     return shown
 
 
-@contextmanager
-def _seeded(seed: int, number: int, device: torch.device | None) -> Iterator[None]:
-    """Torch's global generators seeded for pass ``number``, and put back after it."""
-    is_cuda = device is not None and device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if is_cuda else []):
-        torch.manual_seed(seed + 1_000_003 * number)
-        yield
-
-
 def _keys(x: Tensor) -> list[int]:
     """One number an image, of its bits: equal for equal images, and (with a chance of about
     2⁻³³ or less a pair) for no others. Integers that wrap around: the same on all devices."""
@@ -774,6 +775,12 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _no_perturbation(path: str | Path, reason: str) -> ValueError:
     return ValueError(f"{printable(str(path))} holds no universal perturbation: {reason}")
+
+
+def _check_folder(path: str | Path) -> None:
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {printable(str(folder))}")
 
 
 def _resumed(checkpoint: str | Path | None, settings: dict[str, Any]) -> _State | None:

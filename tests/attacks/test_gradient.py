@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import captum.robust
@@ -224,13 +225,13 @@ def test_random_starts_fill_the_ball(smooth: Smooth, norm: str) -> None:
 
 
 def test_the_attack_averages_the_loss_over_the_transform(images: Tensor) -> None:
-    # Scores (w x, 0). The transform flips the sign of w for the first of three draws, so the mean
+    # Scores (w x, 0). The transform flips the sign of w in the first of three draws, so the mean
     # gradient has the sign of the other two.
     model = linear([1.0, 1.0], [0.0, 0.0])
-    signs = torch.tensor([-1.0, 1.0, 1.0])
+    signs = itertools.cycle([-1.0, 1.0, 1.0])
 
     def transform(x: Tensor) -> Tensor:
-        return x * signs.repeat(len(x) // 3)[:, None]
+        return x * next(signs)
 
     x = torch.tensor([[0.05, 0.05], [0.02, 0.08]])  # all probabilities are about a half
     attack = PGD(
@@ -258,6 +259,30 @@ def test_draws_of_half_a_batch_get_the_arguments_of_their_samples() -> None:
     boundary = torch.tensor([0.46875, 0.46875, 0.125, 0.25])
     attack.perturb(torch.full((4, 1), 0.5), 0, additional_forward_args=boundary)
     assert seen[-1] == [0.125, 0.125, 0.25, 0.25]
+
+
+def test_a_transform_draws_the_same_for_a_sample_whatever_becomes_of_the_others(
+    net: Net, x: Tensor
+) -> None:
+    def shifted(images: Tensor) -> Tensor:  # one draw for all of them
+        return images.roll(int(torch.randint(12, ())), dims=-2) * torch.rand(())
+
+    attack = PGD(net, 0.25, 4, transform=shifted, samples=3, restarts=2)
+    label = net(x).argmax(dim=1)
+    label[0] += 1  # misclassified: leaves the batch at once
+    together = attack.perturb(x, label)
+    alone = [attack.perturb(x[i : i + 1], label[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_only_the_generators_that_are_put_back_are_seeded(
+    net: Net, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise AssertionError("seeds the graphics cards, where nothing is drawn")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", fails)
+    PGD(net, 0.1, 1, transform=lambda images: images * torch.rand(())).perturb(x)
 
 
 def test_a_transform_that_draws_is_seeded_and_leaves_the_generator(net: Net, x: Tensor) -> None:
