@@ -406,6 +406,63 @@ def test_it_works_with_frozen_parameters_and_inference_tensors() -> None:
     assert torch.equal(attack.perturbation, fitted().perturbation)
 
 
+@pytest.mark.parametrize("method", ["gradient", "deepfool"])
+def test_it_is_fitted_in_inference_mode(method: str) -> None:
+    expected = fitted(method=method, passes=2).perturbation
+    with torch.inference_mode():
+        assert torch.equal(fitted(method=method, passes=2).perturbation, expected)
+
+
+@pytest.mark.parametrize("method", ["gradient", "deepfool"])
+def test_images_of_half_precision_stay_so(method: str) -> None:
+    seen = set()
+
+    def noted(x: Tensor) -> Tensor:
+        seen.add(x.dtype)
+        return network()(x.float())
+
+    attack = UniversalPerturbation(noted, EPSILON)
+    attack.fit([batch.bfloat16() for batch in batches()], method=method, passes=2)
+    assert attack.perturbation.any()
+    assert attack.perturb(images(2).bfloat16()).dtype == torch.bfloat16
+    assert seen == {torch.bfloat16}
+
+
+def test_a_model_may_write_to_its_images() -> None:
+    model = network()
+    x = images(8)
+    before = x.clone()
+
+    def writing(images: Tensor) -> Tensor:
+        return model(images.mul_(0.5))
+
+    def plain(images: Tensor) -> Tensor:
+        return model(images * 0.5)
+
+    found = UniversalPerturbation(writing, EPSILON).fit([x], passes=2).perturbation
+    expected = UniversalPerturbation(plain, EPSILON).fit([x], passes=2).perturbation
+    assert torch.equal(found, expected)
+    assert fooling_rate(writing, found, [x]) == fooling_rate(plain, found, [x])
+    assert torch.equal(x, before)
+
+
+def test_a_missing_folder_is_noticed_before_the_fit(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "v.safetensors"
+    passes = 0
+
+    class Counted(list[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            nonlocal passes
+            passes += 1
+            return super().__iter__()
+
+    with pytest.raises(FileNotFoundError, match="no folder .*missing"):
+        UniversalPerturbation(network()).fit(Counted(batches()), checkpoint=path)
+    assert passes == 0
+    with pytest.raises(FileNotFoundError, match="no folder .*missing"):
+        fitted(passes=1).save(path)
+
+
 def test_a_model_that_takes_no_channels_last_is_fitted_too() -> None:
     net = network()
 
