@@ -189,9 +189,8 @@ def rank_analysis(
 def _order(forward_func: Callable[..., Tensor], inputs: Tensors, first_sample: int) -> Tensor:
     """n×K, the classes by descending score; of equals the first."""
     n = len(inputs[0])
-    scores = one_row_a_sample(
-        model_scores(forward_func, tuple(x.clone() for x in inputs), None), n
-    ).float()
+    copies = tuple(x.clone() for x in inputs)  # a model may write to what it is given
+    scores = one_row_a_sample(model_scores(forward_func, copies, None), n).float()
     if scores.ndim != 2:
         raise ValueError(f"forward_func: expected scores {n}×K, got {tuple(scores.shape)}")
     check_finite(scores, "forward_func, scores", first_sample)

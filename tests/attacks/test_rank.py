@@ -96,6 +96,13 @@ def test_figure_shows_both_histograms_as_shares() -> None:
     assert "3 of 4" in figure.get_suptitle()
 
 
+def test_a_model_may_write_to_its_inputs() -> None:
+    clean, adversarial = torch.tensor([[0.9, 0.5]]), torch.tensor([[0.5, 0.9]])
+    found = rank_analysis(lambda x: x.neg_(), clean, adversarial)
+    assert found.changed == 1
+    assert torch.equal(clean, torch.tensor([[0.9, 0.5]]))
+
+
 def test_leaves_model_and_inputs_alone() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
