@@ -116,7 +116,8 @@ class Attack(Perturbation):
             ValueError: an empty batch; NaN or infinity in inputs or scores; inputs outside of
                 ``bounds``; ``epsilon`` below 0 or above what the bounds allow; a target that is
                 out of range, or, with ``targeted``, the class that the model gives already; a
-                model through which no gradient flows (the message says which layer broke it).
+                model of a single class, or one through which no gradient flows (the message says
+                which layer broke it).
             TypeError: inputs that are not floating point.
         """
         strength = self.epsilon if epsilon is None else epsilon
@@ -424,6 +425,12 @@ def where_the_graph_breaks(
         return broken[0]
     lost = "" if scores.requires_grad else ", between its layers (detach, no_grad, argmax, …)"
     return f"; {type(forward_func).__name__}.forward breaks the graph itself{lost}"
+
+
+def check_rivals(scores: Tensor) -> None:
+    """Raise ``ValueError`` if scores N×K are of the label alone, which can't be lost then."""
+    if scores.shape[1] < 2:
+        raise ValueError("forward_func: expected scores of at least two classes, got one")
 
 
 def check_count(name: str, value: Any, least: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._captum import TargetType, format_tensor_into_tuples
-from captum_robust._checks import check_batch
+from captum_robust._checks import check_batch, check_inputs
 from captum_robust._random import seeded
 from captum_robust.attacks._attack import (
     Attack,
@@ -20,6 +20,7 @@ from captum_robust.attacks._attack import (
     Victim,
     at_least_float,
     check_count,
+    check_rivals,
     cross_entropy,
     divided,
     l2_norms,
@@ -102,6 +103,12 @@ class PGD(Attack):
             raise ValueError(f"step_size: expected a positive number or None, got {step_size!r}")
         if not 0 <= as_number(momentum) < float("inf"):
             raise ValueError(f"momentum: expected a number from 0, got {momentum!r}")
+        for name, function in (("loss_func", loss_func), ("transform", transform)):
+            if function is not None and not callable(function):
+                kind = type(function).__name__
+                raise TypeError(f"{name}: expected a function or None, got {kind}")
+        if seed is not None:
+            check_count("seed", seed, 0)
         if samples > 1 and transform is None:
             raise ValueError("samples: there is no transform to draw")
         self.steps = steps
@@ -117,7 +124,8 @@ class PGD(Attack):
         self.seed = seed
 
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
-        assert epsilon is not None
+        if epsilon is None:
+            raise ValueError("epsilon: expected a number, got None")
         best = _Best(victim, self.keep_best)
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
         if self.random_start or self.transform is not None:
@@ -226,6 +234,7 @@ class PGD(Attack):
         return victim.gradients(objective, leaves, rows, times)
 
     def _objective(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
+        check_rivals(scores)
         loss = self.loss_func(scores, victim.label[rows])
         if not isinstance(loss, Tensor) or loss.shape != (len(rows),):
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -424,7 +433,10 @@ class LeastLikelyClass(PGD):
         if victim.targeted:
             raise ValueError("targeted: this attack chooses the class itself; give the label")
         scores = victim.scores(victim.x, victim.everyone)
-        victim.label, victim.targeted = scores.argmin(dim=1), True
+        check_rivals(scores)
+        # Where all scores are equal, another one than the label still.
+        others = scores.scatter(1, victim.label[:, None], torch.inf)
+        victim.label, victim.targeted = others.argmin(dim=1), True
         return super()._attack(victim, epsilon)
 
     def _step_count(self, epsilon: float) -> int:
@@ -472,6 +484,7 @@ def most_likely_class_map(
         loss_func: cross-entropy by default.
     """
     check_batch((inputs,))
+    check_inputs((inputs,), None)
     with torch.inference_mode(False), torch.no_grad():
         normal = inputs.clone() if inputs.is_inference() else inputs.detach()
         victim = Victim(

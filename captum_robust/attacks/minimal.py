@@ -15,6 +15,7 @@ from captum_robust.attacks._attack import (
     Victim,
     at_least_float,
     check_count,
+    check_rivals,
     cross_entropy,
     divided,
     l2_norms,
@@ -155,8 +156,7 @@ class DeepFool(Attack):
     def _others(self, victim: Victim, scores: Tensor) -> Tensor:
         """N×C, the classes that a sample may be moved to."""
         classes = scores.shape[1]
-        if classes < 2:
-            raise ValueError("forward_func: expected scores of at least two classes, got one")
+        check_rivals(scores)
         label = victim.label[:, None]
         if victim.targeted:
             return label
@@ -372,8 +372,7 @@ class _PenalisedLoss:
         """Values N, gradients N×D and what is kept at the clean inputs."""
         victim = self.victim
         point = _Point(victim, victim.x, victim.everyone, graph=True)
-        if point.scores.shape[1] < 2:
-            raise ValueError("forward_func: expected scores of at least two classes, got one")
+        check_rivals(point.scores)
         others = point.scores.scatter(1, victim.label[:, None], -torch.inf).argmax(dim=1)
         self.goal = victim.label if victim.targeted else others
         self.clean_margins = _margins(point.scores, victim, victim.everyone)

@@ -417,6 +417,20 @@ def test_the_map_of_the_most_likely_class_by_hand() -> None:
     assert of_other.sign.tolist() == [[-1.0, 1.0, 0.0]]
 
 
+def test_equal_scores_leave_another_class_than_the_label_to_aim_at(net: Net, x: Tensor) -> None:
+    attack = LeastLikelyClass(lambda images: 0 * net(images))
+    result, details = attack.perturb(x, return_details=True)
+    assert torch.equal(result, x)
+    assert (details.label != 0).all()
+    assert not details.fooled.any()
+
+
+@pytest.mark.parametrize("make", [FGSM, PGD, LeastLikelyClass])
+def test_one_class_is_an_error(make: Callable[..., PGD], net: Net, x: Tensor) -> None:
+    with pytest.raises(ValueError, match="at least two classes, got one"):
+        make(lambda images: net(images)[:, :1]).perturb(x)
+
+
 def wrong(make: Callable[[], object], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: "):
         make()
@@ -437,3 +451,12 @@ def test_wrong_options_are_named(net: Net, x: Tensor) -> None:
     wrong(lambda: LeastLikelyClass(net).perturb(x, 1, targeted=True), "targeted")
     wrong(lambda: PGD(net, loss_func=F.cross_entropy).perturb(x), "loss_func")
     wrong(lambda: most_likely_class_map(net, x[:0]), "inputs")
+    wrong(lambda: PGD(net, seed=-1), "seed")
+    wrong(lambda: PGD(net, seed=0.5), "seed")  # type: ignore[arg-type]
+    wrong(lambda: PGD(net, epsilon=None).perturb(x), "epsilon")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^loss_func: expected a function or None, got str"):
+        PGD(net, loss_func="cross_entropy")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^transform: expected a function or None, got int"):
+        PGD(net, transform=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^inputs: expected floating point"):
+        most_likely_class_map(net, x.byte())
