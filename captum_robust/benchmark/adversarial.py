@@ -148,9 +148,10 @@ class _Runner:
     names: list[str]
 
     def run_batch(self, start: int, stop: int, advance: Callable[[int], None]) -> None:
-        """Attack one batch by all attacks that have not all their rows of it yet."""
+        """Attack one batch by all attacks that have not all their rows and files of it yet."""
         have = self.store.count_attacked(start, stop)
-        missing = [name for name in self.attacks if have.get(name, 0) < stop - start]
+        lost = self._without_file(start, stop)
+        missing = [n for n in self.attacks if have.get(n, 0) < stop - start or n in lost]
         advance((stop - start) * (len(self.attacks) - len(missing)))
         if not missing:
             return
@@ -165,6 +166,15 @@ class _Runner:
             self.store.write([], images, rows)  # behind the files: a row's file is there
             images = []
             advance(stop - start)
+
+    def _without_file(self, start: int, stop: int) -> set[str]:
+        """The attacks that have a row of the batch whose file is gone."""
+        rows = self.store.select(
+            "SELECT attack, file FROM attacked "
+            "WHERE position >= ? AND position < ? AND file IS NOT NULL",
+            (start, stop),
+        )
+        return {row["attack"] for row in rows if not (self.store.folder / row["file"]).is_file()}
 
     def _attack(self, batch: Batch, attack: str, start: int) -> list[AttackRow]:
         """One row for each image of the batch; those that can be attacked are."""

@@ -136,6 +136,14 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert Counted.calls == 2  # batches of 4 and 2
 
 
+def test_a_file_that_is_gone_is_written_again_when_the_run_goes_on(tmp_path: Path) -> None:
+    attack(tmp_path / "run", Unlabelled())
+    before = everything(tmp_path / "run")
+    (tmp_path / "run" / files(tmp_path / "run")[-1]).unlink()
+    attack(tmp_path / "run", Unlabelled())
+    assert everything(tmp_path / "run") == before
+
+
 def test_no_row_is_there_before_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError("no space left")
