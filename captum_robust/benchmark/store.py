@@ -337,7 +337,11 @@ def _refuse_other(old: dict[str, Any], new: dict[str, Any], folder: Path) -> Non
             there, here = str(before.get(key, "(none)")), str(after.get(key, "(none)"))
             # Of long ones the part where they begin to differ, character by character.
             start = max(0, len(os.path.commonprefix([there, here])) - 60)  # noqa: RUF071
-            there, here = (("…" if start else "") + s[start : start + 80] for s in (there, here))
+            stop = start + 120
+            there, here = (
+                ("…" if start else "") + s[start:stop] + ("…" if len(s) > stop else "")
+                for s in (there, here)
+            )
             lines.append(f"{key}: {there} there, {here} here")
     if lines:
         raise ValueError(f"{folder} holds another run ({'; '.join(lines)}); give another folder")
