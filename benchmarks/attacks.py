@@ -295,14 +295,21 @@ def ranks(options: argparse.Namespace) -> None:
         "PGD 8/255, all steps": PGD(model, 8 / 255, STEPS, early_stop=False),
         "DeepFool": DeepFool(model),
     }
+    print(f"images classified right: n={len(x)}. How many changed their class; of those, with 95 %")
     print(
-        f"images classified right: n={len(x)}. Of those fooled: the adversarial class was second,"
+        "intervals: the new class was second, was in the first five; the old one is second, is in"
     )
-    print("in the first five of the clean image; the clean class is second, in the first five of")
-    print("the attacked image")
+    print("the first five")
     for name, attack in attacks.items():
         found = torch.cat([attack.perturb(a, b) for a, b in batches(x, y, options.batch)])
-        print(f"    {name:26} {rank_analysis(model, x, found, batch_size=16)}", flush=True)
+        analysis = rank_analysis(model, x, found, batch_size=16)
+        shares = [
+            analysis.share(direction, k)
+            for direction in ("adversarial_in_clean", "clean_in_adversarial")
+            for k in (2, 5)
+        ]
+        shown = "  ".join(f"{s.value:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in shares)
+        print(f"    {name:26} {analysis.changed:4}  {shown}", flush=True)
 
 
 def minimal(options: argparse.Namespace) -> None:
