@@ -520,3 +520,9 @@ def _finish_attack(result: AttackRun) -> None:
     _say(f"\ntable: {table}{curves}")
     if not result.used():
         raise typer.Exit(2)
+    seen = result.table()
+    if seen["n"].any() and not seen["n_right"].any():
+        raise ValueError(
+            f"the model classifies none of the {seen['n'].max()} images right, so there is nothing "
+            "to attack; do the labels count the model's classes?"
+        )

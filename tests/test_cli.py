@@ -337,6 +337,14 @@ def test_attack_on_nothing_but_broken_images_fails(run: Run, tmp_path: Path) -> 
     assert "1 images: 1 could not be used" in out
 
 
+def test_attack_where_no_image_is_classified_right_says_so(run: Run, tmp_path: Path) -> None:
+    draw(tmp_path / "images" / "n02124075", n=1)  # drawings, labelled Egyptian cat
+    code, out, err = run("attack", tmp_path / "images", "--epsilon", 1, "--steps", 1)
+    assert code == 2
+    assert "already wrong" in out
+    assert "classifies none of the 1 images right" in one_line(err)
+
+
 def test_other_boxes_are_another_run(run: Run, tmp_path: Path) -> None:
     folder = draw(tmp_path / "images")
     arguments = ("compare", "folder", folder, "--methods", "center_box")
