@@ -309,6 +309,13 @@ class Victim:
             return changes
         return tuple(c * take(m, rows) for c, m in zip(changes, self.masks, strict=True))
 
+    def moved(
+        self, clean: Tensors, change: Tensors, rows: Tensor, epsilon: float, norm: str
+    ) -> Tensors:
+        """Clean inputs changed by what the mask, the ball and the bounds leave of ``change``."""
+        change = project(self.masked(change, rows), epsilon, norm)
+        return self.within(tuple(c + d for c, d in zip(clean, change, strict=True)))
+
     def details(self, results: Tensors) -> AttackDetails:
         """Of the attack's results; one more forward pass, which is not counted."""
         forward = self.forward_passes.clone()
@@ -394,6 +401,14 @@ def project(changes: Tensors, epsilon: float, norm: str) -> Tensors:
     lengths = l2_norms(changes)
     factor = (epsilon / lengths.clamp(min=1e-12)).clamp(max=1)
     return tuple(c * per_sample(factor, c) for c in changes)
+
+
+def steepest(gradients: Tensors, norm: str) -> Tensors:
+    """n×…, the direction of length 1 in which each sample's gradient rises most."""
+    if norm == "Linf":
+        return tuple(g.sign() for g in gradients)
+    lengths = l2_norms(gradients).clamp(min=torch.finfo(torch.float32).tiny)
+    return tuple(divided(g, lengths) for g in gradients)
 
 
 def where_the_graph_breaks(

@@ -27,9 +27,8 @@ from captum_robust.attacks._attack import (
     Victim,
     check_count,
     divided,
-    l2_norms,
     per_sample,
-    project,
+    steepest,
     take,
     take_each,
 )
@@ -323,7 +322,7 @@ class ExplanationAttack(Attack):
             start = random_points(clean, epsilon, self.norm, generator)
             # Drawn once for all samples, of which each may have a mask.
             change = tuple(s.expand_as(c) for s, c in zip(start, clean, strict=True))
-            x = self._moved(victim, clean, change, rows, epsilon)
+            x = victim.moved(clean, change, rows, epsilon, self.norm)
         is_exact = self.surrogate is None and self.beta is None
         for step in range(self.steps + 1):
             is_last = step == self.steps
@@ -350,9 +349,9 @@ class ExplanationAttack(Attack):
                     (1 - per_sample(pull, g)) * g + per_sample(pull, b) * b
                     for g, b in zip(_of_mean_one(gradients), back, strict=True)
                 )
-            direction = self._direction(victim.masked(gradients, rows))
+            direction = steepest(victim.masked(gradients, rows), self.norm)
             change = tuple(i - c + length * d for i, c, d in zip(x, clean, direction, strict=True))
-            x = self._moved(victim, clean, change, rows, epsilon)
+            x = victim.moved(clean, change, rows, epsilon, self.norm)
 
     def _map_gradients(
         self, victim: Victim, goal: _Goal, x: Tensors, rows: Tensor
@@ -472,20 +471,6 @@ class ExplanationAttack(Attack):
             for module in modules:
                 stack.enter_context(smooth_activations(module, self.beta))
             yield
-
-    def _direction(self, gradients: Tensors) -> Tensors:
-        """Where one step of length 1 goes."""
-        if self.norm == "Linf":
-            return tuple(g.sign() for g in gradients)
-        lengths = l2_norms(gradients).clamp(min=torch.finfo(torch.float32).tiny)
-        return tuple(divided(g, lengths) for g in gradients)
-
-    def _moved(
-        self, victim: Victim, clean: Tensors, change: Tensors, rows: Tensor, epsilon: float
-    ) -> Tensors:
-        """Clean inputs changed by what the mask, the ball and the bounds leave of ``change``."""
-        change = project(victim.masked(change, rows), epsilon, self.norm)
-        return victim.within(tuple(c + d for c, d in zip(clean, change, strict=True)))
 
 
 class _Farthest:

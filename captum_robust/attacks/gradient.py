@@ -25,7 +25,7 @@ from captum_robust.attacks._attack import (
     divided,
     l2_norms,
     per_sample,
-    project,
+    steepest,
     take,
     take_each,
 )
@@ -267,17 +267,12 @@ class PGD(Attack):
 
     def _direction(self, gradients: Tensors) -> Tensors:
         """Where one step of length 1 goes."""
-        if self.norm == "Linf":
-            return tuple(g.sign() for g in gradients)
-        lengths = l2_norms(gradients).clamp(min=torch.finfo(torch.float32).tiny)
-        return tuple(divided(g, lengths) for g in gradients)
+        return steepest(gradients, self.norm)
 
     def _moved(
         self, victim: Victim, clean: Tensors, change: Tensors, rows: Tensor, epsilon: float
     ) -> Tensors:
-        """Clean inputs changed by what the mask, the ball and the bounds leave of ``change``."""
-        change = project(victim.masked(change, rows), epsilon, self.norm)
-        return victim.within(tuple(c + d for c, d in zip(clean, change, strict=True)))
+        return victim.moved(clean, change, rows, epsilon, self.norm)
 
     def _accumulated(self, velocity: Tensors | None, gradients: Tensors) -> Tensors:
         """Momentum: the decayed sum of gradients of mean absolute value 1."""
