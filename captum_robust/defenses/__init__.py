@@ -1,0 +1,5 @@
+"""Defences: input transforms, adversarial training, detection of attacks."""
+
+from captum_robust._transform import Transform
+
+__all__ = ["Transform"]
