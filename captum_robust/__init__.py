@@ -7,19 +7,23 @@ if TYPE_CHECKING:
     from captum_robust.attr import (
         BallDetails,
         BallSettings,
+        Defended,
         Guided,
         MultiScale,
         PerceptualBallPerturbation,
         RobustCAM,
+        TopClasses,
     )
 
 __all__ = [
     "BallDetails",
     "BallSettings",
+    "Defended",
     "Guided",
     "MultiScale",
     "PerceptualBallPerturbation",
     "RobustCAM",
+    "TopClasses",
     "__version__",
 ]
 __version__ = "0.1.0"

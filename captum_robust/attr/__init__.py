@@ -20,13 +20,15 @@ its running statistics, and dropout draws anew in each pass.
 
 from captum_robust.attr.perceptual_ball import BallDetails, BallSettings, PerceptualBallPerturbation
 from captum_robust.attr.robust_cam import RobustCAM
-from captum_robust.attr.wrappers import Guided, MultiScale
+from captum_robust.attr.wrappers import Defended, Guided, MultiScale, TopClasses
 
 __all__ = [
     "BallDetails",
     "BallSettings",
+    "Defended",
     "Guided",
     "MultiScale",
     "PerceptualBallPerturbation",
     "RobustCAM",
+    "TopClasses",
 ]

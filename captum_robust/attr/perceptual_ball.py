@@ -12,6 +12,7 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_robust._blur import blur_matrix
 from captum_robust._captum import (
     TargetType,
     format_output,
@@ -288,8 +289,8 @@ class PerceptualBallPerturbation(Attribution):
         maps = x.square().mean(dim=1).sqrt()
         if blur == 0:
             return maps
-        rows = _blur_matrix(maps.shape[1], blur).to(maps)
-        columns = _blur_matrix(maps.shape[2], blur).to(maps)
+        rows = blur_matrix(maps.shape[1], blur).to(maps)
+        columns = blur_matrix(maps.shape[2], blur).to(maps)
         with torch.autocast(maps.device.type, enabled=False):
             blurred: Tensor = rows @ maps @ columns.T
         return blurred
@@ -568,17 +569,3 @@ def _checked_counterfactual(counterfactual: Any, n: int) -> Tensor:
     if given.ndim == 1 and len(given) not in (1, n):
         raise ValueError(f"counterfactual: expected 1 or {n} classes, got {len(given)}")
     return given.long().reshape(-1).expand(n)
-
-
-def _blur_matrix(size: int, sigma: float) -> Tensor:
-    """size×size: a Gaussian cut off at 4 sigma, what falls over the border mirrored back."""
-    radius = int(4 * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    weights /= weights.sum()
-    rows = torch.arange(size).unsqueeze(1).expand(size, len(offsets))
-    position = (rows + offsets.long()) % (2 * size)
-    columns = torch.where(position < size, position, 2 * size - 1 - position)
-    matrix = torch.zeros(size, size, dtype=torch.float64)
-    matrix.index_put_((rows, columns), weights.expand(size, -1), accumulate=True)
-    return matrix

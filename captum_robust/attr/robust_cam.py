@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,10 +14,10 @@ from captum_robust._captum import (
     TargetType,
     format_output,
     format_tensor_into_tuples,
-    select_targets,
 )
 from captum_robust._checks import check_batch, check_finite
-from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
+from captum_robust._targets import model_scores, one_row_a_sample
+from captum_robust.attr._classes import Ranking, class_weights, top_classes
 from captum_robust.attr._layer_cut import LayerCut, cut_at, gradients_of
 
 _BASES = ("auto", "cam", "gradcam")
@@ -55,6 +54,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
     """
 
     explains_prediction = True  # without a target; ``Guided`` asks
+    ranks_classes = True  # by ``ranking``; ``Defended`` asks
 
     def __init__(
         self,
@@ -89,6 +89,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         weights: str | Sequence[float] = "exponential",
         normalize: str | None = "max",
         upsample: bool = False,
+        ranking: Ranking | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """The map of each sample: N×1×h×w, the layer's size, or N×1×H×W with ``upsample``.
 
@@ -107,6 +108,8 @@ class RobustCAM(LayerAttribution, GradientAttribution):
                 scaled to [0, 1] before averaging, and the average again, as in the authors' code.
                 None: the signed sum as it is.
             upsample: bilinear, to the spatial size of the (first) input.
+            ranking: scores N×K -> the numbers N×K that rank the classes in their stead, as
+                :class:`Defended` has them.
 
         Returns:
             One map, or a tuple of maps for a layer that returns a tuple; dtype of the input.
@@ -128,6 +131,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
                 weights,
                 normalize,
                 upsample,
+                ranking,
                 graph=False,
             )
 
@@ -142,6 +146,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         weights: str | Sequence[float] = "exponential",
         normalize: str | None = "max",
         upsample: bool = False,
+        ranking: Ranking | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """The map of :meth:`attribute` with its graph, to be differentiated by the inputs.
 
@@ -158,6 +163,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
                 weights,
                 normalize,
                 upsample,
+                ranking,
                 graph=True,
             )
 
@@ -171,10 +177,11 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         weights: str | Sequence[float],
         normalize: str | None,
         upsample: bool,
+        ranking: Ranking | None,
         *,
         graph: bool,
     ) -> Tensor | tuple[Tensor, ...]:
-        ladder = _weights(k, weights)
+        ladder = class_weights(k, weights)
         if normalize not in _NORMALIZATIONS:
             raise ValueError(f"normalize: expected one of {_NORMALIZATIONS}, got {normalize!r}")
         inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
@@ -184,7 +191,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         scores = one_row_a_sample(scores, n)
         check_finite(scores, "forward_func, scores")
         with torch.enable_grad():
-            selected, classes = _top_classes(scores, target, len(ladder))
+            selected, classes = top_classes(scores, target, len(ladder), ranking)
         class_maps = self._class_maps(cut, weight, selected, classes, graph)
 
         size = inputs_tuple[0].shape[2:] if upsample else None
@@ -265,42 +272,6 @@ class RobustCAM(LayerAttribution, GradientAttribution):
     def _features(self, x: Tensor, graph: bool) -> Tensor:
         x = x if graph else x.detach()
         return x if self.reshape_transform is None else self.reshape_transform(x)
-
-
-def _weights(k: int | None, weights: str | Sequence[float]) -> list[float]:
-    if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
-        raise ValueError(f"k: expected a whole number from 1, got {k!r}")
-    if isinstance(weights, str):
-        if weights != "exponential":
-            raise ValueError(f"weights: expected 'exponential' or numbers, got {weights!r}")
-        return [2.0**-i for i in range(1, (5 if k is None else k) + 1)]
-    ladder = [float(w) for w in weights]
-    if not ladder or not all(math.isfinite(w) for w in ladder):
-        raise ValueError(f"weights: expected at least one finite number, got {weights!r}")
-    if k is not None and k != len(ladder):
-        raise ValueError(f"weights: expected k={k} of them, got {len(ladder)}")
-    return ladder
-
-
-def _top_classes(scores: Tensor, target: TargetType, k: int) -> tuple[Tensor, Tensor | None]:
-    """The scores N×k' of the target and the top classes behind it, and their indices N×k'.
-
-    k' = min(k, K). Scores without classes (N, or N×1 without a target) have no indices.
-    """
-    if target is None and scores.reshape(len(scores), -1).shape[1] == 1:
-        return scores.reshape(-1, 1), None
-    if scores.ndim == 1:
-        select_targets(scores, target)  # raises what Captum raises
-    chosen = ClassScores(scores, target)
-    scores, first = chosen(scores), chosen.classes
-    k = min(k, scores.shape[1])
-    if first is None:
-        classes = scores.detach().topk(k, dim=1).indices
-    else:
-        first = first.unsqueeze(1)
-        others = scores.detach().scatter(1, first, -math.inf).topk(k - 1, dim=1).indices
-        classes = torch.cat([first, others], dim=1)
-    return scores.gather(1, classes), classes
 
 
 def _weighted_sum(channel_weights: Tensor, features: Tensor) -> Tensor:
