@@ -14,7 +14,8 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
 from captum_robust import PerceptualBallPerturbation, RobustCAM
-from captum_robust.attr import BallSettings, Guided, MultiScale
+from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
+from captum_robust.defenses import Transform
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,36 @@ class Case:
     on_layer: bool  # the result mirrors the layer, one channel; else it mirrors the inputs
     bfloat16_tolerance: float = 0.1
     constant_is_an_error: bool = False  # a model that ignores its input has no answer
+    changes_inputs: bool = False  # the model sees other images, and more at once
+
+
+class Darker(Transform):
+    bounds = None
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return x / 2
+
+
+class Mirrored(Transform):
+    bounds = None
+    moves_pixels = True
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return x.flip(3)
+
+    def align(self, maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, None]:
+        return nn.functional.interpolate(maps.flip(3), size, mode="bilinear"), None
+
+
+class Doubled(Transform):
+    bounds = None
+    moves_pixels = True
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(x, scale_factor=2)
+
+    def align(self, maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, None]:
+        return nn.functional.interpolate(maps, size, mode="bilinear"), None
 
 
 CASES = [
@@ -40,6 +71,37 @@ CASES = [
         lambda f, layer: MultiScale(Saliency(f), (1, 2)),
         on_layer=False,
         bfloat16_tolerance=0.2,  # its results are enlarged to a peak of 1
+    ),
+    Case("top_classes", lambda f, layer: TopClasses(Saliency(f), 3), on_layer=False),
+    Case(
+        "top_classes_of_grad_cam",
+        lambda f, layer: TopClasses(RobustCAM(f, layer, base="gradcam")),
+        on_layer=True,
+    ),
+    Case(
+        "defended_robust_cam",
+        lambda f, layer: Defended(RobustCAM(f, layer), [Darker(), Mirrored()]),
+        on_layer=True,
+        changes_inputs=True,
+    ),
+    Case(
+        "defended_robust_cam_of_two_sizes",
+        lambda f, layer: Defended(RobustCAM(f, layer), [Doubled(), Darker()]),
+        on_layer=True,
+        changes_inputs=True,
+    ),
+    Case(
+        "defended_top_classes",
+        lambda f, layer: Defended(TopClasses(Saliency(f), 2), [Darker(), Mirrored()], "median"),
+        on_layer=False,
+    ),
+    Case(
+        "defended_saliency",
+        lambda f, layer: Defended(
+            Saliency(f), [Darker(), Doubled()], "normalized_mean", transforms_per_eval=1
+        ),
+        on_layer=False,
+        bfloat16_tolerance=0.2,  # as multi_scale
     ),
     # Rounding grows with every iteration, so few; many are compared in test_perceptual_ball.py.
     Case(
@@ -177,6 +239,8 @@ def test_tuples_and_additional_arguments_go_through(case: Case, net: Net, x: Ten
     both = attribution.attribute((x, x.flip(0)), 1, additional_forward_args=0.5)
     if case.on_layer:
         check_result(case, both, x)
+        if case.changes_inputs:
+            return
         moved = case.make(lambda a: net(a, x.flip(0), 0.5), net.conv2).attribute(x, 1)
         torch.testing.assert_close(both, moved)
     else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_output, format_tensor_into_tuples, is_tuple
 from captum_robust._checks import check_batch, check_finite
-from captum_robust._targets import ClassScores, one_row_a_sample
+from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
 from captum_robust._transform import (
     Transform,
     as_transforms,
@@ -22,14 +22,15 @@ from captum_robust._transform import (
 )
 from captum_robust.attr.wrappers._wrapped import (
     Wrapper,
-    check_result,
+    copied,
     innermost,
     is_of_layer,
     listed,
+    over_tensors,
     run,
-    scores_of,
     takes_target,
     without_details,
+    without_inference,
 )
 
 COMBINATIONS = ("mean", "normalized_mean", "median")
@@ -275,8 +276,12 @@ class Defended(Wrapper):
         total: Tensor | None = None
         for group in groups:
             count = len(group.transforms)
-            scores = scores_of(self.forward_func, group.inputs, repeated(arguments, count, n))
+            passed = without_inference(repeated(arguments, count, n))
+            with torch.no_grad():
+                scores = model_scores(self.forward_func, copied(group.inputs), passed)
             scores = one_row_a_sample(scores, n * count)
+            for each in torch.split(scores, n):  # the number of a row is that of a sample
+                check_finite(each, "forward_func, scores")
             if target is not None and scores.ndim > 1:
                 scores = ClassScores(scores, repeated_target(target, count))(scores)
             scores = scores.reshape(count, n, *scores.shape[1:]).sum(dim=0)
@@ -302,11 +307,18 @@ class Defended(Wrapper):
             for name, value in arguments.items()
         }
         whole = format_output(is_inputs_tuple, group.inputs)
-        if graph:
-            result = self.attribution.differentiable(whole, **passed)
-        else:
-            result = check_result(run(self.attribution, whole, passed))
-        parts, rest = without_details(result, is_inputs_tuple)
+        try:
+            if graph:
+                result = self.attribution.differentiable(whole, **passed)
+            else:
+                result = over_tensors(Tensor.detach, run(self.attribution, whole, passed))
+            parts, rest = without_details(result, is_inputs_tuple)
+            for each in (each for part in parts for each in torch.split(part, n)):
+                check_finite(each, "attribution")
+        except ValueError:
+            # Are it the scores? And the sample has another number among those of all transforms.
+            self._average([group], arguments.get("additional_forward_args"), n)
+            raise
         is_result_tuple = isinstance(result[0] if rest else result, tuple)
         for part in parts:
             if len(part) != n * count:
