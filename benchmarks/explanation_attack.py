@@ -36,7 +36,6 @@ import captum
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam
 from robust_cam import version
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from captum_robust import PerceptualBallPerturbation, RobustCAM
@@ -58,7 +57,9 @@ from captum_robust.metrics.functional import (
     boxes_to_mask,
     largest_component,
     mask_to_box,
+    spearman_correlation,
     threshold,
+    top_k_intersection,
 )
 from captum_robust.models import Classifier, load_classifier
 
@@ -170,13 +171,6 @@ def methods_of(model: Classifier, epsilon: float, steps: int, n: int) -> dict[st
     }
 
 
-def top(maps: Tensor) -> Tensor:
-    """Return N×P booleans: the top positions of each map."""
-    flat = maps.flatten(1)
-    at = flat.topk(round(SHARE * flat.shape[1]), dim=1).indices
-    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, at, True)
-
-
 def center(maps: Tensor) -> Tensor:
     """Return N×2, the centres of mass in pixels; the middle for a map of zeros."""
     maps = maps.double() + 1e-30
@@ -203,10 +197,9 @@ def compared(
     maps, box = measured_maps(method, x, y)
     before, clean_box = clean
     diagonal = math.hypot(*maps.shape[1:])
-    pairs = zip(before.flatten(1).numpy(), maps.flatten(1).numpy(), strict=True)
     return {
-        "top_k": (top(before) & top(maps)).sum(dim=1) / top(maps).sum(dim=1),
-        "spearman": torch.tensor([spearmanr(a, b).statistic for a, b in pairs]).nan_to_num(),
+        "top_k": top_k_intersection(before, maps, SHARE),
+        "spearman": spearman_correlation(before, maps),
         "centre_shift": (center(maps) - center(before)).norm(dim=1) / diagonal,
         "box_iou": box_iou(clean_box, box),
         "error": (best_iou(box[:, None], truth)[:, 0] <= 0.5),

@@ -1,4 +1,4 @@
-"""Localization metrics as torchmetrics classes.
+"""Metrics of localization and stability as torchmetrics classes.
 
 Each is a thin state on top of :mod:`captum_robust.metrics.functional`: ``update`` adds up what a
 batch gives, ``compute`` reads the sum, and torchmetrics reduces the sums over the processes of a
@@ -9,14 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from captum_robust.metrics.attribution_stability import AttributionStability
     from captum_robust.metrics.localization_error import LocalizationError
     from captum_robust.metrics.maxboxacc import MaxBoxAcc, MaxBoxAccV2
     from captum_robust.metrics.pointing_game import PointingGame
     from captum_robust.metrics.pxap import PxAP
 
-__all__ = ["LocalizationError", "MaxBoxAcc", "MaxBoxAccV2", "PointingGame", "PxAP"]
+__all__ = [
+    "AttributionStability",
+    "LocalizationError",
+    "MaxBoxAcc",
+    "MaxBoxAccV2",
+    "PointingGame",
+    "PxAP",
+]
 
 _MODULES = {
+    "AttributionStability": "attribution_stability",
     "LocalizationError": "localization_error",
     "MaxBoxAcc": "maxboxacc",
     "MaxBoxAccV2": "maxboxacc",

@@ -1,4 +1,4 @@
-"""Localization metrics as pure functions on tensors.
+"""Metrics of localization and stability as pure functions on tensors.
 
 Heat maps are N×H×W, boxes (x0, y0, x1, y1) in pixels and half-open (x1 is the last column plus
 one), ground truth a list of M_i×4 boxes, one tensor a sample. A result lies on the device of the
@@ -44,11 +44,24 @@ from captum_robust.metrics.functional.pointing_game import (
     pointing_game_hits,
 )
 from captum_robust.metrics.functional.pxap import pxap, pxap_from_histograms, pxap_histograms
+from captum_robust.metrics.functional.stability import (
+    STABILITY_MEASURES,
+    GapClosed,
+    gap_closed,
+    map_box_iou,
+    pearson_correlation,
+    spearman_correlation,
+    stability,
+    structural_similarity,
+    top_k_intersection,
+)
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid, threshold
 
 __all__ = [
     "PROTOCOLS",
+    "STABILITY_MEASURES",
     "STRATEGIES",
+    "GapClosed",
     "Interval",
     "LocalizationResult",
     "Protocol",
@@ -60,25 +73,32 @@ __all__ = [
     "boxes_to_mask",
     "center_box",
     "center_box_map",
+    "gap_closed",
     "gt_known_localization",
     "largest_component",
     "localization_error",
+    "map_box_iou",
     "mask_to_box",
     "maxboxacc",
     "maxboxacc_curve",
     "maxboxacc_from_ious",
     "maxboxacc_ious",
     "maxboxacc_v2",
+    "pearson_correlation",
     "pointing_game_accuracy",
     "pointing_game_hits",
     "pxap",
     "pxap_from_histograms",
     "pxap_histograms",
     "random_map",
+    "spearman_correlation",
     "split_folds",
+    "stability",
+    "structural_similarity",
     "sweep_boxes",
     "threshold",
     "top1_localization",
+    "top_k_intersection",
     "whole_image_box",
     "whole_image_map",
 ]

@@ -49,23 +49,13 @@ def bootstrap_interval(
         raise TypeError(f"values must be a tensor, not {type(values).__name__}")
     if values.dim() != 1:
         raise ValueError(f"values must have one dimension, not shape {tuple(values.shape)}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), not {level!r}")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, not {resamples!r}")
+    check_resampling(level, resamples)
     values = values.detach().to(device="cpu", dtype=torch.float64)
     values = values[~values.isnan()]
     n = len(values)
     if n == 0:
         raise ValueError("values hold nothing but NaN: there is no mean to resample")
-    generator = torch.Generator().manual_seed(seed)
-    chunk = max(1, CHUNK_DRAWS // n)
-    means = torch.cat(
-        [
-            values[torch.randint(n, (min(chunk, resamples - done), n), generator=generator)].mean(1)
-            for done in range(0, resamples, chunk)
-        ]
-    )
+    means = resampled_means(values[None], resamples, seed)[0]
     tail = (1 - level) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Interval(values.mean().item(), low, high, level, n)
@@ -91,3 +81,29 @@ def bootstrap_difference(
             f"a and b must pair up, not have shapes {tuple(a.shape)} and {tuple(b.shape)}"
         )
     return bootstrap_interval(a.double() - b.double().to(a.device), level, resamples, seed)
+
+
+def check_resampling(level: float, resamples: int) -> None:
+    """Refuse a confidence or a number of resamples out of range."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), not {level!r}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, not {resamples!r}")
+
+
+def resampled_means(columns: Tensor, resamples: int, seed: int) -> Tensor:
+    """Return the means C×R of N values drawn with replacement, the same draws for all C columns.
+
+    Args:
+        columns: C×N on the CPU, without NaN.
+        resamples: R.
+        seed: the same seed gives the same draws.
+    """
+    n = columns.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    chunk = max(1, CHUNK_DRAWS // n)
+    parts = []
+    for done in range(0, resamples, chunk):
+        drawn = torch.randint(n, (min(chunk, resamples - done), n), generator=generator)
+        parts.append(torch.stack([column[drawn].mean(dim=1) for column in columns]))
+    return torch.cat(parts, dim=1)

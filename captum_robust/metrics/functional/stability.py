@@ -1,0 +1,392 @@
+"""How far an attribution map stays the same under an attack, and how much of the loss is made good.
+
+Each measure takes the maps of the clean images and those of the attacked ones, both N×H×W, and
+gives N float64: 1 for a map that did not change. None sees the scale of a map, nor (at the default
+threshold of the boxes) what is added to it; the rank correlation and the top-k intersection depend
+on the order of the pixels only.
+
+A constant map, such as the class activation map of an image with nothing positive, says nothing
+about places. Its correlation is undefined; here it is 0 with any other map, and 1 with another
+constant one, so that an attack which empties a map counts as one that moved it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from captum_robust.metrics.functional._validate import check_choice, check_maps
+from captum_robust.metrics.functional.bootstrap import check_resampling, resampled_means
+from captum_robust.metrics.functional.boxes import box_iou
+from captum_robust.metrics.functional.components import largest_component, mask_to_box
+from captum_robust.metrics.functional.thresholding import check_alpha, threshold
+
+# Wang et al.'s, a Gaussian of 1.5 pixels.
+_SSIM_WINDOW = 11
+
+
+def spearman_correlation(clean: Tensor, attacked: Tensor) -> Tensor:
+    """Return the rank correlation of each pair of maps; equal pixels have the mean of their ranks.
+
+    Args:
+        clean: maps N×H×W, any sign and scale.
+        attacked: maps N×H×W of the same images.
+
+    Returns:
+        N float64 in [-1, 1]; see :mod:`captum_robust.metrics.functional.stability` for constants.
+
+    Raises:
+        ValueError: shapes that differ or are not N×H×W; NaN or infinity (naming the sample).
+        TypeError: no tensors, or complex ones.
+
+    >>> a = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    >>> spearman_correlation(a, a.exp()).item()
+    1.0
+    """
+    a, b = _pair(clean, attacked)
+    return _correlation(_ranks(a), _ranks(b))
+
+
+def pearson_correlation(clean: Tensor, attacked: Tensor) -> Tensor:
+    """Return the linear correlation of the pixels of each pair of maps, N float64 in [-1, 1].
+
+    Arguments and errors are those of :func:`spearman_correlation`.
+
+    >>> a = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    >>> pearson_correlation(a, 5 - 2 * a).item()
+    -1.0
+    """
+    a, b = _pair(clean, attacked)
+    return _correlation(a.flatten(1).double(), b.flatten(1).double())
+
+
+def structural_similarity(clean: Tensor, attacked: Tensor) -> Tensor:
+    """Return the structural similarity (SSIM) of each pair of maps, N float64 in [-1, 1].
+
+    Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004),
+    with its Gaussian window of 11 pixels, averaged over the windows that lie within the map. Each
+    map is scaled to [0, 1] by its own smallest and largest pixel (a constant one to zeros), and the
+    data range is 1: maps have no unit.
+
+    Arguments and errors are those of :func:`spearman_correlation`; a map smaller than the window
+    is a ``ValueError``.
+    """
+    a, b = _pair(clean, attacked)
+    if min(a.shape[1:]) < _SSIM_WINDOW:
+        raise ValueError(
+            f"clean: structural similarity needs maps of at least {_SSIM_WINDOW}×{_SSIM_WINDOW} "
+            f"pixels, not {a.shape[1]}×{a.shape[2]}; enlarge them to the size of the image"
+        )
+    if len(a) == 0:
+        return torch.zeros(0, dtype=torch.float64, device=a.device)
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _, similarity = structural_similarity_index_measure(
+        _unit_range(a)[:, None],
+        _unit_range(b)[:, None],
+        data_range=1.0,
+        reduction="none",
+        return_full_image=True,
+    )
+    # torchmetrics also counts windows that hang over the edge, on mirrored pixels.
+    edge = _SSIM_WINDOW // 2
+    inside = similarity[:, 0, edge : a.shape[1] - edge, edge : a.shape[2] - edge]
+    return inside.double().mean(dim=(1, 2))
+
+
+def top_k_intersection(clean: Tensor, attacked: Tensor, share: float = 0.1) -> Tensor:
+    """Return the part of the largest pixels of one map that are among the largest of the other.
+
+    Ghorbani et al., "Interpretation of Neural Networks is Fragile" (2019). Where several equal
+    pixels compete for the last places, each has an equal part of them. So a constant map shares
+    ``share`` with any map without ties: what chance gives.
+
+    Arguments and errors are those of :func:`spearman_correlation`, and:
+
+    Args:
+        clean: N×H×W.
+        attacked: N×H×W.
+        share: of the pixels that count as the largest ones, in (0, 1]; at least one pixel.
+
+    Returns:
+        N float64 in [0, 1].
+
+    >>> a = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+    >>> b = torch.tensor([[[4.0, 1.0], [2.0, 3.0]]])
+    >>> top_k_intersection(a, b, share=0.5).item()
+    0.5
+    """
+    a, b = _pair(clean, attacked)
+    check_share(share)
+    count = max(1, round(share * a[0].numel())) if len(a) else 1
+    return torch.minimum(_places(a, count), _places(b, count)).sum(dim=1) / count
+
+
+def map_box_iou(
+    clean: Tensor, attacked: Tensor, strategy: str = "value", alpha: float = 0.2
+) -> Tensor:
+    """Return the overlap (intersection over union) of the boxes that a threshold draws.
+
+    A box is drawn around the largest connected region above the threshold, as for
+    :func:`captum_robust.metrics.functional.localization_error`.
+
+    Arguments and errors are those of :func:`spearman_correlation`, and:
+
+    Args:
+        clean: N×H×W.
+        attacked: N×H×W.
+        strategy: a family of :func:`captum_robust.metrics.functional.threshold`.
+        alpha: its threshold.
+
+    Returns:
+        N float64 in [0, 1].
+
+    >>> a = torch.zeros(1, 4, 6)
+    >>> b = a.clone()
+    >>> a[0, 1:3, 1:3], b[0, 1:3, 2:4] = 1, 1
+    >>> round(map_box_iou(a, b).item(), 3)
+    0.333
+    """
+    boxes = [
+        mask_to_box(largest_component(threshold(maps, strategy, alpha)))
+        for maps in _pair(clean, attacked)
+    ]
+    return box_iou(boxes[0].double(), boxes[1].double())
+
+
+_Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+_MEASURES: dict[str, _Measure] = {
+    "spearman": spearman_correlation,
+    "pearson": pearson_correlation,
+    "ssim": structural_similarity,
+    "top_k": top_k_intersection,
+    "box_iou": map_box_iou,
+}
+STABILITY_MEASURES = tuple(_MEASURES)
+"""The names that :func:`stability` knows; of each, higher is more stable."""
+_REDUCTIONS = ("mean", "worst")
+
+
+def stability(
+    clean: Tensor,
+    attacked: Tensor,
+    *,
+    measures: Sequence[str] = STABILITY_MEASURES,
+    reduce: str = "mean",
+    share: float = 0.1,
+    strategy: str = "value",
+    alpha: float = 0.2,
+) -> dict[str, Tensor]:
+    """Return how far the map of each image stays the same under one or several attacks.
+
+    Args:
+        clean: maps N×H×W of the clean images.
+        attacked: maps A×N×H×W under A attacks (or draws of one), or N×H×W under a single one.
+        measures: names of :data:`STABILITY_MEASURES`: the correlations of Spearman and Pearson, the
+            structural similarity, the top-k intersection, and the overlap of the boxes.
+        reduce: over the attacks on an image: ``"mean"``, or ``"worst"``, the lowest value, which
+            each measure takes from an attack of its own.
+        share: of the pixels, for :func:`top_k_intersection`.
+        strategy, alpha: the threshold of the boxes, for :func:`map_box_iou`.
+
+    Returns:
+        For each measure N float64.
+
+    Raises:
+        ValueError: unknown names, shapes that do not fit, no attack, NaN or infinity.
+
+    >>> clean = torch.arange(4.0).view(1, 2, 2)
+    >>> two = torch.stack([clean, -clean])
+    >>> stability(clean, two, measures=["spearman"], reduce="worst")["spearman"].item()
+    -1.0
+    """
+    check_measures(measures)
+    check_stability_settings(reduce, share, strategy, alpha)
+    if not isinstance(attacked, Tensor):
+        raise TypeError(f"attacked must be a tensor A×N×H×W, not {type(attacked).__name__}")
+    attacks = attacked[None] if attacked.dim() == 3 else attacked
+    if attacks.dim() != 4:
+        raise ValueError(f"attacked must have shape A×N×H×W or N×H×W, not {tuple(attacked.shape)}")
+    if len(attacks) == 0:
+        raise ValueError("attacked must hold the maps of at least one attack")
+    chosen = _MEASURES | {
+        "top_k": lambda a, b: top_k_intersection(a, b, share),
+        "box_iou": lambda a, b: map_box_iou(a, b, strategy, alpha),
+    }
+    found = {}
+    for name in measures:
+        values = torch.stack([chosen[name](clean, maps) for maps in attacks])
+        found[name] = values.mean(dim=0) if reduce == "mean" else values.amin(dim=0)
+    return found
+
+
+def check_measures(measures: Sequence[str]) -> None:
+    """Refuse names that :func:`stability` does not know."""
+    if isinstance(measures, str):
+        raise TypeError(f"measures must be a sequence of names, not {measures!r}")
+    if not measures or len(set(measures)) < len(measures):
+        raise ValueError(f"measures must be at least one, and each once, not {list(measures)}")
+    for name in measures:
+        check_choice(name, STABILITY_MEASURES, "measures")
+
+
+def check_stability_settings(reduce: str, share: float, strategy: str, alpha: float) -> None:
+    """Refuse settings that :func:`stability` does not know."""
+    check_choice(reduce, _REDUCTIONS, "reduce")
+    check_share(share)
+    check_alpha(strategy, alpha)
+
+
+@dataclass(frozen=True)
+class GapClosed:
+    """How much of what an attack costs a method is not lost by another one.
+
+    Attributes:
+        value: 1: as good under attack as the baseline on clean images; 0: no better under attack
+            than the baseline; below 0: worse. NaN where the attack costs the baseline nothing.
+        low: the lower end of the bootstrap interval; NaN along with the value.
+        high: the upper end.
+        level: the share of the resamples with a gap that lies between the ends.
+        n: the images that have all three outcomes.
+        gap: what the attack costs the baseline: its error attacked - clean.
+        without_gap: the share of the resamples in which there is no gap to close; they are not in
+            the interval, which says little where they are many.
+        reason: why there is no value, or None.
+    """
+
+    value: float
+    low: float
+    high: float
+    level: float
+    n: int
+    gap: float
+    without_gap: float
+    reason: str | None
+
+
+def gap_closed(
+    attacked: Tensor,
+    baseline_attacked: Tensor,
+    baseline_clean: Tensor,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> GapClosed:
+    """Return the part of the gap that an attack opens for the baseline, and that a method closes.
+
+    (error of the baseline attacked - error of the method attacked) / (error of the baseline
+    attacked - error of the baseline clean), with the interval of the paired bootstrap: each
+    resample draws the same images for all three.
+
+    Args:
+        attacked: N failures of the method under attack: 1 or True where its box misses (or any
+            error of an image, as ``LocalizationResult.per_sample_error``); NaN where not scored.
+        baseline_attacked: those of the baseline (Grad-CAM, say) under the attack.
+        baseline_clean: those of the baseline on the clean images. An image with a NaN in any of
+            the three is left out.
+        level: as in :func:`captum_robust.metrics.functional.bootstrap_interval`, like the rest.
+        resamples: how often N images are drawn with replacement.
+        seed: the same seed gives the same interval.
+
+    Raises:
+        ValueError: shapes other than N or that differ; no image with all three; arguments out of
+            range.
+
+    >>> ours, clean = torch.tensor([[0.0, 0.0, 1.0, 0.0]] * 2)
+    >>> gap_closed(ours, torch.tensor([1.0, 1.0, 1.0, 0.0]), clean).value
+    1.0
+    """
+    named = {
+        "attacked": attacked,
+        "baseline_attacked": baseline_attacked,
+        "baseline_clean": baseline_clean,
+    }
+    for name, values in named.items():
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name} must be a tensor, not {type(values).__name__}")
+        if values.dim() != 1 or values.shape != attacked.shape:
+            shapes = ", ".join(str(tuple(v.shape)) for v in named.values())
+            raise ValueError(f"{name} must be N numbers, as many as the others, not {shapes}")
+    check_resampling(level, resamples)
+    columns = torch.stack([v.detach().to("cpu", torch.float64) for v in named.values()])
+    columns = columns[:, ~columns.isnan().any(dim=0)]
+    n = columns.shape[1]
+    if n == 0:
+        raise ValueError("attacked: no image has all three outcomes")
+    ours, hit, clean = columns.mean(dim=1).tolist()
+    gap = hit - clean
+    means = resampled_means(columns, resamples, seed)
+    gaps = means[1] - means[2]
+    # Means of ones and zeros: a gap is at least 1/n, and rounding leaves less than that.
+    is_open = gaps > 1e-9
+    without = 1 - is_open.double().mean().item()
+    if gap <= 1e-9:
+        reason = (
+            f"the attack costs the baseline nothing: its error is {hit:.4f} attacked and "
+            f"{clean:.4f} clean"
+        )
+        return GapClosed(math.nan, math.nan, math.nan, level, n, gap, without, reason)
+    ratios = ((means[1] - means[0]) / gaps)[is_open]
+    tail = (1 - level) / 2
+    low, high = ratios.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return GapClosed((hit - ours) / gap, low, high, level, n, gap, without, None)
+
+
+def _pair(clean: Tensor, attacked: Tensor) -> tuple[Tensor, Tensor]:
+    """Checked maps of one shape, dtype and device."""
+    a, b = check_maps(clean, "clean"), check_maps(attacked, "attacked")
+    if a.shape != b.shape:
+        raise ValueError(
+            f"attacked must have the shape of clean, {tuple(a.shape)}, not {tuple(b.shape)}"
+        )
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype), b.to(device=a.device, dtype=dtype)
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """N, of values N×P in float64."""
+    constant = [v.amax(dim=1) == v.amin(dim=1) for v in (a, b)]
+    centered = []
+    for values in (a, b):
+        # Divided by the largest: squares of float64 pixels must not overflow.
+        scaled = values / values.abs().amax(dim=1, keepdim=True).clamp(min=1e-300)
+        scaled = scaled - scaled.mean(dim=1, keepdim=True)
+        centered.append(scaled / scaled.norm(dim=1, keepdim=True).clamp(min=1e-300))
+    found: Tensor = (centered[0] * centered[1]).sum(dim=1).clamp(-1, 1)
+    found = found.masked_fill(constant[0] ^ constant[1], 0)
+    return found.masked_fill(constant[0] & constant[1], 1)
+
+
+def _ranks(maps: Tensor) -> Tensor:
+    """N×P, from 1, in float64: sums of the ranks of an image's pixels exceed float32."""
+    values = maps.flatten(1).contiguous()
+    ascending = values.sort(dim=1).values
+    first = torch.searchsorted(ascending, values)
+    behind = torch.searchsorted(ascending, values, right=True)
+    return (first + behind + 1).double() / 2
+
+
+def _places(maps: Tensor, count: int) -> Tensor:
+    """N×P float64: 1 for the ``count`` largest pixels; equal ones share the last places."""
+    values = maps.flatten(1)
+    last = values.topk(count, dim=1).values[:, -1:]
+    above, tied = values > last, values == last
+    left = count - above.sum(dim=1, keepdim=True).double()
+    return above.double() + tied * (left / tied.sum(dim=1, keepdim=True))
+
+
+def _unit_range(maps: Tensor) -> Tensor:
+    """Scaled to [0, 1]; a constant map to zeros."""
+    precise = maps.double()  # the difference of the ends of a float32 map may overflow
+    low, high = precise.amin(dim=(1, 2), keepdim=True), precise.amax(dim=(1, 2), keepdim=True)
+    scaled = (precise - low) / torch.where(high > low, high - low, 1)
+    return scaled.to(maps.dtype)
+
+
+def check_share(share: float) -> None:
+    """Refuse a share of the pixels out of range."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], not {share!r}")
