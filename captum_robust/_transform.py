@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +34,8 @@ class Transform(ABC):
     which."""
     bounds: tuple[float, float] | None = (0.0, 1.0)
     """What pixels it takes; None: any."""
+    full_precision = True
+    """Whether half precision, and what autocast would halve, is computed in float32."""
 
     def __init__(self, *, seed: int | None = 0) -> None:
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
@@ -48,8 +51,8 @@ class Transform(ABC):
             TypeError: images that are not floating point.
         """
         self._check(x)
-        with torch.no_grad():
-            return self._apply(x.detach()).to(x.dtype)
+        with torch.no_grad(), self._precision(x):
+            return self._apply(self._widened(x.detach())).to(x.dtype)
 
     def surrogate(self, x: Tensor) -> Tensor:
         """A differentiable stand-in for :meth:`__call__`, of its shape, for an attacker.
@@ -57,8 +60,8 @@ class Transform(ABC):
         Where the transform is differentiable by itself it is the transform.
         """
         self._check(x)
-        with torch.enable_grad():
-            return self._surrogate(x).to(x.dtype)
+        with torch.enable_grad(), self._precision(x):
+            return self._surrogate(self._widened(x)).to(x.dtype)
 
     def align(self, maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """Maps N×c×h×w of the transformed images, of any resolution, on images of ``size`` (H, W).
@@ -88,6 +91,14 @@ class Transform(ABC):
         """Of the CPU, whatever the device of the images: the draws are the same on each."""
         return None if self.seed is None else torch.Generator().manual_seed(self.seed)
 
+    def _widened(self, x: Tensor) -> Tensor:
+        return x.float() if self.full_precision and x.dtype.itemsize < 4 else x
+
+    def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
+        if not self.full_precision:
+            return nullcontext()
+        return torch.autocast(x.device.type, enabled=False)
+
     def _check(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs: expected a tensor N×C×H×W, got {type(x).__name__}")
@@ -97,7 +108,12 @@ class Transform(ABC):
         check_inputs((x,), self.bounds)
 
     def __repr__(self) -> str:
-        own = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        # What a class says of itself and an instance says otherwise, as `draws`, is no argument.
+        own = {
+            k: v
+            for k, v in vars(self).items()
+            if not k.startswith("_") and not hasattr(type(self), k)
+        }
         if not self.draws:
             own.pop("seed", None)
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in own.items())})"
@@ -112,6 +128,7 @@ class FunctionTransform(Transform):
     """
 
     bounds = None
+    full_precision = False
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__(seed=None)

@@ -1,5 +1,32 @@
 """Defences: input transforms, adversarial training, detection of attacks."""
 
 from captum_robust._transform import Transform
+from captum_robust.defenses.jpeg import JPEG
+from captum_robust.defenses.presets import PRESETS, default_transforms
+from captum_robust.defenses.transforms import (
+    BitDepth,
+    CropAndRescale,
+    GaussianBlur,
+    GaussianNoise,
+    HorizontalFlip,
+    Identity,
+    MedianBlur,
+    Resize,
+    crop_ensemble,
+)
 
-__all__ = ["Transform"]
+__all__ = [
+    "JPEG",
+    "PRESETS",
+    "BitDepth",
+    "CropAndRescale",
+    "GaussianBlur",
+    "GaussianNoise",
+    "HorizontalFlip",
+    "Identity",
+    "MedianBlur",
+    "Resize",
+    "Transform",
+    "crop_ensemble",
+    "default_transforms",
+]

@@ -1,0 +1,43 @@
+"""Input transforms with the parameters of publications, and those used where none are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from captum_robust._transform import Transform
+from captum_robust.defenses.jpeg import JPEG
+from captum_robust.defenses.transforms import (
+    BitDepth,
+    GaussianBlur,
+    GaussianNoise,
+    Resize,
+    crop_ensemble,
+)
+
+
+def default_transforms() -> tuple[Transform, ...]:
+    """JPEG of quality 75 and 40, blur of 1 and 2 pixels, noise of .1 and .2, half size and back."""
+    return (
+        JPEG(75),
+        JPEG(40),
+        GaussianBlur(1),
+        GaussianBlur(2),
+        GaussianNoise(0.1, seed=0),
+        GaussianNoise(0.2, seed=1),
+        Resize(0.5),
+    )
+
+
+PRESETS: dict[str, Callable[..., tuple[Transform, ...]]] = {
+    "default": default_transforms,
+    "guo2018_jpeg": lambda: (JPEG(75),),
+    "guo2018_bit_depth": lambda: (BitDepth(3),),
+    "guo2018_crop_ensemble": crop_ensemble,
+    "guo2018_crop_grid": lambda: crop_ensemble(sliding=True),
+}
+"""Name -> a function that builds the transforms, an ensemble's in a tuple.
+
+``guo2018_…``: Guo et al., "Countering Adversarial Images using Input Transformations"
+(https://arxiv.org/abs/1711.00117), the parameters of the paper or, where it names none, of the
+authors' code.
+"""
