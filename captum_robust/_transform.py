@@ -68,8 +68,7 @@ class Transform(ABC):
 
         Returns:
             The maps N×c×H×W, and how far each pixel was seen (1×1×H×W, in [0, 1]; the maps are
-            zero where it is); None: all of them. A transform that moves no pixels returns the maps
-            as they are, of whatever resolution.
+            zero where it is). Or, where all of the image is seen, maps of any resolution and None.
         """
         del size
         return maps, None

@@ -456,6 +456,8 @@ def _moved(
     if not transform.moves_pixels:
         return resized_map(part.values, size), None
     maps, seen = transform.align(part.values, size)
+    if seen is None and maps.ndim == 4:
+        return resized_map(maps, size), None
     if maps.ndim != 4 or tuple(maps.shape[2:]) != size:
         raise ValueError(
             f"transforms: {transform!r} aligned a map to {tuple(maps.shape)}, not to {size}"
