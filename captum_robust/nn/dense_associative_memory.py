@@ -1,0 +1,291 @@
+"""A classifier that compares features with stored patterns."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captum_robust._checks import check_finite
+from captum_robust.optim import as_number
+
+LARGEST_BETA = 1e30
+"""Above, a sum of activations could leave the range of float32."""
+
+
+class DenseAssociativeMemory(nn.Module):
+    r"""A dense associative memory that classifies: c = tanh(β Σ_μ ξ_cμ relu(ξ_μ·v)^n).
+
+    Krotov, Hopfield, "Dense Associative Memory for Pattern Recognition"
+    (https://arxiv.org/abs/1606.01164) and "Dense Associative Memory is Robust to Adversarial
+    Inputs" (https://arxiv.org/abs/1701.00939). It is a network of one hidden layer, whose units are
+    the memories μ, and whose activation function is a rectified power. With a small n many memories
+    answer to an input, each to a feature of it; with a large one only the few that resemble it,
+    the prototypes. The energy that the papers start from has the power n + 1.
+
+    To be safe in float32 up to large n, and for a β of one meaning, the features v and the memories
+    ξ_μ have length 1, so that ξ_μ·v is a cosine, and the power is taken of β^(1/n) times it: a
+    cosine of β^(-1/n) gives an activation of 1. (That the scale belongs inside the power is in
+    McAlister et al., https://arxiv.org/abs/2407.08742.) Before, the features are centred, as those
+    behind a ReLU all lie in one direction: their cosines with each other are close to 1.
+
+    What tells the classes is the order of :meth:`potentials`: tanh rounds to ±1 for large ones, and
+    its gradient to 0. An attack on the outputs then stands still without being repelled; attack the
+    potentials before calling a memory robust.
+
+    Args:
+        in_features: F, how many features an input has.
+        classes: K.
+        memories: M, how many patterns are stored.
+        n: the power, from 1.
+        beta: β, from 0 to 1e30. :meth:`fit` sets it by the features.
+        seed: of the memories before :meth:`fit`, normally distributed; their classes take turns.
+
+    Shape:
+        v: N×F, floating point. Output: N×K, in [-1, 1], at least float32.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    >>> memory = DenseAssociativeMemory(2, classes=2, memories=2, n=2)
+    >>> memory.patterns.data = torch.eye(2)
+    >>> memory.classes_of_patterns.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    >>> memory.potentials(torch.tensor([[3.0, 4.0]]))  # cosines 0.6 and 0.8
+    tensor([[-0.2800,  0.2800]], grad_fn=<MmBackward0>)
+    """
+
+    center: Tensor
+    log_beta: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        classes: int,
+        memories: int,
+        *,
+        n: int = 3,
+        beta: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, number, least in (
+            ("in_features", in_features, 1),
+            ("classes", classes, 2),
+            ("memories", memories, 1),
+            ("n", n, 1),
+            ("seed", seed, 0),
+        ):
+            _check_whole(name, number, least)
+        if not 0 < as_number(beta) <= LARGEST_BETA:
+            raise ValueError(f"beta: expected a number above 0, to {LARGEST_BETA:g}, got {beta!r}")
+        self.in_features = in_features
+        self.classes = classes
+        self.memories = memories
+        self.n = n
+        generator = torch.Generator().manual_seed(seed)
+        self.patterns = nn.Parameter(torch.randn(memories, in_features, generator=generator))
+        """M×F, ξ_μ, of any length: they are normalised where they are used."""
+        turns = torch.arange(memories) % classes
+        self.classes_of_patterns = nn.Parameter(_signs(turns, classes).T.contiguous())
+        """K×M, ξ_cμ."""
+        self.register_buffer("center", torch.zeros(in_features))
+        # Its logarithm, which half precision can hold too.
+        self.register_buffer("log_beta", torch.tensor(math.log(beta)))
+
+    @property
+    def beta(self) -> float:
+        """β."""
+        return math.exp(float(self.log_beta))
+
+    def forward(self, v: Tensor) -> Tensor:
+        """The outputs N×K of features N×F."""
+        return self.potentials(v).tanh()
+
+    def potentials(self, v: Tensor) -> Tensor:
+        """What tanh is taken of: N×K, to find the class from, and to attack.
+
+        Raises:
+            ValueError: features of another number, an empty batch, NaN or infinity.
+            TypeError: features that are not floating point.
+        """
+        # Autocast would take the powers of rounded cosines.
+        with torch.autocast(v.device.type if isinstance(v, Tensor) else "cpu", enabled=False):
+            activations = self._activations(v)
+            return activations @ self.classes_of_patterns.to(activations.dtype).T
+
+    def loss(self, outputs: Tensor, target: Tensor, m: int = 1) -> Tensor:
+        """Σ_c |c - t_c|^2m of each sample, t being 1 for its class and -1 for the others.
+
+        A large m makes much of outputs that are far from wrong to right, where the gradient of
+        tanh is small; it is what the papers train large n with.
+
+        Args:
+            outputs: N×K, of :meth:`forward`.
+            target: N classes.
+            m: from 1.
+
+        Returns:
+            N losses.
+
+        Raises:
+            ValueError: shapes that don't fit, classes out of range, or m.
+            TypeError: classes that are no whole numbers.
+        """
+        _check_whole("m", m, 1)
+        if outputs.ndim != 2 or outputs.shape[1] != self.classes:
+            raise ValueError(f"outputs: expected N×{self.classes}, got {tuple(outputs.shape)}")
+        self._check_target(target, len(outputs))
+        return (outputs - _signs(target, self.classes).to(outputs)).abs().pow(2 * m).sum(dim=1)
+
+    def fit(
+        self,
+        features: Tensor,
+        target: Tensor,
+        *,
+        epochs: int = 20,
+        batch_size: int = 64,
+        learning_rate: float = 1e-3,
+        m: int = 1,
+        seed: int = 0,
+    ) -> DenseAssociativeMemory:
+        """Store patterns of these features, then train them with Adam; returns the memory itself.
+
+        The features are centred by their mean. M of them, drawn so that each class has its share,
+        are the first memories; β is such that the median feature, among those that are not stored,
+        gives the memory that resembles it most an activation of 1.
+
+        Args:
+            features: N×F, frozen; N at least M.
+            target: N classes.
+            epochs: passes over the features; 0 leaves the stored patterns as they are.
+            batch_size: features in a step.
+            learning_rate: of Adam, falling to 0 along a cosine.
+            m: of :meth:`loss`.
+            seed: of which features are stored, and of the order of the batches.
+
+        Raises:
+            ValueError: fewer features than memories, or an argument out of range; as for
+                :meth:`potentials` and :meth:`loss`.
+        """
+        for name, number, least in (
+            ("epochs", epochs, 0),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+        ):
+            _check_whole(name, number, least)
+        if not 0 < as_number(learning_rate) < math.inf:
+            raise ValueError(f"learning_rate: expected a positive number, got {learning_rate!r}")
+        self._check_features(features)
+        self._check_target(target, len(features))
+        if len(features) < self.memories:
+            raise ValueError(
+                f"features: expected at least as many as memories, {self.memories}, got "
+                f"{len(features)}"
+            )
+        with torch.inference_mode(False):
+            features, target = (
+                features.detach().to(self.center).clone(),
+                target.to(self.center.device),
+            )
+            generator = torch.Generator().manual_seed(seed)
+            self._store(features, target, generator)
+            self._train(features, target, generator, epochs, batch_size, learning_rate, m)
+        return self
+
+    @torch.no_grad()
+    def _store(self, features: Tensor, target: Tensor, generator: torch.Generator) -> None:
+        order = torch.randperm(len(features), generator=generator).to(features.device)
+        # The first of each class, then the second of each, …
+        turn = torch.zeros_like(target)
+        for c in range(self.classes):
+            is_class = target[order] == c
+            turn[is_class] = torch.arange(int(is_class.sum()), device=target.device)
+        order = order[turn.argsort(stable=True)]
+        stored, others = order[: self.memories], order[self.memories :]
+        self.center.copy_(features.mean(dim=0))
+        self.patterns.copy_(features[stored] - self.center)
+        self.classes_of_patterns.copy_(_signs(target[stored], self.classes).T)
+        shown = others if len(others) > 0 else stored
+        nearest = torch.cat(
+            [self._cosines(part).amax(dim=1) for part in torch.split(features[shown], 256)]
+        )
+        # Where no memory resembles anything, any scale is as good.
+        scale = nearest.median().clamp(min=LARGEST_BETA ** (-1 / self.n))
+        self.log_beta.copy_(-self.n * scale.log())
+
+    def _train(
+        self,
+        features: Tensor,
+        target: Tensor,
+        generator: torch.Generator,
+        epochs: int,
+        batch_size: int,
+        learning_rate: float,
+        m: int,
+    ) -> None:
+        optimizer = torch.optim.Adam([self.patterns, self.classes_of_patterns], learning_rate)
+        with torch.enable_grad():
+            for epoch in range(epochs):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+                order = torch.randperm(len(features), generator=generator).to(features.device)
+                for rows in torch.split(order, batch_size):
+                    optimizer.zero_grad()
+                    loss = self.loss(self(features[rows]), target[rows], m).mean()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+        optimizer.zero_grad()
+
+    def _activations(self, v: Tensor) -> Tensor:
+        """β relu(ξ_μ·v)^n, N×M."""
+        self._check_features(v)
+        cosines = self._cosines(v)
+        # The root of β inside: neither β nor the power of a cosine can leave the range alone.
+        scale = torch.exp(self.log_beta.to(cosines.dtype) / self.n)
+        return (scale * cosines).relu().pow(self.n)
+
+    def _cosines(self, v: Tensor) -> Tensor:
+        precise = torch.promote_types(v.dtype, torch.float32)
+        centred = v.to(precise) - self.center.to(precise)
+        return F.normalize(centred, dim=1) @ F.normalize(self.patterns.to(precise), dim=1).T
+
+    def _check_features(self, v: Tensor) -> None:
+        if not isinstance(v, Tensor) or not v.is_floating_point():
+            kind = getattr(v, "dtype", type(v).__name__)
+            raise TypeError(f"features: expected a floating-point tensor, got {kind}")
+        if v.ndim != 2 or v.shape[1] != self.in_features:
+            raise ValueError(f"features: expected N×{self.in_features}, got {tuple(v.shape)}")
+        if len(v) == 0:
+            raise ValueError(f"features: the batch is empty (shape {tuple(v.shape)})")
+        check_finite(v, "features")
+
+    def _check_target(self, target: Tensor, n: int) -> None:
+        if not isinstance(target, Tensor) or target.is_floating_point():
+            kind = getattr(target, "dtype", type(target).__name__)
+            raise TypeError(f"target: expected a tensor of classes, got {kind}")
+        if target.shape != (n,):
+            raise ValueError(f"target: expected {n} classes, got {tuple(target.shape)}")
+        if n and (int(target.min()) < 0 or int(target.max()) >= self.classes):
+            raise ValueError(
+                f"target: expected classes from 0 to {self.classes - 1}, got "
+                f"{int(target.min())} to {int(target.max())}"
+            )
+
+    def extra_repr(self) -> str:
+        """The sizes, as ``print`` shows them."""
+        return (
+            f"in_features={self.in_features}, classes={self.classes}, memories={self.memories}, "
+            f"n={self.n}, beta={self.beta:.4g}"
+        )
+
+
+def _signs(target: Tensor, classes: int) -> Tensor:
+    """N×K, 1 for the class and -1 for the others."""
+    return F.one_hot(target.long(), classes).float() * 2 - 1
+
+
+def _check_whole(name: str, number: object, least: int) -> None:
+    if not isinstance(number, int) or isinstance(number, bool) or number < least:
+        raise ValueError(f"{name}: expected a whole number from {least}, got {number!r}")
