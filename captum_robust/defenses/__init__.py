@@ -1,6 +1,8 @@
 """Defences: input transforms, adversarial training, detection of attacks."""
 
 from captum_robust._transform import Transform
+from captum_robust.defenses.adaptive import DefendedModel, adaptive_attack
+from captum_robust.defenses.detection import ROC, SafetyNet
 from captum_robust.defenses.jpeg import JPEG
 from captum_robust.defenses.presets import PRESETS, default_transforms
 from captum_robust.defenses.transforms import (
@@ -18,15 +20,19 @@ from captum_robust.defenses.transforms import (
 __all__ = [
     "JPEG",
     "PRESETS",
+    "ROC",
     "BitDepth",
     "CropAndRescale",
+    "DefendedModel",
     "GaussianBlur",
     "GaussianNoise",
     "HorizontalFlip",
     "Identity",
     "MedianBlur",
     "Resize",
+    "SafetyNet",
     "Transform",
+    "adaptive_attack",
     "crop_ensemble",
     "default_transforms",
 ]
