@@ -5,6 +5,7 @@ from captum_robust.defenses.adaptive import DefendedModel, adaptive_attack
 from captum_robust.defenses.detection import ROC, SafetyNet
 from captum_robust.defenses.jpeg import JPEG
 from captum_robust.defenses.presets import PRESETS, default_transforms
+from captum_robust.defenses.total_variation import TotalVariation
 from captum_robust.defenses.transforms import (
     BitDepth,
     CropAndRescale,
@@ -31,6 +32,7 @@ __all__ = [
     "MedianBlur",
     "Resize",
     "SafetyNet",
+    "TotalVariation",
     "Transform",
     "adaptive_attack",
     "crop_ensemble",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from captum_robust._transform import Transform
 from captum_robust.defenses.jpeg import JPEG
+from captum_robust.defenses.total_variation import TotalVariation
 from captum_robust.defenses.transforms import (
     BitDepth,
     GaussianBlur,
@@ -32,6 +33,7 @@ PRESETS: dict[str, Callable[..., tuple[Transform, ...]]] = {
     "default": default_transforms,
     "guo2018_jpeg": lambda: (JPEG(75),),
     "guo2018_bit_depth": lambda: (BitDepth(3),),
+    "guo2018_tvm": lambda: (TotalVariation(weight=0.03, drop=0.5),),
     "guo2018_crop_ensemble": crop_ensemble,
     "guo2018_crop_grid": lambda: crop_ensemble(sliding=True),
 }

@@ -24,6 +24,7 @@ from captum_robust.defenses import (
     Identity,
     MedianBlur,
     Resize,
+    TotalVariation,
     Transform,
     crop_ensemble,
     default_transforms,
@@ -44,6 +45,8 @@ MAKE: dict[str, Callable[[], Transform]] = {
     "crop": lambda: CropAndRescale(0.6, seed=1),
     "crop_at": lambda: CropAndRescale((4, 3), (0.5, 1.0)),
     "flip": HorizontalFlip,
+    "total_variation": lambda: TotalVariation(iterations=60),
+    "total_variation_of_all": lambda: TotalVariation(0.1, drop=0),
 }
 every = pytest.mark.parametrize("transform", [m() for m in MAKE.values()], ids=list(MAKE))
 
