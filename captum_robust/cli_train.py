@@ -1,0 +1,238 @@
+"""The command ``captum-robust train``: parsing and printing only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from captum_robust._names import printable, unknown_name
+
+if TYPE_CHECKING:
+    from captum_robust.data import LocalizationDataset
+    from captum_robust.models import Classifier
+    from captum_robust.training import LabelledImages, TrainingResult
+
+app = typer.Typer(
+    help="Train networks; a run that was stopped goes on when it is started again.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def train() -> None:
+    """Train networks; a run that was stopped goes on when it is started again."""
+
+
+@app.command()
+def robust(
+    images: Annotated[
+        Path,
+        typer.Option(help="Folder with one sub-folder of images a class, or what --kind says."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run: model.safetensors, log.jsonl, checkpoint.")
+    ] = Path("captum-robust-train"),
+    kind: Annotated[
+        str, typer.Option(help="folder, tiny-imagenet (its training part) or imagenet.")
+    ] = "folder",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="small_resnet (for 64 pixels), efficientnet_lite0, …1, …2, or a torchvision "
+            "classification model."
+        ),
+    ] = "small_resnet",
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="Where to start: none for random ones, DEFAULT, a member of torchvision's "
+            "weights enum, or a .safetensors file."
+        ),
+    ] = "none",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="madry; ensemble, with --static; or standard, without attacks, to compare with."
+        ),
+    ] = "madry",
+    static: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ensemble: a model that was trained before, as NAME=FILE.safetensors or NAME; "
+            "may be given several times."
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float, typer.Option(help="Strength of the attack in levels of an 8-bit image.")
+    ] = 8.0,
+    steps: Annotated[int, typer.Option(help="Of the attack within each training step.")] = 7,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the images in pixels; else the model's own.")
+    ] = None,
+    fit: Annotated[
+        str, typer.Option(help="squash the whole image to the size, or crop its centre.")
+    ] = "squash",
+    classes: Annotated[
+        int | None, typer.Option(help="Only the first so many classes of the data set.")
+    ] = None,
+    held_out: Annotated[
+        float,
+        typer.Option(help="Share of the images that is not trained on, to measure accuracy with."),
+    ] = 0.1,
+    evaluation_images: Annotated[
+        int, typer.Option(help="So many of them are measured, before, during and after.")
+    ] = 128,
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="Steps between two measurements; else each epoch.")
+    ] = None,
+    augment: Annotated[bool, typer.Option(help="Mirror and shift the images at random.")] = True,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 30,
+    batch_size: Annotated[int, typer.Option(help="Images a step, of all processes together.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="The highest of the schedule.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(help="Of stochastic gradient descent.")] = 5e-4,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between two checkpoints.")
+    ] = 60.0,
+    workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, or cpu.")] = "auto",
+) -> None:
+    """Train a classifier that withstands attacks, on a folder of images.
+
+    Started again with the same arguments, a stopped or killed run goes on, and ends with
+    the weights that it would have had. The other commands take the result as --model NAME
+    --weights OUT/model.safetensors. Under accelerate launch or torchrun
+    (-m captum_robust train robust) the processes share each batch.
+    """
+    from torch.utils.data import Subset
+
+    from captum_robust._random import seeded
+    from captum_robust.defenses.adversarial_training import adversarial_training
+    from captum_robust.models import load_classifier, save_classifier
+    from captum_robust.training import LabelledImages, TrainingSettings
+    from captum_robust.training.images import Augmented, held_out_split
+
+    if not 0 < epsilon <= 255:
+        raise ValueError(f"epsilon: expected levels above 0, at most 255, got {epsilon:g}")
+    settings = TrainingSettings(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        precision=precision,
+        seed=seed,
+        evaluate_every=evaluate_every,
+        checkpoint_every=checkpoint_every,
+        workers=workers,
+        device=device,
+    )
+    dataset = _open(kind, images, out)
+    names = list(dataset.class_names or [])
+    if classes is not None and not 2 <= classes <= len(names):
+        raise ValueError(f"classes: expected a number from 2 to {len(names)}, got {classes}")
+    names = names[:classes]
+    with seeded(seed, None):
+        network = load_classifier(model, _chosen(weights), class_names=names, input_size=size)
+    static_models = [_static(text, names) for text in static or ()]
+    usable = LabelledImages(
+        dataset, network.input_size, fit=fit, classes=range(len(names)), progress=_is_first()
+    )
+    training, testing = held_out_split(usable.labels, held_out, seed)
+    _say_images(usable, len(training), len(testing))
+    shown = Subset(usable, training)
+    result = adversarial_training(
+        network,
+        Augmented(shown) if augment else shown,
+        settings,
+        method=method,
+        epsilon=epsilon / 255,
+        steps=steps,
+        static_models=static_models,
+        # Shuffled: the first of them are of all classes.
+        held_out=Subset(usable, _shuffled(testing, seed)) if testing else None,
+        evaluation_images=evaluation_images,
+        out=out,
+        configuration={
+            "model": model,
+            "weights": weights,
+            "classes": names,
+            "input_size": list(network.input_size),
+            "augment": augment,
+        },
+        progress=True,
+    )
+    if _is_first():
+        file = out / "model.safetensors"
+        save_classifier(network, file)
+        _say_result(result, network, file, epsilon)
+
+
+def _open(kind: str, path: Path, out: Path) -> LocalizationDataset:
+    from captum_robust.data import load_dataset
+
+    options: dict[str, dict[str, Any]] = {
+        "folder": {"labels": "sorted"},
+        "tiny-imagenet": {"split": "train", "labels": "wnids"},
+        "imagenet": {"split": "train"},
+    }
+    if kind not in options:
+        raise unknown_name("kind of data set", kind, options)
+    if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"--out {out} lies inside {path}, the images' folder; give another --out")
+    return load_dataset(kind, path, **options[kind])
+
+
+def _chosen(weights: str) -> str | None:
+    plain = weights.lower()
+    return None if plain == "none" else "DEFAULT" if plain == "default" else weights
+
+
+def _static(text: str, names: Sequence[str]) -> Classifier:
+    """A model from ``NAME=FILE`` or ``NAME``."""
+    from captum_robust.models import load_classifier
+
+    name, _, file = text.partition("=")
+    if file:
+        return load_classifier(name, file)
+    return load_classifier(name, class_names=names)
+
+
+def _shuffled(numbers: Sequence[int], seed: int) -> list[int]:
+    import torch
+
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))
+    return [numbers[i] for i in order.tolist()]
+
+
+def _is_first() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _say_images(images: LabelledImages, training: int, held_out: int) -> None:
+    if not _is_first():
+        return
+    typer.echo(
+        f"{training} images to train on, {held_out} held out, {len(images.class_names)} classes"
+    )
+    if images.unusable:
+        typer.echo(f"{len(images.unusable)} images could not be used", err=True)
+        for why in list(images.unusable.values())[:5]:
+            typer.echo(f"  {printable(why)}", err=True)
+
+
+def _say_result(result: TrainingResult, model: Classifier, file: Path, epsilon: float) -> None:
+    if result.resumed_from:
+        typer.echo(f"went on from step {result.resumed_from} of {result.steps}")
+    rows = result.evaluations
+    if rows:
+        typer.echo(f"\naccuracy on held-out images, clean and under PGD at {epsilon:g}/255")
+        for row, when in ((rows[0], "before"), (rows[-1], "after")):
+            typer.echo(f"  {when:<8}{row['clean_accuracy']:6.1%}{row['robust_accuracy']:8.1%}")
+    typer.echo(f"\nmodel: --model {model.name} --weights {file}")

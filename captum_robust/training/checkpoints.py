@@ -1,0 +1,148 @@
+"""The state of a training run on disk: one safetensors file, and the run's configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from captum_robust._names import printable
+from captum_robust._weights import read_tensors, write_tensors
+
+_NETWORK, _OPTIMIZER = "network.", "optimizer."
+
+
+def save_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer, step: int) -> None:
+    """Write the whole state after ``step`` steps; it takes the place of the last one at once.
+
+    Raises:
+        OSError: it cannot be written; the last one stays.
+    """
+    state = optimizer.state_dict()
+    tensors = {_NETWORK + name: t for name, t in network.state_dict().items()}
+    plain: dict[str, dict[str, Any]] = {}
+    for number, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{_OPTIMIZER}{number}.{name}"] = value
+            else:
+                plain.setdefault(str(number), {})[name] = value
+    facts = {"step": step, "optimizer": plain, "groups": state["param_groups"]}
+    write_tensors(path, tensors, {key: json.dumps(value) for key, value in facts.items()})
+
+
+def load_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer) -> int:
+    """Put network and optimiser into the state that was saved; its number of steps.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no checkpoint, or one of another network.
+    """
+    tensors, metadata = read_tensors(path)
+    try:
+        step, plain, groups = (json.loads(metadata[k]) for k in ("step", "optimizer", "groups"))
+    except (KeyError, ValueError):
+        raise ValueError(f"{printable(str(path))} is no checkpoint of a training run") from None
+    state: dict[int, dict[str, Any]] = {int(number): dict(v) for number, v in plain.items()}
+    weights = {}
+    for key, tensor in tensors.items():
+        if key.startswith(_NETWORK):
+            weights[key.removeprefix(_NETWORK)] = tensor
+        else:
+            number, name = key.removeprefix(_OPTIMIZER).split(".", 1)
+            state.setdefault(int(number), {})[name] = tensor
+    try:
+        network.load_state_dict(weights)
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except (RuntimeError, ValueError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{printable(str(path))} is of another network or optimiser: {first}"
+        ) from None
+    return int(step)
+
+
+def check_same_run(path: Path, configuration: Mapping[str, Any]) -> bool:
+    """Whether the file holds this run's configuration; False: there is none yet.
+
+    Raises:
+        ValueError: it holds that of another run; says what differs.
+    """
+    if not path.is_file():
+        return False
+    try:
+        there: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["configuration"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{printable(str(path))} is damaged; give another folder") from None
+    here = json.loads(json.dumps(configuration))
+    differing = [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{printable(str(path.parent))} holds another run ({'; '.join(differing)}); give "
+            "another folder"
+        )
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
+
+
+class Log:
+    """Rows of a run, one JSON object a line, each with its ``step``.
+
+    Args:
+        path: None keeps the rows in memory only.
+        until: rows of later steps are dropped: the run goes on from there.
+    """
+
+    def __init__(self, path: Path | None, until: int) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path is None:
+            return
+        if path.is_file():
+            self.rows = [r for r in _whole_rows(path) if r["step"] <= until]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows; they are on the disk when this returns."""
+        new = [dict(row) for row in rows]
+        self.rows += new
+        if self.path is None or not new:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in new))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _whole_rows(path: Path) -> Iterable[dict[str, Any]]:
+    """The rows up to the first that a kill has torn."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            return
+        yield row

@@ -1,0 +1,492 @@
+"""One loop for every network that this package trains."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from captum_robust._names import unknown_name
+from captum_robust._random import seeded
+from captum_robust.optim import as_number
+from captum_robust.training.checkpoints import (
+    Log,
+    check_same_run,
+    load_checkpoint,
+    save_checkpoint,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Batch = tuple[Tensor, ...]
+Loss = Callable[[nn.Module, Batch, int], Tensor]
+"""(network, batch, seed of what this step draws) -> the mean loss of the batch, a number."""
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+"""A network in evaluation mode -> named numbers."""
+
+_READ_EVERY = 10
+"""Steps between two looks at the losses, which make the device finish its work."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how to train.
+
+    The learning rate rises linearly over the ``warmup`` share of the steps, then falls along half
+    a cosine to 0. An epoch leaves out the images that fill no batch, other ones each time.
+
+    Raises:
+        ValueError: a value out of range; names it.
+    """
+
+    epochs: int = 30
+    batch_size: int = 64
+    """Of all processes together."""
+    learning_rate: float = 0.1
+    """Of stochastic gradient descent with Nesterov momentum 0.9."""
+    weight_decay: float = 5e-4
+    warmup: float = 0.1
+    precision: str = "float32"
+    """``"float32"``, or ``"bfloat16"``: mixed precision, the weights stay float32."""
+    seed: int = 0
+    evaluate_every: int | None = None
+    """Steps; None: after each epoch."""
+    checkpoint_every: float = 60.0
+    """Seconds. Whatever it is, a run that was killed ends with the same weights."""
+    workers: int = 0
+    """Processes that load images."""
+    device: str = "auto"
+    """``"auto"``: what accelerate finds; ``"cpu"``."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("workers", 0)):
+            _check_whole(name, getattr(self, name), least)
+        if self.evaluate_every is not None:
+            _check_whole("evaluate_every", self.evaluate_every, 1)
+        if not 0 < as_number(self.learning_rate) < math.inf:
+            raise ValueError(
+                f"learning_rate: expected a finite number above 0, got {self.learning_rate!r}"
+            )
+        for name in ("weight_decay", "checkpoint_every"):
+            if not 0 <= as_number(getattr(self, name)) < math.inf:
+                got = getattr(self, name)
+                raise ValueError(f"{name}: expected a finite number from 0, got {got!r}")
+        if not 0 <= as_number(self.warmup) <= 1:
+            raise ValueError(f"warmup: expected a share in [0, 1], got {self.warmup!r}")
+        for name, known in (("precision", ("float32", "bfloat16")), ("device", ("auto", "cpu"))):
+            if getattr(self, name) not in known:
+                raise unknown_name(name, getattr(self, name), known)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What became of a run."""
+
+    steps: int
+    rows: list[dict[str, Any]] = field(repr=False)
+    """The log: ``step``, ``epoch``, ``learning_rate`` and ``loss`` of each step, and the numbers
+    of each evaluation with its ``step`` (0: before training)."""
+    resumed_from: int = 0
+    """The step at which this call went on; 0: it began."""
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The rows that are evaluations, the first before training, the last at the end."""
+        return [row for row in self.rows if "loss" not in row]
+
+
+def fit(
+    network: nn.Module,
+    dataset: Dataset[Any],
+    loss: Loss,
+    settings: TrainingSettings | None = None,
+    *,
+    optimizer: Optimizer | None = None,
+    evaluate: Evaluate | None = None,
+    out: str | Path | None = None,
+    configuration: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> TrainingResult:
+    """Train a network in place; started again with the same arguments, a killed run goes on.
+
+    On the CPU it ends with exactly the weights of an undisturbed run, as on CUDA where the layers'
+    kernels are deterministic. What is drawn depends on the seed and the step or image only: the
+    order of the images, what ``dataset`` draws from torch, NumPy or ``random`` for an image, what
+    the network draws in a step.
+
+    Under ``accelerate launch`` or ``torchrun`` each process takes its share of every batch.
+
+    Args:
+        network: trained in training mode; a checkpoint in ``out`` replaces its weights. Modes are
+            put back at the end.
+        dataset: of tuples of tensors or numbers, all of one shape; the first is the image.
+        loss: see :data:`Loss`. The network may be wrapped for several processes;
+            :func:`bare_module` undoes that.
+        settings: :class:`TrainingSettings` by default.
+        optimizer: by default that of the settings. Its learning rates are the highest of the
+            schedule.
+        evaluate: called before training, every ``evaluate_every`` steps and at the end, in
+            float32, by the first process alone.
+        out: folder for ``checkpoint.safetensors``, ``log.jsonl`` and ``run.json``; None: nothing
+            is written.
+        configuration: what else tells this run from another; JSON.
+        progress: show a bar.
+
+    Raises:
+        ImportError: accelerate is missing; names the pip command.
+        ValueError: fewer samples than a batch, a batch that the processes can't share, an ``out``
+            that holds another run, a loss that is no finite number.
+        OSError: nothing can be written to ``out``; the last checkpoint stays.
+    """
+    settings = TrainingSettings() if settings is None else settings
+    accelerator = _accelerator(settings)
+    count = _count(dataset, settings, accelerator.num_processes)
+    if optimizer is None:
+        optimizer = torch.optim.SGD(
+            network.parameters(),
+            settings.learning_rate,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=settings.weight_decay,
+        )
+    modes = [(m, m.training) for m in network.modules()]
+    described = {
+        **_described(settings, accelerator),
+        "data": _fingerprint(dataset, settings.seed),
+        "network": f"{type(network).__name__} {_shapes(network)}",
+        "optimizer": _described_optimizer(optimizer),
+        **(configuration or {}),
+    }
+    folder = None if out is None else Path(out)
+    run = _Run(network, optimizer, accelerator, settings, folder, count, progress)
+    resumed_from = run.open(described)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            run.train(dataset, loss, evaluate)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return TrainingResult(run.steps, run.log.rows, resumed_from)
+
+
+class _Run:
+    """The state of one call of :func:`fit`."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        accelerator: Accelerator,
+        settings: TrainingSettings,
+        out: Path | None,
+        count: int,
+        progress: bool,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.accelerator = accelerator
+        self.settings = settings
+        self.out = out
+        self.count = count
+        self.progress = progress
+        self.is_first = bool(accelerator.is_main_process)
+        self.per_epoch = count // settings.batch_size
+        self.steps = self.per_epoch * settings.epochs
+        self.step = 0
+        self.log = Log(None, 0)
+        self.unread: list[tuple[dict[str, Any], Tensor]] = []
+        self.last_loss = math.nan
+        self.saved_at: float | None = None
+        """None: never."""
+
+    def open(self, configuration: Mapping[str, Any]) -> int:
+        """Begin in the folder, or go on from its checkpoint: the number of steps done."""
+        if self.out is None:
+            return 0
+        is_known = check_same_run(self.out / "run.json", configuration)
+        if is_known and self._checkpoint.is_file():
+            self.step = load_checkpoint(self._checkpoint, self.network, self.optimizer)
+            self.saved_at = time.monotonic()
+        self.accelerator.wait_for_everyone()  # all have looked before one writes
+        if self.is_first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if not is_known:
+                versions = {p: version(p) for p in ("captum-robust", "torch", "accelerate")}
+                run = {"configuration": dict(configuration), "versions": versions}
+                write_text(self.out / "run.json", json.dumps(run, indent=1) + "\n")
+            # A run that was killed before its first checkpoint begins again.
+            self.log = Log(self.out / "log.jsonl", -1 if self.saved_at is None else self.step)
+        return self.step
+
+    @property
+    def _checkpoint(self) -> Path:
+        assert self.out is not None
+        return self.out / "checkpoint.safetensors"
+
+    def train(self, dataset: Dataset[Any], loss: Loss, evaluate: Evaluate | None) -> None:
+        network, optimizer = self.accelerator.prepare(self.network, self.optimizer)
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        if self.saved_at is None:
+            self._evaluate(evaluate)
+            self._save()
+        with self._bar() as bar:
+            for batch in self._batches(dataset):
+                self._one_step(network, optimizer, batch, loss)
+                bar.update()
+                is_last = self.step == self.steps
+                if is_last or self.step % (self.settings.evaluate_every or self.per_epoch) == 0:
+                    self._evaluate(evaluate)
+                if is_last or self.step % _READ_EVERY == 0:
+                    self._read_losses()
+                    bar.set_postfix(loss=f"{self.last_loss:.3f}")
+                    if is_last or self._is_due():
+                        self._save()
+
+    def _bar(self) -> Any:
+        from tqdm import tqdm
+
+        hidden = not (self.progress and self.is_first)
+        return tqdm(total=self.steps, initial=self.step, unit="step", disable=hidden)
+
+    def _batches(self, dataset: Dataset[Any]) -> Iterator[Batch]:
+        """This process's share of each batch that is left, on its device."""
+        settings, process = self.settings, self.accelerator.process_index
+        share = settings.batch_size // self.accelerator.num_processes
+        while self.step < self.steps:
+            epoch, first = divmod(self.step, self.per_epoch)
+            generator = torch.Generator().manual_seed(_derived(settings.seed, "order", epoch))
+            order = torch.randperm(self.count, generator=generator).tolist()
+            starts = [
+                b * settings.batch_size + process * share for b in range(first, self.per_epoch)
+            ]
+            yield from self._moved(
+                DataLoader(
+                    _SeededItems(dataset, settings.seed, epoch),
+                    batch_sampler=[order[start : start + share] for start in starts],
+                    num_workers=settings.workers,
+                    generator=generator,  # else it draws from torch's global one
+                )
+            )
+
+    def _moved(self, loader: DataLoader[Any]) -> Iterator[Batch]:
+        for batch in loader:
+            tensors = batch if isinstance(batch, (list, tuple)) else [batch]
+            yield tuple(t.to(self.accelerator.device) for t in tensors)
+
+    def _one_step(self, network: nn.Module, optimizer: Any, batch: Batch, loss: Loss) -> None:
+        rate = _rate(self.step, self.steps, self.settings.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate
+        device = self.accelerator.device
+        number = self.step, self.accelerator.process_index
+        seed = _derived(self.settings.seed, "step", *number)
+        network.train()
+        with seeded(seed, device):
+            # The cache would hand weights that were cast without gradients, as an attack may do,
+            # to a pass that needs them.
+            with torch.autocast(
+                device.type,
+                torch.bfloat16,
+                enabled=self.settings.precision == "bfloat16",
+                cache_enabled=False,
+            ):
+                value = loss(network, batch, seed)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"loss: expected one number, got {got}")
+            optimizer.zero_grad()
+            self.accelerator.backward(value)
+            optimizer.step()
+        row = {
+            "step": self.step + 1,
+            "epoch": self.step // self.per_epoch + 1,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+        }
+        self.unread.append((row, value.detach().reshape(())))
+        self.step += 1
+
+    def _read_losses(self) -> None:
+        """Write the losses since the last look.
+
+        Raises:
+            ValueError: one is no finite number.
+        """
+        if not self.unread:
+            return
+        losses = torch.stack([loss for _, loss in self.unread]).float()
+        losses = self.accelerator.reduce(losses, "mean")
+        rows = [
+            {**row, "loss": value}
+            for (row, _), value in zip(self.unread, losses.tolist(), strict=True)
+        ]
+        self.unread = []
+        for row in rows:
+            if not math.isfinite(row["loss"]):
+                raise ValueError(
+                    f"loss: {row['loss']} in step {row['step']}; try a smaller learning rate"
+                )
+        if self.is_first:
+            self.log.add(rows)
+        self.last_loss = rows[-1]["loss"]
+
+    def _evaluate(self, evaluate: Evaluate | None) -> None:
+        self._read_losses()
+        if evaluate is None:
+            return
+        if self.is_first:
+            self.network.eval()
+            with seeded(_derived(self.settings.seed, "evaluation"), self.accelerator.device):
+                self.log.add([{"step": self.step, **evaluate(self.network)}])
+        self.accelerator.wait_for_everyone()
+
+    def _is_due(self) -> bool:
+        """Whether it is time for a checkpoint by the clock of the first process."""
+        assert self.saved_at is not None
+        late = time.monotonic() - self.saved_at >= self.settings.checkpoint_every
+        flag = torch.tensor(float(late and self.is_first), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _save(self) -> None:
+        """The losses so far are read, so that a run that goes on from here has them all."""
+        if self.is_first and self.out is not None:
+            save_checkpoint(self._checkpoint, self.network, self.optimizer, self.step)
+        self.saved_at = time.monotonic()
+
+
+def bare_module(network: nn.Module) -> nn.Module:
+    """The network without the wrapper that several processes put around it."""
+    if isinstance(network, DistributedDataParallel):
+        bare: nn.Module = network.module
+        return bare
+    return network
+
+
+def training_device(settings: TrainingSettings) -> torch.device:
+    """Where :func:`fit` trains."""
+    device: torch.device = _accelerator(settings).device
+    return device
+
+
+def _accelerator(settings: TrainingSettings) -> Accelerator:
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise ImportError(
+            'training needs the package accelerate: pip install "captum-robust[train]"'
+        ) from None
+    # Its own mixed precision would rewrite the network's forward method.
+    return Accelerator(mixed_precision="no", cpu=settings.device == "cpu")
+
+
+class _SeededItems(Dataset[Any]):
+    """What the data set draws for an item depends on seed, epoch and item only."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int) -> None:
+        self.dataset, self.seed, self.epoch = dataset, seed, epoch
+
+    def __getitem__(self, index: int) -> Any:
+        seed = _derived(self.seed, "item", self.epoch, index)
+        with seeded(seed, None), _seeded_elsewhere(seed):
+            return self.dataset[index]
+
+
+@contextmanager
+def _seeded_elsewhere(seed: int) -> Iterator[None]:
+    """The global generators of Python and NumPy seeded, and put back."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+
+
+def _derived(seed: int, *parts: object) -> int:
+    """A seed of its own for each purpose, from 0 to 2⁶³ - 1."""
+    digest = hashlib.sha256(" ".join(map(str, (seed, *parts))).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _rate(step: int, steps: int, warmup: float) -> float:
+    """The share of the highest learning rate in a step; steps count from 0."""
+    rising = warmup * steps
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, steps - rising)))
+
+
+def _count(dataset: Dataset[Any], settings: TrainingSettings, processes: int) -> int:
+    try:
+        count = len(dataset)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            f"dataset: expected one with a length, got {type(dataset).__name__}"
+        ) from None
+    if count < settings.batch_size:
+        raise ValueError(f"batch_size: {settings.batch_size}, but there are {count} samples")
+    if settings.batch_size % processes:
+        raise ValueError(
+            f"batch_size: {processes} processes can't share {settings.batch_size} samples evenly"
+        )
+    return count
+
+
+def _fingerprint(dataset: Any, seed: int) -> str:
+    """Number of samples and a checksum of 16 of them: enough to notice another data set."""
+    count = len(dataset)
+    checksum = 0
+    items = _SeededItems(dataset, seed, 0)
+    for index in sorted({i * (count - 1) // 15 for i in range(16)}):
+        item = items[index]
+        for part in item if isinstance(item, (list, tuple)) else [item]:
+            array = torch.as_tensor(part).detach().cpu().contiguous().numpy()
+            checksum = zlib.crc32(array.tobytes(), checksum)
+    return f"{count} samples {checksum:08x}"
+
+
+def _shapes(network: nn.Module) -> str:
+    """A checksum of names and shapes."""
+    shapes = {name: list(t.shape) for name, t in network.state_dict().items()}
+    return f"{zlib.crc32(json.dumps(shapes).encode()):08x}"
+
+
+def _described(settings: TrainingSettings, accelerator: Accelerator) -> dict[str, Any]:
+    facts = asdict(settings)
+    for name in ("workers", "checkpoint_every", "device"):  # the weights do not depend on these
+        del facts[name]
+    device: torch.device = accelerator.device
+    return {**facts, "device": device.type, "processes": accelerator.num_processes}
+
+
+def _described_optimizer(optimizer: Optimizer) -> str:
+    groups = [
+        {k: v for k, v in group.items() if k not in ("params", "initial_lr")}
+        for group in optimizer.param_groups
+    ]
+    return f"{type(optimizer).__name__} {groups}"
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: expected a whole number from {least}, got {value!r}")
