@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from captum_robust._transform import Transform
 from captum_robust.defenses.jpeg import JPEG
+from captum_robust.defenses.quilting import Quilting
 from captum_robust.defenses.total_variation import TotalVariation
 from captum_robust.defenses.transforms import (
     BitDepth,
@@ -34,6 +35,9 @@ PRESETS: dict[str, Callable[..., tuple[Transform, ...]]] = {
     "guo2018_jpeg": lambda: (JPEG(75),),
     "guo2018_bit_depth": lambda: (BitDepth(3),),
     "guo2018_tvm": lambda: (TotalVariation(weight=0.03, drop=0.5),),
+    "guo2018_quilting": lambda images, patches=1_000_000: (
+        Quilting.fit(images, patches, patch=5, overlap=2),
+    ),
     "guo2018_crop_ensemble": crop_ensemble,
     "guo2018_crop_grid": lambda: crop_ensemble(sliding=True),
 }
@@ -41,5 +45,6 @@ PRESETS: dict[str, Callable[..., tuple[Transform, ...]]] = {
 
 ``guo2018_…``: Guo et al., "Countering Adversarial Images using Input Transformations"
 (https://arxiv.org/abs/1711.00117), the parameters of the paper or, where it names none, of the
-authors' code.
+authors' code. ``guo2018_quilting`` takes the images that its bank is made of, as
+:meth:`Quilting.fit` does.
 """
