@@ -114,10 +114,14 @@ def robust(
     from torch.utils.data import Subset
 
     from captum_robust._random import seeded
-    from captum_robust.defenses.adversarial_training import adversarial_training
+    from captum_robust.defenses import adversarial_training
     from captum_robust.models import load_classifier, save_classifier
-    from captum_robust.training import LabelledImages, TrainingSettings
-    from captum_robust.training.images import Augmented, held_out_split
+    from captum_robust.training import (
+        Augmented,
+        LabelledImages,
+        TrainingSettings,
+        held_out_split,
+    )
 
     if not 0 < epsilon <= 255:
         raise ValueError(f"epsilon: expected levels above 0, at most 255, got {epsilon:g}")

@@ -1,6 +1,6 @@
 """Training networks: one loop that goes on where it was killed, and its files."""
 
-from captum_robust.training.images import LabelledImages
+from captum_robust.training.images import Augmented, LabelledImages, held_out_split
 from captum_robust.training.loop import (
     TrainingResult,
     TrainingSettings,
@@ -8,4 +8,12 @@ from captum_robust.training.loop import (
     fit,
 )
 
-__all__ = ["LabelledImages", "TrainingResult", "TrainingSettings", "bare_module", "fit"]
+__all__ = [
+    "Augmented",
+    "LabelledImages",
+    "TrainingResult",
+    "TrainingSettings",
+    "bare_module",
+    "fit",
+    "held_out_split",
+]
