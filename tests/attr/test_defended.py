@@ -209,6 +209,12 @@ def test_a_mirrored_image_has_its_map_back_where_it_was(x: Tensor) -> None:
     torch.testing.assert_close(Defended(brightness, HorizontalFlip()).attribute(x), x)
 
 
+def test_mirroring_does_not_blur_the_map_of_a_layer(net: Net, x: Tensor) -> None:
+    expected = RobustCAM(net, net.relu).attribute(x.flip(3), 1).flip(3)
+    result = Defended(RobustCAM(net, net.relu), HorizontalFlip()).attribute(x, 1)
+    torch.testing.assert_close(result, expected)
+
+
 def test_a_pixel_counts_in_the_crops_that_show_it_only() -> None:
     x = torch.ones(1, 1, 8, 8)
     brightness = InputXGradient(lambda x: x.sum(dim=(1, 2, 3)))

@@ -347,14 +347,19 @@ class Defended(Wrapper):
 
     def _combined(self, maps: list[tuple[Transform, _Part]], x: Tensor) -> Tensor:
         """One tensor of the results of all transforms, on images like ``x``."""
-        aligned = [p.values for _, p in maps]
-        seen: list[Tensor | None] = [None] * len(maps)
         size = (x.shape[2], x.shape[3])
-        resolution: tuple[int, int] | None = None
-        if any(t.moves_pixels for t, _ in maps):
-            resolution = maps[0][1].resolution(size)
-            for j, (transform, part) in enumerate(maps):
-                aligned[j], seen[j] = _moved(transform, part, size)
+        # Before a transform may move it: what has no positions cannot be.
+        moves = any(t.moves_pixels for t, _ in maps)
+        resolution = maps[0][1].resolution(size) if moves else None
+        pairs = [t.align(p.values, size) if t.moves_pixels else (p.values, None) for t, p in maps]
+        aligned, seen = [a for a, _ in pairs], [s for _, s in pairs]
+        if moves and (
+            any(s is not None for s in seen) or any(a.shape[2:] != resolution for a in aligned)
+        ):
+            # Windows, and maps of several sizes, meet at the size of the image.
+            aligned = [
+                _at_size(a, s, size, t) for (t, _), a, s in zip(maps, aligned, seen, strict=True)
+            ]
         if len({tuple(a.shape) for a in aligned}) > 1:
             raise ValueError(f"attribution: results of different sizes, {listed(tuple(aligned))}")
         aligned = [a.float() if a.dtype.itemsize < 4 else a for a in aligned]
@@ -449,20 +454,15 @@ def _check_no_size(arguments: dict[str, Any], x: Tensor, transform: Transform) -
                 )
 
 
-def _moved(
-    transform: Transform, part: _Part, size: tuple[int, int]
-) -> tuple[Tensor, Tensor | None]:
-    """A map on images of ``size``, and how far each pixel was seen."""
-    if not transform.moves_pixels:
-        return resized_map(part.values, size), None
-    maps, seen = transform.align(part.values, size)
-    if seen is None and maps.ndim == 4:
-        return resized_map(maps, size), None
-    if maps.ndim != 4 or tuple(maps.shape[2:]) != size:
+def _at_size(
+    maps: Tensor, seen: Tensor | None, size: tuple[int, int], transform: Transform
+) -> Tensor:
+    """An aligned map on images of ``size``."""
+    if maps.ndim != 4 or (seen is not None and tuple(maps.shape[2:]) != size):
         raise ValueError(
             f"transforms: {transform!r} aligned a map to {tuple(maps.shape)}, not to {size}"
         )
-    return maps, seen
+    return resized_map(maps, size)
 
 
 def _of_largest_one(x: Tensor) -> Tensor:
