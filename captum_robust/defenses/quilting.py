@@ -240,6 +240,8 @@ def _source(images: Any) -> tuple[int, Callable[[int], tuple[str, Tensor]]]:
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.numel() == 0:
             raise ValueError(f"images: expected N×C×H×W, got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise TypeError(f"images: expected floating point, got {images.dtype}")
         return len(images), lambda i: (f"number {i}", images[i])
     if not isinstance(images, (str, Path)):
         kind = type(images).__name__

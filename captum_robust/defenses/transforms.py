@@ -92,6 +92,8 @@ class MedianBlur(Transform):
         padded = x
         for dim in (2, 3):
             padded = padded.index_select(dim, _mirrored(x.shape[dim], self.size // 2).to(x.device))
+        if self.size == 3:
+            return _median_of_nine(padded)
         windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1).flatten(4)
         return windows.median(dim=-1).values
 
@@ -110,7 +112,7 @@ class GaussianNoise(Transform):
         self.std = _positive("std", std)
 
     def _apply(self, x: Tensor) -> Tensor:
-        noise = torch.randn(x.shape[1:], generator=self._generator()).to(x)
+        noise = torch.randn(x.shape[1:], generator=self._generator(), dtype=torch.float32).to(x)
         return (x + self.std * noise).clamp(0, 1)
 
 
@@ -237,7 +239,10 @@ class CropAndRescale(Transform):
             raise ValueError(
                 f"inputs: images of {size[0]}×{size[1]} are smaller than the window of {h}×{w}"
             )
-        down, right = self.position or torch.rand(2, generator=self._generator()).tolist()
+        down, right = (
+            self.position
+            or torch.rand(2, generator=self._generator(), dtype=torch.float32).tolist()
+        )
         if self.position is not None:
             return int(down * (size[0] - h)), int(right * (size[1] - w)), h, w
         # Each place of the window is as likely as another.
@@ -285,6 +290,23 @@ def _mirrored(size: int, border: int) -> Tensor:
     """Indices of a line of ``size`` pixels with ``border`` mirrored ones at each end."""
     position = torch.arange(-border, size + border) % (2 * size)
     return torch.where(position < size, position, 2 * size - 1 - position)
+
+
+def _median_of_nine(padded: Tensor) -> Tensor:
+    """The median of each 3×3 window of N×C×(H+2)×(W+2); many times faster than by selection."""
+    low, middle, high = _sorted(padded[:, :, :-2], padded[:, :, 1:-1], padded[:, :, 2:])
+    # Of three sorted columns, all nine values have the median of these three for theirs.
+    largest_low = torch.maximum(torch.maximum(low[..., :-2], low[..., 1:-1]), low[..., 2:])
+    middle_middle = _sorted(middle[..., :-2], middle[..., 1:-1], middle[..., 2:])[1]
+    smallest_high = torch.minimum(torch.minimum(high[..., :-2], high[..., 1:-1]), high[..., 2:])
+    return _sorted(largest_low, middle_middle, smallest_high)[1]
+
+
+def _sorted(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three tensors, sorted at each place."""
+    a, b = torch.minimum(a, b), torch.maximum(a, b)
+    b, c = torch.minimum(b, c), torch.maximum(b, c)
+    return torch.minimum(a, b), torch.maximum(a, b), c
 
 
 def _positive(name: str, value: Any) -> float:

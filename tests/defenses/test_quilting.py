@@ -253,6 +253,7 @@ def test_wrong_banks_are_refused(arguments: Any, error: type[Exception], says: s
     ("settings", "error", "says"),
     [
         ({"images": [1]}, TypeError, "images"),
+        ({"images": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}, TypeError, "floating point"),
         ({"images": torch.zeros(3, 8, 8)}, ValueError, "N×C×H×W"),
         ({"images": torch.zeros(0, 3, 8, 8)}, ValueError, "N×C×H×W"),
         ({"images": torch.zeros(1, 3, 4, 8)}, ValueError, "smaller than"),

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from captum_robust._transform import as_transforms
 from captum_robust.defenses import (
     JPEG,
     PRESETS,
@@ -37,7 +38,8 @@ MAKE: dict[str, Callable[[], Transform]] = {
     "jpeg_coarse": lambda: JPEG(10),
     "bit_depth": lambda: BitDepth(3),
     "gaussian_blur": lambda: GaussianBlur(2),
-    "median_blur": lambda: MedianBlur(5),
+    "median_blur": MedianBlur,
+    "wide_median_blur": lambda: MedianBlur(5),
     "gaussian_noise": lambda: GaussianNoise(0.2, seed=3),
     "half_size": lambda: Resize(0.5),
     "double_size": lambda: Resize(2.0, restore=False),
@@ -132,6 +134,18 @@ def test_the_surrogate_has_the_shape_and_a_gradient(
     assert gradient.isfinite().all()
     assert (gradient.flatten(1).abs().amax(1) > 0).all()
     assert (soft.detach() - exact).abs().mean() < 0.03
+
+
+def test_a_function_gets_the_precision_of_the_images() -> None:
+    seen = []
+
+    def function(x: Tensor) -> Tensor:
+        seen.append(x.dtype)
+        return x
+
+    (transform,) = as_transforms(function)
+    transform(drawn().half())
+    assert seen[-1] == torch.float16
 
 
 @every
