@@ -139,6 +139,8 @@ def robust(
     )
     dataset = _open(kind, images, out)
     names = list(dataset.class_names or [])
+    if len(names) < 2:
+        raise ValueError(f"{images}: expected at least two classes, found {len(names)}")
     if classes is not None and not 2 <= classes <= len(names):
         raise ValueError(f"classes: expected a number from 2 to {len(names)}, got {classes}")
     names = names[:classes]
