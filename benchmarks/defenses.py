@@ -5,6 +5,7 @@
     python benchmarks/defenses.py choose DATA OUT
     python benchmarks/defenses.py methods DATA OUT [--limit N]
     python benchmarks/defenses.py adaptive DATA OUT [--limit N]
+    python benchmarks/defenses.py moved DATA OUT [--limit N]
     python benchmarks/defenses.py table DATA OUT
     python benchmarks/defenses.py cost OUT
 
@@ -18,10 +19,10 @@ annotated one. Thresholds, and what `choose` chooses, are those that do best on 
 4 and 8/255 that stops for nothing, DeepFool (8-bit images), and a saved universal perturbation of
 10/255. Images are 8-bit. `features` keeps the scores and the last features of every image under
 every single transform, of which `choose` makes the maps of any ensemble (it checks that they are
-those of Defended). `methods` runs the methods themselves, and `adaptive` attacks every defended
-one through its own transforms: PGD on the averaged scores with the gradients of the surrogates
-(BPDA), and the explanation attack that moves the map out of the boxes while the averaged label
-stays. What is in OUT is not computed again.
+those of Defended). `methods` runs the methods themselves. `adaptive` flips the label through a
+defended method's own transforms: PGD on the averaged scores with the gradients of the surrogates
+(BPDA). `moved` is the explanation attack through the method: the map leaves the boxes while the
+(averaged) class stays. What is in OUT is not computed again.
 """
 
 import argparse
@@ -190,19 +191,14 @@ def attack_images(data: Path, out: Path, universal: Path | None) -> None:
     model = frozen()
     images, labels, _ = load_data(data)
     kept(file_of(out, "images", "clean"), lambda: {"x": images})
-    attacks: dict[str, Any] = {
-        f"pgd {s}/255": PGD(model, s / 255, steps=10, early_stop=False) for s in STRENGTHS
-    }
+    attacks: dict[str, Any] = {f"pgd {s}/255": bare_pgd(model, s) for s in STRENGTHS}
     attacks["deepfool"] = DeepFool(model, quantize=True)
     if universal is not None:
         attacks["universal"] = UniversalPerturbation.load(universal, model)
     for name, attack in attacks.items():
-
-        def attacked(attack: Any = attack) -> dict[str, Tensor]:
-            pairs = zip(batches(images), labels.split(BATCH), strict=True)
-            return {"x": torch.cat([to_levels(attack.perturb(x, y)) for x, y in pairs])}
-
-        found = kept(file_of(out, "images", name), attacked)["x"]
+        found = kept(
+            file_of(out, "images", name), lambda attack=attack: flipped(attack, images, labels)
+        )["x"]
         with torch.no_grad():
             classes = torch.cat([model(x).argmax(dim=1) for x in batches(found)])
         print(f"{name}: accuracy {(classes == labels).float().mean():.4f}")
@@ -313,9 +309,8 @@ def choose(data: Path, out: Path) -> None:
         for names, k in listed
     ]
     plain = {c: two_fold(baseline["clean"], baseline[c], known.half) for c in CHOSEN_ON}
-    print(
-        f"{len(listed)} ensembles, error clean, at 2 and at 8/255, both halves (n={len(known.half)})"
-    )
+    n = len(known.half)
+    print(f"{len(listed)} ensembles, error clean, at 2 and at 8/255, both halves (n={n})")
     print(f"{'grad_cam':52s}", *(f"{plain[c].mean():.4f}" for c in CHOSEN_ON))
     chosen = {c: torch.zeros(len(known.half)) for c in CHOSEN_ON}
     for side in (0, 1):
@@ -403,39 +398,56 @@ def measured(
 
 
 def run_adaptive(data: Path, out: Path, names: list[str] | None, limit: int) -> None:
-    """The defended methods, and the undefended ones, under attackers who know them."""
+    """The defended methods on images whose label was flipped through their own transforms."""
     model = frozen()
     images, labels, known = load_data(data)
     x, y, boxes = images[:limit], labels[:limit], known.boxes[:limit]
     methods = methods_of(model)
+    for strength, name in itertools.product(ADAPTIVE_STRENGTHS, names or methods):
+        method = methods[name]
+        if method.defended is None:
+            continue
+        attack = adaptive_attack(bare_pgd(model, strength), method.defended.transforms)
+        shown = kept(
+            file_of(out, "images", f"{limit} adaptive pgd {strength}"),
+            lambda attack=attack: flipped(attack, x, y),
+        )["x"]
+        kept(
+            file_of(out, "methods", f"{name}, adaptive pgd {strength}/255"),
+            lambda shown=shown, method=method: measured(method, model, shown, boxes),
+        )
+
+
+def bare_pgd(model: Classifier, strength: int) -> PGD:
+    """Of ten steps, none of which is left out."""
+    return PGD(model, strength / 255, steps=10, early_stop=False)
+
+
+def flipped(attack: PGD, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """8-bit images away from their labels."""
+    pairs = zip(batches(x), labels.split(BATCH), strict=True)
+    return {"x": torch.cat([to_levels(attack.perturb(b, t)) for b, t in pairs])}
+
+
+def run_moved(data: Path, out: Path, names: list[str] | None, limit: int) -> None:
+    """Methods on images whose map was moved through the method itself while the class stayed."""
+    model = frozen()
+    images, _, known = load_data(data)
+    x, boxes = images[:limit], known.boxes[:limit]
+    methods = methods_of(model)
     inside = torch.stack([boxes_to_mask(b[None], (SIZE, SIZE)).amax(dim=0) for b in boxes]).float()
     for strength, name in itertools.product(ADAPTIVE_STRENGTHS, names or methods):
         method = methods[name]
-        epsilon = strength / 255
-        if method.defended is not None:
-            attack = adaptive_attack(
-                PGD(model, epsilon, steps=10, early_stop=False), method.defended.transforms
-            )
-
-            def flipped(attack: PGD = attack) -> dict[str, Tensor]:
-                pairs = zip(batches(x), y.split(BATCH), strict=True)
-                return {"x": torch.cat([to_levels(attack.perturb(b, t)) for b, t in pairs])}
-
-            shown = kept(file_of(out, "images", f"{limit} adaptive pgd {strength}"), flipped)["x"]
-            kept(
-                file_of(out, "methods", f"{name}, adaptive pgd {strength}/255"),
-                lambda shown=shown, method=method: measured(method, model, shown, boxes),
-            )
-        if method.movable is not None:
-
-            def moved(method: Method = method, epsilon: float = epsilon) -> dict[str, Tensor]:
-                return moved_maps(method, model, x, inside, epsilon)
-
-            shown = kept(file_of(out, "images", f"{limit} {name} moved {strength}"), moved)["x"]
-            kept(
-                file_of(out, "methods", f"{name}, explanation attack {strength}/255"),
-                lambda shown=shown, method=method: measured(method, model, shown, boxes),
-            )
+        if method.movable is None:
+            continue
+        shown = kept(
+            file_of(out, "images", f"{limit} {name} moved {strength}"),
+            lambda method=method, e=strength / 255: moved_maps(method, model, x, inside, e),
+        )["x"]
+        kept(
+            file_of(out, "methods", f"{name}, explanation attack {strength}/255"),
+            lambda shown=shown, method=method: measured(method, model, shown, boxes),
+        )
 
 
 def moved_maps(
@@ -577,7 +589,7 @@ def print_cost(out: Path, rounds: int) -> None:
 def main() -> None:
     """One stage."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    stages = ("images", "features", "choose", "methods", "adaptive", "table", "cost")
+    stages = ["images", "features", "choose", "methods", "adaptive", "moved", "table", "cost"]
     parser.add_argument("stage", choices=stages)
     parser.add_argument("paths", nargs="+", type=Path, help="DATA OUT, or OUT")
     parser.add_argument("--universal", type=Path, help="file of a universal perturbation")
@@ -600,6 +612,8 @@ def main() -> None:
         run_methods(data, out, names, arguments.limit)
     elif arguments.stage == "adaptive":
         run_adaptive(data, out, names, arguments.limit or 100)
+    elif arguments.stage == "moved":
+        run_moved(data, out, names, arguments.limit or 32)
     elif arguments.stage == "table":
         print_table(data, out)
     else:
