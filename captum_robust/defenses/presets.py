@@ -30,8 +30,8 @@ PRESETS: dict[str, Callable[..., tuple[Transform, ...]]] = {
     "guo2018_jpeg": lambda: (JPEG(75),),
     "guo2018_bit_depth": lambda: (BitDepth(3),),
     "guo2018_tvm": lambda: (TotalVariation(weight=0.03, drop=0.5),),
-    "guo2018_quilting": lambda images, patches=1_000_000: (
-        Quilting.fit(images, patches, patch=5, overlap=2),
+    "guo2018_quilting": lambda images, patches=1_000_000, **settings: (
+        Quilting.fit(images, patches, patch=5, overlap=2, **settings),
     ),
     "guo2018_crop_ensemble": crop_ensemble,
     "guo2018_crop_grid": lambda: crop_ensemble(sliding=True),
@@ -39,7 +39,9 @@ PRESETS: dict[str, Callable[..., tuple[Transform, ...]]] = {
 """Name -> a function that builds the transforms, an ensemble's in a tuple.
 
 ``guo2018_…``: Guo et al., "Countering Adversarial Images using Input Transformations"
-(https://arxiv.org/abs/1711.00117), the parameters of the paper or, where it names none, of the
-authors' code. ``guo2018_quilting`` takes the images that its bank is made of, as
-:meth:`Quilting.fit` does.
+(https://arxiv.org/abs/1711.00117), the parameters of the authors' code; where it leaves them to its
+user (bits, number and size of the crops), those with which Athalye et al.
+(https://arxiv.org/abs/1802.00420) built the defence again. ``guo2018_quilting`` takes the images
+that its bank is made of, how many patches, and the other settings of :meth:`Quilting.fit`; Athalye
+et al. draw from ten nearest patches, ``neighbors=10``.
 """

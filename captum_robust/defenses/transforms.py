@@ -31,7 +31,8 @@ class BitDepth(Transform):
     As in the published code of Guo et al., "Countering Adversarial Images using Input
     Transformations" (https://arxiv.org/abs/1711.00117). The factor 2^bits leaves 2^bits + 1 levels,
     0 and 1 among them, where a display of that depth has 2^bits (a factor of 2^bits − 1). The code
-    takes 8 bits unless told otherwise; the paper takes 3.
+    takes 8 bits unless told otherwise; 3 is what Athalye et al. (https://arxiv.org/abs/1802.00420)
+    took the paper to use.
 
     The surrogate's value is that of the transform, its gradient that of the identity.
 

@@ -340,7 +340,13 @@ def test_presets_have_the_published_parameters() -> None:
     assert [repr(t) for t in PRESETS["guo2018_bit_depth"]()] == ["BitDepth(bits=3)"]
     assert len(PRESETS["guo2018_crop_ensemble"]()) == 30
     assert len(PRESETS["guo2018_crop_grid"]()) == 9
-    assert [type(t) for t in PRESETS["default"]()] == [type(t) for t in default_transforms()]
+
+
+def test_the_default_ensemble_is_one_that_can_be_used() -> None:
+    x = drawn(2, 3, 24, 20)
+    for transform in as_transforms(default_transforms()):
+        assert transform(x).isfinite().all()
+        assert not torch.equal(transform(x), x)
 
 
 def test_a_transform_says_its_parameters() -> None:
