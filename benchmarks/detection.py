@@ -247,18 +247,17 @@ def adaptive(options: argparse.Namespace) -> None:
     )
     print("fooled; of the fooled detected; fooled and not detected, Wilson's 95 % interval")
     for levels in options.levels:
-        plain = in_batches(PGD(model, levels / 255, early_stop=False), x[test], y[test])
-        say_evasion(f"{levels:g}/255, does not know", detector, plain, y[test])
+        plain = attacked(f"pgd{levels}", model, x, y, options, cache)[test]
+        say_evasion(f"{levels}/255, does not know", detector, plain, y[test])
         best = torch.zeros(len(test), dtype=torch.bool)
         for weight in options.weights:
-            images = in_batches(
-                knowing(detector, levels / 255, weight, options.steps), x[test], y[test]
-            )
-            label = f"{levels:g}/255, knows, weight {weight:g}"
+            attack = knowing(detector, levels / 255, weight, options.steps)
+            images = in_batches(attack, x[test], y[test])
+            label = f"{levels}/255, knows, weight {weight:g}"
             best |= say_evasion(label, detector, images, y[test])
         share = Share.of(int(best.sum()), len(best))
         print(
-            f"    {f'{levels:g}/255, knows, best':32}                {share.value:.3f} "
+            f"    {f'{levels}/255, knows, the best':32}                {share.value:.3f} "
             f"[{share.low:.3f}, {share.high:.3f}]",
             flush=True,
         )
@@ -466,7 +465,7 @@ def memory(options: argparse.Namespace) -> None:
     for name in heads:
         print(f"    clean    {name:8} {shown(still[name])}", flush=True)
     worst = {name: hits.clone() for name, hits in still.items()}
-    for levels in options.levels:
+    for levels in options.memory_levels:
         of_linear = memory_images("linear", victims["linear"], margin, levels, x, y_val, options)
         for name, victim in victims.items():
             columns = []
@@ -549,8 +548,9 @@ def main() -> None:
     parser.add_argument("--attacks", nargs="+", choices=list(ATTACKS), default=list(ATTACKS))
     parser.add_argument("--fit", type=int, default=100, help="adaptive: images to fit on")
     parser.add_argument("--adaptive", type=int, default=32, help="adaptive: images to attack")
-    parser.add_argument("--levels", nargs="+", type=float, help="of 255")
-    parser.add_argument("--weights", nargs="+", type=float, default=[1, 10])
+    parser.add_argument("--levels", nargs="+", type=int, choices=[1, 2, 4, 8], default=[2, 8])
+    parser.add_argument("--memory-levels", nargs="+", type=float, default=[0.25, 1, 2, 4])
+    parser.add_argument("--weights", nargs="+", type=float, default=[3, 0.3])
     parser.add_argument("--steps", type=int, default=20, help="adaptive: steps of the attack")
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--per-class", type=int, default=100)
@@ -562,8 +562,6 @@ def main() -> None:
     parser.add_argument("--attacked", type=int, default=60, help="memory: images to attack")
     parser.add_argument("--memory-steps", type=int, default=10)
     options = parser.parse_args()
-    if options.levels is None:
-        options.levels = [2, 8] if options.what == "adaptive" else [0.25, 1, 2, 4]
     {"roc": roc, "adaptive": adaptive, "memory": memory}[options.what](options)
     print(footer())
 

@@ -188,7 +188,7 @@ class SafetyNet:
         bins: int | None = 4,
         *,
         summary: str = "mean",
-        penalty: float = 1.0,
+        penalty: float = 10.0,
         gamma: float | None = None,
         batch_size: int = 32,
     ) -> None:

@@ -146,15 +146,16 @@ class DenseAssociativeMemory(nn.Module):
         *,
         epochs: int = 20,
         batch_size: int = 64,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 0.03,
         m: int = 1,
         seed: int = 0,
     ) -> DenseAssociativeMemory:
         """Store patterns of these features, then train them with Adam; returns the memory itself.
 
         The features are centred by their mean. M of them, drawn so that each class has its share,
-        are the first memories; β is such that the median feature, among those that are not stored,
-        gives the memory that resembles it most an activation of 1.
+        are the first memories, of a mean square of 1, like the papers' patterns of ±1. β is such
+        that the activations which the median feature causes, among those that are not stored, add
+        up to 1, so that tanh is far from flat to begin with.
 
         Args:
             features: N×F, frozen; N at least M.
@@ -205,15 +206,14 @@ class DenseAssociativeMemory(nn.Module):
         order = order[turn.argsort(stable=True)]
         stored, others = order[: self.memories], order[self.memories :]
         self.center.copy_(features.mean(dim=0))
-        self.patterns.copy_(features[stored] - self.center)
+        length = math.sqrt(self.in_features)
+        self.patterns.copy_(length * F.normalize(features[stored] - self.center, dim=1))
         self.classes_of_patterns.copy_(_signs(target[stored], self.classes).T)
         shown = others if len(others) > 0 else stored
-        nearest = torch.cat(
-            [self._cosines(part).amax(dim=1) for part in torch.split(features[shown], 256)]
-        )
-        # Where no memory resembles anything, any scale is as good.
-        scale = nearest.median().clamp(min=LARGEST_BETA ** (-1 / self.n))
-        self.log_beta.copy_(-self.n * scale.log())
+        self.log_beta.zero_()
+        sums = [self._activations(part).sum(dim=1) for part in torch.split(features[shown], 256)]
+        # Where no memory answers, any β is as good.
+        self.log_beta.copy_(-torch.cat(sums).median().clamp(min=1 / LARGEST_BETA).log())
 
     def _train(
         self,
