@@ -40,13 +40,16 @@ class PatchBank:
     highest: Tensor
 
     @classmethod
+    @torch.no_grad()
     def of(cls, patches: Tensor) -> PatchBank:
         """The bank of n×d patches, whole numbers from 0 to 255."""
         values = patches.float()
         mean = values.mean(dim=0)
-        covariance = torch.einsum("ni,nj->ij", values - mean, values - mean).double()
-        basis = torch.linalg.eigh(covariance).eigenvectors.flip(1).float()
-        components = (values - mean) @ basis
+        # Coarser components, as autocast makes them, would not bound the distances.
+        with torch.autocast(values.device.type, enabled=False):
+            covariance = (values - mean).T @ (values - mean)
+            basis = torch.linalg.eigh(covariance.double()).eigenvectors.flip(1).float()
+            components = (values - mean) @ basis
         leaves = torch.arange(len(values), device=values.device)[None]
         while leaves.shape[1] > _LEAF:
             if leaves.shape[1] % 2:

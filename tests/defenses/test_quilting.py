@@ -52,6 +52,14 @@ def test_the_nearest_patches_are_those_of_a_full_search(count: int, k: int) -> N
     assert torch.equal(got[:, 0], alone)
 
 
+def test_autocast_changes_nothing() -> None:
+    x = drawn(1, 3, 20, 20)
+    bank = some_bank(2000)
+    expected = Quilting(bank)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(Quilting(bank)(x), expected)
+
+
 def test_a_tree_holds_every_patch() -> None:
     patches = (255 * torch.rand(1000, 5, generator=torch.Generator().manual_seed(0))).round()
     bank = PatchBank.of(patches)
