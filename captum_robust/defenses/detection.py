@@ -88,7 +88,7 @@ class ROC:
                 raise ValueError(f"{name}: NaN for sample {int(scores.isnan().nonzero()[0])}")
         if not 0 < as_number(level) < 1:
             raise ValueError(f"level: expected a number in (0, 1), got {level!r}")
-        if not isinstance(resamples, int) or resamples < 1:
+        if not isinstance(resamples, int) or isinstance(resamples, bool) or resamples < 1:
             raise ValueError(f"resamples: expected a whole number from 1, got {resamples!r}")
         clean, attacked = clean_scores.detach().cpu(), attacked_scores.detach().cpu()
         precise = torch.promote_types(clean.dtype, attacked.dtype)
@@ -245,6 +245,7 @@ class SafetyNet:
             ImportError: no scikit-learn.
         """
         _check_rate(false_positive_rate)
+        _machine_class()  # before the images have gone through the model
         of_clean = self._all_activations(clean, "clean")
         of_attacked = self._all_activations(attacked, "attacked").to(of_clean.device)
         for name, activations in (("clean", of_clean), ("attacked", of_attacked)):
@@ -421,12 +422,6 @@ class SafetyNet:
 
     def _fitted(self, clean: Tensor, attacked: Tensor) -> _Machine:
         """The machine that tells activations N×D from M×D."""
-        try:
-            from sklearn.svm import SVC
-        except ImportError:
-            raise ImportError(
-                "fitting a detector needs scikit-learn: pip install 'captum-robust[demo]'"
-            ) from None
         deviation, mean = torch.std_mean(clean, dim=0, correction=0)
         # An activation that never changes carries nothing, and must not be divided by zero.
         scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
@@ -447,7 +442,7 @@ class SafetyNet:
             )
         gamma = 1 / (codes.shape[1] * variance) if self.gamma is None else self.gamma
         is_attacked = torch.arange(len(codes)) >= len(clean)
-        svm = SVC(C=self.penalty, gamma=gamma, class_weight="balanced")
+        svm = _machine_class()(C=self.penalty, gamma=gamma, class_weight="balanced")
         svm.fit(codes.cpu().numpy(), is_attacked.numpy())
         device = clean.device
         return replace(
@@ -595,6 +590,16 @@ class _Machine:
 
 
 _TENSORS = ("reference", "scale", "support_vectors", "dual_coefficients")
+
+
+def _machine_class() -> Any:
+    try:
+        from sklearn.svm import SVC
+    except ImportError:
+        raise ImportError(
+            "fitting a detector needs scikit-learn: pip install 'captum-robust[demo]'"
+        ) from None
+    return SVC
 
 
 def _levels(activations: Tensor, bins: int) -> Tensor:

@@ -110,10 +110,8 @@ class DenseAssociativeMemory(nn.Module):
             ValueError: features of another number, an empty batch, NaN or infinity.
             TypeError: features that are not floating point.
         """
-        # Autocast would take the powers of rounded cosines.
-        with torch.autocast(v.device.type if isinstance(v, Tensor) else "cpu", enabled=False):
-            activations = self._activations(v)
-            return activations @ self.classes_of_patterns.to(activations.dtype).T
+        self._check_features(v)
+        return self._potentials(v)
 
     def loss(self, outputs: Tensor, target: Tensor, m: int = 1) -> Tensor:
         """Σ_c |c - t_c|^2m of each sample, t being 1 for its class and -1 for the others.
@@ -137,7 +135,7 @@ class DenseAssociativeMemory(nn.Module):
         if outputs.ndim != 2 or outputs.shape[1] != self.classes:
             raise ValueError(f"outputs: expected N×{self.classes}, got {tuple(outputs.shape)}")
         self._check_target(target, len(outputs))
-        return (outputs - _signs(target, self.classes).to(outputs)).abs().pow(2 * m).sum(dim=1)
+        return self._loss(outputs, target, m)
 
     def fit(
         self,
@@ -172,6 +170,7 @@ class DenseAssociativeMemory(nn.Module):
         """
         for name, number, least in (
             ("epochs", epochs, 0),
+            ("m", m, 1),
             ("batch_size", batch_size, 1),
             ("seed", seed, 0),
         ):
@@ -194,6 +193,15 @@ class DenseAssociativeMemory(nn.Module):
             self._store(features, target, generator)
             self._train(features, target, generator, epochs, batch_size, learning_rate, m)
         return self
+
+    def _potentials(self, v: Tensor) -> Tensor:
+        # Autocast would take the powers of rounded cosines.
+        with torch.autocast(v.device.type, enabled=False):
+            activations = self._activations(v)
+            return activations @ self.classes_of_patterns.to(activations.dtype).T
+
+    def _loss(self, outputs: Tensor, target: Tensor, m: int) -> Tensor:
+        return (outputs - _signs(target, self.classes).to(outputs)).abs().pow(2 * m).sum(dim=1)
 
     @torch.no_grad()
     def _store(self, features: Tensor, target: Tensor, generator: torch.Generator) -> None:
@@ -233,14 +241,14 @@ class DenseAssociativeMemory(nn.Module):
                 order = torch.randperm(len(features), generator=generator).to(features.device)
                 for rows in torch.split(order, batch_size):
                     optimizer.zero_grad()
-                    loss = self.loss(self(features[rows]), target[rows], m).mean()
+                    outputs = self._potentials(features[rows]).tanh()
+                    loss = self._loss(outputs, target[rows], m).mean()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
         optimizer.zero_grad()
 
     def _activations(self, v: Tensor) -> Tensor:
         """β relu(ξ_μ·v)^n, N×M."""
-        self._check_features(v)
         cosines = self._cosines(v)
         # The root of β inside: neither β nor the power of a cosine can leave the range alone.
         scale = torch.exp(self.log_beta.to(cosines.dtype) / self.n)
