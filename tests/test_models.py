@@ -18,8 +18,10 @@ from captum_robust.models import (
     find_perceptual_layers,
     load_classifier,
     paper_perceptual_layers,
+    save_classifier,
     tokens_to_map,
 )
+from captum_robust.nn import SmallResNet
 
 
 def small() -> nn.Sequential:
@@ -405,3 +407,83 @@ def test_the_papers_perceptual_layers_are_those_of_its_vgg19() -> None:
 def test_tokens_that_fill_no_square_are_refused() -> None:
     with pytest.raises(ValueError, match="square"):
         tokens_to_map(torch.zeros(1, 4, 8))
+
+
+def test_a_saved_classifier_comes_back_by_name_with_its_classes_and_size(tmp_path: Path) -> None:
+    names = ["ant", "bee", "cat"]
+    model = load_classifier("small_resnet", None, class_names=names, input_size=(32, 48))
+    save_classifier(model, tmp_path / "m.safetensors")
+    again = load_classifier("small_resnet", tmp_path / "m.safetensors")
+    assert again.class_names == names
+    assert again.input_size == (32, 48)
+    x = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(x), again(x))
+    with pytest.raises(ValueError, match="is of the model small_resnet, not resnet18"):
+        load_classifier("resnet18", tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="does not fit the model"):
+        load_classifier("small_resnet", tmp_path / "m.safetensors", class_names=names[:2])
+    with pytest.raises(ValueError, match=r"ends in \.safetensors, got m\.pt"):
+        save_classifier(model, tmp_path / "m.pt")
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "m.safetensors"
+    model = load_classifier("small_resnet", None, class_names=["ant", "bee"])
+    save_classifier(model, file)
+    before = file.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("captum_robust._weights.os.replace", full)
+    with pytest.raises(OSError, match=r"m\.safetensors: could not be written .*No space left"):
+        save_classifier(model, file)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "densenet121"])
+def test_other_classes_get_a_last_layer_of_their_number(name: str) -> None:
+    model = load_classifier(name, None, class_names=["ant", "bee", "cat"])
+    assert model.class_names == ["ant", "bee", "cat"]
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 224, 224)).shape == (1, 3)
+
+
+def test_published_weights_are_kept_below_a_last_layer_of_other_classes() -> None:
+    published = load_classifier("efficientnet_lite0")
+    other = load_classifier("efficientnet_lite0", class_names=["ant", "bee"])
+    theirs = other.module.state_dict()
+    differing = [
+        n for n, t in published.module.state_dict().items()
+        if t.shape != theirs[n].shape or not torch.equal(t, theirs[n])
+    ]  # fmt: skip
+    assert differing == ["classifier.weight", "classifier.bias"]
+
+
+def test_a_single_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="class_names: expected at least two"):
+        load_classifier("small_resnet", None, class_names=["ant"])
+
+
+def test_the_small_resnet_has_a_map_of_8x8_and_activations_that_fire_once() -> None:
+    model = load_classifier("small_resnet", None, class_names=["ant", "bee"])
+    assert model.input_size == (64, 64)
+    shapes, fired = [], []
+    handles = [model.cam_layer.register_forward_hook(lambda m, i, o: shapes.append(o.shape))]
+    handles += [
+        m.register_forward_hook(lambda m, i, o: fired.append(m))
+        for m in model.modules() if isinstance(m, nn.ReLU)
+    ]  # fmt: skip
+    model(torch.rand(1, 3, 64, 64))
+    assert shapes == [(1, 128, 8, 8)]
+    assert len(fired) == len(set(fired)) == len(handles) - 1
+    with pytest.raises(ValueError, match="small_resnet has no published ones"):
+        load_classifier("small_resnet")
+
+
+def test_the_small_resnet_has_the_weights_that_its_page_states() -> None:
+    weights = sum(p.numel() for p in SmallResNet(20).parameters())
+    assert 0.65e6 < weights < 0.75e6
