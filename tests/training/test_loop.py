@@ -6,8 +6,8 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 import time
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -386,62 +387,88 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import sys, torch
-from pathlib import Path
-from safetensors.torch import save_file
+import sys, time, torch
 sys.path.insert(0, {root!r})
-from tests.training.test_loop import cross_entropy, drawn, settings, small_net
+from tests.training.test_loop import plain_net, settings, small_net, stopping_after, drawn
 from captum_robust.training import fit
-import time
-def slow(network, batch, seed):
+
+loss = stopping_after({steps})
+
+def slow(*arguments):
     time.sleep({pause})
-    return cross_entropy(network, batch, seed)
+    return loss(*arguments)
+
 torch.set_num_threads(1)
-network = small_net()
-fit(network, drawn(), slow, settings({changes}), out=Path({out!r}))
-if __import__("os").environ.get("RANK", "0") == "0":
-    save_file(network.state_dict(), {out!r} + "/weights.safetensors")
+fit({network}(), drawn(), slow, settings(epochs=10), out={out!r})
 """
 
 
-def script(tmp_path: Path, name: str, pause: float, changes: str = "epochs=10") -> Path:
+def script(folder: Path, network: str, steps: int = 1000, pause: float = 0.0) -> str:
+    """A program that trains in the folder, and fails after so many steps."""
     root = str(Path(__file__).parents[2])
-    text = SCRIPT.format(root=root, out=str(tmp_path / name), pause=pause, changes=changes)
-    file = tmp_path / f"{name}.py"
-    file.write_text(textwrap.dedent(text))
-    return file
+    out = str(folder / "run")
+    file = folder / f"{network}_{steps}.py"
+    file.write_text(SCRIPT.format(root=root, out=out, network=network, steps=steps, pause=pause))
+    return str(file)
 
 
-def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_weights(tmp_path: Path) -> None:
-    whole = script(tmp_path, "whole", 0)
-    subprocess.run([sys.executable, str(whole)], check=True, timeout=120)
-    killed = script(tmp_path, "killed", 0.01)
-    log = tmp_path / "killed" / "log.jsonl"
-    for rows in (11, 31):
-        process = subprocess.Popen([sys.executable, str(killed)])
-        deadline = time.monotonic() + 120
-        while not (log.is_file() and log.read_text().count("\n") >= rows):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (tmp_path / "killed" / "weights.safetensors").exists()
-    subprocess.run([sys.executable, str(killed)], check=True, timeout=120)
-    files = [tmp_path / run / "weights.safetensors" for run in ("whole", "killed")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+def plain_net() -> nn.Sequential:
+    """Without batch norm and dropout, so that a batch may be cut in two."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(54, 3)
+        )
 
 
-def test_two_processes_share_each_batch_and_their_run_goes_on_too(tmp_path: Path) -> None:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole, resumed = small_net(), small_net()
+    expected = fit(whole, drawn(), cross_entropy, settings(epochs=10))
+    log = tmp_path / "run" / "log.jsonl"
+    process = subprocess.Popen([sys.executable, script(tmp_path, "small_net", pause=0.02)])
+    deadline = time.monotonic() + 200
+    while not (log.is_file() and log.read_text().count("\n") >= 11):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    result = fit(resumed, drawn(), cross_entropy, settings(epochs=10), out=tmp_path / "run")
+    assert 0 < result.resumed_from < result.steps
+    assert same_weights(whole, resumed)
+    assert result.rows == expected.rows
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_that_are_stopped_and_go_on_give_the_weights_of_one(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    torchrun += ["--master-port", "0", "--standalone"]
-    whole = script(tmp_path, "whole", 0, "epochs=3")
-    subprocess.run([*torchrun, str(whole)], check=True, env=environment, timeout=300)
-    run = json.loads((tmp_path / "whole" / "run.json").read_text())
+    torchrun += ["--standalone"]
+    stopped = [*torchrun, script(tmp_path, "plain_net", steps=33)]
+    assert subprocess.run(stopped, env=environment, timeout=300, capture_output=True).returncode
+    rows = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, 31))
+    whole = [*torchrun, script(tmp_path, "plain_net")]
+    subprocess.run(whole, env=environment, timeout=300, check=True)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["configuration"]["processes"] == 2
-    rows = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == list(range(1, 19))
-    # One process cannot go on with it: it would draw something else.
+    alone = plain_net()
+    expected = fit(alone, drawn(), cross_entropy, settings(epochs=10))
+    rows = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    losses = [json.loads(row)["loss"] for row in rows]
+    assert losses == pytest.approx([row["loss"] for row in expected.rows], rel=1e-3)
+    tensors = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    for name, weight in alone.state_dict().items():
+        torch.testing.assert_close(tensors[f"network.{name}"], weight, rtol=1e-3, atol=1e-4)
+    # One process can't go on with it: it would draw something else.
     with pytest.raises(ValueError, match="processes: 2 there, 1 here"):
-        fit(small_net(), drawn(), cross_entropy, settings(epochs=3), out=tmp_path / "whole")
+        fit(alone, drawn(), cross_entropy, settings(epochs=10), out=tmp_path / "run")
