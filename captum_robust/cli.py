@@ -122,6 +122,14 @@ def compare(
     epsilon: Annotated[str | None, typer.Option(help=f"{_EPSILON_HELP} 8 by default.")] = None,
     steps: Steps = 10,
     universal: Universal = None,
+    adaptive: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive",
+            help="Also attack the defended methods through their transforms, and the maps "
+            "themselves, at each strength.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="For methods and attacks that draw.")] = 0,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
@@ -129,17 +137,19 @@ def compare(
     """Run attribution methods over a data set: a table with intervals, and a report.
 
     The centre box and the whole image are always among the methods. With --attack every
-    method also runs on the images under each attack at each strength. Started again
-    with the same arguments, a stopped run goes on. Under torchrun
-    (python -m captum_robust) the processes share the images.
+    method also runs on the images under each attack at each strength. --adaptive adds the
+    attacker who knows how a method defends itself. Started again with the same
+    arguments, a stopped run goes on. Under torchrun (python -m captum_robust) the
+    processes share the images.
     """
     from captum_robust.benchmark import AttackOptions
     from captum_robust.benchmark import compare as run
     from captum_robust.benchmark.attacks import COMPARED_EPSILONS
     from captum_robust.benchmark.methods import FIXED_BOXES
 
-    if attack is None and (epsilon is not None or universal is not None):
-        option = "--universal" if epsilon is None else "--epsilon"
+    if attack is None and (epsilon is not None or universal is not None or adaptive):
+        option = "--universal" if universal is not None else "--adaptive"
+        option = option if epsilon is None else "--epsilon"
         raise ValueError(f"{option} is for attacks: give --attack too, such as --attack pgd")
     chosen = _names(methods)
     if chosen:  # every table has the baselines; they cost no classifier pass
@@ -160,6 +170,7 @@ def compare(
         fit=fit,
         precision=precision,
         seed=seed,
+        adaptive=adaptive,
     )
     if int(os.environ.get("RANK", "0")) == 0:
         _finish(result, out / "report.html", oracle=oracle)

@@ -171,6 +171,9 @@ def strength_of(name: str) -> tuple[str, float | None]:
 
     >>> strength_of("pgd 2/255"), strength_of("deepfool")
     (('pgd', 2.0), ('deepfool', None))
+    >>> strength_of("pgd 2/255, adaptive")
+    ('pgd, adaptive', 2.0)
     """
-    found = re.fullmatch(rf"(.+) (\d+(?:\.\d+)?(?:e-\d+)?)/{LEVELS}", name, re.DOTALL)
-    return (found[1], float(found[2])) if found else (name, None)
+    pattern = rf"(.+) (\d+(?:\.\d+)?(?:e-\d+)?)/{LEVELS}(, adaptive(?: \(.*\))?)?"
+    found = re.fullmatch(pattern, name, re.DOTALL)
+    return (found[1] + (found[3] or ""), float(found[2])) if found else (name, None)

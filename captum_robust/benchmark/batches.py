@@ -144,11 +144,18 @@ class BatchReader:
                 failed |= errors
         return batches, failed
 
-    def scores(self, images: Tensor) -> Tensor:
-        """Of the model in evaluation mode, without gradients."""
+    def scores(self, images: Tensor, model: torch.nn.Module | None = None) -> Tensor:
+        """Of the model, or of another around it, in evaluation mode, without gradients."""
         with torch.no_grad(), evaluation(self.model), self._autocast():
-            scores: Tensor = self.model(images)
+            scores: Tensor = (self.model if model is None else model)(images)
         return scores
+
+    def classified(
+        self, images: Tensor, model: torch.nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The classes that the model gives images, and their probabilities, n each."""
+        scores = self.scores(images, model)
+        return scores.argmax(dim=1), scores.float().softmax(dim=1).amax(dim=1)
 
     @contextmanager
     def undisturbed(self, start: int, name: str) -> Iterator[None]:
@@ -225,7 +232,7 @@ class BatchReader:
         samples = [item.sample for item in usable if item.sample is not None]
         device = device_of(self.model)
         images = torch.stack([s.image for s in samples]).to(device)
-        predicted, confidence = self._classified(images)
+        predicted, confidence = self.classified(images)
         known = torch.tensor([-1 if s.label is None else s.label for s in samples]).to(device)
         label = torch.where(known < 0, predicted, known)
         return Batch(usable, images, label, predicted, predicted, confidence, images)
@@ -238,12 +245,8 @@ class BatchReader:
                 f"attack {name!r}: expected {tuple(batch.images.shape)}, got {tuple(images.shape)}"
             )
         images = images.to(batch.images)
-        predicted, confidence = self._classified(images)
+        predicted, confidence = self.classified(images)
         return replace(batch, images=images, predicted=predicted, confidence=confidence)
-
-    def _classified(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        scores = self.scores(images)
-        return scores.argmax(dim=1), scores.float().softmax(dim=1).amax(dim=1)
 
     def _autocast(self) -> torch.autocast:
         device = device_of(self.model).type

@@ -17,14 +17,17 @@ import torch
 from torch import Tensor
 
 from captum_robust._names import unknown_name
+from captum_robust.benchmark.attacks import LEVELS, strength_of
 from captum_robust.benchmark.methods import FIXED_BOXES
 from captum_robust.benchmark.robustness import attack_series, attack_table, attacks_text
 from captum_robust.benchmark.store import RunStore, unpack
 from captum_robust.metrics.functional import (
+    STABILITY_MEASURES,
     STRATEGIES,
     LocalizationResult,
     alpha_grid,
     bootstrap_interval,
+    gap_closed,
     localization_error,
     maxboxacc_from_ious,
     pointing_game_accuracy,
@@ -40,6 +43,10 @@ STRATEGY_ORDER = STRATEGIES
 """The families whose boxes follow each other in a row's overlaps."""
 
 CLEAN = "clean"
+ADAPTIVE_NOTE = (
+    "adaptive: the attacker knows the transforms of a defended method; =: a method without a "
+    "defence,\nof which the plain attack knows all there is: its value; -: the map has no gradient"
+)
 FEW = 50
 """With fewer images a table says that they are too few to rank methods."""
 
@@ -95,7 +102,12 @@ class Comparison:
         self._store = RunStore(self.folder)
         self.configuration = self._store.configuration
         self.methods: list[str] = list(self.configuration["methods"])
-        self.attacks: list[str] = [CLEAN, *self.configuration["attacks"]]
+        self._adaptive: dict[str, Any] = self.configuration.get("adaptive", {})
+        self.attacks: list[str] = [CLEAN]
+        for attack in self.configuration["attacks"]:
+            self.attacks.append(attack)
+            self.attacks += [a for a, case in self._adaptive.items() if case["of"] == attack]
+        self.attacks += [a for a, case in self._adaptive.items() if case["of"] is None]
         self._scored: dict[Any, _Scored | None] = {}
         self._scored_rows = 0
 
@@ -106,6 +118,30 @@ class Comparison:
         """How many images the run has read so far, broken ones included."""
         rows = self._store.select("SELECT count(*) AS n FROM images")
         return int(next(rows)["n"])
+
+    @property
+    def attacked_sets(self) -> list[str]:
+        """The sets of attacked images that are to change the class: an attack, or a case of it."""
+        names: list[str] = []
+        for attack in self.attacks[1:]:
+            case = self._adaptive.get(attack)
+            if case is None:
+                names.append(attack)
+            elif case["of"] is not None:
+                names += dict.fromkeys(case["images"].values())
+        return names
+
+    def rows_of(self, method: str, attack: str) -> str | None:
+        """The attack whose rows say how a method does under an attack.
+
+        Itself; of an adaptive attack and a method without a defence, which that does not change,
+        the plain one; None where there are no rows, as of an attack on a map that has no gradient.
+        """
+        case = self._adaptive.get(attack)
+        if case is None or method in case["images"]:
+            return attack
+        plain: str | None = case["of"]
+        return plain
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows of the tables ``images``, ``results`` and ``attacked`` by a query of your own."""
@@ -129,11 +165,15 @@ class Comparison:
         of the halves; ``top1_error``, where
         the class must be right too; ``maxboxacc``, ``maxboxacc_v2`` (best τ of all on the
         reported images, as published); ``pointing``, accuracy averaged over the classes; ``pxap``
-        where there are masks; ``forward`` and ``backward`` classifier passes an image;
-        ``ms_per_image``; ``failed``, images without a map. Of methods that perturb the image
-        ``flipped``, the share whose label they changed of the ``flippable`` images, those whose
-        explained class was the prediction. Of attacked images ``n_right``, ``already_wrong``,
-        ``fooled`` and ``robust_accuracy`` as in :meth:`attack_table`, the same for all methods.
+        where there are masks; ``accuracy``, the share of the labelled images whose class is
+        right (of a defended method that of its averaged scores); ``forward`` and ``backward``
+        classifier passes an image; ``ms_per_image``; ``failed``, images without a map. Of methods
+        that perturb the image ``flipped``, the share whose label they changed of the
+        ``flippable`` images, those whose explained class was the prediction. Of attacked images
+        ``n_right``, ``already_wrong``, ``fooled`` and ``robust_accuracy`` as in
+        :meth:`attack_table`, the same for all methods that are shown the same images. Of a run
+        with ``adaptive`` also ``same_as``, for a method without a defence under an adaptive attack:
+        the plain attack, whose row is repeated.
 
         Args:
             protocol: what counts as a correct box, see
@@ -153,12 +193,19 @@ class Comparison:
         tuning = _Tuning(protocol, oracle, families, seed)
         attacked = self.attack_table(level=level, seed=seed).set_index("attack")
         shared = attacked[["n_right", "already_wrong", "fooled", "robust_accuracy"]]
-        rows = [
-            self._summary(method, attack, tuning, level)
-            | (shared.loc[attack].to_dict() if attack in shared.index else {})
-            for attack in self.attacks
-            for method in self.methods
-        ]
+        rows = []
+        for attack in self.attacks:
+            for method in self.methods:
+                source = self.rows_of(method, attack)
+                if source is None:
+                    continue
+                row = self._summary(method, source, tuning, level)
+                case = self._adaptive.get(source, {"images": {}})
+                images = case["images"].get(method, source)
+                row |= shared.loc[images].to_dict() if images in shared.index else {}
+                rows.append(
+                    row | {"attack": attack, "same_as": None if source == attack else source}
+                )
         table = pd.DataFrame(rows)
         order = {attack: i for i, attack in enumerate(self.attacks)}
         table = table.sort_values(
@@ -171,6 +218,9 @@ class Comparison:
 
     def attack_table(self, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """One row an attack, whatever the methods; empty without attacks.
+
+        In a row "pgd 2/255, adaptive" it is not the classifier that is fooled, but a defended
+        method: the class of the scores averaged over its transforms.
 
         Columns: ``attack``; ``epsilon``, the strength in pixel units where the name says it, such
         as "pgd 2/255"; ``n`` attacked images; ``clean_accuracy``; ``n_right`` and
@@ -185,7 +235,7 @@ class Comparison:
             level: of the interval.
             seed: of the bootstrap.
         """
-        return attack_table(self._store, self.attacks[1:], level=level, seed=seed)
+        return attack_table(self._store, self.attacked_sets, level=level, seed=seed)
 
     def to_text(self, *, protocol: str = "whi2020", oracle: bool = False) -> str:
         """The tables for a terminal, with a line on how thresholds were chosen.
@@ -201,9 +251,147 @@ class Comparison:
         if "error" in table:
             errors = self.error_by_attack(table)
             shown = errors.map(lambda e: "-" if math.isnan(e) else f"{e:.3f}")
+            for method in shown.index:
+                for attack in shown.columns:
+                    if self.rows_of(method, attack) not in (attack, None):
+                        shown.loc[method, attack] += "="
             shown.index.name = shown.columns.name = None
             text += f"\n\nerror under attack\n{shown.to_string()}"
+            if self._adaptive:
+                text += f"\n{ADAPTIVE_NOTE}"
+        text += self._stability_text() + self._gap_text()
         return text
+
+    def _stability_text(self) -> str:
+        table = self.stability_table()
+        if table.empty:
+            return ""
+        shown = table.rename(columns={"top_k": "top-k", "box_iou": "box IoU", "ssim": "SSIM"})
+        for column in shown.columns[3:]:
+            shown[column] = ["-" if math.isnan(v) else f"{v:.3f}" for v in shown[column]]
+        return f"\n\nmaps under attack, beside the clean ones\n{shown.to_string(index=False)}"
+
+    def _gap_text(self) -> str:
+        table = self.gap_table()
+        if table.empty:
+            return ""
+        import pandas as pd
+
+        shown = pd.DataFrame({"attack": table["attack"], "method": table["method"]})
+        shown["n"] = table["n"]
+        shown["gap"] = table["gap"].map("{:.3f}".format)
+        shown["closed"] = [
+            "-" if reason else f"{closed:.2f} [{low:.2f}, {high:.2f}]"
+            for reason, closed, low, high in table[["reason", "closed", "low", "high"]].to_numpy()
+        ]
+        baseline = table["baseline"].iloc[0]
+        note = (
+            f"gap: error of {baseline} attacked less clean; closed: the part of it that the method "
+            "does not lose\nunder the same attack (of an adaptive one: under its own); -: no gap"
+        )
+        return f"\n\ngap closed\n{shown.to_string(index=False)}\n{note}"
+
+    def stability_table(self) -> pd.DataFrame:
+        """How far the maps under each attack are those of the clean images: means over images.
+
+        Columns: ``attack`` (the last, "worst", is the mean of each image's lowest value over all
+        attacks, where there are several), ``method``, ``n``, ``spearman``, ``pearson``, ``ssim``,
+        ``top_k`` and ``box_iou`` as of :func:`captum_robust.metrics.functional.stability`: of the
+        largest tenth of the pixels, and of boxes at 0.2 of the map's range. Without baselines whose
+        box is fixed, and empty for a run of a version that did not measure it.
+        """
+        import pandas as pd
+
+        columns = ["attack", "method", "n", *STABILITY_MEASURES]
+        means = ", ".join(f"avg({m}) AS {m}" for m in STABILITY_MEASURES)
+        lowest = ", ".join(f"min({m}) AS {m}" for m in STABILITY_MEASURES)
+        rows = []
+        for attack in self.attacks[1:]:
+            for method in self.methods:
+                rows += [
+                    {"attack": attack, "method": method, **row}
+                    for row in self.select(
+                        f"SELECT count(spearman) AS n, {means} FROM results "
+                        "WHERE method = ? AND attack = ?",
+                        (method, attack),
+                    )
+                    if row["n"]
+                ]
+        for method in self.methods if len(self.attacks) > 2 else []:
+            rows += [
+                {"attack": "worst", "method": method, **row}
+                for row in self.select(
+                    f"SELECT count(spearman) AS n, {means} FROM (SELECT {lowest} FROM results "
+                    "WHERE method = ? AND attack <> ? AND spearman IS NOT NULL GROUP BY position)",
+                    (method, CLEAN),
+                )
+                if row["n"]
+            ]
+        return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(STABILITY_MEASURES, float))
+
+    def gap_table(
+        self, baseline: str | None = None, *, level: float = 0.95, seed: int = 0
+    ) -> pd.DataFrame:
+        """How much of what each attack costs a baseline is not lost by each of the other methods.
+
+        Columns: ``attack``, ``method``, ``baseline``, ``n`` images that both were scored on,
+        ``closed`` with its bootstrap interval ``low`` and ``high``, ``gap``, ``without_gap`` and
+        ``reason``, see :func:`captum_robust.metrics.functional.gap_closed`. Both methods are under
+        the same attack; of an adaptive one each under its own. The errors, and thresholds, are
+        those of :meth:`table`.
+
+        Args:
+            baseline: a method of the run; None: the one that is "grad_cam", and an empty table if
+                there is none.
+            level: of the interval.
+            seed: of the bootstrap.
+
+        Raises:
+            ValueError: the run has no such method.
+        """
+        import pandas as pd
+
+        if baseline is None:
+            kinds = self.configuration["methods"]
+            baseline = next((m for m in self.methods if kinds[m] == "grad_cam"), None)
+        elif baseline not in self.methods:
+            raise unknown_name("method", baseline, self.methods)
+        columns = ["attack", "method", "baseline", "n", "closed", "low", "high"]
+        columns += ["gap", "without_gap", "reason"]
+        rows = []
+        clean = {} if baseline is None else self._failures(baseline, CLEAN)
+        for attack in self.attacks[1:]:
+            if baseline is None:
+                break
+            hit = self._failures(baseline, attack)
+            for method in self.methods:
+                ours = self._failures(method, attack)
+                if method == baseline:
+                    continue
+                shared = sorted(clean.keys() & hit.keys() & ours.keys())
+                if not shared:
+                    continue
+                each = torch.tensor([[of[p] for p in shared] for of in (ours, hit, clean)])
+                found = gap_closed(each[0], each[1], each[2], level=level, seed=seed)
+                rows.append(
+                    {
+                        "attack": attack,
+                        "method": method,
+                        "baseline": baseline,
+                        "closed": found.value,
+                        **{c: getattr(found, c) for c in columns if hasattr(found, c)},
+                    }
+                )
+        return pd.DataFrame(rows, columns=columns)
+
+    def _failures(self, method: str, attack: str) -> dict[int, float]:
+        """Position -> whether the box misses, of the images that were scored."""
+        source = self.rows_of(method, attack)
+        scored = None if source is None else self._score(method, source, _Tuning())
+        if scored is None:
+            return {}
+        errors = scored.result.per_sample_error.tolist()
+        return dict(zip(scored.positions.tolist(), errors, strict=True))
 
     def error_by_attack(self, table: pd.DataFrame | None = None) -> pd.DataFrame:
         """The error of each method (rows) under each attack (columns, the first one clean).
@@ -264,10 +452,13 @@ class Comparison:
         Columns: ``image``, ``method``, ``attack``, ``label``, ``predicted``, ``explained``,
         ``confidence``, ``iou`` and ``localized`` (at the threshold that the table uses),
         ``x0``…``y1`` (that box, in pixels of the model's input), ``pointing``, ``seconds``,
-        ``forward_passes``, ``backward_passes``, ``error``; of methods that perturb the image also
+        ``forward_passes``, ``backward_passes``, ``error``; ``decided``, the class that a defended
+        method takes the image for; of methods that perturb the image also
         ``new_class``, ``flipped`` and ``margin``; of attacked images also ``already_wrong``
         (misclassified before), ``fooled`` (right before, and not any more), and the size of the
-        change ``linf`` and ``l2`` in pixel units.
+        change ``linf`` and ``l2`` in pixel units, and how far the map is that of the clean image:
+        ``spearman``, ``pearson``, ``ssim``, ``top_k`` and ``box_iou``. Rows that :meth:`table`
+        repeats are there once, under the plain attack.
         """
         import pandas as pd
 
@@ -276,18 +467,20 @@ class Comparison:
             self.select(
                 "SELECT r.position, r.image, r.method, r.attack, i.label, r.predicted, r.explained,"
                 " r.confidence, r.pointing, r.seconds, r.forward_passes, r.backward_passes,"
-                " r.new_class, r.flipped, r.margin, a.already AS already_wrong, a.fooled, a.linf,"
-                " a.l2, r.error"
-                " FROM results r JOIN images i USING (position)"
-                " LEFT JOIN attacked a USING (position, attack) WHERE position < ?"
-                " ORDER BY r.position, r.attack, r.method",
+                " r.decided, r.new_class, r.flipped, r.margin, a.already AS already_wrong,"
+                " a.fooled,"
+                f" a.linf, a.l2, {', '.join('r.' + m for m in STABILITY_MEASURES)}, r.error"
+                " FROM results r JOIN images i USING (position) LEFT JOIN attacked a"
+                " ON a.position = r.position AND a.attack = coalesce(r.source, r.attack)"
+                " WHERE r.position < ? ORDER BY r.position, r.attack, r.method",
                 (stop,),
             )
         )
         parts = []
         for method in self.methods:
             for attack in self.attacks:
-                scored = self._score(method, attack, _Tuning(protocol, oracle))
+                has_own = self.rows_of(method, attack) == attack
+                scored = self._score(method, attack, _Tuning(protocol, oracle)) if has_own else None
                 if scored is None:
                     continue
                 iou, boxes = self._at_threshold(scored, method, attack, stop)
@@ -336,7 +529,8 @@ class Comparison:
 
         rows = []
         for method in self.methods:
-            scored = self._score(method, attack, _Tuning())
+            source = self.rows_of(method, attack)
+            scored = None if source is None else self._score(method, source, _Tuning())
             for strategy, ious in (scored.ious if scored else {}).items():
                 errors = 1 - (ious > 0.5).double().mean(dim=0)
                 rows += [
@@ -356,6 +550,38 @@ class Comparison:
         from captum_robust.benchmark.plots import plot_robust_accuracy
 
         return plot_robust_accuracy(attack_series(self.attack_table()))
+
+    def error_series(self) -> dict[str, pd.DataFrame]:
+        """The localization error against the strength of each attack that has several.
+
+        Name of an attack, such as "pgd" or "pgd, adaptive" -> rows of :meth:`table` with the column
+        ``epsilon`` in pixel units, weakest first; the clean images are those of strength 0.
+        """
+        import pandas as pd
+
+        table = self.table()
+        if "error" not in table:
+            return {}
+        clean = table[table["attack"] == CLEAN].assign(epsilon=0.0)
+        parts: dict[str, list[pd.DataFrame]] = {}
+        for attack in self.attacks[1:]:
+            name, levels = strength_of(attack)
+            if levels:  # strength 0 is the clean images
+                rows = table[table["attack"] == attack].assign(epsilon=levels / LEVELS)
+                parts.setdefault(name, []).append(rows)
+        series: dict[str, pd.DataFrame] = {}
+        for name, blocks in parts.items():
+            under = pd.concat(blocks)
+            both = pd.concat([clean[clean["method"].isin(under["method"])], under])
+            both = both[both["error"].notna()]
+            series[name] = both.sort_values("epsilon", kind="stable", ignore_index=True)
+        return series
+
+    def plot_errors(self) -> Figure:
+        """Localization error against the strength, a panel an attack, a line a method."""
+        from captum_robust.benchmark.plots import method_styles, plot_error_series
+
+        return plot_error_series(self.error_series(), method_styles(self))
 
     def to_html(self, path: str | Path) -> Path:
         """Write the report, one self-contained file, and return its path."""
@@ -466,6 +692,7 @@ class Comparison:
                 "maxboxacc": self._maxboxacc(method, attack, "maxboxacc", (0.5,)),
                 "maxboxacc_v2": self._maxboxacc(method, attack, "maxboxacc_v2", (0.3, 0.5, 0.7)),
             }
+        row["accuracy"] = self._accuracy(method, attack)
         row["pointing"] = self._pointing(method, attack)
         row["pxap"] = self._pxap(method, attack)
         cost = self.select(
@@ -480,7 +707,8 @@ class Comparison:
 
     def _top1_error(self, scored: _Scored, method: str, attack: str) -> float:
         rows = self._store.select(
-            "SELECT i.label, r.predicted FROM results r JOIN images i USING (position) "
+            "SELECT i.label, coalesce(r.decided, r.predicted) AS predicted "
+            "FROM results r JOIN images i USING (position) "
             "WHERE r.method = ? AND r.attack = ? AND r.ious IS NOT NULL ORDER BY position",
             (method, attack),
         )
@@ -491,6 +719,16 @@ class Comparison:
             return float("nan")
         error = scored.result.per_sample_error[known]
         return float(torch.where(right[known], error, torch.ones_like(error)).mean())
+
+    def _accuracy(self, method: str, attack: str) -> float:
+        found = self.select(
+            "SELECT avg(coalesce(r.decided, r.predicted) = i.label) AS accuracy FROM results r "
+            "JOIN images i USING (position) WHERE method = ? AND attack = ? "
+            "AND i.label IS NOT NULL AND r.predicted IS NOT NULL",
+            (method, attack),
+        )
+        accuracy = found[0]["accuracy"]
+        return float("nan") if accuracy is None else float(accuracy)
 
     def _maxboxacc(
         self, method: str, attack: str, column: str, iou_thresholds: tuple[float, ...]

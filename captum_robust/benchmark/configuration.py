@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -17,11 +18,13 @@ from captum_robust.attr.perceptual_ball import BallSettings
 from captum_robust.benchmark.methods import (
     BALL_BLUR,
     BALL_SETTINGS,
+    DEFENDED,
     FINE_CAM_POWER,
     FINE_CAM_SCALE,
     PERTURBING,
     WITH_PERCEPTUAL_LAYERS,
 )
+from captum_robust.defenses import default_transforms
 from captum_robust.models import Classifier
 
 
@@ -51,6 +54,8 @@ def describe_run(
             f"{BALL_SETTINGS}, blur {BALL_BLUR:g}, map of {FINE_CAM_SCALE:.4g} times the size to "
             f"the power {FINE_CAM_POWER:g}"
         )
+    if not set(DEFENDED).isdisjoint(described.values()):
+        settings["defended_methods"] = repr(default_transforms())
     return {
         "model": facts,
         "dataset": _describe_dataset(dataset, count),
@@ -74,6 +79,8 @@ def _describe(value: Any) -> str:
                 settings[name] = f"crc32:{_checksum([part]):08x}"
             elif callable(part) and name != "forward_func" and name not in settings:
                 settings[name] = _describe(part)
+    # A function among a tuple's elements shows its address, another in each process.
+    settings = {k: re.sub(r" at 0x[0-9a-f]+", "", v) for k, v in settings.items()}
     listed = ", ".join(f"{k}={v}" for k, v in sorted(settings.items()))
     return f"{type(value).__module__}.{type(value).__qualname__}({listed})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ from captum_robust.benchmark.overlay import amplified, encode_jpeg
 from captum_robust.benchmark.store import pack
 from captum_robust.data import Sample
 from captum_robust.metrics.functional import (
+    STABILITY_MEASURES,
     best_iou,
     maxboxacc_ious,
     pointing_game_hits,
     pxap_histograms,
+    stability,
     sweep_boxes,
 )
+from captum_robust.metrics.functional.stability import SSIM_WINDOW
 
 _HEAT_SIDE = 56
 _CHANGE_SIDE = 224
@@ -53,6 +57,27 @@ def measure(maps: Tensor, samples: list[Sample], method: Method) -> list[dict[st
         if sample.mask is not None:
             row["pxap"] = pack(pxap_histograms(maps[i : i + 1], sample.mask[None])[0])
         rows.append(row)
+    return rows
+
+
+def stabilities(
+    positions: Sequence[int], clean: Mapping[int, Tensor], attacked: Tensor
+) -> list[dict[str, Any]]:
+    """How far each map N×H×W is that of the clean image, as columns of its row.
+
+    Nothing for a position without a clean map.
+    """
+    known = [i for i, position in enumerate(positions) if position in clean]
+    rows: list[dict[str, Any]] = [{} for _ in positions]
+    if not known:
+        return rows
+    before = torch.stack([clean[positions[i]] for i in known])
+    measures = [
+        m for m in STABILITY_MEASURES if m != "ssim" or min(before.shape[1:]) >= SSIM_WINDOW
+    ]
+    found = stability(before, attacked[known], measures=measures)
+    for j, i in enumerate(known):
+        rows[i] = {name: float(values[j]) for name, values in found.items()}
     return rows
 
 

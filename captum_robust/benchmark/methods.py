@@ -24,9 +24,11 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_robust._names import unknown_name
+from captum_robust.attacks import Attack, ExplanationAttack
 from captum_robust.attr.perceptual_ball import BallSettings, PerceptualBallPerturbation
 from captum_robust.attr.robust_cam import RobustCAM
-from captum_robust.attr.wrappers import Guided, MultiScale
+from captum_robust.attr.wrappers import Defended, Guided, MultiScale, TopClasses
+from captum_robust.defenses import DefendedModel, Transform, default_transforms
 from captum_robust.metrics.functional import (
     center_box,
     center_box_map,
@@ -64,12 +66,17 @@ class Explanation:
 class Method:
     """How images are explained, and, for a baseline, the box that it always draws."""
 
-    explain: Callable[[Tensor, Tensor], Explanation]
-    """Of images N×C×H×W and classes N."""
+    explain: Callable[[Tensor, Tensor | None], Explanation]
+    """Of images N×C×H×W and classes N; None: those that a defended method takes them for."""
     box: Callable[[tuple[int, int]], Tensor] | None = None
     """(H, W) -> (x0, y0, x1, y1), whatever the threshold; None: the box comes from the map."""
     towards: Callable[[int], Method] | None = None
     """The same method towards a counterfactual class; None: it can't be asked for one."""
+    transforms: tuple[Transform, ...] = ()
+    """Those that it defends itself by. It takes an image for the class of their averaged scores,
+    and explains that where it gets no class."""
+    attack_map: Callable[[float, int], Attack] | None = None
+    """(strength, steps) -> the attack on its map; None: no gradient of the map is at hand."""
 
 
 OCCLUSION_WINDOW = 64
@@ -118,7 +125,7 @@ def heat_map(attribution: Tensor, size: tuple[int, int], *, signed: bool = False
 def from_attribution(attribution: Attribution, *, signed: bool = False, **arguments: Any) -> Method:
     """A method out of any Captum attribution; ``arguments`` go to its ``attribute``."""
 
-    def explain(images: Tensor, target: Tensor) -> Explanation:
+    def explain(images: Tensor, target: Tensor | None) -> Explanation:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Captum's notes on the hooks and gradients it sets
             result = attribution.attribute(images, target=target, **arguments)
@@ -127,7 +134,42 @@ def from_attribution(attribution: Attribution, *, signed: bool = False, **argume
         size = (images.shape[2], images.shape[3])
         return Explanation(heat_map(result.detach(), size, signed=signed))
 
-    return Method(explain)
+    transforms = attribution.transforms if isinstance(attribution, Defended) else ()
+    return Method(explain, transforms=transforms, attack_map=_map_attack(attribution, arguments))
+
+
+def _map_attack(
+    attribution: Attribution, arguments: Mapping[str, Any]
+) -> Callable[[float, int], Attack] | None:
+    """How the map of a class activation map, or of a defended one, is attacked."""
+    is_defended = isinstance(attribution, Defended)
+    inner = attribution.attribution if is_defended else attribution
+    surrogate: Attribution | None = None
+    if is_defended and isinstance(inner, LayerGradCam):
+        # Captum's own detaches its map; with one class this is the same, and has a gradient.
+        same = RobustCAM(inner.forward_func, inner.layer, base="gradcam")
+        surrogate = Defended(same, attribution.transforms, attribution.combine)
+    elif not isinstance(inner, (RobustCAM, LayerGradCam)):
+        return None
+
+    def make(epsilon: float, steps: int) -> Attack:
+        model = attribution.forward_func
+        if is_defended:
+            model = DefendedModel(model, attribution.transforms)
+        return ExplanationAttack(
+            attribution,
+            epsilon,
+            steps,
+            forward_func=model,
+            surrogate=surrogate,
+            attribution_arguments={k: v for k, v in arguments.items() if k != "upsample"},
+            surrogate_arguments=None if surrogate is None else {"k": 1},
+            # Of a rectified network the map's weights are constant nearly everywhere: its exact
+            # gradient is that of the layer's output.
+            beta=None,
+        )
+
+    return make
 
 
 class _Found(Attribution):  # type: ignore[misc]  # Captum's classes are untyped to mypy
@@ -158,7 +200,7 @@ def from_perturbation(
     if counterfactual is not None and settings_towards is not None:
         ball = PerceptualBallPerturbation(ball.forward_func, ball.layers, settings=settings_towards)
 
-    def explain(images: Tensor, target: Tensor) -> Explanation:
+    def explain(images: Tensor, target: Tensor | None) -> Explanation:
         change, details = ball.attribute(
             images, target=target, counterfactual=counterfactual, return_details=True
         )
@@ -204,7 +246,7 @@ def _smallest_perturbation(model: Classifier) -> Method:
 def _occlusion(model: Classifier) -> Method:
     occlusion = Occlusion(model)
 
-    def explain(images: Tensor, target: Tensor) -> Explanation:
+    def explain(images: Tensor, target: Tensor | None) -> Explanation:
         n, channels, height, width = images.shape
         window = tuple(max(1, OCCLUSION_WINDOW * side // 224) for side in (height, width))
         stride = tuple(max(1, OCCLUSION_STRIDE * side // 224) for side in (height, width))
@@ -222,7 +264,7 @@ def _occlusion(model: Classifier) -> Method:
     return Method(explain)
 
 
-def _random(images: Tensor, _: Tensor) -> Explanation:
+def _random(images: Tensor, _: Tensor | None) -> Explanation:
     # From the global generator, which the runner seeds for each batch.
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
     maps = random_map(len(images), (images.shape[2], images.shape[3]), generator)
@@ -230,7 +272,7 @@ def _random(images: Tensor, _: Tensor) -> Explanation:
 
 
 def _baseline(make: Callable[..., Tensor], box: Callable[[tuple[int, int]], Tensor]) -> Method:
-    def explain(images: Tensor, _: Tensor) -> Explanation:
+    def explain(images: Tensor, _: Tensor | None) -> Explanation:
         maps = make(len(images), (images.shape[2], images.shape[3]))
         return Explanation(maps.to(images.device))
 
@@ -243,10 +285,22 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
     "perceptual_ball_guided": lambda m: _named(Guided(_ball(m), "gradient")),
     "perceptual_ball_cam": _ball_and_cam,
     "smallest_perturbation": _smallest_perturbation,
-    "grad_cam": lambda m: from_attribution(_layer_grad_cam(m)),
+    "defended_robust_cam": lambda m: from_attribution(
+        Defended(RobustCAM(m, m.cam_layer), default_transforms()), upsample=True
+    ),
+    "grad_cam": lambda m: _grad_cam(m, _layer_grad_cam(m)),
+    # The graph of a batch of images is large: one transform at a time.
+    "defended_grad_cam": lambda m: _grad_cam(
+        m, Defended(_layer_grad_cam(m), default_transforms(), transforms_per_eval=1)
+    ),
     "guided_grad_cam": lambda m: from_attribution(GuidedGradCam(m, m.cam_layer)),
     "integrated_gradients": lambda m: from_attribution(
         IntegratedGradients(m), n_steps=INTEGRATED_GRADIENTS_STEPS, internal_batch_size=32
+    ),
+    "top_classes_ig": lambda m: from_attribution(
+        TopClasses(IntegratedGradients(m)),
+        n_steps=INTEGRATED_GRADIENTS_STEPS,
+        internal_batch_size=32,
     ),
     "occlusion": _occlusion,
     "saliency": lambda m: from_attribution(Saliency(m)),
@@ -268,7 +322,13 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
 FIXED_BOXES = ("center_box", "whole_image")
 BASELINES = (*FIXED_BOXES, "random")
 WITH_PERCEPTUAL_LAYERS = ("perceptual_ball", "perceptual_ball_guided", "perceptual_ball_cam")
+DEFENDED = ("defended_robust_cam", "defended_grad_cam")
 PERTURBING = (*WITH_PERCEPTUAL_LAYERS, "smallest_perturbation")
+
+
+def _grad_cam(model: Classifier, attribution: Attribution) -> Method:
+    one_class: dict[str, Any] = {"k": 1} if model.reshape_transform is not None else {}
+    return from_attribution(attribution, **one_class)
 
 
 def _layer_grad_cam(model: Classifier) -> Attribution:
@@ -323,7 +383,7 @@ def _build(model: Classifier, name: str, value: Any) -> Method:
         return from_attribution(value)
     if callable(value):
 
-        def explain(images: Tensor, target: Tensor) -> Explanation:
+        def explain(images: Tensor, target: Tensor | None) -> Explanation:
             result = value(images, target)
             if not isinstance(result, Tensor):
                 raise TypeError(f"method {name!r}: expected a tensor, got {type(result).__name__}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Of Okabe & Ito's colours, told apart in all common kinds of colour blindness, those that have a
 # contrast of 3:1 with white and with the report's dark ground. Further methods repeat them dashed.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8609a")
-_DASHES: tuple[tuple[int, ...], ...] = ((), (6, 2), (2, 2), (7, 2, 2, 2))
+_DASHES: tuple[tuple[int, ...], ...] = ((), (6, 2), (2, 2), (7, 2, 2, 2), (12, 3))
 _GREY = "#7d7d7d"
 
 FAMILIES = {
@@ -152,6 +152,54 @@ def plot_robust_accuracy(series: Mapping[str, pd.DataFrame]) -> Figure:
         _named_legend(figure, handles, list(series))
     else:
         axes.text(0.5, 0.5, "No attack of given strength.", ha="center", transform=axes.transAxes)
+    return figure
+
+
+def plot_error_series(series: Mapping[str, pd.DataFrame], styles: Mapping[str, Style]) -> Figure:
+    """Localization error against the strength, a panel an attack, a line a method.
+
+    Strength 0 is the clean images.
+
+    Args:
+        series: as from :meth:`Comparison.error_series`.
+        styles: of the methods, as from :func:`method_styles`.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    count = max(1, len(series))
+    figure = _figure(figsize=(2 + 4.2 * count, 5), layout="constrained")
+    panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    drawn: dict[str, Any] = {}
+    for axes, (name, rows) in zip(panels, series.items(), strict=False):
+        for method, style in styles.items():
+            one = rows[rows["method"] == method]
+            if one.empty:
+                continue
+            levels, shown = 255 * one["epsilon"], 100 * one["error"]
+            low, high = 100 * one["error_low"], 100 * one["error_high"]
+            axes.vlines(levels, low, high, color=style.color, linewidth=1, alpha=0.5)
+            (drawn[method],) = axes.plot(
+                levels,
+                shown,
+                "o-",
+                color=style.color,
+                dashes=style.dash or (None, None),
+                linewidth=1.2 if style.baseline else 1.8,
+                markersize=4,
+            )
+        axes.set_title(_short(name), parse_math=False)
+        axes.set_xlabel("ε, in levels of 255")
+        axes.set_ylim(-2, 102)
+        axes.grid(color="#dddddd", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("localization error, % of images (bar: 95 % interval)")
+    if drawn:
+        _named_legend(figure, list(drawn.values()), list(drawn))
+    else:
+        place = {"ha": "center", "transform": panels[0].transAxes}
+        panels[0].text(0.5, 0.5, "No attack of given strength.", **place)
     return figure
 
 

@@ -26,6 +26,13 @@ _LATER = {
     "margin": "REAL",
     "perturbation": "BLOB",
     "amplification": "REAL",
+    "decided": "INTEGER",
+    "source": "TEXT",
+    "spearman": "REAL",
+    "pearson": "REAL",
+    "ssim": "REAL",
+    "top_k": "REAL",
+    "box_iou": "REAL",
 }
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS images (
@@ -51,6 +58,8 @@ CREATE TABLE IF NOT EXISTS results (
     heat BLOB,
     new_class INTEGER, flipped INTEGER, margin REAL,
     perturbation BLOB, amplification REAL,
+    decided INTEGER, source TEXT,
+    spearman REAL, pearson REAL, ssim REAL, top_k REAL, box_iou REAL,
     error TEXT,
     PRIMARY KEY (method, attack, position)
 ) WITHOUT ROWID;
@@ -110,6 +119,17 @@ class ResultRow:
     margin: float | None = None
     perturbation: bytes | None = None
     amplification: float | None = None
+    decided: int | None = None
+    """The class that a defended method takes the image for; of others ``predicted``."""
+    source: str | None = None
+    """The attack whose row has the image that the map is of, where it is not ``attack``."""
+    spearman: float | None = None
+    pearson: float | None = None
+    ssim: float | None = None
+    top_k: float | None = None
+    box_iou: float | None = None
+    """How far the map is that of the clean image; see
+    :func:`captum_robust.metrics.functional.stability`."""
     error: str | None = None
 
 

@@ -25,7 +25,7 @@ from captum_robust.metrics.functional.components import largest_component, mask_
 from captum_robust.metrics.functional.thresholding import check_alpha, threshold
 
 # Wang et al.'s, a Gaussian of 1.5 pixels.
-_SSIM_WINDOW = 11
+SSIM_WINDOW = 11
 
 
 def spearman_correlation(clean: Tensor, attacked: Tensor) -> Tensor:
@@ -75,9 +75,9 @@ def structural_similarity(clean: Tensor, attacked: Tensor) -> Tensor:
     is a ``ValueError``.
     """
     a, b = _pair(clean, attacked)
-    if min(a.shape[1:]) < _SSIM_WINDOW:
+    if min(a.shape[1:]) < SSIM_WINDOW:
         raise ValueError(
-            f"clean: structural similarity needs maps of at least {_SSIM_WINDOW}×{_SSIM_WINDOW} "
+            f"clean: structural similarity needs maps of at least {SSIM_WINDOW}×{SSIM_WINDOW} "
             f"pixels, not {a.shape[1]}×{a.shape[2]}; enlarge them to the size of the image"
         )
     if len(a) == 0:
@@ -92,7 +92,7 @@ def structural_similarity(clean: Tensor, attacked: Tensor) -> Tensor:
         return_full_image=True,
     )
     # torchmetrics also counts windows that hang over the edge, on mirrored pixels.
-    edge = _SSIM_WINDOW // 2
+    edge = SSIM_WINDOW // 2
     inside = similarity[:, 0, edge : a.shape[1] - edge, edge : a.shape[2] - edge]
     return inside.double().mean(dim=(1, 2))
 
