@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_robust._blur import blur_matrix
 from captum_robust._names import printable
 from captum_robust._transform import Transform
 from captum_robust._weights import read_tensors, write_tensors
@@ -35,7 +36,9 @@ class Quilting(Transform):
     pixel to the older patch, so that by our reading each patch overwrites those before it, as here
     with ``seam=False``.
 
-    The surrogate is the identity, as in Athalye et al. (https://arxiv.org/abs/1802.00420).
+    The surrogate is a Gaussian blur, of 1 pixel for patches of 5×5: the nearest patch follows what
+    is coarse in the image and not what is fine. Against PGD it gave the stronger attack than the
+    identity of Athalye et al. (https://arxiv.org/abs/1802.00420).
 
     Args:
         bank: M×C×p×p patches with pixels in [0, 1]; they are rounded to 8 bits.
@@ -223,7 +226,8 @@ class Quilting(Transform):
         return sewn[:, :, :height, :width]
 
     def _surrogate(self, x: Tensor) -> Tensor:
-        return x.clone()
+        rows, columns = (blur_matrix(n, self.patch / 5).to(x) for n in x.shape[2:])
+        return (rows @ x @ columns.T).clamp(0, 1)
 
     def _chosen(self, nearest: Tensor) -> Tensor:
         """One of the neighbours N×rows×columns×k×d of each place, the same for all images."""

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from captum_robust._transform import as_transforms
-from captum_robust.defenses import PRESETS, Quilting
+from captum_robust.defenses import PRESETS, GaussianBlur, Quilting
 from captum_robust.defenses.patch_bank import PatchBank
 from tests.defenses.test_transforms import drawn
 
@@ -136,7 +136,7 @@ def test_an_image_whose_patches_are_in_the_bank_comes_back() -> None:
         torch.testing.assert_close(Quilting(bank, seam=seam)(x), x, atol=1e-6, rtol=0)
 
 
-def test_grey_images_other_precisions_and_the_gradient_of_the_identity() -> None:
+def test_grey_images_other_precisions_and_the_gradient_of_the_surrogate() -> None:
     transform = Quilting(some_bank(channels=1))
     x = drawn(2, 1, 16, 13)
     expected = transform(x)
@@ -144,8 +144,11 @@ def test_grey_images_other_precisions_and_the_gradient_of_the_identity() -> None
         assert transform(x.to(dtype)).dtype == dtype
     assert torch.equal(transform(x.double()).float(), expected)
     x.requires_grad_()
-    (gradient,) = torch.autograd.grad(transform.surrogate(x).sum(), x)
-    assert torch.equal(gradient, torch.ones_like(x))
+    soft = transform.surrogate(x)
+    torch.testing.assert_close(soft, GaussianBlur(1.0).surrogate(x))
+    (gradient,) = torch.autograd.grad(soft[..., 8, 6].sum(), x)
+    assert gradient.isfinite().all()
+    assert (gradient[..., 7:10, 5:8] > 0.04).all()
 
 
 def test_drawn_neighbors_depend_on_the_seed_only() -> None:
