@@ -228,7 +228,8 @@ def _say_images(images: LabelledImages, training: int, held_out: int) -> None:
         f"{training} images to train on, {held_out} held out, {len(images.class_names)} classes"
     )
     if images.unusable:
-        typer.echo(f"{len(images.unusable)} images could not be used", err=True)
+        total = len(images) + len(images.unusable)
+        typer.echo(f"{total} images: {len(images.unusable)} could not be used", err=True)
         for why in list(images.unusable.values())[:5]:
             typer.echo(f"  {printable(why)}", err=True)
 

@@ -260,8 +260,8 @@ def adversarial_training(
 
     Raises:
         ValueError: an unknown method, ``epsilon`` or another number out of range, static models
-            with another method or none with ``"ensemble"``; see also
-            :func:`captum_robust.training.fit`.
+            with another method or none with ``"ensemble"``, pixels outside of [0, 1] among the
+            first images; see also :func:`captum_robust.training.fit`.
         TypeError: ``model`` is no ``nn.Module``, or does not return one tensor of scores N×K.
     """
     if not isinstance(model, nn.Module):
@@ -271,6 +271,7 @@ def adversarial_training(
     if static_models and method != "ensemble":
         raise ValueError(f"static_models: the method {method!r} takes none")
     check_count("evaluation_images", evaluation_images, 1)
+    _check_images(dataset)
     attack = InnerAttack(epsilon, steps, step_size)
     loss: Any = standard_loss
     described: dict[str, Any] = {"method": method, "epsilon": epsilon}
@@ -298,6 +299,29 @@ def adversarial_training(
             configuration={**described, **(configuration or {})},
             progress=progress,
         )
+
+
+def _check_images(dataset: Dataset[Any]) -> None:
+    """``TypeError`` or ``ValueError`` unless the first items are images in [0, 1] with a class."""
+    with seeded(0, None):
+        for i in range(min(8, len(dataset))):  # type: ignore[arg-type]
+            item = dataset[i]
+            if not isinstance(item, (tuple, list)) or len(item) != 2:
+                raise TypeError(
+                    f"dataset: expected pairs (image, class), got {type(item).__name__}"
+                )
+            image, label = item
+            if not isinstance(image, Tensor) or not image.is_floating_point():
+                got = image.dtype if isinstance(image, Tensor) else type(image).__name__
+                raise TypeError(f"dataset: expected images as floating-point tensors, got {got}")
+            if torch.as_tensor(label).is_floating_point() or torch.as_tensor(label).ndim:
+                raise TypeError(f"dataset: expected a class number for each image, got {label!r}")
+            low, high = float(image.min()), float(image.max())
+            if not (0 <= low and high <= 1):
+                raise ValueError(
+                    f"dataset: image {i} has pixels from {low:.4g} to {high:.4g}, expected [0, 1]; "
+                    "normalise inside the model, as captum_robust.models.Classifier does"
+                )
 
 
 @contextmanager

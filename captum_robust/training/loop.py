@@ -103,7 +103,8 @@ class TrainingResult:
     steps: int
     rows: list[dict[str, Any]] = field(repr=False)
     """The log: ``step``, ``epoch``, ``learning_rate`` and ``loss`` of each step, and the numbers
-    of each evaluation with its ``step`` (0: before training)."""
+    of each evaluation with its ``step`` (0: before training). Of several processes the first has
+    it."""
     resumed_from: int = 0
     """The step at which this call went on; 0: it began."""
 
@@ -145,8 +146,8 @@ def fit(
             schedule.
         evaluate: called before training, every ``evaluate_every`` steps and at the end, in
             float32, by the first process alone.
-        out: folder for ``checkpoint.safetensors``, ``log.jsonl`` and ``run.json``; None: nothing
-            is written.
+        out: folder for ``checkpoint.safetensors``, ``log.jsonl`` and ``run.json``, which all
+            processes see and the first one writes to; None: nothing is written.
         configuration: what else tells this run from another; JSON.
         progress: show a bar.
 
@@ -482,6 +483,7 @@ def _described(settings: TrainingSettings, accelerator: Accelerator) -> dict[str
 def _described_optimizer(optimizer: Optimizer) -> str:
     groups = [
         {k: v for k, v in group.items() if k not in ("params", "initial_lr")}
+        | {"lr": group.get("initial_lr", group["lr"])}  # "lr" may be what a schedule left
         for group in optimizer.param_groups
     ]
     return f"{type(optimizer).__name__} {groups}"

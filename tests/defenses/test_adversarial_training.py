@@ -324,6 +324,20 @@ def test_wrong_arguments_of_the_training_are_named() -> None:
         train(epsilon=8)
 
 
+def test_what_is_no_image_in_the_unit_range_with_a_class_is_refused() -> None:
+    x, y = images(8)
+    settings = TrainingSettings(epochs=1, batch_size=4)
+    for data, error, words in (
+        (TensorDataset(2 * x - 1, y), ValueError, r"image 0 has pixels from -\S+ to \S+, expected"),
+        (TensorDataset(x / 0, y), ValueError, "image 0 has pixels from"),
+        (TensorDataset((255 * x).byte(), y), TypeError, r"got torch\.uint8"),
+        (TensorDataset(x, y.float()), TypeError, "class number"),
+        (TensorDataset(x), TypeError, "pairs"),
+    ):
+        with pytest.raises(error, match=words):
+            adversarial_training(small_net(), data, settings)
+
+
 def test_any_loss_of_the_three_fits_the_loop() -> None:
     data = TensorDataset(*images(8))
     for loss in (standard_loss, MadryLoss(), EnsembleLoss([small_net(1)])):
@@ -367,7 +381,7 @@ def test_the_command_trains_on_a_folder_and_its_model_loads_by_name(
     code, out, err = run("--images", root, "--out", "run", "--epsilon", 4, *QUICK)
     assert code == 0, err
     assert "8 images to train on, 3 held out, 2 classes" in out
-    assert "1 images could not be used" in err
+    assert "12 images: 1 could not be used" in err
     assert err.count("5.png") == 1
     assert "under PGD at 4/255" in out
     assert "--model small_resnet --weights run/model.safetensors" in out
