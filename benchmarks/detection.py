@@ -252,7 +252,11 @@ def adaptive(options: argparse.Namespace) -> None:
         best = torch.zeros(len(test), dtype=torch.bool)
         for weight in options.weights:
             attack = knowing(detector, levels / 255, weight, options.steps)
-            images = in_batches(attack, x[test], y[test])
+            key = f"adaptive_{levels}_{weight:g}_{options.steps}_{options.fit}_{len(test)}"
+            images = cache.get(
+                f"{key}_{options.bins}",
+                lambda attack=attack: {"x": in_batches(attack, x[test], y[test])},
+            )["x"]
             label = f"{levels}/255, knows, weight {weight:g}"
             best |= say_evasion(label, detector, images, y[test])
         share = Share.of(int(best.sum()), len(best))
@@ -395,6 +399,19 @@ def trained_linear(v: Tensor, y: Tensor, classes: int, epochs: int) -> Linear:
     return head.requires_grad_(False)
 
 
+def stored_memory(
+    v: Tensor, y: Tensor, classes: int, n: int, options: argparse.Namespace, cache: Folder
+) -> DenseAssociativeMemory:
+    """Return a memory after its fit."""
+    made = DenseAssociativeMemory(v.shape[1], classes, options.memories, n=n)
+    key = f"memory_{n}_{options.memories}_{options.epochs}_{options.m}_{options.size}_{len(v)}"
+    fitted = cache.get(
+        key, lambda: dict(made.fit(v, y, epochs=options.epochs, m=options.m).state_dict())
+    )
+    made.load_state_dict(fitted)
+    return made.requires_grad_(False)
+
+
 def margin(scores: Tensor, label: Tensor) -> Tensor:
     """Return how far the best other class leads, whatever the scale of the scores."""
     own = scores.gather(1, label[:, None])[:, 0]
@@ -436,9 +453,7 @@ def memory(options: argparse.Namespace) -> None:
     classes = int(y.max()) + 1
     heads: dict[str, nn.Module] = {"linear": trained_linear(v["train"], y, classes, options.epochs)}
     for n in options.powers:
-        head = DenseAssociativeMemory(v["train"].shape[1], classes, options.memories, n=n)
-        head.fit(v["train"], y, epochs=options.epochs, m=options.m)
-        heads[f"n={n}"] = head.requires_grad_(False)
+        heads[f"n={n}"] = stored_memory(v["train"], y, classes, n, options, cache)
     print(
         f"Tiny ImageNet, {classes} classes at {options.size} px: {len(y)} training and "
         f"{len(y_val)} validation images; {options.memories} memories"
@@ -460,41 +475,45 @@ def memory(options: argparse.Namespace) -> None:
     )
     print("white-box on the margin of the potentials; on the cross-entropy of the outputs;")
     print("on images made on the linear head; of the linear head on images made on the memory;")
-    print("worst of all, image by image")
+    print("worst of all up to this size, image by image")
     still = {name: right(victim, x, y_val) for name, victim in victims.items()}
     for name in heads:
         print(f"    clean    {name:8} {shown(still[name])}", flush=True)
     worst = {name: hits.clone() for name, hits in still.items()}
     for levels in options.memory_levels:
         of_linear = memory_images("linear", victims["linear"], margin, levels, x, y_val, options)
+        if levels not in options.white_box:
+            for name, victim in victims.items():
+                hits = right(victim, of_linear, y_val)
+                print(f"    {levels}/255  {name:8} {'':38}  {shown(hits)}", flush=True)
+            continue
         for name, victim in victims.items():
             columns = []
-            if name == "linear":
-                hits = right(victim, of_linear, y_val)
+            made = {"": of_linear}
+            if name != "linear":
+                tanh = Outputs(model, victim.head)
+                made = {
+                    "own": memory_images(name, victim, margin, levels, x, y_val, options),
+                    "tanh": memory_images(f"{name}-tanh", tanh, None, levels, x, y_val, options),
+                    "linear": of_linear,
+                }
+            for images in made.values():
+                hits = right(victim, images, y_val)
                 worst[name] &= hits
                 columns.append(shown(hits))
-            else:
-                own = memory_images(name, victim, margin, levels, x, y_val, options)
-                behind_tanh = memory_images(
-                    f"{name}-outputs", Outputs(model, victim.head), None, levels, x, y_val, options
-                )
-                for images in (own, behind_tanh, of_linear):
-                    hits = right(victim, images, y_val)
-                    worst[name] &= hits
-                    columns.append(shown(hits))
-                hits = right(victims["linear"], own, y_val)
+            if name != "linear":
+                hits = right(victims["linear"], made["own"], y_val)
                 worst["linear"] &= hits
-                columns.append(shown(hits))
-                columns.append(shown(worst[name]))
-            print(f"    {levels:g}/255  {name:8} {'  '.join(columns)}", flush=True)
-        print(f"    {levels:g}/255  linear, worst of all {shown(worst['linear'])}", flush=True)
+                columns += [shown(hits), shown(worst[name])]
+            print(f"    {levels}/255  {name:8} {'  '.join(columns)}", flush=True)
+        print(f"    {levels}/255  linear, worst of all {shown(worst['linear'])}", flush=True)
 
 
 def memory_images(
     name: str,
     victim: WithHead,
     loss: Callable[[Tensor, Tensor], Tensor] | None,
-    levels: float,
+    levels: int,
     x: Tensor,
     y: Tensor,
     options: argparse.Namespace,
@@ -502,7 +521,7 @@ def memory_images(
     """Return the images uint8 that PGD makes on a head."""
     attack = PGD(victim, levels / 255, options.memory_steps, loss_func=loss, early_stop=False)
     cache = Folder(options.cache)
-    key = f"tiny_{options.size}_{len(x)}_{levels:g}_{name}"
+    key = f"tiny_{options.size}_{len(x)}_{levels}_{name}_{options.memory_steps}"
     return cache.get(key, lambda: {"x": in_batches(attack, x, y, 25)})["x"]
 
 
@@ -549,7 +568,8 @@ def main() -> None:
     parser.add_argument("--fit", type=int, default=100, help="adaptive: images to fit on")
     parser.add_argument("--adaptive", type=int, default=32, help="adaptive: images to attack")
     parser.add_argument("--levels", nargs="+", type=int, choices=[1, 2, 4, 8], default=[2, 8])
-    parser.add_argument("--memory-levels", nargs="+", type=float, default=[0.25, 1, 2, 4])
+    parser.add_argument("--memory-levels", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--white-box", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--weights", nargs="+", type=float, default=[3, 0.3])
     parser.add_argument("--steps", type=int, default=20, help="adaptive: steps of the attack")
     parser.add_argument("--classes", type=int, default=20)
