@@ -317,7 +317,7 @@ def _check_images(dataset: Dataset[Any]) -> None:
             if torch.as_tensor(label).is_floating_point() or torch.as_tensor(label).ndim:
                 raise TypeError(f"dataset: expected a class number for each image, got {label!r}")
             low, high = float(image.min()), float(image.max())
-            if not (0 <= low and high <= 1):
+            if not (low >= 0 and high <= 1):
                 raise ValueError(
                     f"dataset: image {i} has pixels from {low:.4g} to {high:.4g}, expected [0, 1]; "
                     "normalise inside the model, as captum_robust.models.Classifier does"
