@@ -157,9 +157,9 @@ def roc(options: argparse.Namespace) -> None:
         )
         fooled[name] = is_right & (found[name]["scores"].argmax(dim=1) != y)
     halves = torch.arange(len(x)) % 2 == 0, torch.arange(len(x)) % 2 == 1
-    fits = (("pgd2",), ("pgd2", "fgsm4")) if "fgsm4" in found else (("pgd2",),)
+    fits = [("pgd2",), ("pgd2", "fgsm4"), ("pgd2", "deepfool")]
     say_confidence(clean, found, fooled)
-    for fitted_on in fits:
+    for fitted_on in (f for f in fits if set(f) <= set(found)):
         for bins in (options.bins, None):
             say_detector(fitted_on, bins, clean["means"], found, fooled, halves)
 
@@ -170,10 +170,10 @@ def say_confidence(
     """Print the areas of the least confident first, and of the most confident first."""
     print("\nmaximum softmax probability; area of 'the less confident, the more suspicious'")
     for name, each in found.items():
-        area = ROC.of(-confidence(clean), -confidence(each)[fooled[name]]).area
+        curve = ROC.of(-confidence(clean), -confidence(each)[fooled[name]])
         print(
-            f"    {NAMES[name]:20} n={int(fooled[name].sum()):4}  {area.mean:.3f} "
-            f"[{area.low:.3f}, {area.high:.3f}]",
+            f"    {NAMES[name]:20} n={int(fooled[name].sum()):4}  {curve.area:.3f} "
+            f"[{curve.interval[0]:.3f}, {curve.interval[1]:.3f}]",
             flush=True,
         )
 
@@ -197,7 +197,8 @@ def say_detector(
     detectors = []
     for fit, _ in (halves, halves[::-1]):
         images = [found[name]["means"][fit & fooled[name]] for name in fitted_on]
-        detectors.append(SafetyNet(layer, layer, bins).fit(clean[fit], images))
+        sources = torch.cat([fooled[name][fit].nonzero()[:, 0] for name in fitted_on])
+        detectors.append(SafetyNet(layer, layer, bins).fit(clean[fit], images, sources=sources))
     kind = "activations as they are" if bins is None else f"codes of {bins} levels"
     print(f"\nRBF machine on {kind}, fitted on {', '.join(NAMES[n] for n in fitted_on)}")
     print("    area, 95 % interval; detected where at most 5 % of the clean images were to be")
@@ -214,7 +215,7 @@ def say_detector(
         seen = " (seen)" if name in fitted_on else ""
         print(
             f"    {NAMES[name] + seen:27} n={len(caught):4}  "
-            f"{(curves[0].area.mean + curves[1].area.mean) / 2:.3f} [{low:.3f}, {high:.3f}]   "
+            f"{(curves[0].area + curves[1].area) / 2:.3f} [{low:.3f}, {high:.3f}]   "
             f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}]",
             flush=True,
         )

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from captum_robust._checks import check_batch, check_finite, check_inputs
 from captum_robust._names import printable, unknown_name
 from captum_robust._weights import read_tensors, write_tensors
-from captum_robust.metrics.functional.bootstrap import Interval
 from captum_robust.optim import as_number
 
 SUMMARIES = ("mean", "max", "flatten")
@@ -40,14 +39,16 @@ class ROC:
         true_positive_rate: T, the share of attacked images that it rejects.
         thresholds: T, falling, from infinity; one for each score that occurs.
         area: under the curve, the chance that an attacked image has a higher score than a clean
-            one (equal scores count half), with the bootstrap interval around it.
+            one (equal scores count half).
+        interval: (low, high), the bootstrap interval around the area.
         resampled_areas: one of each resampling, from which the interval is taken.
     """
 
     false_positive_rate: Tensor
     true_positive_rate: Tensor
     thresholds: Tensor
-    area: Interval
+    area: float
+    interval: tuple[float, float]
     resampled_areas: Tensor
 
     @classmethod
@@ -76,7 +77,7 @@ class ROC:
             TypeError: no tensors.
 
         >>> roc = ROC.of(torch.tensor([0.1, 0.4]), torch.tensor([0.35, 0.8]))
-        >>> roc.area.mean, roc.thresholds.tolist()[0]
+        >>> roc.area, roc.thresholds.tolist()[0]
         (0.75, inf)
         """
         for name, scores in (("clean_scores", clean_scores), ("attacked_scores", attacked_scores)):
@@ -105,12 +106,13 @@ class ROC:
         areas = _resampled_areas(clean_places, attacked_places, len(values), resamples, seed)
         tail = (1 - level) / 2
         low, high = areas.quantile(torch.tensor([tail, 1 - tail], dtype=torch.double)).tolist()
-        exact = _areas(clean_places[None], attacked_places[None], len(values)).item()
+        area = _areas(clean_places[None], attacked_places[None], len(values)).item()
         return cls(
             torch.cat([start, rejected[0]]),
             torch.cat([start, rejected[1]]),
             torch.cat([start.fill_(torch.inf), at]),
-            Interval(exact, low, high, level, len(clean) + len(attacked)),
+            area,
+            (low, high),
             areas,
         )
 
@@ -147,7 +149,8 @@ class SafetyNet:
     (https://arxiv.org/abs/1704.00103). Each activation is quantised to a code of ``bins`` levels,
     and a support vector machine with a radial basis function kernel tells the codes of attacked
     images from those of clean ones. Quantised activations give an attacker who knows the detector
-    no gradient; :meth:`surrogate` gives one anyway, to measure what that is worth.
+    no gradient; :meth:`surrogate` gives one anyway, to measure what that is worth. It sees attacks
+    that go far beyond a boundary; those that stop behind it, such as DeepFool, it hardly does.
 
     The thresholds between the levels are quantiles of the clean training images, of each
     activation by itself, so that every level is equally frequent.
@@ -220,6 +223,7 @@ class SafetyNet:
         clean: Images,
         attacked: Images,
         *,
+        sources: Tensor | Sequence[int] | None = None,
         false_positive_rate: float = 0.05,
     ) -> SafetyNet:
         """Learn to tell attacked images from clean ones; returns the detector itself.
@@ -228,19 +232,21 @@ class SafetyNet:
         whatever their numbers.
 
         The threshold is set by cross-validation: the clean images are scored by five machines, each
-        fitted without a fifth of the images (every fifth one, clean and attacked; so give the
-        attacked images in the order of the clean ones they were made of, where that is possible).
+        fitted without every fifth of them and without what was made of those by an attack.
         :meth:`calibrate` sets it on images of their own.
 
         Args:
             clean: images N×…, a tensor or batches (tensors, or tuples that begin with them).
             attacked: images M×…, in the same forms; such that the attack succeeded on.
+            sources: M, the number of the clean image that each attacked one was made of. A machine
+                that has seen an image attacked finds the clean one suspicious, and the threshold
+                comes out too high where this is wrong. None: 0, 1, …, N - 1, and that over again.
             false_positive_rate: the share of clean images that may be rejected, in (0, 1).
 
         Raises:
-            ValueError: fewer than 5 clean or attacked images; NaN or infinity in images or
-                activations; a layer that did not run; activations that are the same for all
-                images.
+            ValueError: fewer than 5 clean images, no attacked ones, or none that are made of four
+                fifths of the clean ones; NaN or infinity in images or activations; a layer that did
+                not run; activations that are the same for all images; sources out of range.
             TypeError: images that are not floating point, a layer whose output is no tensor.
             ImportError: no scikit-learn.
         """
@@ -248,18 +254,21 @@ class SafetyNet:
         _machine_class()  # before the images have gone through the model
         of_clean = self._all_activations(clean, "clean")
         of_attacked = self._all_activations(attacked, "attacked").to(of_clean.device)
-        for name, activations in (("clean", of_clean), ("attacked", of_attacked)):
-            if len(activations) < _FOLDS:
-                raise ValueError(
-                    f"{name}: expected at least {_FOLDS} images, got {len(activations)}"
-                )
-        held_out = of_clean.new_empty(len(of_clean))
+        n = len(of_clean)
+        if n < _FOLDS:
+            raise ValueError(f"clean: expected at least {_FOLDS} images, got {n}")
+        fold_of_clean = torch.arange(n, device=of_clean.device) % _FOLDS
+        fold_of_attacked = fold_of_clean[_checked_sources(sources, len(of_attacked), n)]
+        held_out = of_clean.new_empty(n)
         for fold in range(_FOLDS):
-            without = [
-                a[torch.arange(len(a), device=a.device) % _FOLDS != fold]
-                for a in (of_clean, of_attacked)
-            ]
-            held_out[fold::_FOLDS] = self._fitted(*without).score(of_clean[fold::_FOLDS])
+            others = of_attacked[fold_of_attacked != fold]
+            if len(others) == 0:
+                raise ValueError(
+                    f"attacked: all images are made of number {fold}, {fold + _FOLDS}, … of the "
+                    "clean ones; give some that are made of others"
+                )
+            machine = self._fitted(of_clean[fold_of_clean != fold], others)
+            held_out[fold_of_clean == fold] = machine.score(of_clean[fold_of_clean == fold])
         self._machine = self._fitted(of_clean, of_attacked)
         self.threshold = _quantile(held_out, false_positive_rate)
         return self
@@ -616,6 +625,23 @@ def _quantile(scores: Tensor, rate: float) -> float:
     # A share that should be whole may lie just above it by rounding.
     place = math.ceil(len(scores) * (1 - rate) - 1e-9)
     return float(scores.sort().values[max(place, 1) - 1])
+
+
+def _checked_sources(sources: Tensor | Sequence[int] | None, m: int, n: int) -> Tensor:
+    if sources is None:
+        return torch.arange(m) % n
+    found = torch.as_tensor(sources).cpu()
+    if found.shape != (m,) or found.is_floating_point() or found.dtype == torch.bool:
+        raise ValueError(
+            f"sources: expected {m} numbers of clean images, got {found.dtype} of shape "
+            f"{tuple(found.shape)}"
+        )
+    if int(found.min()) < 0 or int(found.max()) >= n:
+        raise ValueError(
+            f"sources: expected numbers from 0 to {n - 1}, got {int(found.min())} to "
+            f"{int(found.max())}"
+        )
+    return found.long()
 
 
 def _check_rate(rate: float) -> None:

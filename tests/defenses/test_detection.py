@@ -66,7 +66,7 @@ def outputs_of(net: Net, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_what_was_not_seen_in_fitting_is_told_apart(fitted: SafetyNet) -> None:
     clean, attacked = images(60, 1), images(60, 2, attacked=True)
-    assert fitted.roc(clean, attacked).area.mean > 0.9
+    assert fitted.roc(clean, attacked).area > 0.9
     assert fitted.predict(attacked).float().mean() > 0.6
     assert fitted.predict(clean).float().mean() < 0.2
 
@@ -75,7 +75,7 @@ def test_gradient_attacks_are_detected(net: Net) -> None:
     x, attack = images(64, 3), PGD(net, 0.1, early_stop=False)
     attacked = attack.perturb(x)
     detector = SafetyNet(net, LAYERS).fit(x[:40], attacked[:40])
-    assert detector.roc(x[40:], attacked[40:]).area.mean > 0.7
+    assert detector.roc(x[40:], attacked[40:]).area > 0.7
 
 
 @pytest.mark.parametrize("bins", [2, 4, None])
@@ -168,6 +168,47 @@ def test_the_threshold_is_set_on_images_that_the_machine_has_not_seen(net: Net) 
     assert detector.threshold is not None
     assert int((held_out > detector.threshold + 1e-5).sum()) == 5
     assert int((held_out > detector.threshold - 1e-5).sum()) == 6
+
+
+def test_what_was_made_of_a_held_out_image_is_held_out_too(net: Net) -> None:
+    # Of every fifth clean image none is attacked, of the others the attacks come in another order.
+    clean, attacked = images(40, 0), images(40, 0, attacked=True)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:30]
+    detector = SafetyNet(net, "conv2", bins=None).fit(clean, attacked[order], sources=order)
+    held_out = torch.empty(40)
+    for fold in range(5):
+        kept = torch.arange(40) % 5 != fold
+        part = SafetyNet(net, "conv2", bins=None)
+        part.fit(clean[kept], attacked[order[order % 5 != fold]])
+        held_out[~kept] = part.score(clean[~kept])
+    assert detector.threshold == pytest.approx(float(held_out.sort().values[37]), abs=1e-4)
+
+
+def test_attacks_without_sources_are_of_the_clean_images_over_and_over(net: Net) -> None:
+    clean, attacked = images(20, 0), images(20, 0, attacked=True)
+    twice = torch.cat([attacked, attacked])
+    numbers = list(range(20)) * 2
+    first = SafetyNet(net, LAYERS).fit(clean, twice)
+    second = SafetyNet(net, LAYERS).fit(clean, twice, sources=numbers)
+    assert first.threshold == second.threshold
+    third = SafetyNet(net, LAYERS).fit(clean, twice, sources=torch.tensor(numbers).flip(0))
+    assert first.threshold != third.threshold
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ([0, 1], r"sources: expected 6 numbers of clean images, got torch.int64 of shape \(2,\)"),
+        ([0.0] * 6, "sources: expected 6 numbers of clean images, got torch.float32"),
+        ([True] * 6, "sources: .* got torch.bool"),
+        ([0, 1, 2, 3, 4, 6], "sources: expected numbers from 0 to 5, got 0 to 6"),
+        ([0, 1, 2, 3, 4, -1], "sources: expected numbers from 0 to 5, got -1 to 4"),
+        ([0, 5, 0, 5, 0, 5], "attacked: all images are made of number 0, 5, … of the clean"),
+    ],
+)
+def test_wrong_sources_are_named(net: Net, sources: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SafetyNet(net, LAYERS).fit(images(6, 0), images(6, 0, attacked=True), sources=sources)
 
 
 @pytest.mark.parametrize(("rate", "rejected"), [(0.05, 2), (0.1, 4), (0.5, 20), (0.999, 39)])
@@ -347,27 +388,27 @@ def test_the_curve_is_that_of_scikit_learn() -> None:
     torch.testing.assert_close(roc.false_positive_rate, torch.from_numpy(false))
     torch.testing.assert_close(roc.true_positive_rate, torch.from_numpy(true))
     torch.testing.assert_close(roc.thresholds, torch.from_numpy(thresholds).double())
-    assert roc.area.mean == pytest.approx(roc_auc_score(labels, scores))
-    assert roc.area.n == 90
+    assert roc.area == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_the_interval_of_the_area_has_hanleys_width() -> None:
     g = torch.Generator().manual_seed(0)
     clean, attacked = torch.randn(200, generator=g), torch.randn(200, generator=g) + 1
-    area = ROC.of(clean, attacked).area
+    roc = ROC.of(clean, attacked)
     # Hanley & McNeil 1982: the standard error of an area A of n and n scores.
-    a, n = area.mean, 200
+    a, n = roc.area, 200
     q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
     error = ((a * (1 - a) + (n - 1) * (q1 - a * a) + (n - 1) * (q2 - a * a)) / n**2) ** 0.5
-    assert area.low < a < area.high
-    assert area.high - area.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    low, high = roc.interval
+    assert low < a < high
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
 def test_areas_at_the_ends() -> None:
     low, high = torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.4, 0.5])
-    assert ROC.of(low, high).area.mean == 1
-    assert ROC.of(high, low).area.mean == 0
-    assert ROC.of(torch.ones(3), torch.ones(2)).area.mean == 0.5
+    assert ROC.of(low, high).area == 1
+    assert ROC.of(high, low).area == 0
+    assert ROC.of(torch.ones(3), torch.ones(2)).area == 0.5
     assert ROC.of(low, high).resampled_areas.tolist() == [1.0] * 2000
 
 
