@@ -165,12 +165,12 @@ class Comparison:
         of the halves; ``top1_error``, where
         the class must be right too; ``maxboxacc``, ``maxboxacc_v2`` (best τ of all on the
         reported images, as published); ``pointing``, accuracy averaged over the classes; ``pxap``
-        where there are masks; ``accuracy``, the share of the labelled images whose class is
-        right (of a defended method that of its averaged scores); ``forward`` and ``backward``
-        classifier passes an image; ``ms_per_image``; ``failed``, images without a map. Of methods
-        that perturb the image ``flipped``, the share whose label they changed of the
-        ``flippable`` images, those whose explained class was the prediction. Of attacked images
-        ``n_right``, ``already_wrong``, ``fooled`` and ``robust_accuracy`` as in
+        where there are masks; ``accuracy``, where a method is defended, the share of the labelled
+        images whose class is right (of a defended method that of its averaged scores);
+        ``forward`` and ``backward`` classifier passes an image; ``ms_per_image``; ``failed``,
+        images without a map. Of methods that perturb the image ``flipped``, the share whose label
+        they changed of the ``flippable`` images, those whose explained class was the prediction. Of
+        attacked images ``n_right``, ``already_wrong``, ``fooled`` and ``robust_accuracy`` as in
         :meth:`attack_table`, the same for all methods that are shown the same images. Of a run
         with ``adaptive`` also ``same_as``, for a method without a defence under an adaptive attack:
         the plain attack, whose row is repeated.
@@ -207,6 +207,8 @@ class Comparison:
                     row | {"attack": attack, "same_as": None if source == attack else source}
                 )
         table = pd.DataFrame(rows)
+        if not self.select("SELECT 1 FROM results WHERE decided IS NOT NULL LIMIT 1"):
+            table = table.drop(columns="accuracy")  # the classifier's alone
         order = {attack: i for i, attack in enumerate(self.attacks)}
         table = table.sort_values(
             ["attack", "error"],
@@ -281,13 +283,15 @@ class Comparison:
         shown["n"] = table["n"]
         shown["gap"] = table["gap"].map("{:.3f}".format)
         shown["closed"] = [
-            "-" if reason else f"{closed:.2f} [{low:.2f}, {high:.2f}]"
-            for reason, closed, low, high in table[["reason", "closed", "low", "high"]].to_numpy()
+            "-" if math.isnan(closed) else f"{closed:.2f} [{low:.2f}, {high:.2f}]"
+            for closed, low, high in table[["closed", "low", "high"]].to_numpy(float)
         ]
+        shown["no gap"] = table["without_gap"].map("{:.0%}".format)
         baseline = table["baseline"].iloc[0]
         note = (
             f"gap: error of {baseline} attacked less clean; closed: the part of it that the method "
-            "does not lose\nunder the same attack (of an adaptive one: under its own); -: no gap"
+            "does not lose\nunder the same attack (of an adaptive one: under its own); no gap: "
+            "share of the bootstrap's draws\nwithout any, which are not in the interval"
         )
         return f"\n\ngap closed\n{shown.to_string(index=False)}\n{note}"
 
@@ -452,7 +456,8 @@ class Comparison:
         Columns: ``image``, ``method``, ``attack``, ``label``, ``predicted``, ``explained``,
         ``confidence``, ``iou`` and ``localized`` (at the threshold that the table uses),
         ``x0``…``y1`` (that box, in pixels of the model's input), ``pointing``, ``seconds``,
-        ``forward_passes``, ``backward_passes``, ``error``; ``decided``, the class that a defended
+        ``forward_passes``, ``backward_passes``, ``error``; ``source``, the set of images that the
+        map is of (the attack, or a case of it); ``decided``, the class that a defended
         method takes the image for; of methods that perturb the image also
         ``new_class``, ``flipped`` and ``margin``; of attacked images also ``already_wrong``
         (misclassified before), ``fooled`` (right before, and not any more), and the size of the
@@ -467,8 +472,8 @@ class Comparison:
             self.select(
                 "SELECT r.position, r.image, r.method, r.attack, i.label, r.predicted, r.explained,"
                 " r.confidence, r.pointing, r.seconds, r.forward_passes, r.backward_passes,"
-                " r.decided, r.new_class, r.flipped, r.margin, a.already AS already_wrong,"
-                " a.fooled,"
+                " coalesce(r.source, r.attack) AS source, r.decided, r.new_class, r.flipped,"
+                " r.margin, a.already AS already_wrong, a.fooled,"
                 f" a.linf, a.l2, {', '.join('r.' + m for m in STABILITY_MEASURES)}, r.error"
                 " FROM results r JOIN images i USING (position) LEFT JOIN attacked a"
                 " ON a.position = r.position AND a.attack = coalesce(r.source, r.attack)"

@@ -35,6 +35,7 @@ _PICTURES = 400
 """Bound on the pictures of a report: at about 15 kB each as text, some 6 MB."""
 _STRIPS = 6
 _STRIP_PICTURES = 200
+_TRIO_DEFENDED = 3
 """Bounds on the images shown under attack, and on their pictures."""
 
 
@@ -116,46 +117,146 @@ class AttackedEntry:
     strips: list[Strip]
 
 
+@dataclass(frozen=True)
+class Shot:
+    """A map over the image that its method was shown."""
+
+    attack: str
+    decided_class: str
+    """What the method takes the image for."""
+    tile: Tile
+
+
+@dataclass(frozen=True)
+class Trio:
+    """One image clean, attacked, and attacked before the eyes of defended methods."""
+
+    image: str
+    true_class: str
+    rows: list[tuple[str, list[Shot]]]
+    """For each attack: clean, attacked, defended."""
+
+
 def build_strips(comparison: Comparison) -> list[AttackedEntry]:
     """The first images that were classified right before every attack, with all that was done.
 
     Only of those whose pictures the run has kept; baselines' maps are left out.
     """
-    attacks = comparison.attacks[1:]
     styles = method_styles(comparison)
     shown = [m for m in comparison.methods if not styles[m].baseline] or comparison.methods
-    most = max(1, min(_STRIPS, _STRIP_PICTURES // ((1 + len(attacks)) * (2 + len(shown)))))
+    pictures = (1 + len(comparison.attacked_sets)) * (2 + len(shown))
+    positions = _shown_positions(comparison, min(_STRIPS, _STRIP_PICTURES // pictures))
+    rows = comparison.to_dataframe(first=ATTACK_POOL)
+    rows = rows[rows["method"].isin(shown)]
+    return [_attacked_entry(comparison, rows, position) for position in positions]
+
+
+def _shown_positions(comparison: Comparison, most: int) -> list[int]:
+    """The first images that were right before every plain attack, and whose pictures are kept."""
+    plain = list(comparison.configuration["attacks"])
     kept = comparison.select(
         "SELECT position FROM attacked JOIN images USING (position) "
         "WHERE NOT already AND attacked.picture IS NOT NULL AND images.picture IS NOT NULL "
+        f"AND attack IN ({', '.join('?' * len(plain))}) "
         "GROUP BY position HAVING count(*) = ? ORDER BY position LIMIT ?",
-        (len(attacks), most),
+        (*plain, len(plain), max(1, most)),
     )
+    return [row["position"] for row in kept]
+
+
+def build_trios(comparison: Comparison) -> list[Trio]:
+    """Clean, attacked, defended: of the first images that were right, under the outer attacks.
+
+    The undefended method is the one that is "grad_cam", or the first that is no baseline. Empty
+    without it, a defended method or an attack.
+    """
+    kinds = comparison.configuration["methods"]
+    styles = method_styles(comparison)
     rows = comparison.to_dataframe(first=ATTACK_POOL)
-    rows = rows[rows["method"].isin(shown)]
-    return [_attacked_entry(comparison, rows, row["position"]) for row in kept]
+    has_class = rows[rows["decided"].notna()]["method"].unique()
+    defended = [m for m in comparison.methods if m in has_class][:_TRIO_DEFENDED]
+    bare = [m for m in comparison.methods if m not in defended and not styles[m].baseline]
+    bare.sort(key=lambda m: kinds[m] != "grad_cam")  # stable: the others in order
+    attacks = list(comparison.configuration["attacks"])
+    if not (bare and defended and attacks):
+        return []
+    plain = list(dict.fromkeys([attacks[0], attacks[-1]]))
+    adaptive = {a: f"{a}, adaptive" for a in plain if f"{a}, adaptive" in comparison.attacks}
+    entries = []
+    for position in _shown_positions(comparison, _STRIPS):
+        image = comparison.select("SELECT * FROM images WHERE position = ?", (position,))[0]
+        clean = _shots(comparison, rows, image, CLEAN, [bare[0]])
+        under = []
+        for attack in plain:
+            shots = _shots(comparison, rows, image, attack, [bare[0], *defended])
+            if attack in adaptive:
+                shots += _shots(comparison, rows, image, adaptive[attack], defended)
+            under.append((attack, [*clean, *shots]))
+        name = comparison.class_name(image["label"])
+        entries.append(Trio(image["image"], name, under))
+    return entries
+
+
+def _shots(
+    comparison: Comparison,
+    rows: pd.DataFrame,
+    image: dict[str, Any],
+    attack: str,
+    methods: Sequence[str],
+) -> list[Shot]:
+    """The maps of some methods over the images that each was shown."""
+    position = image["position"]
+    shots = []
+    for method in methods:
+        here = rows[
+            (rows["position"] == position) & (rows["attack"] == attack) & (rows["method"] == method)
+        ]
+        picture = image["picture"]
+        if attack != CLEAN:
+            found = comparison.select(
+                "SELECT a.picture FROM results r JOIN attacked a ON a.position = r.position "
+                "AND a.attack = coalesce(r.source, r.attack) "
+                "WHERE r.position = ? AND r.attack = ? AND r.method = ?",
+                (position, attack, method),
+            )
+            picture = found[0]["picture"] if found else None
+        if here.empty or picture is None:
+            continue
+        canvas = _Canvas.of(image, picture)
+        (tile,) = _tiles(comparison, here, position, attack, canvas)
+        first: Any = here.iloc[0]
+        decided = first["predicted"] if first["decided"] != first["decided"] else first["decided"]
+        # NaN where the method failed on the image.
+        number = None if decided != decided else int(decided)
+        shots.append(Shot(attack, comparison.class_name(number), tile))
+    return shots
 
 
 def _attacked_entry(comparison: Comparison, rows: pd.DataFrame, position: int) -> AttackedEntry:
     image = comparison.select("SELECT * FROM images WHERE position = ?", (position,))[0]
     found = comparison.select("SELECT * FROM attacked WHERE position = ?", (position,))
     attacked = {row["attack"]: row for row in found}
+    mine = rows[rows["position"] == position]
     strips = []
-    for attack in comparison.attacks:
-        here = rows[(rows["position"] == position) & (rows["attack"] == attack)]
-        if here.empty:
+    for name in (CLEAN, *comparison.attacked_sets):
+        here = mine[mine["source"] == name]
+        row = attacked.get(name)
+        if here.empty or (name != CLEAN and (row is None or row["picture"] is None)):
             continue
-        row = attacked.get(attack)
+        attack = str(here["attack"].iloc[0])
         canvas = _Canvas.of(image, image["picture"] if row is None else row["picture"])
         first: Any = here.iloc[0]
         strips.append(
             Strip(
-                attack=attack,
+                attack=name,
                 picture=_jpeg_uri(canvas.picture),
                 change="" if row is None else _jpeg_uri(canvas.fitted(row["change"])),
                 factor="" if row is None else factor_text(row["amplification"]),
-                predicted_class=comparison.class_name(int(first["predicted"])),
-                confidence=float(first["confidence"]),
+                # Of an image that is attacked through transforms, the class of their mean scores.
+                predicted_class=comparison.class_name(
+                    int((first if row is None else row)["predicted"])
+                ),
+                confidence=float((first if row is None else row)["confidence"]),
                 fooled=None if row is None else bool(row["fooled"]),
                 tiles=_tiles(comparison, here, position, attack, canvas),
             )

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_robust.benchmark.comparison import CLEAN, FEW, GALLERY_POOL
-from captum_robust.benchmark.gallery import build_gallery, build_strips
+from captum_robust.benchmark.gallery import build_gallery, build_strips, build_trios
 from captum_robust.benchmark.overlay import PREDICTED_COLOR, TRUTH_COLOR, write_whole
 from captum_robust.benchmark.plots import FAMILIES, line_style, method_styles, overlaid_width
 from captum_robust.benchmark.robustness import attack_series
+from captum_robust.metrics.functional import STABILITY_MEASURES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
     from captum_robust.benchmark.comparison import Comparison
 
 _SHOWN_FAILURES = 50
+_BESIDE = 0.009
+_NO_GAP = 0.025
+"""In more of the resamples than this there is no gap: its interval reaches zero."""
+_STABILITY_LABELS = {
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+    "ssim": "SSIM",
+    "top_k": "Top 10 %",
+    "box_iou": "Box IoU",
+}
 _EXPLAINED = {
     "label": "the true class (the predicted one where it is not known)",
     "prediction": "the predicted class",
@@ -112,6 +123,14 @@ COLUMNS = (
         "",
         "Of methods that perturb the image: the share of images whose label the perturbation "
         "changed, among those whose explained class was the prediction (below: how many).",
+    ),
+    Column(
+        "accuracy",
+        "Accuracy %",
+        "percent",
+        "high",
+        "The share of the labelled images whose class is right: the classifier's, and of a "
+        "defended method that of the scores averaged over its transforms.",
     ),
     Column("forward", "Forward", "number", "low", "Forward passes of the classifier an image."),
     Column("backward", "Backward", "number", "low", "Backward passes an image."),
@@ -249,6 +268,8 @@ def _groups(table: pd.DataFrame, comparison: Comparison) -> list[dict[str, Any]]
     """For each attack its rows; a row has a cell for each column, the best of them marked."""
     styles = method_styles(comparison)
     groups = []
+    if "same_as" in table:  # they stand under the plain attack
+        table = table[table["same_as"].isna()]
     for attack, block in table.groupby("attack", sort=False):
         rows = [
             {
@@ -348,6 +369,13 @@ def _attacks(table: pd.DataFrame, comparison: Comparison) -> dict[str, Any]:
         "unlabelled": int(attacked["unlabelled"].max()),
         "chart": _robust_chart(attack_series(attacked)),
         "errors": _errors_under_attack(table, comparison),
+        "error_charts": _error_charts(comparison),
+        "methods": comparison.methods,
+        "adaptive": bool(comparison.configuration.get("adaptive")),
+        "stability": _stability(comparison),
+        "stability_header": [_STABILITY_LABELS[m] for m in STABILITY_MEASURES],
+        "gaps": _gaps(comparison),
+        "trios": build_trios(comparison),
         "columns": comparison.attacks,
         "explained": _EXPLAINED.get(target, target),
         "strips": strips,
@@ -380,13 +408,123 @@ def _errors_under_attack(table: pd.DataFrame, comparison: Comparison) -> list[di
         {
             "method": method,
             "baseline": styles[method].baseline,
-            "cells": [
-                (_percent(r["error"]), _span(r["error_low"], r["error_high"]))
-                for r in (by_name[method, attack] for attack in comparison.attacks)
-            ],
+            "cells": [_error_cell(by_name.get((method, attack))) for attack in comparison.attacks],
         }
         for method in comparison.error_by_attack(table).index
     ]
+
+
+def _error_cell(record: dict[Any, Any] | None) -> tuple[str, str]:
+    """The error and its interval; marked where it is that of the plain attack."""
+    if record is None:
+        return "–", ""
+    mark = " =" if isinstance(record.get("same_as"), str) else ""
+    return _percent(record["error"]) + mark, _span(record["error_low"], record["error_high"])
+
+
+def _stability(comparison: Comparison) -> list[dict[str, Any]]:
+    """For each attack a row a method: the five measures, the most stable one marked."""
+    table = comparison.stability_table()
+    groups = []
+    for attack, block in table.groupby("attack", sort=False):
+        rows = [
+            {
+                "method": record["method"],
+                "baseline": method_styles(comparison)[record["method"]].baseline,
+                "cells": [
+                    _plain_cell("–")
+                    if math.isnan(record[m])
+                    else {
+                        "value": record[m],
+                        "text": f"{record[m]:.3f}",
+                        "best": False,
+                        "below": "",
+                    }
+                    for m in STABILITY_MEASURES
+                ],
+            }
+            for record in block.to_dict("records")
+        ]
+        for i in range(len(STABILITY_MEASURES)):
+            cells = [row["cells"][i] for row in rows if not row["baseline"]]
+            _mark_best(cells, Column("", "", "number", "high", ""))
+        groups.append({"attack": attack, "rows": rows, "n": int(block["n"].max())})
+    return groups
+
+
+def _gaps(comparison: Comparison) -> dict[str, Any] | None:
+    """The gap that each method closes under each attack; None without Grad-CAM to compare with."""
+    table = comparison.gap_table()
+    if table.empty:
+        return None
+    records = {(r["method"], r["attack"]): r for r in table.to_dict("records")}
+    attacks = list(dict.fromkeys(table["attack"]))
+    clean = {r["attack"]: r["gap"] for r in records.values()}
+    styles = method_styles(comparison)
+    return {
+        "baseline": table["baseline"].iloc[0],
+        "attacks": [(attack, f"{100 * clean[attack]:.1f}") for attack in attacks],
+        "rows": [
+            {
+                "method": method,
+                "baseline": styles[method].baseline,
+                "cells": [_gap_cell(records.get((method, attack))) for attack in attacks],
+            }
+            for method in dict.fromkeys(table["method"])
+        ],
+        "reasons": [
+            f"{r['attack']}: {r['reason']}"
+            # Of several attacks with the same reason, such as an adaptive one, the first.
+            for r in {r["reason"]: r for r in reversed(list(records.values()))}.values()
+            if isinstance(r["reason"], str)
+        ],
+        "unsure": any(
+            r["without_gap"] > _NO_GAP and not math.isnan(r["closed"]) for r in records.values()
+        ),
+    }
+
+
+def _gap_cell(record: dict[Any, Any] | None) -> tuple[str, str]:
+    if record is None or math.isnan(record["closed"]):
+        return "–", ""
+    below = f"{record['low']:.2f} to {record['high']:.2f}"
+    if record["without_gap"] > _NO_GAP:
+        below += f"; no gap in {100 * record['without_gap']:.0f} %"
+    return f"{record['closed']:.2f}", below
+
+
+def _error_charts(comparison: Comparison) -> list[dict[str, Any]]:
+    """Localization error against strength, a chart an attack, on one scale."""
+    styles = method_styles(comparison)
+    series = comparison.error_series()
+    largest = max((float(rows["epsilon"].max()) for rows in series.values()), default=0.0)
+    charts = []
+    for name, rows in series.items():
+        lines, described = [], []
+        drawn = [m for m in comparison.methods if (rows["method"] == m).sum() > 1]
+        for i, method in enumerate(drawn):
+            one = rows[rows["method"] == method]
+            numbers = one[["epsilon", "error", "error_low", "error_high"]].to_numpy(float).tolist()
+            # Beside each other, so that no dot and no interval lies on another.
+            beside = (i - (len(drawn) - 1) / 2) * _BESIDE
+            points = [(epsilon / largest + beside, *shares) for epsilon, *shares in numbers]
+            style = styles[method]
+            line = {"name": method, "style": style, "points": points, "plain": style.fixed}
+            lines.append(line | {"width": 1.3 if style.baseline else 2})
+            said = [f"{100 * y:.1f} at {255 * e:g}" for e, y, _, _ in numbers]
+            described.append(f"{method}: {', '.join(said)}")
+        if lines:
+            ticks = _strength_ticks(largest)
+            charts.append(
+                {
+                    "title": name,
+                    "quantity": f"Localization error under {name}",
+                    "lines": lines,
+                    "described": "; ".join(described),
+                    "ticks": ticks,
+                }
+            )
+    return charts
 
 
 def _percent(share: float) -> str:
@@ -412,17 +550,24 @@ def _robust_chart(series: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
             clean = float(rows["clean_accuracy"].iloc[0])
             points = [(0.0, clean, clean, clean), *points]
         width = overlaid_width(i, len(series))
-        lines.append({"name": name, "style": line_style(i), "width": width, "points": points})
+        line = {"name": name, "style": line_style(i), "points": points, "plain": False}
+        lines.append(line | {"width": width})
         said = [f"{100 * y:.1f} at {255 * largest * x:g}" for x, y, _, _ in points]
         described.append(f"{name}: {', '.join(said)}")
-    levels = 255 * largest
-    step = _round_step(levels / 4)
-    count = int(levels / step + 1e-9) + 1
     return {
+        "title": "",
+        "quantity": "Robust accuracy",
         "lines": lines,
         "described": "; ".join(described),
-        "ticks": [(i * step / levels, f"{i * step:g}") for i in range(count)],
+        "ticks": _strength_ticks(largest),
     }
+
+
+def _strength_ticks(largest: float) -> list[tuple[float, str]]:
+    """Places in [0, 1] and labels, in levels."""
+    levels = 255 * largest
+    step = _round_step(levels / 4)
+    return [(i * step / levels, f"{i * step:g}") for i in range(int(levels / step + 1e-9) + 1)]
 
 
 def _round_step(least: float) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 from captum_robust import Defended, RobustCAM
 from captum_robust.attacks import PGD
 from captum_robust.benchmark import AttackOptions, Comparison, build_attacks, compare
+from captum_robust.benchmark.gallery import build_trios
 from captum_robust.benchmark.methods import build_methods
 from captum_robust.data import Sample, resize
 from captum_robust.defenses import (
@@ -29,6 +30,7 @@ from captum_robust.metrics.functional import gap_closed, stability
 from captum_robust.models import Classifier
 
 from .conftest import Drawn, centre_heat, make_classifier
+from .test_report import Page
 
 N = 4
 TRANSFORMS = (GaussianBlur(1), HorizontalFlip(), GaussianNoise(0.1, seed=1))
@@ -216,7 +218,8 @@ def test_the_gap_is_that_of_the_paired_failures(run: Comparison) -> None:
             assert (row["n"], row["gap"]) == (expected.n, expected.gap)
             assert row["closed"] == pytest.approx(expected.value, nan_ok=True)
             assert row["low"] == pytest.approx(expected.low, nan_ok=True)
-            assert row["reason"] == expected.reason
+            assert (row["reason"] == expected.reason) or expected.reason is None
+            assert isinstance(row["reason"], str) == math.isnan(row["closed"])
     assert run.gap_table().empty  # no method of the kind grad_cam
     with pytest.raises(ValueError, match="unknown method 'cma'; did you mean 'cam'"):
         run.gap_table("cma")
@@ -372,3 +375,128 @@ def test_wrong_requests_are_refused(tmp_path: Path) -> None:
     methods = {"d": Defended(RobustCAM(model, model.cam_layer), TRANSFORMS)}
     with pytest.raises(ValueError, match="'pgd, adaptive' is the name of an adaptive attack"):
         compare(model, Right(2), methods, attacks, adaptive=True, progress=False)
+
+
+@pytest.fixture(scope="module")
+def page(run: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return Page(run.to_html(tmp_path_factory.mktemp("report") / "report.html"))
+
+
+def rows_below(page: Page, heading: str, wanted: int = 1) -> list[list[str]]:
+    """The rows of the table whose first cell this is; the header first."""
+    at = [i for i, row in enumerate(page.rows) if row[0] == heading]
+    start = at[wanted - 1]
+    return page.rows[start:]
+
+
+def test_the_report_marks_what_is_repeated_and_leaves_gaps(run: Comparison, page: Page) -> None:
+    header, *rows = rows_below(page, "Error %")
+    assert header[1:] == run.attacks
+    errors = run.error_by_attack()
+    cells = {row[0]: row[1:] for row in rows[: len(run.methods)]}
+    for attack, cell in zip(run.attacks, cells["cam"], strict=True):
+        shown = f"{100 * errors.loc['cam', attack]:.1f}"
+        assert cell.startswith(shown + (" =" if "adaptive" in attack else ""))
+        assert ("=" in cell) == ("adaptive" in attack)
+    assert not any("=" in cell for cell in cells["defended_cam"])
+    assert cells["bright"][-2:] == ["–", "–"]
+    assert "the attacker knows how a method defends itself" in " ".join(page.text.split())
+
+
+def test_the_results_show_a_repeated_row_once(page: Page) -> None:
+    names = [row[0] for row in page.rows]
+    start = names.index("pgd 8/255, adaptive")  # the block among the results
+    block = page.rows[start + 1 : start + 6]
+    assert {row[0] for row in block[:4]} == {
+        "defended_cam", "defended_robust", "defended_saliency", "other",
+    }  # fmt: skip
+    assert block[4] == ["pgd 32/255"]
+
+
+def test_error_curves_run_from_the_clean_error_an_attack_a_chart(
+    run: Comparison, page: Page
+) -> None:
+    series = run.error_series()
+    assert list(series) == ["pgd", "pgd, adaptive", "explanation"]
+    labels = [
+        a["aria-label"] for _, a in page.elements if "Localization" in a.get("aria-label", "")
+    ]
+    assert len(labels) == 3
+    errors = run.error_by_attack()
+    for name, label in zip(series, labels, strict=True):
+        assert f"under {name} " in label
+        rows = series[name][series[name]["method"] == "defended_cam"]
+        assert (255 * rows["epsilon"]).tolist() == pytest.approx([0, 8, 32])
+        said = ", ".join(
+            f"{100 * e:.1f} at {s:g}" for e, s in zip(rows["error"], (0, 8, 32), strict=True)
+        )
+        assert f"defended_cam: {said}" in label
+        assert rows["error"].iloc[0] == errors.loc["defended_cam", "clean"]
+    assert "bright" not in set(series["explanation"]["method"])
+
+
+def test_the_figure_of_errors_has_a_panel_an_attack(run: Comparison) -> None:
+    figure = run.plot_errors()
+    figure.canvas.draw()
+    panels = figure.get_axes()
+    assert [axes.get_title() for axes in panels] == ["pgd", "pgd, adaptive", "explanation"]
+    lines = [line for line in panels[0].lines if line.get_marker() == "o"]
+    assert len(lines) == len(run.methods)
+    assert list(lines[0].get_xdata()) == pytest.approx([0, 8, 32])
+    expected = 100 * run.error_by_attack().loc["cam", ["clean", "pgd 8/255", "pgd 32/255"]]
+    assert list(lines[0].get_ydata()) == pytest.approx(expected.tolist())
+
+
+def test_the_report_shows_how_stable_maps_are(run: Comparison, page: Page) -> None:
+    table = run.stability_table()
+    start = next(i for i, row in enumerate(page.rows) if row[1:2] == ["Spearman"])
+    shown: dict[tuple[str, str], list[str]] = {}
+    attack = ""
+    for row in page.rows[start + 1 :]:
+        if len(row) == 1:
+            attack = row[0]
+        elif len(row) == 6:
+            shown[attack, row[0]] = row[1:]
+    for record in table.to_dict("records"):
+        cells = shown[record["attack"], record["method"]]
+        assert cells == [
+            f"{record[m]:.3f}" for m in ("spearman", "pearson", "ssim", "top_k", "box_iou")
+        ]
+
+
+def test_the_report_has_the_strip_of_clean_attacked_and_defended(run: Comparison) -> None:
+    entries = build_trios(run)
+    assert [e.image for e in entries] == [f"{i}.png" for i in range(1, N)]
+    frame = run.to_dataframe().set_index(["image", "attack", "method"])
+    defended = ["defended_cam", "defended_robust", "other"]  # those with a class of their own
+    for entry in entries:
+        assert [attack for attack, _ in entry.rows] == ["pgd 8/255", "pgd 32/255"]
+        for attack, shots in entry.rows:
+            assert [(s.attack, s.tile.method) for s in shots] == [
+                ("clean", "cam"),
+                (attack, "cam"),
+                *((attack, m) for m in defended),
+                *((f"{attack}, adaptive", m) for m in defended),
+            ]
+            for shot in shots:
+                row = frame.loc[(entry.image, shot.attack, shot.tile.method)]
+                assert shot.tile.picture
+                assert shot.tile.iou == row["iou"]
+                number = row["predicted"] if shot.tile.method == "cam" else row["decided"]
+                assert shot.decided_class == run.class_name(int(number))
+
+
+def test_names_from_disk_are_escaped_in_the_strip(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>.png"
+    data = Right(2)
+    data.ids = ["0.png", hostile]
+    model = make_classifier()
+    methods = {"<b>cam": LayerGradCam(model, model.cam_layer), "d": Defended(
+        RobustCAM(model, model.cam_layer), [GaussianBlur(1)]
+    )}  # fmt: skip
+    run = run_in(tmp_path / "a", data=data, methods=methods)
+    page = Page(run.to_html(tmp_path / "report.html"))
+    assert [e.image for e in build_trios(run)] == [hostile]
+    assert "script" not in {tag for tag, _ in page.elements}
+    assert "b" not in {tag for tag, _ in page.elements}
+    assert page.text.count(hostile) >= 2
