@@ -24,6 +24,7 @@ from defenses import (
     batches,
     enlarged,
     file_of,
+    first_of,
     flipped,
     frozen,
     interval,
@@ -55,8 +56,9 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
     x, y, boxes, half = images[:limit], labels[:limit], known.boxes[:limit], known.half[:limit]
     transforms = default_transforms()
     shown = {"clean": x} | {
-        f"{s}/255": kept(
-            file_of(out, "images", f"{limit} adaptive pgd {s}"),
+        f"{s}/255": first_of(
+            file_of(out, "images", f"adaptive pgd {s}"),
+            limit,
             lambda s=s: flipped(adaptive_attack(bare_pgd(model, s), transforms), x, y),
         )["x"]
         for s in ADAPTIVE_STRENGTHS
@@ -92,8 +94,9 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
     line("no class: energy of block 10", energy(model, transforms, "blocks.10"), shown)
     noisy = [GaussianNoise(0.2, seed=s) for s in range(5)]
     redrawn = {"clean": x} | {
-        f"{s}/255": kept(
-            file_of(out, "images", f"{limit} redrawn pgd {s}"),
+        f"{s}/255": first_of(
+            file_of(out, "images", f"redrawn pgd {s}"),
+            limit,
             # The attacker's draws are others than the defender's.
             lambda s=s: flipped(
                 adaptive_attack(bare_pgd(model, s), noisy[:1], redraw=True, samples=5, seed=99),
@@ -115,8 +118,9 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
             return adaptive_attack(pgd, used) if used else pgd
 
         seen = {"clean": x} | {
-            f"{s}/255": kept(
-                file_of(out, "images", f"{limit} tuned {name} pgd {s}"),
+            f"{s}/255": first_of(
+                file_of(out, "images", f"tuned {name} pgd {s}"),
+                limit,
                 lambda s=s, attack=attack: flipped(attack(s), x, y),
             )["x"]
             for s in ADAPTIVE_STRENGTHS
