@@ -291,7 +291,8 @@ def knowing(detector: SafetyNet, epsilon: float, weight: float, steps: int) -> P
         # No more of either than is needed: the rest of the ball is for the other one.
         return (others - own).clamp(max=1) - weight * (suspicion - threshold + 0.1).clamp(min=0)
 
-    return PGD(with_suspicion, epsilon, steps, epsilon / 8, loss_func=loss, early_stop=False)
+    # Steps of one level: a smaller change would be lost where the image is rounded to 8 bits.
+    return PGD(with_suspicion, epsilon, steps, 1 / 255, loss_func=loss, early_stop=False)
 
 
 @torch.no_grad()
