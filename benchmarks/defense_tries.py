@@ -59,7 +59,12 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
         f"{s}/255": first_of(
             file_of(out, "images", f"adaptive pgd {s}"),
             limit,
-            lambda s=s: flipped(adaptive_attack(bare_pgd(model, s), transforms), x, y),
+            lambda s=s: flipped(
+                adaptive_attack(bare_pgd(model, s), transforms, transforms_per_eval=1),
+                x,
+                y,
+                bfloat16=True,
+            ),
         )["x"]
         for s in ADAPTIVE_STRENGTHS
     }
@@ -102,6 +107,7 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
                 adaptive_attack(bare_pgd(model, s), noisy[:1], redraw=True, samples=5, seed=99),
                 x,
                 y,
+                bfloat16=True,
             ),
         )["x"]
         for s in ADAPTIVE_STRENGTHS
@@ -115,13 +121,13 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
 
         def attack(strength: int, used: tuple[Transform, ...] = used) -> PGD:
             pgd = bare_pgd(tuned, strength)
-            return adaptive_attack(pgd, used) if used else pgd
+            return adaptive_attack(pgd, used, transforms_per_eval=1) if used else pgd
 
         seen = {"clean": x} | {
             f"{s}/255": first_of(
                 file_of(out, "images", f"tuned {name} pgd {s}"),
                 limit,
-                lambda s=s, attack=attack: flipped(attack(s), x, y),
+                lambda s=s, attack=attack: flipped(attack(s), x, y, bfloat16=True),
             )["x"]
             for s in ADAPTIVE_STRENGTHS
         }

@@ -21,8 +21,8 @@ annotated one. Thresholds, and what `choose` chooses, are those that do best on 
 every single transform, of which `choose` makes the maps of any ensemble (it checks that they are
 those of Defended). `methods` runs the methods themselves. `adaptive` flips the label through a
 defended method's own transforms: PGD on the averaged scores with the gradients of the surrogates
-(BPDA). `moved` is the explanation attack through the method: the map leaves the boxes while the
-(averaged) class stays. What is in OUT is not computed again.
+(BPDA), in bfloat16, judged in float32. `moved` is the explanation attack through the method: the
+map leaves the boxes while the (averaged) class stays. What is in OUT is not computed again.
 """
 
 import argparse
@@ -422,11 +422,13 @@ def run_adaptive(data: Path, out: Path, names: list[str] | None, limit: int) -> 
         method = methods[name]
         if method.defended is None:
             continue
-        attack = adaptive_attack(bare_pgd(model, strength), method.defended.transforms)
+        attack = adaptive_attack(
+            bare_pgd(model, strength), method.defended.transforms, transforms_per_eval=1
+        )
         shown = first_of(
             file_of(out, "images", f"adaptive pgd {strength}"),
             limit,
-            lambda attack=attack: flipped(attack, x, y),
+            lambda attack=attack: flipped(attack, x, y, bfloat16=True),
         )
         print(
             f"adaptive pgd {strength}/255, n={limit}: behind the transforms "
@@ -443,11 +445,15 @@ def bare_pgd(model: Classifier, strength: int) -> PGD:
     return PGD(model, strength / 255, steps=10, early_stop=False)
 
 
-def flipped(attack: PGD, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """8-bit images away from their labels, and which the attacked model still gets right."""
+def flipped(attack: PGD, x: Tensor, labels: Tensor, *, bfloat16: bool = False) -> dict[str, Tensor]:
+    """8-bit images away from their labels, and which the attacked model still gets right.
+
+    Whatever the precision of the attack, it is judged in float32.
+    """
     images, right = [], []
     for batch, label in zip(batches(x), labels.split(BATCH), strict=True):
-        images.append(to_levels(attack.perturb(batch, label)))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            images.append(to_levels(attack.perturb(batch, label)))
         with torch.no_grad():
             scores = attack.forward_func(images[-1].float() / 255)
         right.append(scores.argmax(dim=1) == label)
@@ -485,7 +491,9 @@ def moved_maps(
     if method.defended is not None:
         scores = DefendedModel(model, method.defended.transforms)
     found = []
-    for batch, region in zip(batches(x), (1 - inside).split(BATCH), strict=True):
+    # Second derivatives of all transformed images at once would not fit into memory.
+    few = max(1, BATCH // 8)
+    for batch, region in zip((x.float() / 255).split(few), (1 - inside).split(few), strict=True):
         attack = ExplanationAttack(
             method.movable,
             epsilon,
