@@ -114,7 +114,7 @@ def test_images_without_boxes_are_attacked_and_shown_too(tmp_path: Path) -> None
     attacks = build_attacks(model, ["fgsm"], [64])
     run = compare(model, Unboxed(3), ["saliency"], attacks, out=tmp_path / "a", progress=False)
     page = Page(run.to_html(tmp_path / "report.html"))
-    assert [row[0] for row in page.rows].count("fgsm 64/255") == 2  # results, attacks
+    assert [row[0] for row in page.rows].count("fgsm 64/255") == 3  # results, attacks, stability
     assert "Error %" not in [row[0] for row in page.rows]
     assert len([tag for tag, _ in page.elements if tag == "img"]) == 3 * (2 + 3)
     assert run.attack_table().loc[0, "n"] == 3
