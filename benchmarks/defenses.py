@@ -493,7 +493,7 @@ def moved_maps(
     found = []
     # Second derivatives of all transformed images at once would not fit into memory.
     few = max(1, BATCH // 8)
-    for batch, region in zip((x.float() / 255).split(few), (1 - inside).split(few), strict=True):
+    for batch, region in zip((x.float() / 255).split(few), inside.split(few), strict=True):
         attack = ExplanationAttack(
             method.movable,
             epsilon,
