@@ -466,7 +466,7 @@ def run_moved(data: Path, out: Path, names: list[str] | None, limit: int) -> Non
     images, _, known = load_data(data)
     x, boxes = images[:limit], known.boxes[:limit]
     methods = methods_of(model)
-    inside = torch.stack([boxes_to_mask(b[None], (SIZE, SIZE)).amax(dim=0) for b in boxes]).float()
+    inside = torch.stack([boxes_to_mask(b, (SIZE, SIZE)) for b in boxes]).float()
     for strength, name in itertools.product(ADAPTIVE_STRENGTHS, names or methods):
         method = methods[name]
         if method.movable is None:
