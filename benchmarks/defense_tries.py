@@ -48,14 +48,18 @@ from captum_robust.defenses import (
 )
 from captum_robust.models import Classifier, load_classifier
 
+TUNED = 160
+"""Clean images whose halves the thresholds are tuned on."""
+
 
 def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
     """One line a try: its error on the first images, clean and attacked at 2 and 8/255."""
     model = frozen()
     images, labels, known = load_data(data)
-    x, y, boxes, half = images[:limit], labels[:limit], known.boxes[:limit], known.half[:limit]
+    x, y = images[:limit], labels[:limit]
+    clean = images[: max(TUNED, limit)]
     transforms = default_transforms()
-    shown = {"clean": x} | {
+    shown = {"clean": clean} | {
         f"{s}/255": first_of(
             file_of(out, "images", f"adaptive pgd {s}"),
             limit,
@@ -72,17 +76,17 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
     def line(name: str, maps: Maps, seen: dict[str, Tensor]) -> None:
         ious = {
             c: kept(
-                file_of(out, "tries", f"{limit} {name} {c}"),
-                lambda v=v: measured(Method(maps), model, v, boxes),
+                file_of(out, "tries", f"{limit} {name}, {c}"),
+                lambda v=v: measured(Method(maps), model, v, known.boxes),
             )["ious"]
             for c, v in seen.items()
         }
-        errors = [two_fold(ious["clean"], ious[c], half) for c in seen]
+        errors = [two_fold(ious["clean"], ious[c][:limit], known.half) for c in seen]
         print(f"{name:44s}", *(interval(e) for e in errors), flush=True)
 
     print(f"n={limit}; error clean, and under PGD through the transforms at 2 and at 8/255")
     grad_cam = methods_of(model)["grad_cam"].maps
-    bare = {c: load_file(file_of(out, "images", c))["x"][:limit] for c in CHOSEN_ON}
+    bare = {c: load_file(file_of(out, "images", c))["x"][: len(clean)] for c in CHOSEN_ON}
     line("grad_cam (PGD on the bare model)", grad_cam, bare)
     line("defended", of(Defended(RobustCAM(model, model.cam_layer), transforms)), shown)
     for k in (20, 100):
@@ -98,7 +102,7 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
     line("no class: energy of the last features", energy(model, transforms), shown)
     line("no class: energy of block 10", energy(model, transforms, "blocks.10"), shown)
     noisy = [GaussianNoise(0.2, seed=s) for s in range(5)]
-    redrawn = {"clean": x} | {
+    redrawn = {"clean": clean} | {
         f"{s}/255": first_of(
             file_of(out, "images", f"redrawn pgd {s}"),
             limit,
@@ -123,7 +127,7 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
             pgd = bare_pgd(tuned, strength)
             return adaptive_attack(pgd, used, transforms_per_eval=1) if used else pgd
 
-        seen = {"clean": x} | {
+        seen = {"clean": clean} | {
             f"{s}/255": first_of(
                 file_of(out, "images", f"tuned {name} pgd {s}"),
                 limit,
@@ -134,7 +138,11 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
         cam = RobustCAM(tuned, tuned.cam_layer)
         with torch.no_grad():
             right = [
-                torch.cat([tuned(b).argmax(dim=1) for b in batches(v)]).eq(y).float().mean().item()
+                torch.cat([tuned(b).argmax(dim=1) for b in batches(v[:limit])])
+                .eq(y)
+                .float()
+                .mean()
+                .item()
                 for v in seen.values()
             ]
         line(f"fine-tuned trunk, {name}", of(Defended(cam, used) if used else cam), seen)

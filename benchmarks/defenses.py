@@ -269,11 +269,15 @@ def ious_of(maps: Tensor, boxes: list[Tensor]) -> Tensor:
 
 
 def two_fold(tuned_on: Tensor, ious: Tensor, half: Tensor) -> Tensor:
-    """N failures, at the threshold that is best on the other half of ``tuned_on``."""
+    """Failures of the first images, at the thresholds that are best on other halves of ``tuned_on``.
+
+    Both are of the first images; of ``tuned_on`` there may be more.
+    """
     failures = torch.zeros(len(ious))
     for side in (0, 1):
-        best = (tuned_on[half != side] <= 0.5).float().mean(dim=0).argmin()
-        failures[half == side] = (ious[half == side][:, best] <= 0.5).float()
+        tuned, reported = half[: len(tuned_on)] != side, half[: len(ious)] == side
+        best = (tuned_on[tuned] <= 0.5).float().mean(dim=0).argmin()
+        failures[reported] = (ious[reported][:, best] <= 0.5).float()
     return failures
 
 
@@ -539,17 +543,15 @@ def print_table(data: Path, out: Path) -> None:
     for (name, condition), row in rows.items():
         ious = row["ious"]
         n = len(ious)
-        clean = rows[name, "clean"]["ious"]
-        m = min(n, len(clean))
-        failures = two_fold(clean[:m], ious[:m], known.half[:m])
-        plain = two_fold(baseline["clean"], baseline["clean"], known.half)[:m]
-        line = f"{name:20s} {condition:24s} n={m:<4d} {interval(failures)}"
+        failures = two_fold(rows[name, "clean"]["ious"], ious, known.half)
+        plain = two_fold(baseline["clean"], baseline["clean"][:n], known.half)
+        line = f"{name:20s} {condition:24s} n={n:<4d} {interval(failures)}"
         against = condition.replace("adaptive ", "").replace("explanation attack", "pgd")
         if condition == "clean" and name != "grad_cam":
             found = bootstrap_difference(failures, plain)
             line += f"  {found.mean:+.4f} [{found.low:+.3f}, {found.high:+.3f}]"
         elif condition != "clean" and (name != "grad_cam" or against != condition):
-            attacked = two_fold(baseline["clean"], baseline[against], known.half)[:m]
+            attacked = two_fold(baseline["clean"], baseline[against][:n], known.half)
             line += f"  {gap(failures, attacked, plain)}"
         print(line)
     for name, box in (("centre box", center_box), ("whole image", whole_image_box)):
