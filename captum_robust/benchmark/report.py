@@ -507,14 +507,14 @@ def _error_charts(comparison: Comparison) -> list[dict[str, Any]]:
             numbers = one[["epsilon", "error", "error_low", "error_high"]].to_numpy(float).tolist()
             # Beside each other, so that no dot and no interval lies on another.
             beside = (i - (len(drawn) - 1) / 2) * _BESIDE
-            points = [(epsilon / largest + beside, *shares) for epsilon, *shares in numbers]
+            points = [(_inset(e / largest) + beside, *shares) for e, *shares in numbers]
             style = styles[method]
             line = {"name": method, "style": style, "points": points, "plain": style.fixed}
             lines.append(line | {"width": 1.3 if style.baseline else 2})
             said = [f"{100 * y:.1f} at {255 * e:g}" for e, y, _, _ in numbers]
             described.append(f"{method}: {', '.join(said)}")
         if lines:
-            ticks = _strength_ticks(largest)
+            ticks = [(_inset(x), label) for x, label in _strength_ticks(largest)]
             charts.append(
                 {
                     "title": name,
@@ -561,6 +561,11 @@ def _robust_chart(series: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
         "described": "; ".join(described),
         "ticks": _strength_ticks(largest),
     }
+
+
+def _inset(x: float) -> float:
+    """Away from the ends of a chart, where points stand beside each other."""
+    return 0.05 + 0.9 * x
 
 
 def _strength_ticks(largest: float) -> list[tuple[float, str]]:
