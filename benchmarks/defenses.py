@@ -269,7 +269,7 @@ def ious_of(maps: Tensor, boxes: list[Tensor]) -> Tensor:
 
 
 def two_fold(tuned_on: Tensor, ious: Tensor, half: Tensor) -> Tensor:
-    """Failures of the first images, at the thresholds that are best on other halves of ``tuned_on``.
+    """Failures of the first images, at the threshold best for the other half of ``tuned_on``.
 
     Both are of the first images; of ``tuned_on`` there may be more.
     """
