@@ -382,12 +382,18 @@ def gap(ours: Tensor, attacked: Tensor, clean: Tensor) -> str:
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
-def run_methods(data: Path, out: Path, names: list[str] | None, limit: int | None) -> None:
+def run_methods(
+    data: Path,
+    out: Path,
+    names: list[str] | None,
+    conditions: list[str] | None,
+    limit: int | None,
+) -> None:
     """Boxes of every method on every condition."""
     model = frozen()
     _, _, known = load_data(data)
     methods = methods_of(model)
-    for condition, name in itertools.product(CONDITIONS, names or methods):
+    for condition, name in itertools.product(conditions or CONDITIONS, names or methods):
         file = file_of(out, "images", condition)
         if not file.exists():
             print(f"no images of {condition!r}", file=sys.stderr)
@@ -630,6 +636,7 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path, help="DATA OUT, or OUT")
     parser.add_argument("--universal", type=Path, help="file of a universal perturbation")
     parser.add_argument("--methods", help="names, separated by commas")
+    parser.add_argument("--conditions", help=f"of {', '.join(CONDITIONS)}, separated by commas")
     parser.add_argument("--limit", type=int, help="only the first so many images")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -638,6 +645,7 @@ def main() -> None:
         parser.error(f"{arguments.stage}: expected {'OUT' if needs == 1 else 'DATA OUT'}")
     data, out = arguments.paths[0], arguments.paths[-1]
     names = arguments.methods.split(",") if arguments.methods else None
+    conditions = arguments.conditions.split(",") if arguments.conditions else None
     if arguments.stage == "images":
         attack_images(data, out, arguments.universal)
     elif arguments.stage == "features":
@@ -645,7 +653,7 @@ def main() -> None:
     elif arguments.stage == "choose":
         choose(data, out)
     elif arguments.stage == "methods":
-        run_methods(data, out, names, arguments.limit)
+        run_methods(data, out, names, conditions, arguments.limit)
     elif arguments.stage == "adaptive":
         run_adaptive(data, out, names, arguments.limit or 100)
     elif arguments.stage == "moved":
