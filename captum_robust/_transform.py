@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -122,7 +123,7 @@ class FunctionTransform(Transform):
     """A function of images as a transform; it may not move pixels, nor change the size.
 
     Raises:
-        TypeError: no function.
+        TypeError: no function, a class, or a function that does not take one argument.
         ValueError: it draws, or changes the size of an image 3×64×64.
     """
 
@@ -135,6 +136,13 @@ class FunctionTransform(Transform):
             raise TypeError(
                 f"transforms: expected a Transform or a function, got {type(function).__name__}"
             )
+        if isinstance(function, type):
+            raise TypeError(
+                f"transforms: expected a Transform or a function, got the class {function.__name__}"
+            )
+        if not _takes_one(function):
+            name = getattr(function, "__name__", repr(function))
+            raise TypeError(f"transforms: expected a function of images, {name} is not one")
         self.function = function
         image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -160,6 +168,17 @@ class FunctionTransform(Transform):
         return self.function(x.clone())
 
 
+def _takes_one(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with images alone, as far as it says."""
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # some functions written in C do not say
+        return True
+    return True
+
+
 def as_transforms(transforms: Any) -> tuple[Transform, ...]:
     """One transform, or a sequence of transforms and functions, as a tuple.
 
@@ -168,8 +187,8 @@ def as_transforms(transforms: Any) -> tuple[Transform, ...]:
         ValueError: none; a function that :class:`FunctionTransform` refuses; a transform that draws
             without a seed, or one that moves pixels without ``align``.
     """
-    is_one = isinstance(transforms, Transform) or callable(transforms)
-    listed = [transforms] if is_one else list(transforms)
+    is_several = isinstance(transforms, Iterable) and not callable(transforms)
+    listed = list(transforms) if is_several else [transforms]
     if not listed:
         raise ValueError("transforms: expected at least one")
     found = tuple(t if isinstance(t, Transform) else FunctionTransform(t) for t in listed)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from captum_robust._captum import TargetType, select_targets
 from captum_robust._targets import ClassScores
+from captum_robust.optim import as_number
 
 Ranking = Callable[[Tensor], Tensor]
 """Class scores N×K -> numbers N×K, of which the largest are the top classes."""
@@ -22,7 +23,7 @@ def class_weights(k: int | None, weights: str | Sequence[float]) -> list[float]:
         if weights != "exponential":
             raise ValueError(f"weights: expected 'exponential' or numbers, got {weights!r}")
         return [2.0**-i for i in range(1, (5 if k is None else k) + 1)]
-    ladder = [float(w) for w in weights]
+    ladder = [as_number(w) for w in weights] if isinstance(weights, Iterable) else []
     if not ladder or not all(math.isfinite(w) for w in ladder):
         raise ValueError(f"weights: expected at least one finite number, got {weights!r}")
     if k is not None and k != len(ladder):
@@ -47,7 +48,12 @@ def top_classes(
     k = min(k, scores.shape[1])
     ranked = scores.detach()
     if ranking is not None:
+        if not callable(ranking):
+            raise TypeError(f"ranking: expected a function, got {type(ranking).__name__}")
         ranked = ranking(ranked)
+        if not isinstance(ranked, Tensor) or ranked.shape != scores.shape:
+            got = tuple(ranked.shape) if isinstance(ranked, Tensor) else type(ranked).__name__
+            raise ValueError(f"ranking: expected numbers {tuple(scores.shape)}, got {got}")
     if first is None:
         classes = ranked.topk(k, dim=1).indices
     else:

@@ -12,6 +12,7 @@ from captum.attr import (
     IntegratedGradients,
     LayerActivation,
     LayerGradCam,
+    LayerIntegratedGradients,
     NeuronGradient,
     NoiseTunnel,
     Occlusion,
@@ -229,6 +230,74 @@ def test_a_pixel_counts_in_the_crops_that_show_it_only() -> None:
     torch.testing.assert_close(median, x)
 
 
+class Forked(nn.Module):
+    """A layer of two outputs, and two inputs that are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fork = nn.ModuleDict({"a": nn.Conv2d(3, 4, 3), "b": nn.Conv2d(3, 5, 5)})
+        self.layer = Fork(self.fork["a"], self.fork["b"])
+        self.head = nn.Linear(9, 3)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        maps = self.layer(x if y is None else x + y)
+        return self.head(torch.cat([m.square().mean(dim=(2, 3)) for m in maps], dim=1))
+
+
+class Fork(nn.Module):
+    def __init__(self, *ways: nn.Module) -> None:
+        super().__init__()
+        self.ways = nn.ModuleList(ways)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(way(x) for way in self.ways)
+
+
+@pytest.mark.parametrize("combine", ["mean", "median"])
+def test_all_maps_of_a_layer_with_several_outputs_move_back(x: Tensor, combine: str) -> None:
+    net = Forked()
+    attribution = LayerGradCam(net, net.layer)
+    result = Defended(attribution, HorizontalFlip(), combine).attribute(x, 1)
+    mirrored = attribution.attribute(x.flip(-1), 1)
+    assert isinstance(result, tuple)
+    torch.testing.assert_close(result, tuple(m.flip(-1) for m in mirrored))
+
+
+@pytest.mark.parametrize("combine", ["mean", "normalized_mean", "median"])
+def test_the_convergence_delta_of_a_layer_is_none_of_its_maps(x: Tensor, combine: str) -> None:
+    net = Forked()
+    options: dict[str, Any] = {"n_steps": 3, "return_convergence_delta": True}
+    for layer, inputs in ((net.fork["a"], (x, 0.5 * x)), (net.layer, x)):
+        attribution = LayerIntegratedGradients(net, layer)
+        result, delta = Defended(attribution, [HorizontalFlip()] * 2, combine).attribute(
+            inputs, 1, **options
+        )
+        mirrored = tuple(i.flip(-1) for i in inputs) if isinstance(inputs, tuple) else x.flip(-1)
+        maps, expected = attribution.attribute(mirrored, target=1, **options)
+        torch.testing.assert_close(delta.double(), expected.double())
+        assert isinstance(result, tuple) == isinstance(maps, tuple)
+        if combine != "normalized_mean":
+            pairs = zip(result, maps, strict=True) if isinstance(maps, tuple) else [(result, maps)]
+            for ours, theirs in pairs:
+                torch.testing.assert_close(ours, theirs.flip(-1).to(ours))
+
+
+def test_a_noise_tunnel_around_a_neuron_takes_no_target(net: Net, x: Tensor) -> None:
+    tunnel = NoiseTunnel(NeuronGradient(net, net.relu))
+    options: dict[str, Any] = {"neuron_selector": (0, 1, 1), "nt_samples": 2, "stdevs": 0.0}
+    expected = tunnel.attribute(x, **options)
+    torch.testing.assert_close(Defended(tunnel, Identity()).attribute(x, **options), expected)
+    with pytest.raises(ValueError, match="takes no target"):
+        TopClasses(tunnel)
+
+
+def test_inputs_of_a_tuple_have_as_many_samples(x: Tensor) -> None:
+    defended = Defended(IntegratedGradients(Forked()), [Identity(), Identity()])
+    with pytest.raises(ValueError, match="inputs: batches of 2 and 1 samples"):
+        defended.attribute((x, x[:1]), 1)
+
+
 def test_a_layers_map_keeps_its_resolution_where_the_image_is_resized(net: Net, x: Tensor) -> None:
     for transforms in ([Resize(scale=2, restore=False)], [Resize(scale=0.5, restore=False)]):
         result = Defended(LayerGradCam(net, net.relu), transforms).attribute(x, 1)
@@ -320,11 +389,15 @@ class Lost(Smaller):
         ({"combine": "max"}, ValueError, "combine: expected one of .*'mean'.*got 'max'"),
         ({"transforms": []}, ValueError, "transforms: expected at least one"),
         ({"transforms": ["jpeg"]}, TypeError, "transforms: expected a Transform or a function"),
+        ({"transforms": None}, TypeError, "expected a Transform or a function, got NoneType"),
+        ({"transforms": [JPEG]}, TypeError, "got the class JPEG"),
+        ({"transforms": default_transforms}, TypeError, "default_transforms is not one"),
         ({"transforms": GaussianNoise(0.1, seed=None)}, ValueError, "give it a seed"),
         ({"transforms": lambda x: x[..., ::2]}, ValueError, "does not say how maps get back"),
         ({"transforms": torch.rand_like}, ValueError, "another result each time"),
         ({"transforms": Lost()}, ValueError, r"Lost.*align\(\)"),
         ({"transforms_per_eval": 0}, ValueError, "transforms_per_eval: expected a whole number"),
+        ({"transforms_per_eval": True}, ValueError, "transforms_per_eval: .* got True"),
     ],
 )
 def test_what_does_not_fit_is_refused_when_it_is_made(
@@ -418,6 +491,8 @@ def test_convergence_deltas_are_summed_as_the_maps_are(x: Tensor) -> None:
         ({"k": 0}, ValueError, "k: expected a whole number from 1, got 0"),
         ({"weights": "linear"}, ValueError, "weights: expected 'exponential'"),
         ({"weights": [1.0, 2.0], "k": 3}, ValueError, "weights: expected k=3"),
+        ({"weights": ["half"]}, ValueError, "weights: expected at least one finite number"),
+        ({"weights": 3}, ValueError, "weights: expected at least one finite number, got 3"),
     ],
 )
 def test_top_classes_refuse_what_does_not_fit(
@@ -425,6 +500,14 @@ def test_top_classes_refuse_what_does_not_fit(
 ) -> None:
     with pytest.raises(error, match=message):
         TopClasses(**{"attribution": Saliency(pixels)} | arguments)
+
+
+def test_a_ranking_that_does_not_rank_is_refused(net: Net, x: Tensor) -> None:
+    for attribution in (TopClasses(Saliency(net)), RobustCAM(net, net.relu)):
+        with pytest.raises(ValueError, match=r"ranking: expected numbers \(2, 6\), got \(2, 1\)"):
+            attribution.attribute(x, ranking=lambda scores: scores[:, :1])
+        with pytest.raises(TypeError, match="ranking: expected a function, got int"):
+            attribution.attribute(x, ranking=5)  # type: ignore[arg-type]
 
 
 def test_top_classes_refuse_an_attribution_without_classes(net: Net) -> None:

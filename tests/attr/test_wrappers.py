@@ -461,8 +461,8 @@ def test_the_guide_is_raised_to_the_power() -> None:
     torch.testing.assert_close(result, expected)
 
 
-@pytest.mark.parametrize("power", [0, -1, float("nan"), float("inf")])
-def test_the_power_is_a_positive_number(power: float) -> None:
+@pytest.mark.parametrize("power", [0, -1, float("nan"), float("inf"), "two"])
+def test_the_power_is_a_positive_number(power: Any) -> None:
     with pytest.raises(ValueError, match="power"):
         Guided(Fixed(X), power=power)
 
@@ -531,8 +531,10 @@ def test_white_stays_white_at_every_scale() -> None:
     MultiScale(method, (0.7,)).attribute(white, bounds=(0, 1), max_iterations=1)
 
 
-@pytest.mark.parametrize("scales", [(), (0,), (1, -1), (float("nan"),), (float("inf"),)])
-def test_scales_are_positive_numbers(scales: tuple[float, ...]) -> None:
+@pytest.mark.parametrize(
+    "scales", [(), (0,), (1, -1), (float("nan"),), (float("inf"),), 2.0, ["x"]]
+)
+def test_scales_are_positive_numbers(scales: Any) -> None:
     with pytest.raises(ValueError, match="scales"):
         MultiScale(InputXGradient(Means()), scales)
 

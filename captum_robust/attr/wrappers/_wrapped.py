@@ -66,7 +66,8 @@ def needs_target(attribution: Attribution) -> bool:
 
 def takes_target(attribution: Attribution) -> bool:
     """Whether ``attribute`` takes a target: that of a neuron or of an activation does not."""
-    parameters = inspect.signature(attribution.attribute).parameters
+    # Wrappers pass on what comes; NoiseTunnel to a neuron's too, which takes no target.
+    parameters = inspect.signature(innermost(attribution).attribute).parameters
     return "target" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
@@ -116,9 +117,17 @@ def as_tuple(result: Any) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def without_details(result: Any, is_inputs_tuple: bool) -> tuple[tuple[Any, ...], Any]:
+def without_details(
+    result: Any, attribution: Attribution, is_inputs_tuple: bool, arguments: dict[str, Any]
+) -> tuple[tuple[Any, ...], Any]:
     """The attributions, and what came behind them: (attributions, something) is a tuple too."""
-    if isinstance(result, tuple) and isinstance(result[0], tuple) == is_inputs_tuple:
+    # A layer has a tuple of its own, whatever the inputs are.
+    is_of_two = (
+        bool(arguments.get("return_convergence_delta"))
+        if is_of_layer(attribution)
+        else not is_inputs_tuple
+    )
+    if isinstance(result, tuple) and (isinstance(result[0], tuple) or is_of_two):
         return as_tuple(result[0]), result[1:]
     return as_tuple(result), ()
 

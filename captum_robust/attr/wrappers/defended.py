@@ -92,7 +92,9 @@ class Defended(Wrapper):
         if combine not in COMBINATIONS:
             raise ValueError(f"combine: expected one of {COMBINATIONS}, got {combine!r}")
         if transforms_per_eval is not None and (
-            not isinstance(transforms_per_eval, int) or transforms_per_eval < 1
+            not isinstance(transforms_per_eval, int)
+            or isinstance(transforms_per_eval, bool)
+            or transforms_per_eval < 1
         ):
             raise ValueError(
                 "transforms_per_eval: expected a whole number from 1, or None, got "
@@ -252,6 +254,10 @@ class Defended(Wrapper):
             else:
                 images = tuple(transform(x.detach().clone()) for x in inputs)
             for x, image in zip(inputs, images, strict=True):
+                if len(image) != len(inputs[0]):
+                    raise ValueError(
+                        f"inputs: batches of {len(inputs[0])} and {len(image)} samples"
+                    )
                 if not transform.moves_pixels and image.shape != x.shape:
                     raise ValueError(
                         f"transforms: {transform!r} makes {tuple(image.shape)} of "
@@ -312,7 +318,7 @@ class Defended(Wrapper):
                 result = self.attribution.differentiable(whole, **passed)
             else:
                 result = over_tensors(Tensor.detach, run(self.attribution, whole, passed))
-            parts, rest = without_details(result, is_inputs_tuple)
+            parts, rest = without_details(result, self.attribution, is_inputs_tuple, passed)
             for each in (each for part in parts for each in torch.split(part, n)):
                 check_finite(each, "attribution")
         except ValueError:

@@ -32,6 +32,7 @@ from captum_robust.attr.wrappers._wrapped import (
     shapes,
     without_details,
 )
+from captum_robust.optim import as_number
 
 _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
@@ -80,7 +81,7 @@ class Guided(Wrapper):
                 raise ValueError(f"guide: expected 'gradient' or an Attribution, got {guide!r}")
             guide = Saliency(attribution.forward_func)
         check_attribution(guide, "guide", "'gradient' or an Attribution")
-        if not (power > 0 and math.isfinite(power)):
+        if not 0 < as_number(power) < math.inf:
             raise ValueError(f"power: expected a positive number, got {power!r}")
         self.guide = guide
         self.power = power
@@ -134,7 +135,9 @@ class Guided(Wrapper):
             shared = {"target": target, "additional_forward_args": additional_forward_args}
             shared = {name: value for name, value in shared.items() if value is not None}
             result = run(self.attribution, inputs, shared | arguments)
-            attributions, rest = without_details(result, is_inputs_tuple)
+            attributions, rest = without_details(
+                result, self.attribution, is_inputs_tuple, arguments
+            )
             _check_shapes(attributions, inputs_tuple)
             guides = _one_each(as_tuple(run(self.guide, inputs, shared | of_guide)), inputs_tuple)
             try:

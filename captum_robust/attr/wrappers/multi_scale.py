@@ -29,6 +29,7 @@ from captum_robust.attr.wrappers._wrapped import (
     scores_of,
     takes_target,
 )
+from captum_robust.optim import as_number
 
 
 class MultiScale(Wrapper):
@@ -56,7 +57,8 @@ class MultiScale(Wrapper):
 
     def __init__(self, attribution: Attribution, scales: Sequence[float] = (1, 12 / 7)) -> None:
         super().__init__(attribution)
-        if not scales or not all(s > 0 and math.isfinite(s) for s in scales):
+        is_several = isinstance(scales, Sequence) and len(scales) > 0
+        if not is_several or not all(0 < as_number(s) < math.inf for s in scales):
             raise ValueError(f"scales: expected positive numbers, at least one, got {scales!r}")
         self.scales = tuple(scales)
 
