@@ -114,7 +114,8 @@ def robust(
     from torch.utils.data import Subset
 
     from captum_robust._random import seeded
-    from captum_robust.defenses import adversarial_training
+    from captum_robust.defenses import InnerAttack, adversarial_training
+    from captum_robust.defenses.adversarial_training import METHODS
     from captum_robust.models import load_classifier, save_classifier
     from captum_robust.training import (
         Augmented,
@@ -122,9 +123,14 @@ def robust(
         TrainingSettings,
         held_out_split,
     )
+    from captum_robust.training.loop import training_device
 
+    # Before the images are read, which may take long.
     if not 0 < epsilon <= 255:
         raise ValueError(f"epsilon: expected levels above 0, at most 255, got {epsilon:g}")
+    InnerAttack(epsilon / 255, steps)
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
     settings = TrainingSettings(
         epochs=epochs,
         batch_size=batch_size,
@@ -137,6 +143,7 @@ def robust(
         workers=workers,
         device=device,
     )
+    training_device(settings)
     dataset = _open(kind, images, out)
     names = list(dataset.class_names or [])
     if len(names) < 2:
