@@ -48,7 +48,7 @@ from captum_robust.defenses import (
 )
 from captum_robust.models import Classifier, load_classifier
 
-TUNED = 160
+TUNED = 96
 """Clean images whose halves the thresholds are tuned on."""
 
 
@@ -89,18 +89,11 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
     bare = {c: load_file(file_of(out, "images", c))["x"][: len(clean)] for c in CHOSEN_ON}
     line("grad_cam (PGD on the bare model)", grad_cam, bare)
     line("defended", of(Defended(RobustCAM(model, model.cam_layer), transforms)), shown)
-    for k in (20, 100):
-        line(
-            f"top {k} classes alike",
-            of(Defended(RobustCAM(model, model.cam_layer), transforms), weights=[1.0] * k),
-            shown,
-        )
-    for block in (14, 10):
-        layer = model.module.get_submodule(f"blocks.{block}")
-        cam = RobustCAM(model, layer, base="gradcam")
-        line(f"map of block {block}", of(Defended(cam, transforms)), shown)
+    cam = RobustCAM(model, model.cam_layer)
+    line("top 20 classes alike", of(Defended(cam, transforms), weights=[1.0] * 20), shown)
+    early = RobustCAM(model, model.module.get_submodule("blocks.10"), base="gradcam")
+    line("map of block 10", of(Defended(early, transforms)), shown)
     line("no class: energy of the last features", energy(model, transforms), shown)
-    line("no class: energy of block 10", energy(model, transforms, "blocks.10"), shown)
     noisy = [GaussianNoise(0.2, seed=s) for s in range(5)]
     redrawn = {"clean": clean} | {
         f"{s}/255": first_of(
@@ -116,7 +109,6 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
         )["x"]
         for s in ADAPTIVE_STRENGTHS
     }
-    cam = RobustCAM(model, model.cam_layer)
     line("noise .2, five draws that nobody knows", of(Defended(cam, noisy)), redrawn)
     if trunk is None:
         return
@@ -155,7 +147,7 @@ def energy(model: Classifier, transforms: tuple[Transform, ...], layer: str | No
 
     def maps(x: Tensor) -> Tensor:
         found: list[Tensor] = []
-        handle = module.register_forward_hook(lambda *a: found.append(a[2]))
+        handle = model.cam_layer.register_forward_hook(lambda *a: found.append(a[2]))
         with torch.no_grad():
             for t in transforms:
                 model(t(x))
