@@ -141,9 +141,8 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
         print("  accuracy of the bare trunk on these", *(f"{r:.3f}" for r in right))
 
 
-def energy(model: Classifier, transforms: tuple[Transform, ...], layer: str | None = None) -> Maps:
+def energy(model: Classifier, transforms: tuple[Transform, ...]) -> Maps:
     """The mean square of the features over channels and transforms, without any class."""
-    module = model.cam_layer if layer is None else model.module.get_submodule(layer)
 
     def maps(x: Tensor) -> Tensor:
         found: list[Tensor] = []
