@@ -158,7 +158,8 @@ def grad_cams(model: Classifier, x: Tensor, labels: Tensor) -> Tensor:
 
 def gradient_maps(model: Classifier, x: Tensor, labels: Tensor) -> Tensor:
     """Return the largest absolute gradient over the channels, blurred, N×H×W."""
-    found = Saliency(model).attribute(x, labels, abs=True).amax(dim=1, keepdim=True)
+    images = x.clone().requires_grad_()
+    found = Saliency(model).attribute(images, labels, abs=True).amax(dim=1, keepdim=True)
     return GaussianBlur(2 * round(3 * BLUR) + 1, BLUR)(found)[:, 0]
 
 
