@@ -122,6 +122,14 @@ def compare(
     epsilon: Annotated[str | None, typer.Option(help=f"{_EPSILON_HELP} 8 by default.")] = None,
     steps: Steps = 10,
     universal: Universal = None,
+    all_steps: Annotated[
+        bool,
+        typer.Option(
+            "--all-steps",
+            help="pgd: go on with images that are fooled. Else their change is often much smaller "
+            "than the strength allows, and so is what it does to the maps.",
+        ),
+    ] = False,
     adaptive: Annotated[
         bool,
         typer.Option(
@@ -147,8 +155,9 @@ def compare(
     from captum_robust.benchmark.attacks import COMPARED_EPSILONS
     from captum_robust.benchmark.methods import FIXED_BOXES
 
-    if attack is None and (epsilon is not None or universal is not None or adaptive):
-        option = "--universal" if universal is not None else "--adaptive"
+    if attack is None and (epsilon is not None or universal is not None or adaptive or all_steps):
+        option = "--adaptive" if adaptive else "--all-steps"
+        option = option if universal is None else "--universal"
         option = option if epsilon is None else "--epsilon"
         raise ValueError(f"{option} is for attacks: give --attack too, such as --attack pgd")
     chosen = _names(methods)
@@ -157,7 +166,7 @@ def compare(
     given = {"split": split, "boxes": boxes, "masks": masks, "images": images}
     dataset = _open(kind, path, {k: v for k, v in given.items() if v is not None})
     classifier = _load_model(model, weights, device, layer)
-    options = AttackOptions(steps, seed, universal)
+    options = AttackOptions(steps, seed, universal, all_steps)
     result = run(
         classifier,
         dataset,

@@ -38,6 +38,8 @@ class AttackOptions:
     seed: int = 0
     universal: Path | None = None
     """File of a universal perturbation."""
+    all_steps: bool = False
+    """Of PGD: go on with images that are fooled, as far as the strength allows."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ ATTACKS: dict[str, NamedAttack] = {
     ),
     "pgd": NamedAttack(
         lambda model, epsilon, options: PGD(
-            model, epsilon or 0.0, steps=options.steps, seed=options.seed
+            model,
+            epsilon or 0.0,
+            steps=options.steps,
+            early_stop=not options.all_steps,
+            seed=options.seed,
         ),
         "projected gradient descent, several small steps",
     ),

@@ -298,8 +298,8 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
         IntegratedGradients(m), n_steps=INTEGRATED_GRADIENTS_STEPS, internal_batch_size=32
     ),
     "top_classes_ig": lambda m: from_attribution(
-        TopClasses(IntegratedGradients(m)),
-        n_steps=INTEGRATED_GRADIENTS_STEPS,
+        TopClasses(IntegratedGradients(m), 3),
+        n_steps=INTEGRATED_GRADIENTS_STEPS // 2,
         internal_batch_size=32,
     ),
     "occlusion": _occlusion,

@@ -59,6 +59,9 @@ def test_strengths_are_levels_of_an_8_bit_image(model: Classifier) -> None:
         *("least_likely 1/255", "least_likely 8/255"),
     ]
     assert built["pgd 8/255"].epsilon == 8 / 255
+    assert built["pgd 8/255"].early_stop
+    whole = build_attacks(model, ["pgd"], [8], AttackOptions(all_steps=True))
+    assert not whole["pgd 8/255"].early_stop
     assert built["pgd 8/255"].steps == built["least_likely 1/255"].steps == 3
     assert build_attacks(model, ["pgd"], [1], AttackOptions(seed=7))["pgd 1/255"].seed == 7
 
