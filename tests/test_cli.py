@@ -222,6 +222,8 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (["compare", "samples", "--attack", ","], "attack: expected at least one"),
     (["compare", "samples", "--epsilon", "1"], "--epsilon is for attacks: give --attack too"),
+    (["compare", "samples", "--adaptive"], "--adaptive is for attacks: give --attack too"),
+    (["compare", "samples", "--all-steps"], "--all-steps is for attacks: give --attack too"),
     (["compare", "samples", "--attack", "pgd", "--epsilon", "-1"], "numbers from 0 to 255"),
     (["compare", "samples", "--attack", "pgd", "--epsilon", "256"], "numbers from 0 to 255"),
     (["compare", "samples", "--attack", "pgd", "--epsilon", "1,x"], "separated by commas, got 'x'"),
