@@ -220,4 +220,6 @@ def resized_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps N×c×h×w at another resolution: enlarged bilinearly, or averaged where made smaller."""
     if tuple(maps.shape[2:]) == size:
         return maps
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False, antialias=True)
+    full = maps.float() if maps.dtype.itemsize < 4 else maps  # the CPU cannot smooth bfloat16
+    resized = F.interpolate(full, size, mode="bilinear", align_corners=False, antialias=True)
+    return resized.to(maps.dtype)

@@ -7,6 +7,7 @@ import torch
 from captum.attr import (
     Attribution,
     DeepLift,
+    FeatureAblation,
     GuidedGradCam,
     InputXGradient,
     IntegratedGradients,
@@ -298,6 +299,19 @@ def test_inputs_of_a_tuple_have_as_many_samples(x: Tensor) -> None:
         defended.attribute((x, x[:1]), 1)
 
 
+@pytest.mark.parametrize("combine", ["mean", "normalized_mean", "median"])
+def test_maps_in_half_precision_are_moved_back(x: Tensor, combine: str) -> None:
+    moving = [CropAndRescale(0.5), Resize(scale=0.5, restore=False), HorizontalFlip()]
+    half, full = Net().eval().bfloat16(), Net().eval()
+    x = x.bfloat16()
+    result = Defended(RobustCAM(half, half.relu), moving, combine).attribute(x, 1, k=1)
+    expected = Defended(RobustCAM(full, full.relu), moving, combine).attribute(x.float(), 1, k=1)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.float(), expected, rtol=0, atol=0.05)
+    aligned, _ = moving[0].align(x, (20, 30))
+    assert aligned.dtype == torch.bfloat16
+
+
 def test_a_layers_map_keeps_its_resolution_where_the_image_is_resized(net: Net, x: Tensor) -> None:
     for transforms in ([Resize(scale=2, restore=False)], [Resize(scale=0.5, restore=False)]):
         result = Defended(LayerGradCam(net, net.relu), transforms).attribute(x, 1)
@@ -435,6 +449,24 @@ def test_a_baseline_of_the_inputs_size_does_not_fit_resized_images(net: Net, x: 
     defended = Defended(IntegratedGradients(net), Resize(scale=0.5, restore=False))
     with pytest.raises(ValueError, match=r"baselines: it has the size of the inputs"):
         defended.attribute(x, 1, baselines=torch.zeros_like(x))
+
+
+def test_a_mask_or_baseline_that_would_have_to_move_is_refused(net: Net, x: Tensor) -> None:
+    halves = (torch.arange(24) < 6).long().expand(1, 1, 16, 24)
+    features, path = FeatureAblation(net), IntegratedGradients(net)
+    with pytest.raises(ValueError, match=r"feature_mask: it differs .* HorizontalFlip"):
+        Defended(features, [Identity(), HorizontalFlip()]).attribute(x, 1, feature_mask=halves)
+    with pytest.raises(ValueError, match=r"baselines: it differs .* CropAndRescale"):
+        Defended(path, crop_ensemble(2, 0.5)).attribute(x, 1, baselines=0.5 * x)
+    Defended(features, Identity()).attribute(x, 1, feature_mask=halves)
+    Defended(path, HorizontalFlip()).attribute(x, 1, baselines=torch.zeros_like(x), n_steps=2)
+
+
+def test_an_argument_of_the_inputs_size_is_named_before_the_model_runs(x: Tensor) -> None:
+    net = Forked()
+    defended = Defended(Saliency(net), Resize(scale=0.5, restore=False))
+    with pytest.raises(ValueError, match="additional_forward_args: it has the size of the inputs"):
+        defended.attribute(x, None, torch.zeros_like(x))
 
 
 def test_nan_out_of_the_attribution_names_the_sample(x: Tensor) -> None:

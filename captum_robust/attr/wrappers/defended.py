@@ -48,9 +48,10 @@ class Defended(Wrapper):
     (https://arxiv.org/abs/1711.00117). It holds against an attacker who does not know it; one who
     does attacks the average itself (:class:`captum_robust.defenses.DefendedModel`).
 
-    All transformed images are one batch. It costs, with T transforms, T attributions; and T forward
-    passes to find the class, but where a target is given and for :class:`RobustCAM`, which finds it
-    in its own pass.
+    All transformed images of one size are one batch. It costs, with T transforms, T attributions;
+    and T forward passes to find the class, but where a target is given. :class:`RobustCAM` finds it
+    in its own pass where all are one batch; in several the scores of all have to come first, also
+    with a target, for the other top classes.
 
     Args:
         attribution: any of images N×C×H×W. One with ``ranks_classes`` (:class:`RobustCAM`,
@@ -58,8 +59,8 @@ class Defended(Wrapper):
         transforms: one or several of :mod:`captum_robust.defenses`, or functions of images that
             neither draw nor move pixels.
         combine: ``"mean"``; ``"normalized_mean"``, of maps that are divided by their largest
-            magnitude first; ``"median"``, position by position. A position counts in those
-            transforms only that show it.
+            magnitude first; ``"median"``, position by position, of an even number the lower
+            of the two in the middle. A position counts in those transforms only that show it.
         transforms_per_eval: at most so many transforms in a batch; None: all.
 
     Raises:
@@ -148,7 +149,8 @@ class Defended(Wrapper):
         Raises:
             ValueError: no images, pixels out of range, NaN or infinity; results that a transform
                 which moves pixels cannot move back; a baseline or mask of the inputs' size for a
-                transform that changes the size.
+                transform that changes the size, or, where it is not the same in all places, for one
+                that moves pixels.
         """
         with torch.inference_mode(False), torch.enable_grad():
             return self._explain(inputs, target, additional_forward_args, arguments, graph=False)
@@ -203,6 +205,9 @@ class Defended(Wrapper):
         shared: dict[str, Any] = {}
         if additional_forward_args is not None:
             shared["additional_forward_args"] = additional_forward_args
+        for group in groups:
+            for x, shown in zip(inputs_tuple, group.inputs, strict=True):
+                _check_places(shared | arguments, x, group.transforms, shown)
         ranks = getattr(self.attribution, "ranks_classes", False)
         if ranks and len(groups) == 1:
             count = len(groups[0].transforms)
@@ -305,9 +310,6 @@ class Defended(Wrapper):
     ) -> list[tuple[Transform, _Result]]:
         """The results of each transform of a group."""
         count, n = len(group.transforms), len(inputs[0])
-        for i, x in enumerate(inputs):
-            if group.inputs[i].shape[1:] != x.shape[1:]:
-                _check_no_size(arguments, x, group.transforms[0])
         passed = {
             name: repeated_target(value, count) if name == "target" else repeated(value, count, n)
             for name, value in arguments.items()
@@ -357,7 +359,11 @@ class Defended(Wrapper):
         # Before a transform may move it: what has no positions cannot be.
         moves = any(t.moves_pixels for t, _ in maps)
         resolution = maps[0][1].resolution(size) if moves else None
-        pairs = [t.align(p.values, size) if t.moves_pixels else (p.values, None) for t, p in maps]
+        full = [p.values.float() if p.values.dtype.itemsize < 4 else p.values for _, p in maps]
+        pairs = [
+            t.align(values, size) if t.moves_pixels else (values, None)
+            for (t, _), values in zip(maps, full, strict=True)
+        ]
         aligned, seen = [a for a, _ in pairs], [s for _, s in pairs]
         if moves and (
             any(s is not None for s in seen) or any(a.shape[2:] != resolution for a in aligned)
@@ -368,7 +374,6 @@ class Defended(Wrapper):
             ]
         if len({tuple(a.shape) for a in aligned}) > 1:
             raise ValueError(f"attribution: results of different sizes, {listed(tuple(aligned))}")
-        aligned = [a.float() if a.dtype.itemsize < 4 else a for a in aligned]
         if self.combine == "normalized_mean":
             aligned = [_of_largest_one(a) for a in aligned]
         stack = torch.stack(aligned)
@@ -450,13 +455,26 @@ def _split(values: Tensor, count: int, n: int) -> list[Tensor]:
     return list(torch.split(values, n * rows))
 
 
-def _check_no_size(arguments: dict[str, Any], x: Tensor, transform: Transform) -> None:
+def _check_places(
+    arguments: dict[str, Any], x: Tensor, transforms: tuple[Transform, ...], shown: Tensor
+) -> None:
+    """``ValueError`` for a tensor of pixels that the transforms of a group would have to move."""
+    moving = next((t for t in transforms if t.moves_pixels), None)
+    if moving is None:
+        return
     for name, value in arguments.items():
         for each in value if isinstance(value, tuple) else (value,):
-            if isinstance(each, Tensor) and each.ndim == 4 and each.shape[2:] == x.shape[2:]:
+            if not isinstance(each, Tensor) or each.ndim != 4 or each.shape[2:] != x.shape[2:]:
+                continue
+            if shown.shape[2:] != x.shape[2:]:
                 raise ValueError(
                     f"{name}: it has the size of the inputs, {tuple(x.shape[2:])}, and does not "
-                    f"fit the images of {transform!r}"
+                    f"fit the images of {moving!r}"
+                )
+            if bool((each != each[:, :, :1, :1]).any()):
+                raise ValueError(
+                    f"{name}: it differs from pixel to pixel, and {moving!r} moves those of the "
+                    "inputs only"
                 )
 
 
