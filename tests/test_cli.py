@@ -286,6 +286,19 @@ def test_compare_runs_every_method_under_every_attack(run: Run, tmp_path: Path) 
     assert "steps=2, transform=None) there" in one_line(err)
 
 
+def test_compare_puts_the_attacker_who_knows_beside_the_defence(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    code, out, _ = run(
+        *("compare", "folder", folder, "--methods", "grad_cam,defended_robust_cam"),
+        *("--attack", "pgd", "--epsilon", "8", "--steps", 1, "--all-steps", "--adaptive"),
+    )
+    assert code == 0
+    result = Comparison(tmp_path / "captum-robust-compare")
+    assert result.attacks[:3] == ["clean", "pgd 8/255", "pgd 8/255, adaptive"]
+    assert "pgd 8/255, adaptive" in out
+    assert "explanation 8/255" in out
+
+
 def test_attack_writes_files_that_fool_a_table_and_curves(run: Run, tmp_path: Path) -> None:
     folder = draw(tmp_path / "images", n=3)
     (folder / "boxes.csv").unlink()
