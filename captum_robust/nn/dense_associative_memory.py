@@ -187,7 +187,7 @@ class DenseAssociativeMemory(nn.Module):
         with torch.inference_mode(False):
             features, target = (
                 features.detach().to(self.center).clone(),
-                target.to(self.center.device),
+                target.to(self.center.device, torch.long),
             )
             generator = torch.Generator().manual_seed(seed)
             self._store(features, target, generator)

@@ -321,6 +321,8 @@ def test_images_without_all_three_are_left_out():
     assert with_nan == gap_closed(failures(0, 1), failures(1, 1), failures(0, 1))
     with pytest.raises(ValueError, match="no image has all three outcomes"):
         gap_closed(failures(nan), failures(0), failures(0))
+    with pytest.raises(ValueError, match="no infinity"):
+        gap_closed(failures(math.inf, 1), failures(1, 1), failures(0, 0))
 
 
 def test_truth_values_are_failures_and_seeds_repeat():

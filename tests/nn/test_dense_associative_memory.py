@@ -175,6 +175,15 @@ def test_a_fit_leaves_the_features_and_no_gradients_behind() -> None:
     assert all(p.grad is None and p.requires_grad for p in memory.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32])
+def test_classes_of_any_whole_number_type_fit_alike(dtype: torch.dtype) -> None:
+    features, target = clusters(20, seed=1, classes=2)
+    wide, narrow = (DenseAssociativeMemory(20, 2, memories=6) for _ in range(2))
+    wide.fit(features, target, epochs=1)
+    narrow.fit(features, target.to(dtype), epochs=1)
+    assert torch.equal(wide.patterns, narrow.patterns)
+
+
 def test_a_fit_works_in_inference_mode() -> None:
     memory = DenseAssociativeMemory(20, 3, 9)
     with torch.inference_mode():

@@ -292,8 +292,8 @@ def gap_closed(
         seed: the same seed gives the same interval.
 
     Raises:
-        ValueError: shapes other than N or that differ; no image with all three; arguments out of
-            range.
+        ValueError: shapes other than N or that differ; infinity; no image with all three;
+            arguments out of range.
 
     >>> ours, clean = torch.tensor([[0.0, 0.0, 1.0, 0.0]] * 2)
     >>> gap_closed(ours, torch.tensor([1.0, 1.0, 1.0, 0.0]), clean).value
@@ -313,6 +313,8 @@ def gap_closed(
     check_resampling(level, resamples)
     columns = torch.stack([v.detach().to("cpu", torch.float64) for v in named.values()])
     columns = columns[:, ~columns.isnan().any(dim=0)]
+    if columns.isinf().any():
+        raise ValueError("attacked, baseline_attacked, baseline_clean: expected no infinity")
     n = columns.shape[1]
     if n == 0:
         raise ValueError("attacked: no image has all three outcomes")
