@@ -1,33 +1,32 @@
 """What might hold against the attacker who knows the transforms? Tries, measured.
 
-    python benchmarks/defense_tries.py finetune TRAIN OUT [--steps N]
-    python benchmarks/defense_tries.py table DATA OUT [--limit N] [--trunk OUT/trunk.safetensors]
+    python benchmarks/defense_tries.py table DATA OUT [--limit N]
+    python benchmarks/defense_tries.py trunks TINY RUNS
 
-Images, methods, errors and OUT are those of `benchmarks/defenses.py`. Tried are: more classes,
-evidence that depends on no class, maps of earlier layers, noise that nobody knows beforehand, and a
-trunk that `finetune` trains on the images of the folder TRAIN. The attack is PGD through the
-transforms that the try itself has.
+`table`: more classes, evidence that depends on no class, maps of an earlier layer, noise that
+nobody knows beforehand. Images, methods, errors and OUT are those of `benchmarks/defenses.py`. The attack
+is PGD through the transforms that the try itself has. `trunks`: the networks that
+`benchmarks/adversarial_training.py` has trained on TINY, in its folder RUNS.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
+from adversarial_training import validation_samples
 from defenses import (
     ADAPTIVE_STRENGTHS,
-    BATCH,
     CHOSEN_ON,
     Maps,
     Method,
     bare_pgd,
-    batches,
     enlarged,
     file_of,
     first_of,
     flipped,
     frozen,
     interval,
+    ious_of,
     kept,
     load_data,
     measured,
@@ -35,10 +34,9 @@ from defenses import (
     of,
     two_fold,
 )
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from captum_robust.attacks import PGD
 from captum_robust.attr import Defended, RobustCAM
 from captum_robust.defenses import (
     GaussianNoise,
@@ -46,13 +44,14 @@ from captum_robust.defenses import (
     adaptive_attack,
     default_transforms,
 )
+from captum_robust.metrics.functional import split_folds
 from captum_robust.models import Classifier, load_classifier
 
 TUNED = 96
 """Clean images whose halves the thresholds are tuned on."""
 
 
-def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
+def run_tries(data: Path, out: Path, limit: int) -> None:
     """One line a try: its error on the first images, clean and attacked at 2 and 8/255."""
     model = frozen()
     images, labels, known = load_data(data)
@@ -110,35 +109,6 @@ def run_tries(data: Path, out: Path, limit: int, trunk: Path | None) -> None:
         for s in ADAPTIVE_STRENGTHS
     }
     line("noise .2, five draws that nobody knows", of(Defended(cam, noisy)), redrawn)
-    if trunk is None:
-        return
-    tuned = load_classifier("efficientnet_lite0", trunk).requires_grad_(False)
-    for name, used in (("bare", ()), ("defended", transforms)):
-
-        def attack(strength: int, used: tuple[Transform, ...] = used) -> PGD:
-            pgd = bare_pgd(tuned, strength)
-            return adaptive_attack(pgd, used, transforms_per_eval=1) if used else pgd
-
-        seen = {"clean": clean} | {
-            f"{s}/255": first_of(
-                file_of(out, "images", f"tuned {name} pgd {s}"),
-                limit,
-                lambda s=s, attack=attack: flipped(attack(s), x, y, bfloat16=True),
-            )["x"]
-            for s in ADAPTIVE_STRENGTHS
-        }
-        cam = RobustCAM(tuned, tuned.cam_layer)
-        with torch.no_grad():
-            right = [
-                torch.cat([tuned(b).argmax(dim=1) for b in batches(v[:limit])])
-                .eq(y)
-                .float()
-                .mean()
-                .item()
-                for v in seen.values()
-            ]
-        line(f"fine-tuned trunk, {name}", of(Defended(cam, used) if used else cam), seen)
-        print("  accuracy of the bare trunk on these", *(f"{r:.3f}" for r in right))
 
 
 def energy(model: Classifier, transforms: tuple[Transform, ...]) -> Maps:
@@ -156,90 +126,48 @@ def energy(model: Classifier, transforms: tuple[Transform, ...]) -> Maps:
     return maps
 
 
-def finetune(train: Path, out: Path, steps: int) -> None:
-    """A trunk whose features, and class probabilities, stay where the original's clean ones are.
-
-    Every step attacks a batch of 16 random crops of 160 px at 4/255 (two steps from a random
-    start), so that the squared distance of the last features, relative to their size, and the
-    divergence of the class probabilities from those of the frozen original grow, and then makes
-    them small. No labels are used. Batch norms keep their averages.
-    """
-    from torchvision.transforms import v2
-
-    from captum_robust.data import load_image
-    from captum_robust.data.images import list_images
-
-    torch.manual_seed(0)
-    files = list(list_images(train).values())
-    photographs = [load_image(f).mul(255).to(torch.uint8) for f in files]
-    augment = v2.Compose(
-        [v2.RandomResizedCrop(160, scale=(0.35, 1), antialias=True), v2.RandomHorizontalFlip()]
-    )
-    teacher, tuned = frozen(), load_classifier("efficientnet_lite0")
-    parameters = list(tuned.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 2e-4, total_steps=steps, pct_start=0.1
-    )
-    epsilon = 4 / 255
-
-    def seen(model: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
-        found: list[Tensor] = []
-        handle = model.cam_layer.register_forward_hook(lambda *a: found.append(a[2].float()))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            scores = model(x).float()
-        handle.remove()
-        return found[0], scores
-
-    def distance(x: Tensor, goal: tuple[Tensor, Tensor]) -> Tensor:
-        features, scores = seen(tuned, x)
-        size = goal[0].square().mean(dim=(1, 2, 3))
-        apart = (features - goal[0]).square().mean(dim=(1, 2, 3)) / size
-        surprise = torch.nn.functional.kl_div(
-            scores.log_softmax(dim=1), goal[1].softmax(dim=1), reduction="none"
-        )
-        return apart + surprise.sum(dim=1)
-
-    for step in range(steps):
-        chosen = torch.randint(len(photographs), (BATCH,)).tolist()
-        x = torch.stack([augment(photographs[i]) for i in chosen]).float() / 255
+def run_trunks(archive: Path, runs: Path) -> None:
+    """Grad-CAM of a network trained on attacked images, beside one that was not, each attacked."""
+    samples = validation_samples(archive, 20)
+    x = torch.stack([s.image for s in samples]).mul(255).round() / 255
+    labels = torch.tensor([s.label for s in samples])
+    boxes = [s.boxes for s in samples]
+    half = split_folds([s.id for s in samples])
+    strengths = (2, 4, 8)
+    print(f"n={len(x)}, 64 px: error of Grad-CAM of the predicted class, and accuracy;")
+    print("clean, and under PGD on the network itself at", *strengths, "of 255")
+    for name in ("standard", "madry"):
+        model = load_classifier("small_resnet", runs / name / "model.safetensors")
+        model.requires_grad_(False)
+        cam = RobustCAM(model, model.cam_layer, base="gradcam")
+        seen = [x]
+        for strength in strengths:
+            attack = bare_pgd(model, strength)
+            pairs = zip(x.split(50), labels.split(50), strict=True)
+            seen.append(torch.cat([attack.perturb(b, y) for b, y in pairs]).mul(255).round() / 255)
+        maps = [
+            torch.cat([cam.attribute(b, k=1, upsample=True)[:, 0] for b in v.split(50)])
+            for v in seen
+        ]
+        ious = [ious_of(m, boxes) for m in maps]
         with torch.no_grad():
-            goal = seen(teacher, x)
-        change = (2 * torch.rand_like(x) - 1) * epsilon
-        for p in parameters:
-            p.requires_grad_(False)
-        for _ in range(2):
-            change.requires_grad_()
-            (g,) = torch.autograd.grad(distance((x + change).clamp(0, 1), goal).sum(), change)
-            change = (change.detach() + 0.75 * epsilon * g.sign()).clamp(-epsilon, epsilon)
-        for p in parameters:
-            p.requires_grad_(True)
-        loss = distance((x + change).clamp(0, 1), goal).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 20 == 0 or step == steps - 1:
-            print(f"step {step}: {loss.item():.3f}", file=sys.stderr, flush=True)
-    state = {name: value.contiguous() for name, value in tuned.module.state_dict().items()}
-    save_file(state, out / "trunk.safetensors")
+            right = [(model(v).argmax(dim=1) == labels).float() for v in seen]
+        print(f"{name:10s}", *(interval(two_fold(ious[0], i, half)) for i in ious))
+        print(f"{'':10s}", *(f"{r.mean():.3f}                " for r in right))
 
 
 def main() -> None:
     """One stage."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("stage", choices=("finetune", "table"))
-    parser.add_argument("data", type=Path, help="TRAIN or DATA")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--trunk", type=Path, help="what finetune wrote")
-    parser.add_argument("--steps", type=int, default=300, help="of finetune")
-    parser.add_argument("--limit", type=int, default=100, help="images of the table")
+    parser.add_argument("stage", choices=("table", "trunks"))
+    parser.add_argument("data", type=Path, help="DATA or TINY")
+    parser.add_argument("out", type=Path, help="OUT or RUNS")
+    parser.add_argument("--limit", type=int, default=48, help="images of the table")
     arguments = parser.parse_args()
-    if arguments.stage == "finetune":
-        finetune(arguments.data, arguments.out, arguments.steps)
+    if arguments.stage == "table":
+        run_tries(arguments.data, arguments.out, arguments.limit)
     else:
-        run_tries(arguments.data, arguments.out, arguments.limit, arguments.trunk)
+        run_trunks(arguments.data, arguments.out)
 
 
 if __name__ == "__main__":
