@@ -4,8 +4,8 @@
     python benchmarks/defense_tries.py trunks TINY RUNS
 
 `table`: more classes, evidence that depends on no class, maps of an earlier layer, noise that
-nobody knows beforehand. Images, methods, errors and OUT are those of `benchmarks/defenses.py`. The attack
-is PGD through the transforms that the try itself has. `trunks`: the networks that
+nobody knows beforehand. Images, methods, errors and OUT are those of `benchmarks/defenses.py`. The
+attack is PGD through the transforms that the try itself has. `trunks`: the networks that
 `benchmarks/adversarial_training.py` has trained on TINY, in its folder RUNS.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ class Quilting(Transform):
     ) -> None:
         super().__init__(seed=seed)
         self._bank = bank
+        # Shown with the parameters: two banks are two transforms.
+        self.bank = f"{zlib.crc32(bank.patches.contiguous().cpu().numpy().data):08x}"
         self._channels, self.patch = shape
         check_count("overlap", overlap, 0)
         if overlap > self.patch // 2:

@@ -285,3 +285,10 @@ def test_wrong_sources_are_refused(
 def test_images_of_other_channels_are_refused() -> None:
     with pytest.raises(ValueError, match="3 channels"):
         Quilting(some_bank())(torch.zeros(1, 1, 8, 8))
+
+
+def test_two_banks_do_not_look_the_same() -> None:
+    images = torch.rand(2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    one, other = (Quilting.fit(each, patches=20) for each in images)
+    assert repr(one) != repr(other)
+    assert repr(one) == repr(Quilting.fit(images[0], patches=20))
