@@ -86,7 +86,7 @@ class Quilting(Transform):
         super().__init__(seed=seed)
         self._bank = bank
         # Shown with the parameters: two banks are two transforms.
-        self.bank = f"{zlib.crc32(bank.patches.contiguous().cpu().numpy().data):08x}"
+        self.bank_checksum = f"{zlib.crc32(bank.patches.contiguous().cpu().numpy().data):08x}"
         self._channels, self.patch = shape
         check_count("overlap", overlap, 0)
         if overlap > self.patch // 2:
