@@ -44,9 +44,9 @@ class InnerAttack:
     """The attack within a training step: each image moves to raise the loss of its label.
 
     ``steps`` steps of ``step_size`` from a random point of the ball, projected on it each time; one
-    step of length ε from the image itself is the fast gradient sign method. It is
-    :class:`captum_robust.attacks.PGD` without what only a measurement needs: no clean pass, no pass
-    to judge the result, no early stop. Each image starts at a point of its own.
+    step of length ε from the image itself is the fast gradient sign method. Unlike
+    :class:`captum_robust.attacks.PGD`, each image starts at a point of its own, all take every
+    step, and no pass judges the result.
 
     The network is attacked in evaluation mode, as Pang et al. found best, "Bag of Tricks for
     Adversarial Training" (https://arxiv.org/abs/2010.00467): the averages of batch norm are used
@@ -91,6 +91,15 @@ class InnerAttack:
 
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         """The adversarial images N×…, without a graph; the weights get no gradients."""
+        if images.ndim == 4:  # convolutions are some 10 to 20 % faster on channels_last
+            try:
+                laid_out = images.contiguous(memory_format=torch.channels_last)
+                return self._climb(network, laid_out, labels, seed)
+            except RuntimeError:  # a network that calls view() on its features takes none
+                pass
+        return self._climb(network, images.contiguous(), labels, seed)
+
+    def _climb(self, network: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         length = self.step_size or 2.5 * self.epsilon / self.steps
         change = self._random_change(images, seed)
         with evaluation_mode(network), torch.enable_grad():

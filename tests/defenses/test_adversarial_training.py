@@ -76,6 +76,28 @@ def test_one_step_of_epsilon_from_the_image_is_the_fast_gradient_sign_method() -
     torch.testing.assert_close(found, FGSM(network.eval(), 8 / 255, early_stop=False).perturb(x, y))
 
 
+class Viewing(nn.Module):
+    """Flattens its features with view(), which takes no channels_last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 4, 3), nn.Linear(144, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.convolution(x).view(len(x), -1))
+
+
+def test_a_network_that_views_its_features_is_attacked_alike() -> None:
+    x, y = images()
+    network = Viewing()
+    found = InnerAttack(8 / 255, steps=3, random_start=False)(network, x, y, seed=0)
+    expected = PGD(network, 8 / 255, 3, early_stop=False, keep_best=False, quantize=False).perturb(
+        x, y
+    )
+    torch.testing.assert_close(found, expected)
+    MadryLoss()(network, (x, y), 0).backward()
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_attacked_images_stay_in_ball_and_range_and_raise_the_loss(norm: str) -> None:
     x, y = images(64)
