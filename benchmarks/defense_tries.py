@@ -1,19 +1,17 @@
 """What might hold against the attacker who knows the transforms? Tries, measured.
 
-    python benchmarks/defense_tries.py table DATA OUT [--limit N]
-    python benchmarks/defense_tries.py trunks TINY RUNS
+    python benchmarks/defense_tries.py DATA OUT [--limit N]
 
-`table`: more classes, evidence that depends on no class, maps of an earlier layer, noise that
-nobody knows beforehand. Images, methods, errors and OUT are those of `benchmarks/defenses.py`. The
-attack is PGD through the transforms that the try itself has. `trunks`: the networks that
-`benchmarks/adversarial_training.py` has trained on TINY, in its folder RUNS.
+More classes, evidence that depends on no class, maps of an earlier layer, noise that nobody knows
+beforehand. Images, methods, errors and OUT are those of `benchmarks/defenses.py`. The attack is PGD
+through the transforms that the try itself has. For networks trained on attacked images see
+`benchmarks/adversarial_training.py`.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from adversarial_training import validation_samples
 from defenses import (
     ADAPTIVE_STRENGTHS,
     CHOSEN_ON,
@@ -26,7 +24,6 @@ from defenses import (
     flipped,
     frozen,
     interval,
-    ious_of,
     kept,
     load_data,
     measured,
@@ -44,8 +41,7 @@ from captum_robust.defenses import (
     adaptive_attack,
     default_transforms,
 )
-from captum_robust.metrics.functional import split_folds
-from captum_robust.models import Classifier, load_classifier
+from captum_robust.models import Classifier
 
 TUNED = 96
 """Clean images whose halves the thresholds are tuned on."""
@@ -126,48 +122,14 @@ def energy(model: Classifier, transforms: tuple[Transform, ...]) -> Maps:
     return maps
 
 
-def run_trunks(archive: Path, runs: Path) -> None:
-    """Grad-CAM of a network trained on attacked images, beside one that was not, each attacked."""
-    samples = validation_samples(archive, 20)
-    x = torch.stack([s.image for s in samples]).mul(255).round() / 255
-    labels = torch.tensor([s.label for s in samples])
-    boxes = [s.boxes for s in samples]
-    half = split_folds([s.id for s in samples])
-    strengths = (2, 4, 8)
-    print(f"n={len(x)}, 64 px: error of Grad-CAM of the predicted class, and accuracy;")
-    print("clean, and under PGD on the network itself at", *strengths, "of 255")
-    for name in ("standard", "madry"):
-        model = load_classifier("small_resnet", runs / name / "model.safetensors")
-        model.requires_grad_(False)
-        cam = RobustCAM(model, model.cam_layer, base="gradcam")
-        seen = [x]
-        for strength in strengths:
-            attack = bare_pgd(model, strength)
-            pairs = zip(x.split(50), labels.split(50), strict=True)
-            seen.append(torch.cat([attack.perturb(b, y) for b, y in pairs]).mul(255).round() / 255)
-        maps = [
-            torch.cat([cam.attribute(b, k=1, upsample=True)[:, 0] for b in v.split(50)])
-            for v in seen
-        ]
-        ious = [ious_of(m, boxes) for m in maps]
-        with torch.no_grad():
-            right = [(model(v).argmax(dim=1) == labels).float() for v in seen]
-        print(f"{name:10s}", *(interval(two_fold(ious[0], i, half)) for i in ious))
-        print(f"{'':10s}", *(f"{r.mean():.3f}                " for r in right))
-
-
 def main() -> None:
-    """One stage."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("stage", choices=("table", "trunks"))
-    parser.add_argument("data", type=Path, help="DATA or TINY")
-    parser.add_argument("out", type=Path, help="OUT or RUNS")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
     parser.add_argument("--limit", type=int, default=48, help="images of the table")
     arguments = parser.parse_args()
-    if arguments.stage == "table":
-        run_tries(arguments.data, arguments.out, arguments.limit)
-    else:
-        run_trunks(arguments.data, arguments.out)
+    run_tries(arguments.data, arguments.out, arguments.limit)
 
 
 if __name__ == "__main__":
