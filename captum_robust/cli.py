@@ -164,8 +164,8 @@ def compare(
     if chosen:  # every table has the baselines; they cost no classifier pass
         chosen += [name for name in FIXED_BOXES if name not in chosen]
     given = {"split": split, "boxes": boxes, "masks": masks, "images": images}
-    dataset = _open(kind, path, {k: v for k, v in given.items() if v is not None})
     classifier = _load_model(model, weights, device, layer)
+    dataset = _open(kind, path, {k: v for k, v in given.items() if v is not None}, classifier)
     options = AttackOptions(steps, seed, universal, all_steps)
     result = run(
         classifier,
@@ -326,8 +326,9 @@ def attack(
     from captum_robust.benchmark.attacks import ATTACKS, SWEPT_EPSILONS
 
     given = {"split": split, "boxes": boxes, "images": images}
-    dataset = _open_images(kind, path, out, {k: v for k, v in given.items() if v is not None})
     classifier = _load_model(model, weights, device)
+    options_given = {k: v for k, v in given.items() if v is not None}
+    dataset = _open_images(kind, path, out, options_given, classifier)
     options = AttackOptions(steps, seed, universal)
     built = _build_attacks(classifier, attack, epsilon, SWEPT_EPSILONS, options, whole=True)
     aimed = None if target is None else _class_number(classifier, target, "target")
@@ -449,11 +450,15 @@ def _load_model(name: str, weights: str, device: str, layer: str | None = None) 
     return load_classifier(name, chosen, cam_layer=layer).to(device)
 
 
-def _open(kind: str, path: Path | None, options: dict[str, Any]) -> LocalizationDataset:
+def _open(
+    kind: str, path: Path | None, options: dict[str, Any], model: Classifier
+) -> LocalizationDataset:
     from captum_robust.data import load_dataset
 
+    # Names of folders and labels in a CSV are classes of the model.
+    own = {"class_names": model.class_names} if kind == "folder" else {}
     try:
-        return load_dataset(kind, path, **options)
+        return load_dataset(kind, path, **own, **options)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise ValueError(f"{path}: {error}") from None
@@ -462,7 +467,7 @@ def _open(kind: str, path: Path | None, options: dict[str, Any]) -> Localization
 
 
 def _open_images(
-    kind: str | None, path: Path | None, out: Path, options: dict[str, Any]
+    kind: str | None, path: Path | None, out: Path, options: dict[str, Any], model: Classifier
 ) -> LocalizationDataset:
     """The data set to attack: by its kind, or what is found at the path."""
     if path is None and kind is None:
@@ -476,7 +481,7 @@ def _open_images(
             given = ", ".join(f"--{name}" for name in options)
             raise ValueError(f"a single image does not take: {given}")
         return Photograph(path)
-    return _open("folder" if kind is None else kind, path, options)
+    return _open("folder" if kind is None else kind, path, options, model)
 
 
 def _image_files(path: Path, out: Path) -> Iterator[tuple[str, Path]]:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from captum_robust import cli
 from captum_robust.benchmark import METHODS, Comparison
+from captum_robust.models import load_classifier, save_classifier
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -297,6 +298,21 @@ def test_compare_puts_the_attacker_who_knows_beside_the_defence(run: Run, tmp_pa
     assert result.attacks[:3] == ["clean", "pgd 8/255", "pgd 8/255, adaptive"]
     assert "pgd 8/255, adaptive" in out
     assert "explanation 8/255" in out
+
+
+def test_labels_of_a_folder_are_classes_of_the_model(run: Run, tmp_path: Path) -> None:
+    model = load_classifier("small_resnet", None, class_names=["circle", "square"])
+    save_classifier(model, tmp_path / "two.safetensors")
+    for name in ("circle", "square"):
+        draw(tmp_path / "shapes" / name, n=1)
+    code, _, _ = run(
+        *("compare", "folder", tmp_path / "shapes", "--model", "small_resnet"),
+        *("--weights", tmp_path / "two.safetensors", "--methods", "robust_cam"),
+    )
+    assert code == 0
+    frame = Comparison(tmp_path / "captum-robust-compare").to_dataframe()
+    labels = dict(zip(frame["image"], frame["label"], strict=True))
+    assert labels == {"circle/0.png": 0, "square/0.png": 1}
 
 
 def test_attack_writes_files_that_fool_a_table_and_curves(run: Run, tmp_path: Path) -> None:
