@@ -7,7 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum.attr import Attribution, GradientAttribution, LayerAttribution, NoiseTunnel
+from captum.attr import (
+    Attribution,
+    GradientAttribution,
+    LayerAttribution,
+    LayerGradCam,
+    NoiseTunnel,
+)
 from torch import Tensor
 
 from captum_robust._captum import format_output, format_tensor_into_tuples, is_tuple
@@ -91,8 +97,9 @@ def run(
 ) -> Any:
     """Run it on copies of the inputs, which it or the model may change."""
     copies = copied(format_tensor_into_tuples(inputs))
-    if isinstance(attribution, GradientAttribution):
-        # It would turn them on by itself, but with a warning.
+    if isinstance(attribution, GradientAttribution) and not isinstance(attribution, LayerGradCam):
+        # It would turn them on by itself, but with a warning. A class activation map needs none:
+        # with them, all that comes before its layer would be recorded.
         copies = tuple(x.requires_grad_() if x.is_floating_point() else x for x in copies)
     passed = {
         name: without_inference(value)

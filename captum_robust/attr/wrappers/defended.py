@@ -35,6 +35,8 @@ from captum_robust.attr.wrappers._wrapped import (
 
 COMBINATIONS = ("mean", "normalized_mean", "median")
 
+_CPU_BATCH = 16
+"""Images; of convolutions, larger batches leave a processor's caches and take longer an image."""
 _WITHOUT_POSITIONS = (nn.Linear, nn.Bilinear, nn.Flatten, nn.Embedding, nn.EmbeddingBag)
 
 
@@ -61,7 +63,8 @@ class Defended(Wrapper):
         combine: ``"mean"``; ``"normalized_mean"``, of maps that are divided by their largest
             magnitude first; ``"median"``, position by position, of an even number the lower
             of the two in the middle. A position counts in those transforms only that show it.
-        transforms_per_eval: at most so many transforms in a batch; None: all.
+        transforms_per_eval: at most so many transforms in a batch. None: all; on the CPU as many as
+            make 16 images, where that takes no more passes.
 
     Raises:
         TypeError: ``attribution`` is no attribution, a transform neither transform nor function.
@@ -270,7 +273,7 @@ class Defended(Wrapper):
                     )
                 check_finite(image, f"transforms, {transform!r}")
             made.setdefault(tuple(i.shape[1:] for i in images), []).append((transform, images))
-        most = self.transforms_per_eval or len(self.transforms)
+        most = self.transforms_per_eval or self._usual_number(inputs[0])
         return [
             _Group(
                 tuple(t for t, _ in same[i : i + most]),
@@ -279,6 +282,13 @@ class Defended(Wrapper):
             for same in made.values()
             for i in range(0, len(same), most)
         ]
+
+    def _usual_number(self, x: Tensor) -> int:
+        """How many transforms make a batch."""
+        # One that ranks classes needs no pass of its own to find them if all are in one batch.
+        if x.device.type != "cpu" or getattr(self.attribution, "ranks_classes", False):
+            return len(self.transforms)
+        return max(1, _CPU_BATCH // len(x))
 
     def _average(
         self, groups: list[_Group], arguments: Any, n: int, target: TargetType = None
