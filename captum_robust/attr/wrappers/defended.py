@@ -26,6 +26,7 @@ from captum_robust.attr.wrappers._wrapped import (
     innermost,
     is_of_layer,
     listed,
+    of_largest_one,
     over_tensors,
     run,
     takes_target,
@@ -385,7 +386,7 @@ class Defended(Wrapper):
         if len({tuple(a.shape) for a in aligned}) > 1:
             raise ValueError(f"attribution: results of different sizes, {listed(tuple(aligned))}")
         if self.combine == "normalized_mean":
-            aligned = [_of_largest_one(a) for a in aligned]
+            aligned = [of_largest_one(a) for a in aligned]
         stack = torch.stack(aligned)
         if all(s is None for s in seen):
             combined = stack.median(dim=0).values if self.combine == "median" else stack.mean(dim=0)
@@ -497,11 +498,6 @@ def _at_size(
             f"transforms: {transform!r} aligned a map to {tuple(maps.shape)}, not to {size}"
         )
     return resized_map(maps, size)
-
-
-def _of_largest_one(x: Tensor) -> Tensor:
-    top = x.detach().flatten(1).abs().amax(dim=1).reshape(-1, *[1] * (x.ndim - 1))
-    return x / torch.where(top > 0, top, torch.ones_like(top))
 
 
 def _weighted(stack: Tensor, weight: Tensor, *, median: bool) -> Tensor:

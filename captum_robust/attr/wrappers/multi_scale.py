@@ -24,6 +24,7 @@ from captum_robust.attr.wrappers._wrapped import (
     as_tuple,
     copied,
     listed,
+    of_largest_one,
     predicted_by,
     run,
     scores_of,
@@ -117,7 +118,7 @@ class MultiScale(Wrapper):
                         scores_of(self.forward_func, sized, additional_forward_args)  # is it they?
                         raise
                     like = inputs_tuple[min(i, len(inputs_tuple) - 1)]
-                    part = _of_largest_one(_resized(part.detach(), tuple(like.shape[2:])))
+                    part = of_largest_one(_resized(part.detach(), tuple(like.shape[2:])))
                     if len(sums) <= i:
                         sums.append(part)
                     else:
@@ -142,10 +143,3 @@ def _resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
     # Rounding would take white pixels past 1, out of an attribution's bounds.
     dims = (1, 2, 3)
     return resized.clamp(x.amin(dim=dims, keepdim=True), x.amax(dim=dims, keepdim=True))
-
-
-def _of_largest_one(x: Tensor) -> Tensor:
-    """Each sample divided by its largest magnitude; zeros stay zeros."""
-    x = x.float() if x.dtype.itemsize < 4 else x
-    top = x.flatten(1).abs().amax(dim=1).reshape(-1, 1, 1, 1)
-    return x / torch.where(top > 0, top, torch.ones_like(top))
