@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_robust._checks import check_finite
-from captum_robust.optim import as_number
+from captum_robust._checks import as_number, check_count, check_finite, checked_positive
 
 LARGEST_BETA = 1e30
 """Above, a sum of activations could leave the range of float32."""
@@ -77,7 +76,7 @@ class DenseAssociativeMemory(nn.Module):
             ("n", n, 1),
             ("seed", seed, 0),
         ):
-            _check_whole(name, number, least)
+            check_count(name, number, least)
         if not 0 < as_number(beta) <= LARGEST_BETA:
             raise ValueError(f"beta: expected a number above 0, to {LARGEST_BETA:g}, got {beta!r}")
         self.in_features = in_features
@@ -131,7 +130,7 @@ class DenseAssociativeMemory(nn.Module):
             ValueError: shapes that don't fit, classes out of range, or m.
             TypeError: classes that are no whole numbers.
         """
-        _check_whole("m", m, 1)
+        check_count("m", m, 1)
         if outputs.ndim != 2 or outputs.shape[1] != self.classes:
             raise ValueError(f"outputs: expected N×{self.classes}, got {tuple(outputs.shape)}")
         self._check_target(target, len(outputs))
@@ -174,9 +173,8 @@ class DenseAssociativeMemory(nn.Module):
             ("batch_size", batch_size, 1),
             ("seed", seed, 0),
         ):
-            _check_whole(name, number, least)
-        if not 0 < as_number(learning_rate) < math.inf:
-            raise ValueError(f"learning_rate: expected a positive number, got {learning_rate!r}")
+            check_count(name, number, least)
+        checked_positive("learning_rate", learning_rate)
         self._check_features(features)
         self._check_target(target, len(features))
         if len(features) < self.memories:
@@ -292,8 +290,3 @@ class DenseAssociativeMemory(nn.Module):
 def _signs(target: Tensor, classes: int) -> Tensor:
     """N×K, 1 for the class and -1 for the others."""
     return F.one_hot(target.long(), classes).float() * 2 - 1
-
-
-def _check_whole(name: str, number: object, least: int) -> None:
-    if not isinstance(number, int) or isinstance(number, bool) or number < least:
-        raise ValueError(f"{name}: expected a whole number from {least}, got {number!r}")

@@ -1,0 +1,473 @@
+"""A network that gives the mask of a class in one pass, on top of a frozen classifier."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captum_robust._names import printable
+from captum_robust._weights import read_tensors, write_tensors
+
+_FACTS = "captum_robust.masking_network"
+_CARD = "card"
+_EPSILON = 1e-4
+"""Of |a| + |b|: where both are zero, the mask is zero."""
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """All that the shapes of a :class:`MaskDecoder` follow from."""
+
+    channels: tuple[int, ...]
+    """Of the features, from the finest scale that is used to the coarsest."""
+    num_classes: int
+    head: bool
+    """Whether the classes' vectors are the weights of the classifier's own last layer."""
+    widths: tuple[int, ...] = (16, 32, 64)
+    """Channels of the up-sampling blocks, from the finest scale to the coarsest but one."""
+    filtered: int = 128
+    """Channels of the filtered features."""
+
+
+class _UpBlock(nn.Module):
+    """Twice the size, joined with the features of that scale; one residual bottleneck."""
+
+    def __init__(self, inputs: int, skip: int, outputs: int) -> None:
+        super().__init__()
+        joined = max(4, outputs // 2)
+        self.up = nn.Sequential(
+            nn.Conv2d(inputs, 4 * outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(4 * outputs),
+            nn.ReLU(),
+            nn.PixelShuffle(2),
+        )
+        self.skip = nn.Sequential(
+            nn.Conv2d(skip, joined, 1, bias=False), nn.BatchNorm2d(joined), nn.ReLU()
+        )
+        self.join = nn.Sequential(
+            nn.Conv2d(outputs + joined, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        )
+        self.bottleneck = nn.Sequential(
+            nn.Conv2d(outputs, joined, 1, bias=False),
+            nn.BatchNorm2d(joined),
+            nn.ReLU(),
+            nn.Conv2d(joined, joined, 3, padding=1, bias=False),
+            nn.BatchNorm2d(joined),
+            nn.ReLU(),
+            nn.Conv2d(joined, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        height, width = features.shape[2:]
+        up = self.up(x)
+        if up.shape[2] < height or up.shape[3] < width:  # strides that are not 2
+            up = F.interpolate(up, (height, width), mode="bilinear", align_corners=False)
+        x = self.join(torch.cat([up[..., :height, :width], self.skip(features)], dim=1))
+        return F.relu(x + self.bottleneck(x))
+
+
+class MaskDecoder(nn.Module):
+    """Features of several scales and a class -> the mask of that class.
+
+    The coarsest features pass the feature filter of Dabkowski and Gal, X·σ(s·XᵀC_c + t), where C_c
+    is the vector of class c, then up-sampling blocks, each joined with the features of its scale.
+    The mask is |a| / (|a| + |b| + ε) of two channels. To these the filter's gate and its
+    complement are added, so that an untrained network gives the gate: with the vectors of the
+    classifier's last layer, a class activation map.
+
+    Args:
+        shape: of the network.
+        head: K×C and K, weights and bias of the classifier's last layer, which stay as they are
+            and in no state dict; None: the vectors are learned.
+    """
+
+    head_weight: Tensor | None
+    head_bias: Tensor | None
+
+    def __init__(self, shape: DecoderShape, head: tuple[Tensor, Tensor] | None = None) -> None:
+        super().__init__()
+        if shape.head != (head is not None):
+            raise ValueError("head: expected exactly where the shape says so")
+        if len(shape.widths) != len(shape.channels) - 1:
+            raise ValueError(
+                f"widths: expected {len(shape.channels) - 1} for {len(shape.channels)} scales, got "
+                f"{shape.widths}"
+            )
+        self.shape = shape
+        deepest = shape.channels[-1]
+        weight, bias = (None, None) if head is None else head
+        self.register_buffer("head_weight", weight, persistent=False)
+        self.register_buffer("head_bias", bias, persistent=False)
+        self.embedding: nn.Embedding | None = None
+        if head is None:
+            self.embedding = nn.Embedding(shape.num_classes, deepest)
+            nn.init.normal_(self.embedding.weight, std=deepest**-0.5)
+        self.scale = nn.Parameter(torch.tensor(0.5 if shape.head else 1.0))
+        self.shift = nn.Parameter(torch.tensor(-2.0 if shape.head else 0.0))
+        self.filter = nn.Sequential(
+            nn.Conv2d(deepest, shape.filtered, 1, bias=False),
+            nn.BatchNorm2d(shape.filtered),
+            nn.ReLU(),
+        )
+        blocks = []
+        inputs = shape.filtered + 1
+        for skip, outputs in zip(shape.channels[-2::-1], shape.widths[::-1], strict=True):
+            blocks.append(_UpBlock(inputs, skip, outputs))
+            inputs = outputs
+        self.blocks = nn.ModuleList(blocks)
+        self.two_channels = nn.Conv2d(inputs, 2, 1)
+        nn.init.zeros_(self.two_channels.weight)
+        nn.init.zeros_(self.two_channels.bias)  # type: ignore[arg-type]
+
+    def evidence(self, features: Tensor, classes: Tensor) -> Tensor:
+        """Log odds N×h×w that the class is there, of the coarsest features N×C×h×w.
+
+        Their mean over the positions is the e of the paper's warm-up.
+        """
+        if self.embedding is not None:
+            vectors, bias = self.embedding(classes), 0.0
+        else:
+            assert self.head_weight is not None
+            assert self.head_bias is not None
+            vectors, bias = self.head_weight[classes], self.head_bias[classes][:, None, None]
+        similarity = torch.einsum("nchw,nc->nhw", features, vectors.to(features.dtype)) + bias
+        found: Tensor = self.scale * similarity.float() + self.shift
+        return found
+
+    def forward(
+        self, features: Sequence[Tensor], classes: Tensor, confidence: float = 0.0
+    ) -> Tensor:
+        """Masks N×1×h×w in [0, 1], of the size of the finest features.
+
+        Args:
+            features: N×C×h×w each, from the finest scale to the coarsest.
+            classes: N.
+            confidence: is taken from the log odds: with 6, only what is surely of the class is
+                shown; with 0, similar things too.
+        """
+        deepest = features[-1]
+        odds = (self.evidence(deepest, classes) - confidence)[:, None]
+        gate = torch.sigmoid(odds)
+        x = self.filter(deepest * gate.to(deepest.dtype))
+        x = torch.cat([x, torch.tanh(odds / 4).to(x.dtype)], dim=1)
+        for block, skip in zip(self.blocks, features[-2::-1], strict=True):
+            x = block(x, skip)
+        gate = F.interpolate(gate, x.shape[2:], mode="bilinear", align_corners=False)
+        a, b = (self.two_channels(x).float() + torch.cat([gate, 1 - gate], dim=1)).abs().split(1, 1)
+        return a / (a + b + _EPSILON)
+
+
+class MaskingNetwork(nn.Module):
+    """Images and classes -> masks, in one pass of a frozen classifier and a small decoder.
+
+    Where the classifier that is explained is also the encoder, one pass serves both:
+    :meth:`masks_and_scores`.
+
+    Args:
+        encoder: images N×C×H×W with pixels in [0, 1] -> scores N×K; any network whose modules
+            return maps at two or more scales. Its weights are never changed, and it always runs in
+            evaluation mode.
+        decoder: None: a new one.
+        layers: whose outputs are the features, from the finest scale to the coarsest; None: found
+            by :func:`find_scales`, without the finest of five scales, which says little.
+        num_classes: of the masks; None: K of the encoder.
+        learned_classes: learn the classes' vectors, instead of taking the weights of the
+            encoder's last layer.
+        input_size: (H, W) of a probe; None: the encoder's ``input_size``, else 224.
+
+    Raises:
+        TypeError: an encoder that is no module.
+        ValueError: fewer than two scales, a decoder of another encoder.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: MaskDecoder | None = None,
+        *,
+        layers: Sequence[nn.Module] | None = None,
+        num_classes: int | None = None,
+        learned_classes: bool = False,
+        input_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(encoder, nn.Module):
+            raise TypeError(f"encoder: expected a torch.nn.Module, got {type(encoder).__name__}")
+        self.encoder = encoder
+        self.input_size = input_size or getattr(encoder, "input_size", (224, 224))
+        found = tuple(find_scales(encoder, self.input_size) if layers is None else layers)
+        if layers is None and len(found) > 4:
+            found = found[-4:]
+        if len(found) < 2:
+            raise ValueError(
+                f"encoder: expected maps at two or more scales, found {len(found)} in "
+                f"{type(encoder).__name__}; give the layers yourself"
+            )
+        self._layers = found  # a tuple: they are not registered twice
+        shape, head = self._probe(num_classes, learned_classes)
+        self.decoder = MaskDecoder(shape, head) if decoder is None else decoder
+        if decoder is not None and decoder.shape.channels != shape.channels:
+            raise ValueError(
+                f"decoder: is for features of {decoder.shape.channels} channels, the encoder's "
+                f"have {shape.channels}"
+            )
+        self.encoder.eval()
+
+    def _probe(
+        self, num_classes: int | None, learned_classes: bool
+    ) -> tuple[DecoderShape, tuple[Tensor, Tensor] | None]:
+        with torch.no_grad(), _frozen(self.encoder) as image_of:
+            features, scores = self._encode(image_of(self.input_size))
+        if scores.ndim != 2:
+            raise ValueError(f"encoder: expected scores N×K, got {tuple(scores.shape)}")
+        channels = tuple(int(f.shape[1]) for f in features)
+        count = int(scores.shape[1]) if num_classes is None else num_classes
+        head = None
+        if not learned_classes and count == scores.shape[1]:
+            head = _head_of(self.encoder, channels[-1], count)
+        widths = tuple(16 * 2**i for i in range(len(channels) - 1))
+        return DecoderShape(channels, count, head is not None, widths), head
+
+    def train(self, mode: bool = True) -> MaskingNetwork:
+        """As :meth:`torch.nn.Module.train`, but the encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def _encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The features of each scale, and the scores, in one pass."""
+        found: dict[int, Tensor] = {}
+
+        def keep(number: int) -> Callable[..., None]:
+            return lambda module, arguments, output: found.__setitem__(number, output)  # noqa: ARG005
+
+        handles = [m.register_forward_hook(keep(i)) for i, m in enumerate(self._layers)]
+        try:
+            scores = self.encoder(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [found[i] for i in range(len(self._layers))], scores
+
+    def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The features of each scale, finest first, and the scores N×K, in one pass.
+
+        They have a graph only where ``x`` asks for a gradient.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+            return self._encode(x)
+
+    def masks_and_scores(
+        self, x: Tensor, classes: Tensor | None = None, *, confidence: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Masks N×1×H×W in [0, 1] and the encoder's scores N×K of images N×C×H×W.
+
+        Args:
+            x: pixels in [0, 1].
+            classes: N; None: those with the highest scores.
+            confidence: see :meth:`MaskDecoder.forward`.
+        """
+        features, scores = self.encode(x)
+        if classes is None:
+            classes = scores.argmax(dim=1)
+        masks = self.decoder(features, classes, confidence)
+        return upsampled(masks, (x.shape[2], x.shape[3])), scores
+
+    def forward(self, x: Tensor, classes: Tensor, confidence: float = 0.0) -> Tensor:
+        """Masks N×1×H×W in [0, 1] of images N×C×H×W and their classes N."""
+        return self.masks_and_scores(x, classes, confidence=confidence)[0]
+
+
+def upsampled(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks N×1×h×w at the size of the images."""
+    return F.interpolate(masks, size, mode="bilinear", align_corners=False)
+
+
+def save_masking_network(
+    network: MaskingNetwork, path: str | Path, *, half: bool = False, card: str = ""
+) -> None:
+    """Write the decoder's weights, and what it needs, as a safetensors file.
+
+    Args:
+        half: in half precision.
+        card: what the network was trained on and what it scores, for who loads it.
+
+    Raises:
+        ValueError: the path does not end in ``.safetensors``.
+        OSError: the file cannot be written; one that was there before stays.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path: expected a name that ends in .safetensors, got {path.name}")
+    tensors = {
+        name: t.half() if half and t.is_floating_point() else t
+        for name, t in network.decoder.state_dict().items()
+    }
+    facts = {"encoder": _name_of(network.encoder), **asdict(network.decoder.shape)}
+    write_tensors(path, tensors, {_FACTS: json.dumps(facts), _CARD: card})
+
+
+def load_masking_network(path: str | Path, encoder: nn.Module) -> MaskingNetwork:
+    """The network of a file that :func:`save_masking_network` wrote, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no safetensors file, or one without a masking network, or the network is
+            for another encoder or other classes.
+    """
+    path = Path(path)
+    shown = printable(str(path))
+    if path.suffix in {".pt", ".pth", ".pkl", ".bin", ".ckpt"}:
+        raise ValueError(f"{shown} may be a pickle, which can run code; expected .safetensors")
+    tensors, metadata = read_tensors(path)
+    try:
+        facts: dict[str, Any] = json.loads(metadata[_FACTS])
+        name = facts.pop("encoder")
+        shape = DecoderShape(
+            **{**facts, "channels": tuple(facts["channels"]), "widths": tuple(facts["widths"])}
+        )
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{shown} holds no masking network") from None
+    if name != _name_of(encoder):
+        raise ValueError(f"{shown} is for the encoder {name}, not {_name_of(encoder)}")
+    network = MaskingNetwork(encoder, num_classes=shape.num_classes, learned_classes=not shape.head)
+    own = network.decoder.shape
+    if own.channels != shape.channels or own.head != shape.head:
+        raise ValueError(
+            f"{shown} is for an encoder {name} with {shape.num_classes} classes and features of "
+            f"{shape.channels} channels; this one has {own.num_classes} and {own.channels}"
+        )
+    if own != shape:
+        head = network.decoder.head_weight, network.decoder.head_bias
+        network.decoder = MaskDecoder(shape, head if shape.head else None)  # type: ignore[arg-type]
+    try:
+        network.decoder.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise ValueError(f"{shown} does not fit the encoder {name}: {first}") from None
+    like = next(encoder.parameters(), torch.empty(0))
+    return network.to(like.device).eval()
+
+
+def _name_of(encoder: nn.Module) -> str:
+    name = getattr(encoder, "name", None)
+    return name if isinstance(name, str) else type(encoder).__name__
+
+
+def find_scales(
+    encoder: nn.Module, input_size: tuple[int, int] = (224, 224), channels: int = 3
+) -> tuple[nn.Module, ...]:
+    """The last layer of each scale, from the finest to the coarsest, found by a probe.
+
+    Scales are powers of 2 of the image's size, up to rounding. A layer counts if it runs once,
+    gives a map N×C×h×w, smaller than the image and larger than one position, that depends on it
+    and that nothing overwrites later, and is not inside of a block that ends at a coarser scale.
+    One black image is run in evaluation mode.
+
+    Raises:
+        ValueError: no layer gives such a map.
+    """
+    runs: Counter[nn.Module] = Counter()
+    outputs: dict[nn.Module, tuple[Tensor, int]] = {}
+
+    def record(module: nn.Module, _: Any, output: Any) -> None:
+        runs[module] += 1
+        if isinstance(output, Tensor) and output.ndim == 4 and output.requires_grad:
+            outputs.pop(module, None)
+            outputs[module] = output, output._version
+
+    handles = [m.register_forward_hook(record) for m in encoder.modules() if m is not encoder]
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            _frozen(encoder) as image_of,
+        ):
+            encoder(image_of(input_size, channels).requires_grad_().clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    usable = {
+        module: stage
+        for module, (output, version) in outputs.items()
+        if runs[module] == 1
+        and output._version == version
+        and (stage := _stage(output, input_size)) is not None
+    }
+    inside = _inside_of_coarser(encoder, usable)
+    last = {stage: module for module, stage in usable.items() if module not in inside}
+    if not last:
+        raise ValueError(
+            f"encoder: no layer of {type(encoder).__name__} gives an N×C×h×w map smaller than the "
+            "image; give the layers yourself"
+        )
+    return tuple(last[stage] for stage in sorted(last))
+
+
+def _stage(output: Tensor, input_size: tuple[int, int]) -> int | None:
+    """How often the image was halved; None: this is no map of it, or a single position."""
+    height, width = output.shape[2:]
+    down, across = (math.log2(i / o) for i, o in zip(input_size, (height, width), strict=True))
+    if height * width == 1 or abs(down - across) > 0.5 or round(down) < 1:
+        return None
+    return round(down)
+
+
+def _inside_of_coarser(encoder: nn.Module, usable: dict[nn.Module, int]) -> set[nn.Module]:
+    """What is at work within a block whose own output is coarser; a block is not half of all."""
+    half = sum(1 for _ in encoder.modules()) / 2
+    inside: set[nn.Module] = set()
+    for block, stage in usable.items():
+        parts = [m for m in block.modules() if m is not block]
+        is_plain = isinstance(block, nn.Sequential) and (
+            type(block).forward is nn.Sequential.forward
+        )
+        if is_plain or len(parts) > half:
+            continue
+        inside.update(m for m in parts if usable.get(m, stage) < stage)
+    return inside
+
+
+def _head_of(encoder: nn.Module, channels: int, count: int) -> tuple[Tensor, Tensor] | None:
+    """Weights and bias of the last linear layer, where it takes the pooled coarsest features."""
+    linear = [m for m in encoder.modules() if isinstance(m, nn.Linear)]
+    if not linear or linear[-1].weight.shape != (count, channels):
+        return None
+    weight = linear[-1].weight.detach()
+    bias = linear[-1].bias
+    return weight, torch.zeros_like(weight[:, 0]) if bias is None else bias.detach()
+
+
+@contextmanager
+def _frozen(encoder: nn.Module) -> Iterator[Callable[..., Tensor]]:
+    """The encoder in evaluation mode, no weight asking for a gradient; put back afterwards."""
+    modes = [(m, m.training) for m in encoder.modules()]
+    frozen = [(p, p.requires_grad) for p in encoder.parameters()]
+    like = next(encoder.parameters(), torch.empty(0))
+
+    def image_of(size: tuple[int, int], channels: int = 3) -> Tensor:
+        return torch.zeros(1, channels, *size, device=like.device, dtype=like.dtype)
+
+    try:
+        encoder.eval()
+        for p, _ in frozen:
+            p.requires_grad = False
+        yield image_of
+    finally:
+        for p, needs_gradient in frozen:
+            p.requires_grad = needs_gradient
+        for m, mode in modes:
+            m.training = mode
