@@ -138,13 +138,14 @@ class MaskDecoder(nn.Module):
         Their mean over the positions is the e of the paper's warm-up.
         """
         if self.embedding is not None:
-            vectors, bias = self.embedding(classes), 0.0
+            vectors = self.embedding(classes)
         else:
             assert self.head_weight is not None
-            assert self.head_bias is not None
-            vectors, bias = self.head_weight[classes], self.head_bias[classes][:, None, None]
-        similarity = torch.einsum("nchw,nc->nhw", features, vectors.to(features.dtype)) + bias
-        found: Tensor = self.scale * similarity.float() + self.shift
+            vectors = self.head_weight[classes]
+        similarity = torch.einsum("nchw,nc->nhw", features, vectors.to(features.dtype)).float()
+        if self.head_bias is not None:
+            similarity = similarity + self.head_bias[classes][:, None, None]
+        found: Tensor = self.scale * similarity + self.shift
         return found
 
     def forward(
@@ -167,7 +168,8 @@ class MaskDecoder(nn.Module):
             x = block(x, skip)
         gate = F.interpolate(gate, x.shape[2:], mode="bilinear", align_corners=False)
         a, b = (self.two_channels(x).float() + torch.cat([gate, 1 - gate], dim=1)).abs().split(1, 1)
-        return a / (a + b + _EPSILON)
+        masks: Tensor = a / (a + b + _EPSILON)
+        return masks
 
 
 class MaskingNetwork(nn.Module):
@@ -207,7 +209,8 @@ class MaskingNetwork(nn.Module):
         if not isinstance(encoder, nn.Module):
             raise TypeError(f"encoder: expected a torch.nn.Module, got {type(encoder).__name__}")
         self.encoder = encoder
-        self.input_size = input_size or getattr(encoder, "input_size", (224, 224))
+        size = getattr(encoder, "input_size", (224, 224)) if input_size is None else input_size
+        self.input_size: tuple[int, int] = (int(size[0]), int(size[1]))
         found = tuple(find_scales(encoder, self.input_size) if layers is None else layers)
         if layers is None and len(found) > 4:
             found = found[-4:]

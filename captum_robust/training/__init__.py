@@ -1,6 +1,11 @@
 """Training networks: one loop that goes on where it was killed, and its files."""
 
-from captum_robust.training.images import Augmented, LabelledImages, held_out_split
+from captum_robust.training.images import (
+    Augmented,
+    CroppedImages,
+    LabelledImages,
+    held_out_split,
+)
 from captum_robust.training.loop import (
     TrainingResult,
     TrainingSettings,
@@ -10,6 +15,7 @@ from captum_robust.training.loop import (
 
 __all__ = [
     "Augmented",
+    "CroppedImages",
     "LabelledImages",
     "TrainingResult",
     "TrainingSettings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -146,6 +147,113 @@ class Augmented(Dataset[tuple[Tensor, int]]):
         top = int(torch.randint(0, 2 * down + 1, ()))
         left = int(torch.randint(0, 2 * right + 1, ()))
         return padded[:, top : top + height, left : left + width], label
+
+
+class CroppedImages(Dataset[tuple[Tensor, int]]):
+    """Random parts of images, mirrored in half of all cases: (3×H×W in [0, 1], class).
+
+    The class is -1 where none is known: a classifier can say it. Every image is decoded once when
+    this is made, so that one that can't be is known before the training begins; and again in each
+    epoch unless all of them fit in ``memory``, as bytes, with a shorter side of at most 9/7 of the
+    size's. Draws from torch's global generator, which a training loop seeds for each image.
+
+    Args:
+        dataset: with or without labels.
+        size: (H, W), or one number for a square.
+        area: smallest and largest share of an image; (1, 1) takes the whole image, squashed.
+        aspect: smallest and largest ratio of the part's width to its height.
+        mirror: also mirror.
+        memory: bytes.
+        progress: show a bar.
+
+    Raises:
+        ValueError: no usable image; a range that is none.
+    """
+
+    def __init__(
+        self,
+        dataset: LocalizationDataset,
+        size: int | tuple[int, int],
+        *,
+        area: tuple[float, float] = (0.3, 1.0),
+        aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        mirror: bool = True,
+        memory: int = 2**31,
+        progress: bool = False,
+    ) -> None:
+        for name, (low, high) in (("area", area), ("aspect", aspect)):
+            if not 0 < low <= high or (name == "area" and high > 1):
+                raise ValueError(f"{name}: expected a range above 0, got ({low}, {high})")
+        self.dataset = dataset
+        self.size = (size, size) if isinstance(size, int) else size
+        self.area, self.aspect, self.mirror = area, aspect, mirror
+        self.ids: list[str] = []
+        self.labels: list[int] = []
+        self.unusable: dict[str, str] = {}
+        """Id -> why it can't be decoded."""
+        self._positions: list[int] = []
+        self._pixels: list[Tensor] = []
+        self._read(memory, progress)
+        if not self.ids:
+            first = "".join(f"; {why}" for why in list(self.unusable.values())[:1])
+            raise ValueError(f"{dataset.root}: none of {len(dataset)} images can be used{first}")
+
+    def _read(self, memory: int, progress: bool) -> None:
+        from tqdm import tqdm
+
+        used = 0
+        for i in tqdm(range(len(self.dataset)), unit="image", disable=not progress):
+            try:
+                sample = self.dataset[i]
+            except DataError as error:
+                self.unusable[self.dataset.ids[i]] = str(error)
+                continue
+            self.ids.append(sample.id)
+            self.labels.append(-1 if sample.label is None else sample.label)
+            self._positions.append(i)
+            if used <= memory:
+                self._pixels.append(self._pixels_of(sample))
+                used += self._pixels[-1].numel()
+        if used > memory:
+            self._pixels = []
+
+    def _pixels_of(self, sample: Sample) -> Tensor:
+        """3×h×w bytes: the same image whether it is kept or decoded again."""
+        side = min(self.size) * 9 // 7
+        if min(sample.image.shape[1:]) > side:
+            scale = side / min(sample.image.shape[1:])
+            height, width = (round(s * scale) for s in sample.image.shape[1:])
+            sample = resize(sample, (height, width))
+        return (sample.image * 255).round().to(torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self._pixels:
+            pixels = self._pixels[index]
+        else:
+            pixels = self._pixels_of(self.dataset[self._positions[index]])
+        if self.area != (1.0, 1.0):
+            pixels = self._part(pixels)
+        if self.mirror and torch.rand(()) < 0.5:
+            pixels = pixels.flip(2)
+        image = F.interpolate(
+            pixels[None].float() / 255, self.size, mode="bilinear", antialias=True
+        )[0]
+        return image.clamp(0, 1), self.labels[index]
+
+    def _part(self, pixels: Tensor) -> Tensor:
+        """A window of a drawn area and aspect, at a drawn place; cut to what the image has."""
+        height, width = pixels.shape[1:]
+        share, logs = torch.rand(()), [math.log(a) for a in self.aspect]
+        area = (self.area[0] + (self.area[1] - self.area[0]) * float(share)) * height * width
+        ratio = math.exp(logs[0] + (logs[1] - logs[0]) * float(torch.rand(())))
+        tall = max(1, min(height, round((area / ratio) ** 0.5)))
+        wide = max(1, min(width, round((area * ratio) ** 0.5)))
+        top = int(torch.randint(0, height - tall + 1, ()))
+        left = int(torch.randint(0, width - wide + 1, ()))
+        return pixels[:, top : top + tall, left : left + wide]
 
 
 def held_out_split(labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -22,9 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+from captum_robust._checks import as_number, check_count
 from captum_robust._names import unknown_name
 from captum_robust._random import seeded
-from captum_robust.optim import as_number
 from captum_robust.training.checkpoints import (
     Log,
     check_same_run,
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Batch = tuple[Tensor, ...]
-Loss = Callable[[nn.Module, Batch, int], Tensor]
-"""(network, batch, seed of what this step draws) -> the mean loss of the batch, a number."""
+Loss = Callable[[nn.Module, Batch, int], Tensor | Mapping[str, Tensor]]
+"""(network, batch, seed of what this step draws) -> the mean loss of the batch, a number; or named
+numbers, one of them ``"loss"``, that are all logged."""
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """A network in evaluation mode -> named numbers."""
 
@@ -78,9 +79,9 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("workers", 0)):
-            _check_whole(name, getattr(self, name), least)
+            check_count(name, getattr(self, name), least)
         if self.evaluate_every is not None:
-            _check_whole("evaluate_every", self.evaluate_every, 1)
+            check_count("evaluate_every", self.evaluate_every, 1)
         if not 0 < as_number(self.learning_rate) < math.inf:
             raise ValueError(
                 f"learning_rate: expected a finite number above 0, got {self.learning_rate!r}"
@@ -213,7 +214,7 @@ class _Run:
         self.steps = self.per_epoch * settings.epochs
         self.step = 0
         self.log = Log(None, 0)
-        self.unread: list[tuple[dict[str, Any], Tensor]] = []
+        self.unread: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
         self.last_loss = math.nan
         self.saved_at: float | None = None
         """None: never."""
@@ -310,19 +311,18 @@ class _Run:
                 enabled=self.settings.precision == "bfloat16",
                 cache_enabled=False,
             ):
-                value = loss(network, batch, seed)
-            if not isinstance(value, Tensor) or value.numel() != 1:
-                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"loss: expected one number, got {got}")
+                found = loss(network, batch, seed)
+            values = dict(found) if isinstance(found, Mapping) else {"loss": found}
+            _check_numbers(values)
             optimizer.zero_grad()
-            self.accelerator.backward(value)
+            self.accelerator.backward(values["loss"])
             optimizer.step()
         row = {
             "step": self.step + 1,
             "epoch": self.step // self.per_epoch + 1,
             "learning_rate": optimizer.param_groups[0]["lr"],
         }
-        self.unread.append((row, value.detach().reshape(())))
+        self.unread.append((row, {name: v.detach().reshape(()) for name, v in values.items()}))
         self.step += 1
 
     def _read_losses(self) -> None:
@@ -333,11 +333,12 @@ class _Run:
         """
         if not self.unread:
             return
-        losses = torch.stack([loss for _, loss in self.unread]).float()
-        losses = self.accelerator.reduce(losses, "mean")
+        names = list(self.unread[0][1])
+        numbers = torch.stack([values[name] for _, values in self.unread for name in names])
+        numbers = self.accelerator.reduce(numbers.float().reshape(-1, len(names)), "mean")
         rows = [
-            {**row, "loss": value}
-            for (row, _), value in zip(self.unread, losses.tolist(), strict=True)
+            {**row, **dict(zip(names, values, strict=True))}
+            for (row, _), values in zip(self.unread, numbers.tolist(), strict=True)
         ]
         self.unread = []
         for row in rows:
@@ -487,8 +488,3 @@ def _described_optimizer(optimizer: Optimizer) -> str:
         for group in optimizer.param_groups
     ]
     return f"{type(optimizer).__name__} {groups}"
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: expected a whole number from {least}, got {value!r}")
