@@ -1,13 +1,34 @@
-"""The checks on inputs and scores that attributions and attacks make."""
+"""The checks on arguments, inputs and scores that all rooms make."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_robust.optim import as_number
+
+def as_number(value: object) -> float:
+    """NaN for what is no number, which fails each comparison as NaN does."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):  # the last for a tensor of many
+        return math.nan
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is a whole number from ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: expected a whole number from {least}, got {value!r}")
+
+
+def checked_positive(name: str, value: Any) -> float:
+    """A finite number above 0; ``ValueError`` otherwise."""
+    number = as_number(value)
+    if isinstance(value, bool) or not 0 < number < math.inf:
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    return number
 
 
 def check_finite(tensor: Tensor, where: str, first_sample: int = 0) -> None:

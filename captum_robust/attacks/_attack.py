@@ -20,10 +20,9 @@ from captum_robust._captum import (
     format_tensor_into_tuples,
     is_tuple,
 )
-from captum_robust._checks import check_batch, check_finite, check_inputs, checked_bounds
+from captum_robust._checks import as_number, check_batch, check_finite, check_inputs, checked_bounds
 from captum_robust._samples import arguments_of
 from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
-from captum_robust.optim import as_number
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Scores n×K and classes n -> n losses, which an attack raises (targeted: lowers)."""
@@ -446,12 +445,6 @@ def check_rivals(scores: Tensor) -> None:
     """Raise ``ValueError`` if scores N×K are of the label alone, which can't be lost then."""
     if scores.shape[1] < 2:
         raise ValueError("forward_func: expected scores of at least two classes, got one")
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is a whole number from ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: expected a whole number from {least}, got {value!r}")
 
 
 def _masks(mask: Tensor | Tensors | None, inputs: Tensors) -> Tensors | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from captum_robust.optim import as_number
+from captum_robust._checks import checked_positive
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def smooth_activations(module: nn.Module, beta: float) -> Iterator[None]:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    mode = _Smooth(checked_beta(beta))
+    mode = _Smooth(checked_positive("beta", beta))
     is_inside = False
 
     def smooth(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,14 +119,6 @@ def smooth_activations(module: nn.Module, beta: float) -> Iterator[None]:
                 vars(m).pop("forward", None)
             else:
                 vars(m)["forward"] = forward
-
-
-def checked_beta(beta: Any) -> float:
-    """A finite number above 0, or ``ValueError``."""
-    number = as_number(beta)
-    if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"beta: expected a positive number, got {beta!r}")
-    return number
 
 
 class _Smooth(TorchFunctionMode):

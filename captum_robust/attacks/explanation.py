@@ -17,7 +17,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_output
-from captum_robust._checks import check_finite
+from captum_robust._checks import as_number, check_count, check_finite, checked_positive
 from captum_robust._random import seeded
 from captum_robust._samples import arguments_of, target_of
 from captum_robust.attacks._attack import (
@@ -25,7 +25,6 @@ from captum_robust.attacks._attack import (
     AttackDetails,
     Tensors,
     Victim,
-    check_count,
     divided,
     per_sample,
     steepest,
@@ -33,12 +32,10 @@ from captum_robust.attacks._attack import (
     take_each,
 )
 from captum_robust.attacks._second_derivatives import (
-    checked_beta,
     recorded_gradients,
     smooth_activations,
 )
 from captum_robust.attacks.gradient import random_points
-from captum_robust.optim import as_number
 
 Explainer: TypeAlias = Attribution | Callable[..., Any]
 """A Captum attribution, or a function (inputs, target) -> maps."""
@@ -208,7 +205,7 @@ class ExplanationAttack(Attack):
         self.step_size = step_size
         self.objective = objective
         self.k = k
-        self.beta = None if beta is None else checked_beta(beta)
+        self.beta = None if beta is None else checked_positive("beta", beta)
         self.module = module
         self.label_slack = label_slack
         self.random_start = random_start

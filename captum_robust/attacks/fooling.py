@@ -12,17 +12,21 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_robust._captum import TargetType
-from captum_robust._checks import check_finite, checked_bounds
+from captum_robust._checks import (
+    as_number,
+    check_count,
+    check_finite,
+    checked_bounds,
+    checked_positive,
+)
 from captum_robust._targets import model_scores, one_row_a_sample
 from captum_robust.attacks._attack import (
     Tensors,
     Victim,
     at_least_float,
-    check_count,
     cross_entropy,
 )
 from captum_robust.attacks.gradient import PGD
-from captum_robust.optim import as_number
 
 OBJECTIVES = ("log_probability", "score")
 
@@ -82,8 +86,7 @@ class FoolingImage(PGD):
             raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
         if not 0 <= as_number(l2_decay) < 1:
             raise ValueError(f"l2_decay: expected a number in [0, 1), got {l2_decay!r}")
-        if not 0 < as_number(step_size) < math.inf:
-            raise ValueError(f"step_size: expected a positive number, got {step_size!r}")
+        checked_positive("step_size", step_size)
         super().__init__(
             forward_func,
             0.0 if epsilon is None else epsilon,
@@ -281,8 +284,7 @@ class MapElites:
             check_count(name, value, least)
         if not 0 < as_number(mutation_rate) <= 1:
             raise ValueError(f"mutation_rate: expected a share in (0, 1], got {mutation_rate!r}")
-        if not 0 < as_number(strength) < math.inf:
-            raise ValueError(f"strength: expected a positive number, got {strength!r}")
+        checked_positive("strength", strength)
         self.forward_func = forward_func
         self.shape = tuple(shape)
         self.batch_size = batch_size

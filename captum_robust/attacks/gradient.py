@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._captum import TargetType, format_tensor_into_tuples
-from captum_robust._checks import check_batch, check_inputs
+from captum_robust._checks import as_number, check_batch, check_count, check_inputs
 from captum_robust._random import seeded
 from captum_robust.attacks._attack import (
     Attack,
@@ -19,7 +19,6 @@ from captum_robust.attacks._attack import (
     Tensors,
     Victim,
     at_least_float,
-    check_count,
     check_rivals,
     cross_entropy,
     divided,
@@ -29,7 +28,6 @@ from captum_robust.attacks._attack import (
     take,
     take_each,
 )
-from captum_robust.optim import as_number
 
 
 class PGD(Attack):

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_robust._checks import check_count, checked_positive
 from captum_robust.attacks._attack import (
     Attack,
     Tensors,
     Victim,
     at_least_float,
-    check_count,
     check_rivals,
     cross_entropy,
     divided,
@@ -315,8 +315,7 @@ class LBFGSAttack(Attack):
         check_count("searches", searches, 1)
         check_count("max_iterations", max_iterations, 1)
         check_count("history_size", history_size, 1)
-        if not 0 < as_number(constant) < float("inf"):
-            raise ValueError(f"constant: expected a positive number, got {constant!r}")
+        checked_positive("constant", constant)
         self.searches = searches
         self.max_iterations = max_iterations
         self.constant = constant

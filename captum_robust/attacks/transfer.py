@@ -14,19 +14,25 @@ from captum.robust import Perturbation
 from torch import Tensor, nn
 
 from captum_robust._captum import TargetType
-from captum_robust._checks import check_batch, check_finite, check_inputs, checked_bounds
+from captum_robust._checks import (
+    as_number,
+    check_batch,
+    check_count,
+    check_finite,
+    check_inputs,
+    checked_bounds,
+    checked_positive,
+)
 from captum_robust._random import seeded
 from captum_robust._targets import model_scores, one_row_a_sample
 from captum_robust.attacks._attack import (
     Tensors,
     Victim,
     at_least_float,
-    check_count,
     where_the_graph_breaks,
 )
 from captum_robust.attacks.gradient import FGSM, PGD
 from captum_robust.attacks.rank import Share
-from captum_robust.optim import as_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -403,8 +409,7 @@ class SubstituteAttack(Perturbation):
         """
         for name, value in (("rounds", rounds), ("epochs", epochs), ("batch_size", batch_size)):
             check_count(name, value, 1)
-        if not 0 < as_number(lr) < math.inf:
-            raise ValueError(f"lr: expected a positive number, got {lr!r}")
+        checked_positive("lr", lr)
         if not 0 < abs(as_number(step)) < math.inf:
             raise ValueError(f"step: expected a number other than 0, got {step!r}")
         if not isinstance(substitute, nn.Module):

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_robust._captum import TargetType, format_tensor_into_tuples, is_tuple
-from captum_robust._checks import check_batch, check_finite, check_inputs
+from captum_robust._checks import (
+    as_number,
+    check_batch,
+    check_count,
+    check_finite,
+    check_inputs,
+    checked_positive,
+)
 from captum_robust._names import printable, unknown_name
 from captum_robust._random import seeded
 from captum_robust._targets import model_scores, one_row_a_sample
@@ -25,14 +32,12 @@ from captum_robust.attacks._attack import (
     LossFunction,
     Tensors,
     Victim,
-    check_count,
     cross_entropy,
     project,
     where_the_graph_breaks,
 )
 from captum_robust.attacks.minimal import DeepFool
 from captum_robust.attacks.rank import Share
-from captum_robust.optim import as_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -676,8 +681,7 @@ def _check_settings(settings: dict[str, Any], target_rate: float | None) -> None
             raise ValueError(f"target: only method 'gradient' takes one, not {method!r}")
     if target_rate is not None and not 0 < as_number(target_rate) <= 1:
         raise ValueError(f"target_rate: expected a share in (0, 1], got {target_rate!r}")
-    if not 0 < as_number(step_size) < math.inf:
-        raise ValueError(f"step_size: expected a positive number, got {step_size!r}")
+    checked_positive("step_size", step_size)
     if not 0 <= as_number(momentum) < math.inf:
         raise ValueError(f"momentum: expected a number from 0, got {momentum!r}")
 

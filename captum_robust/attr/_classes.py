@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from captum_robust._captum import TargetType, select_targets
+from captum_robust._checks import as_number, check_count
 from captum_robust._targets import ClassScores
-from captum_robust.optim import as_number
 
 Ranking = Callable[[Tensor], Tensor]
 """Class scores N×K -> numbers N×K, of which the largest are the top classes."""
 
 
 def class_weights(k: int | None, weights: str | Sequence[float]) -> list[float]:
-    if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
-        raise ValueError(f"k: expected a whole number from 1, got {k!r}")
+    if k is not None:
+        check_count("k", k, 1)
     if isinstance(weights, str):
         if weights != "exponential":
             raise ValueError(f"weights: expected 'exponential' or numbers, got {weights!r}")

@@ -19,7 +19,14 @@ from captum_robust._captum import (
     format_tensor_into_tuples,
     is_tuple,
 )
-from captum_robust._checks import check_batch, check_finite, check_inputs, checked_bounds
+from captum_robust._checks import (
+    check_batch,
+    check_count,
+    check_finite,
+    check_inputs,
+    checked_bounds,
+    checked_positive,
+)
 from captum_robust._samples import arguments_of, rows_of, target_of
 from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
 from captum_robust.attr._features import FeatureDistance, depends_on
@@ -229,8 +236,7 @@ class PerceptualBallPerturbation(Attribution):
         bounds = None if bounds is None else checked_bounds(bounds)
         check_inputs(inputs_tuple, bounds)
         size = n if internal_batch_size is None else internal_batch_size
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"internal_batch_size: expected a whole number from 1, got {size!r}")
+        check_count("internal_batch_size", size, 1)
         layers = self.layers if settings.perceptual_weight > 0 else ()
         wanted = None if counterfactual is None else _checked_counterfactual(counterfactual, n)
         with torch.inference_mode(False):
@@ -544,8 +550,7 @@ def _check_settings(s: BallSettings) -> None:
             "perceptual_weight: expected a positive number, or 0 for no perceptual term, got "
             f"{s.perceptual_weight!r}"
         )
-    if not 0 < as_number(s.pixel_weight) < math.inf:
-        raise ValueError(f"pixel_weight: expected a positive number, got {s.pixel_weight!r}")
+    checked_positive("pixel_weight", s.pixel_weight)
     if not math.isfinite(as_number(s.margin_target)):
         raise ValueError(f"margin_target: expected a finite number, got {s.margin_target!r}")
     for name in ("tolerance", "map_tolerance"):

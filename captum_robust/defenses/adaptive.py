@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_robust._checks import check_batch
+from captum_robust._checks import check_batch, check_count
 from captum_robust._samples import arguments_of
 from captum_robust._targets import model_scores, one_row_a_sample
 from captum_robust._transform import Transform, as_transforms, backward_differentiable
@@ -20,7 +20,6 @@ from captum_robust.attacks import (
     ExplanationAttack,
     UniversalPerturbation,
 )
-from captum_robust.attacks._attack import check_count
 
 SomeAttack = TypeVar("SomeAttack", bound=Attack)
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from captum_robust._checks import check_count
 from captum_robust._transform import Transform
-from captum_robust.attacks._attack import check_count
 
 # ITU-T T.81, tables K.1 and K.2: what a coefficient of brightness and of colour is divided by.
 BRIGHTNESS = (

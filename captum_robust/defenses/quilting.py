@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_robust._blur import blur_matrix
+from captum_robust._checks import check_count
 from captum_robust._names import printable
 from captum_robust._transform import Transform
 from captum_robust._weights import read_tensors, write_tensors
-from captum_robust.attacks._attack import check_count
 from captum_robust.defenses.patch_bank import PatchBank
 
 _FORMAT = "captum-robust quilting 1"

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_robust._blur import blur_matrix
+from captum_robust._checks import as_number, check_count, checked_positive
 from captum_robust._transform import Transform
-from captum_robust.attacks._attack import check_count
-from captum_robust.optim import as_number
 
 # Primal step of the solver; the dual step is 1/8 of its inverse, 8 bounding the squared norm of the
 # differences. Found on photographs: .25 to 1 converge alike.
@@ -59,8 +58,7 @@ class TotalVariation(Transform):
         seed: int | None = 0,
     ) -> None:
         super().__init__(seed=seed)
-        if isinstance(weight, bool) or not 0 < as_number(weight) < float("inf"):
-            raise ValueError(f"weight: expected a positive number, got {weight!r}")
+        checked_positive("weight", weight)
         if isinstance(drop, bool) or not 0 <= as_number(drop) < 1:
             raise ValueError(f"drop: expected a share in [0, 1), got {drop!r}")
         check_count("iterations", iterations, 1)

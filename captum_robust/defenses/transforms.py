@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_robust._blur import blur_matrix
+from captum_robust._checks import as_number, check_count, checked_positive
 from captum_robust._transform import Transform, resized_map
-from captum_robust.attacks._attack import check_count
-from captum_robust.optim import as_number
 
 
 class Identity(Transform):
@@ -67,7 +65,7 @@ class GaussianBlur(Transform):
 
     def __init__(self, sigma: float = 1.0) -> None:
         super().__init__()
-        self.sigma = _positive("sigma", sigma)
+        self.sigma = checked_positive("sigma", sigma)
 
     def _apply(self, x: Tensor) -> Tensor:
         rows, columns = (blur_matrix(n, self.sigma).to(x) for n in x.shape[2:])
@@ -110,7 +108,7 @@ class GaussianNoise(Transform):
 
     def __init__(self, std: float = 0.1, seed: int | None = 0) -> None:
         super().__init__(seed=seed)
-        self.std = _positive("std", std)
+        self.std = checked_positive("std", std)
 
     def _apply(self, x: Tensor) -> Tensor:
         noise = torch.randn(x.shape[1:], generator=self._generator(), dtype=torch.float32).to(x)
@@ -140,7 +138,7 @@ class Resize(Transform):
         super().__init__()
         if (scale is None) == (size is None):
             raise ValueError(f"scale and size: expected one of them, got {scale!r} and {size!r}")
-        self.scale = None if scale is None else _positive("scale", scale)
+        self.scale = None if scale is None else checked_positive("scale", scale)
         self.size = None if size is None else _pair("size", size)
         self.restore = bool(restore)
         self.moves_pixels = not self.restore
@@ -308,13 +306,6 @@ def _sorted(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     a, b = torch.minimum(a, b), torch.maximum(a, b)
     b, c = torch.minimum(b, c), torch.maximum(b, c)
     return torch.minimum(a, b), torch.maximum(a, b), c
-
-
-def _positive(name: str, value: Any) -> float:
-    number = as_number(value)
-    if isinstance(value, bool) or not 0 < number < math.inf:
-        raise ValueError(f"{name}: expected a positive number, got {value!r}")
-    return number
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from captum_robust._checks import as_number, check_count, checked_positive
 from captum_robust.optim.line_search import Point, Search, fixed_step, strong_wolfe
 
 Evaluation = tuple[Tensor, Tensor, Tensor | None]
@@ -498,14 +499,6 @@ def _to_host(*columns: Tensor) -> list[list[float]]:
     return rows
 
 
-def as_number(value: object) -> float:
-    """NaN for what is no number, which fails each comparison as NaN does."""
-    try:
-        return math.nan if isinstance(value, str) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):  # the last for a tensor of many
-        return math.nan
-
-
 def check_options(
     *,
     step: float,
@@ -517,14 +510,12 @@ def check_options(
     line_search: str,
 ) -> None:
     """Raise ``ValueError`` for an option that :func:`minimize` can't work with."""
-    if not 0 < as_number(step) < math.inf:
-        raise ValueError(f"step: expected a positive number, got {step!r}")
+    checked_positive("step", step)
     whole = [("max_iterations", max_iterations), ("history_size", history_size)]
     if max_evaluations is not None:
         whole.append(("max_evaluations", max_evaluations))
     for name, value in whole:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: expected a whole number from 1, got {value!r}")
+        check_count(name, value, 1)
     for name, number in (
         ("tolerance_gradient", tolerance_gradient), ("tolerance_change", tolerance_change)
     ):  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from captum_robust._captum import (
     format_tensor_into_tuples,
     is_tuple,
 )
-from captum_robust._checks import check_batch, check_finite
+from captum_robust._checks import check_batch, check_finite, checked_positive
 from captum_robust.attr.wrappers._wrapped import (
     Wrapper,
     as_tuple,
@@ -32,7 +31,6 @@ from captum_robust.attr.wrappers._wrapped import (
     shapes,
     without_details,
 )
-from captum_robust.optim import as_number
 
 _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
@@ -81,8 +79,7 @@ class Guided(Wrapper):
                 raise ValueError(f"guide: expected 'gradient' or an Attribution, got {guide!r}")
             guide = Saliency(attribution.forward_func)
         check_attribution(guide, "guide", "'gradient' or an Attribution")
-        if not 0 < as_number(power) < math.inf:
-            raise ValueError(f"power: expected a positive number, got {power!r}")
+        checked_positive("power", power)
         self.guide = guide
         self.power = power
 

@@ -18,7 +18,7 @@ from captum_robust._captum import (
     format_tensor_into_tuples,
     is_tuple,
 )
-from captum_robust._checks import check_batch, check_finite
+from captum_robust._checks import as_number, check_batch, check_finite
 from captum_robust.attr.wrappers._wrapped import (
     Wrapper,
     as_tuple,
@@ -30,7 +30,6 @@ from captum_robust.attr.wrappers._wrapped import (
     scores_of,
     takes_target,
 )
-from captum_robust.optim import as_number
 
 
 class MultiScale(Wrapper):
