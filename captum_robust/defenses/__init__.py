@@ -10,10 +10,11 @@ from captum_robust.defenses.adversarial_training import (
     adversarial_training,
     standard_loss,
 )
-from captum_robust.defenses.detection import ROC, SafetyNet
+from captum_robust.defenses.detection import SafetyNet
 from captum_robust.defenses.jpeg import JPEG
 from captum_robust.defenses.presets import PRESETS, default_transforms
 from captum_robust.defenses.quilting import Quilting
+from captum_robust.defenses.roc import ROC
 from captum_robust.defenses.total_variation import TotalVariation
 from captum_robust.defenses.transforms import (
     BitDepth,

@@ -542,6 +542,7 @@ def test_flattened_units_ask_for_images_of_the_size_fitted_on(net: Net) -> None:
         ([1.0], torch.ones(3), {}, TypeError, "clean_scores: expected a tensor, got list"),
         (torch.ones(3), torch.ones(3), {"level": 1}, ValueError, "level: .* got 1"),
         (torch.ones(3), torch.ones(3), {"resamples": 0}, ValueError, "resamples: .* got 0"),
+        (torch.ones(3), torch.ones(3), {"seed": "x"}, ValueError, "seed: .* got 'x'"),
     ],
 )
 def test_wrong_scores_are_named(

@@ -1,0 +1,127 @@
+"""The receiver operating characteristic: how well scores tell attacked images from clean ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_robust._checks import as_number, check_count
+
+_CHUNK = 1 << 22
+"""Numbers held at a time while resampling."""
+
+
+@dataclass(frozen=True)
+class ROC:
+    """How well scores tell M attacked images from N clean ones, at every threshold.
+
+    A threshold says "attacked" of the scores that reach it.
+
+    Attributes:
+        false_positive_rate: T, the share of clean images that each threshold rejects.
+        true_positive_rate: T, the share of attacked images that it rejects.
+        thresholds: T, falling, from infinity; one for each score that occurs.
+        area: under the curve, the chance that an attacked image has a higher score than a clean
+            one (equal scores count half).
+        interval: (low, high), the bootstrap interval around the area.
+        resampled_areas: one of each resampling, from which the interval is taken.
+    """
+
+    false_positive_rate: Tensor
+    true_positive_rate: Tensor
+    thresholds: Tensor
+    area: float
+    interval: tuple[float, float]
+    resampled_areas: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        clean_scores: Tensor,
+        attacked_scores: Tensor,
+        *,
+        level: float = 0.95,
+        resamples: int = 2000,
+        seed: int = 0,
+    ) -> ROC:
+        """The curve of N and M scores, of any detector.
+
+        Args:
+            clean_scores: N; higher is more suspicious.
+            attacked_scores: M.
+            level: confidence of the interval, in (0, 1).
+            resamples: how often N clean and M attacked scores are drawn with replacement,
+                independently; where both are of the same images that makes the interval wider
+                than need be.
+            seed: the same seed gives the same interval on every device.
+
+        Raises:
+            ValueError: no scores of one kind, NaN, a level or number of resamples out of range.
+            TypeError: no tensors.
+
+        >>> roc = ROC.of(torch.tensor([0.1, 0.4]), torch.tensor([0.35, 0.8]))
+        >>> roc.area, roc.thresholds.tolist()[0]
+        (0.75, inf)
+        """
+        for name, scores in (("clean_scores", clean_scores), ("attacked_scores", attacked_scores)):
+            if not isinstance(scores, Tensor):
+                raise TypeError(f"{name}: expected a tensor, got {type(scores).__name__}")
+            if scores.ndim != 1 or len(scores) == 0:
+                raise ValueError(f"{name}: expected one a sample, got {tuple(scores.shape)}")
+            if scores.isnan().any():
+                raise ValueError(f"{name}: NaN for sample {int(scores.isnan().nonzero()[0])}")
+        if not 0 < as_number(level) < 1:
+            raise ValueError(f"level: expected a number in (0, 1), got {level!r}")
+        check_count("resamples", resamples, 1)
+        check_count("seed", seed, 0)
+        clean, attacked = clean_scores.detach().cpu(), attacked_scores.detach().cpu()
+        precise = torch.promote_types(clean.dtype, attacked.dtype)
+        both = torch.cat([clean.to(precise), attacked.to(precise)])
+        values, places = torch.unique(both, return_inverse=True)
+        clean_places, attacked_places = places[: len(clean)], places[len(clean) :]
+        # How many of each kind have each value, from the highest down.
+        rejected = [
+            torch.bincount(p, minlength=len(values)).flip(0).cumsum(0).double() / len(p)
+            for p in (clean_places, attacked_places)
+        ]
+        start = torch.zeros(1, dtype=torch.double)
+        at = values.flip(0).double()
+        areas = _resampled_areas(clean_places, attacked_places, len(values), resamples, seed)
+        tail = (1 - level) / 2
+        low, high = areas.quantile(torch.tensor([tail, 1 - tail], dtype=torch.double)).tolist()
+        area = _areas(clean_places[None], attacked_places[None], len(values)).item()
+        return cls(
+            torch.cat([start, rejected[0]]),
+            torch.cat([start, rejected[1]]),
+            torch.cat([start.fill_(torch.inf), at]),
+            area,
+            (low, high),
+            areas,
+        )
+
+
+def _areas(clean: Tensor, attacked: Tensor, values: int) -> Tensor:
+    """B areas of B×N and B×M scores, each the place of its value among ``values`` ones."""
+    counts = []
+    for places in (clean, attacked):
+        count = torch.zeros(len(places), values, dtype=torch.double)
+        counts.append(count.scatter_add_(1, places, torch.ones_like(places, dtype=torch.double)))
+    below = counts[0].cumsum(1) - counts[0] / 2
+    return (below * counts[1]).sum(1) / (clean.shape[1] * attacked.shape[1])
+
+
+def _resampled_areas(
+    clean: Tensor, attacked: Tensor, values: int, resamples: int, seed: int
+) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    chunk = max(1, _CHUNK // (values + len(clean) + len(attacked)))
+    found = []
+    for done in range(0, resamples, chunk):
+        size = min(chunk, resamples - done)
+        drawn = [
+            p[torch.randint(len(p), (size, len(p)), generator=generator)] for p in (clean, attacked)
+        ]
+        found.append(_areas(drawn[0], drawn[1], values))
+    return torch.cat(found)
