@@ -1,11 +1,13 @@
-"""Tensors on disk: safetensors files that are there whole or not at all."""
+"""Tensors on disk: safetensors files that are there whole or not at all; and checksums."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from captum_robust._names import printable
@@ -50,3 +52,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{printable(str(path))} is not a safetensors file ({error})") from None
+
+
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """The CRC-32 of their bytes, one after another."""
+    found = 0
+    for tensor in tensors:
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found = zlib.crc32(raw.numpy().data, found)
+    return found

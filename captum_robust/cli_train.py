@@ -114,6 +114,7 @@ def robust(
     from torch.utils.data import Subset
 
     from captum_robust._random import seeded
+    from captum_robust._weights import checksum
     from captum_robust.defenses import InnerAttack, adversarial_training
     from captum_robust.defenses.adversarial_training import METHODS
     from captum_robust.models import load_classifier, save_classifier
@@ -175,6 +176,8 @@ def robust(
         configuration={
             "model": model,
             "weights": weights,
+            # A file of this name may have been written anew since.
+            "weights_crc32": f"{checksum(network.state_dict().values()):08x}",
             "classes": names,
             "input_size": list(network.input_size),
             "augment": augment,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from captum.attr import Attribution
 
+from captum_robust._weights import checksum
 from captum_robust.attacks import Attack
 from captum_robust.attr.perceptual_ball import BallSettings
 from captum_robust.benchmark.methods import (
@@ -76,7 +77,7 @@ def _describe(value: Any) -> str:
     if isinstance(value, Attack):  # its loss and transform, and a perturbation that it carries
         for name, part in vars(value).items():
             if isinstance(part, torch.Tensor):
-                settings[name] = f"crc32:{_checksum([part]):08x}"
+                settings[name] = f"crc32:{checksum([part]):08x}"
             elif callable(part) and name != "forward_func" and name not in settings:
                 settings[name] = _describe(part)
     # A function among a tuple's elements shows its address, another in each process.
@@ -98,17 +99,9 @@ def _describe_model(model: Classifier) -> dict[str, Any]:
         "name": model.name,
         "cam_layer": _name_of_cam_layer(model),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "weights_crc32": _checksum((*model.parameters(), *model.buffers())),
+        "weights_crc32": checksum((*model.parameters(), *model.buffers())),
         "input_size": list(model.input_size),
     }
-
-
-def _checksum(tensors: Iterable[torch.Tensor]) -> int:
-    checksum = 0
-    for tensor in tensors:
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        checksum = zlib.crc32(raw.numpy().data, checksum)
-    return checksum
 
 
 def _name_of_cam_layer(model: Classifier) -> str | None:
@@ -145,12 +138,12 @@ def _describe_option(value: Any) -> Any:
     """A path with the checksum of what is in its file, such as a table of boxes."""
     if not isinstance(value, Path):
         return value
-    checksum = 0
+    of_file = 0
     if value.is_file():
         with value.open("rb") as file:
             while block := file.read(1 << 20):
-                checksum = zlib.crc32(block, checksum)
-    return f"{value.resolve()} {checksum:08x}" if value.is_file() else str(value.resolve())
+                of_file = zlib.crc32(block, of_file)
+    return f"{value.resolve()} {of_file:08x}" if value.is_file() else str(value.resolve())
 
 
 def _versions() -> dict[str, str]:

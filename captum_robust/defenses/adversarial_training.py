@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,19 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from captum_robust._checks import checked_bounds
+from captum_robust._checks import as_number, check_count, checked_bounds
 from captum_robust._names import unknown_name
 from captum_robust._random import seeded
+from captum_robust._weights import checksum
 from captum_robust.attacks import PGD
 from captum_robust.attacks._attack import (
     NORMS,
-    check_count,
     l2_norms,
     per_sample,
     project,
     steepest,
 )
-from captum_robust.optim import as_number
 from captum_robust.training.loop import (
     Batch,
     TrainingResult,
@@ -289,7 +287,9 @@ def adversarial_training(
         described["attack"] = repr(attack)
     elif method == "ensemble":
         loss = EnsembleLoss(tuple(static_models), epsilon)
-        described["static_models"] = [_checksum(m) for m in static_models]
+        described["static_models"] = [
+            f"{checksum(m.state_dict().values()):08x}" for m in static_models
+        ]
     evaluate = None
     if held_out is not None:
         count = min(evaluation_images, len(held_out))  # type: ignore[arg-type]
@@ -363,14 +363,6 @@ def _check_same_classes(
             raise ValueError(
                 f"static_models: one has {count} classes, the model in training {counts[0]}"
             )
-
-
-def _checksum(model: nn.Module) -> str:
-    checksum = 0
-    for tensor in model.state_dict().values():
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        checksum = zlib.crc32(raw.numpy().data, checksum)
-    return f"{checksum:08x}"
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from captum_robust.defenses import (
     adversarial_training,
     standard_loss,
 )
-from captum_robust.models import load_classifier
+from captum_robust.models import load_classifier, save_classifier
 from captum_robust.training import TrainingSettings, fit
 
 Run = Callable[..., tuple[int, str, str]]
@@ -483,6 +483,21 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(run: Run, tmp_path
     assert "run holds another run" in err
     assert "epsilon" in err
     assert "attack" in err
+
+
+def test_other_weights_in_a_file_of_the_same_name_are_another_run(run: Run, tmp_path: Path) -> None:
+    root = folder(tmp_path / "images")
+    start = tmp_path / "start.safetensors"
+    plain = ("--images", root, "--method", "standard", *QUICK)
+    model = load_classifier("small_resnet", None, class_names=["cat", "dog"], input_size=16)
+    save_classifier(model, start)
+    assert run(*plain, "--weights", start, "--out", "run")[0] == 0
+    assert run(*plain, "--weights", start, "--out", "run")[0] == 0
+    nn.init.ones_(model.module.classifier.weight)
+    save_classifier(model, start)
+    code, _, err = run(*plain, "--weights", start, "--out", "run")
+    assert code == 2
+    assert "run holds another run (weights_crc32" in err
 
 
 def test_without_accelerate_the_error_names_the_pip_command(
