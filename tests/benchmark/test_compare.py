@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from captum_robust.benchmark import METHODS, Comparison, compare
 from captum_robust.benchmark.comparison import STRATEGY_ORDER, _Tuning
 from captum_robust.benchmark.methods import heat_map
 from captum_robust.benchmark.passes import count_passes
-from captum_robust.benchmark.store import RunStore, unpack
+from captum_robust.benchmark.store import ResultRow, RunStore, unpack
 from captum_robust.data import Sample, resize
 from captum_robust.metrics.functional import alpha_grid, best_iou, sweep_boxes
 from captum_robust.models import Classifier
@@ -389,6 +390,19 @@ def test_processes_that_start_together_share_a_folder(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         for i in range(20):
             assert list(pool.map(start, [tmp_path / str(i)] * 8)) == [0] * 8
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    store = RunStore(tmp_path, {"model": "a", "dataset": "b", "settings": "c"})
+    (pages,) = store._database.execute("PRAGMA page_count").fetchone()
+    rows = [ResultRow(i, "m", "clean", "i.png", heat=bytes(10_000)) for i in range(100)]
+    store._database.execute(f"PRAGMA max_page_count = {pages + 5}")
+    with pytest.raises(sqlite3.OperationalError, match="database or disk is full"):
+        store.write(rows)
+    assert store.total() == 0
+    store._database.execute(f"PRAGMA max_page_count = {pages + 10_000}")
+    store.write(rows)
+    assert store.total() == 100
 
 
 def test_attacks_add_rows_and_every_method_runs_on_clean_images_too(
