@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from captum_robust.metrics.functional import bootstrap_difference, bootstrap_interval
+from captum_robust.metrics.functional import bootstrap_difference, bootstrap_interval, gap_closed
 
 
 def test_interval_is_that_of_the_binomial_for_many_samples():
@@ -52,7 +54,26 @@ def test_a_paired_difference_is_tighter_than_the_two_alone():
     assert found.n == 99
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("level", r"level must be in \(0, 1\)"),
+        ("resamples", "resamples must be at least 1"),
+        ("seed", "seed must be a whole number"),
+    ],
+)
+@pytest.mark.parametrize("value", ["x", None, [1], math.nan, 1.5, torch.rand(3), True])
+def test_what_is_no_number_is_named(name, message, value):
+    ones = torch.ones(3)
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(ones, **{name: value})
+    with pytest.raises(ValueError, match=message):
+        gap_closed(ones, ones, 0 * ones, **{name: value})
+
+
 def test_wrong_arguments_are_named():
+    with pytest.raises(TypeError, match="b must be a tensor, not list"):
+        bootstrap_difference(torch.ones(3), [1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match="nothing but NaN"):
         bootstrap_interval(torch.tensor([float("nan")]))
     with pytest.raises(ValueError, match="level must be in"):

@@ -207,6 +207,12 @@ def test_stability_passes_its_settings_on():
         ({"share": math.nan}, "share must be in"),
         ({"strategy": "valve"}, "strategy must be one of"),
         ({"alpha": 2}, "alpha must be in"),
+        ({"share": "x"}, r"share must be in \(0, 1\], not 'x'"),
+        ({"share": None}, "share must be in"),
+        ({"share": torch.rand(3)}, "share must be in"),
+        ({"alpha": "x"}, r"alpha must be in \[0, 1\] for strategy 'value', not 'x'"),
+        ({"alpha": [0.2]}, "alpha must be in"),
+        ({"measures": [["ssim"]]}, "measures must be one of"),
     ],
 )
 def test_wrong_settings_are_named(options, message):
@@ -221,6 +227,9 @@ def test_wrong_shapes_and_kinds_are_named():
     a, b = two_maps()
     with pytest.raises(TypeError, match="measures must be a sequence of names, not 'ssim'"):
         stability(a, b, measures="ssim")
+    for none in (None, 3, torch.rand(2)):
+        with pytest.raises(TypeError, match="measures must be a sequence of names"):
+            stability(a, b, measures=none)
     with pytest.raises(ValueError, match="attacked must have shape A×N×H×W or N×H×W"):
         stability(a, b[0])
     with pytest.raises(ValueError, match="at least one attack"):
@@ -342,6 +351,8 @@ def test_wrong_arguments_of_the_gap_are_named():
         gap_closed(a[None], a[None], a[None])
     with pytest.raises(TypeError, match="baseline_attacked must be a tensor, not list"):
         gap_closed(a, [0, 1], a)
+    with pytest.raises(TypeError, match=r"baseline_clean must be real, not torch\.complex64"):
+        gap_closed(a, a, a.cfloat())
     with pytest.raises(ValueError, match="level must be in"):
         gap_closed(a, a, a, level=95)
     with pytest.raises(ValueError, match="resamples must be at least 1"):

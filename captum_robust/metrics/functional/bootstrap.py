@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_robust._checks import as_number
+
 # Draws held at a time, 8 bytes each.
 CHUNK_DRAWS = 1 << 22
 
@@ -49,7 +51,7 @@ def bootstrap_interval(
         raise TypeError(f"values must be a tensor, not {type(values).__name__}")
     if values.dim() != 1:
         raise ValueError(f"values must have one dimension, not shape {tuple(values.shape)}")
-    check_resampling(level, resamples)
+    check_resampling(level, resamples, seed)
     values = values.detach().to(device="cpu", dtype=torch.float64)
     values = values[~values.isnan()]
     n = len(values)
@@ -76,6 +78,9 @@ def bootstrap_difference(
     >>> bootstrap_difference(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])).high
     0.0
     """
+    for name, values in (("a", a), ("b", b)):
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name} must be a tensor, not {type(values).__name__}")
     if a.shape != b.shape:
         raise ValueError(
             f"a and b must pair up, not have shapes {tuple(a.shape)} and {tuple(b.shape)}"
@@ -83,12 +88,18 @@ def bootstrap_difference(
     return bootstrap_interval(a.double() - b.double().to(a.device), level, resamples, seed)
 
 
-def check_resampling(level: float, resamples: int) -> None:
-    """Refuse a confidence or a number of resamples out of range."""
-    if not 0 < level < 1:
+def check_resampling(level: float, resamples: int, seed: int) -> None:
+    """Refuse a confidence or a number of resamples out of range, and a seed that is none."""
+    if not 0 < as_number(level) < 1:
         raise ValueError(f"level must be in (0, 1), not {level!r}")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, not {resamples!r}")
+    if not _is_whole(resamples) or resamples < 1:
+        raise ValueError(f"resamples must be at least 1 and whole, not {resamples!r}")
+    if not _is_whole(seed):
+        raise ValueError(f"seed must be a whole number, not {seed!r}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def resampled_means(columns: Tensor, resamples: int, seed: int) -> Tensor:

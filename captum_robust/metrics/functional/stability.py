@@ -18,6 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from captum_robust._checks import as_number
 from captum_robust.metrics.functional._validate import check_choice, check_maps
 from captum_robust.metrics.functional.bootstrap import check_resampling, resampled_means
 from captum_robust.metrics.functional.boxes import box_iou
@@ -225,12 +226,12 @@ def stability(
 
 def check_measures(measures: Sequence[str]) -> None:
     """Refuse names that :func:`stability` does not know."""
-    if isinstance(measures, str):
+    if isinstance(measures, str) or not isinstance(measures, Sequence):
         raise TypeError(f"measures must be a sequence of names, not {measures!r}")
-    if not measures or len(set(measures)) < len(measures):
-        raise ValueError(f"measures must be at least one, and each once, not {list(measures)}")
     for name in measures:
         check_choice(name, STABILITY_MEASURES, "measures")
+    if not measures or len(set(measures)) < len(measures):
+        raise ValueError(f"measures must be at least one, and each once, not {list(measures)}")
 
 
 def check_stability_settings(reduce: str, share: float, strategy: str, alpha: float) -> None:
@@ -294,6 +295,7 @@ def gap_closed(
     Raises:
         ValueError: shapes other than N or that differ; infinity; no image with all three;
             arguments out of range.
+        TypeError: no tensors, or complex ones.
 
     >>> ours, clean = torch.tensor([[0.0, 0.0, 1.0, 0.0]] * 2)
     >>> gap_closed(ours, torch.tensor([1.0, 1.0, 1.0, 0.0]), clean).value
@@ -310,7 +312,9 @@ def gap_closed(
         if values.dim() != 1 or values.shape != attacked.shape:
             shapes = ", ".join(str(tuple(v.shape)) for v in named.values())
             raise ValueError(f"{name} must be N numbers, as many as the others, not {shapes}")
-    check_resampling(level, resamples)
+        if values.is_complex():
+            raise TypeError(f"{name} must be real, not {values.dtype}")
+    check_resampling(level, resamples, seed)
     columns = torch.stack([v.detach().to("cpu", torch.float64) for v in named.values()])
     columns = columns[:, ~columns.isnan().any(dim=0)]
     if columns.isinf().any():
@@ -390,5 +394,5 @@ def _unit_range(maps: Tensor) -> Tensor:
 
 def check_share(share: float) -> None:
     """Refuse a share of the pixels out of range."""
-    if not 0 < share <= 1:
+    if not 0 < as_number(share) <= 1:
         raise ValueError(f"share must be in (0, 1], not {share!r}")

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from captum_robust._checks import as_number
 from captum_robust.metrics.functional._validate import check_choice, check_maps
 
 STRATEGIES = ("value", "mean", "energy", "percentile")
@@ -73,7 +74,7 @@ def check_alpha(strategy: str, alpha: float) -> None:
     """Refuse a threshold that the family does not define."""
     check_choice(strategy, STRATEGIES, "strategy")
     upper = float("inf") if strategy == "mean" else 1.0
-    if not 0 <= alpha <= upper or alpha == float("inf"):
+    if not 0 <= as_number(alpha) <= upper or alpha == float("inf"):
         allowed = "finite and at least 0" if strategy == "mean" else "in [0, 1]"
         raise ValueError(f"alpha must be {allowed} for strategy {strategy!r}, not {alpha!r}")
 
