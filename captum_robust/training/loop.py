@@ -488,3 +488,12 @@ def _described_optimizer(optimizer: Optimizer) -> str:
         for group in optimizer.param_groups
     ]
     return f"{type(optimizer).__name__} {groups}"
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    if "loss" not in values:
+        raise ValueError(f'loss: expected a number named "loss" among {sorted(values)}')
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}: expected one number, got {got}")
