@@ -1,4 +1,4 @@
-"""Metrics of localization and stability as torchmetrics classes.
+"""Metrics of localization, evidence and stability as torchmetrics classes.
 
 Each is a thin state on top of :mod:`captum_robust.metrics.functional`: ``update`` adds up what a
 batch gives, ``compute`` reads the sum, and torchmetrics reduces the sums over the processes of a
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from captum_robust.metrics.maxboxacc import MaxBoxAcc, MaxBoxAccV2
     from captum_robust.metrics.pointing_game import PointingGame
     from captum_robust.metrics.pxap import PxAP
+    from captum_robust.metrics.saliency_metric import SaliencyMetric
 
 __all__ = [
     "AttributionStability",
@@ -22,6 +23,7 @@ __all__ = [
     "MaxBoxAccV2",
     "PointingGame",
     "PxAP",
+    "SaliencyMetric",
 ]
 
 _MODULES = {
@@ -31,6 +33,7 @@ _MODULES = {
     "MaxBoxAccV2": "maxboxacc",
     "PointingGame": "pointing_game",
     "PxAP": "pxap",
+    "SaliencyMetric": "saliency_metric",
 }
 
 

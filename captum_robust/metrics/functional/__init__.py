@@ -1,4 +1,4 @@
-"""Metrics of localization and stability as pure functions on tensors.
+"""Metrics of localization, evidence and stability as pure functions on tensors.
 
 Heat maps are N×H×W, boxes (x0, y0, x1, y1) in pixels and half-open (x1 is the last column plus
 one), ground truth a list of M_i×4 boxes, one tensor a sample. A result lies on the device of the
@@ -44,6 +44,23 @@ from captum_robust.metrics.functional.pointing_game import (
     pointing_game_hits,
 )
 from captum_robust.metrics.functional.pxap import pxap, pxap_from_histograms, pxap_histograms
+from captum_robust.metrics.functional.regions import (
+    REGION_AREAS,
+    smallest_destroying_region,
+    smallest_sufficient_region,
+)
+from captum_robust.metrics.functional.saliency import (
+    SALIENCY_THRESHOLDS,
+    SaliencyScores,
+    TunedSaliency,
+    crop_and_resize,
+    crop_scores,
+    saliency_boxes,
+    saliency_metric,
+    saliency_of,
+    tightest_box,
+    tuned_saliency,
+)
 from captum_robust.metrics.functional.stability import (
     STABILITY_MEASURES,
     GapClosed,
@@ -59,12 +76,16 @@ from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
 
 __all__ = [
     "PROTOCOLS",
+    "REGION_AREAS",
+    "SALIENCY_THRESHOLDS",
     "STABILITY_MEASURES",
     "STRATEGIES",
     "GapClosed",
     "Interval",
     "LocalizationResult",
     "Protocol",
+    "SaliencyScores",
+    "TunedSaliency",
     "alpha_grid",
     "best_iou",
     "bootstrap_difference",
@@ -73,6 +94,8 @@ __all__ = [
     "boxes_to_mask",
     "center_box",
     "center_box_map",
+    "crop_and_resize",
+    "crop_scores",
     "gap_closed",
     "gt_known_localization",
     "largest_component",
@@ -91,14 +114,21 @@ __all__ = [
     "pxap_from_histograms",
     "pxap_histograms",
     "random_map",
+    "saliency_boxes",
+    "saliency_metric",
+    "saliency_of",
+    "smallest_destroying_region",
+    "smallest_sufficient_region",
     "spearman_correlation",
     "split_folds",
     "stability",
     "structural_similarity",
     "sweep_boxes",
     "threshold",
+    "tightest_box",
     "top1_localization",
     "top_k_intersection",
+    "tuned_saliency",
     "whole_image_box",
     "whole_image_map",
 ]

@@ -1,0 +1,210 @@
+"""What a map must leave of an image for its class, and what it must take away (Dabkowski & Gal).
+
+"Real Time Image Saliency for Black Box Classifiers" (arXiv 1705.07857), section 2, asks two things
+of the evidence: the smallest sufficient region, which alone lets the class be recognised, and the
+smallest destroying region, without which it is not recognised any more. Here a map ranks the
+pixels; the region grows from its largest pixel over a ladder of areas until the check passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from captum_robust._blur import blur_matrix
+from captum_robust.metrics.functional._validate import check_maps
+from captum_robust.metrics.functional.saliency import (
+    Scores,
+    check_batch_size,
+    check_classes,
+    check_images,
+    class_scores,
+    log_probabilities,
+)
+
+REGION_AREAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Shares of the image that are tried, smallest first."""
+
+BLUR = 10.0
+"""Standard deviation of the default removal, in pixels of an image of 224."""
+
+Removal = Callable[[Tensor, torch.Generator], Tensor]
+"""Images N×C×H×W -> the same images without evidence."""
+
+
+def smallest_sufficient_region(
+    model: Scores,
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    *,
+    areas: Sequence[float] = REGION_AREAS,
+    removal: Removal | None = None,
+    share: float | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Tensor:
+    """Return how much of each image, its most salient pixels first, keeps the class alone.
+
+    The smallest area of the ladder whose region, with evidence removed everywhere else, is enough.
+    A larger one need not be.
+
+    Args:
+        model: images -> class scores (before the softmax); put in evaluation mode while this lasts.
+        images: N×C×H×W.
+        maps: N×H×W, where larger means more salient; of equal pixels the first in raster order
+            comes first.
+        classes: N class indices.
+        areas: shares of the image in (0, 1], increasing.
+        removal: ``removal(images, generator)`` gives the images without evidence, once for all
+            areas, such as :class:`captum_robust.nn.EvidenceRemoval`; None: a Gaussian blur of 10
+            pixels (of 224; other sizes scale it).
+        share: None: the class is kept where it is the prediction. Or a share in (0, 1]: where its
+            probability is at least this share of that for the whole image.
+        seed: of the generator that ``removal`` gets.
+        batch_size: how many images the model gets at once.
+
+    Returns:
+        N float32 shares; NaN where no area was enough (``nan_to_num(1.0)`` counts those as the
+        whole image).
+
+    Raises:
+        ValueError: shapes that do not fit, values out of range, NaN or infinity.
+        TypeError: ``images``, ``maps`` or ``classes`` of another kind.
+    """
+    return _smallest(
+        model, images, maps, classes, areas, removal, share, seed, batch_size, destroys=False
+    )
+
+
+def smallest_destroying_region(
+    model: Scores,
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    *,
+    areas: Sequence[float] = REGION_AREAS,
+    removal: Removal | None = None,
+    share: float | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Tensor:
+    """Return how much of each image, its most salient pixels first, must go for the class to go.
+
+    Arguments and errors are those of :func:`smallest_sufficient_region`; the class is gone where it
+    is not kept in that sense.
+
+    Returns:
+        N float32 shares; NaN where the class stays even at the largest area, and where it is not
+        the prediction in the first place, so that nothing can be destroyed.
+    """
+    return _smallest(
+        model, images, maps, classes, areas, removal, share, seed, batch_size, destroys=True
+    )
+
+
+def _smallest(
+    model: Scores,
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    areas: Sequence[float],
+    removal: Removal | None,
+    share: float | None,
+    seed: int,
+    batch_size: int,
+    *,
+    destroys: bool,
+) -> Tensor:
+    check_images(images)
+    n = len(images)
+    check_classes(classes, n)
+    check_batch_size(batch_size)
+    maps = check_maps(maps).to(images.device)
+    if maps.shape != (n, *images.shape[2:]):
+        raise ValueError(
+            f"maps must be {n}×{images.shape[2]}×{images.shape[3]}, as large as the images, "
+            f"not {tuple(maps.shape)}"
+        )
+    ladder = [float(area) for area in areas]
+    if not ladder or ladder != sorted(set(ladder)) or not 0 < ladder[0] <= ladder[-1] <= 1:
+        raise ValueError(f"areas must increase within (0, 1], not {list(areas)}")
+    if share is not None and not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], not {share!r}")
+    found = torch.full((n,), torch.nan, device=images.device)
+    if n == 0:
+        return found
+    classes = classes.to(images.device)
+    removed = _removed(images, removal, seed)
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(order.shape[1], device=images.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, place).view(n, 1, *images.shape[2:])
+    left = torch.arange(n, device=images.device)
+    wanted = None
+    if share is not None:
+        whole = [
+            log_probabilities(model, x, c, s)
+            for x, c, s in _batches(images, classes, left, size=batch_size)
+        ]
+        wanted = torch.cat(whole).exp() * share
+    if destroys:
+        left = left[_keeps(model, images, classes, left, wanted, batch_size)]
+    for area in ladder:
+        if len(left) == 0:
+            break
+        region = rank[left] < max(1, round(area * rank[0].numel()))
+        inside, outside = (removed, images) if destroys else (images, removed)
+        shown = torch.where(region, inside[left], outside[left])
+        asked = None if wanted is None else wanted[left]
+        done = _keeps(model, shown, classes[left], left, asked, batch_size) != destroys
+        found[left[done]] = area
+        left = left[~done]
+    return found
+
+
+def _keeps(
+    model: Scores,
+    images: Tensor,
+    classes: Tensor,
+    samples: Tensor,
+    wanted: Tensor | None,
+    batch_size: int,
+) -> Tensor:
+    """N Boolean: the class is the prediction, or has the probability that is wanted."""
+    if wanted is None:
+        parts = [
+            class_scores(model, x, s).argmax(dim=1) == c
+            for x, c, s in _batches(images, classes, samples, size=batch_size)
+        ]
+    else:
+        parts = [
+            log_probabilities(model, x, c, s).exp() >= w
+            for x, c, s, w in _batches(images, classes, samples, wanted, size=batch_size)
+        ]
+    return torch.cat(parts)
+
+
+def _batches(*tensors: Tensor, size: int) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(torch.split(tensor, size) for tensor in tensors), strict=True))
+
+
+def _removed(images: Tensor, removal: Removal | None, seed: int) -> Tensor:
+    if removal is None:
+        return _blurred(images)
+    with torch.no_grad():
+        removed = removal(images, torch.Generator().manual_seed(seed))
+    if not isinstance(removed, Tensor) or removed.shape != images.shape:
+        shape = tuple(removed.shape) if isinstance(removed, Tensor) else type(removed).__name__
+        raise ValueError(f"removal must give images {tuple(images.shape)}, not {shape}")
+    return removed.to(images)
+
+
+def _blurred(images: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    sigma = BLUR * min(height, width) / 224
+    down, across = (blur_matrix(side, sigma).to(images) for side in (height, width))
+    with torch.autocast(images.device.type, enabled=False):
+        blurred: Tensor = down @ images @ across.mT
+    return blurred

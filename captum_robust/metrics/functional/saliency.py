@@ -1,0 +1,476 @@
+"""The saliency metric of Dabkowski & Gal (2017): how small a crop the class survives.
+
+"Real Time Image Saliency for Black Box Classifiers" (arXiv 1705.07857), section 5: the smallest
+rectangle around the salient pixels is cut out of the image, resized to the classifier's input, and
+classified. With a, the share of the image's area that was cut out, and p, the probability of the
+class, the metric is log(max(a, .05)) - log p. Lower is better; a crop of at most a twentieth of the
+image that is classified without doubt reaches the minimum, log .05 = -3.0.
+
+The paper leaves open, and this module decides: the rectangle holds *all* pixels above the threshold
+(no component is left out); of an empty mask it is the whole image; the crop is stretched to the
+classifier's input whatever its shape, bilinearly, and antialiased where it is made smaller, as all
+images here are. A crop is mostly made larger, where antialiasing changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from captum_robust.metrics.functional._validate import (
+    check_choice,
+    check_maps,
+    check_size,
+    on_device_with_float64,
+)
+from captum_robust.metrics.functional.box_sweep import sweep_boxes
+from captum_robust.metrics.functional.components import mask_to_box
+from captum_robust.metrics.functional.localization import millionths, split_folds
+from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
+from captum_robust.metrics.functional.thresholding import threshold as threshold_maps
+
+SMALLEST_AREA = 0.05
+"""Smaller crops count as this share of the image."""
+
+SALIENCY_THRESHOLDS: dict[str, tuple[float, ...]] = {
+    "value": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    "mean": (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
+}
+"""The thresholds that are tried where one is chosen: each costs a classifier pass an image, less
+for those that draw the same box."""
+
+Scores: TypeAlias = Callable[[Tensor], Tensor]
+"""A classifier: images N×C×H×W -> class scores (logits) N×K."""
+
+
+@dataclass(frozen=True, eq=False)
+class SaliencyScores:
+    """The outcome of :func:`saliency_metric`, N float32 each on the images' device."""
+
+    metric: Tensor
+    """log(max(area, .05)) - log probability; lower is better."""
+    area: Tensor
+    """Of the crop, as a share of the image's."""
+    probability: Tensor
+    """Of the class, for the crop."""
+
+
+def tightest_box(masks: Tensor, threshold: float = 0.5) -> Tensor:
+    """Return the smallest box around all pixels of each mask that are above the threshold.
+
+    Args:
+        masks: N×H×W, usually in [0, 1].
+        threshold: in the unit of the masks.
+
+    Returns:
+        N×4 float32 (x0, y0, x1, y1) in pixels, half-open; the whole image where none is above.
+
+    Raises:
+        ValueError: NaN or infinity in a mask, or another shape.
+
+    >>> mask = torch.zeros(1, 4, 6)
+    >>> mask[0, 1, 1], mask[0, 3, 4] = 0.6, 0.9
+    >>> tightest_box(mask).tolist(), tightest_box(mask, 0.8).tolist()
+    ([[1.0, 1.0, 5.0, 4.0]], [[4.0, 3.0, 5.0, 4.0]])
+    """
+    return mask_to_box(check_maps(masks, "masks") > threshold)
+
+
+def saliency_boxes(
+    maps: Tensor, thresholds: Mapping[str, Sequence[float]] = SALIENCY_THRESHOLDS
+) -> Tensor:
+    """Return the tightest box at every threshold of maps of any scale.
+
+    Args:
+        maps: N×H×W.
+        thresholds: for each family (:func:`captum_robust.metrics.functional.threshold`) which of
+            the thresholds in its :func:`captum_robust.metrics.functional.alpha_grid`. "value" is a
+            share of the map's range, "mean" a multiple of its mean.
+
+    Returns:
+        N×A×4 float32, the families one after the other.
+
+    Raises:
+        ValueError: an unknown family, or a threshold that is not in its grid.
+    """
+    check_thresholds(thresholds)
+    swept = sweep_boxes(maps, list(thresholds), largest_component_only=False)
+    parts = []
+    for family, alphas in thresholds.items():
+        grid = alpha_grid(family)
+        parts.append(swept[family][:, [grid.index(alpha) for alpha in alphas]])
+    return torch.cat(parts, dim=1)
+
+
+def check_thresholds(thresholds: Mapping[str, Sequence[float]]) -> None:
+    """Refuse families and thresholds that :func:`saliency_boxes` does not know."""
+    if not thresholds or not all(thresholds.values()):
+        raise ValueError("thresholds must hold at least one of each family that is named")
+    for family, alphas in thresholds.items():
+        check_choice(family, STRATEGIES, "thresholds")
+        missing = [alpha for alpha in alphas if alpha not in alpha_grid(family)]
+        if missing:
+            raise ValueError(
+                f"thresholds of {family!r} must be among {alpha_grid(family)}, not {missing}"
+            )
+
+
+def crop_and_resize(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut one box out of each image and stretch it to one size, bilinearly and antialiased.
+
+    What ``interpolate(image[:, y0:y1, x0:x1], size, mode="bilinear", antialias=True)`` gives, for
+    the whole batch at once: a resize of the rows and one of the columns, each a matrix product.
+
+    Args:
+        images: N×C×H×W floating point.
+        boxes: N×4 (x0, y0, x1, y1) in pixels of the images, half-open. Of fractions of pixels, a
+            pixel is cut out where the box holds its centre; at least one is.
+        size: (h, w).
+
+    Returns:
+        N×C×h×w, of the images' dtype.
+
+    Raises:
+        ValueError: shapes that do not fit; NaN, a box with x1 < x0 or y1 < y0, or outside.
+        TypeError: images that are not floating point.
+
+    >>> image = torch.arange(16.0).view(1, 1, 4, 4)
+    >>> crop_and_resize(image, torch.tensor([[1.0, 2.0, 3.0, 4.0]]), (2, 2)).tolist()
+    [[[[9.0, 10.0], [13.0, 14.0]]]]
+    """
+    check_images(images)
+    if boxes.dim() != 2:
+        raise ValueError(f"boxes must have shape N×4, not {tuple(boxes.shape)}")
+    pixels = _whole_pixels(_checked_boxes(boxes, images), (images.shape[2], images.shape[3]))
+    return _crops(images, pixels, check_size(size))
+
+
+def saliency_metric(
+    model: Scores,
+    images: Tensor,
+    masks: Tensor,
+    classes: Tensor,
+    *,
+    threshold: float = 0.5,
+    strategy: str | None = None,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 64,
+) -> SaliencyScores:
+    """Return the saliency metric of each image: log(max(a, .05)) - log p.
+
+    Args:
+        model: images -> class scores (before the softmax). It is put in evaluation mode while this
+            lasts, and gets no gradients.
+        images: N×C×H×W as the model takes them, without any mask; may be larger than its input.
+        masks: N×h×w, of any size, or boxes N×4 in pixels of the images.
+        classes: N class indices.
+        threshold: pixels above it are salient.
+        strategy: None: the threshold is in the unit of the masks. Or a family of
+            :func:`captum_robust.metrics.functional.threshold`, for maps of any scale: "value", a
+            share of the map's range; "mean", a multiple of its mean; "energy"; "percentile".
+        size: (height, width) that crops are resized to; None: ``model.input_size`` or, where the
+            model has none, the size of the images.
+        batch_size: how many crops the model gets at once.
+
+    Raises:
+        ValueError: shapes that do not fit, a class that the model does not have, NaN or infinity.
+        TypeError: ``images`` or ``classes`` of another kind.
+
+    >>> def model(x):  # .8 for the first of two classes, whatever the image
+    ...     return torch.tensor([0.8, 0.2]).log().expand(len(x), 2)
+    >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])  # a quarter of the image
+    >>> scores = saliency_metric(model, torch.rand(1, 3, 8, 8), box, torch.tensor([0]))
+    >>> round(scores.metric.item(), 4)  # log .25 - log .8
+    -1.1632
+    """
+    check_images(images)
+    if not isinstance(masks, Tensor):
+        raise TypeError(f"masks must be a tensor, not {type(masks).__name__}")
+    if len(masks) != len(images) or masks.dim() not in (2, 3):
+        raise ValueError(
+            f"masks must be {len(images)}×h×w, or boxes {len(images)}×4, not {tuple(masks.shape)}"
+        )
+    boxes = masks
+    if masks.dim() == 3:
+        if strategy is None:
+            boxes = tightest_box(masks, threshold)
+        else:
+            boxes = mask_to_box(threshold_maps(masks, strategy, threshold))
+        scale = (images.shape[3] / masks.shape[2], images.shape[2] / masks.shape[1])
+        boxes = boxes * boxes.new_tensor([*scale, *scale])
+    area, log_probability = crop_scores(
+        model, images, boxes[:, None], classes, size=size, batch_size=batch_size
+    )
+    area, log_probability = area[:, 0], log_probability[:, 0]
+    return SaliencyScores(saliency_of(area, log_probability), area, log_probability.exp())
+
+
+def saliency_of(area: Tensor, log_probability: Tensor) -> Tensor:
+    """Return log(max(area, .05)) - log probability, element by element.
+
+    >>> round(saliency_of(torch.tensor(0.01), torch.tensor(0.0)).item(), 4)  # log .05
+    -2.9957
+    """
+    return area.clamp(min=SMALLEST_AREA).log() - log_probability
+
+
+def crop_scores(
+    model: Scores,
+    images: Tensor,
+    boxes: Tensor,
+    classes: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """Return the share of the area and the log probability of every crop.
+
+    Boxes of an image that cut out the same pixels are classified once.
+
+    Args:
+        model: as in :func:`saliency_metric`, like the rest.
+        images: N×C×H×W.
+        boxes: N×A×4, A boxes an image (of as many thresholds, say), in pixels of the images.
+        classes: N.
+        size: of the crops.
+        batch_size: how many crops the model gets at once.
+
+    Returns:
+        N×A float32 twice, on the images' device.
+    """
+    check_images(images)
+    n = len(images)
+    check_classes(classes, n)
+    check_batch_size(batch_size)
+    if boxes.dim() != 3:
+        raise ValueError(f"boxes must have shape N×A×4, not {tuple(boxes.shape)}")
+    height, width = images.shape[2:]
+    own: tuple[int, int] = getattr(model, "input_size", (height, width))
+    out = check_size(own if size is None else size)
+    pixels = _whole_pixels(_checked_boxes(boxes, images), (height, width))
+    sides = pixels[..., 2:] - pixels[..., :2]
+    area = sides.prod(dim=2) / (height * width)
+    number = torch.arange(n).repeat_interleave(boxes.shape[1])
+    # On the CPU: not every device finds equal rows.
+    rows = torch.cat([number[:, None], pixels.flatten(0, 1).cpu().long()], dim=1)
+    different, which = torch.unique(rows, dim=0, return_inverse=True)
+    found = []
+    for part in torch.split(different.to(images.device), batch_size):
+        crops = _crops(images[part[:, 0]], part[:, 1:].float(), out)
+        asked = classes.to(images.device)[part[:, 0]]
+        found.append(log_probabilities(model, crops, asked, part[:, 0]))
+    every = torch.cat(found) if found else torch.zeros(0, device=images.device)
+    return area, every[which.to(images.device)].view(area.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class TunedSaliency:
+    """The outcome of :func:`tuned_saliency`."""
+
+    values: Tensor
+    """N float64, each at the threshold that does best on the other half; NaN where not scored."""
+    columns: Tensor
+    """N, which threshold that is."""
+    chosen: tuple[int, ...]
+    """The threshold of each half; one where nothing was tuned, or on the reported images."""
+    oracle: bool
+    """The threshold was tuned on the very samples that are reported."""
+
+
+def tuned_saliency(
+    values: Tensor,
+    *,
+    ids: Sequence[Hashable] | None = None,
+    folds: Tensor | None = None,
+    seed: int = 0,
+    oracle: bool = False,
+) -> TunedSaliency:
+    """Score each half of the samples with the threshold whose mean is lowest on the other half.
+
+    Args:
+        values: N×A, the metric at A thresholds; a sample with NaN is not scored.
+        ids: an id a sample, for the split (:func:`captum_robust.metrics.functional.split_folds`).
+        folds: N zeros and ones in place of that split.
+        seed: of the split.
+        oracle: tune on the reported samples; optimistic.
+
+    Raises:
+        ValueError: shapes that do not fit, infinity, no scored sample in a half.
+
+    >>> values = torch.tensor([[1.0, 2.0], [1.0, 2.0], [2.0, 0.0], [2.0, 0.0]])
+    >>> tuned_saliency(values, folds=torch.tensor([0, 0, 1, 1])).values.tolist()
+    [2.0, 2.0, 2.0, 2.0]
+    >>> tuned_saliency(values, oracle=True).values.tolist()
+    [2.0, 2.0, 0.0, 0.0]
+    """
+    if not isinstance(values, Tensor):
+        raise TypeError(f"values must be a tensor N×A, not {type(values).__name__}")
+    if values.dim() != 2 or values.shape[1] == 0:
+        raise ValueError(f"values must have shape N×A, A from 1, not {tuple(values.shape)}")
+    values = on_device_with_float64(values.detach()).double()
+    if values.isinf().any():
+        raise ValueError("values must not hold infinity")
+    n = len(values)
+    single = oracle or values.shape[1] == 1
+    if single:
+        folds = torch.zeros(n, dtype=torch.int64)
+    elif folds is None:
+        if ids is not None and len(ids) != n:
+            raise ValueError(f"ids has {len(ids)} entries for {n} samples")
+        folds = split_folds(n if ids is None else ids, seed)
+    elif folds.shape != (n,) or not ((folds == 0) | (folds == 1)).all():
+        raise ValueError(f"folds must be {n} zeros and ones, not {tuple(folds.shape)}")
+    folds = folds.to(values.device)
+    scored = ~values.isnan().any(dim=1)
+    members = [scored & (folds == fold) for fold in (0, 1)]
+    sums = torch.stack([millionths(values[of]).sum(dim=0) for of in members])
+    chosen = lowest_columns(sums, torch.stack([of.sum() for of in members]), single)
+    columns = torch.tensor(chosen, device=values.device)[folds]
+    picked = values.gather(1, columns[:, None])[:, 0].masked_fill(~scored, torch.nan)
+    return TunedSaliency(picked, columns, tuple(chosen), oracle and values.shape[1] > 1)
+
+
+def lowest_columns(sums: Tensor, sizes: Tensor, single: bool) -> list[int]:
+    """Return for each fold the column with the lowest sum on the other fold (the first one).
+
+    Args:
+        sums: 2×A whole numbers.
+        sizes: 2, the scored samples in each fold.
+        single: all samples are in the first fold, which is tuned on itself.
+    """
+    counts = sizes.tolist()
+    if counts[0] == 0 or (not single and counts[1] == 0):
+        raise ValueError(
+            f"the folds have {counts} scored samples; tuning needs one in each. "
+            "Give other folds, another seed or oracle=True"
+        )
+    rows = sums.tolist()
+    return [rows[fold].index(min(rows[fold])) for fold in ((0,) if single else (1, 0))]
+
+
+def log_probabilities(model: Scores, images: Tensor, classes: Tensor, samples: Tensor) -> Tensor:
+    """Return the log probability N of each image's class; float32, without gradients."""
+    scores = class_scores(model, images, samples)
+    largest = int(classes.amax()) if len(classes) else 0
+    if largest >= scores.shape[1] or (len(classes) and int(classes.amin()) < 0):
+        raise ValueError(
+            f"classes must be from 0 to {scores.shape[1] - 1}, the model's, not {classes.tolist()}"
+        )
+    return scores.log_softmax(dim=1).gather(1, classes[:, None])[:, 0]
+
+
+def class_scores(model: Scores, images: Tensor, samples: Tensor) -> Tensor:
+    """Return the scores N×K in float32, in evaluation mode and without gradients.
+
+    ``samples`` are the numbers of the images in the caller's batch, for errors.
+    """
+    with torch.no_grad(), _evaluation(model):
+        scores = model(images)
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(images):
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"model must give scores {len(images)}×K, not {shape}")
+    scores = scores.float()
+    finite = scores.isfinite().all(dim=1)
+    if not finite.all():
+        broken = sorted(set(samples[~finite].tolist()))
+        raise ValueError(f"model gives NaN or infinity for sample(s) {broken}")
+    return scores
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse what is no batch N×C×H×W of floating point."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor N×C×H×W, not {type(images).__name__}")
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point, not {images.dtype}")
+    if images.dim() != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"images must have shape N×C×H×W, not {tuple(images.shape)}")
+
+
+def check_classes(classes: Tensor, n: int) -> None:
+    """Refuse what is not one class index an image."""
+    if not isinstance(classes, Tensor):
+        raise TypeError(f"classes must be a tensor, not {type(classes).__name__}")
+    if classes.dtype != torch.int64 or classes.shape != (n,):
+        raise ValueError(
+            f"classes must be {n} indices (int64), not {tuple(classes.shape)} of {classes.dtype}"
+        )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse what is no whole number from 1."""
+    if not isinstance(batch_size, int) or batch_size is True or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number from 1, not {batch_size!r}")
+
+
+def _checked_boxes(boxes: Tensor, images: Tensor) -> Tensor:
+    """Boxes N×…×4 as float32 on the images' device."""
+    if len(boxes) != len(images) or boxes.shape[-1] != 4:
+        raise ValueError(
+            f"boxes must be {len(images)}×4, one row an image, not {tuple(boxes.shape)}"
+        )
+    boxes = boxes.detach().to(device=images.device, dtype=torch.float32)
+    near, far = boxes[..., :2], boxes[..., 2:]
+    end = boxes.new_tensor([images.shape[3], images.shape[2]])
+    # Also false where a corner is NaN.
+    fits = (near <= far) & (near < end) & (far > 0)
+    if not fits.all():
+        broken = (~fits).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"boxes need x0 ≤ x1, y0 ≤ y1 and a part within the image: see sample(s) {broken}"
+        )
+    return boxes
+
+
+def _whole_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The boxes …×4 of the pixels whose centre lies in each; at least the one in its middle."""
+    end = boxes.new_tensor([size[1], size[0]])
+    near = (boxes[..., :2] - 0.5).ceil().clamp(min=0)
+    far = torch.minimum((boxes[..., 2:] - 0.5).ceil(), end)
+    middle = ((boxes[..., :2] + boxes[..., 2:]) / 2).floor().clamp(min=0)
+    middle = torch.minimum(middle, end - 1)
+    thin = far <= near
+    return torch.cat([torch.where(thin, middle, near), torch.where(thin, middle + 1, far)], dim=-1)
+
+
+def _crops(images: Tensor, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Whole-pixel boxes N×4 of the images, resized."""
+    across = _resampling(pixels[:, 0], pixels[:, 2], images.shape[3], size[1])
+    down = _resampling(pixels[:, 1], pixels[:, 3], images.shape[2], size[0])
+    # Autocast would round the pixels to half precision.
+    with torch.autocast(images.device.type, enabled=False):
+        crops: Tensor = down[:, None] @ images.float() @ across[:, None].mT
+    return crops.to(images.dtype)
+
+
+def _resampling(start: Tensor, stop: Tensor, pixels: int, out: int) -> Tensor:
+    """N×out×pixels: what each of ``pixels`` adds to each of ``out`` that stretch start…stop."""
+    scale = ((stop - start) / out)[:, None]
+    centre = start[:, None] + scale * (torch.arange(out, device=start.device) + 0.5)
+    position = torch.arange(pixels, device=start.device) + 0.5
+    # Made smaller, an output pixel is a mean over as many input pixels as it covers.
+    reach = scale.clamp(min=1)[:, :, None]
+    weight = (1 - (position - centre[:, :, None]).abs() / reach).clamp(min=0)
+    inside = (position > start[:, None]) & (position < stop[:, None])
+    weight = weight * inside[:, None]
+    return weight / weight.sum(dim=2, keepdim=True)
+
+
+@contextmanager
+def _evaluation(model: Any) -> Iterator[None]:
+    """Evaluation mode of a module; as before afterwards."""
+    if not isinstance(model, torch.nn.Module):
+        yield
+        return
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
