@@ -64,22 +64,26 @@ class EvidenceRemoval(nn.Module):
             f"noise={self.noise:g}"
         )
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None, *, shared: bool = False
+    ) -> Tensor:
         """Images N×C×H×W that hold nothing of ``x`` but, where blurred, its coarse colours.
 
         Args:
             x: images N×C×H×W.
             generator: what is drawn comes from it, on its device; None: from torch's global one.
+            shared: one draw for all images, so that none depends on the batch it is in.
         """
         if x.ndim != 4:
             raise ValueError(f"x: expected images N×C×H×W, got {tuple(x.shape)}")
         x = x.detach()
         if self.scheme == "blur":
             return self.blurred(x)
-        colored = self._colored(x, generator)
+        drawn_for = x[:1] if shared else x
+        colored = self._colored(drawn_for, generator).expand_as(x)
         if self.scheme == "color":
             return colored
-        is_blurred = _uniform((len(x), 1, 1, 1), x, generator) < 0.5
+        is_blurred = _uniform((len(drawn_for), 1, 1, 1), x, generator) < 0.5
         return torch.where(is_blurred, self.blurred(x), colored)
 
     def blurred(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from captum.attr import Attribution, InputXGradient, NoiseTunnel, Saliency
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
-from captum_robust import PerceptualBallPerturbation, RobustCAM
+from captum_robust import IterativeMask, PerceptualBallPerturbation, RobustCAM
 from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
 from captum_robust.defenses import Transform
 
@@ -109,6 +109,12 @@ CASES = [
         lambda f, layer: PerceptualBallPerturbation(
             f, layer, settings=BallSettings(max_iterations=3)
         ),
+        on_layer=False,
+        constant_is_an_error=True,
+    ),
+    Case(
+        "iterative_mask",
+        lambda f, layer: IterativeMask(f, steps=5),
         on_layer=False,
         constant_is_an_error=True,
     ),

@@ -1,0 +1,332 @@
+"""IterativeMask: the mask of a class, found for each image by descent on the mask itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_robust._captum import (
+    TargetType,
+    format_output,
+    format_tensor_into_tuples,
+    is_tuple,
+)
+from captum_robust._checks import (
+    as_number,
+    check_batch,
+    check_count,
+    check_finite,
+    check_inputs,
+    checked_positive,
+)
+from captum_robust._samples import arguments_of, rows_of, target_of
+from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
+from captum_robust.attr._features import depends_on
+from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective, blend, upsampled
+
+PER_IMAGE = CodeObjective(area=11.0, smoothness=0.5, preserver=0.2)
+"""The authors' weights for masks that are optimised for one image."""
+
+_EPSILON = 1e-3
+"""Of |a| + |b|, in the authors' code."""
+
+
+@dataclass(frozen=True)
+class MaskDetails:
+    """What ``return_details`` adds, for each of N samples."""
+
+    explained_class: Tensor
+    """N."""
+    objective: Tensor
+    """N×(steps + 1): of the mask before each step, and of the returned one in the end. It wavers,
+    as the evidence removal draws anew each time."""
+
+
+class IterativeMask(Attribution):
+    """The smallest smooth mask that keeps the evidence of a class, and leaves none outside.
+
+    Each step removes what the mask hides, and what it shows; the objective wants the class to
+    stay in the first image and to go in the second. Dabkowski and Gal, "Real Time Image Saliency
+    for Black Box Classifiers" (https://arxiv.org/abs/1705.07857), section 3, as in the authors'
+    ``IterativeSaliency``: the mask is |a| / (|a| + |b| + .001) of two channels of 32×32, enlarged
+    to the image, and SGD with Nesterov's momentum starts where both are .5.
+
+    A sample costs two images through the classifier a step, forward and backward, in one pass;
+    without a target one more forward to begin with. What stands in for removed pixels is drawn
+    anew for the kept and the destroyed image of each step, the same for all samples, so that no
+    sample depends on its batch.
+
+    Args:
+        forward_func: images N×C×H×W with pixels in [0, 1] -> scores N×K… (logits). For a model of
+            normalised images, a :class:`captum_robust.models.Classifier` around it.
+        objective: what a mask has to achieve; None: ``PER_IMAGE``, the authors' hinges on the
+            margins of the scores. Or a :class:`~captum_robust.nn.PaperObjective`.
+        removal: what stands in for removed pixels; None: ``EvidenceRemoval()``.
+        image_noise: standard deviation of the noise on the images, drawn like the removal; the
+            authors' .03 of pixels in [-1, 1].
+        mask_size: cells of a mask each way, at most one a pixel.
+        steps: of SGD.
+        learning_rate: of SGD.
+        momentum: of SGD, Nesterov's; 0: none.
+        seed: of all that is drawn; None: from torch's global generator.
+
+    Raises:
+        TypeError: an objective or a removal of another kind.
+        ValueError: a number out of range.
+    """
+
+    explains_prediction = True
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Tensor],
+        *,
+        objective: PaperObjective | CodeObjective | None = None,
+        removal: EvidenceRemoval | None = None,
+        image_noise: float = 0.015,
+        mask_size: int = 32,
+        steps: int = 200,
+        learning_rate: float = 0.1,
+        momentum: float = 0.9,
+        seed: int | None = 0,
+    ) -> None:
+        super().__init__(forward_func)
+        self.objective = PER_IMAGE if objective is None else objective
+        if not isinstance(self.objective, (PaperObjective, CodeObjective)):
+            raise TypeError(
+                "objective: expected a PaperObjective or a CodeObjective, got "
+                f"{type(objective).__name__}"
+            )
+        self.removal = EvidenceRemoval() if removal is None else removal
+        if not isinstance(self.removal, EvidenceRemoval):
+            raise TypeError(f"removal: expected an EvidenceRemoval, got {type(removal).__name__}")
+        if not 0 <= as_number(image_noise) < math.inf:
+            raise ValueError(f"image_noise: expected a finite number from 0, got {image_noise!r}")
+        check_count("mask_size", mask_size, 1)
+        check_count("steps", steps, 1)
+        if not 0 <= as_number(momentum) < 1:
+            raise ValueError(f"momentum: expected a number in [0, 1), got {momentum!r}")
+        if seed is not None:
+            check_count("seed", seed, 0)
+        self.image_noise = float(image_noise)
+        self.mask_size = mask_size
+        self.steps = steps
+        self.learning_rate = checked_positive("learning_rate", learning_rate)
+        self.momentum = float(momentum)
+        self.seed = seed
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        *,
+        steps: int | None = None,
+        internal_batch_size: int | None = None,
+        return_details: bool = False,
+    ) -> Any:
+        """The mask of each sample, in [0, 1], in the shape of the inputs: alike in all channels.
+
+        Shared arguments are explained in :mod:`captum_robust.attr`.
+
+        Args:
+            inputs: images N×C×H×W, or a tuple of such, each of which gets a mask of its own.
+            target: the explained class; None: the predicted one.
+            additional_forward_args: passed on to ``forward_func``. Of a tensor whose first
+                dimension is N, each sample keeps its row, for its kept and its destroyed image.
+            steps: None: as for the class.
+            internal_batch_size: samples that are worked on at once; None: all. Twice as many
+                images go through ``forward_func`` in one pass.
+            return_details: return (attributions, :class:`MaskDetails`). Costs one pass more.
+
+        Raises:
+            ValueError: inputs that are no images, numbers out of range, scores of one class, or
+                that do not depend on the inputs. A step that gives NaN or infinity names its
+                sample.
+        """
+        steps = self.steps if steps is None else steps
+        check_count("steps", steps, 1)
+        is_inputs_tuple = is_tuple(inputs)
+        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
+        n = check_batch(inputs_tuple)
+        check_inputs(inputs_tuple, None)
+        for i, x in enumerate(inputs_tuple):
+            if x.ndim != 4:
+                raise ValueError(
+                    f"inputs: expected images N×C×H×W, got {tuple(x.shape)} at position {i}; give "
+                    "what no mask shall hide as additional_forward_args"
+                )
+        size = n if internal_batch_size is None else internal_batch_size
+        check_count("internal_batch_size", size, 1)
+        batches = []
+        with torch.inference_mode(False), torch.enable_grad():
+            for first in range(0, n, size):
+                rows = list(range(first, min(n, first + size)))
+                batch = _Batch(
+                    method=self,
+                    images=tuple(rows_of(x.detach(), rows, n) for x in inputs_tuple),
+                    target=target_of(target, rows, n),
+                    arguments=additional_forward_args,
+                    first=first,
+                    whole=n,
+                )
+                batch.descend(steps)
+                if return_details:
+                    batch.evaluate()
+                batches.append(batch)
+        masks = tuple(
+            torch.cat([batch.attributions[i] for batch in batches])
+            for i in range(len(inputs_tuple))
+        )
+        result = format_output(is_inputs_tuple, masks)
+        if not return_details:
+            return result
+        return result, MaskDetails(
+            explained_class=torch.cat([batch.classes for batch in batches]),
+            objective=torch.cat([torch.stack(batch.history, dim=1) for batch in batches]),
+        )
+
+
+@dataclass
+class _Batch:
+    """n samples of the caller's batch, and their masks."""
+
+    method: IterativeMask
+    images: tuple[Tensor, ...]
+    target: TargetType
+    arguments: Any  # of the whole batch
+    first: int  # the number of its first sample in the caller's batch
+    whole: int  # samples in that
+    history: list[Tensor] = field(default_factory=list)
+    """The objective n, at each evaluation."""
+
+    def __post_init__(self) -> None:
+        self.n = len(self.images[0])
+        # One generator a batch: each of them meets the same draws.
+        seed = self.method.seed
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.scores_of: ClassScores | None = None
+        if self.target is None:
+            with torch.no_grad():
+                scores = self._scores(tuple(x.clone() for x in self.images), copies=1)
+            self._explain(scores)
+        # What the masks are made of: n×2×h×w, for each of the images.
+        self.cells = [
+            torch.full(
+                (self.n, 2, *(min(self.method.mask_size, size) for size in x.shape[2:])),
+                0.5,
+                dtype=torch.promote_types(x.dtype, torch.float32),
+                device=x.device,
+                requires_grad=True,
+            )
+            for x in self.images
+        ]
+
+    def descend(self, steps: int) -> None:
+        """Stochastic gradient descent with Nesterov's momentum."""
+        learning_rate, momentum = self.method.learning_rate, self.method.momentum
+        velocities = [torch.zeros_like(cells) for cells in self.cells]
+        for _ in range(steps):
+            gradients = torch.autograd.grad(self.evaluate().sum(), self.cells)
+            with torch.no_grad():
+                for cells, velocity, gradient in zip(
+                    self.cells, velocities, gradients, strict=True
+                ):
+                    velocity.mul_(momentum).add_(gradient)
+                    cells.sub_(learning_rate * (gradient + momentum * velocity))
+
+    @property
+    def attributions(self) -> tuple[Tensor, ...]:
+        """The masks in the shape of the images."""
+        with torch.no_grad():
+            masks = self._masks()
+        for mask in masks:
+            check_finite(mask, "masks", self.first)
+        return tuple(
+            mask.to(x.dtype).expand_as(x).contiguous()
+            for mask, x in zip(masks, self.images, strict=True)
+        )
+
+    def evaluate(self) -> Tensor:
+        """The objective n at the masks as they are."""
+        masks = self._masks()
+        scores = self._scores(
+            tuple(
+                torch.cat([self._shown(x, mask), self._shown(x, 1 - mask)]).to(x.dtype)
+                for x, mask in zip(self.images, masks, strict=True)
+            ),
+            copies=2,
+        )
+        kept, destroyed = torch.split(scores, self.n)
+        if self.scores_of is None:
+            self._explain(kept)
+        if not self.history:
+            self._check_dependence(scores)
+        assert self.scores_of is not None
+        terms = self.method.objective(
+            masks[0], self.scores_of(kept), self.scores_of(destroyed), self.classes
+        )
+        value = terms["total"]
+        for mask in masks[1:]:
+            value = value + torch.stack(list(self.method.objective.of_mask(mask).values())).sum(0)
+        self.history.append(value.detach())
+        return value
+
+    def _masks(self) -> list[Tensor]:
+        """n×1×H×W for each of the images."""
+        found = []
+        for cells, x in zip(self.cells, self.images, strict=True):
+            a, b = torch.split(cells.abs(), 1, dim=1)
+            found.append(upsampled(a / (a + b + _EPSILON), (x.shape[2], x.shape[3])))
+        return found
+
+    def _shown(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The images with what the mask hides removed."""
+        device = x.device if self.generator is None else self.generator.device
+        noise = torch.randn(x[:1].shape, generator=self.generator, device=device).to(x)
+        x = x + self.method.image_noise * noise
+        return blend(x, mask, self.method.removal(x, self.generator, shared=True))
+
+    def _scores(self, images: tuple[Tensor, ...], copies: int) -> Tensor:
+        """Scores of ``copies`` images of each sample, all samples of a copy together."""
+        rows = list(range(self.first, self.first + self.n)) * copies
+        arguments = arguments_of(self.arguments, rows, self.whole)
+        scores = model_scores(self.method.forward_func, images, arguments)
+        scores = one_row_a_sample(scores, len(rows))
+        for part in torch.split(scores, self.n):
+            check_finite(part, "forward_func, scores", self.first)
+        if scores.ndim == 1 or scores.shape[1] < 2:
+            raise ValueError(
+                "forward_func: a mask of a class needs scores N×K of at least two classes, got "
+                f"{tuple(scores.shape)}"
+            )
+        return scores
+
+    def _explain(self, scores: Tensor) -> None:
+        """Settle which classes are explained; n rows of scores."""
+        self.scores_of = ClassScores(scores.detach(), self.target)
+        given = self.scores_of.classes
+        self.classes = self.scores_of(scores.detach()).argmax(dim=1) if given is None else given
+
+    def _check_dependence(self, scores: Tensor) -> None:
+        """``ValueError`` where the scores would leave the masks to their own area."""
+        if not any(depends_on(scores, cells) for cells in self.cells):
+            raise ValueError("forward_func: its scores do not depend on the inputs differentiably")
+        kept, destroyed = torch.split(scores.detach(), self.n)
+        if not torch.equal(kept, destroyed):
+            return
+        generator = torch.Generator().manual_seed(0)
+        noise = tuple(torch.rand(x.shape, generator=generator).to(x) for x in self.images)
+        with torch.no_grad():
+            if torch.equal(self._scores(noise, copies=1), kept):
+                raise ValueError(
+                    "forward_func: its scores are constant; they do not change with inputs"
+                )
