@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -201,6 +202,27 @@ def panel(images: Sequence[RGB], captions: Sequence[str], columns: int | None = 
     return np.asarray(canvas)
 
 
+@lru_cache(maxsize=256)
+def tag(text: str, size: int, width: int) -> RGB:
+    """One line of text in white on black, grey levels H×W, to be laid over a picture.
+
+    Args:
+        text: shortened where it is too long.
+        size: of the letters, in pixels.
+        width: of the picture, in pixels, which the tag does not exceed.
+    """
+    from PIL import Image, ImageDraw
+
+    font = _font(size)
+    margin = max(2, size // 3)
+    shown = _shorten(text, font, max(1, width - 2 * margin))
+    # At least one pixel: nothing of the text may fit.
+    length = min(width, round(font.getlength(shown)) + 2 * margin)
+    canvas = Image.new("L", (max(1, length), size + 2 * (margin // 2)))
+    ImageDraw.Draw(canvas).text((margin, margin // 2), shown, fill=255, font=font)
+    return np.asarray(canvas)
+
+
 def encode_jpeg(rgb: RGB, quality: int) -> bytes:
     """The picture as JPEG in full colour resolution; else the thin lines of boxes turn grey."""
     import cv2
@@ -264,7 +286,7 @@ def _colors(levels: RGB) -> RGB:
     return np.ascontiguousarray(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[:, :, ::-1])
 
 
-def _font() -> Any:
+def _font(size: int = _CAPTION_SIZE) -> Any:
     """DejaVu Sans, which knows ✓, ✗ and ε, from matplotlib where it is installed."""
     from PIL import ImageFont
 
@@ -272,8 +294,8 @@ def _font() -> Any:
     for folder in (found.submodule_search_locations or []) if found else []:
         file = Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
         if file.is_file():
-            return ImageFont.truetype(file, _CAPTION_SIZE - 1)
-    return ImageFont.load_default(_CAPTION_SIZE)
+            return ImageFont.truetype(file, size - 1)
+    return ImageFont.load_default(size)
 
 
 def _wrap(caption: str, font: Any, width: int) -> str:
