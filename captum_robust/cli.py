@@ -138,6 +138,14 @@ def compare(
             "themselves, at each strength.",
         ),
     ] = False,
+    saliency_metric: Annotated[
+        bool,
+        typer.Option(
+            "--saliency-metric",
+            help="Also measure how small a crop around each map the class survives: up to 18 "
+            "classifier passes more an image and method.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="For methods and attacks that draw.")] = 0,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
@@ -180,6 +188,7 @@ def compare(
         precision=precision,
         seed=seed,
         adaptive=adaptive,
+        saliency_metric=saliency_metric,
     )
     if int(os.environ.get("RANK", "0")) == 0:
         _finish(result, out / "report.html", oracle=oracle)

@@ -28,11 +28,13 @@ from captum_robust.benchmark.batches import (
 from captum_robust.benchmark.comparison import ATTACK_POOL, CLEAN, GALLERY_POOL, Comparison
 from captum_robust.benchmark.configuration import describe_run
 from captum_robust.benchmark.measure import (
+    crops_of_maps,
     measure,
     outcomes,
     picture_of_change,
     stabilities,
     thumbnail,
+    true_crops,
 )
 from captum_robust.benchmark.methods import METHODS, Method, build_methods
 from captum_robust.benchmark.passes import count_passes
@@ -46,6 +48,7 @@ from captum_robust.benchmark.running import (
 )
 from captum_robust.benchmark.store import AttackRow, ResultRow, RunStore
 from captum_robust.defenses import DefendedModel, Transform
+from captum_robust.metrics.functional import SALIENCY_THRESHOLDS
 from captum_robust.models import Classifier
 
 _TARGETS = ("label", "prediction")
@@ -65,6 +68,7 @@ def compare(
     precision: str = "float32",
     seed: int = 0,
     adaptive: bool = False,
+    saliency_metric: bool = False,
     progress: bool = True,
 ) -> Comparison:
     """Run the methods over the data set and keep one row for each image, method and attack.
@@ -97,6 +101,9 @@ def compare(
             without a defence the plain attack is adaptive already, and its row is repeated. At the
             same strengths, "explanation 2/255" keeps the class and moves the map of each method
             that has a gradient (:class:`captum_robust.attacks.ExplanationAttack`).
+        saliency_metric: also measure, on the clean images, how small a crop around each map the
+            class survives (:func:`captum_robust.metrics.functional.saliency_metric`): up to 18
+            classifier passes an image and method, one for each box that a threshold draws.
         progress: show a progress bar on standard error.
 
     Returns:
@@ -136,8 +143,11 @@ def compare(
             "seed": seed,
         },
     )
-    if adaptive:  # a run without has no such entry, as those of earlier versions
+    # A run without them has no such entries, as those of earlier versions.
+    if adaptive:
         configuration["adaptive"] = describe_variants(variants)
+    if saliency_metric:
+        configuration["settings"]["saliency_metric"] = SALIENCY_THRESHOLDS
     if out is None and world_size() > 1:
         raise ValueError("out: the processes of a distributed run need one folder to share")
     temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
@@ -145,7 +155,8 @@ def compare(
     store = RunStore(folder, configuration)
     store.write_classes(model.class_names or ())
     reader = BatchReader(model, dataset, fit, precision, seed)
-    runner = _Runner(reader, built, _stages(built, attacked, variants), store, target)
+    stages = _stages(built, attacked, variants)
+    runner = _Runner(reader, built, stages, store, target, saliency_metric)
     with torch.inference_mode(False), ranks() as (rank, world):
         total = count * sum(len(stage.methods) for stage in runner.stages)
         with progress_bar(total, "map", progress and rank == 0) as advance:
@@ -197,6 +208,7 @@ class _Runner:
     stages: tuple[_Stage, ...]
     store: RunStore
     target: str
+    saliency_metric: bool
 
     def run_batch(self, start: int, stop: int, advance: Callable[[int], None]) -> None:
         """Explain one batch by all methods that have not all their rows of it yet.
@@ -215,6 +227,10 @@ class _Runner:
         loaded = self.reader.load(start, stop)
         images = [image_row(item, picture=item.position < GALLERY_POOL) for item in loaded]
         clean = self.reader.clean(loaded)
+        if self.saliency_metric:
+            crops = self._true_crops(clean[0])
+            for row in images:
+                row.true_crop = crops.get(row.position)
         found = _OfBatch()
         for stage, methods in zip(self.stages, missing, strict=True):
             if not methods:
@@ -290,6 +306,10 @@ class _Runner:
                     measured[i] |= columns
                     if batch.items[i].position < GALLERY_POOL:
                         measured[i] |= picture_of_change(explanation.perturbation.change[i])
+            if self.saliency_metric and stage.perturb is None:
+                crops = crops_of_maps(self.reader.scores, batch.images, maps, explained, asked)
+                for columns, packed in zip(measured, crops, strict=True):
+                    columns["crops"] = packed
             positions = [item.position for item in batch.items]
             clean_maps = found.clean_maps[method]
             if stage.perturb is None:
@@ -325,6 +345,20 @@ class _Runner:
             )
             for i, item in enumerate(batch.items)
         ]
+
+    def _true_crops(self, batches: list[Batch]) -> dict[int, bytes | None]:
+        """By position; without the images whose boxes cannot be cut out."""
+        crops: dict[int, bytes | None] = {}
+        for batch in batches:
+            classes = batch.label if self.target == "label" else batch.predicted
+            try:
+                found = true_crops(self.reader.scores, batch.images, batch.samples, classes)
+            except ValueError:
+                if len(batch.items) > 1:
+                    crops |= self._true_crops([batch.only(i) for i in range(len(batch.items))])
+                continue
+            crops |= zip((item.position for item in batch.items), found, strict=True)
+        return crops
 
     def _decided(
         self, batch: Batch, transforms: tuple[Transform, ...], name: str, found: _OfBatch

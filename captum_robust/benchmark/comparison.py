@@ -25,6 +25,7 @@ from captum_robust.metrics.functional import (
     STABILITY_MEASURES,
     STRATEGIES,
     LocalizationResult,
+    TunedSaliency,
     alpha_grid,
     bootstrap_interval,
     gap_closed,
@@ -32,7 +33,9 @@ from captum_robust.metrics.functional import (
     maxboxacc_from_ious,
     pointing_game_accuracy,
     pxap_from_histograms,
+    saliency_of,
     split_folds,
+    tuned_saliency,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +46,8 @@ STRATEGY_ORDER = STRATEGIES
 """The families whose boxes follow each other in a row's overlaps."""
 
 CLEAN = "clean"
+TRUE_BOX = "true box"
+"""The row of the largest annotated box in :meth:`Comparison.saliency_table`."""
 ADAPTIVE_NOTE = (
     "adaptive: the attacker knows the transforms of a defended method; =: a method without a "
     "defence,\nof which the plain attack knows all there is: its value; -: the map has no gradient"
@@ -82,6 +87,18 @@ class _Scored:
     @property
     def columns(self) -> list[tuple[str, float]]:
         return [(s, a) for s in self.ious for a in alpha_grid(s)]
+
+
+@dataclass(frozen=True)
+class _Crops:
+    """The crops around the maps of one method, at the threshold of each image's half."""
+
+    positions: list[int]
+    """M."""
+    tuned: TunedSaliency
+    area: Tensor
+    """M, like ``probability``."""
+    probability: Tensor
 
 
 class Comparison:
@@ -168,7 +185,9 @@ class Comparison:
         where there are masks; ``accuracy``, where a method is defended, the share of the labelled
         images whose class is right (of a defended method that of its averaged scores);
         ``forward`` and ``backward`` classifier passes an image; ``ms_per_image``; ``failed``,
-        images without a map. Of methods that perturb the image ``flipped``, the share whose label
+        images without a map. Of a run with ``saliency_metric``, of clean images, ``saliency`` with
+        its interval ``saliency_low`` and ``saliency_high``, as in :meth:`saliency_table`. Of
+        methods that perturb the image ``flipped``, the share whose label
         they changed of the ``flippable`` images, those whose explained class was the prediction. Of
         attacked images ``n_right``, ``already_wrong``, ``fooled`` and ``robust_accuracy`` as in
         :meth:`attack_table`, the same for all methods that are shown the same images. Of a run
@@ -248,7 +267,7 @@ class Comparison:
         table = self.table(protocol=protocol, oracle=oracle)
         text = self._clean_text(table[table["attack"] == CLEAN], oracle)
         if len(self.attacks) == 1:
-            return text
+            return text + self._saliency_text(oracle)
         text = f"clean images\n{text}\n\nattacks\n{attacks_text(self.attack_table())}"
         if "error" in table:
             errors = self.error_by_attack(table)
@@ -262,7 +281,7 @@ class Comparison:
             if self._adaptive:
                 text += f"\n{ADAPTIVE_NOTE}"
         text += self._stability_text() + self._gap_text()
-        return text
+        return text + self._saliency_text(oracle)
 
     def _stability_text(self) -> str:
         table = self.stability_table()
@@ -272,6 +291,26 @@ class Comparison:
         for column in shown.columns[3:]:
             shown[column] = ["-" if math.isnan(v) else f"{v:.3f}" for v in shown[column]]
         return f"\n\nmaps under attack, beside the clean ones\n{shown.to_string(index=False)}"
+
+    def _saliency_text(self, oracle: bool) -> str:
+        table = self.saliency_table(oracle=oracle)
+        if table.empty:
+            return ""
+        import pandas as pd
+
+        shown = pd.DataFrame({"method": table["method"], "n": table["n"]})
+        shown["saliency metric"] = [
+            f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+            for mean, low, high in table[["saliency", "low", "high"]].to_numpy(float)
+        ]
+        shown["area"] = table["area"].map("{:.3f}".format)
+        shown["probability"] = table["probability"].map("{:.3f}".format)
+        note = (
+            "saliency metric: log(max(area, .05)) - log probability of the class in the tightest "
+            "crop, lower is better;\nthresholds tuned as above; clean images; true box: the largest"
+            " one annotated"
+        )
+        return f"\n\nsaliency metric\n{shown.to_string(index=False)}\n{note}"
 
     def _gap_text(self) -> str:
         table = self.gap_table()
@@ -332,6 +371,90 @@ class Comparison:
                 if row["n"]
             ]
         return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(STABILITY_MEASURES, float))
+
+    def saliency_table(
+        self, *, oracle: bool = False, level: float = 0.95, seed: int = 0
+    ) -> pd.DataFrame:
+        """How small a crop of the clean images the class survives, best first.
+
+        Columns: ``method``; ``n`` images; ``saliency``, the mean of
+        :func:`captum_robust.metrics.functional.saliency_metric` (lower is better, at least -3.0),
+        with its bootstrap interval ``low`` and ``high``; ``area`` and ``probability``, the means of
+        the share of the image that is cut out and of the explained class's probability there;
+        ``tuned`` and ``threshold`` as in :meth:`table`: the threshold of each half of the images is
+        that with the best mean on the other half. The last but not a method, ``"true box"``, is the
+        largest annotated box of the images that have one. Empty for a run without
+        ``saliency_metric``.
+
+        Args:
+            oracle: tune on the very images that are reported.
+            level: of the interval.
+            seed: of the split in two halves and of the bootstrap.
+        """
+        import pandas as pd
+
+        columns = ["method", "n", "saliency", "low", "high", "area", "probability"]
+        columns += ["tuned", "threshold"]
+        found = [(m, self._crops(m, oracle=oracle, seed=seed)) for m in self.methods]
+        found.append((TRUE_BOX, self._crops(None, oracle=oracle, seed=seed)))
+        rows = [
+            {
+                "method": method,
+                **_interval_of(crops.tuned.per_sample, level, seed),
+                "area": float(crops.area.double().mean()),
+                "probability": float(crops.probability.double().mean()),
+                "tuned": self._how_tuned(crops.tuned),
+                "threshold": self._saliency_thresholds(crops.tuned),
+            }
+            for method, crops in found
+            if crops is not None
+        ]
+        table = pd.DataFrame(rows, columns=columns)
+        return table.sort_values("saliency", ignore_index=True, kind="stable")
+
+    @staticmethod
+    def _how_tuned(tuned: TunedSaliency) -> str:
+        if len(tuned.chosen) > 1:
+            return "two-fold"
+        return "oracle" if tuned.oracle else "-"
+
+    def _saliency_thresholds(self, tuned: TunedSaliency) -> str:
+        """Those of the halves; "-" of a fixed box."""
+        if len(tuned.chosen) == 1 and not tuned.oracle:
+            return "-"
+        tried = self.configuration["settings"]["saliency_metric"]
+        names = [f"{family} {alpha:g}" for family, alphas in tried.items() for alpha in alphas]
+        return ", ".join(dict.fromkeys(names[column] for column in tuned.chosen))
+
+    def _crops(self, method: str | None, *, oracle: bool = False, seed: int = 0) -> _Crops | None:
+        """Of a method on the clean images, or of the true boxes; None where there are none."""
+        if method is None:
+            rows = self._store.select(
+                "SELECT position, true_crop AS crops FROM images WHERE true_crop IS NOT NULL "
+                "ORDER BY position"
+            )
+        else:
+            rows = self._store.select(
+                "SELECT position, crops FROM results WHERE method = ? AND attack = ? "
+                "AND crops IS NOT NULL ORDER BY position",
+                (method, CLEAN),
+            )
+        positions, packed = [], []
+        for row in rows:
+            positions.append(row["position"])
+            packed.append(unpack(row["crops"]).reshape(2, -1))
+        if not positions:
+            return None
+        area, log_probability = torch.from_numpy(np.stack(packed, axis=1))
+        halves = self._halves(seed, boxed=False)
+        folds = torch.tensor([halves[p] for p in positions])
+        one_sided = bool((folds == folds[0]).all())
+        tuned = tuned_saliency(
+            saliency_of(area, log_probability), folds=folds, oracle=oracle or one_sided
+        )
+        at = tuned.columns[:, None]
+        probability = log_probability.gather(1, at)[:, 0].exp()
+        return _Crops(positions, tuned, area.gather(1, at)[:, 0], probability)
 
     def gap_table(
         self, baseline: str | None = None, *, level: float = 0.95, seed: int = 0
@@ -462,7 +585,9 @@ class Comparison:
         ``new_class``, ``flipped`` and ``margin``; of attacked images also ``already_wrong``
         (misclassified before), ``fooled`` (right before, and not any more), and the size of the
         change ``linf`` and ``l2`` in pixel units, and how far the map is that of the clean image:
-        ``spearman``, ``pearson``, ``ssim``, ``top_k`` and ``box_iou``. Rows that :meth:`table`
+        ``spearman``, ``pearson``, ``ssim``, ``top_k`` and ``box_iou``. Of a run with
+        ``saliency_metric``, of clean images ``saliency``, ``crop_area`` and ``crop_probability``,
+        at the threshold of :meth:`saliency_table`. Rows that :meth:`table`
         repeats are there once, under the plain attack.
         """
         import pandas as pd
@@ -498,7 +623,27 @@ class Comparison:
                 parts.append(part.assign(method=method, attack=attack))
         if parts:
             rows = rows.merge(pd.concat(parts), how="left", on=["position", "method", "attack"])
+        crops = [self._crops_frame(method, oracle, stop) for method in self.methods]
+        crops = [part for part in crops if part is not None]
+        if crops:
+            rows = rows.merge(pd.concat(crops), how="left", on=["position", "method", "attack"])
         return rows
+
+    def _crops_frame(self, method: str, oracle: bool, stop: int) -> pd.DataFrame | None:
+        import pandas as pd
+
+        crops = self._crops(method, oracle=oracle)
+        if crops is None:
+            return None
+        frame = pd.DataFrame(
+            {
+                "position": crops.positions,
+                "saliency": crops.tuned.per_sample.numpy(),
+                "crop_area": crops.area.numpy(),
+                "crop_probability": crops.probability.numpy(),
+            }
+        )
+        return frame[frame["position"] < stop].assign(method=method, attack=CLEAN)
 
     def failures(self) -> pd.DataFrame:
         """The images that could not be used, and the methods that failed on an image: why."""
@@ -602,10 +747,11 @@ class Comparison:
         """The name of a class of the model; its number where the model has no names."""
         return "unknown" if number is None else self._class_names.get(number, str(number))
 
-    def _halves(self, seed: int) -> dict[int, int]:
-        """Position -> fold, for the images with boxes: halves that all methods share."""
+    def _halves(self, seed: int, *, boxed: bool = True) -> dict[int, int]:
+        """Position -> fold, for the images (with boxes): halves that all methods share."""
+        only = " AND boxes <> '[]'" if boxed else ""
         rows = self._store.select(
-            "SELECT position FROM images WHERE error IS NULL AND boxes <> '[]' ORDER BY position"
+            f"SELECT position FROM images WHERE error IS NULL{only} ORDER BY position"
         )
         positions = [row["position"] for row in rows]
         return dict(zip(positions, split_folds(len(positions), seed).tolist(), strict=True))
@@ -697,6 +843,16 @@ class Comparison:
                 "maxboxacc": self._maxboxacc(method, attack, "maxboxacc", (0.5,)),
                 "maxboxacc_v2": self._maxboxacc(method, attack, "maxboxacc_v2", (0.3, 0.5, 0.7)),
             }
+        crops = None
+        if attack == CLEAN:
+            crops = self._crops(method, oracle=tuning.oracle, seed=tuning.seed)
+        if crops is not None:
+            found = _interval_of(crops.tuned.per_sample, level, tuning.seed)
+            row |= {
+                "saliency": found["saliency"],
+                "saliency_low": found["low"],
+                "saliency_high": found["high"],
+            }
         row["accuracy"] = self._accuracy(method, attack)
         row["pointing"] = self._pointing(method, attack)
         row["pxap"] = self._pxap(method, attack)
@@ -771,6 +927,11 @@ class Comparison:
         if total is None or not total.reshape(2, -1)[1].any():  # no mask, or only empty ones
             return float("nan")
         return float(pxap_from_histograms(torch.from_numpy(total).reshape(2, -1)))
+
+
+def _interval_of(values: Tensor, level: float, seed: int) -> dict[str, float]:
+    found = bootstrap_interval(values, level=level, seed=seed)
+    return {"n": found.n, "saliency": found.mean, "low": found.low, "high": found.high}
 
 
 def boxes_of(text: str | None) -> list[list[float]]:

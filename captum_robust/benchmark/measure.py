@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from captum_robust.data import Sample
 from captum_robust.metrics.functional import (
     STABILITY_MEASURES,
     best_iou,
+    crop_scores,
     maxboxacc_ious,
     pointing_game_hits,
     pxap_histograms,
+    saliency_boxes,
     stability,
     sweep_boxes,
 )
@@ -79,6 +81,45 @@ def stabilities(
     for j, i in enumerate(known):
         rows[i] = {name: float(values[j]) for name, values in found.items()}
     return rows
+
+
+def crops_of_maps(
+    scores: Callable[[Tensor], Tensor],
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    method: Method,
+) -> list[bytes]:
+    """Of each image the areas and log probabilities of the crops around its map, 2×A packed."""
+    if method.box is None:
+        boxes = saliency_boxes(maps)
+    else:
+        boxes = method.box((maps.shape[1], maps.shape[2])).expand(len(maps), 1, 4)
+    return _packed(crop_scores(scores, images, boxes, classes))
+
+
+def true_crops(
+    scores: Callable[[Tensor], Tensor], images: Tensor, samples: list[Sample], classes: Tensor
+) -> list[bytes | None]:
+    """The same of the largest true box of each image; None where there is no box."""
+    known = [i for i, sample in enumerate(samples) if len(sample.boxes)]
+    found: list[bytes | None] = [None] * len(samples)
+    if not known:
+        return found
+    boxes = torch.stack([_largest(samples[i].boxes) for i in known])[:, None]
+    rows = torch.tensor(known, device=images.device)
+    packed = _packed(crop_scores(scores, images[rows], boxes, classes[rows]))
+    for i, row in zip(known, packed, strict=True):
+        found[i] = row
+    return found
+
+
+def _largest(boxes: Tensor) -> Tensor:
+    return boxes[(boxes[:, 2:] - boxes[:, :2]).prod(dim=1).argmax()]
+
+
+def _packed(crops: tuple[Tensor, Tensor]) -> list[bytes]:
+    return [pack(row) for row in torch.stack(crops, dim=1).cpu()]
 
 
 def _pointing(heat: Tensor, sample: Sample) -> float:

@@ -21,18 +21,22 @@ from torch import Tensor
 _LOCK_SECONDS = 120
 # Columns that the first runs did not have yet; they are added when such a run is opened.
 _LATER = {
-    "new_class": "INTEGER",
-    "flipped": "INTEGER",
-    "margin": "REAL",
-    "perturbation": "BLOB",
-    "amplification": "REAL",
-    "decided": "INTEGER",
-    "source": "TEXT",
-    "spearman": "REAL",
-    "pearson": "REAL",
-    "ssim": "REAL",
-    "top_k": "REAL",
-    "box_iou": "REAL",
+    "results": {
+        "new_class": "INTEGER",
+        "flipped": "INTEGER",
+        "margin": "REAL",
+        "perturbation": "BLOB",
+        "amplification": "REAL",
+        "decided": "INTEGER",
+        "source": "TEXT",
+        "spearman": "REAL",
+        "pearson": "REAL",
+        "ssim": "REAL",
+        "top_k": "REAL",
+        "box_iou": "REAL",
+        "crops": "BLOB",
+    },
+    "images": {"true_crop": "BLOB"},
 }
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS images (
@@ -42,6 +46,7 @@ CREATE TABLE IF NOT EXISTS images (
     height INTEGER, width INTEGER,
     boxes TEXT,
     picture BLOB,
+    true_crop BLOB,
     error TEXT
 );
 CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL);
@@ -60,6 +65,7 @@ CREATE TABLE IF NOT EXISTS results (
     perturbation BLOB, amplification REAL,
     decided INTEGER, source TEXT,
     spearman REAL, pearson REAL, ssim REAL, top_k REAL, box_iou REAL,
+    crops BLOB,
     error TEXT,
     PRIMARY KEY (method, attack, position)
 ) WITHOUT ROWID;
@@ -90,6 +96,8 @@ class ImageRow:
     width: int | None = None
     boxes: list[list[float]] | None = None
     picture: bytes | None = None
+    true_crop: bytes | None = None
+    """Of the largest true box what ``ResultRow.crops`` is of a method's."""
     error: str | None = None
 
 
@@ -130,6 +138,9 @@ class ResultRow:
     box_iou: float | None = None
     """How far the map is that of the clean image; see
     :func:`captum_robust.metrics.functional.stability`."""
+    crops: bytes | None = None
+    """2×A: the area and the log probability of the crop at each of A thresholds; see
+    :func:`captum_robust.metrics.functional.crop_scores`."""
     error: str | None = None
 
 
@@ -243,12 +254,16 @@ class RunStore:
         if not self._missing_columns():
             return
         with self._transaction() as database:
-            for name in self._missing_columns():  # again: another process may have added them
-                database.execute(f"ALTER TABLE results ADD COLUMN {name} {_LATER[name]}")
+            # Again: another process may have added them.
+            for table, name in self._missing_columns():
+                database.execute(f"ALTER TABLE {table} ADD COLUMN {name} {_LATER[table][name]}")
 
-    def _missing_columns(self) -> list[str]:
-        there = {row[1] for row in self._database.execute("PRAGMA table_info(results)")}
-        return [name for name in _LATER if name not in there]
+    def _missing_columns(self) -> list[tuple[str, str]]:
+        missing: list[tuple[str, str]] = []
+        for table, columns in _LATER.items():
+            there = {row[1] for row in self._database.execute(f"PRAGMA table_info({table})")}
+            missing += [(table, name) for name in columns if name not in there]
+        return missing
 
     def close(self) -> None:
         """Close the database; the rows are safe without it."""

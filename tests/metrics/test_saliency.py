@@ -276,27 +276,29 @@ def test_each_half_is_scored_with_the_threshold_of_the_other():
     folds = torch.tensor([0, 0, 1, 1])
     tuned = tuned_saliency(values, folds=folds)
     assert tuned.chosen == (1, 0)
-    assert tuned.values.tolist() == [3, 3, 5, 6]
+    assert tuned.per_sample.tolist() == [3, 3, 5, 6]
     assert tuned.columns.tolist() == [1, 1, 0, 0]
     assert not tuned.oracle
     oracle = tuned_saliency(values, oracle=True)
     assert oracle.chosen == (1,)  # means 3 and 2.25
-    assert oracle.values.tolist() == [3, 3, 2, 1]
+    assert oracle.per_sample.tolist() == [3, 3, 2, 1]
     assert oracle.oracle
     ids = [f"{i}.png" for i in range(4)]
     by_id = tuned_saliency(values, ids=ids, seed=1)
-    assert torch.equal(by_id.values, tuned_saliency(values, folds=split_folds(ids, 1)).values)
+    assert torch.equal(
+        by_id.per_sample, tuned_saliency(values, folds=split_folds(ids, 1)).per_sample
+    )
 
 
 def test_a_sample_that_is_not_scored_chooses_nothing():
     values = torch.tensor([[-99.0, math.nan], [1.0, 0.0], [0.0, 1.0]])
     tuned = tuned_saliency(values, folds=torch.tensor([0, 0, 1]))
-    assert tuned.values.isnan().tolist() == [True, False, False]
-    assert tuned.values[1:].tolist() == [1, 1]
+    assert tuned.per_sample.isnan().tolist() == [True, False, False]
+    assert tuned.per_sample[1:].tolist() == [1, 1]
     with pytest.raises(ValueError, match=r"folds have \[0, 1\] scored"):
         tuned_saliency(values[[0, 2]], folds=torch.tensor([0, 1]))
     # One threshold needs no halves.
-    assert tuned_saliency(values[1:, :1], folds=torch.tensor([0, 0])).values.tolist() == [1, 0]
+    assert tuned_saliency(values[1:, :1], folds=torch.tensor([0, 0])).per_sample.tolist() == [1, 0]
 
 
 IDS = [f"{i}.jpg" for i in range(N)]
@@ -319,9 +321,9 @@ def test_the_class_gives_the_mean_of_the_function_whatever_the_batches(net, spli
     expected = sum(by_hand(net, images, boxes, classes.tolist(), (24, 20))) / N
     assert fixed.compute().item() == pytest.approx(expected, abs=1e-5)
     values = saliency_of(*crop_scores(net, images, saliency_boxes(masks), classes))
-    tuned = tuned_saliency(values, ids=IDS, seed=3).values.mean().item()
+    tuned = tuned_saliency(values, ids=IDS, seed=3).per_sample.mean().item()
     assert chosen.compute().item() == pytest.approx(tuned, abs=2e-6)
-    best = tuned_saliency(values, oracle=True).values.mean().item()
+    best = tuned_saliency(values, oracle=True).per_sample.mean().item()
     assert oracle.compute().item() == pytest.approx(best, abs=2e-6)
     assert best <= tuned
 

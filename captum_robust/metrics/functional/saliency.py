@@ -272,7 +272,7 @@ def crop_scores(
 class TunedSaliency:
     """The outcome of :func:`tuned_saliency`."""
 
-    values: Tensor
+    per_sample: Tensor
     """N float64, each at the threshold that does best on the other half; NaN where not scored."""
     columns: Tensor
     """N, which threshold that is."""
@@ -303,9 +303,9 @@ def tuned_saliency(
         ValueError: shapes that do not fit, infinity, no scored sample in a half.
 
     >>> values = torch.tensor([[1.0, 2.0], [1.0, 2.0], [2.0, 0.0], [2.0, 0.0]])
-    >>> tuned_saliency(values, folds=torch.tensor([0, 0, 1, 1])).values.tolist()
+    >>> tuned_saliency(values, folds=torch.tensor([0, 0, 1, 1])).per_sample.tolist()
     [2.0, 2.0, 2.0, 2.0]
-    >>> tuned_saliency(values, oracle=True).values.tolist()
+    >>> tuned_saliency(values, oracle=True).per_sample.tolist()
     [2.0, 2.0, 0.0, 0.0]
     """
     if not isinstance(values, Tensor):
