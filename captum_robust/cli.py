@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_robust import cli_train
+from captum_robust import cli_train, cli_video
 from captum_robust._names import printable
+from captum_robust.cli_model import Device, Model, Weights, class_number, load_model
 
 if TYPE_CHECKING:
     from captum_robust.attacks import Attack
@@ -34,17 +35,6 @@ app = typer.Typer(
 )
 app.add_typer(cli_train.app, name="train")
 
-Model = Annotated[
-    str,
-    typer.Option(help="efficientnet_lite0, …1, …2, or a torchvision classification model."),
-]
-Weights = Annotated[
-    str,
-    typer.Option(
-        help="DEFAULT, a member of torchvision's weights enum, none for random ones, "
-        "or a .safetensors file."
-    ),
-]
 Methods = Annotated[
     str | None,
     typer.Option(help="Names, separated by commas. See captum-robust methods."),
@@ -68,7 +58,6 @@ Universal = Annotated[
     Path | None,
     typer.Option(help="File of the universal perturbation, for --attack universal."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")]
 
 
 @app.command()
@@ -82,7 +71,7 @@ def demo(
     from captum_robust.benchmark import compare as run
     from captum_robust.data import load_dataset
 
-    model = _load_model("efficientnet_lite0", "DEFAULT", device)
+    model = load_model("efficientnet_lite0", "DEFAULT", device)
     dataset = load_dataset("samples")
     _say(f"{len(dataset)} photographs, EfficientNet-Lite0")
     _finish(run(model, dataset, out=out, progress=True), out / "report.html")
@@ -172,7 +161,7 @@ def compare(
     if chosen:  # every table has the baselines; they cost no classifier pass
         chosen += [name for name in FIXED_BOXES if name not in chosen]
     given = {"split": split, "boxes": boxes, "masks": masks, "images": images}
-    classifier = _load_model(model, weights, device, layer)
+    classifier = load_model(model, weights, device, layer)
     dataset = _open(kind, path, {k: v for k, v in given.items() if v is not None}, classifier)
     options = AttackOptions(steps, seed, universal, all_steps)
     result = run(
@@ -240,13 +229,13 @@ def explain(
     for name, _ in sources:
         if (out / name).resolve() in originals:
             raise ValueError(f"{out / name}: would overwrite the image itself; give another --out")
-    classifier = _load_model(model, weights, device, layer)
+    classifier = load_model(model, weights, device, layer)
     asked = "robust_cam" if counterfactual is None else "perceptual_ball"
     chosen = build_methods(classifier, asked if methods is None else _names(methods) or [])
-    number = None if target is None else _class_number(classifier, target, "target")
+    number = None if target is None else class_number(classifier, target, "target")
     towards = None
     if counterfactual is not None:
-        towards = _class_number(classifier, counterfactual, "counterfactual")
+        towards = class_number(classifier, counterfactual, "counterfactual")
     failed = 0
     for name, file in sources:
         try:
@@ -335,12 +324,12 @@ def attack(
     from captum_robust.benchmark.attacks import ATTACKS, SWEPT_EPSILONS
 
     given = {"split": split, "boxes": boxes, "images": images}
-    classifier = _load_model(model, weights, device)
+    classifier = load_model(model, weights, device)
     options_given = {k: v for k, v in given.items() if v is not None}
     dataset = _open_images(kind, path, out, options_given, classifier)
     options = AttackOptions(steps, seed, universal)
     built = _build_attacks(classifier, attack, epsilon, SWEPT_EPSILONS, options, whole=True)
-    aimed = None if target is None else _class_number(classifier, target, "target")
+    aimed = None if target is None else class_number(classifier, target, "target")
     for name in _names(attack) or []:
         if aimed is not None and not ATTACKS[name].can_aim:
             raise ValueError(f"target: {name} cannot move towards a given class")
@@ -358,6 +347,9 @@ def attack(
     )
     if int(os.environ.get("RANK", "0")) == 0:
         _finish_attack(result)
+
+
+app.command()(cli_video.video)
 
 
 @app.command()
@@ -440,25 +432,6 @@ def _build_attacks(
     return build_attacks(model, chosen, epsilons, options)
 
 
-def _load_model(name: str, weights: str, device: str, layer: str | None = None) -> Classifier:
-    import torch
-
-    from captum_robust.models import load_classifier
-
-    if device == "auto":
-        local = os.environ.get("LOCAL_RANK", "0")
-        mps = torch.backends.mps.is_available()
-        device = f"cuda:{local}" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises the latter without CUDA
-        first = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} is not available here: {first}") from None
-    plain = weights.lower()
-    chosen = None if plain == "none" else "DEFAULT" if plain == "default" else weights
-    return load_classifier(name, chosen, cam_layer=layer).to(device)
-
-
 def _open(
     kind: str, path: Path | None, options: dict[str, Any], model: Classifier
 ) -> LocalizationDataset:
@@ -509,19 +482,6 @@ def _image_files(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
         yield f"{path.stem}.png", path
     else:
         raise FileNotFoundError(f"{path}: no such image or folder")
-
-
-def _class_number(model: Classifier, target: str, option: str) -> int:
-    from captum_robust._names import unknown_name
-    from captum_robust.data.classes import ClassIndex
-
-    names = model.class_names or []
-    number = ClassIndex(names)(target)
-    if number is None and target.isdecimal():
-        raise ValueError(f"{option}: the model has the classes 0 to {len(names) - 1}, not {target}")
-    if number is None:
-        raise unknown_name("class", target, names)
-    return number
 
 
 def _finish(result: Comparison, report: Path, *, oracle: bool = False) -> None:
