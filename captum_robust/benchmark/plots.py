@@ -169,25 +169,29 @@ def plot_error_series(series: Mapping[str, pd.DataFrame], styles: Mapping[str, S
     """
     count = max(1, len(series))
     figure = _figure(figsize=(2 + 4.2 * count, 5), layout="constrained")
-    panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
+    strengths = sorted({255 * e for rows in series.values() for e in rows["epsilon"]})
     drawn: dict[str, Any] = {}
     for axes, (name, rows) in zip(panels, series.items(), strict=False):
-        for method, style in styles.items():
-            one = rows[rows["method"] == method]
-            if one.empty:
-                continue
-            levels, shown = 255 * one["epsilon"], 100 * one["error"]
+        shown = [method for method in styles if (rows["method"] == method).any()]
+        for i, method in enumerate(shown):
+            style, one = styles[method], rows[rows["method"] == method]
+            aside = 0.0 if style.fixed else strengths[-1] * beside(i, len(shown))
+            levels = 255 * one["epsilon"] + aside
             low, high = 100 * one["error_low"], 100 * one["error_high"]
-            axes.vlines(levels, low, high, color=style.color, linewidth=1, alpha=0.5)
+            if not style.fixed:
+                axes.vlines(levels, low, high, color=style.color, linewidth=1, alpha=0.7)
             (drawn[method],) = axes.plot(
                 levels,
-                shown,
-                "o-",
+                100 * one["error"],
+                "-" if style.fixed else "o-",
                 color=style.color,
                 dashes=style.dash or (None, None),
                 linewidth=1.2 if style.baseline else 1.8,
                 markersize=4,
+                zorder=1 if style.baseline else 2,
             )
+        axes.set_xticks(strengths, [f"{e:.3g}" for e in strengths])
         axes.set_title(_short(name), parse_math=False)
         axes.set_xlabel("ε, in levels of 255")
         axes.set_ylim(-2, 102)
@@ -208,6 +212,14 @@ def line_style(i: int) -> Style:
     color = _COLORS[i % len(_COLORS)]
     dash = _DASHES[i // len(_COLORS) % len(_DASHES)]
     return Style(color, dash, baseline=False, fixed=False)
+
+
+def beside(i: int, count: int) -> float:
+    """How far the i-th of several lines is moved aside, as a share of the strongest attack's place.
+
+    So no dot and no interval lies on another.
+    """
+    return (i - (count - 1) / 2) * 0.009
 
 
 def overlaid_width(i: int, count: int) -> float:

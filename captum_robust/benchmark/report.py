@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from captum_robust.benchmark.comparison import CLEAN, FEW, GALLERY_POOL
 from captum_robust.benchmark.gallery import build_gallery, build_strips, build_trios
 from captum_robust.benchmark.overlay import PREDICTED_COLOR, TRUTH_COLOR, write_whole
-from captum_robust.benchmark.plots import FAMILIES, line_style, method_styles, overlaid_width
+from captum_robust.benchmark.plots import (
+    FAMILIES,
+    beside,
+    line_style,
+    method_styles,
+    overlaid_width,
+)
 from captum_robust.benchmark.robustness import attack_series
 from captum_robust.metrics.functional import STABILITY_MEASURES
 
@@ -21,7 +27,6 @@ if TYPE_CHECKING:
     from captum_robust.benchmark.comparison import Comparison
 
 _SHOWN_FAILURES = 50
-_BESIDE = 0.009
 _NO_GAP = 0.025
 """In more of the resamples than this there is no gap: its interval reaches zero."""
 _STABILITY_LABELS = {
@@ -222,7 +227,7 @@ def _facts(comparison: Comparison, counts: dict[str, Any]) -> list[tuple[str, st
         ("Images", images),
         ("Explained class", _EXPLAINED.get(settings["target"], settings["target"])),
         ("Preparation", fit.get(settings["fit"], settings["fit"])),
-        ("Attacks", ", ".join(configuration["attacks"]) or "none"),
+        ("Attacks", "; ".join(comparison.attacks[1:]) or "none"),
         (
             "Settings",
             f"{settings['device']}, {settings['precision']}, batch size "
@@ -425,12 +430,13 @@ def _error_cell(record: dict[Any, Any] | None) -> tuple[str, str]:
 def _stability(comparison: Comparison) -> list[dict[str, Any]]:
     """For each attack a row a method: the five measures, the most stable one marked."""
     table = comparison.stability_table()
+    styles = method_styles(comparison)
     groups = []
     for attack, block in table.groupby("attack", sort=False):
         rows = [
             {
                 "method": record["method"],
-                "baseline": method_styles(comparison)[record["method"]].baseline,
+                "baseline": styles[record["method"]].baseline,
                 "cells": [
                     _plain_cell("–")
                     if math.isnan(record[m])
@@ -448,7 +454,7 @@ def _stability(comparison: Comparison) -> list[dict[str, Any]]:
         for i in range(len(STABILITY_MEASURES)):
             cells = [row["cells"][i] for row in rows if not row["baseline"]]
             _mark_best(cells, Column("", "", "number", "high", ""))
-        groups.append({"attack": attack, "rows": rows, "n": int(block["n"].max())})
+        groups.append({"attack": attack, "rows": rows})
     return groups
 
 
@@ -472,12 +478,7 @@ def _gaps(comparison: Comparison) -> dict[str, Any] | None:
             }
             for method in dict.fromkeys(table["method"])
         ],
-        "reasons": [
-            f"{r['attack']}: {r['reason']}"
-            # Of several attacks with the same reason, such as an adaptive one, the first.
-            for r in {r["reason"]: r for r in reversed(list(records.values()))}.values()
-            if isinstance(r["reason"], str)
-        ],
+        "without": list(dict.fromkeys(table.loc[table["closed"].isna(), "attack"])),
         "unsure": any(
             r["without_gap"] > _NO_GAP and not math.isnan(r["closed"]) for r in records.values()
         ),
@@ -505,10 +506,9 @@ def _error_charts(comparison: Comparison) -> list[dict[str, Any]]:
         for i, method in enumerate(drawn):
             one = rows[rows["method"] == method]
             numbers = one[["epsilon", "error", "error_low", "error_high"]].to_numpy(float).tolist()
-            # Beside each other, so that no dot and no interval lies on another.
-            beside = (i - (len(drawn) - 1) / 2) * _BESIDE
-            points = [(_inset(e / largest) + beside, *shares) for e, *shares in numbers]
             style = styles[method]
+            aside = 0.0 if style.fixed else beside(i, len(drawn))
+            points = [(_inset(e / largest) + aside, *shares) for e, *shares in numbers]
             line = {"name": method, "style": style, "points": points, "plain": style.fixed}
             lines.append(line | {"width": 1.3 if style.baseline else 2})
             said = [f"{100 * y:.1f} at {255 * e:g}" for e, y, _, _ in numbers]

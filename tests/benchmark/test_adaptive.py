@@ -440,11 +440,36 @@ def test_the_figure_of_errors_has_a_panel_an_attack(run: Comparison) -> None:
     figure.canvas.draw()
     panels = figure.get_axes()
     assert [axes.get_title() for axes in panels] == ["pgd", "pgd, adaptive", "explanation"]
+    for axes in panels:
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "8", "32"]
     lines = [line for line in panels[0].lines if line.get_marker() == "o"]
-    assert len(lines) == len(run.methods)
-    assert list(lines[0].get_xdata()) == pytest.approx([0, 8, 32])
+    assert len(lines) == len(run.methods) - 1  # the centre box is a line without dots
+    assert list(lines[0].get_xdata()) == pytest.approx([0, 8, 32], abs=1)
+    # Beside each other, so that an interval hides no other.
+    starts = [line.get_xdata()[0] for line in lines]
+    assert len({round(x, 3) for x in starts}) == len(lines)
     expected = 100 * run.error_by_attack().loc["cam", ["clean", "pgd 8/255", "pgd 32/255"]]
     assert list(lines[0].get_ydata()) == pytest.approx(expected.tolist())
+
+
+def test_the_report_says_where_there_is_no_gap_to_close(tmp_path: Path) -> None:
+    attacks = {"nothing": lambda x, _: x, "as little": lambda x, _: x}
+    methods = ["grad_cam", "robust_cam", "center_box"]
+    run = compare(make_classifier(), Right(N), methods, attacks, out=tmp_path, progress=False)
+    assert (run.gap_table()["gap"] == 0).all()
+    text = " ".join(Page(run.to_html(tmp_path / "report.html")).text.split())
+    assert (
+        "The error of grad_cam under “nothing” and “as little” is not above that on the clean "
+        "images, so there is no gap to close." in text
+    )
+
+
+def test_the_report_names_every_attack_and_what_an_adaptive_one_goes_through(
+    run: Comparison, page: Page
+) -> None:
+    text = " ".join(page.text.split())
+    assert "; ".join(run.attacks[1:]) in text
+    assert "goes through the transforms of a defended method" in text
 
 
 def test_the_report_shows_how_stable_maps_are(run: Comparison, page: Page) -> None:
