@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         MaskDetails,
         MultiScale,
         PerceptualBallPerturbation,
+        RealTimeMasking,
         RobustCAM,
         TopClasses,
     )
@@ -26,6 +27,7 @@ __all__ = [
     "MaskDetails",
     "MultiScale",
     "PerceptualBallPerturbation",
+    "RealTimeMasking",
     "RobustCAM",
     "TopClasses",
     "__version__",

@@ -20,6 +20,7 @@ its running statistics, and dropout draws anew in each pass.
 
 from captum_robust.attr.iterative_mask import IterativeMask, MaskDetails
 from captum_robust.attr.perceptual_ball import BallDetails, BallSettings, PerceptualBallPerturbation
+from captum_robust.attr.real_time_masking import RealTimeMasking
 from captum_robust.attr.robust_cam import RobustCAM
 from captum_robust.attr.wrappers import Defended, Guided, MultiScale, TopClasses
 
@@ -32,6 +33,7 @@ __all__ = [
     "MaskDetails",
     "MultiScale",
     "PerceptualBallPerturbation",
+    "RealTimeMasking",
     "RobustCAM",
     "TopClasses",
 ]

@@ -250,7 +250,7 @@ class MaskingNetwork(nn.Module):
         self.encoder.eval()
         return self
 
-    def _encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _encode(self, x: Tensor, *arguments: Any) -> tuple[list[Tensor], Tensor]:
         """The features of each scale, and the scores, in one pass."""
         found: dict[int, Tensor] = {}
 
@@ -259,19 +259,28 @@ class MaskingNetwork(nn.Module):
 
         handles = [m.register_forward_hook(keep(i)) for i, m in enumerate(self._layers)]
         try:
-            scores = self.encoder(x)
+            scores = self.encoder(x, *arguments)
         finally:
             for handle in handles:
                 handle.remove()
         return [found[i] for i in range(len(self._layers))], scores
 
-    def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def encode(self, x: Tensor, *arguments: Any) -> tuple[list[Tensor], Tensor]:
         """The features of each scale, finest first, and the scores N×K, in one pass.
 
-        They have a graph only where ``x`` asks for a gradient.
+        They have a graph only where ``x`` asks for a gradient. ``arguments`` are passed to the
+        encoder behind the images.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-            return self._encode(x)
+            return self._encode(x, *arguments)
+
+    def masks(
+        self, features: Sequence[Tensor], classes: Tensor, like: Tensor, confidence: float = 0.0
+    ) -> Tensor:
+        """Masks N×1×H×W of features that :meth:`encode` gave, sized as the images ``like``."""
+        return upsampled(
+            self.decoder(features, classes, confidence), (like.shape[2], like.shape[3])
+        )
 
     def masks_and_scores(
         self, x: Tensor, classes: Tensor | None = None, *, confidence: float = 0.0
@@ -286,8 +295,7 @@ class MaskingNetwork(nn.Module):
         features, scores = self.encode(x)
         if classes is None:
             classes = scores.argmax(dim=1)
-        masks = self.decoder(features, classes, confidence)
-        return upsampled(masks, (x.shape[2], x.shape[3])), scores
+        return self.masks(features, classes, x, confidence), scores
 
     def forward(self, x: Tensor, classes: Tensor, confidence: float = 0.0) -> Tensor:
         """Masks N×1×H×W in [0, 1] of images N×C×H×W and their classes N."""

@@ -12,14 +12,24 @@ from captum_robust.training.loop import (
     bare_module,
     fit,
 )
+from captum_robust.training.masking import (
+    MaskingEvaluation,
+    MaskingLoss,
+    masking_training,
+    warm_up,
+)
 
 __all__ = [
     "Augmented",
     "CroppedImages",
     "LabelledImages",
+    "MaskingEvaluation",
+    "MaskingLoss",
     "TrainingResult",
     "TrainingSettings",
     "bare_module",
     "fit",
     "held_out_split",
+    "masking_training",
+    "warm_up",
 ]

@@ -8,7 +8,7 @@ import math
 import random
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from captum_robust._checks import as_number, check_count
 from captum_robust._names import unknown_name
 from captum_robust._random import seeded
+from captum_robust._weights import read_tensors, write_tensors
 from captum_robust.training.checkpoints import (
     Log,
     check_same_run,
@@ -42,6 +43,9 @@ Loss = Callable[[nn.Module, Batch, int], Tensor | Mapping[str, Tensor]]
 numbers, one of them ``"loss"``, that are all logged."""
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """A network in evaluation mode -> named numbers."""
+
+Observe = Callable[[Sequence[Mapping[str, Any]]], None]
+"""New rows of the log."""
 
 _READ_EVERY = 10
 """Steps between two looks at the losses, which make the device finish its work."""
@@ -123,6 +127,9 @@ def fit(
     *,
     optimizer: Optimizer | None = None,
     evaluate: Evaluate | None = None,
+    best: str | None = None,
+    patience: int | None = None,
+    observe: Observe | None = None,
     out: str | Path | None = None,
     configuration: Mapping[str, Any] | None = None,
     progress: bool = False,
@@ -147,6 +154,11 @@ def fit(
             schedule.
         evaluate: called before training, every ``evaluate_every`` steps and at the end, in
             float32, by the first process alone.
+        best: the name of one of its numbers: the network ends with the weights that had the lowest
+            (with ``out`` also in ``best.safetensors``); None: with the last ones.
+        patience: stop after so many evaluations without a new best one; None: never.
+        observe: gets every row of the log, in the first process; of a run that goes on, those from
+            there.
         out: folder for ``checkpoint.safetensors``, ``log.jsonl`` and ``run.json``, which all
             processes see and the first one writes to; None: nothing is written.
         configuration: what else tells this run from another; JSON.
@@ -155,11 +167,20 @@ def fit(
     Raises:
         ImportError: accelerate is missing; names the pip command.
         ValueError: fewer samples than a batch, a batch that the processes can't share, an ``out``
-            that holds another run, a loss that is no finite number.
+            that holds another run, a loss that is no finite number (the message says the step),
+            ``patience`` without ``best``, a ``best`` that is no number of the evaluation.
         OSError: nothing can be written to ``out``; the last checkpoint stays.
     """
     settings = TrainingSettings() if settings is None else settings
+    if patience is not None:
+        check_count("patience", patience, 1)
+        if best is None:
+            raise ValueError("patience: say with best= which number counts")
+    if best is not None and evaluate is None:
+        raise ValueError(f"best: {best!r} is a number of an evaluation; give evaluate=")
     accelerator = _accelerator(settings)
+    if best is not None and out is None and accelerator.num_processes > 1:
+        raise ValueError("best: several processes share the best weights through out=; give it")
     count = _count(dataset, settings, accelerator.num_processes)
     if optimizer is None:
         optimizer = torch.optim.SGD(
@@ -175,10 +196,12 @@ def fit(
         "data": _fingerprint(dataset, settings.seed),
         "network": f"{type(network).__name__} {_shapes(network)}",
         "optimizer": _described_optimizer(optimizer),
+        **({} if best is None else {"best": best, "patience": patience}),
         **(configuration or {}),
     }
     folder = None if out is None else Path(out)
     run = _Run(network, optimizer, accelerator, settings, folder, count, progress)
+    run.best, run.patience, run.observe = best, patience, observe
     resumed_from = run.open(described)
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
@@ -218,6 +241,11 @@ class _Run:
         self.last_loss = math.nan
         self.saved_at: float | None = None
         """None: never."""
+        self.best: str | None = None
+        self.patience: int | None = None
+        self.observe: Observe | None = None
+        self.best_weights: dict[str, Tensor] | None = None
+        """Of a run without a folder."""
 
     def open(self, configuration: Mapping[str, Any]) -> int:
         """Begin in the folder, or go on from its checkpoint: the number of steps done."""
@@ -251,17 +279,22 @@ class _Run:
             self._evaluate(evaluate)
             self._save()
         with self._bar() as bar:
-            for batch in self._batches(dataset):
+            for batch in () if self._is_at_rest() else self._batches(dataset):
                 self._one_step(network, optimizer, batch, loss)
                 bar.update()
                 is_last = self.step == self.steps
+                stops = False
                 if is_last or self.step % (self.settings.evaluate_every or self.per_epoch) == 0:
                     self._evaluate(evaluate)
-                if is_last or self.step % _READ_EVERY == 0:
+                    stops = self._is_at_rest()
+                if stops or is_last or self.step % _READ_EVERY == 0:
                     self._read_losses()
                     bar.set_postfix(loss=f"{self.last_loss:.3f}")
-                    if is_last or self._is_due():
+                    if stops or is_last or self._is_due():
                         self._save()
+                if stops:
+                    break
+        self._take_best()
 
     def _bar(self) -> Any:
         from tqdm import tqdm
@@ -346,8 +379,7 @@ class _Run:
                 raise ValueError(
                     f"loss: {row['loss']} in step {row['step']}; try a smaller learning rate"
                 )
-        if self.is_first:
-            self.log.add(rows)
+        self._add(rows)
         self.last_loss = rows[-1]["loss"]
 
     def _evaluate(self, evaluate: Evaluate | None) -> None:
@@ -357,8 +389,60 @@ class _Run:
         if self.is_first:
             self.network.eval()
             with seeded(_derived(self.settings.seed, "evaluation"), self.accelerator.device):
-                self.log.add([{"step": self.step, **evaluate(self.network)}])
+                row = {"step": self.step, **evaluate(self.network)}
+            self._keep_best(row)
+            self._add([row])
         self.accelerator.wait_for_everyone()
+
+    def _add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self.is_first:
+            self.log.add(rows)
+            if self.observe is not None:
+                self.observe(rows)
+
+    def _scored(self) -> list[float]:
+        """The number that counts of each evaluation so far; NaN counts as the worst."""
+        found = [r[self.best] for r in self.log.rows if self.best in r]
+        return [math.inf if math.isnan(x) else x for x in found]
+
+    def _keep_best(self, row: Mapping[str, Any]) -> None:
+        """Before the log tells of them: a run that is killed in between does it again."""
+        if self.best is None:
+            return
+        if self.best not in row:
+            raise ValueError(f"best: {self.best!r} is none of the evaluation's {sorted(row)}")
+        earlier = self._scored()
+        if earlier and not row[self.best] < min(earlier):
+            return
+        weights = self.network.state_dict()
+        if self.out is None:
+            self.best_weights = {name: t.detach().clone() for name, t in weights.items()}
+        else:
+            write_tensors(self._best_file, weights, {"step": str(self.step)})
+
+    @property
+    def _best_file(self) -> Path:
+        assert self.out is not None
+        return self.out / "best.safetensors"
+
+    def _is_at_rest(self) -> bool:
+        """Whether the number that counts has not improved for as long as was said."""
+        if self.patience is None:
+            return False
+        scored = self._scored()
+        late = bool(scored) and len(scored) - 1 - scored.index(min(scored)) >= self.patience
+        flag = torch.tensor(float(late and self.is_first), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _take_best(self) -> None:
+        if self.best is None:
+            return
+        self.accelerator.wait_for_everyone()
+        weights = self.best_weights
+        if self.out is not None and self._best_file.is_file():
+            weights = read_tensors(self._best_file)[0]
+        if weights is not None:
+            self.network.load_state_dict(weights)
 
     def _is_due(self) -> bool:
         """Whether it is time for a checkpoint by the clock of the first process."""

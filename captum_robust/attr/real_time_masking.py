@@ -1,0 +1,174 @@
+"""RealTimeMasking: the mask of a class in one forward pass of a trained network."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_robust._captum import (
+    TargetType,
+    format_output,
+    format_tensor_into_tuples,
+    is_tuple,
+)
+from captum_robust._checks import as_number, check_batch, check_finite, check_inputs
+from captum_robust._names import unknown_name
+from captum_robust._targets import ClassScores
+from captum_robust.nn import MaskingNetwork, load_masking_network
+
+_FOLDER = "weights"
+_PREFIX = "real_time_masking_"
+
+
+class RealTimeMasking(Attribution):
+    """What a trained network says is needed, and enough, to recognise a class.
+
+    Dabkowski and Gal, "Real Time Image Saliency for Black Box Classifiers"
+    (https://arxiv.org/abs/1705.07857). The mask is 1 where the evidence of the class is. It costs
+    one pass of the network's encoder, which is the classifier itself here, and of a decoder with a
+    fifth of its cost.
+
+    Args:
+        network: :class:`captum_robust.nn.MaskingNetwork`; trained with
+            ``captum-robust train masking`` or :func:`captum_robust.training.masking_training`.
+        confidence: is taken from the log odds of the class at each place: with 6, only what is
+            surely of the class is shown; with 0, what is similar too. The authors' code has 6.
+
+    Raises:
+        TypeError: no masking network.
+        ValueError: a confidence that is no finite number.
+    """
+
+    explains_prediction = True
+
+    def __init__(self, network: MaskingNetwork, *, confidence: float = 0.0) -> None:
+        if not isinstance(network, MaskingNetwork):
+            raise TypeError(
+                f"network: expected a captum_robust.nn.MaskingNetwork, got {type(network).__name__}"
+            )
+        super().__init__(network.encoder)
+        self.network = network
+        self.confidence = _finite(confidence)
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, model: Any = None) -> RealTimeMasking:
+        """The network that comes with this package for a classifier, on the CPU.
+
+        Args:
+            name: of the classifier: ``"efficientnet_lite0"``.
+            model: the classifier itself, as ``load_classifier`` gives it, where there is one; else
+                it is loaded.
+
+        Raises:
+            ValueError: there is no trained network for it; says which there are.
+            ImportError: a package of the classifier's weights is missing; names the pip command.
+        """
+        found = pretrained()
+        if name not in found:
+            known = unknown_name("trained masking network", name, found)
+            raise ValueError(
+                f"{known}; train one with: captum-robust train masking --images DIR --model {name}"
+            )
+        if model is None:
+            from captum_robust.models import load_classifier
+
+            model = load_classifier(name)
+        return cls(load_masking_network(found[name], model))
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        *,
+        confidence: float | None = None,
+    ) -> Any:
+        """The mask of each sample, in [0, 1], in the shape of the inputs: alike in all channels.
+
+        Shared arguments are explained in :mod:`captum_robust.attr`.
+
+        Args:
+            inputs: images N×C×H×W as the classifier takes them, or a tuple of one such tensor.
+            target: the class that is shown; None: the predicted one.
+            additional_forward_args: passed on to the classifier.
+            confidence: None: as for the class.
+
+        Raises:
+            ValueError: inputs that are no images, more than one of them, NaN or infinity.
+        """
+        confidence = self.confidence if confidence is None else _finite(confidence)
+        is_inputs_tuple = is_tuple(inputs)
+        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
+        n = check_batch(inputs_tuple)
+        check_inputs(inputs_tuple, None)
+        if len(inputs_tuple) > 1:
+            raise ValueError(
+                f"inputs: a masking network takes one tensor of images, got {len(inputs_tuple)}; "
+                "give the others as additional_forward_args"
+            )
+        (x,) = inputs_tuple
+        if x.ndim != 4:
+            raise ValueError(f"inputs: expected images N×C×H×W, got {tuple(x.shape)}")
+        arguments = _as_tuple(additional_forward_args)
+        network = self.network
+        modes = [(m, m.training) for m in network.modules()]
+        try:
+            network.eval()
+            # Outside of inference mode: its tensors can't be kept for a gradient later.
+            with torch.inference_mode(False), torch.no_grad():
+                x = x.clone() if x.is_inference() else x
+                features, scores = network.encode(x, *arguments)
+                check_finite(scores, "forward_func, scores")
+                classes = self._classes(scores, target, n)
+                masks = network.masks(features, classes, x, confidence)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        check_finite(masks, "masks")
+        result = masks.to(x.dtype).expand_as(x).contiguous()
+        return format_output(is_inputs_tuple, (result,))
+
+    def _classes(self, scores: Tensor, target: TargetType, n: int) -> Tensor:
+        if scores.ndim != 2 or len(scores) != n:
+            raise ValueError(
+                f"forward_func: expected scores {n}×K for a batch of {n}, got {tuple(scores.shape)}"
+            )
+        count = self.network.decoder.shape.num_classes
+        if count != scores.shape[1]:
+            if target is None:
+                raise ValueError(
+                    f"target: the masks are of {count} classes, but the encoder has "
+                    f"{scores.shape[1]} others; say which"
+                )
+            scores = scores.new_zeros(n, count)
+        found = ClassScores(scores, target).classes
+        return scores.argmax(dim=1) if found is None else found
+
+
+def pretrained() -> dict[str, Path]:
+    """Name of the classifier -> file of its trained masking network, of those in this package."""
+    folder = Path(str(files("captum_robust") / _FOLDER))
+    return {
+        file.stem.removeprefix(_PREFIX): file
+        for file in sorted(folder.glob(f"{_PREFIX}*.safetensors"))
+    }
+
+
+def _finite(confidence: Any) -> float:
+    number = as_number(confidence)
+    if not float("-inf") < number < float("inf"):
+        raise ValueError(f"confidence: expected a finite number, got {confidence!r}")
+    return number
+
+
+def _as_tuple(arguments: Any) -> tuple[Any, ...]:
+    if arguments is None:
+        return ()
+    return arguments if isinstance(arguments, tuple) else (arguments,)
