@@ -146,7 +146,7 @@ def methods_of(model: Classifier) -> dict[str, Method]:
         ),
         "top_classes ig": Method(
             of(TopClasses(IntegratedGradients(model), 3), n_steps=10, internal_batch_size=32),
-            share=0.1,
+            share=0.25,
             bfloat16=False,
         ),
     }
@@ -192,11 +192,13 @@ def kept(file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
     return load_file(file)
 
 
-def first_of(file: Path, count: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def first_of(
+    file: Path, count: int, make: Callable[[], dict[str, Tensor]], of: str = "x"
+) -> dict[str, Tensor]:
     """Of the first so many images what the file holds; made anew where it holds fewer."""
-    if file.exists() and len(load_file(file)["x"]) < count:
+    if file.exists() and len(load_file(file)[of]) < count:
         file.unlink()
-    return {name: value[:count] for name, value in kept(file, make).items()}
+    return {n: v[:count] if len(v) >= count else v for n, v in kept(file, make).items()}
 
 
 def attack_images(data: Path, out: Path, universal: Path | None) -> None:
@@ -400,9 +402,11 @@ def run_methods(
             continue
         x = load_file(file)["x"]
         count = min(limit or len(x), round(methods[name].share * len(x)))
-        kept(
+        first_of(
             file_of(out, "methods", f"{name}, {condition}"),
+            count,
             lambda x=x[:count], name=name: measured(methods[name], model, x, known.boxes),
+            of="ious",
         )
 
 
@@ -444,9 +448,11 @@ def run_adaptive(data: Path, out: Path, names: list[str] | None, limit: int) -> 
             f"adaptive pgd {strength}/255, n={limit}: behind the transforms "
             f"{interval(shown['right'].float())} right"
         )
-        kept(
+        first_of(
             file_of(out, "methods", f"{name}, adaptive pgd {strength}/255"),
+            limit,
             lambda shown=shown["x"], method=method: measured(method, model, shown, boxes),
+            of="ious",
         )
 
 
@@ -486,9 +492,11 @@ def run_moved(data: Path, out: Path, names: list[str] | None, limit: int) -> Non
             limit,
             lambda method=method, e=strength / 255: moved_maps(method, model, x, inside, e),
         )["x"]
-        kept(
+        first_of(
             file_of(out, "methods", f"{name}, explanation attack {strength}/255"),
+            limit,
             lambda shown=shown, method=method: measured(method, model, shown, boxes),
+            of="ious",
         )
 
 
