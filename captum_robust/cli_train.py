@@ -14,7 +14,12 @@ from captum_robust._names import printable, unknown_name
 if TYPE_CHECKING:
     from captum_robust.data import LocalizationDataset
     from captum_robust.models import Classifier
-    from captum_robust.training import LabelledImages, TrainingResult
+    from captum_robust.training import (
+        CroppedImages,
+        LabelledImages,
+        TrainingResult,
+        TrainingSettings,
+    )
 
 app = typer.Typer(
     help="Train networks; a run that was stopped goes on when it is started again.",
@@ -190,6 +195,266 @@ def robust(
         _say_result(result, network, file, epsilon)
 
 
+@app.command()
+def masking(
+    images: Annotated[
+        Path, typer.Option(help="Folder of images, in sub-folders named after classes or not.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run: masking.safetensors, log.jsonl, checkpoint.")
+    ] = Path("captum-robust-masking"),
+    kind: Annotated[
+        str, typer.Option(help="folder, tiny-imagenet (its training part) or imagenet.")
+    ] = "folder",
+    model: Annotated[
+        str,
+        typer.Option(help="The classifier: efficientnet_lite0, …1, …2, small_resnet, torchvision."),
+    ] = "efficientnet_lite0",
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="Of the classifier: DEFAULT, a member of torchvision's weights enum, none, or a "
+            ".safetensors file."
+        ),
+    ] = "DEFAULT",
+    start: Annotated[
+        Path | None, typer.Option(help="A masking network to start from, else a new one.")
+    ] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="folder: the classes of the sub-folders, of images without one what the "
+            "classifier sees; model: always what the classifier sees in the part shown."
+        ),
+    ] = "folder",
+    objective: Annotated[
+        str, typer.Option(help="paper: its equation 3; code: the authors' hinges.")
+    ] = "paper",
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the objective, as NAME=NUMBER; may be given several times."),
+    ] = None,
+    removal: Annotated[
+        str, typer.Option(help="What stands in for removed pixels: both, blur or color.")
+    ] = "both",
+    fake_probability: Annotated[
+        float, typer.Option(help="Share of the images asked for a class that is not there.")
+    ] = 0.3,
+    fakes: Annotated[
+        str,
+        typer.Option(
+            help="What these are trained for: area, no mask; swapped, all but the true class."
+        ),
+    ] = "area",
+    warm_up_steps: Annotated[
+        int, typer.Option(help="Of the feature filter alone, before the rest is trained.")
+    ] = 200,
+    learned_classes: Annotated[
+        bool,
+        typer.Option(help="Learn the classes' vectors, not take the classifier's last layer."),
+    ] = False,
+    validation: Annotated[
+        Path | None, typer.Option(help="Folder of images to stop by; else a part of --images.")
+    ] = None,
+    held_out: Annotated[
+        float, typer.Option(help="Without --validation: share of the images not trained on.")
+    ] = 0.1,
+    evaluation_images: Annotated[
+        int, typer.Option(help="So many of these are looked at, before, during and after.")
+    ] = 128,
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="Steps between two such looks; else each epoch.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many looks without a better one.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 30,
+    batch_size: Annotated[int, typer.Option(help="Images a step, of all processes together.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="The highest of the schedule.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-4,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between two checkpoints.")
+    ] = 60.0,
+    tensorboard: Annotated[
+        bool, typer.Option(help="Write losses and masks to OUT/tensorboard.")
+    ] = False,
+    half: Annotated[bool, typer.Option(help="Write masking.safetensors in half precision.")] = True,
+    workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, or cpu.")] = "auto",
+) -> None:
+    """Train a network that shows in one pass where the evidence of a class is.
+
+    Started again with the same arguments, a stopped or killed run goes on, and ends with
+    the weights that it would have had. The network that it writes keeps the weights that had the
+    lowest saliency metric on images not trained on; captum-robust video takes it as --network.
+    Under accelerate launch or torchrun (-m captum_robust train masking) the processes share each
+    batch.
+    """
+    import torch
+    from torch.utils.data import Subset
+
+    from captum_robust._random import seeded
+    from captum_robust._weights import checksum
+    from captum_robust.models import load_classifier
+    from captum_robust.nn import (
+        EvidenceRemoval,
+        MaskingNetwork,
+        load_masking_network,
+        save_masking_network,
+    )
+    from captum_robust.nn.mask_objective import objective_named
+    from captum_robust.training import (
+        CroppedImages,
+        TrainingSettings,
+        Unlabelled,
+        held_out_split,
+        masking_training,
+    )
+    from captum_robust.training.loop import training_device
+
+    # Before the images are read, which may take long.
+    if labels not in ("folder", "model"):
+        raise unknown_name("labels", labels, ["folder", "model"])
+    goal = objective_named(objective, **_weights_of(weight or ()))
+    stands_in = EvidenceRemoval(removal)
+    settings = TrainingSettings(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        precision=precision,
+        seed=seed,
+        evaluate_every=evaluate_every,
+        checkpoint_every=checkpoint_every,
+        workers=workers,
+        device=device,
+    )
+    training_device(settings)
+    classifier = load_classifier(model, _chosen(weights))
+    classifier.to(memory_format=torch.channels_last)
+    names = list(classifier.class_names or [])
+    dataset = _open_for_masking(kind, images, out, names)
+    if start is not None:
+        network = load_masking_network(start, classifier)
+    else:
+        with seeded(seed, None):
+            network = MaskingNetwork(classifier, learned_classes=learned_classes)
+    network.to(memory_format=torch.channels_last)
+    size = classifier.input_size
+    usable = CroppedImages(dataset, size, progress=_is_first())
+    whole = usable.whole()
+    if validation is not None:
+        found = _open_for_masking("folder", validation, out, names)
+        looked_at = CroppedImages(found, size, area=(1.0, 1.0), mirror=False)
+        training, testing = list(range(len(usable))), list(range(len(looked_at)))
+    else:
+        looked_at = whole
+        # Of all images alike: a class may have one only.
+        training, testing = held_out_split([0] * len(usable), held_out, seed)
+    _say_masking_images(usable, len(training), len(testing))
+    testing = _shuffled(testing, seed)[:evaluation_images]
+    shown: Any = Subset(usable, training)
+    result = masking_training(
+        network,
+        Unlabelled(shown) if labels == "model" else shown,
+        settings,
+        objective=goal,
+        removal=stands_in,
+        fake_probability=fake_probability,
+        fakes=fakes,
+        warm_up_steps=0 if start is not None else warm_up_steps,
+        validation=Subset(looked_at, testing) if testing else None,
+        patience=patience,
+        out=out,
+        tensorboard=tensorboard,
+        configuration={
+            "model": model,
+            "weights": weights,
+            "weights_crc32": f"{checksum(classifier.state_dict().values()):08x}",
+            "start": None if start is None else str(start),
+            "start_crc32": f"{checksum(network.decoder.state_dict().values()):08x}",
+            "labels": labels,
+        },
+        progress=True,
+    )
+    if _is_first():
+        file = out / "masking.safetensors"
+        rows = result.evaluations
+        save_masking_network(
+            network, file, half=half, card=_card(model, len(training), result, settings)
+        )
+        if result.resumed_from:
+            typer.echo(f"went on from step {result.resumed_from} of {result.steps}")
+        if rows:
+            best = min(rows, key=lambda row: row["saliency_metric"])
+            typer.echo(f"\nof {len(testing)} images that were not trained on")
+            for row, when in ((rows[0], "before"), (best, f"step {best['step']}")):
+                typer.echo(
+                    f"  {when:<10} saliency metric {row['saliency_metric']:.3f} (crop of "
+                    f"{row['area']:.2f} of the image, probability {row['probability']:.2f}), mask "
+                    f"{row['mask']:.3f}, of another class {row['mask_of_another']:.3f}"
+                )
+        typer.echo(f"\nnetwork: {file}")
+
+
+def _weights_of(texts: Sequence[str]) -> dict[str, float]:
+    """Of an objective, from ``NAME=NUMBER``."""
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise ValueError(f"--weight: expected NAME=NUMBER, got {text!r}") from None
+    return found
+
+
+def _open_for_masking(
+    kind: str, path: Path, out: Path, names: Sequence[str]
+) -> LocalizationDataset:
+    """Images whose labels count the classifier's classes, where they have some."""
+    from captum_robust.data import load_dataset
+
+    if kind != "folder":
+        return _open(kind, path, out)
+    if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"--out {out} lies inside {path}, the images' folder; give another --out")
+    return load_dataset("folder", path, labels="names", class_names=names or None)
+
+
+def _say_masking_images(images: CroppedImages, training: int, held_out: int) -> None:
+    if not _is_first():
+        return
+    labelled = sum(label >= 0 for label in images.labels)
+    typer.echo(
+        f"{training} images to train on, {held_out} to look at, {labelled} of {len(images)} with a "
+        "class"
+    )
+    _say_unusable(images)
+
+
+def _card(model: str, images: int, result: TrainingResult, settings: TrainingSettings) -> str:
+    """What is worth knowing of the network, for who gets its file."""
+    import json
+
+    from captum_robust import __version__
+
+    rows = result.evaluations
+    best = min(rows, key=lambda row: row["saliency_metric"]) if rows else {}
+    return json.dumps(
+        {
+            "made_with": f"captum-robust {__version__} train masking",
+            "classifier": model,
+            "training_images": images,
+            "epochs": settings.epochs,
+            "batch_size": settings.batch_size,
+            "validation": best,
+        }
+    )
+
+
 def _open(kind: str, path: Path, out: Path) -> LocalizationDataset:
     from captum_robust.data import load_dataset
 
@@ -237,6 +502,10 @@ def _say_images(images: LabelledImages, training: int, held_out: int) -> None:
     typer.echo(
         f"{training} images to train on, {held_out} held out, {len(images.class_names)} classes"
     )
+    _say_unusable(images)
+
+
+def _say_unusable(images: LabelledImages | CroppedImages) -> None:
     if images.unusable:
         total = len(images) + len(images.unusable)
         typer.echo(f"{total} images: {len(images.unusable)} could not be used", err=True)

@@ -4,6 +4,7 @@ from captum_robust.training.images import (
     Augmented,
     CroppedImages,
     LabelledImages,
+    Unlabelled,
     held_out_split,
 )
 from captum_robust.training.loop import (
@@ -27,6 +28,7 @@ __all__ = [
     "MaskingLoss",
     "TrainingResult",
     "TrainingSettings",
+    "Unlabelled",
     "bare_module",
     "fit",
     "held_out_split",

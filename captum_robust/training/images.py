@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -226,6 +227,12 @@ class CroppedImages(Dataset[tuple[Tensor, int]]):
             sample = resize(sample, (height, width))
         return (sample.image * 255).round().to(torch.uint8)
 
+    def whole(self) -> CroppedImages:
+        """The same images without a second reading, each as a whole and never mirrored."""
+        other = copy.copy(self)
+        other.area, other.mirror = (1.0, 1.0), False
+        return other
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -254,6 +261,19 @@ class CroppedImages(Dataset[tuple[Tensor, int]]):
         top = int(torch.randint(0, height - tall + 1, ()))
         left = int(torch.randint(0, width - wide + 1, ()))
         return pixels[:, top : top + tall, left : left + wide]
+
+
+class Unlabelled(Dataset[tuple[Tensor, int]]):
+    """The images of another data set, their classes unknown (-1)."""
+
+    def __init__(self, dataset: Dataset[tuple[Tensor, int]]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.dataset[index][0], -1
 
 
 def held_out_split(labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
