@@ -162,6 +162,40 @@ def test_a_batch_holds_at_most_so_many_transforms(net: Net, x: Tensor) -> None:
     torch.testing.assert_close(result, expected)
 
 
+@pytest.mark.parametrize("target", [None, 1])
+def test_images_of_a_chunk_are_made_when_it_is_their_turn(
+    net: Net, x: Tensor, target: int | None
+) -> None:
+    happened: list[str] = []
+
+    class Noted(Times):
+        def _apply(self, x: Tensor) -> Tensor:
+            happened.append("made")
+            return super()._apply(x)
+
+    transforms = [Noted(f) for f in (1.0, 0.9, 0.8, 0.7)]
+    whole = Defended(LayerGradCam(net, net.conv), transforms)
+    expected = whole.attribute(x, target)
+    net.register_forward_hook(lambda *_: happened.append("shown"))
+    happened.clear()
+    found = Defended(whole.attribution, transforms, transforms_per_eval=2).attribute(x, target)
+    torch.testing.assert_close(found, expected)
+    passes = 2 if target is None else 1  # one more to find the class
+    assert happened == ["made", "made", "shown"] * 2 * passes
+
+
+def test_chunks_of_several_sizes_are_combined_in_the_order_of_the_transforms(
+    net: Net, x: Tensor
+) -> None:
+    crops = crop_ensemble(3, 0.7, seed=0)
+    transforms = [Resize(0.5, restore=False), crops[0], Identity(), crops[1], crops[2]]
+    attribution = RobustCAM(net, net.conv)
+    whole = Defended(attribution, transforms, transforms_per_eval=5).attribute(x)
+    for most in (1, 2, 3):
+        found = Defended(attribution, transforms, transforms_per_eval=most).attribute(x)
+        torch.testing.assert_close(found, whole)
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,9 @@ class Defended(Wrapper):
         combine: ``"mean"``; ``"normalized_mean"``, of maps that are divided by their largest
             magnitude first; ``"median"``, position by position, of an even number the lower
             of the two in the middle. A position counts in those transforms only that show it.
-        transforms_per_eval: at most so many transforms in a batch. None: all; on the CPU as many as
-            make 16 images, where that takes no more passes.
+        transforms_per_eval: at most so many transforms in a batch, whose images are made when it is
+            their turn (twice, where the class has to be found first). None: all; on the CPU as many
+            as make 16 images, where that takes no more passes.
 
     Raises:
         TypeError: ``attribution`` is no attribution, a transform neither transform nor function.
@@ -191,7 +192,7 @@ class Defended(Wrapper):
         inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
         n = check_batch(inputs_tuple)
         with torch.inference_mode(False):
-            groups = self._groups(inputs_tuple, graph=False)
+            groups = self._groups(inputs_tuple, {}, graph=False)
             return self._average(groups, additional_forward_args, n)
 
     def _explain(
@@ -205,36 +206,40 @@ class Defended(Wrapper):
     ) -> Any:
         inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
         n = check_batch(inputs_tuple)
-        groups = self._groups(inputs_tuple, graph)
         shared: dict[str, Any] = {}
         if additional_forward_args is not None:
             shared["additional_forward_args"] = additional_forward_args
-        for group in groups:
-            for x, shown in zip(inputs_tuple, group.inputs, strict=True):
-                _check_places(shared | arguments, x, group.transforms, shown)
+        passed = shared | arguments
+        count = len(self.transforms)
+        # A graph holds all images anyway.
+        in_turn = not graph and (self.transforms_per_eval or count) < count
+        kept = None if in_turn else list(self._groups(inputs_tuple, passed, graph))
+
+        def groups() -> Iterable[_Group]:
+            return self._groups(inputs_tuple, passed, graph) if kept is None else kept
+
         ranks = getattr(self.attribution, "ranks_classes", False)
-        if ranks and len(groups) == 1:
-            count = len(groups[0].transforms)
+        if ranks and kept is not None and len(kept) == 1:
 
             def ranking(scores: Tensor) -> Tensor:
                 return scores.reshape(count, n, -1).mean(dim=0).repeat(count, 1)
 
             shared["ranking"] = ranking
         elif ranks:
-            mean = self._average(groups, additional_forward_args, n, target)
+            mean = self._average(groups(), additional_forward_args, n, target)
             shared["ranking"] = lambda scores: mean.repeat(len(scores) // n, 1)
         elif target is None and takes_target(self.attribution):
-            mean = self._average(groups, additional_forward_args, n)
+            mean = self._average(groups(), additional_forward_args, n)
             if mean.ndim == 2 and mean.shape[1] > 1:
                 target = mean.argmax(dim=1)
         if target is not None:
             shared["target"] = target
 
-        found: list[tuple[Transform, _Result]] = []
-        for group in groups:
-            found += self._attribute(
-                group, inputs_tuple, is_tuple(inputs), shared | arguments, graph
-            )
+        results: dict[int, _Result] = {}
+        for group in groups():
+            each = self._attribute(group, inputs_tuple, is_tuple(inputs), shared | arguments, graph)
+            results |= zip(group.numbers, each, strict=True)
+        found = [(t, results[i]) for i, t in enumerate(self.transforms)]
         first = found[0][1]
         parts = tuple(
             self._combined([(t, r.parts[i]) for t, r in found], _size_like(inputs_tuple, i))
@@ -253,36 +258,32 @@ class Defended(Wrapper):
         ]
         return (result, *rests)
 
-    def _groups(self, inputs: tuple[Tensor, ...], graph: bool) -> list[_Group]:
-        """The transformed inputs: those of one size, up to ``transforms_per_eval``, together."""
-        made: dict[Any, list[tuple[Transform, tuple[Tensor, ...]]]] = {}
-        for transform in self.transforms:
-            # Copies: a transform of the user's may write to what it is given.
-            if graph:
-                images = tuple(backward_differentiable(transform, x) for x in inputs)
-            else:
-                images = tuple(transform(x.detach().clone()) for x in inputs)
-            for x, image in zip(inputs, images, strict=True):
-                if len(image) != len(inputs[0]):
-                    raise ValueError(
-                        f"inputs: batches of {len(inputs[0])} and {len(image)} samples"
-                    )
-                if not transform.moves_pixels and image.shape != x.shape:
-                    raise ValueError(
-                        f"transforms: {transform!r} makes {tuple(image.shape)} of "
-                        f"{tuple(x.shape)} and does not say how maps get back to the image"
-                    )
-                check_finite(image, f"transforms, {transform!r}")
-            made.setdefault(tuple(i.shape[1:] for i in images), []).append((transform, images))
+    def _groups(
+        self, inputs: tuple[Tensor, ...], arguments: dict[str, Any], graph: bool
+    ) -> Iterator[_Group]:
+        """The transformed inputs: those of one size, up to ``transforms_per_eval``, together.
+
+        ``ValueError`` for arguments that do not go with them.
+        """
         most = self.transforms_per_eval or self._usual_number(inputs[0])
-        return [
-            _Group(
-                tuple(t for t, _ in same[i : i + most]),
-                tuple(map(torch.cat, zip(*(x for _, x in same[i : i + most]), strict=True))),
-            )
-            for same in made.values()
-            for i in range(0, len(same), most)
-        ]
+        made: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
+
+        def group(same: list[tuple[int, tuple[Tensor, ...]]]) -> _Group:
+            numbers = tuple(i for i, _ in same)
+            shown = tuple(map(torch.cat, zip(*(images for _, images in same), strict=True)))
+            transforms = tuple(self.transforms[i] for i in numbers)
+            for x, images in zip(inputs, shown, strict=True):
+                _check_places(arguments, x, transforms, images)
+            return _Group(numbers, transforms, shown)
+
+        for i, transform in enumerate(self.transforms):
+            images = _transformed(transform, inputs, graph)
+            size = tuple(x.shape[1:] for x in images)
+            same = made.setdefault(size, [])
+            same.append((i, images))
+            if len(same) == most:
+                yield group(made.pop(size))
+        yield from map(group, made.values())
 
     def _usual_number(self, x: Tensor) -> int:
         """How many transforms make a batch."""
@@ -292,7 +293,7 @@ class Defended(Wrapper):
         return max(1, _CPU_BATCH // len(x))
 
     def _average(
-        self, groups: list[_Group], arguments: Any, n: int, target: TargetType = None
+        self, groups: Iterable[_Group], arguments: Any, n: int, target: TargetType = None
     ) -> Tensor:
         """The mean class scores N×K; where scores are N×K×…, those that the target selects."""
         total: Tensor | None = None
@@ -318,8 +319,8 @@ class Defended(Wrapper):
         is_inputs_tuple: bool,
         arguments: dict[str, Any],
         graph: bool,
-    ) -> list[tuple[Transform, _Result]]:
-        """The results of each transform of a group."""
+    ) -> list[_Result]:
+        """Those of each transform of a group."""
         count, n = len(group.transforms), len(inputs[0])
         passed = {
             name: repeated_target(value, count) if name == "target" else repeated(value, count, n)
@@ -350,18 +351,15 @@ class Defended(Wrapper):
         rests = [_split(each, count, n) for each in rest]
         shown = [_size_like(group.inputs, i).shape[2:] for i in range(len(parts))]
         return [
-            (
-                transform,
-                _Result(
-                    tuple(
-                        _Part(s[j], (size[0], size[1]), is_layer)
-                        for s, size in zip(split, shown, strict=True)
-                    ),
-                    [r[j] for r in rests],
-                    is_result_tuple,
+            _Result(
+                tuple(
+                    _Part(s[j], (size[0], size[1]), is_layer)
+                    for s, size in zip(split, shown, strict=True)
                 ),
+                [r[j] for r in rests],
+                is_result_tuple,
             )
-            for j, transform in enumerate(group.transforms)
+            for j in range(count)
         ]
 
     def _combined(self, maps: list[tuple[Transform, _Part]], x: Tensor) -> Tensor:
@@ -401,6 +399,8 @@ class Defended(Wrapper):
 class _Group:
     """Transforms whose images have one size, and these, T·N×C×h×w, one transform after another."""
 
+    numbers: tuple[int, ...]
+    """Of the transforms, among all."""
     transforms: tuple[Transform, ...]
     inputs: tuple[Tensor, ...]
 
@@ -435,6 +435,26 @@ class _Result:
     parts: tuple[_Part, ...]
     rest: list[Tensor]
     is_tuple: bool
+
+
+def _transformed(
+    transform: Transform, inputs: tuple[Tensor, ...], graph: bool
+) -> tuple[Tensor, ...]:
+    if graph:
+        images = tuple(backward_differentiable(transform, x) for x in inputs)
+    else:
+        # Copies: a transform of the user's may write to what it is given.
+        images = tuple(transform(x.detach().clone()) for x in inputs)
+    for x, image in zip(inputs, images, strict=True):
+        if len(image) != len(inputs[0]):
+            raise ValueError(f"inputs: batches of {len(inputs[0])} and {len(image)} samples")
+        if not transform.moves_pixels and image.shape != x.shape:
+            raise ValueError(
+                f"transforms: {transform!r} makes {tuple(image.shape)} of {tuple(x.shape)} and "
+                "does not say how maps get back to the image"
+            )
+        check_finite(image, f"transforms, {transform!r}")
+    return images
 
 
 def repeated(value: Any, times: int, n: int) -> Any:
