@@ -19,8 +19,8 @@ from captum_robust._captum import (
 )
 from captum_robust._checks import as_number, check_batch, check_finite, check_inputs
 from captum_robust._names import unknown_name
-from captum_robust._targets import ClassScores
-from captum_robust.nn import MaskingNetwork, load_masking_network
+from captum_robust._targets import ClassScores, one_row_a_sample
+from captum_robust.nn import MaskingNetwork, load_masking_network, upsampled
 
 _FOLDER = "weights"
 _PREFIX = "real_time_masking_"
@@ -95,27 +95,26 @@ class RealTimeMasking(Attribution):
         Shared arguments are explained in :mod:`captum_robust.attr`.
 
         Args:
-            inputs: images N×C×H×W as the classifier takes them, or a tuple of one such tensor.
+            inputs: images N×C×H×W as the classifier takes them, or a tuple of such, each of which
+                gets the mask at its size.
             target: the class that is shown; None: the predicted one.
             additional_forward_args: passed on to the classifier.
             confidence: None: as for the class.
 
         Raises:
-            ValueError: inputs that are no images, more than one of them, NaN or infinity.
+            ValueError: inputs that are no images, NaN or infinity.
         """
         confidence = self.confidence if confidence is None else _finite(confidence)
         is_inputs_tuple = is_tuple(inputs)
         inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
         n = check_batch(inputs_tuple)
         check_inputs(inputs_tuple, None)
-        if len(inputs_tuple) > 1:
-            raise ValueError(
-                f"inputs: a masking network takes one tensor of images, got {len(inputs_tuple)}; "
-                "give the others as additional_forward_args"
-            )
-        (x,) = inputs_tuple
-        if x.ndim != 4:
-            raise ValueError(f"inputs: expected images N×C×H×W, got {tuple(x.shape)}")
+        for i, x in enumerate(inputs_tuple):
+            if x.ndim != 4:
+                raise ValueError(
+                    f"inputs: expected images N×C×H×W, got {tuple(x.shape)} at position {i}; give "
+                    "others as additional_forward_args"
+                )
         arguments = _as_tuple(additional_forward_args)
         network = self.network
         modes = [(m, m.training) for m in network.modules()]
@@ -123,23 +122,27 @@ class RealTimeMasking(Attribution):
             network.eval()
             # Outside of inference mode: its tensors can't be kept for a gradient later.
             with torch.inference_mode(False), torch.no_grad():
-                x = x.clone() if x.is_inference() else x
-                features, scores = network.encode(x, *arguments)
+                images = tuple(x.clone() if x.is_inference() else x for x in inputs_tuple)
+                features, scores = network.encode(*images, *arguments)
+                if not isinstance(scores, Tensor):
+                    raise TypeError(
+                        f"forward_func: expected a tensor of scores, got {type(scores).__name__}"
+                    )
+                scores = one_row_a_sample(scores, n)
                 check_finite(scores, "forward_func, scores")
                 classes = self._classes(scores, target, n)
-                masks = network.masks(features, classes, x, confidence)
+                masks = network.decoder(features, classes, confidence)
+                check_finite(masks, "masks")
+                attributions = tuple(
+                    upsampled(masks, (x.shape[2], x.shape[3])).to(x.dtype).expand_as(x).contiguous()
+                    for x in images
+                )
         finally:
             for module, mode in modes:
                 module.training = mode
-        check_finite(masks, "masks")
-        result = masks.to(x.dtype).expand_as(x).contiguous()
-        return format_output(is_inputs_tuple, (result,))
+        return format_output(is_inputs_tuple, attributions)
 
     def _classes(self, scores: Tensor, target: TargetType, n: int) -> Tensor:
-        if scores.ndim != 2 or len(scores) != n:
-            raise ValueError(
-                f"forward_func: expected scores {n}×K for a batch of {n}, got {tuple(scores.shape)}"
-            )
         count = self.network.decoder.shape.num_classes
         if count != scores.shape[1]:
             if target is None:
@@ -148,8 +151,8 @@ class RealTimeMasking(Attribution):
                     f"{scores.shape[1]} others; say which"
                 )
             scores = scores.new_zeros(n, count)
-        found = ClassScores(scores, target).classes
-        return scores.argmax(dim=1) if found is None else found
+        of_rows = ClassScores(scores, target)
+        return of_rows(scores).argmax(dim=1) if of_rows.classes is None else of_rows.classes
 
 
 def pretrained() -> dict[str, Path]:

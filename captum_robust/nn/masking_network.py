@@ -214,7 +214,7 @@ class MaskingNetwork(nn.Module):
         found = tuple(find_scales(encoder, self.input_size) if layers is None else layers)
         if layers is None and len(found) > 4:
             found = found[-4:]
-        if len(found) < 2:
+        if len(found) < (2 if layers is None else 1):
             raise ValueError(
                 f"encoder: expected maps at two or more scales, found {len(found)} in "
                 f"{type(encoder).__name__}; give the layers yourself"
@@ -227,15 +227,15 @@ class MaskingNetwork(nn.Module):
                 f"decoder: is for features of {decoder.shape.channels} channels, the encoder's "
                 f"have {shape.channels}"
             )
-        self.encoder.eval()
 
     def _probe(
         self, num_classes: int | None, learned_classes: bool
     ) -> tuple[DecoderShape, tuple[Tensor, Tensor] | None]:
         with torch.no_grad(), _frozen(self.encoder) as image_of:
             features, scores = self._encode(image_of(self.input_size))
-        if scores.ndim != 2:
-            raise ValueError(f"encoder: expected scores N×K, got {tuple(scores.shape)}")
+        if not isinstance(scores, Tensor) or scores.ndim < 2:
+            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(f"encoder: expected scores N×K, got {got}")
         channels = tuple(int(f.shape[1]) for f in features)
         count = int(scores.shape[1]) if num_classes is None else num_classes
         head = None
@@ -245,7 +245,7 @@ class MaskingNetwork(nn.Module):
         return DecoderShape(channels, count, head is not None, widths), head
 
     def train(self, mode: bool = True) -> MaskingNetwork:
-        """As :meth:`torch.nn.Module.train`, but the encoder stays in evaluation mode."""
+        """As :meth:`torch.nn.Module.train`, but the encoder goes to evaluation mode."""
         super().train(mode)
         self.encoder.eval()
         return self
@@ -379,7 +379,7 @@ def _name_of(encoder: nn.Module) -> str:
 
 
 def find_scales(
-    encoder: nn.Module, input_size: tuple[int, int] = (224, 224), channels: int = 3
+    encoder: nn.Module, input_size: tuple[int, int] = (224, 224)
 ) -> tuple[nn.Module, ...]:
     """The last layer of each scale, from the finest to the coarsest, found by a probe.
 
@@ -407,7 +407,7 @@ def find_scales(
             torch.enable_grad(),
             _frozen(encoder) as image_of,
         ):
-            encoder(image_of(input_size, channels).requires_grad_().clone())
+            encoder(image_of(input_size).requires_grad_().clone())
     finally:
         for handle in handles:
             handle.remove()
@@ -469,7 +469,10 @@ def _frozen(encoder: nn.Module) -> Iterator[Callable[..., Tensor]]:
     frozen = [(p, p.requires_grad) for p in encoder.parameters()]
     like = next(encoder.parameters(), torch.empty(0))
 
-    def image_of(size: tuple[int, int], channels: int = 3) -> Tensor:
+    first = next((m for m in encoder.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 3 if first is None else first.in_channels
+
+    def image_of(size: tuple[int, int]) -> Tensor:
         return torch.zeros(1, channels, *size, device=like.device, dtype=like.dtype)
 
     try:
