@@ -125,15 +125,22 @@ class Log:
         write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows; they are on the disk when this returns."""
+        """Append rows; they are on the disk when this returns.
+
+        Raises:
+            OSError: they cannot be written.
+        """
         new = [dict(row) for row in rows]
         self.rows += new
         if self.path is None or not new:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in new))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in new))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(f"{printable(str(self.path))}: could not be written ({error})") from None
 
 
 def _whole_rows(path: Path) -> Iterable[dict[str, Any]]:

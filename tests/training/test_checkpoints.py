@@ -89,6 +89,14 @@ def test_the_log_goes_on_after_the_last_row_that_counts(tmp_path: Path) -> None:
     assert [json.loads(line) for line in path.read_text().splitlines()] == expected
 
 
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl", -1)
+    (tmp_path / "log.jsonl").unlink()
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"log\.jsonl: could not be written"):
+        log.add([{"step": 1}])
+
+
 def test_a_run_is_known_by_its_configuration(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     assert not check_same_run(file, {"size": (8, 8)})
