@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from captum_robust.nn import (
+    CodeObjective,
+    EvidenceRemoval,
+    MaskingNetwork,
+    PaperObjective,
+    blend,
+    upsampled,
+)
+from captum_robust.training import (
+    MaskingEvaluation,
+    MaskingLoss,
+    TrainingSettings,
+    Unlabelled,
+    masking_training,
+    warm_up,
+)
+
+SIDE = 16
+
+
+class Colors(nn.Module):
+    """Its classes are the colours of a square; by hand, so that it is right on every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.MaxPool2d(2))
+        self.deep = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Linear(8, 3)
+        with torch.no_grad():
+            for module in (self.stem[0], self.deep[0], self.head):
+                module.weight.zero_()
+                module.bias.zero_()
+            for c in range(3):
+                others = [o for o in range(3) if o != c]
+                self.stem[0].weight[c, c] = 2.0
+                self.stem[0].weight[c, others] = -1.0
+                self.deep[0].weight[c, c] = 1.0
+                self.head.weight[c, c] = 40.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.deep(self.stem(x)).mean(dim=(2, 3)))
+
+
+def squares(n: int = 24) -> TensorDataset:
+    """A square of one of three colours, a quarter of the image, at a drawn corner, on grey."""
+    generator = torch.Generator().manual_seed(0)
+    images = 0.4 + 0.05 * torch.rand(n, 3, SIDE, SIDE, generator=generator)
+    labels = torch.arange(n) % 3
+    for i in range(n):
+        top, left = (SIDE // 2 * torch.randint(0, 2, (2,), generator=generator)).tolist()
+        images[i, :, top : top + SIDE // 2, left : left + SIDE // 2] = 0.1
+        images[i, labels[i], top : top + SIDE // 2, left : left + SIDE // 2] = 0.9
+    return TensorDataset(images, labels)
+
+
+def network(seed: int = 0, model: nn.Module | None = None, **options: Any) -> MaskingNetwork:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return MaskingNetwork(
+            Colors() if model is None else model, input_size=(SIDE, SIDE), **options
+        )
+
+
+def settings(**changes: Any) -> TrainingSettings:
+    given = {
+        "epochs": 10,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "checkpoint_every": 0.0,
+        "device": "cpu",
+    }
+    return TrainingSettings(**{**given, **changes})
+
+
+def batch(n: int = 6) -> tuple[Tensor, Tensor]:
+    images, labels = squares(n).tensors
+    return images, labels
+
+
+def test_the_loss_is_the_objective_of_what_the_black_box_sees() -> None:
+    net = network()
+    objective = PaperObjective()
+    removal = EvidenceRemoval("blur", sigma=60.0)  # nothing is drawn
+    loss = MaskingLoss(net, net.encoder, objective, removal, 0.0, image_noise=0.0)
+    images, labels = batch()
+    net.eval()
+    masks = net(images, labels)
+    removed = removal.blurred(images)
+    kept = net.encoder(blend(images, masks, removed))
+    destroyed = net.encoder(blend(images, 1 - masks, removed))
+    terms = objective(masks, kept, destroyed, labels)
+    found = loss(net.decoder, (images, labels), seed=0)
+    torch.testing.assert_close(found["loss"], terms["total"].mean())
+    for name in ("area", "kept", "destroyed", "total_variation"):
+        torch.testing.assert_close(found[name], terms[name].mean())
+
+
+def test_an_unknown_class_is_what_the_black_box_sees() -> None:
+    net = network().eval()
+    loss = MaskingLoss(net, net.encoder, fake_probability=0.0)
+    images, labels = batch()
+    known = loss(net.decoder, (images, labels), 0)["loss"]
+    torch.testing.assert_close(
+        loss(net.decoder, (images, -torch.ones_like(labels)), 0)["loss"], known
+    )
+    other_box = MaskingLoss(net, Colors(), fake_probability=0.0)
+    torch.testing.assert_close(
+        other_box(net.decoder, (images, -torch.ones_like(labels)), 0)["loss"], known
+    )
+
+
+def test_for_fakes_of_the_paper_only_the_mask_counts_and_the_black_box_is_not_asked() -> None:
+    net = network().eval()
+    black_box = Colors()
+    seen: list[int] = []
+    black_box.register_forward_hook(lambda m, a, o: seen.append(len(o)))
+    loss = MaskingLoss(net, black_box, fake_probability=0.99, image_noise=0.0)
+    images, labels = batch(24)
+    found = loss(net.decoder, (images, labels), seed=3)
+    assert seen[0] < 2 * 24 / 4  # two images of each that is no fake
+    assert torch.isfinite(found["loss"])
+    assert found["mask_of_a_fake"] > 0
+
+
+def test_for_fakes_of_the_code_the_roles_are_swapped() -> None:
+    net = network().eval()
+    images, labels = batch(1)
+    removal = EvidenceRemoval("blur", sigma=60.0)
+    loss = MaskingLoss(
+        net, net.encoder, CodeObjective(), removal, 0.999, fakes="swapped", image_noise=0.0
+    )
+    found = loss(net.decoder, (images, labels), seed=0)["loss"]
+    features, _ = net.encode(images)
+    candidates = []
+    for asked in {0, 1, 2} - {int(labels[0])}:
+        masks = upsampled(net.decoder(features, torch.tensor([asked])), (SIDE, SIDE))
+        removed = removal.blurred(images)
+        kept = net.encoder(blend(images, masks, removed))
+        destroyed = net.encoder(blend(images, 1 - masks, removed))
+        candidates.append(CodeObjective()(masks, destroyed, kept, labels)["total"][0])
+    assert any(torch.isclose(found, c) for c in candidates)
+
+
+def test_what_is_drawn_depends_on_the_seed_only() -> None:
+    net = network().eval()
+    loss = MaskingLoss(net, net.encoder)
+    images, labels = batch()
+    before = torch.random.get_rng_state()
+    first = loss(net.decoder, (images, labels), 5)["loss"]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(loss(net.decoder, (images, labels), 5)["loss"], first)
+    assert not torch.equal(loss(net.decoder, (images, labels), 6)["loss"], first)
+
+
+def test_only_the_decoder_gets_gradients() -> None:
+    net = network()
+    loss = MaskingLoss(net, net.encoder)
+    value = loss(net.decoder, batch(), 0)["loss"]
+    value.backward()
+    assert all(p.grad is not None for p in net.decoder.parameters())
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["head", "learned"])
+def test_the_warm_up_teaches_which_class_is_there(learned: bool) -> None:
+    net = network(learned_classes=learned)
+    images, labels = squares().tensors
+    weights = [p.clone() for p in net.decoder.blocks.parameters()]
+    last = warm_up(net, squares(), steps=300)
+    assert last < 0.1  # of .69 for a guess
+    odds = torch.stack(
+        [
+            net.decoder.evidence(
+                net.encode(images)[0][-1].mean(dim=(2, 3), keepdim=True), torch.full_like(labels, c)
+            )[:, 0, 0]
+            for c in range(3)
+        ],
+        dim=1,
+    )
+    assert (odds.argmax(dim=1) == labels).all()
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights, net.decoder.blocks.parameters(), strict=True)
+    )
+
+
+def test_a_trained_mask_is_where_the_class_is_and_nowhere_for_another() -> None:
+    net = network()
+    masking_training(net, squares(48), settings(epochs=40), fake_probability=0.3)
+    images, labels = squares(12).tensors
+    net.eval()
+    with torch.no_grad():
+        masks, others = net(images, labels), net(images, (labels + 1) % 3)
+    square = (images.amax(dim=1, keepdim=True) > 0.8).float()
+    inside = (masks * square).sum() / square.sum()
+    outside = (masks * (1 - square)).sum() / (1 - square).sum()
+    assert inside > outside + 0.3
+    assert others.mean() < masks.mean() / 2
+
+
+def test_the_evaluation_says_what_the_metric_says() -> None:
+    net = network().eval()
+    images, labels = squares(6).tensors
+    found = MaskingEvaluation(net, net.encoder, squares(6), batch_size=4)(net.decoder)
+    with torch.no_grad():
+        masks = net(images, labels)[:, 0]
+    total = 0.0
+    for image, mask, label in zip(images, masks, labels, strict=True):
+        rows, columns = (mask > 0.5).nonzero(as_tuple=True)
+        y0, y1, x0, x1 = 0, SIDE, 0, SIDE
+        if len(rows):
+            y0, y1, x0, x1 = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+        crop = F.interpolate(
+            image[None, :, y0:y1, x0:x1], (SIDE, SIDE), mode="bilinear", antialias=True
+        )
+        probability = net.encoder(crop).detach().softmax(dim=1)[0, label]
+        area = float((y1 - y0) * (x1 - x0)) / SIDE**2
+        total += float(torch.tensor(max(area, 0.05)).log() - probability.log())
+    assert found["saliency_metric"] == pytest.approx(total / 6, abs=1e-4)
+    assert found["mask"] == pytest.approx(float(masks.mean()), abs=1e-5)
+
+
+def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole = network()
+    masking_training(whole, squares(), settings(epochs=8), validation=squares(6))
+
+    class Stop(Exception):
+        pass
+
+    def stopping(row: Any) -> None:
+        if row[-1]["step"] >= 15 and "loss" not in row[-1]:
+            raise Stop
+
+    from captum_robust.training import masking
+
+    halves = network()
+    original = masking.Board
+    masking.Board = lambda *a: stopping  # type: ignore[assignment,misc]
+    stopping.close = lambda: None  # type: ignore[attr-defined]
+    try:
+        with pytest.raises(Stop):
+            masking_training(
+                halves,
+                squares(),
+                settings(epochs=8),
+                validation=squares(6),
+                out=tmp_path,
+                tensorboard=True,
+            )
+    finally:
+        masking.Board = original  # type: ignore[misc]
+    again = network(seed=1)  # the checkpoint replaces its weights
+    result = masking_training(
+        again, squares(), settings(epochs=8), validation=squares(6), out=tmp_path
+    )
+    assert result.resumed_from > 0
+    for name, value in whole.decoder.state_dict().items():
+        assert torch.equal(value, again.decoder.state_dict()[name]), name
+
+
+def test_the_best_weights_are_kept_and_patience_ends_the_run(tmp_path: Path) -> None:
+    net = network()
+    result = masking_training(
+        net,
+        squares(),
+        settings(epochs=30, learning_rate=3e-2),
+        validation=squares(6),
+        patience=2,
+        out=tmp_path,
+    )
+    scored = [row["saliency_metric"] for row in result.evaluations]
+    assert len(scored) - 1 - scored.index(min(scored)) <= 2
+    found = MaskingEvaluation(net.eval(), net.encoder, squares(6))(net.decoder)
+    assert found["saliency_metric"] == pytest.approx(min(scored), abs=1e-6)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()]
+    again = masking_training(
+        network(),
+        squares(),
+        settings(epochs=30, learning_rate=3e-2),
+        validation=squares(6),
+        patience=2,
+        out=tmp_path,
+    )
+    assert [row["step"] for row in again.rows] == steps  # it has ended, and stays so
+
+
+def test_encoder_and_black_box_are_left_as_they_were() -> None:
+    net = network()
+    net.encoder.train()
+    black_box = Colors()
+    black_box.head.weight.requires_grad = False
+    before = {n: t.clone() for n, t in net.encoder.state_dict().items()}
+    masking_training(net, squares(), settings(epochs=1), model=black_box)
+    assert all(torch.equal(t, before[n]) for n, t in net.encoder.state_dict().items())
+    assert net.encoder.training
+    assert all(p.requires_grad for p in net.encoder.parameters())
+    assert not black_box.head.weight.requires_grad
+    assert black_box.stem[0].weight.requires_grad
+    assert all(p.grad is None for p in black_box.parameters())
+    assert not any(m._forward_hooks for m in net.encoder.modules())
+
+
+def test_losses_and_masks_go_to_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    masking_training(
+        network(),
+        squares(),
+        settings(epochs=2),
+        validation=squares(6),
+        out=tmp_path,
+        tensorboard=True,
+    )
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"training/loss", "training/area", "validation/saliency_metric"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [e.step for e in events.Scalars("training/loss")] == [1, 2, 3, 4, 5, 6]
+    assert "masks/0" in events.Tags()["images"]
+
+
+def test_a_loss_that_is_no_number_stops_and_says_the_step(tmp_path: Path) -> None:
+    images, labels = squares().tensors
+    net = network()
+    masking_training(net, squares(), settings(epochs=1), out=tmp_path / "good")
+    broken = TensorDataset(images.clone(), labels)
+    broken.tensors[0][5] = float("nan")
+    with pytest.raises(ValueError, match="loss: nan in step"):
+        masking_training(network(), broken, settings(epochs=2), out=tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fake_probability": 1.0}, "fake_probability"),
+        ({"fakes": "none"}, "unknown fakes"),
+        ({"image_noise": -1.0}, "image_noise"),
+        ({"patience": 2}, "validation"),
+        ({"tensorboard": True}, "out="),
+    ],
+)
+def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        masking_training(network(), squares(), settings(epochs=1), **options)
+
+
+def test_unlabelled_hides_the_classes() -> None:
+    hidden = Unlabelled(squares(3))
+    assert [hidden[i][1] for i in range(len(hidden))] == [-1, -1, -1]
+    assert torch.equal(hidden[1][0], squares(3)[1][0])
