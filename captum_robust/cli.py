@@ -67,7 +67,7 @@ def demo(
     ),
     device: Device = "auto",
 ) -> None:
-    """Compare all methods on the sample photographs with EfficientNet-Lite0; write the report."""
+    """Compare methods on the sample photographs with EfficientNet-Lite0; write the report."""
     from captum_robust.benchmark import compare as run
     from captum_robust.data import load_dataset
 
@@ -355,10 +355,16 @@ app.command()(cli_video.video)
 @app.command()
 def methods() -> None:
     """List the methods that compare and explain know, and the attacks of compare and attack."""
+    from captum_robust.attr.real_time_masking import pretrained
     from captum_robust.benchmark import ATTACKS, BASELINES, METHODS
+    from captum_robust.benchmark.methods import SLOW
 
+    notes = dict.fromkeys(BASELINES, "baseline")
+    notes |= dict.fromkeys(SLOW, "slow: runs only where it is named")
+    trained = ", ".join(pretrained()) or "no model yet"
+    notes["real_time_masking"] = f"trained for {trained}; see captum-robust train masking"
     for name in METHODS:
-        _say(name + ("  (baseline)" if name in BASELINES else ""))
+        _say(f"{name}  ({notes[name]})" if name in notes else name)
     for name, kind in ATTACKS.items():
         _say(f"{name}  (attack: {kind.meaning})")
 

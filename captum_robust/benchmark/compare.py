@@ -36,7 +36,7 @@ from captum_robust.benchmark.measure import (
     thumbnail,
     true_crops,
 )
-from captum_robust.benchmark.methods import METHODS, Method, build_methods
+from captum_robust.benchmark.methods import Method, build_methods, usual_methods
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.benchmark.running import (
     check_choice,
@@ -82,7 +82,8 @@ def compare(
         dataset: samples with boxes or masks; see :mod:`captum_robust.data`.
         methods: names of ``captum_robust.benchmark.METHODS``, or a mapping from your own names to
             such names, Captum ``Attribution`` objects or functions ``(images, target) -> maps``.
-            None: all of ``METHODS``.
+            None: all of ``METHODS`` but "iterative_mask", which takes minutes for a few images, and
+            "real_time_masking" where this package has no network that is trained for the model.
         attacks: name -> an object with ``perturb(images, target)``, or such a function; see
             :func:`captum_robust.benchmark.build_attacks`. Names such as "pgd 2/255" say a strength:
             those that differ in it only are one curve. Every method also runs on the clean images.
@@ -117,7 +118,7 @@ def compare(
     check_classifier(model)
     check_choice("target", target, _TARGETS)
     count = check_settings(dataset, limit, batch_size, fit, precision)
-    asked = list(METHODS) if methods is None else methods
+    asked = usual_methods(model) if methods is None else methods
     if isinstance(asked, Iterator):
         asked = list(asked)
     built = build_methods(model, asked)

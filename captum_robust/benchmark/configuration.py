@@ -15,7 +15,9 @@ from captum.attr import Attribution
 
 from captum_robust._weights import checksum
 from captum_robust.attacks import Attack
+from captum_robust.attr.iterative_mask import IterativeMask
 from captum_robust.attr.perceptual_ball import BallSettings
+from captum_robust.attr.real_time_masking import RealTimeMasking, pretrained
 from captum_robust.benchmark.methods import (
     BALL_BLUR,
     BALL_SETTINGS,
@@ -27,6 +29,7 @@ from captum_robust.benchmark.methods import (
 )
 from captum_robust.defenses import default_transforms
 from captum_robust.models import Classifier
+from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
@@ -57,6 +60,10 @@ def describe_run(
         )
     if not set(DEFENDED).isdisjoint(described.values()):
         settings["defended_methods"] = repr(default_transforms())
+    if "iterative_mask" in described.values():
+        settings["iterative_mask"] = _describe(IterativeMask(model))
+    if "real_time_masking" in described.values() and model.name in pretrained():
+        settings["masking_network"] = f"{zlib.crc32(pretrained()[model.name].read_bytes()):08x}"
     return {
         "model": facts,
         "dataset": _describe_dataset(dataset, count),
@@ -72,7 +79,11 @@ def _describe(value: Any) -> str:
     if not hasattr(value, "__dict__") or hasattr(value, "__qualname__"):
         return f"function:{getattr(value, '__qualname__', type(value).__qualname__)}"
     plain = (bool, int, float, str, tuple, type(None), BallSettings)
-    settings = {k: repr(v) for k, v in vars(value).items() if isinstance(v, plain)}
+    masks = (PaperObjective, CodeObjective, EvidenceRemoval)
+    settings = {k: repr(v) for k, v in vars(value).items() if isinstance(v, (*plain, *masks))}
+    if isinstance(value, RealTimeMasking):
+        decoder = value.network.decoder.state_dict()
+        settings["network"] = f"crc32:{checksum(decoder.values()):08x}"
     settings |= {k: _describe(v) for k, v in vars(value).items() if isinstance(v, Attribution)}
     if isinstance(value, Attack):  # its loss and transform, and a perturbation that it carries
         for name, part in vars(value).items():

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from captum_robust._names import unknown_name
 from captum_robust.attacks import Attack, ExplanationAttack
+from captum_robust.attr.iterative_mask import IterativeMask
 from captum_robust.attr.perceptual_ball import BallSettings, PerceptualBallPerturbation
+from captum_robust.attr.real_time_masking import RealTimeMasking, pretrained
 from captum_robust.attr.robust_cam import RobustCAM
 from captum_robust.attr.wrappers import Defended, Guided, MultiScale, TopClasses
 from captum_robust.defenses import DefendedModel, Transform, default_transforms
@@ -141,7 +143,9 @@ def from_attribution(attribution: Attribution, *, signed: bool = False, **argume
 def _map_attack(
     attribution: Attribution, arguments: Mapping[str, Any]
 ) -> Callable[[float, int], Attack] | None:
-    """How the map of a class activation map, or of a defended one, is attacked."""
+    """How the map of a class activation map, or of a defended one, or a mask is attacked."""
+    if isinstance(attribution, RealTimeMasking):
+        return _mask_attack(attribution)
     is_defended = isinstance(attribution, Defended)
     inner = attribution.attribution if is_defended else attribution
     surrogate: Attribution | None = None
@@ -170,6 +174,20 @@ def _map_attack(
         )
 
     return make
+
+
+def _mask_attack(masking: RealTimeMasking) -> Callable[[float, int], Attack]:
+    network, confidence = masking.network, masking.confidence
+
+    def masks(images: Tensor, target: Tensor) -> Tensor:
+        """With a graph: ``attribute`` detaches them."""
+        with torch.enable_grad():
+            return network(images, target, confidence)  # type: ignore[no-any-return]
+
+    # A mask is no gradient, so that its own needs no smooth activations.
+    return lambda epsilon, steps: ExplanationAttack(
+        masks, epsilon, steps, forward_func=masking.forward_func, beta=None
+    )
 
 
 class _Found(Attribution):  # type: ignore[misc]  # Captum's classes are untyped to mypy
@@ -303,6 +321,10 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
         internal_batch_size=32,
     ),
     "occlusion": _occlusion,
+    "real_time_masking": lambda m: from_attribution(
+        RealTimeMasking.from_pretrained(m.name, model=m)
+    ),
+    "iterative_mask": lambda m: from_attribution(IterativeMask(m)),
     "saliency": lambda m: from_attribution(Saliency(m)),
     "smooth_grad": lambda m: from_attribution(
         NoiseTunnel(Saliency(m)),
@@ -319,6 +341,8 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
     "random": lambda _: Method(_random),
 }
 
+SLOW = ("iterative_mask",)
+"""They run only where they are named: hundreds of passes an image."""
 FIXED_BOXES = ("center_box", "whole_image")
 BASELINES = (*FIXED_BOXES, "random")
 WITH_PERCEPTUAL_LAYERS = ("perceptual_ball", "perceptual_ball_guided", "perceptual_ball_cam")
@@ -337,6 +361,12 @@ def _layer_grad_cam(model: Classifier) -> Attribution:
         # RobustCAM is the same map.
         return RobustCAM(model, model.cam_layer, base="gradcam")
     return LayerGradCam(model, model.cam_layer)
+
+
+def usual_methods(model: Classifier) -> list[str]:
+    """The names of ``METHODS`` but the slow ones, and those that need a network there is not."""
+    untrained = () if model.name in pretrained() else ("real_time_masking",)
+    return [name for name in METHODS if name not in (*SLOW, *untrained)]
 
 
 def build_methods(

