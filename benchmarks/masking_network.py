@@ -184,7 +184,7 @@ def run_train(images: Path, out: Path, names: Sequence[str], epochs: int) -> Non
     """One network a variant."""
     model = classifier()
     usable = CroppedImages(load_dataset("folder", images), SIZE)
-    training, testing = held_out_split([0] * len(usable), 0.1, seed=0)
+    training, _ = held_out_split([0] * len(usable), 0.1, seed=0)
     for name in names:
         torch.manual_seed(0)
         network = MaskingNetwork(model).to(memory_format=torch.channels_last)
