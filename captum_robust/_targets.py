@@ -21,6 +21,33 @@ def model_scores(forward_func: Callable[..., Tensor], inputs: object, arguments:
     return scores
 
 
+class FastScores:
+    """:func:`model_scores` of copies of the inputs, which the model may write to.
+
+    Convolutions are some 10 to 20 % faster on channels_last, which images get where the model takes
+    it.
+    """
+
+    def __init__(self, forward_func: Callable[..., Tensor]) -> None:
+        self.forward_func = forward_func
+        self.channels_last = True
+        """Whether, as far as is known, the model takes it."""
+
+    def __call__(self, inputs: tuple[Tensor, ...], arguments: object) -> Tensor:
+        if self.channels_last and all(x.ndim == 4 for x in inputs):
+            try:
+                return self._run(inputs, arguments, torch.channels_last)
+            except RuntimeError:  # a model that calls view() on its features
+                self.channels_last = False
+        return self._run(inputs, arguments, torch.contiguous_format)
+
+    def _run(
+        self, inputs: tuple[Tensor, ...], arguments: object, layout: torch.memory_format
+    ) -> Tensor:
+        copies = tuple(x.clone(memory_format=layout) for x in inputs)
+        return model_scores(self.forward_func, copies, arguments)
+
+
 def one_row_a_sample(scores: Tensor, n: int) -> Tensor:
     """Scores N×…; a single number for a batch of one becomes one row. Otherwise ``ValueError``."""
     if scores.ndim == 0 and n == 1:

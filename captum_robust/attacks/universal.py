@@ -26,7 +26,7 @@ from captum_robust._checks import (
 )
 from captum_robust._names import printable, unknown_name
 from captum_robust._random import seeded
-from captum_robust._targets import model_scores, one_row_a_sample
+from captum_robust._targets import FastScores, one_row_a_sample
 from captum_robust.attacks._attack import (
     Attack,
     LossFunction,
@@ -515,25 +515,13 @@ class _Fit:
 
 
 class _Scores:
-    """N×C×H×W -> float scores N×K, on the faster memory layout if the model takes it.
-
-    The model gets copies, which it may write to.
-    """
+    """N×C×H×W -> float scores N×K."""
 
     def __init__(self, forward_func: Callable[..., Tensor]) -> None:
-        self.forward_func = forward_func
-        self._channels_last = True
+        self._model_scores = FastScores(forward_func)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.ndim == 4 and self._channels_last:
-            try:
-                return self._checked(x.clone(memory_format=torch.channels_last))
-            except RuntimeError:  # a model that calls view() on its features
-                self._channels_last = False
-        return self._checked(x.clone(memory_format=torch.contiguous_format))
-
-    def _checked(self, x: Tensor) -> Tensor:
-        scores = one_row_a_sample(model_scores(self.forward_func, x, None), len(x)).float()
+        scores = one_row_a_sample(self._model_scores((x,), None), len(x)).float()
         if scores.ndim != 2:
             raise ValueError(
                 f"forward_func: expected scores {len(x)}×K, one row an image, got "

@@ -169,5 +169,5 @@ def check_result(result: Any) -> Any:
 def of_largest_one(x: Tensor) -> Tensor:
     """Each sample N×… divided by its largest magnitude; zeros stay zeros."""
     x = x.float() if x.dtype.itemsize < 4 else x
-    top = x.detach().flatten(1).abs().amax(dim=1).reshape(-1, *[1] * (x.ndim - 1))
+    top = x.detach().reshape(len(x), -1).abs().amax(dim=1).reshape(-1, *[1] * (x.ndim - 1))
     return x / torch.where(top > 0, top, torch.ones_like(top))

@@ -25,6 +25,7 @@ from captum_robust.attr.wrappers._wrapped import (
     is_of_layer,
     listed,
     needs_target,
+    of_largest_one,
     predicted_by,
     run,
     scores_of,
@@ -193,8 +194,7 @@ def _scaled(guide: Tensor, x: Tensor, is_map: bool) -> Tensor:
         if guide.shape[2:] != x.shape[2:]:
             size = tuple(x.shape[2:])
             guide = F.interpolate(guide, size, mode=_MODES[guide.ndim], align_corners=False)
-    top = guide.reshape(len(guide), -1).amax(dim=1).reshape(-1, *[1] * (guide.ndim - 1))
-    return guide / torch.where(top > 0, top, torch.ones_like(top))
+    return of_largest_one(guide)
 
 
 def _product(attributions: Tensor, guide: Tensor, dtype: torch.dtype) -> Tensor:
