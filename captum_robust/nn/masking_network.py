@@ -232,7 +232,10 @@ class MaskingNetwork(nn.Module):
         self, num_classes: int | None, learned_classes: bool
     ) -> tuple[DecoderShape, tuple[Tensor, Tensor] | None]:
         with torch.no_grad(), _frozen(self.encoder) as image_of:
-            features, scores = self._encode(image_of(self.input_size))
+            # Noise: on a black image features could be zero, and tell nothing of the head.
+            probe = image_of(self.input_size)
+            noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0))
+            features, scores = self._encode(noise.to(probe))
         if not isinstance(scores, Tensor) or scores.ndim < 2:
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(f"encoder: expected scores N×K, got {got}")
@@ -240,7 +243,7 @@ class MaskingNetwork(nn.Module):
         count = int(scores.shape[1]) if num_classes is None else num_classes
         head = None
         if not learned_classes and count == scores.shape[1]:
-            head = _head_of(self.encoder, channels[-1], count)
+            head = _head_of(self.encoder, features[-1], scores)
         widths = tuple(16 * 2**i for i in range(len(channels) - 1))
         return DecoderShape(channels, count, head is not None, widths), head
 
@@ -386,7 +389,7 @@ def find_scales(
     Scales are powers of 2 of the image's size, up to rounding. A layer counts if it runs once,
     gives a map N×C×h×w, smaller than the image and larger than one position, that depends on it
     and that nothing overwrites later, and is not inside of a block that ends at a coarser scale.
-    One black image is run in evaluation mode.
+    One black image, of as many channels as the first convolution takes, is run in evaluation mode.
 
     Raises:
         ValueError: no layer gives such a map.
@@ -452,14 +455,25 @@ def _inside_of_coarser(encoder: nn.Module, usable: dict[nn.Module, int]) -> set[
     return inside
 
 
-def _head_of(encoder: nn.Module, channels: int, count: int) -> tuple[Tensor, Tensor] | None:
-    """Weights and bias of the last linear layer, where it takes the pooled coarsest features."""
+def _head_of(encoder: nn.Module, features: Tensor, scores: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Weights and bias of the last linear layer, where it takes the pooled coarsest features.
+
+    Not so behind a normalisation (ConvNeXt) or an activation (DenseNet) of these, which is why the
+    scores are compared, not the shapes alone.
+    """
     linear = [m for m in encoder.modules() if isinstance(m, nn.Linear)]
-    if not linear or linear[-1].weight.shape != (count, channels):
+    if not linear or linear[-1].weight.shape != (scores.shape[1], features.shape[1]):
         return None
     weight = linear[-1].weight.detach()
     bias = linear[-1].bias
-    return weight, torch.zeros_like(weight[:, 0]) if bias is None else bias.detach()
+    bias = torch.zeros_like(weight[:, 0]) if bias is None else bias.detach()
+    if scores.ndim > 2:
+        return None
+    pooled = features.float().mean(dim=(2, 3)) @ weight.float().T + bias.float()
+    tolerance = 1e-2 * float((scores.float() - bias.float()).abs().max())
+    if not torch.allclose(pooled, scores.float(), rtol=0, atol=tolerance):
+        return None
+    return weight, bias
 
 
 @contextmanager
