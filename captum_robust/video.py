@@ -164,8 +164,8 @@ def annotate_video(
     writer: _Writer | None = None
     interrupted = False
     started = time.perf_counter()
+    _check_writable(part, path)
     try:
-        _check_writable(part, path)
         try:
             with (
                 progress_bar(frames.expected, "frame", progress) as advance,
@@ -183,8 +183,15 @@ def annotate_video(
             interrupted = True
         if writer is None:
             raise ValueError(f"{frames.name}: {frames.why_empty()}")
-        writer.finish()
-        os.replace(part, path)
+        writer.release()
+        readable = _readable_frames(part, writer.written)  # OpenCV tells of no full disk
+        if readable:
+            os.replace(part, path)
+        if readable < writer.written:
+            raise OSError(
+                f"{printable(str(path))}: only {readable} of {writer.written} frames could be "
+                "written; is the disk full?"
+            )
     finally:
         if writer is not None:
             writer.release()
@@ -238,6 +245,10 @@ def _class_names(network: MasksAndScores, given: Sequence[str] | None) -> Sequen
 
 def _checked_output(source: str | Path | int, out: Path, codec: str | None) -> tuple[Path, str]:
     """The file to write and its codec."""
+    if isinstance(source, bool) or not isinstance(source, (str, Path, int)):
+        raise TypeError(
+            f"source: expected a file or the number of a camera, got {type(source).__name__}"
+        )
     shown = printable(str(out))
     suffix = out.suffix.lower()
     if suffix not in CODECS:
@@ -248,8 +259,9 @@ def _checked_output(source: str | Path | int, out: Path, codec: str | None) -> t
         raise FileNotFoundError(f"{shown}: no such folder {printable(str(out.parent))}")
     if out.is_dir():
         raise IsADirectoryError(f"{shown} is a folder; give the name of a file")
-    existing = out.exists() and not isinstance(source, int) and Path(source).exists()
-    if existing and out.samefile(str(source)):
+    if isinstance(source, int):
+        check_count("source", source, 0)
+    elif out.exists() and Path(source).exists() and out.samefile(source):
         raise ValueError(f"out: {shown} is the source itself; give another name")
     return out, codec or CODECS[suffix]
 
@@ -340,13 +352,7 @@ def _opened(source: str | Path | int, name: str) -> Any:
     """OpenCV's reader."""
     import cv2
 
-    if isinstance(source, bool) or not isinstance(source, (str, Path, int)):
-        raise TypeError(
-            f"source: expected a file or the number of a camera, got {type(source).__name__}"
-        )
-    if isinstance(source, int):
-        check_count("source", source, 0)
-    else:
+    if not isinstance(source, int):
         path = Path(source)
         if path.is_dir():
             raise IsADirectoryError(f"{name} is a folder; give a video file")
@@ -549,10 +555,10 @@ class _Writer:
     def __init__(self, part: Path, path: Path, codec: str, rate: float, like: Frame) -> None:
         import cv2
 
-        self.part, self.name, self.rate = part, printable(str(path)), rate
+        self.rate = rate
         self.size: tuple[int, int] = (like.shape[0], like.shape[1])
         self.frames = 0
-        self._written = 0
+        self.written = 0  # more or fewer: a camera's may be repeated or left out
         height, width = self.size
         self._video = cv2.VideoWriter(
             str(part), cv2.VideoWriter.fourcc(*codec), rate, (width, height)
@@ -564,27 +570,33 @@ class _Writer:
 
     def write(self, pixels: Frame, seconds: float | None) -> None:
         """Add a frame; one of a camera where ``seconds`` after the first belong."""
-        copies = 1 if seconds is None else round(seconds * self.rate) + 1 - self._written
+        copies = 1 if seconds is None else round(seconds * self.rate) + 1 - self.written
         for _ in range(copies):
             self._video.write(pixels)
-            self._written += 1
+            self.written += 1
         self.frames += 1
-
-    def finish(self) -> None:
-        """End the file; ``OSError`` if not all of it is there."""
-        import cv2
-
-        self.release()
-        # OpenCV does not tell that the disk is full.
-        written = cv2.VideoCapture(str(self.part))
-        found = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
-        written.release()
-        if found < self._written:
-            raise OSError(
-                f"{self.name}: could not be written whole ({found} of {self._written} frames); "
-                "is the disk full?"
-            )
 
     def release(self) -> None:
         """Close the file."""
         self._video.release()
+
+
+def _readable_frames(path: Path, expected: int) -> int:
+    """How many frames of a file that was written can be read again."""
+    import cv2
+
+    video = cv2.VideoCapture(str(path))
+    try:
+        # The count alone is no proof: it stands at the beginning of some files.
+        if video.get(cv2.CAP_PROP_FRAME_COUNT) >= expected:
+            video.set(cv2.CAP_PROP_POS_FRAMES, expected - 1)
+            if video.read()[0]:
+                return expected
+    finally:
+        video.release()
+    video = cv2.VideoCapture(str(path))
+    found = 0
+    while found < expected and video.grab():
+        found += 1
+    video.release()
+    return found

