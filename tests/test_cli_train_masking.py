@@ -1,0 +1,157 @@
+"""``captum-robust train masking``, on drawn images and a classifier of random weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torchvision.utils import save_image
+
+from captum_robust import cli
+from captum_robust.models import load_classifier, save_classifier
+from captum_robust.nn import load_masking_network
+
+Run = Callable[..., tuple[int, str, str]]
+NAMES = ("red", "green", "blue")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        given = ["captum-robust", "train", "masking", *map(str, arguments), "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", given)
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> tuple[str, ...]:
+    """Options that name a small classifier of three colours."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = load_classifier("small_resnet", None, class_names=NAMES, input_size=32)
+    save_classifier(model, tmp_path / "model.safetensors")
+    return "--model", "small_resnet", "--weights", str(tmp_path / "model.safetensors")
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    generator = torch.Generator().manual_seed(0)
+    for c, name in enumerate(NAMES):
+        (folder / name).mkdir(parents=True)
+        for i in range(4):
+            image = 0.4 * torch.rand(3, 40, 48, generator=generator)
+            image[c, 8:28, 8:28] = 0.9
+            save_image(image, folder / name / f"{i}.png")
+    return folder
+
+
+SHORT = ("--epochs", "2", "--batch-size", "4", "--held-out", "0.25", "--warm-up-steps", "5")
+
+
+def test_it_writes_a_network_and_goes_on(
+    run: Run, classifier: tuple[str, ...], photographs: Path, tmp_path: Path
+) -> None:
+    given = ("--images", photographs, *classifier, *SHORT, "--out", "run")
+    code, out, err = run(*given)
+    assert code == 0, err
+    assert "9 images to train on, 3 to look at, 12 of 12 with a class" in out
+    assert "saliency metric" in out
+    file = tmp_path / "run/masking.safetensors"
+    model = load_classifier("small_resnet", classifier[3])
+    network = load_masking_network(file, model)
+    masks = network(torch.rand(2, 3, 32, 32), torch.tensor([0, 2]))
+    assert masks.shape == (2, 1, 32, 32)
+    with safe_open(file, "pt") as opened:
+        card = json.loads(opened.metadata()["card"])
+        assert opened.get_tensor("scale").dtype == torch.float16
+    assert card["classifier"] == "small_resnet"
+    assert card["training_images"] == 9
+    assert "saliency_metric" in card["validation"]
+
+    written = file.read_bytes()
+    code, out, _ = run(*given)
+    assert (code, "went on from step 4 of 4" in out) == (0, True)
+    assert file.read_bytes() == written
+
+    code, _, err = run(*given, "--learning-rate", "0.01")
+    assert code == 2
+    assert "learning_rate" in err
+
+
+def test_images_without_classes_are_labelled_by_the_classifier(
+    run: Run, classifier: tuple[str, ...], photographs: Path, tmp_path: Path
+) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, file in enumerate(sorted(photographs.rglob("*.png"))):
+        file.rename(flat / f"{i}.png")
+    (flat / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
+    code, out, err = run(
+        "--images", flat, *classifier, *SHORT, "--validation", flat, "--objective", "code",
+        "--fakes", "swapped", "--weight", "area=4", "--patience", "1", "--tensorboard",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "0 of 12 with a class" in out
+    assert "13 images: 1 could not be used" in err
+    assert "broken.jpg" in err
+    assert list((tmp_path / "captum-robust-masking/tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--images", "nowhere"), "nowhere: no such folder"),
+        (("--images", "empty"), "empty: no images"),
+        (("--images", "photographs", "--out", "photographs/run"), "lies inside"),
+        (("--images", "photographs", "--objective", "papers"), "did you mean 'paper'"),
+        (("--images", "photographs", "--weight", "area"), "expected NAME=NUMBER"),
+        (("--images", "photographs", "--weight", "areas=1"), "did you mean 'area'"),
+        (("--images", "photographs", "--weight", "area=-1"), "area: expected a finite number"),
+        (("--images", "photographs", "--removal", "blurred"), "unknown scheme"),
+        (("--images", "photographs", "--labels", "none"), "unknown labels"),
+        (("--images", "photographs", "--fake-probability", "1"), "fake_probability"),
+        (("--images", "photographs", "--start", "model.pt"), "pickle"),
+        (("--images", "photographs", "--start", "model.safetensors"), "holds no masking network"),
+        (("--images", "photographs", "--held-out", "0", "--patience", "2"), "validation"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    run: Run,
+    classifier: tuple[str, ...],
+    photographs: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(*classifier, *SHORT, *options)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_network_of_other_classes_is_refused(
+    run: Run, classifier: tuple[str, ...], photographs: Path, tmp_path: Path
+) -> None:
+    run("--images", photographs, *classifier, *SHORT, "--out", "run")
+    other = load_classifier("small_resnet", None, class_names=("a", "b"), input_size=32)
+    save_classifier(other, tmp_path / "other.safetensors")
+    code, _, err = run(
+        "--images", photographs, "--model", "small_resnet", "--weights", "other.safetensors",
+        "--start", "run/masking.safetensors", *SHORT, "--out", "run2",
+    )  # fmt: skip
+    assert code == 2
+    assert "3 classes" in err
