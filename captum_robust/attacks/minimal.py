@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check_count, checked_positive
+from captum_robust._checks import as_number, check_count, checked_positive
 from captum_robust.attacks._attack import (
     Attack,
     Tensors,
@@ -24,7 +24,7 @@ from captum_robust.attacks._attack import (
     take,
     take_each,
 )
-from captum_robust.optim import as_number, minimize
+from captum_robust.optim import minimize
 
 _SLACK = 2.0
 """How many times longer than expected a gradient may be, before a boundary is overlooked."""

@@ -20,6 +20,7 @@ from captum_robust._captum import (
     is_tuple,
 )
 from captum_robust._checks import (
+    as_number,
     check_batch,
     check_count,
     check_finite,
@@ -30,7 +31,7 @@ from captum_robust._checks import (
 from captum_robust._samples import arguments_of, rows_of, target_of
 from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
 from captum_robust.attr._features import FeatureDistance, depends_on
-from captum_robust.optim import as_number, check_options, minimize
+from captum_robust.optim import check_options, minimize
 
 if TYPE_CHECKING:
     from captum_robust.attr.wrappers import Guided
