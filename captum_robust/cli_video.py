@@ -13,7 +13,6 @@ from captum_robust.cli_model import (
     Device,
     Model,
     Weights,
-    chosen_device,
     class_number,
     load_model,
 )
@@ -64,8 +63,8 @@ def video(
 ) -> None:
     """Write a video with the mask of the class over each frame: where the network looks.
 
-    Class and probability stand on each frame. A camera is recorded until Ctrl-C, which
-    completes the file; so it does with a video file.
+    Class and probability stand on each frame; sound is not copied. A camera is recorded
+    until Ctrl-C, which completes the file; so it does with a video file.
     """
     # Before OpenCV is loaded: what it finds wrong with a file is said in a line of ours.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -96,22 +95,18 @@ def _masks(model: str, weights: str, network: Path | None, method: str | None, d
     """What gives the masks, on its device."""
     if network is not None and method is not None:
         raise ValueError("--network and --method: give one of them")
+    classifier = load_model(model, weights, device)
     if method is not None:
         from captum_robust.video import MethodMasks
 
-        return MethodMasks(load_model(model, weights, device), method)
+        return MethodMasks(classifier, method)
     if network is not None:
         from captum_robust.nn import load_masking_network
 
-        return load_masking_network(network, load_model(model, weights, device))
-    if weights.lower() != "default":
-        raise ValueError(
-            "--weights: the masking network that comes with the package is for the published "
-            "ones; give --network or --method too"
-        )
+        return load_masking_network(network, classifier)
     from captum_robust.attr import RealTimeMasking
 
-    return RealTimeMasking.from_pretrained(model).network.to(chosen_device(device)).eval()
+    return RealTimeMasking.from_pretrained(model, model=classifier).network
 
 
 def _say_result(result: VideoResult, source: str) -> None:

@@ -121,6 +121,7 @@ def annotate_video(
     whole frame, squashed to its size. Frames keep their size and rate; an odd side loses its last
     row or column, as the codecs halve the colours. A camera whose frames come at another rate than
     it says keeps its time: frames are left out or repeated. Memory does not grow with the length.
+    Sound is not copied.
 
     The file gets its name when it is complete; until then, and after an error, an older one stays.
     Ctrl-C is the way to end a camera: it completes the file, and the result says so.
@@ -469,6 +470,8 @@ class _Painter:
         self.device = _device(network)
         levels = np.arange(256, dtype=np.uint8)[:, None]
         self._colors = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)
+        # Convolutions are faster on it.
+        self._layout: dict[str, Any] = {"memory_format": torch.channels_last}
         self._done = 0
         self._probabilities: Tensor | None = None
         self._mask: Tensor | None = None
@@ -506,7 +509,13 @@ class _Painter:
     def _run(self, x: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
         half = self.settings.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            masks, scores = self.network.masks_and_scores(x, classes)
+            try:
+                masks, scores = self.network.masks_and_scores(x.contiguous(**self._layout), classes)
+            except RuntimeError:  # a network that calls view() on its features
+                if not self._layout:
+                    raise
+                self._layout = {}
+                masks, scores = self.network.masks_and_scores(x.contiguous(), classes)
         if masks.ndim != 4 or masks.shape[:2] != (len(x), 1):
             raise ValueError(f"network: expected masks {len(x)}×1×H×W, got {tuple(masks.shape)}")
         if scores.ndim != 2 or len(scores) != len(x):

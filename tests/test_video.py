@@ -590,6 +590,18 @@ def test_a_masking_network_annotates(tmp_path: Path, precision: str, captions: l
     assert {c.split()[0] for c in captions} == {predicted}
 
 
+def test_a_network_that_needs_contiguous_features_gets_them(tmp_path: Path) -> None:
+    class Viewing(Stub):
+        def masks_and_scores(
+            self, x: Tensor, classes: Tensor | None = None
+        ) -> tuple[Tensor, Tensor]:
+            return super().masks_and_scores(x.view(len(x), -1).view(x.shape), classes)
+
+    source = write(tmp_path / "in.avi", [flat(green=1, red=1)] * 5)
+    result = annotate_video(source, tmp_path / "out.avi", Viewing(), batch_size=2)
+    assert heat(read(result.path)[4]) == pytest.approx(over(flat(1, 1), LIGHTEST), abs=LOSSY)
+
+
 @pytest.mark.parametrize("method", ["robust_cam", "saliency", "center_box"])
 def test_a_method_annotates(tmp_path: Path, method: str) -> None:
     network = MethodMasks(tiny(), method)
@@ -661,7 +673,7 @@ def test_the_command_says_that_a_file_is_torn(run: Any, tmp_path: Path) -> None:
         (("in.avi", "out.mp4", *SMALL, "--target", "tenhc"), "did you mean 'tench'"),
         (("in.avi", "out.mp4", *SMALL, "--network", "x.safetensors"), "give one of them"),
         (("in.avi", "out.mp4", *SMALL[:4], "--network", "x.safetensors"), "x.safetensors"),
-        (("in.avi", "out.mp4", *SMALL[:4]), "--weights"),
+        (("in.avi", "out.mp4", *SMALL[:4]), "captum-robust train masking"),
         (("in.avi", "out.mp4", *SMALL, "--device", "cuda:77"), "not available"),
     ],
 )
