@@ -485,7 +485,8 @@ class _Painter:
         levels = masks.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
         self._done += len(batch)
         for frame, level, number, share in zip(batch, levels, classes, shares, strict=True):
-            yield self._paint(frame.pixels, level, f"{self._name(number)} {share:.0%}")
+            # Where the frame is narrow, the end of the name is cut off.
+            yield self._paint(frame.pixels, level, f"{share:.0%} {self._name(number)}")
 
     def _explained(self, x: Tensor) -> tuple[Tensor, list[int], list[float]]:
         """Masks N×h×w, their classes and the classes' probabilities."""

@@ -142,8 +142,8 @@ def test_class_and_probability_are_written_on_the_frame(
     source = write(tmp_path / "in.avi", [flat(green=0.2, blue=0.1), flat(blue=0.2)])
     result = annotate_video(source, tmp_path / "out.avi", Stub())
     # Scores 2 and 1, 0 and 2: 1/(1 + exp(-1)) and 1/(1 + exp(-2)), up to the codec's rounding.
-    assert [c.split()[0] for c in captions] == ["green", "blue"]
-    assert [int(c.split()[1][:-1]) for c in captions] == pytest.approx([73, 88], abs=3)
+    assert [c.split()[1] for c in captions] == ["green", "blue"]
+    assert [int(c.split()[0][:-1]) for c in captions] == pytest.approx([73, 88], abs=3)
     for written in read(result.path):
         corner = written[:14, :60]
         assert corner.max() > 200  # white letters
@@ -156,7 +156,7 @@ def test_without_class_names_the_number_is_written(tmp_path: Path, captions: lis
     source = write(tmp_path / "in.avi", [flat(blue=1)])
     annotate_video(source, tmp_path / "out.avi", network)
     annotate_video(source, tmp_path / "out.avi", network, class_names=["a", "sky"])
-    assert captions == ["class 1 100%", "sky 100%"]
+    assert captions == ["100% class 1", "100% sky"]
 
 
 def test_a_long_name_on_a_tiny_frame_is_shortened(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_one_frame_of_another_class_changes_neither_class_nor_mask(
     source = write(tmp_path / "in.avi", [green, green, blue, green])
     network = Stub()
     result = annotate_video(source, tmp_path / "out.avi", network, smooth=0.8)
-    assert [c.split()[0] for c in captions] == ["green"] * 4
+    assert [c.split()[1] for c in captions] == ["green"] * 4
     assert network.asked == [None, [0]]  # the mask of "green" was asked for on that frame
     for before, after in zip([green, green, blue, green], read(result.path), strict=True):
         assert heat(after) == pytest.approx(over(before, LIGHTEST), abs=LOSSY)
@@ -200,8 +200,8 @@ def test_where_the_class_changes_the_average_of_masks_begins_anew(
     source = write(tmp_path / "in.avi", [green] * 3 + [blue] * 6)
     result = annotate_video(source, tmp_path / "out.avi", Stub(), smooth=0.8)
     # 0.8³ > 1/2 > 0.8⁴: the fourth blue frame is the first whose average is blue.
-    assert [c.split()[0] for c in captions] == ["green"] * 6 + ["blue"] * 3
-    assert captions[6] == "blue 59%"  # 1 − 0.8⁴
+    assert [c.split()[1] for c in captions] == ["green"] * 6 + ["blue"] * 3
+    assert captions[6] == "59% blue"  # 1 − 0.8⁴
     written = read(result.path)
     assert heat(written[5]) == pytest.approx(over(blue, LIGHTEST), abs=LOSSY)
     assert heat(written[6]) == pytest.approx(over(blue, DARKEST), abs=LOSSY)
@@ -212,7 +212,7 @@ def test_a_target_is_shown_whatever_is_predicted(tmp_path: Path, captions: list[
     source = write(tmp_path / "in.avi", [flat(green=0.2, blue=0.1)] * 3)
     result = annotate_video(source, tmp_path / "out.avi", network, target=1, batch_size=2)
     assert network.asked == [[1, 1], [1]]
-    assert all(c.startswith("blue 2") for c in captions)  # 1 − 73 %
+    assert all(re.fullmatch(r"2.% blue", c) for c in captions)  # 1 − 73 %
     assert heat(read(result.path)[0]) == pytest.approx(over(flat(0, 0.2, 0.1), LIGHTEST), abs=LOSSY)
 
 
@@ -587,7 +587,7 @@ def test_a_masking_network_annotates(tmp_path: Path, precision: str, captions: l
             ).argmax()
         )
     ]
-    assert {c.split()[0] for c in captions} == {predicted}
+    assert {c.split()[1] for c in captions} == {predicted}
 
 
 def test_a_network_that_needs_contiguous_features_gets_them(tmp_path: Path) -> None:
