@@ -14,6 +14,7 @@ component, the saliency metric all pixels above its threshold.
 `run` keeps each method in a folder of its own under OUT, as a run of ``compare``; stopped at any
 moment, the same command goes on. `regions` is how much of an image, its most salient pixels first,
 keeps the class alone (everything else blurred), and how much must be blurred for the class to go.
+Files given by --networks (of ``captum-robust train masking``) are methods by the name of the file.
 `table` prints what is there: of methods that ran on fewer images the others' values on the same
 images are not shown, so read n; differences to Grad-CAM are on the images of both.
 """
@@ -21,14 +22,16 @@ images are not shown, so read n; differences to Grad-CAM are on the images of bo
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from captum_robust.attr import RealTimeMasking
 from captum_robust.benchmark import Comparison, compare
 from captum_robust.benchmark.comparison import TRUE_BOX
-from captum_robust.benchmark.methods import METHODS
+from captum_robust.benchmark.methods import build_methods
 from captum_robust.data import LocalizationDataset, load_dataset, resize
 from captum_robust.metrics.functional import (
     bootstrap_difference,
@@ -37,9 +40,9 @@ from captum_robust.metrics.functional import (
     smallest_sufficient_region,
 )
 from captum_robust.models import Classifier, load_classifier
+from captum_robust.nn import load_masking_network
 
 BATCH = 16
-FIXED = ("center_box", "whole_image")
 LISTED = (
     "grad_cam",
     "robust_cam",
@@ -49,23 +52,30 @@ LISTED = (
     "perceptual_ball_cam",
     "iterative_mask",
     "real_time_masking",
-    *FIXED,
+    "center_box",
+    "whole_image",
 )
 TARGETS = ("label", "prediction")
 BASELINE = "grad_cam"
 
 
-def run(data: Path, out: Path, methods: list[str], targets: list[str], options: dict) -> None:
+def run(
+    model: Classifier,
+    dataset: LocalizationDataset,
+    out: Path,
+    methods: dict[str, Any],
+    targets: list[str],
+    options: dict[str, Any],
+) -> None:
     """One folder a method and target."""
-    model, dataset = load_classifier("efficientnet_lite0"), load_dataset("imagenet", data)
-    for method in methods:
+    for name, method in methods.items():
         for target in targets:
-            print(f"{method}, {target}", file=sys.stderr, flush=True)
+            print(f"{name}, {target}", file=sys.stderr, flush=True)
             compare(
                 model,
                 dataset,
-                [method],
-                out=out / target / method,
+                {name: method},
+                out=out / target / name,
                 target=target,
                 batch_size=BATCH,
                 saliency_metric=True,
@@ -74,47 +84,61 @@ def run(data: Path, out: Path, methods: list[str], targets: list[str], options: 
 
 
 def regions(
-    data: Path, out: Path, methods: list[str], targets: list[str], limit: int | None
+    model: Classifier,
+    dataset: LocalizationDataset,
+    out: Path,
+    methods: dict[str, Any],
+    targets: list[str],
+    limit: int | None,
 ) -> None:
     """A file a method and target."""
-    model, dataset = load_classifier("efficientnet_lite0"), load_dataset("imagenet", data)
     count = min(limit or len(dataset), len(dataset))
-    for method in methods:
+    for name, method in methods.items():
         for target in targets:
-            file = out / target / f"{method}, regions.safetensors"
+            file = out / target / f"{name}, regions.safetensors"
             if file.exists() and len(load_file(file)["sufficient"]) >= count:
                 continue
-            print(f"{method}, {target}: regions", file=sys.stderr, flush=True)
+            print(f"{name}, {target}: regions", file=sys.stderr, flush=True)
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(regions_of(model, dataset, method, target, count), file)
+            found = regions_of(model, dataset, {name: method}, target, count)
+            save_file(found, file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
 
 
 def regions_of(
-    model: Classifier, dataset: LocalizationDataset, method: str, target: str, count: int
+    model: Classifier,
+    dataset: LocalizationDataset,
+    method: dict[str, Any],
+    target: str,
+    count: int,
 ) -> dict[str, Tensor]:
     """Shares of the images, NaN where no share is enough."""
-    built = METHODS[method](model)
+    (built,) = build_methods(model, method).values()
+    device = next(model.parameters()).device
     found: dict[str, list[Tensor]] = {"sufficient": [], "destroying": []}
     for start in range(0, count, BATCH):
         samples = [
             resize(dataset[i], model.input_size) for i in range(start, min(start + BATCH, count))
         ]
-        images = torch.stack([s.image for s in samples])
+        images = torch.stack([s.image for s in samples]).to(device)
         with torch.no_grad():
             classes = model(images).argmax(dim=1)
         if target == "label":
-            classes = torch.tensor([s.label for s in samples])
+            classes = torch.tensor([s.label for s in samples], device=device)
         maps = built.explain(images, classes).maps.detach()
-        found["sufficient"].append(smallest_sufficient_region(model, images, maps, classes))
-        found["destroying"].append(smallest_destroying_region(model, images, maps, classes))
+        sufficient = smallest_sufficient_region(model, images, maps, classes)
+        destroying = smallest_destroying_region(model, images, maps, classes)
+        found["sufficient"].append(sufficient.cpu())
+        found["destroying"].append(destroying.cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def print_table(out: Path, protocol: str) -> None:
     """Everything that has run."""
     for target in TARGETS:
-        runs = {m: out / target / m for m in LISTED}
-        there = {m: Comparison(folder) for m, folder in runs.items() if folder.is_dir()}
+        folders = [folder.parent for folder in (out / target).glob("*/run.json")]
+        names = sorted((f.name for f in folders), key=in_order)
+        there = {m: Comparison(out / target / m) for m in names}
         if not there:
             continue
         print(f"{target} explained; mean [95 % interval]; error by {protocol}")
@@ -135,6 +159,12 @@ def print_table(out: Path, protocol: str) -> None:
                     print(f"{method:22s} {differences(frames[method], frames[BASELINE])}")
         print_regions(out / target)
         print()
+
+
+def in_order(method: str) -> tuple[int, str]:
+    """As they are listed, networks of the user's after their like."""
+    place = LISTED.index(method if method in LISTED else "real_time_masking")
+    return place, method
 
 
 def line(method: str, comparison: Comparison, protocol: str) -> str:
@@ -168,8 +198,9 @@ def differences(ours, theirs) -> str:
 
 def print_regions(folder: Path) -> None:
     """Mean shares; an image that no share is enough for counts as the whole of it."""
-    files = {m: folder / f"{m}, regions.safetensors" for m in LISTED}
-    files = {m: file for m, file in files.items() if file.exists()}
+    ending = ", regions.safetensors"
+    names = [file.name.removesuffix(ending) for file in folder.glob(f"*{ending}")]
+    files = {m: folder / f"{m}{ending}" for m in sorted(names, key=in_order)}
     if not files:
         return
     print("smallest sufficient region; smallest destroying region (of images it can be destroyed)")
@@ -189,6 +220,8 @@ def main() -> None:
     parser.add_argument("stage", choices=["run", "regions", "table"])
     parser.add_argument("paths", nargs="+", type=Path, help="DATA OUT, or OUT")
     parser.add_argument("--methods", default=",".join(LISTED), help="names, separated by commas")
+    parser.add_argument("--networks", type=Path, nargs="*", default=[], help="masking networks")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--targets", default=",".join(TARGETS), help="label, prediction")
     parser.add_argument("--limit", type=int, help="only the first so many images")
     parser.add_argument("--precision", default="float32", help="float32 or bfloat16")
@@ -198,15 +231,21 @@ def main() -> None:
         parser.error(
             f"{arguments.stage}: expected {'OUT' if arguments.stage == 'table' else 'DATA OUT'}"
         )
-    data, out = arguments.paths[0], arguments.paths[-1]
-    methods, targets = arguments.methods.split(","), arguments.targets.split(",")
+    out = arguments.paths[-1]
+    if arguments.stage == "table":
+        print_table(out, arguments.protocol)
+        return
+    model = load_classifier("efficientnet_lite0").to(arguments.device)
+    dataset = load_dataset("imagenet", arguments.paths[0])
+    methods: dict[str, Any] = {name: name for name in arguments.methods.split(",") if name}
+    for file in arguments.networks:
+        methods[file.stem] = RealTimeMasking(load_masking_network(file, model))
+    targets = arguments.targets.split(",")
     if arguments.stage == "run":
         options = {"limit": arguments.limit, "precision": arguments.precision}
-        run(data, out, methods, targets, options)
-    elif arguments.stage == "regions":
-        regions(data, out, methods, targets, arguments.limit)
+        run(model, dataset, out, methods, targets, options)
     else:
-        print_table(out, arguments.protocol)
+        regions(model, dataset, out, methods, targets, arguments.limit)
 
 
 if __name__ == "__main__":
