@@ -464,11 +464,11 @@ def _head_of(encoder: nn.Module, features: Tensor, scores: Tensor) -> tuple[Tens
     linear = [m for m in encoder.modules() if isinstance(m, nn.Linear)]
     if not linear or linear[-1].weight.shape != (scores.shape[1], features.shape[1]):
         return None
-    weight = linear[-1].weight.detach()
-    bias = linear[-1].bias
-    bias = torch.zeros_like(weight[:, 0]) if bias is None else bias.detach()
     if scores.ndim > 2:
         return None
+    weight = linear[-1].weight.detach()
+    has_bias = linear[-1].bias is not None
+    bias = linear[-1].bias.detach() if has_bias else torch.zeros_like(weight[:, 0])
     pooled = features.float().mean(dim=(2, 3)) @ weight.float().T + bias.float()
     tolerance = 1e-2 * float((scores.float() - bias.float()).abs().max())
     if not torch.allclose(pooled, scores.float(), rtol=0, atol=tolerance):

@@ -284,6 +284,20 @@ def test_the_objective_of_two_inputs_holds_both_masks(net: Net, x: Tensor) -> No
     torch.testing.assert_close(both.objective[:, 0], expected)
 
 
+def test_a_model_that_views_its_features_gives_the_same(net: Net, x: Tensor) -> None:
+    def viewed(x: Tensor) -> Tensor:
+        features = net.conv(x).relu()
+        if not features.is_contiguous():
+            features.view(len(x), -1)  # raises: of a channels_last tensor it cannot be
+        return 10 * net.head(nn.functional.adaptive_avg_pool2d(features, 2).flatten(1))
+
+    with pytest.raises(RuntimeError, match="view size"):
+        viewed(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(
+        IterativeMask(viewed, steps=3).attribute(x), IterativeMask(net, steps=3).attribute(x)
+    )
+
+
 def test_half_precision_inputs_give_masks_of_that_type(net: Net, x: Tensor) -> None:
     masks = IterativeMask(net.bfloat16(), steps=3).attribute(x.bfloat16(), 1)
     assert masks.dtype == torch.bfloat16
