@@ -12,11 +12,11 @@ of the images and reported on the other, both ways. The localization error boxes
 component, the saliency metric all pixels above its threshold.
 
 `run` keeps each method in a folder of its own under OUT, as a run of ``compare``; stopped at any
-moment, the same command goes on. `regions` is how much of an image, its most salient pixels first,
-keeps the class alone (everything else blurred), and how much must be blurred for the class to go.
-Files given by --networks (of ``captum-robust train masking``) are methods by the name of the file.
-`table` prints what is there: of methods that ran on fewer images the others' values on the same
-images are not shown, so read n; differences to Grad-CAM are on the images of both.
+moment, the same command goes on (with another --limit, give another OUT). `regions` is how much of
+an image, its most salient pixels first, keeps the class alone (everything else blurred), and how
+much must be blurred for the class to go. Files given by --networks (of ``captum-robust train
+masking``) are methods by the name of the file. `table` prints what is there: methods that ran on
+fewer images stand beside others, so read n; differences to Grad-CAM are on the images of both.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from captum_robust.attr import RealTimeMasking
+from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.benchmark import Comparison, compare
 from captum_robust.benchmark.comparison import TRUE_BOX
 from captum_robust.benchmark.methods import build_methods
@@ -238,6 +239,9 @@ def main() -> None:
     model = load_classifier("efficientnet_lite0").to(arguments.device)
     dataset = load_dataset("imagenet", arguments.paths[0])
     methods: dict[str, Any] = {name: name for name in arguments.methods.split(",") if name}
+    if "real_time_masking" in methods and model.name not in pretrained():
+        print("real_time_masking: not trained yet; give --networks FILE", file=sys.stderr)
+        del methods["real_time_masking"]
     for file in arguments.networks:
         methods[file.stem] = RealTimeMasking(load_masking_network(file, model))
     targets = arguments.targets.split(",")

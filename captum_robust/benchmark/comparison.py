@@ -186,8 +186,8 @@ class Comparison:
         images whose class is right (of a defended method that of its averaged scores);
         ``forward`` and ``backward`` classifier passes an image; ``ms_per_image``; ``failed``,
         images without a map. Of a run with ``saliency_metric``, of clean images, ``saliency`` with
-        its interval ``saliency_low`` and ``saliency_high``, as in :meth:`saliency_table`. Of
-        methods that perturb the image ``flipped``, the share whose label
+        its interval ``saliency_low`` and ``saliency_high`` over ``saliency_n`` images, as in
+        :meth:`saliency_table`. Of methods that perturb the image ``flipped``, the share whose label
         they changed of the ``flippable`` images, those whose explained class was the prediction. Of
         attacked images ``n_right``, ``already_wrong``, ``fooled`` and ``robust_accuracy`` as in
         :meth:`attack_table`, the same for all methods that are shown the same images. Of a run
@@ -852,6 +852,7 @@ class Comparison:
                 "saliency": found["saliency"],
                 "saliency_low": found["low"],
                 "saliency_high": found["high"],
+                "saliency_n": found["n"],
             }
         row["accuracy"] = self._accuracy(method, attack)
         row["pointing"] = self._pointing(method, attack)

@@ -11,6 +11,7 @@ from captum_robust.metrics._settings import settings_state
 from captum_robust.metrics.functional.localization import millionths, split_folds
 from captum_robust.metrics.functional.saliency import (
     Scores,
+    check_level,
     check_thresholds,
     crop_scores,
     lowest_columns,
@@ -70,7 +71,9 @@ class SaliencyMetric(Metric):
         if thresholds is not None:
             check_thresholds(thresholds)
             thresholds = {family: tuple(alphas) for family, alphas in thresholds.items()}
-        if strategy is not None:
+        if strategy is None:
+            check_level(threshold)
+        else:
             check_alpha(strategy, threshold)
         self.threshold = threshold
         self.strategy = strategy

@@ -152,6 +152,7 @@ def test_tables_say_one_thing(result: Comparison) -> None:
     alone = result.saliency_table().set_index("method")
     table = result.table().set_index("method")
     for method in METHODS:
+        assert table.loc[method, "saliency_n"] == 9
         for column, other in (("saliency", "saliency"), ("saliency_low", "low")):
             assert table.loc[method, column] == alone.loc[method, other]
     text = result.to_text()

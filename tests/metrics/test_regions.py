@@ -12,6 +12,7 @@ from captum_robust.metrics.functional import (
     smallest_destroying_region,
     smallest_sufficient_region,
 )
+from captum_robust.nn import EvidenceRemoval
 
 SIDE = 10
 
@@ -134,6 +135,13 @@ def test_what_is_drawn_is_drawn_once_an_image_and_follows_the_seed():
     assert (~outside).any(dim=1).flatten(1).sum(dim=1).tolist() == [10, 10]
 
 
+def test_the_evidence_removal_of_the_masking_networks_is_one():
+    image = with_block()
+    options = {"removal": EvidenceRemoval("color", noise=0)}  # grey is not white
+    found = smallest_sufficient_region(white_pixels, image, image[:, 0], ONE, **options)
+    assert found.item() == pytest.approx(0.15)
+
+
 def test_a_batch_gives_what_a_plain_loop_gives():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(320, 3)).eval()
@@ -182,6 +190,7 @@ def test_a_batch_gives_what_a_plain_loop_gives():
         ({"areas": (0.0, 0.2)}, ValueError, "areas must increase"),
         ({"areas": (0.5, 1.2)}, ValueError, "areas must increase"),
         ({"share": 0.0}, ValueError, r"share must be in \(0, 1\]"),
+        ({"share": "half"}, ValueError, r"share must be in \(0, 1\]"),
         ({"batch_size": 1.5}, ValueError, "batch_size must be"),
         ({"removal": lambda x, g: x[0]}, ValueError, "removal must give images"),
     ],

@@ -382,6 +382,8 @@ def metric_of(net, **changes):
         ({"classes": torch.tensor([0])}, ValueError, "2 indices"),
         ({"classes": torch.tensor([0, 4])}, ValueError, "classes must be from 0 to 3"),
         ({"classes": torch.tensor([-1, 0])}, ValueError, "classes must be from 0 to 3"),
+        ({"threshold": math.nan}, ValueError, "threshold must be a finite number, not nan"),
+        ({"threshold": "half"}, ValueError, "threshold must be a finite number, not 'half'"),
         ({"strategy": "median"}, ValueError, "strategy must be one of"),
         ({"strategy": "value", "threshold": 2.0}, ValueError, r"alpha must be in \[0, 1\]"),
         ({"size": (0, 4)}, ValueError, "size must be"),
@@ -410,6 +412,8 @@ def test_wrong_thresholds_are_named():
             SaliencyMetric(thresholds=empty)
     with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\]"):
         SaliencyMetric(1.5, "value")
+    with pytest.raises(ValueError, match="threshold must be a finite number"):
+        SaliencyMetric(math.inf)
     for values, message in (
         (torch.rand(3), "N×A"),
         (torch.rand(3, 0), "A from 1"),
@@ -425,6 +429,8 @@ def test_wrong_thresholds_are_named():
         tuned_saliency(torch.rand(2, 2), folds=torch.tensor([0, 2]))
     with pytest.raises(ValueError, match="boxes must have shape N×4"):
         crop_and_resize(some_images(1), torch.rand(1, 1, 4), (2, 2))
+    with pytest.raises(TypeError, match="boxes must be a tensor N×4, not list"):
+        crop_and_resize(some_images(1), [[0, 0, 1, 1]], (2, 2))
     with pytest.raises(ValueError, match="boxes must have shape N×A×4"):
         crop_scores(tiny_net(), some_images(1), torch.rand(1, 4), torch.tensor([0]))
 

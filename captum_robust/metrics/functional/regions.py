@@ -9,11 +9,13 @@ pixels; the region grows from its largest pixel over a ladder of areas until the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from captum_robust._blur import blur_matrix
+from captum_robust._checks import as_number
 from captum_robust.metrics.functional._validate import check_maps
 from captum_robust.metrics.functional.saliency import (
     Scores,
@@ -30,7 +32,7 @@ REGION_AREAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7,
 BLUR = 10.0
 """Standard deviation of the default removal, in pixels of an image of 224."""
 
-Removal = Callable[[Tensor, torch.Generator], Tensor]
+Removal: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 """Images N×C×H×W -> the same images without evidence."""
 
 
@@ -63,7 +65,8 @@ def smallest_sufficient_region(
             pixels (of 224; other sizes scale it).
         share: None: the class is kept where it is the prediction. Or a share in (0, 1]: where its
             probability is at least this share of that for the whole image.
-        seed: of the generator that ``removal`` gets.
+        seed: of the generator that ``removal`` gets. What it draws for an image depends on the
+            image's place in the batch.
         batch_size: how many images the model gets at once.
 
     Returns:
@@ -131,7 +134,7 @@ def _smallest(
     ladder = [float(area) for area in areas]
     if not ladder or ladder != sorted(set(ladder)) or not 0 < ladder[0] <= ladder[-1] <= 1:
         raise ValueError(f"areas must increase within (0, 1], not {list(areas)}")
-    if share is not None and not 0 < share <= 1:
+    if share is not None and not 0 < as_number(share) <= 1:
         raise ValueError(f"share must be in (0, 1], not {share!r}")
     found = torch.full((n,), torch.nan, device=images.device)
     if n == 0:

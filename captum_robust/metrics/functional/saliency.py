@@ -14,6 +14,7 @@ images here are. A crop is mostly made larger, where antialiasing changes nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from captum_robust._checks import as_number
 from captum_robust.metrics.functional._validate import (
     check_choice,
     check_maps,
@@ -71,14 +73,21 @@ def tightest_box(masks: Tensor, threshold: float = 0.5) -> Tensor:
         N×4 float32 (x0, y0, x1, y1) in pixels, half-open; the whole image where none is above.
 
     Raises:
-        ValueError: NaN or infinity in a mask, or another shape.
+        ValueError: NaN or infinity in a mask, another shape, or a threshold that is no number.
 
     >>> mask = torch.zeros(1, 4, 6)
     >>> mask[0, 1, 1], mask[0, 3, 4] = 0.6, 0.9
     >>> tightest_box(mask).tolist(), tightest_box(mask, 0.8).tolist()
     ([[1.0, 1.0, 5.0, 4.0]], [[4.0, 3.0, 5.0, 4.0]])
     """
+    check_level(threshold)
     return mask_to_box(check_maps(masks, "masks") > threshold)
+
+
+def check_level(threshold: float) -> None:
+    """Refuse a threshold in the unit of the masks that is no finite number."""
+    if not math.isfinite(as_number(threshold)):
+        raise ValueError(f"threshold must be a finite number, not {threshold!r}")
 
 
 def saliency_boxes(
@@ -137,15 +146,14 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Ten
 
     Raises:
         ValueError: shapes that do not fit; NaN, a box with x1 < x0 or y1 < y0, or outside.
-        TypeError: images that are not floating point.
+        TypeError: images that are not floating point; boxes that are no tensor.
 
     >>> image = torch.arange(16.0).view(1, 1, 4, 4)
     >>> crop_and_resize(image, torch.tensor([[1.0, 2.0, 3.0, 4.0]]), (2, 2)).tolist()
     [[[[9.0, 10.0], [13.0, 14.0]]]]
     """
     check_images(images)
-    if boxes.dim() != 2:
-        raise ValueError(f"boxes must have shape N×4, not {tuple(boxes.shape)}")
+    _check_rank(boxes, 2, "N×4")
     pixels = _whole_pixels(_checked_boxes(boxes, images), (images.shape[2], images.shape[3]))
     return _crops(images, pixels, check_size(size))
 
@@ -247,8 +255,8 @@ def crop_scores(
     n = len(images)
     check_classes(classes, n)
     check_batch_size(batch_size)
-    if boxes.dim() != 3:
-        raise ValueError(f"boxes must have shape N×A×4, not {tuple(boxes.shape)}")
+    _check_rank(boxes, 3, "N×A×4")
+    images = images.detach()
     height, width = images.shape[2:]
     own: tuple[int, int] = getattr(model, "input_size", (height, width))
     out = check_size(own if size is None else size)
@@ -406,6 +414,13 @@ def check_batch_size(batch_size: int) -> None:
     """Refuse what is no whole number from 1."""
     if not isinstance(batch_size, int) or batch_size is True or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number from 1, not {batch_size!r}")
+
+
+def _check_rank(boxes: Tensor, rank: int, shape: str) -> None:
+    if not isinstance(boxes, Tensor):
+        raise TypeError(f"boxes must be a tensor {shape}, not {type(boxes).__name__}")
+    if boxes.dim() != rank:
+        raise ValueError(f"boxes must have shape {shape}, not {tuple(boxes.shape)}")
 
 
 def _checked_boxes(boxes: Tensor, images: Tensor) -> Tensor:
