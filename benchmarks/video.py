@@ -3,7 +3,7 @@
     python benchmarks/video.py [--network FILE.safetensors] [--threads 2] [--size 224]
 
 The video pans over the photographs of the sample set. Wall and processor time are printed, per
-frame: on a machine with other work the latter says more. "all but the network" is the same command
+frame: on a machine with other work the latter says more (and OMP_WAIT_POLICY=passive helps). "all but the network" is the same command
 with a network that gives a mask without work. Peak memory is that of a process of its own for each
 length, with that network too, on the same video as often as needed.
 """
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="*", default=[200, 2000, 20000])
     parser.add_argument("--annotate", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1 if options.annotate else options.threads)
     cv2.setNumThreads(options.threads)
     if options.annotate:
         annotate_video(options.annotate[0], options.annotate[1], NoWork(), smooth=0.8)
