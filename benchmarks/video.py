@@ -3,9 +3,10 @@
     python benchmarks/video.py [--network FILE.safetensors] [--threads 2] [--size 224]
 
 The video pans over the photographs of the sample set. Wall and processor time are printed, per
-frame: on a machine with other work the latter says more (and OMP_WAIT_POLICY=passive helps). "all but the network" is the same command
-with a network that gives a mask without work. Peak memory is that of a process of its own for each
-length, with that network too, on the same video as often as needed.
+frame: on a machine with other work the latter says more, and OMP_WAIT_POLICY=passive helps. "all
+but the network" is the same command with a network that gives a mask without work. Peak memory is
+that of a process of its own for each length, with that network too, on the same video as often as
+needed.
 """
 
 import argparse
