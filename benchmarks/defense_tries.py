@@ -2,8 +2,8 @@
 
     python benchmarks/defense_tries.py DATA OUT [--limit N]
 
-More classes, evidence that depends on no class, maps of an earlier layer, noise that nobody knows
-beforehand. Images, methods, errors and OUT are those of `benchmarks/defenses.py`. The attack is PGD
+More classes, the average taken of the features instead of the maps, evidence that depends on no
+class, maps of an earlier layer, noise that nobody knows beforehand. Images, methods, errors and OUT are those of `benchmarks/defenses.py`. The attack is PGD
 through the transforms that the try itself has. For networks trained on attacked images see
 `benchmarks/adversarial_training.py`.
 """
@@ -88,6 +88,7 @@ def run_tries(data: Path, out: Path, limit: int) -> None:
     line("top 20 classes alike", of(Defended(cam, transforms), weights=[1.0] * 20), shown)
     early = RobustCAM(model, model.module.get_submodule("blocks.10"), base="gradcam")
     line("map of block 10", of(Defended(early, transforms)), shown)
+    line("features averaged, not maps", averaged_features(model, transforms), shown)
     line("no class: energy of the last features", energy(model, transforms), shown)
     noisy = [GaussianNoise(0.2, seed=s) for s in range(5)]
     redrawn = {"clean": clean} | {
@@ -107,17 +108,34 @@ def run_tries(data: Path, out: Path, limit: int) -> None:
     line("noise .2, five draws that nobody knows", of(Defended(cam, noisy)), redrawn)
 
 
+def passed(
+    model: Classifier, transforms: tuple[Transform, ...], x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Last features T×N×C×h×w and scores T×N×K of the images under each transform."""
+    found: list[Tensor] = []
+    handle = model.cam_layer.register_forward_hook(lambda *a: found.append(a[2]))
+    with torch.no_grad():
+        scores = torch.stack([model(t(x)) for t in transforms])
+    handle.remove()
+    return torch.stack(found), scores
+
+
 def energy(model: Classifier, transforms: tuple[Transform, ...]) -> Maps:
     """The mean square of the features over channels and transforms, without any class."""
+    return lambda x: enlarged(passed(model, transforms, x)[0].square().mean(dim=(0, 2)))
+
+
+def averaged_features(model: Classifier, transforms: tuple[Transform, ...]) -> Maps:
+    """RobustCAM's map of the mean features, for the classes that the mean scores choose."""
+    weight = model.module.classifier.weight.detach()
+    ladder = torch.tensor([2.0**-i for i in range(1, 6)])
 
     def maps(x: Tensor) -> Tensor:
-        found: list[Tensor] = []
-        handle = model.cam_layer.register_forward_hook(lambda *a: found.append(a[2]))
-        with torch.no_grad():
-            for t in transforms:
-                model(t(x))
-        handle.remove()
-        return enlarged(torch.stack([f.square().mean(dim=1) for f in found]).mean(dim=0))
+        features, scores = passed(model, transforms, x)
+        top = scores.float().mean(dim=0).topk(5, dim=1).indices
+        classes = (weight[top] * ladder[None, :, None]).sum(dim=1)
+        mean = features.float().mean(dim=0)
+        return enlarged(torch.einsum("nc,nchw->nhw", classes, mean).clamp(min=0))
 
     return maps
 
