@@ -3,9 +3,9 @@
     python benchmarks/defense_tries.py DATA OUT [--limit N]
 
 More classes, the average taken of the features instead of the maps, evidence that depends on no
-class, maps of an earlier layer, noise that nobody knows beforehand. Images, methods, errors and OUT are those of `benchmarks/defenses.py`. The attack is PGD
-through the transforms that the try itself has. For networks trained on attacked images see
-`benchmarks/adversarial_training.py`.
+class, maps of an earlier layer, noise that nobody knows beforehand. Images, methods, errors and OUT
+are those of `benchmarks/defenses.py`. The attack is PGD through the transforms that the try itself
+has. For networks trained on attacked images see `benchmarks/adversarial_training.py`.
 """
 
 import argparse
