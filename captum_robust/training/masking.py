@@ -20,6 +20,7 @@ from captum_robust._random import seeded
 from captum_robust.metrics.functional import saliency_metric
 from captum_robust.nn import EvidenceRemoval, MaskingNetwork, blend, upsampled
 from captum_robust.nn.mask_objective import Objective, PaperObjective
+from captum_robust.nn.masking_network import MaskDecoder
 from captum_robust.training.loop import (
     Batch,
     TrainingResult,
@@ -29,6 +30,8 @@ from captum_robust.training.loop import (
 )
 
 FAKES = ("area", "swapped")
+_GATE_RATE = 10.0
+"""Of the learning rate; scale and shift of the feature filter."""
 
 
 @dataclass(frozen=True)
@@ -351,11 +354,7 @@ def masking_training(
                 dataset,
                 loss,
                 settings,
-                optimizer=torch.optim.AdamW(
-                    network.decoder.parameters(),
-                    settings.learning_rate,
-                    weight_decay=settings.weight_decay,
-                ),
+                optimizer=_optimizer(network.decoder, settings),
                 evaluate=evaluation,
                 best=None if evaluation is None else "saliency_metric",
                 patience=patience,
@@ -367,6 +366,17 @@ def masking_training(
         finally:
             if board is not None:
                 board.close()
+
+
+def _optimizer(decoder: MaskDecoder, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """AdamW; two numbers that move the whole mask may do so faster than the weights."""
+    gate = [decoder.scale, decoder.shift]
+    rest = [p for p in decoder.parameters() if all(p is not g for g in gate)]
+    groups = [
+        {"params": rest},
+        {"params": gate, "lr": _GATE_RATE * settings.learning_rate, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 def _is_begun(out: str | Path | None) -> bool:
