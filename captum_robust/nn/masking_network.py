@@ -239,6 +239,12 @@ class MaskingNetwork(nn.Module):
         if not isinstance(scores, Tensor) or scores.ndim < 2:
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(f"encoder: expected scores N×K, got {got}")
+        if len(features) < len(self._layers) or any(
+            not isinstance(f, Tensor) or f.ndim != 4 for f in features
+        ):
+            raise ValueError(
+                "layers: expected layers of the encoder, each of which gives maps N×C×h×w"
+            )
         channels = tuple(int(f.shape[1]) for f in features)
         count = int(scores.shape[1]) if num_classes is None else num_classes
         head = None
@@ -261,12 +267,18 @@ class MaskingNetwork(nn.Module):
             return lambda module, arguments, output: found.__setitem__(number, output)  # noqa: ARG005
 
         handles = [m.register_forward_hook(keep(i)) for i, m in enumerate(self._layers)]
+        # Also where the encoder was put in training mode by itself.
+        training = [m for m in self.encoder.modules() if m.training]
         try:
+            for m in training:
+                m.training = False
             scores = self.encoder(x, *arguments)
         finally:
+            for m in training:
+                m.training = True
             for handle in handles:
                 handle.remove()
-        return [found[i] for i in range(len(self._layers))], scores
+        return [found[i] for i in range(len(self._layers)) if i in found], scores
 
     def encode(self, x: Tensor, *arguments: Any) -> tuple[list[Tensor], Tensor]:
         """The features of each scale, finest first, and the scores N×K, in one pass.

@@ -379,6 +379,20 @@ def test_the_encoder_stays_in_evaluation_mode_when_the_decoder_is_trained(
     assert network.decoder.two_channels.weight.grad is not None
 
 
+def test_an_encoder_in_training_mode_runs_in_evaluation_mode_and_is_put_back(x: Tensor) -> None:
+    encoder = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3, 2, 1)
+    ).append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    network = MaskingNetwork(encoder.train())
+    state = {name: t.clone() for name, t in encoder.state_dict().items()}
+    network.decoder.eval()
+    masks = network(x, torch.zeros(len(x), dtype=torch.int64))
+    assert encoder.training
+    assert encoder[1].training
+    assert all(torch.equal(t, state[name]) for name, t in encoder.state_dict().items())
+    assert torch.equal(masks, network.eval()(x, torch.zeros(len(x), dtype=torch.int64)))
+
+
 def test_a_gradient_reaches_the_image_where_it_is_asked_for(tiny: Tiny, x: Tensor) -> None:
     network = trained(tiny)
     x.requires_grad_()
@@ -522,6 +536,12 @@ def test_what_is_no_network_is_an_error(tiny: Tiny) -> None:
 
     with pytest.raises(ValueError, match="expected scores N×K, got dict"):
         MaskingNetwork(NoScores())
+
+
+def test_layers_that_give_no_maps_are_refused(tiny: Tiny) -> None:
+    for layers in ([nn.Conv2d(3, 3, 1)], [tiny], []):
+        with pytest.raises(ValueError, match=r"layers: expected|two or more scales"):
+            MaskingNetwork(tiny, layers=layers)
 
 
 def test_masks_are_enlarged_bilinearly() -> None:
