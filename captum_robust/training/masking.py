@@ -372,7 +372,7 @@ def _optimizer(decoder: MaskDecoder, settings: TrainingSettings) -> torch.optim.
     """AdamW; two numbers that move the whole mask may do so faster than the weights."""
     gate = [decoder.scale, decoder.shift]
     rest = [p for p in decoder.parameters() if all(p is not g for g in gate)]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": rest},
         {"params": gate, "lr": _GATE_RATE * settings.learning_rate, "weight_decay": 0.0},
     ]
