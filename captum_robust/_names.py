@@ -7,13 +7,18 @@ from difflib import get_close_matches
 
 
 def printable(text: str) -> str:
-    r"""The text on one line, with the bytes of a file name that are not UTF-8 written out.
+    r"""The text on one line, with what is not UTF-8 or not printable in a file name written out.
+
+    A terminal obeys some of the latter: a name could colour or hide what is around it.
 
     >>> printable("a\udcff.png\n is torn")
     'a\\xff.png is torn'
+    >>> printable("\x1b[31mred.png")
+    '\\x1b[31mred.png'
     """
     line = " ".join(text.split())
-    return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    line = line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:
