@@ -159,6 +159,9 @@ class MaskDecoder(nn.Module):
             confidence: is taken from the log odds: with 6, only what is surely of the class is
                 shown; with 0, similar things too.
         """
+        if not torch.is_autocast_enabled(features[-1].device.type):
+            # Those of an encoder in half precision.
+            features = [f.to(self.two_channels.weight.dtype) for f in features]
         deepest = features[-1]
         odds = (self.evidence(deepest, classes) - confidence)[:, None]
         gate = torch.sigmoid(odds)
@@ -328,7 +331,7 @@ def save_masking_network(
     """Write the decoder's weights, and what it needs, as a safetensors file.
 
     Args:
-        half: in half precision.
+        half: in half precision, but for what is too large for it.
         card: what the network was trained on and what it scores, for who loads it.
 
     Raises:
@@ -339,20 +342,29 @@ def save_masking_network(
     if path.suffix != ".safetensors":
         raise ValueError(f"path: expected a name that ends in .safetensors, got {path.name}")
     tensors = {
-        name: t.half() if half and t.is_floating_point() else t
+        name: _halved(t) if half and t.is_floating_point() else t
         for name, t in network.decoder.state_dict().items()
     }
-    facts = {"encoder": _name_of(network.encoder), **asdict(network.decoder.shape)}
+    facts = {
+        "encoder": _name_of(network.encoder),
+        "encoder_weights": _some_weights(network.encoder),
+        **asdict(network.decoder.shape),
+    }
     write_tensors(path, tensors, {_FACTS: json.dumps(facts), _CARD: card})
 
 
-def load_masking_network(path: str | Path, encoder: nn.Module) -> MaskingNetwork:
+def load_masking_network(
+    path: str | Path, encoder: nn.Module, *, layers: Sequence[nn.Module] | None = None
+) -> MaskingNetwork:
     """The network of a file that :func:`save_masking_network` wrote, in evaluation mode.
+
+    Args:
+        layers: those that the network was made with, where they were given.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is no safetensors file, or one without a masking network, or the network is
-            for another encoder or other classes.
+            for another encoder, for one of other weights, or for other classes.
     """
     path = Path(path)
     shown = printable(str(path))
@@ -361,15 +373,27 @@ def load_masking_network(path: str | Path, encoder: nn.Module) -> MaskingNetwork
     tensors, metadata = read_tensors(path)
     try:
         facts: dict[str, Any] = json.loads(metadata[_FACTS])
-        name = facts.pop("encoder")
+        name, weights = str(facts.pop("encoder")), facts.pop("encoder_weights", None)
         shape = DecoderShape(
             **{**facts, "channels": tuple(facts["channels"]), "widths": tuple(facts["widths"])}
         )
-    except (KeyError, TypeError, ValueError):
+        wanted = _shapes_of(shape)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
         raise ValueError(f"{shown} holds no masking network") from None
     if name != _name_of(encoder):
-        raise ValueError(f"{shown} is for the encoder {name}, not {_name_of(encoder)}")
-    network = MaskingNetwork(encoder, num_classes=shape.num_classes, learned_classes=not shape.head)
+        raise ValueError(f"{shown} is for the encoder {printable(name)}, not {_name_of(encoder)}")
+    # Before anything is made of sizes that a broken file could tell.
+    different = sorted(
+        {*tensors, *wanted} - {n for n in tensors if tensors[n].shape == wanted.get(n)}
+    )
+    if different:
+        raise ValueError(
+            f"{shown} does not fit the encoder {name}: {printable(different[0])} is missing, of "
+            "another shape, or unknown"
+        )
+    network = MaskingNetwork(
+        encoder, layers=layers, num_classes=shape.num_classes, learned_classes=not shape.head
+    )
     own = network.decoder.shape
     if own.channels != shape.channels or own.head != shape.head:
         raise ValueError(
@@ -379,13 +403,44 @@ def load_masking_network(path: str | Path, encoder: nn.Module) -> MaskingNetwork
     if own != shape:
         head = network.decoder.head_weight, network.decoder.head_bias
         network.decoder = MaskDecoder(shape, head if shape.head else None)  # type: ignore[arg-type]
-    try:
-        network.decoder.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
-        raise ValueError(f"{shown} does not fit the encoder {name}: {first}") from None
+    if weights is not None and not _are_close(weights, _some_weights(encoder)):
+        raise ValueError(
+            f"{shown} is for an encoder {name} of other weights; load those, or train another"
+        )
+    network.decoder.load_state_dict(tensors)
     like = next(encoder.parameters(), torch.empty(0))
     return network.to(like.device).eval()
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """In half precision, where it holds all of the numbers."""
+    half = tensor.half()
+    return half if bool((half.isfinite() == tensor.isfinite()).all()) else tensor
+
+
+def _shapes_of(shape: DecoderShape) -> dict[str, torch.Size]:
+    """Of the tensors of a decoder, which is not made for that."""
+    with torch.device("meta"):
+        head = (torch.empty(0), torch.empty(0)) if shape.head else None
+        return {name: t.shape for name, t in MaskDecoder(shape, head).state_dict().items()}
+
+
+def _some_weights(encoder: nn.Module) -> list[float]:
+    """A number of the middle of each of the encoder's larger weights, at most 64 of them."""
+    weights = [p.detach().flatten() for p in encoder.parameters() if p.ndim > 1]
+    chosen = weights[:: max(1, -(-len(weights) // 64))]
+    return [float(w[w.numel() // 2]) for w in chosen]
+
+
+def _are_close(there: Any, here: list[float]) -> bool:
+    """Up to the rounding to bfloat16, and a little training."""
+    if not isinstance(there, list) or len(there) != len(here):
+        return False
+    scale = max((abs(value) for value in here), default=0.0)
+    return all(
+        isinstance(a, (int, float)) and abs(a - b) <= 0.02 * scale
+        for a, b in zip(there, here, strict=True)
+    )
 
 
 def _name_of(encoder: nn.Module) -> str:
@@ -482,7 +537,9 @@ def _head_of(encoder: nn.Module, features: Tensor, scores: Tensor) -> tuple[Tens
     has_bias = linear[-1].bias is not None
     bias = linear[-1].bias.detach() if has_bias else torch.zeros_like(weight[:, 0])
     pooled = features.float().mean(dim=(2, 3)) @ weight.float().T + bias.float()
-    tolerance = 1e-2 * float((scores.float() - bias.float()).abs().max())
+    # Half precision rounds in each layer.
+    share = 1e-2 if scores.dtype == torch.float32 else 5e-2
+    tolerance = share * float((scores.float() - bias.float()).abs().max())
     if not torch.allclose(pooled, scores.float(), rtol=0, atol=tolerance):
         return None
     return weight, bias

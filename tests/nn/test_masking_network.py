@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -432,6 +434,32 @@ def test_half_precision_halves_the_file(tiny: Tiny, tmp_path: Path) -> None:
     assert saved[0] - saved[1] == pytest.approx(2 * weights, rel=0.01)
 
 
+def test_what_is_too_large_for_half_precision_stays_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
+    network = MaskingNetwork(tiny)
+    network.decoder.filter[1].running_var.fill_(1e6)
+    save_masking_network(network, tmp_path / "masks.safetensors", half=True)
+    loaded = load_masking_network(tmp_path / "masks.safetensors", tiny)
+    assert loaded.decoder.filter[1].running_var.eq(1e6).all()
+
+
+def test_a_file_is_loaded_at_another_precision_of_the_encoder(tiny: Tiny, tmp_path: Path) -> None:
+    save_masking_network(MaskingNetwork(tiny), tmp_path / "masks.safetensors")
+    loaded = load_masking_network(tmp_path / "masks.safetensors", tiny.bfloat16())
+    masks = loaded(torch.rand(1, 3, 32, 32).bfloat16(), torch.tensor([2]))
+    assert masks.shape == (1, 1, 32, 32)
+
+
+def test_a_network_of_given_layers_is_loaded_with_them(
+    tiny: Tiny, x: Tensor, tmp_path: Path
+) -> None:
+    layers = [tiny.stage1[0], tiny.stage2[0]]
+    network = trained(tiny, layers=layers)
+    save_masking_network(network, tmp_path / "masks.safetensors")
+    loaded = load_masking_network(tmp_path / "masks.safetensors", tiny, layers=layers)
+    classes = torch.tensor([0, 1, 2])
+    assert torch.equal(loaded(x, classes), network(x, classes))
+
+
 def test_the_classifiers_weights_are_not_in_the_file(tiny: Tiny, tmp_path: Path) -> None:
     assert not [n for n in MaskingNetwork(tiny).decoder.state_dict() if n.startswith("head")]
 
@@ -480,9 +508,34 @@ def list_for_facts(path: Path) -> nn.Module:
     return Tiny()
 
 
-def other_tensors(path: Path) -> nn.Module:
-    from safetensors import safe_open
+def facts_changed(**changes: Any) -> Callable[[Path], nn.Module]:
+    def change(path: Path) -> nn.Module:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["captum_robust.masking_network"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text = json.dumps({**facts, **changes})
+        save_file(tensors, path, {"captum_robust.masking_network": text})
+        return tiny_again()
 
+    return change
+
+
+def number_for_facts(path: Path) -> nn.Module:
+    save_file({"a": torch.zeros(2)}, path, {"captum_robust.masking_network": "1"})
+    return Tiny()
+
+
+def other_weights(_: Path) -> nn.Module:
+    torch.manual_seed(1)
+    return Tiny()
+
+
+def tiny_again() -> nn.Module:
+    torch.manual_seed(0)
+    return Tiny()
+
+
+def other_tensors(path: Path) -> nn.Module:
     with safe_open(path, "pt") as file:
         facts = file.metadata()
     save_file({"a": torch.zeros(2)}, path, facts)
@@ -500,6 +553,17 @@ def other_tensors(path: Path) -> nn.Module:
         (no_json, "holds no masking network"),
         (list_for_facts, "holds no masking network"),
         (other_tensors, "does not fit the encoder Tiny"),
+        (number_for_facts, "holds no masking network"),
+        (other_weights, "is for an encoder Tiny of other weights"),
+        (facts_changed(encoder="\x1b[31mred"), r"is for the encoder \\x1b\[31mred, not"),
+        (facts_changed(widths=[1.5, 2.5]), "holds no masking network"),
+        (facts_changed(widths=[-1, 32]), "holds no masking network"),
+        (facts_changed(widths=[1]), "holds no masking network"),
+        (facts_changed(widths=[10**7, 10**7]), "does not fit the encoder Tiny: blocks"),
+        (
+            facts_changed(num_classes=10**12, head=False),
+            "does not fit .*: embedding.weight is miss",
+        ),
     ],
 )
 def test_a_file_of_something_else_is_a_clear_error(
