@@ -295,6 +295,7 @@ def masking(
     import torch
     from torch.utils.data import Subset
 
+    from captum_robust._checks import check_count
     from captum_robust._random import seeded
     from captum_robust._weights import checksum
     from captum_robust.models import load_classifier
@@ -331,11 +332,12 @@ def masking(
         workers=workers,
         device=device,
     )
+    check_count("evaluation_images", evaluation_images, 0)
     training_device(settings)
     classifier = load_classifier(model, _chosen(weights))
     classifier.to(memory_format=torch.channels_last)
     names = list(classifier.class_names or [])
-    dataset = _open_for_masking(kind, images, out, names)
+    dataset = _open_for_masking(kind, images, out, names, labels)
     if start is not None:
         network = load_masking_network(start, classifier)
     else:
@@ -346,7 +348,7 @@ def masking(
     usable = CroppedImages(dataset, size, progress=_is_first())
     whole = usable.whole()
     if validation is not None:
-        found = _open_for_masking("folder", validation, out, names)
+        found = _open_for_masking("folder", validation, out, names, "model")
         looked_at = CroppedImages(found, size, area=(1.0, 1.0), mirror=False)
         training, testing = list(range(len(usable))), list(range(len(looked_at)))
     else:
@@ -355,6 +357,10 @@ def masking(
         training, testing = held_out_split([0] * len(usable), held_out, seed)
     _say_masking_images(usable, len(training), len(testing))
     testing = _shuffled(testing, seed)[:evaluation_images]
+    if patience is not None and not testing:
+        raise ValueError(
+            "--patience: there are no images to look at; give --validation, or a larger --held-out"
+        )
     shown: Any = Subset(usable, training)
     result = masking_training(
         network,
@@ -412,13 +418,22 @@ def _weights_of(texts: Sequence[str]) -> dict[str, float]:
 
 
 def _open_for_masking(
-    kind: str, path: Path, out: Path, names: Sequence[str]
+    kind: str, path: Path, out: Path, names: Sequence[str], labels: str
 ) -> LocalizationDataset:
     """Images whose labels count the classifier's classes, where they have some."""
     from captum_robust.data import load_dataset
+    from captum_robust.data.classes import imagenet_names
 
     if kind != "folder":
-        return _open(kind, path, out)
+        dataset = _open(kind, path, out)
+        if kind == "tiny-imagenet" and list(names) == list(imagenet_names()):
+            dataset = load_dataset(kind, path, split="train", labels="imagenet")
+        if labels != "model" and list(names) != list(dataset.class_names or []):
+            raise ValueError(
+                f"--kind {kind}: its classes are not those of the classifier; with --labels model "
+                "the classifier says them"
+            )
+        return dataset
     if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
         raise ValueError(f"--out {out} lies inside {path}, the images' folder; give another --out")
     return load_dataset("folder", path, labels="names", class_names=names or None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from safetensors import safe_open
 from torchvision.utils import save_image
 
 from captum_robust import cli
+from captum_robust.cli_train import _open_for_masking
+from captum_robust.data.classes import imagenet_names, imagenet_wnids
 from captum_robust.models import load_classifier, save_classifier
 from captum_robust.nn import load_masking_network
 
@@ -125,7 +127,8 @@ def test_images_without_classes_are_labelled_by_the_classifier(
         (("--images", "photographs", "--fake-probability", "1"), "fake_probability"),
         (("--images", "photographs", "--start", "model.pt"), "pickle"),
         (("--images", "photographs", "--start", "model.safetensors"), "holds no masking network"),
-        (("--images", "photographs", "--held-out", "0", "--patience", "2"), "validation"),
+        (("--images", "photographs", "--held-out", "0", "--patience", "2"), "--patience: there"),
+        (("--images", "photographs", "--evaluation-images", "-1"), "evaluation_images"),
     ],
 )
 def test_wrong_arguments_are_named(
@@ -141,6 +144,41 @@ def test_wrong_arguments_are_named(
     assert code == 2
     assert message in err
     assert "Traceback" not in err
+
+
+def tiny_imagenet(folder: Path) -> list[str]:
+    """Its training part with two classes in a drawn order, and their ids."""
+    wnids = ["n02123045", "n01443537"]
+    (folder / "train").mkdir(parents=True)
+    (folder / "wnids.txt").write_text("\n".join(wnids))
+    generator = torch.Generator().manual_seed(0)
+    for wnid in wnids:
+        (folder / "train" / wnid / "images").mkdir(parents=True)
+        for i in range(3):
+            name = f"{wnid}_{i}.JPEG"
+            save_image(
+                torch.rand(3, 64, 64, generator=generator),
+                folder / "train" / wnid / "images" / name,
+                format="jpeg",
+            )
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(
+            "".join(f"{wnid}_{i}.JPEG\t1\t2\t30\t40\n" for i in range(3))
+        )
+    return wnids
+
+
+def test_labels_of_tiny_imagenet_count_the_classes_of_the_classifier(tmp_path: Path) -> None:
+    wnids = tiny_imagenet(tmp_path / "tiny")
+    known = imagenet_wnids()
+
+    def labels_of(names: Sequence[str]) -> set[int | None]:
+        found = _open_for_masking("tiny-imagenet", tmp_path / "tiny", Path("run"), names, "folder")
+        return {found[i].label for i in range(len(found))}
+
+    assert labels_of(imagenet_names()) == {known[wnid] for wnid in wnids}
+    assert labels_of([imagenet_names()[known[wnid]] for wnid in wnids]) == {0, 1}
+    with pytest.raises(ValueError, match="--kind tiny-imagenet: its classes are not those"):
+        labels_of(NAMES)
 
 
 def test_a_network_of_other_classes_is_refused(
