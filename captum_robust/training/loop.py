@@ -181,7 +181,12 @@ def fit(
     accelerator = _accelerator(settings)
     if best is not None and out is None and accelerator.num_processes > 1:
         raise ValueError("best: several processes share the best weights through out=; give it")
-    count = _count(dataset, settings, accelerator.num_processes)
+    count = check_dataset(dataset, settings)
+    if settings.batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"batch_size: {accelerator.num_processes} processes can't share {settings.batch_size} "
+            "samples evenly"
+        )
     if optimizer is None:
         optimizer = torch.optim.SGD(
             network.parameters(),
@@ -386,6 +391,7 @@ class _Run:
         self._read_losses()
         if evaluate is None:
             return
+        self._check_weights()
         if self.is_first:
             self.network.eval()
             with seeded(_derived(self.settings.seed, "evaluation"), self.accelerator.device):
@@ -393,6 +399,18 @@ class _Run:
             self._keep_best(row)
             self._add([row])
         self.accelerator.wait_for_everyone()
+
+    def _check_weights(self) -> None:
+        """Refuse to judge or save what the last step broke: its loss was from before that.
+
+        Raises:
+            ValueError: a weight is no finite number.
+        """
+        found = [p.detach().isfinite().all() for p in self.network.parameters()]
+        if not bool(torch.stack(found).all()):
+            raise ValueError(
+                f"weights: NaN or infinity after step {self.step}; try a smaller learning rate"
+            )
 
     def _add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if self.is_first:
@@ -453,6 +471,7 @@ class _Run:
 
     def _save(self) -> None:
         """The losses so far are read, so that a run that goes on from here has them all."""
+        self._check_weights()
         if self.is_first and self.out is not None:
             save_checkpoint(self._checkpoint, self.network, self.optimizer, self.step)
         self.saved_at = time.monotonic()
@@ -522,7 +541,13 @@ def _rate(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, steps - rising)))
 
 
-def _count(dataset: Dataset[Any], settings: TrainingSettings, processes: int) -> int:
+def check_dataset(dataset: Dataset[Any], settings: TrainingSettings) -> int:
+    """The number of samples, where they fill a batch.
+
+    Raises:
+        TypeError: a data set without a length.
+        ValueError: fewer samples than a batch.
+    """
     try:
         count = len(dataset)  # type: ignore[arg-type]
     except TypeError:
@@ -531,10 +556,6 @@ def _count(dataset: Dataset[Any], settings: TrainingSettings, processes: int) ->
         ) from None
     if count < settings.batch_size:
         raise ValueError(f"batch_size: {settings.batch_size}, but there are {count} samples")
-    if settings.batch_size % processes:
-        raise ValueError(
-            f"batch_size: {processes} processes can't share {settings.batch_size} samples evenly"
-        )
     return count
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from captum_robust._checks import as_number
+from captum_robust._checks import as_number, check_count
 from captum_robust._names import unknown_name
 from captum_robust._random import seeded
 from captum_robust.metrics.functional import saliency_metric
@@ -25,6 +25,7 @@ from captum_robust.training.loop import (
     Batch,
     TrainingResult,
     TrainingSettings,
+    check_dataset,
     fit,
     training_device,
 )
@@ -171,7 +172,9 @@ class MaskingEvaluation:
             device.type, torch.bfloat16, enabled=self.precision == "bfloat16", cache_enabled=False
         )
         with torch.no_grad(), half:
-            for images, *_ in DataLoader(self.images, self.batch_size):
+            # With a generator: else it draws from torch's global one.
+            drawn = torch.Generator()
+            for images, *_ in DataLoader(self.images, self.batch_size, generator=drawn):
                 rows.append(self._measured(images.to(device)))
         found = torch.cat(rows).double().mean(dim=0).tolist()
         names = ("saliency_metric", "area", "probability", "mask", "mask_of_another")
@@ -227,8 +230,13 @@ def warm_up(
         seed: of what is drawn.
 
     Returns:
-        the last loss, in nats.
+        the last loss, in nats; NaN without a step.
+
+    Raises:
+        ValueError: a class that the network does not have, a loss that is no finite number.
     """
+    check_count("steps", steps, 0)
+    check_count("images", images, 1)
     decoder = network.decoder
     device = next(decoder.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -245,12 +253,16 @@ def warm_up(
             classes.append(torch.where(labels < 0, scores.argmax(dim=1), labels))
     features_, classes_ = torch.cat(pooled), torch.cat(classes)
     total = decoder.shape.num_classes
+    if int(classes_.amax()) >= total:
+        raise ValueError(
+            f"dataset: has class {int(classes_.amax())}, but the network has {total} classes"
+        )
     trained: list[Tensor] = [decoder.scale, decoder.shift]
     if decoder.embedding is not None:
         trained.append(decoder.embedding.weight)
     rate = learning_rate or (0.05 if decoder.embedding is None else 0.01)
     optimizer = torch.optim.Adam(trained, rate)
-    value = math.nan
+    loss = torch.tensor(math.nan)
     with torch.enable_grad():
         for _ in range(steps):
             others = torch.randint(1, max(2, total), (count,), generator=generator).to(device)
@@ -261,9 +273,10 @@ def warm_up(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        value = float(loss.detach())
+    if steps and not bool(loss.isfinite()):
+        raise ValueError(f"warm-up: the loss is {float(loss.detach())}; is a feature or image NaN?")
     decoder.zero_grad(set_to_none=True)
-    return value
+    return float(loss.detach())
 
 
 def masking_training(
@@ -305,12 +318,20 @@ def masking_training(
         tensorboard: write losses, numbers and masks to ``out/tensorboard`` while it runs.
 
     Raises:
+        TypeError: a network or a model that is none.
         ValueError: numbers out of range, a class count that differs between network and model,
-            only one class; see also :func:`captum_robust.training.fit`.
+            only one class, a label that is none of them; see also
+            :func:`captum_robust.training.fit`.
         ImportError: accelerate or tensorboard is missing; names the pip command.
     """
     if settings is None:
         settings = TrainingSettings(batch_size=16, learning_rate=1e-3, weight_decay=1e-4)
+    if not isinstance(network, MaskingNetwork):
+        raise TypeError(f"network: expected a MaskingNetwork, got {type(network).__name__}")
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_count("warm_up_steps", warm_up_steps, 0)
+    check_dataset(dataset, settings)
     if network.decoder.shape.num_classes < 2:
         raise ValueError("network: expected two or more classes, it has one")
     if tensorboard and out is None:
@@ -346,6 +367,7 @@ def masking_training(
         "validation": None if validation is None else len(validation),  # type: ignore[arg-type]
     }
     with frozen(network.encoder, black_box):
+        _check_classes(network, black_box, dataset, settings.seed)
         if warm_up_steps and not _is_begun(out):
             warm_up(network, dataset, model=black_box, steps=warm_up_steps, seed=settings.seed)
         try:
@@ -366,6 +388,23 @@ def masking_training(
         finally:
             if board is not None:
                 board.close()
+
+
+def _check_classes(
+    network: MaskingNetwork, model: nn.Module, dataset: Dataset[Any], seed: int
+) -> None:
+    """Refuse a black box with other classes than the masks."""
+    if model is network.encoder:
+        return
+    device = next(network.decoder.parameters()).device
+    with seeded(seed, device), torch.no_grad():
+        scores = model(torch.as_tensor(dataset[0][0])[None].to(device))
+    count = network.decoder.shape.num_classes
+    if not isinstance(scores, Tensor) or scores.shape != (1, count):
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(
+            f"model: expected scores 1×{count} of an image, as many as masks, got {got}"
+        )
 
 
 def _optimizer(decoder: MaskDecoder, settings: TrainingSettings) -> torch.optim.Optimizer:

@@ -350,6 +350,21 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_kept(tmp_path: Path
     assert rows == []
 
 
+def test_weights_that_a_finite_loss_broke_are_not_saved(tmp_path: Path) -> None:
+    network = nn.Linear(3, 2)
+
+    def loss(network: nn.Module, batch: tuple[Tensor, ...], _: int) -> Tensor:
+        # 0, but the slope of the root is infinite there.
+        return (0 * network(batch[0])).abs().sqrt().mean()
+
+    dataset = TensorDataset(torch.ones(4, 3))
+    chosen = TrainingSettings(epochs=1, batch_size=4, device="cpu")
+    with pytest.raises(ValueError, match="weights: NaN or infinity after step 1"):
+        fit(network, dataset, loss, chosen, out=tmp_path)
+    saved = load_file(tmp_path / "checkpoint.safetensors")
+    assert all(t.isfinite().all() for t in saved.values())
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

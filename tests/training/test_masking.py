@@ -337,7 +337,9 @@ def test_a_loss_that_is_no_number_stops_and_says_the_step(tmp_path: Path) -> Non
     broken = TensorDataset(images.clone(), labels)
     broken.tensors[0][5] = float("nan")
     with pytest.raises(ValueError, match="loss: nan in step"):
-        masking_training(network(), broken, settings(epochs=2), out=tmp_path / "run")
+        masking_training(
+            network(), broken, settings(epochs=2), warm_up_steps=0, out=tmp_path / "run"
+        )
     assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
 
 
@@ -349,11 +351,57 @@ def test_a_loss_that_is_no_number_stops_and_says_the_step(tmp_path: Path) -> Non
         ({"image_noise": -1.0}, "image_noise"),
         ({"patience": 2}, "validation"),
         ({"tensorboard": True}, "out="),
+        ({"warm_up_steps": -1}, "warm_up_steps"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         masking_training(network(), squares(), settings(epochs=1), **options)
+
+
+def test_a_warm_up_that_gives_no_number_stops() -> None:
+    images, labels = squares(8).tensors
+    broken = TensorDataset(images * float("nan"), labels)
+    with pytest.raises(ValueError, match="warm-up: the loss is nan"):
+        masking_training(network(), broken, settings(epochs=1))
+
+
+def of_classes(count: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, count))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_black_box_of_other_classes_is_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=rf"model: expected scores 1×3 .* got \(1, {count}\)"):
+        masking_training(network(), squares(), settings(epochs=1), model=of_classes(count))
+
+
+def test_a_label_that_is_no_class_is_refused() -> None:
+    images, labels = squares(8).tensors
+    with pytest.raises(ValueError, match="dataset: has class 3, but the network has 3 classes"):
+        masking_training(network(), TensorDataset(images, labels + 1), settings(epochs=1))
+
+
+def test_too_few_images_are_refused_before_the_warm_up() -> None:
+    net = network()
+    before = net.decoder.scale.detach().clone()
+    with pytest.raises(ValueError, match="batch_size: 8, but there are 4 samples"):
+        masking_training(net, squares(4), settings(epochs=1))
+    assert torch.equal(net.decoder.scale, before)
+
+
+def test_what_is_no_network_is_refused() -> None:
+    with pytest.raises(TypeError, match="network: expected a MaskingNetwork, got Colors"):
+        masking_training(Colors(), squares(), settings(epochs=1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got function"):
+        masking_training(network(), squares(), model=lambda x: x)  # type: ignore[arg-type]
+
+
+def test_the_evaluation_leaves_the_global_generator_alone() -> None:
+    net = network()
+    state = torch.get_rng_state()
+    MaskingEvaluation(net, net.encoder, squares(4))(net.decoder)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_unlabelled_hides_the_classes() -> None:
