@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -28,12 +30,26 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(own, part, dict(metadata))
-        with part.open("rb+") as file:  # on the disk before the name is: power may fail
-            os.fsync(file.fileno())
+        with part.open("rb+") as file:
+            _sort_metadata(file)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before the name is: power may fail
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
+
+
+def _sort_metadata(file: BinaryIO) -> None:
+    """Put the metadata in order, which safetensors leaves to chance: equal content, equal bytes."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    if metadata := header.get("__metadata__"):
+        header = {**header, "__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) <= size:  # behind it spaces may stand
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
