@@ -395,6 +395,11 @@ def load_masking_network(
         encoder, layers=layers, num_classes=shape.num_classes, learned_classes=not shape.head
     )
     own = network.decoder.shape
+    if shape.head and not own.head:
+        raise ValueError(
+            f"{shown} is for an encoder {name} with {shape.num_classes} classes, whose vectors are "
+            "the weights of its last layer; this one has no such layer"
+        )
     if own.channels != shape.channels or own.head != shape.head:
         raise ValueError(
             f"{shown} is for an encoder {name} with {shape.num_classes} classes and features of "
