@@ -344,11 +344,14 @@ def masking(
         with seeded(seed, None):
             network = MaskingNetwork(classifier, learned_classes=learned_classes)
     network.to(memory_format=torch.channels_last)
+    held_out_split([], held_out, seed)
+    found = None
+    if validation is not None:
+        found = _open_for_masking("folder", validation, out, names, "model")
     size = classifier.input_size
     usable = CroppedImages(dataset, size, progress=_is_first())
     whole = usable.whole()
-    if validation is not None:
-        found = _open_for_masking("folder", validation, out, names, "model")
+    if found is not None:
         looked_at = CroppedImages(found, size, area=(1.0, 1.0), mirror=False)
         training, testing = list(range(len(usable))), list(range(len(looked_at)))
     else:
@@ -434,8 +437,7 @@ def _open_for_masking(
                 "the classifier says them"
             )
         return dataset
-    if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
-        raise ValueError(f"--out {out} lies inside {path}, the images' folder; give another --out")
+    _check_out(out, path)
     return load_dataset("folder", path, labels="names", class_names=names or None)
 
 
@@ -480,9 +482,17 @@ def _open(kind: str, path: Path, out: Path) -> LocalizationDataset:
     }
     if kind not in options:
         raise unknown_name("kind of data set", kind, options)
-    if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
-        raise ValueError(f"--out {out} lies inside {path}, the images' folder; give another --out")
+    _check_out(out, path)
     return load_dataset(kind, path, **options[kind])
+
+
+def _check_out(out: Path, images: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
+        raise ValueError(
+            f"--out {out} lies inside {images}, the images' folder; give another --out"
+        )
 
 
 def _chosen(weights: str) -> str | None:
