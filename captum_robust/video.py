@@ -361,6 +361,8 @@ def _opened(source: str | Path | int, name: str) -> Any:
             raise FileNotFoundError(f"{name}: no such file")
         with path.open("rb"):  # says why not, which OpenCV does not
             pass
+    if isinstance(source, int) and source >= 2**31:
+        raise OSError(f"{name}: there is none")
     capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
     if capture.isOpened():
         return capture

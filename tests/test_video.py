@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust import cli, video
-from captum_robust.models import Classifier, load_classifier
+from captum_robust.models import Classifier, load_classifier, save_classifier
 from captum_robust.nn import MaskingNetwork, save_masking_network
 from captum_robust.video import MethodMasks, annotate_video
 
@@ -384,6 +384,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
         ("torn.mp4", ValueError, r"torn\.mp4: OpenCV can't read it as a video"),
         ("frameless.avi", ValueError, r"frameless\.avi: no frame of it can be read"),
         (99, OSError, "camera 99: there is none"),
+        (10**20, OSError, "camera 1000+: there is none"),
         (-1, ValueError, "source: .*-1"),
         (True, TypeError, "source: .*bool"),
         (None, TypeError, "source: .*NoneType"),
@@ -690,10 +691,12 @@ def test_the_command_says_an_error_in_one_line(
 
 
 def test_the_command_takes_the_file_of_a_masking_network(run: Any, tmp_path: Path) -> None:
-    network = MaskingNetwork(load_classifier("small_resnet", None))
-    save_masking_network(network, tmp_path / "masks.safetensors")
+    model = load_classifier("small_resnet", None)
+    save_classifier(model, tmp_path / "model.safetensors")
+    save_masking_network(MaskingNetwork(model), tmp_path / "masks.safetensors")
     source = write(tmp_path / "in.avi", [flat(green=1)] * 3)
-    options = [*SMALL[:4], "--network", tmp_path / "masks.safetensors"]
+    weights = ["--model", "small_resnet", "--weights", tmp_path / "model.safetensors"]
+    options = [*weights, "--network", tmp_path / "masks.safetensors"]
     code, said, _ = run(source, tmp_path / "out.avi", *options)
     assert code == 0
     assert "3 frames" in said
