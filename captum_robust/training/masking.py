@@ -94,8 +94,8 @@ class MaskingLoss:
         classes = torch.where(labels < 0, scores.argmax(dim=1), labels)
         count = self.network.decoder.shape.num_classes
         is_fake = torch.rand(len(images), generator=generator) < self.fake_probability
-        if self.fake_probability > 0 and self.fakes == "area":
-            is_fake[0] = False  # what no image asks for has no gradient
+        if bool(is_fake.all()) and self.fakes == "area":
+            is_fake[0] = False  # nothing would be asked of the black box
         others = torch.randint(1, max(2, count), (len(images),), generator=generator).to(device)
         fake = is_fake.to(device)
         asked = torch.where(fake, (classes + others) % count, classes)
