@@ -274,8 +274,9 @@ def make_old(folder: Path) -> None:
     compare(make_classifier(), Drawn(), ["saliency", "center_box"], out=folder, progress=False)
     store = RunStore(folder)
     store._database.execute("DELETE FROM results WHERE method = 'saliency'")
-    for name in _LATER:
-        store._database.execute(f"ALTER TABLE results DROP COLUMN {name}")
+    for table, columns in _LATER.items():
+        for name in columns:
+            store._database.execute(f"ALTER TABLE {table} DROP COLUMN {name}")
     store.close()
 
 

@@ -90,7 +90,9 @@ def test_no_label_covers_another(run: Comparison) -> None:
 
 
 def test_all_methods_differ_in_line_and_only_baselines_are_grey(tmp_path: Path) -> None:
-    run = compare(make_classifier(), Drawn(2), list(METHODS), out=tmp_path, progress=False)
+    # Of this classifier nobody has trained masks; only the name counts here.
+    methods = {**{name: name for name in METHODS}, "real_time_masking": centre_heat}
+    run = compare(make_classifier(), Drawn(2), methods, out=tmp_path, progress=False)
     styles = method_styles(run)
     assert len({(s.color, s.dash) for s in styles.values()}) == len(METHODS)
     grey = {m for m, s in styles.items() if len({s.color[i : i + 2] for i in (1, 3, 5)}) == 1}
