@@ -21,7 +21,9 @@ from captum_robust._weights import read_tensors, write_tensors
 _FACTS = "captum_robust.masking_network"
 _CARD = "card"
 _EPSILON = 1e-4
-"""Of |a| + |b|: where both are zero, the mask is zero."""
+"""Of |a| + |b|: where both vanish, so does the mask."""
+_MOST = 4.0
+"""The log odds that the gate alone can give the mask: a mask of .98, which the rest can undo."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,19 @@ class DecoderShape:
 
 
 class _UpBlock(nn.Module):
-    """Twice the size, joined with the features of that scale; one residual bottleneck."""
+    """Enlarged to the features of the next scale and joined with them; one residual bottleneck.
+
+    The authors' code enlarges by pixel shuffling, which leaves a grid in the masks; here it is
+    bilinear (Odena et al., https://distill.pub/2016/deconv-checkerboard).
+    """
 
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()
         joined = max(4, outputs // 2)
-        self.up = nn.Sequential(
-            nn.Conv2d(inputs, 4 * outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(4 * outputs),
+        self.reduce = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
             nn.ReLU(),
-            nn.PixelShuffle(2),
         )
         self.skip = nn.Sequential(
             nn.Conv2d(skip, joined, 1, bias=False), nn.BatchNorm2d(joined), nn.ReLU()
@@ -71,11 +76,9 @@ class _UpBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        height, width = features.shape[2:]
-        up = self.up(x)
-        if up.shape[2] < height or up.shape[3] < width:  # strides that are not 2
-            up = F.interpolate(up, (height, width), mode="bilinear", align_corners=False)
-        x = self.join(torch.cat([up[..., :height, :width], self.skip(features)], dim=1))
+        size = (features.shape[2], features.shape[3])
+        up = F.interpolate(self.reduce(x), size, mode="bilinear", align_corners=False)
+        x = self.join(torch.cat([up, self.skip(features)], dim=1))
         return F.relu(x + self.bottleneck(x))
 
 
@@ -84,8 +87,8 @@ class MaskDecoder(nn.Module):
 
     The coarsest features pass the feature filter of Dabkowski and Gal, X·σ(s·XᵀC_c + t), where C_c
     is the vector of class c, then up-sampling blocks, each joined with the features of its scale.
-    The mask is |a| / (|a| + |b| + ε) of two channels. To these the filter's gate and its
-    complement are added, so that an untrained network gives the gate: with the vectors of the
+    The mask is |a| / (|a| + |b| + ε) of two channels, exponentials here. They start from the
+    filter's log odds, so that an untrained network gives its gate: with the vectors of the
     classifier's last layer, a class activation map.
 
     Args:
@@ -166,11 +169,15 @@ class MaskDecoder(nn.Module):
         odds = (self.evidence(deepest, classes) - confidence)[:, None]
         gate = torch.sigmoid(odds)
         x = self.filter(deepest * gate.to(deepest.dtype))
-        x = torch.cat([x, torch.tanh(odds / 4).to(x.dtype)], dim=1)
+        bounded = torch.tanh(odds / _MOST)
+        x = torch.cat([x, bounded.to(x.dtype)], dim=1)
         for block, skip in zip(self.blocks, features[-2::-1], strict=True):
             x = block(x, skip)
-        gate = F.interpolate(gate, x.shape[2:], mode="bilinear", align_corners=False)
-        a, b = (self.two_channels(x).float() + torch.cat([gate, 1 - gate], dim=1)).abs().split(1, 1)
+        start = F.interpolate(bounded, x.shape[2:], mode="bilinear", align_corners=False)
+        start = start * (_MOST / 2)
+        pair = self.two_channels(x).float() + torch.cat([start, -start], dim=1)
+        # Above 0: where a channel crosses it, its magnitude leaves a dark line in the mask.
+        a, b = pair.clamp(-20, 20).exp().split(1, dim=1)
         masks: Tensor = a / (a + b + _EPSILON)
         return masks
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_robust.benchmark.passes import count_passes
+from captum_robust.models import load_classifier
 from captum_robust.nn import (
     MaskingNetwork,
     load_masking_network,
@@ -67,6 +68,7 @@ def trained(encoder: nn.Module, **kwargs: Any) -> MaskingNetwork:
     with torch.no_grad():
         for p in network.decoder.parameters():
             p.add_(0.2 * torch.randn_like(p))
+        network.decoder.two_channels.weight.mul_(0.1)  # masks neither 0 nor 1
         for name, b in network.decoder.named_buffers():
             if name.endswith("running_mean"):
                 b.copy_(torch.randn_like(b))
@@ -202,9 +204,10 @@ def test_an_untrained_network_gives_the_gate_of_the_class_activation_map(
                 for f, c in zip(features, classes, strict=True)
             ]
         )
-        gate = torch.sigmoid(0.5 * cam - 2)[:, None]
-        at_finest = F.interpolate(gate, (16, 16), mode="bilinear")
-        expected = F.interpolate(at_finest / 1.0001, (32, 32), mode="bilinear")
+        odds = 4 * torch.tanh((0.5 * cam - 2) / 4)[:, None]
+        half = F.interpolate(odds, (16, 16), mode="bilinear") / 2
+        at_finest = half.exp() / (half.exp() + (-half).exp() + 1e-4)
+        expected = F.interpolate(at_finest, (32, 32), mode="bilinear")
     torch.testing.assert_close(masks, expected)
 
 
@@ -261,15 +264,18 @@ def test_masks_are_between_zero_and_one_and_of_the_images_size(tiny: Tiny) -> No
         assert float(masks.std()) > 0
 
 
-def test_where_both_channels_are_zero_the_mask_is_zero_and_has_a_gradient(
-    tiny: Tiny, x: Tensor
+@pytest.mark.parametrize("bias", [(-1e6, -1e6), (1e6, 1e6), (-1e6, 1e6)])
+def test_channels_of_any_size_give_a_finite_mask_and_gradient(
+    tiny: Tiny, x: Tensor, bias: tuple[float, float]
 ) -> None:
     network = MaskingNetwork(tiny).eval()
     with torch.no_grad():
-        network.decoder.shift.fill_(1000)  # the gate is 1, its complement 0
-        network.decoder.two_channels.bias.copy_(torch.tensor([-1.0, 0.0]))
+        network.decoder.shift.fill_(1000)
+        network.decoder.two_channels.bias.copy_(torch.tensor(bias))
     masks = network(x, torch.tensor([0, 1, 2]))
-    assert not masks.any()
+    assert torch.isfinite(masks).all()
+    if bias[0] < 0:
+        assert masks.max() < 1e-4  # both vanish, or the first does
     masks.sum().backward()
     for p in network.decoder.parameters():
         assert p.grad is None or torch.isfinite(p.grad).all()
@@ -622,3 +628,11 @@ def test_layers_that_give_no_maps_are_refused(tiny: Tiny) -> None:
 def test_masks_are_enlarged_bilinearly() -> None:
     masks = torch.tensor([[[[0.0, 1.0]]]])
     assert upsampled(masks, (1, 4)).flatten().tolist() == [0, 0.25, 0.75, 1]
+
+
+def test_what_is_even_stays_even_when_it_is_enlarged() -> None:
+    block = MaskingNetwork(load_classifier("small_resnet", None)).decoder.blocks[0].eval()
+    x = torch.ones(1, block.reduce[0].in_channels, 9, 9)
+    found = block(x, torch.ones(1, block.skip[0].in_channels, 18, 18))
+    inside = found[..., 6:-6, 6:-6]  # away from the zeros around the image
+    torch.testing.assert_close(inside, inside[..., :1, :1].expand_as(inside))
