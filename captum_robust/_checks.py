@@ -67,6 +67,16 @@ def checked_bounds(bounds: Any) -> tuple[float, float]:
     return numbers[0], numbers[1]
 
 
+def check_images(inputs: tuple[Tensor, ...]) -> None:
+    """Raise ``ValueError`` unless each input is a batch of images N×C×H×W, as masks need."""
+    for i, x in enumerate(inputs):
+        if x.ndim != 4:
+            raise ValueError(
+                f"inputs: expected images N×C×H×W, got {tuple(x.shape)} at position {i}; give "
+                "what no mask shall hide as additional_forward_args"
+            )
+
+
 def check_inputs(inputs: tuple[Tensor, ...], bounds: tuple[float, float] | None) -> None:
     n = len(inputs[0])
     for i, x in enumerate(inputs):

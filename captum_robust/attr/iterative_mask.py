@@ -23,6 +23,7 @@ from captum_robust._checks import (
     check_batch,
     check_count,
     check_finite,
+    check_images,
     check_inputs,
     checked_positive,
 )
@@ -159,12 +160,7 @@ class IterativeMask(Attribution):
         inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
         n = check_batch(inputs_tuple)
         check_inputs(inputs_tuple, None)
-        for i, x in enumerate(inputs_tuple):
-            if x.ndim != 4:
-                raise ValueError(
-                    f"inputs: expected images N×C×H×W, got {tuple(x.shape)} at position {i}; give "
-                    "what no mask shall hide as additional_forward_args"
-                )
+        check_images(inputs_tuple)
         size = n if internal_batch_size is None else internal_batch_size
         check_count("internal_batch_size", size, 1)
         batches = []

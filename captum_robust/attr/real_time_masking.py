@@ -17,7 +17,7 @@ from captum_robust._captum import (
     format_tensor_into_tuples,
     is_tuple,
 )
-from captum_robust._checks import as_number, check_batch, check_finite, check_inputs
+from captum_robust._checks import as_number, check_batch, check_finite, check_images, check_inputs
 from captum_robust._names import unknown_name
 from captum_robust._targets import ClassScores, one_row_a_sample
 from captum_robust.nn import MaskingNetwork, load_masking_network, upsampled
@@ -31,8 +31,8 @@ class RealTimeMasking(Attribution):
 
     Dabkowski and Gal, "Real Time Image Saliency for Black Box Classifiers"
     (https://arxiv.org/abs/1705.07857). The mask is 1 where the evidence of the class is. It costs
-    one pass of the network's encoder, which is the classifier itself here, and of a decoder with a
-    fifth of its cost.
+    one pass of the network's encoder, which is the classifier itself here, and one of a small
+    decoder.
 
     Args:
         network: :class:`captum_robust.nn.MaskingNetwork`; trained with
@@ -109,12 +109,7 @@ class RealTimeMasking(Attribution):
         inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
         n = check_batch(inputs_tuple)
         check_inputs(inputs_tuple, None)
-        for i, x in enumerate(inputs_tuple):
-            if x.ndim != 4:
-                raise ValueError(
-                    f"inputs: expected images N×C×H×W, got {tuple(x.shape)} at position {i}; give "
-                    "others as additional_forward_args"
-                )
+        check_images(inputs_tuple)
         arguments = _as_tuple(additional_forward_args)
         network = self.network
         modes = [(m, m.training) for m in network.modules()]
