@@ -84,7 +84,8 @@ def masking_of(f: Callable[..., Tensor], layer: nn.Module) -> RealTimeMasking:
             learned_classes=True,
             input_size=(12, 16),
         )
-        nn.init.normal_(network.decoder.two_channels.weight)
+        weight = network.decoder.two_channels.weight
+        weight.data.copy_(torch.randn(weight.shape))  # on the CPU, the same for every device
     return RealTimeMasking(network)
 
 

@@ -1,0 +1,174 @@
+"""A GPU gives what the CPU gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from captum_robust.attacks import ExplanationAttack, FoolingImage, UniversalPerturbation
+from captum_robust.attr import RobustCAM
+from captum_robust.defenses import Quilting, SafetyNet, adversarial_training
+from captum_robust.metrics.functional import saliency_metric, smallest_destroying_region
+from captum_robust.models import load_classifier, save_classifier
+from captum_robust.nn import EvidenceRemoval, load_masking_network, save_masking_network
+from captum_robust.training import TrainingSettings, masking_training
+from tests.attacks import test_contract as attacks
+from tests.attacks.conftest import Net
+from tests.attr import test_contract as attributions
+from tests.defenses import test_detection, test_quilting, test_transforms
+from tests.training import test_masking
+
+DEVICE = "cuda"
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions without TensorFloat-32, whose 10 bits would be what is measured."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def training_on_the_device() -> Iterator[None]:
+    """Accelerate keeps the device of a process's first training, which may have been the CPU."""
+    state = pytest.importorskip("accelerate.state").AcceleratorState
+    state._reset_state(reset_partial_state=True)
+    yield
+    state._reset_state(reset_partial_state=True)
+
+
+def made(make: Callable[[], nn.Module], device: str) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make().eval().to(device)
+
+
+def drawn(n: int = 3, height: int = 12, width: int = 16) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(n, 3, height, width, generator=generator) * 255).round() / 255
+
+
+def on_both(result: Callable[[str], Tensor]) -> tuple[Tensor, Tensor]:
+    expected, found = result("cpu"), result(DEVICE)
+    assert found.device.type == DEVICE
+    assert found.dtype == expected.dtype
+    return found.cpu(), expected
+
+
+def check_close(found: Tensor, expected: Tensor) -> None:
+    atol = 1e-3 * max(1e-6, float(expected.abs().max()))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=atol, equal_nan=True)
+
+
+def check_ranks(found: Tensor, expected: Tensor) -> None:
+    """Of what many steps or signs led to, where rounding grows."""
+    assert found.shape == expected.shape
+    for a, b in zip(found.flatten(1), expected.flatten(1), strict=True):
+        assert torch.equal(a, b) if (b == b[0]).all() else spearmanr(a, b)[0] > 0.99
+
+
+@pytest.mark.parametrize("case", attributions.CASES, ids=lambda c: c.name)
+def test_attributions(case: attributions.Case) -> None:
+    def result(device: str) -> Any:
+        net, target = made(attributions.Net, device), torch.tensor([0, 3, 5], device=device)
+        return case.make(net, net.conv2).attribute(drawn().to(device), target)
+
+    is_iterative = case.name in ("perceptual_ball", "iterative_mask")
+    (check_ranks if is_iterative else check_close)(*on_both(result))
+
+
+EXPLANATION = attacks.Case(
+    "explanation", lambda net: ExplanationAttack(RobustCAM(net, net.conv2), steps=4), epsilon=0.05
+)
+FOOLING = attacks.Case("fooling", lambda net: FoolingImage(net, steps=4), epsilon=1.0)
+
+
+@pytest.mark.parametrize("case", [*attacks.CASES, EXPLANATION, FOOLING], ids=lambda c: c.name)
+def test_attacks(case: attacks.Case) -> None:
+    def change(device: str) -> Tensor:
+        net, x = made(Net, device), drawn().to(device)
+        return case.make(net).perturb(x, attacks.predicted(net, x), epsilon=case.epsilon) - x
+
+    check_ranks(*on_both(change))
+
+
+def test_universal_perturbation_and_its_file(tmp_path: Path) -> None:
+    def change(device: str) -> Tensor:
+        net, x = made(Net, device), drawn(12).to(device)
+        UniversalPerturbation(net, 0.1).fit(x.split(4), passes=2).save(tmp_path / "v.safetensors")
+        return UniversalPerturbation.load(tmp_path / "v.safetensors", net).perturb(x) - x
+
+    check_ranks(*on_both(change))
+
+
+TRANSFORMS = {**test_transforms.MAKE, "quilting": lambda: Quilting(test_quilting.some_bank())}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("way", ["__call__", "surrogate"])
+def test_transforms_of_defences(name: str, way: str) -> None:
+    x, transform = test_transforms.drawn(), TRANSFORMS[name]()
+    found, expected = on_both(lambda device: getattr(transform, way)(x.to(device)))
+    # One of a hundred values may be rounded to another level, or come from another patch.
+    assert float(((found - expected).abs() > 1e-3).float().mean()) < 0.01
+
+
+def test_detector_and_its_file(tmp_path: Path) -> None:
+    clean, attacked = test_detection.images(40, 0), test_detection.images(40, 0, attacked=True)
+
+    def scores(device: str) -> Tensor:
+        net = made(test_detection.Net, device)
+        fitted = SafetyNet(net, test_detection.LAYERS).fit(clean.to(device), attacked.to(device))
+        fitted.save(tmp_path / "detector.safetensors")
+        loaded = SafetyNet.load(tmp_path / "detector.safetensors", net)
+        return loaded.score(test_detection.images(40, 1).to(device))[None]
+
+    check_ranks(*on_both(scores))
+
+
+def test_metrics_of_masks() -> None:
+    def numbers(device: str) -> Tensor:
+        x, classes = (t.to(device) for t in test_masking.squares(6).tensors)
+        net, maps = test_masking.Colors().to(device), x.amax(dim=1)
+        region = smallest_destroying_region(net, x, maps, classes, removal=EvidenceRemoval())
+        return torch.stack([saliency_metric(net, x, maps, classes).metric, region])
+
+    check_close(*on_both(numbers))
+
+
+def test_a_trained_masking_network_and_its_file(
+    training_on_the_device: None, tmp_path: Path
+) -> None:
+    network, data = test_masking.network(), test_masking.squares(16)
+    settings = TrainingSettings(epochs=1, batch_size=8)
+    result = masking_training(network, data, settings, validation=data, out=tmp_path)
+    assert [row["step"] for row in result.rows if "loss" in row] == [1, 2]
+    assert next(network.decoder.parameters()).device.type == DEVICE
+    save_masking_network(network, tmp_path / "masking.safetensors")
+
+    def masks(device: str) -> Tensor:
+        encoder = test_masking.Colors().to(device)
+        loaded = load_masking_network(tmp_path / "masking.safetensors", encoder)
+        with torch.no_grad():
+            return loaded(*(t.to(device) for t in data.tensors))
+
+    check_close(*on_both(masks))
+
+
+def test_a_trained_classifier_and_its_file(training_on_the_device: None, tmp_path: Path) -> None:
+    x, file = drawn(8, 32, 32), tmp_path / "model.safetensors"
+    network = load_classifier("small_resnet", None, class_names=["a", "b", "c"], input_size=32)
+    settings = TrainingSettings(epochs=2, batch_size=8, precision="bfloat16")
+    adversarial_training(network, TensorDataset(x, torch.arange(8) % 3), settings, steps=2)
+    assert next(network.parameters()).device.type == DEVICE
+    save_classifier(network, file)
+    with torch.no_grad():
+        check_close(*on_both(lambda d: load_classifier("small_resnet", file).to(d)(x.to(d))))
