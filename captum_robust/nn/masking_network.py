@@ -192,7 +192,7 @@ class MaskingNetwork(nn.Module):
         encoder: images N×C×H×W with pixels in [0, 1] -> scores N×K; any network whose modules
             return maps at two or more scales. Its weights are never changed, and it always runs in
             evaluation mode.
-        decoder: None: a new one.
+        decoder: None: a new one, where the encoder is, in float32.
         layers: whose outputs are the features, from the finest scale to the coarsest; None: found
             by :func:`find_scales`, without the finest of five scales, which says little.
         num_classes: of the masks; None: K of the encoder.
@@ -231,7 +231,10 @@ class MaskingNetwork(nn.Module):
             )
         self._layers = found  # a tuple: they are not registered twice
         shape, head = self._probe(num_classes, learned_classes)
-        self.decoder = MaskDecoder(shape, head) if decoder is None else decoder
+        like = next(encoder.parameters(), torch.empty(0))
+        self.decoder = (
+            MaskDecoder(shape, head).to(like.device, torch.float32) if decoder is None else decoder
+        )
         if decoder is not None and decoder.shape.channels != shape.channels:
             raise ValueError(
                 f"decoder: is for features of {decoder.shape.channels} channels, the encoder's "
@@ -299,14 +302,6 @@ class MaskingNetwork(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             return self._encode(x, *arguments)
 
-    def masks(
-        self, features: Sequence[Tensor], classes: Tensor, like: Tensor, confidence: float = 0.0
-    ) -> Tensor:
-        """Masks N×1×H×W of features that :meth:`encode` gave, sized as the images ``like``."""
-        return upsampled(
-            self.decoder(features, classes, confidence), (like.shape[2], like.shape[3])
-        )
-
     def masks_and_scores(
         self, x: Tensor, classes: Tensor | None = None, *, confidence: float = 0.0
     ) -> tuple[Tensor, Tensor]:
@@ -316,15 +311,49 @@ class MaskingNetwork(nn.Module):
             x: pixels in [0, 1].
             classes: N; None: those with the highest scores.
             confidence: see :meth:`MaskDecoder.forward`.
+
+        Raises:
+            TypeError: classes that are no integers.
+            ValueError: classes that the masks do not have, or not one for each image; None where
+                the encoder's classes are others.
         """
+        count = self.decoder.shape.num_classes
+        if classes is not None:
+            _check_classes(classes, len(x), count)
         features, scores = self.encode(x)
         if classes is None:
+            if scores.shape[1] != count:
+                raise ValueError(
+                    f"classes: the masks are of {count} classes, but the encoder has "
+                    f"{scores.shape[1]} others; say which"
+                )
             classes = scores.argmax(dim=1)
-        return self.masks(features, classes, x, confidence), scores
+        masks = self.decoder(features, classes, confidence)
+        return upsampled(masks, (x.shape[2], x.shape[3])), scores
 
     def forward(self, x: Tensor, classes: Tensor, confidence: float = 0.0) -> Tensor:
-        """Masks N×1×H×W in [0, 1] of images N×C×H×W and their classes N."""
+        """Masks N×1×H×W in [0, 1] of images N×C×H×W and their classes N.
+
+        Raises what :meth:`masks_and_scores` raises.
+        """
         return self.masks_and_scores(x, classes, confidence=confidence)[0]
+
+
+def _check_classes(classes: Tensor, n: int, count: int) -> None:
+    """Before they are indices, of which a wrong one ends all work on a GPU."""
+    if not isinstance(classes, Tensor) or classes.dtype not in (torch.int32, torch.int64):
+        got = classes.dtype if isinstance(classes, Tensor) else type(classes).__name__
+        raise TypeError(f"classes: expected a tensor of integers, got {got}")
+    if classes.shape != (n,):
+        raise ValueError(
+            f"classes: expected one for each of {n} images, got {tuple(classes.shape)}"
+        )
+    if n == 0:
+        return
+    lowest, highest = torch.stack(classes.aminmax()).tolist()  # one wait for the device
+    if lowest < 0 or highest >= count:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"classes: expected numbers from 0 to {count - 1}, got {wrong}")
 
 
 def upsampled(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -619,6 +619,57 @@ def test_what_is_no_network_is_an_error(tiny: Tiny) -> None:
         MaskingNetwork(NoScores())
 
 
+@pytest.mark.parametrize("learned", [False, True], ids=["head", "learned"])
+@pytest.mark.parametrize("wrong", [5, 99, -1])
+def test_a_class_that_the_masks_do_not_have_is_named(
+    tiny: Tiny, x: Tensor, learned: bool, wrong: int
+) -> None:
+    network = MaskingNetwork(tiny, learned_classes=learned).eval()
+    message = f"classes: expected numbers from 0 to 4, got {wrong}"
+    for call in (network, network.masks_and_scores):
+        with pytest.raises(ValueError, match=message):
+            call(x, torch.tensor([0, wrong, 4]))
+
+
+def test_classes_are_integers_one_an_image(tiny: Tiny, x: Tensor) -> None:
+    network = MaskingNetwork(tiny).eval()
+    with pytest.raises(ValueError, match=r"classes: expected one for each of 3 images, got \(2,\)"):
+        network(x, torch.tensor([0, 1]))
+    with pytest.raises(
+        TypeError, match=r"classes: expected a tensor of integers, got torch\.float"
+    ):
+        network(x, torch.tensor([0.0, 1.0, 2.0]))
+    with pytest.raises(TypeError, match="classes: expected a tensor of integers, got list"):
+        network(x, [0, 1, 2])  # type: ignore[arg-type]
+
+
+def test_masks_of_other_classes_than_the_encoders_need_to_be_told_which(
+    tiny: Tiny, x: Tensor
+) -> None:
+    network = MaskingNetwork(tiny, num_classes=2).eval()
+    with pytest.raises(ValueError, match="masks are of 2 classes, but the encoder has 5 others"):
+        network.masks_and_scores(x)
+
+
+def test_a_new_decoder_is_where_its_encoder_is(tiny: Tiny) -> None:
+    decoder = MaskingNetwork(tiny.to("meta"), learned_classes=True).decoder
+    tensors = [*decoder.parameters(), *decoder.buffers()]
+    assert {t.device.type for t in tensors} == {"meta"}
+
+
+def test_a_new_decoder_is_in_full_precision_whatever_its_encoder_is(tiny: Tiny) -> None:
+    decoder = MaskingNetwork(tiny.bfloat16()).decoder
+    assert decoder.head_weight is not None
+    tensors = [*decoder.parameters(), *decoder.buffers()]
+    assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_an_encoder_on_a_gpu_gives_masks_there(tiny: Tiny, x: Tensor) -> None:
+    found = MaskingNetwork(tiny.cuda()).eval()(x.cuda(), torch.tensor([0, 1, 2], device="cuda"))
+    assert found.is_cuda
+
+
 def test_layers_that_give_no_maps_are_refused(tiny: Tiny) -> None:
     for layers in ([nn.Conv2d(3, 3, 1)], [tiny], []):
         with pytest.raises(ValueError, match=r"layers: expected|two or more scales"):
