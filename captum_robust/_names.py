@@ -26,8 +26,12 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:
 
     >>> str(unknown_name("method", "robust_can", ["robust_cam", "occlusion"]))
     "unknown method 'robust_can'; did you mean 'robust_cam'? (2 known: occlusion, robust_cam)"
+    >>> str(unknown_name("class", "dog", []))
+    "unknown class 'dog' (there are none)"
     """
     known = sorted(valid)
+    if not known:
+        return ValueError(f"unknown {what} {name!r} (there are none)")
     near = get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     listing = ", ".join(known if len(known) <= 24 else [*known[:24], "…"])
