@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from captum_robust.data import LocalizationDataset
     from captum_robust.models import Classifier
 
+_MASKING = "real_time_masking"
 _SHOWN_ROWS = 40
 
 app = typer.Typer(
@@ -42,6 +43,13 @@ Methods = Annotated[
 Layer = Annotated[
     str | None,
     typer.Option(help="Layer for class activation maps, by its dotted name; else the last map."),
+]
+Network = Annotated[
+    Path | None,
+    typer.Option(
+        help="For real_time_masking: file of a masking network for the model, from captum-robust "
+        "train masking; else the one that comes with the package."
+    ),
 ]
 Attacks = Annotated[
     str | None,
@@ -92,6 +100,7 @@ def compare(
     weights: Weights = "DEFAULT",
     layer: Layer = None,
     methods: Methods = None,
+    network: Network = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images that a method gets at once.")] = 16,
     target: Annotated[str, typer.Option(help="The class to explain: label or prediction.")] = (
@@ -160,6 +169,7 @@ def compare(
     chosen = _names(methods)
     if chosen:  # every table has the baselines; they cost no classifier pass
         chosen += [name for name in FIXED_BOXES if name not in chosen]
+    _check_network(network, chosen)
     given = {"split": split, "boxes": boxes, "masks": masks, "images": images}
     classifier = load_model(model, weights, device, layer)
     dataset = _open(kind, path, {k: v for k, v in given.items() if v is not None}, classifier)
@@ -167,7 +177,7 @@ def compare(
     result = run(
         classifier,
         dataset,
-        chosen,
+        _with_network(classifier, chosen, network),
         _build_attacks(classifier, attack, epsilon, COMPARED_EPSILONS, options),
         out=out,
         limit=limit,
@@ -199,6 +209,7 @@ def explain(
             "or, with --counterfactual, perceptual_ball."
         ),
     ] = None,
+    network: Network = None,
     target: Annotated[
         str | None,
         typer.Option(help="The class to explain, by name or number; else the prediction."),
@@ -224,14 +235,16 @@ def explain(
 
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a number in [0, 1], got {threshold}")
+    usual = "robust_cam" if counterfactual is None else "perceptual_ball"
+    named = _names(usual if methods is None else methods)
+    _check_network(network, named)
     sources = list(_image_files(path, out))
     originals = {file.resolve() for _, file in sources}
     for name, _ in sources:
         if (out / name).resolve() in originals:
             raise ValueError(f"{out / name}: would overwrite the image itself; give another --out")
     classifier = load_model(model, weights, device, layer)
-    asked = "robust_cam" if counterfactual is None else "perceptual_ball"
-    chosen = build_methods(classifier, asked if methods is None else _names(methods) or [])
+    chosen = build_methods(classifier, _with_network(classifier, named, network))
     number = None if target is None else class_number(classifier, target, "target")
     towards = None
     if counterfactual is not None:
@@ -362,7 +375,7 @@ def methods() -> None:
     notes = dict.fromkeys(BASELINES, "baseline")
     notes |= dict.fromkeys(SLOW, "slow: runs only where it is named")
     trained = ", ".join(pretrained()) or "no model yet"
-    notes["real_time_masking"] = f"trained for {trained}; see captum-robust train masking"
+    notes[_MASKING] = f"trained for {trained}; others: train masking, then --network"
     for name in METHODS:
         _say(f"{name}  ({notes[name]})" if name in notes else name)
     for name, kind in ATTACKS.items():
@@ -407,6 +420,26 @@ def _say(text: str) -> None:
 
 def _names(methods: str | None) -> list[str] | None:
     return None if methods is None else [m.strip() for m in methods.split(",") if m.strip()]
+
+
+def _check_network(network: Path | None, methods: list[str] | None) -> None:
+    """Before the model is loaded. Without names there are all methods."""
+    if network is not None and methods is not None and _MASKING not in methods:
+        raise ValueError(f"--network is for the method {_MASKING}: name it in --methods")
+
+
+def _with_network(model: Classifier, methods: list[str] | None, network: Path | None) -> Any:
+    """The methods, the one that takes a masking network with that of the file."""
+    if network is None or (methods is not None and len(set(methods)) < len(methods)):
+        return methods  # a name that is there twice is an error later
+    from captum_robust.attr import RealTimeMasking
+    from captum_robust.benchmark.methods import usual_methods
+    from captum_robust.nn import load_masking_network
+
+    masking = RealTimeMasking(load_masking_network(network, model))
+    if methods is None:
+        methods = list(dict.fromkeys([*usual_methods(model), _MASKING]))
+    return {name: masking if name == _MASKING else name for name in methods}
 
 
 def _build_attacks(

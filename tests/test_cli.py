@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from captum_robust import cli
+from captum_robust.attr import RealTimeMasking
 from captum_robust.attr.real_time_masking import pretrained
-from captum_robust.benchmark import METHODS, Comparison
+from captum_robust.benchmark import METHODS, Comparison, compare
+from captum_robust.data import load_dataset
 from captum_robust.models import load_classifier, save_classifier
+from captum_robust.nn import MaskingNetwork, load_masking_network, save_masking_network
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -178,6 +182,100 @@ def test_every_table_has_the_baselines(run: Run, tmp_path: Path) -> None:
         "whole_image",
     ]
     assert "whole_image" in out
+
+
+@pytest.fixture
+def masking(tmp_path: Path) -> tuple[str, ...]:
+    """Options that name a small classifier, for which masks.safetensors is."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = load_classifier("small_resnet", None, class_names=list("abcd"), input_size=32)
+        network = MaskingNetwork(model)
+        torch.nn.init.normal_(network.decoder.two_channels.weight)
+    save_classifier(model, tmp_path / "model.safetensors")
+    save_masking_network(network, tmp_path / "masks.safetensors")
+    torch.nn.init.ones_(network.decoder.two_channels.weight)
+    save_masking_network(network, tmp_path / "others.safetensors")
+    return "--model", "small_resnet", "--weights", "model.safetensors"
+
+
+def test_compare_measures_the_masking_network_of_a_file(
+    run: Run, masking: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images")
+    given = ("compare", "folder", folder, *masking, "--out", "run", "--batch-size", "2")
+    named = ("--methods", "real_time_masking", "--network")
+    code, _, err = run(*given, *named, "masks.safetensors")
+    assert code == 0, err
+    model = load_classifier("small_resnet", "model.safetensors")
+    method = RealTimeMasking(load_masking_network("masks.safetensors", model))
+    dataset = load_dataset("folder", folder, class_names=model.class_names)
+    methods = {"real_time_masking": method}
+    compare(model, dataset, methods, out="library", batch_size=2, progress=False)
+
+    def rows(out: Path) -> list[tuple[Any, ...]]:
+        return [row for row in stored(out) if "real_time_masking" in row]
+
+    assert len(rows(tmp_path / "run")) == 4
+    assert rows(tmp_path / "run") == rows(tmp_path / "library")
+    code, _, err = run(*given, *named, "others.safetensors")
+    assert code == 2
+    assert "run holds another run (methods.real_time_masking" in one_line(err)
+
+
+def test_with_a_masking_network_compare_runs_it_among_all_methods(
+    run: Run, masking: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    given = ("compare", "folder", folder, *masking)
+    assert run(*given, "--out", "without")[0] == 0
+    assert run(*given, "--out", "with", "--network", "masks.safetensors")[0] == 0
+    without = Comparison(tmp_path / "without").methods
+    assert Comparison(tmp_path / "with").methods == [*without, "real_time_masking"]
+
+
+def test_explain_draws_the_masking_network_of_a_file(
+    run: Run, masking: tuple[str, ...], tmp_path: Path
+) -> None:
+    image = draw(tmp_path / "images", n=1) / "0.png"
+    pictures = []
+    for name in ("masks", "others"):
+        code, _, err = run(
+            "explain", image, *masking, "--methods", "real_time_masking", "--out", name,
+            "--network", f"{name}.safetensors",
+        )  # fmt: skip
+        assert code == 0, err
+        pictures.append((tmp_path / name / "0.png").read_bytes())
+    assert pictures[0] != pictures[1]
+
+
+@pytest.mark.parametrize("command", [("compare", "folder", "images"), ("explain", "images")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("robust_cam", "--network", "masks.safetensors"), "--network is for the method real_time"),
+        (("real_time_masking", "--network", "gone.safetensors"), "gone.safetensors: no such file"),
+        (("real_time_masking", "--network", "model.safetensors"), "holds no masking network"),
+        (("real_time_masking", "--network", "images/0.png"), "images/0.png"),
+        (("real_time_masking", "--network", "foreign.safetensors"), "for an encoder small_resnet"),
+        (("real_time_masking",), "train one with: captum-robust train masking"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, tuple) else "",
+)
+def test_a_masking_network_that_does_not_fit_is_one_line(
+    run: Run,
+    masking: tuple[str, ...],
+    tmp_path: Path,
+    command: tuple[str, ...],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    draw(tmp_path / "images", n=1)
+    foreign = load_classifier("small_resnet", None, class_names=list("abc"), input_size=32)
+    save_masking_network(MaskingNetwork(foreign), tmp_path / "foreign.safetensors")
+    code, _, err = run(*command, *masking, "--methods", *options)
+    assert code == 2
+    assert message in one_line(err)
 
 
 def test_explain_goes_on_behind_a_broken_image(run: Run, tmp_path: Path) -> None:
