@@ -375,7 +375,9 @@ def methods() -> None:
     notes = dict.fromkeys(BASELINES, "baseline")
     notes |= dict.fromkeys(SLOW, "slow: runs only where it is named")
     trained = ", ".join(pretrained()) or "no model yet"
-    notes[_MASKING] = f"trained for {trained}; others: train masking, then --network"
+    notes[_MASKING] = (
+        f"trained for {trained}; for others captum-robust train masking, then --network"
+    )
     for name in METHODS:
         _say(f"{name}  ({notes[name]})" if name in notes else name)
     for name, kind in ATTACKS.items():
