@@ -156,7 +156,9 @@ def fit(
             float32, by the first process alone.
         best: the name of one of its numbers: the network ends with the weights that had the lowest
             (with ``out`` also in ``best.safetensors``); None: with the last ones.
-        patience: stop after so many evaluations without a new best one; None: never.
+        patience: stop after so many evaluations without a new best one; None: never. The one
+            before training does not count: what training starts from may be good, and lost at
+            first. Its weights are still those that the network ends with where none are better.
         observe: gets every row of the log, in the first process; of a run that goes on, those from
             there.
         out: folder for ``checkpoint.safetensors``, ``log.jsonl`` and ``run.json``, which all
@@ -418,9 +420,10 @@ class _Run:
             if self.observe is not None:
                 self.observe(rows)
 
-    def _scored(self) -> list[float]:
+    def _scored(self, first_step: int = 0) -> list[float]:
         """The number that counts of each evaluation so far; NaN counts as the worst."""
-        found = [r[self.best] for r in self.log.rows if self.best in r]
+        rows = (r for r in self.log.rows if self.best in r and r["step"] >= first_step)
+        found = [r[self.best] for r in rows]
         return [math.inf if math.isnan(x) else x for x in found]
 
     def _keep_best(self, row: Mapping[str, Any]) -> None:
@@ -444,10 +447,10 @@ class _Run:
         return self.out / "best.safetensors"
 
     def _is_at_rest(self) -> bool:
-        """Whether the number that counts has not improved for as long as was said."""
+        """Whether the number that counts has not improved in training for as long as was said."""
         if self.patience is None:
             return False
-        scored = self._scored()
+        scored = self._scored(first_step=1)
         late = bool(scored) and len(scored) - 1 - scored.index(min(scored)) >= self.patience
         flag = torch.tensor(float(late and self.is_first), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)

@@ -313,7 +313,8 @@ def masking_training(
         warm_up_steps: see :func:`warm_up`; 0: none.
         validation: of (image, anything): the weights with the lowest saliency metric on them win
             (:class:`MaskingEvaluation`).
-        patience: stop after so many evaluations without a new lowest one.
+        patience: stop after so many evaluations without a new lowest one, that before training not
+            counted.
         out, configuration, progress: see :func:`captum_robust.training.fit`.
         tensorboard: write losses, numbers and masks to ``out/tensorboard`` while it runs.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -425,6 +426,35 @@ def script(folder: Path, network: str, steps: int = 1000, pause: float = 0.0) ->
     file = folder / f"{network}_{steps}.py"
     file.write_text(SCRIPT.format(root=root, out=out, network=network, steps=steps, pause=pause))
     return str(file)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "steps", "best"),
+    [
+        ([9.0, 5.0, 4.0, 6.0, 3.0, 3.0, 8.0, 0.0], 6, 4),  # an equal number is no better one
+        ([1.0, 9.0, 8.0, 7.0, 7.5, 7.1, 0.0], 5, 0),  # worse than before, but still improving
+        ([1.0, 9.0, 9.0, 9.0, 0.0], 3, 0),
+        ([9.0, math.nan, 5.0, math.nan, math.nan, 0.0], 4, 2),
+    ],
+)
+def test_patience_counts_evaluations_of_the_training_alone(
+    numbers: list[float], steps: int, best: int, tmp_path: Path
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    def evaluate(network: nn.Module) -> dict[str, float]:
+        seen.append({n: t.clone() for n, t in network.state_dict().items()})
+        return {"error": numbers[len(seen) - 1]}
+
+    network = small_net()
+    given = settings(epochs=4, evaluate_every=1)
+    options: dict[str, Any] = {"best": "error", "patience": 2, "out": tmp_path / "run"}
+    result = fit(network, drawn(), cross_entropy, given, evaluate=evaluate, **options)
+    assert [row["step"] for row in result.evaluations] == list(range(steps + 1))
+    assert all(torch.equal(t, seen[best][n]) for n, t in network.state_dict().items())
+    # It has ended, and stays so.
+    again = fit(small_net(), drawn(), cross_entropy, given, evaluate=evaluate, **options)
+    assert len(again.rows) == len(result.rows)
 
 
 def plain_net() -> nn.Sequential:
