@@ -66,7 +66,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no total variation": {"objective": PaperObjective(total_variation=0.0)},
     "objective of the code": {"objective": CodeObjective(), "fakes": "swapped"},
     "no warm-up": {"warm_up_steps": 0},
+    "class vectors learned": {},
 }
+LEARNED = "class vectors learned"
+"""Anew, where all others have those of the classifier's last layer, frozen."""
 
 
 def classifier() -> Classifier:
@@ -187,7 +190,8 @@ def run_train(images: Path, out: Path, names: Sequence[str], epochs: int) -> Non
     training, _ = held_out_split([0] * len(usable), 0.1, seed=0)
     for name in names:
         torch.manual_seed(0)
-        network = MaskingNetwork(model).to(memory_format=torch.channels_last)
+        network = MaskingNetwork(model, learned_classes=name == LEARNED)
+        network.to(memory_format=torch.channels_last)
         folder = out / name.replace(" ", "_").replace(",", "")
         masking_training(
             network,
@@ -195,7 +199,7 @@ def run_train(images: Path, out: Path, names: Sequence[str], epochs: int) -> Non
             TrainingSettings(
                 epochs=epochs,
                 batch_size=BATCH,
-                learning_rate=1e-3,
+                learning_rate=3e-3,
                 weight_decay=1e-4,
                 precision="bfloat16",
             ),
@@ -241,7 +245,7 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--network", type=Path, help="classes: a file, else the package's")
     parser.add_argument("--limit", type=int, help="only the first so many images of DATA")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--variants", default=",".join(VARIANTS), help="separated by commas")
     arguments = parser.parse_args()
     if arguments.stage == "classes":
