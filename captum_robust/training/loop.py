@@ -422,8 +422,8 @@ class _Run:
 
     def _scored(self, first_step: int = 0) -> list[float]:
         """The number that counts of each evaluation so far; NaN counts as the worst."""
-        rows = (r for r in self.log.rows if self.best in r and r["step"] >= first_step)
-        found = [r[self.best] for r in rows]
+        rows = [r for r in self.log.rows if r["step"] >= first_step]
+        found = [r[self.best] for r in rows if self.best in r]
         return [math.inf if math.isnan(x) else x for x in found]
 
     def _keep_best(self, row: Mapping[str, Any]) -> None:

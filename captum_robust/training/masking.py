@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from captum_robust._checks import as_number, check_count
 from captum_robust._names import unknown_name
@@ -21,6 +21,7 @@ from captum_robust.metrics.functional import saliency_metric
 from captum_robust.nn import EvidenceRemoval, MaskingNetwork, blend, upsampled
 from captum_robust.nn.mask_objective import Objective, PaperObjective
 from captum_robust.nn.masking_network import MaskDecoder
+from captum_robust.training.images import CroppedImages, LabelledImages
 from captum_robust.training.loop import (
     Batch,
     TrainingResult,
@@ -333,8 +334,10 @@ def masking_training(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     check_count("warm_up_steps", warm_up_steps, 0)
     check_dataset(dataset, settings)
-    if network.decoder.shape.num_classes < 2:
+    count = network.decoder.shape.num_classes
+    if count < 2:
         raise ValueError("network: expected two or more classes, it has one")
+    _check_labels(_labels_of(dataset), count)
     if tensorboard and out is None:
         raise ValueError("tensorboard: give out=, the folder to write to")
     if patience is not None and validation is None:
@@ -374,7 +377,7 @@ def masking_training(
         try:
             return fit(
                 network.decoder,
-                dataset,
+                _CheckedLabels(dataset, count),
                 loss,
                 settings,
                 optimizer=_optimizer(network.decoder, settings),
@@ -389,6 +392,37 @@ def masking_training(
         finally:
             if board is not None:
                 board.close()
+
+
+def _labels_of(dataset: Dataset[Any]) -> list[int]:
+    """Of all images, where they are known without reading these; else none."""
+    if isinstance(dataset, Subset):
+        labels = _labels_of(dataset.dataset)
+        return [labels[i] for i in dataset.indices] if labels else []
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1].flatten().tolist() if len(dataset.tensors) > 1 else []
+    return dataset.labels if isinstance(dataset, (CroppedImages, LabelledImages)) else []
+
+
+def _check_labels(labels: Sequence[int], count: int) -> None:
+    highest = max(labels, default=-1)
+    if highest >= count:
+        raise ValueError(f"dataset: has class {highest}, but the network has {count} classes")
+
+
+class _CheckedLabels(Dataset[Any]):
+    """Refuses a label that is no class before it gets to a GPU, where it ends the process."""
+
+    def __init__(self, dataset: Dataset[Any], count: int) -> None:
+        self.dataset, self.count = dataset, count
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        item = self.dataset[index]
+        _check_labels([int(item[1])], self.count)
+        return item
 
 
 def _check_classes(

@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
+from torchvision.utils import save_image
 
+from captum_robust.data import load_dataset
 from captum_robust.nn import (
     CodeObjective,
     EvidenceRemoval,
@@ -19,6 +21,8 @@ from captum_robust.nn import (
     upsampled,
 )
 from captum_robust.training import (
+    CroppedImages,
+    LabelledImages,
     MaskingEvaluation,
     MaskingLoss,
     TrainingSettings,
@@ -377,10 +381,51 @@ def test_a_black_box_of_other_classes_is_refused(count: int) -> None:
         masking_training(network(), squares(), settings(epochs=1), model=of_classes(count))
 
 
-def test_a_label_that_is_no_class_is_refused() -> None:
-    images, labels = squares(8).tensors
+class Squares(Dataset[Any]):
+    """A data set of the user's own, the last of its images with another label."""
+
+    def __init__(self, last: int) -> None:
+        self.images = squares(20)
+        self.last = last
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[index]
+        return image, self.last if index == len(self) - 1 else int(label)
+
+
+@pytest.mark.parametrize("warm_up_steps", [0, 5])
+def test_a_label_that_is_no_class_is_refused(warm_up_steps: int) -> None:
     with pytest.raises(ValueError, match="dataset: has class 3, but the network has 3 classes"):
-        masking_training(network(), TensorDataset(images, labels + 1), settings(epochs=1))
+        masking_training(
+            network(), Squares(last=3), settings(epochs=1), warm_up_steps=warm_up_steps
+        )
+    masking_training(network(), Squares(last=-1), settings(epochs=1), warm_up_steps=warm_up_steps)
+
+
+def test_labels_that_are_known_are_checked_before_an_image_is_read(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            save_image(torch.rand(3, SIDE, SIDE), tmp_path / name / f"{i}.png")
+    found = load_dataset("folder", tmp_path, labels="sorted")
+    net = network()
+    net.encoder.forward = lambda x: pytest.fail("an image was read")  # type: ignore[assignment]
+    tensors = TensorDataset(squares(8).tensors[0], torch.tensor([0, 1, 2, 0, 1, 2, 0, 3]))
+    cropped = CroppedImages(found, SIDE)
+    for data in (LabelledImages(found, SIDE), cropped, Subset(cropped, range(8, 16)), tensors):
+        with pytest.raises(ValueError, match="dataset: has class 3, but the network has 3 classes"):
+            masking_training(net, data, settings(epochs=1), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_images_that_are_not_trained_on_do_not_matter() -> None:
+    images, labels = squares(12).tensors
+    data = TensorDataset(images, torch.cat([labels[:8], labels[8:] + 9]))
+    masking_training(network(), Subset(data, range(8)), settings(epochs=1))
+    masking_training(network(), Unlabelled(data), settings(epochs=1))
 
 
 def test_too_few_images_are_refused_before_the_warm_up() -> None:
