@@ -29,9 +29,13 @@ def load_model(name: str, weights: str, device: str, layer: str | None = None) -
     from captum_robust.models import load_classifier
 
     chosen = chosen_device(device)
+    return load_classifier(name, published_weights(weights), cam_layer=layer).to(chosen)
+
+
+def published_weights(weights: str) -> str | None:
+    """The option as ``load_classifier`` takes it: ``none`` is None, in whatever case."""
     plain = weights.lower()
-    published = None if plain == "none" else "DEFAULT" if plain == "default" else weights
-    return load_classifier(name, published, cam_layer=layer).to(chosen)
+    return None if plain == "none" else "DEFAULT" if plain == "default" else weights
 
 
 def chosen_device(device: str) -> str:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torchvision.utils import save_image
 
 from captum_robust import cli
-from captum_robust.cli_train import _open_for_masking
+from captum_robust.cli_train_masking import open_for_masking
 from captum_robust.data.classes import imagenet_names, imagenet_wnids
 from captum_robust.models import load_classifier, save_classifier
 from captum_robust.nn import load_masking_network
@@ -175,7 +175,7 @@ def test_labels_of_tiny_imagenet_count_the_classes_of_the_classifier(tmp_path: P
     known = imagenet_wnids()
 
     def labels_of(names: Sequence[str]) -> set[int | None]:
-        found = _open_for_masking("tiny-imagenet", tmp_path / "tiny", Path("run"), names, "folder")
+        found = open_for_masking("tiny-imagenet", tmp_path / "tiny", Path("run"), names, "folder")
         return {found[i].label for i in range(len(found))}
 
     assert labels_of(imagenet_names()) == {known[wnid] for wnid in wnids}
