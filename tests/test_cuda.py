@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions without TensorFloat-32, whose 10 bits would be what is measured."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-@pytest.fixture
-def training_on_the_device() -> Iterator[None]:
-    """Accelerate keeps the device of a process's first training, which may have been the CPU."""
-    state = pytest.importorskip("accelerate.state").AcceleratorState
-    state._reset_state(reset_partial_state=True)
-    yield
-    state._reset_state(reset_partial_state=True)
 
 
 def made(make: Callable[[], nn.Module], device: str) -> Any:
@@ -144,9 +135,7 @@ def test_metrics_of_masks() -> None:
     check_close(*on_both(numbers))
 
 
-def test_a_trained_masking_network_and_its_file(
-    training_on_the_device: None, tmp_path: Path
-) -> None:
+def test_a_trained_masking_network_and_its_file(tmp_path: Path) -> None:
     network, data = test_masking.network(), test_masking.squares(16)
     settings = TrainingSettings(epochs=1, batch_size=8)
     result = masking_training(network, data, settings, validation=data, out=tmp_path)
@@ -163,7 +152,7 @@ def test_a_trained_masking_network_and_its_file(
     check_close(*on_both(masks))
 
 
-def test_a_trained_classifier_and_its_file(training_on_the_device: None, tmp_path: Path) -> None:
+def test_a_trained_classifier_and_its_file(tmp_path: Path) -> None:
     x, file = drawn(8, 32, 32), tmp_path / "model.safetensors"
     network = load_classifier("small_resnet", None, class_names=["a", "b", "c"], input_size=32)
     settings = TrainingSettings(epochs=2, batch_size=8, precision="bfloat16")

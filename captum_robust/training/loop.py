@@ -497,12 +497,19 @@ def training_device(settings: TrainingSettings) -> torch.device:
 def _accelerator(settings: TrainingSettings) -> Accelerator:
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState, PartialState
     except ImportError:
         raise ImportError(
             'training needs the package accelerate: pip install "captum-robust[train]"'
         ) from None
+    cpu = settings.device == "cpu"
+    # Accelerate keeps the device of a process's first training for all others.
+    kept = PartialState._shared_state
+    is_other = kept and (kept["device"].type != "cpu" if cpu else kept["_cpu"])
+    if is_other and kept["num_processes"] == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
     # Its own mixed precision would rewrite the network's forward method.
-    return Accelerator(mixed_precision="no", cpu=settings.device == "cpu")
+    return Accelerator(mixed_precision="no", cpu=cpu)
 
 
 class _SeededItems(Dataset[Any]):

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from captum_robust import _weights
 from captum_robust.training import TrainingResult, TrainingSettings, fit
+from captum_robust.training.loop import training_device
 
 
 def drawn(n: int = 24, classes: int = 3) -> TensorDataset:
@@ -455,6 +456,19 @@ def test_patience_counts_evaluations_of_the_training_alone(
     # It has ended, and stays so.
     again = fit(small_net(), drawn(), cross_entropy, given, evaluate=evaluate, **options)
     assert len(again.rows) == len(result.rows)
+
+
+def test_each_training_of_a_process_has_the_device_that_it_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def device(name: str, there: str) -> str:
+        monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", there)  # what "auto" finds
+        return training_device(settings(device=name)).type
+
+    assert device("cpu", "cpu") == "cpu"
+    for _ in range(2):
+        assert device("auto", "meta") == "meta"
+        assert device("cpu", "cpu") == "cpu"
 
 
 def plain_net() -> nn.Sequential:
