@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
@@ -465,6 +466,7 @@ def test_each_training_of_a_process_has_the_device_that_it_asks_for(
         monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", there)  # what "auto" finds
         return training_device(settings(device=name)).type
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
     assert device("cpu", "cpu") == "cpu"
     for _ in range(2):
         assert device("auto", "meta") == "meta"
