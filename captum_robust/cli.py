@@ -425,7 +425,7 @@ def _names(methods: str | None) -> list[str] | None:
 
 
 def _check_network(network: Path | None, methods: list[str] | None) -> None:
-    """Before the model is loaded. Without names there are all methods."""
+    """Before the model is loaded. ``methods`` None: all of them."""
     if network is not None and methods is not None and _MASKING not in methods:
         raise ValueError(f"--network is for the method {_MASKING}: name it in --methods")
 

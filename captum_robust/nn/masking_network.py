@@ -348,12 +348,10 @@ def _check_classes(classes: Tensor, n: int, count: int) -> None:
         raise ValueError(
             f"classes: expected one for each of {n} images, got {tuple(classes.shape)}"
         )
-    if n == 0:
-        return
-    lowest, highest = torch.stack(classes.aminmax()).tolist()  # one wait for the device
-    if lowest < 0 or highest >= count:
-        wrong = lowest if lowest < 0 else highest
-        raise ValueError(f"classes: expected numbers from 0 to {count - 1}, got {wrong}")
+    wrong = (classes < 0) | (classes >= count)
+    if bool(wrong.any()):  # waits for a GPU, once a call
+        first = int(classes[wrong][0])
+        raise ValueError(f"classes: expected numbers from 0 to {count - 1}, got {first}")
 
 
 def upsampled(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -643,6 +643,11 @@ def test_classes_are_integers_one_an_image(tiny: Tiny, x: Tensor) -> None:
         network(x, [0, 1, 2])  # type: ignore[arg-type]
 
 
+def test_no_images_give_no_masks(tiny: Tiny, x: Tensor) -> None:
+    found = MaskingNetwork(tiny).eval()(x[:0], torch.zeros(0, dtype=torch.long))
+    assert found.shape == (0, 1, 32, 32)
+
+
 def test_masks_of_other_classes_than_the_encoders_need_to_be_told_which(
     tiny: Tiny, x: Tensor
 ) -> None:
