@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,8 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         self.class_names = [names[c] for c in chosen]
         self.ids: list[str] = []
         self.labels: list[int] = []
+        self.boxes: list[Tensor] = []
+        """Of each image M×4, in pixels of the size."""
         self.unusable: dict[str, str] = {}
         """Id -> why: it can't be decoded, or has no class."""
         self._positions: list[int] = []
@@ -84,8 +87,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         fits = True
         for i in tqdm(range(len(self.dataset)), unit="image", disable=not progress):
             try:
-                sample = self.dataset[i]
-                pixels = self._pixels_of(sample)
+                sample = self._fitted(self.dataset[i])
             except DataError as error:
                 self.unusable[self.dataset.ids[i]] = str(error)
                 continue
@@ -96,7 +98,9 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
                 continue
             self.ids.append(sample.id)
             self.labels.append(new_label[sample.label])
+            self.boxes.append(sample.boxes)
             self._positions.append(i)
+            pixels = _as_bytes(sample.image)
             fits = fits and (len(kept) + 1) * pixels.numel() <= memory
             if fits:
                 kept.append(pixels)
@@ -105,49 +109,92 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         if fits and kept:
             self._pixels = torch.stack(kept)
 
-    def _pixels_of(self, sample: Sample) -> Tensor:
-        """3×H×W bytes: the same images whether they are kept or decoded again."""
+    def _fitted(self, sample: Sample) -> Sample:
         if self.fit == "squash":
-            image = resize(sample, self.size).image
-        else:
-            side = self.size if isinstance(self.size, int) else max(self.size)
-            image = resize_and_center_crop(sample, side, self.size).image
-        return (image * 255).round().to(torch.uint8)
+            return resize(sample, self.size)
+        side = self.size if isinstance(self.size, int) else max(self.size)
+        return resize_and_center_crop(sample, side, self.size)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if self._pixels is None:
-            pixels = self._pixels_of(self.dataset[self._positions[index]])
+            # The same bytes whether they are kept or decoded again.
+            pixels = _as_bytes(self._fitted(self.dataset[self._positions[index]]).image)
         else:
             pixels = self._pixels[index]
         return pixels.float() / 255, self.labels[index]
 
 
-class Augmented(Dataset[tuple[Tensor, int]]):
+def _as_bytes(image: Tensor) -> Tensor:
+    return (image * 255).round().to(torch.uint8)
+
+
+class SegmentedImages(Dataset[tuple[Tensor, Tensor, int]]):
+    """Images with their super-pixels: (3×H×W, segments H×W int64, class).
+
+    Args:
+        dataset: of (image, class).
+        segments: N×H×W integers, those of image i at i.
+
+    Raises:
+        ValueError: segments of another number of images.
+    """
+
+    def __init__(self, dataset: Dataset[tuple[Tensor, int]], segments: Tensor) -> None:
+        count = len(dataset)  # type: ignore[arg-type]
+        if segments.ndim != 3 or len(segments) != count:
+            raise ValueError(
+                f"segments: expected {count}×H×W, one map an image, got {tuple(segments.shape)}"
+            )
+        self.dataset, self.segments = dataset, segments
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        image, label = self.dataset[index]
+        return image, self.segments[index].long(), label
+
+
+class Augmented(Dataset[Any]):
     """Images mirrored in half of all cases and shifted by up to a tenth of their sides.
 
     What a shift leaves open is filled with the mirrored border. Draws from torch's global
     generator, which a training loop seeds for each image.
+
+    Args:
+        dataset: of (image, class), or of (image, segments, class), of which the segments go along.
     """
 
-    def __init__(self, dataset: Dataset[tuple[Tensor, int]]) -> None:
+    def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[index]
-        if torch.rand(()) < 0.5:
-            image = image.flip(2)
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        image, *maps, label = self.dataset[index]
+        mirror = bool(torch.rand(()) < 0.5)
         _, height, width = image.shape
         down, right = height // 10, width // 10
-        padded = F.pad(image[None], (right, right, down, down), mode="reflect")[0]
         top = int(torch.randint(0, 2 * down + 1, ()))
         left = int(torch.randint(0, 2 * right + 1, ()))
-        return padded[:, top : top + height, left : left + width], label
+
+        def moved(x: Tensor) -> Tensor:
+            x = x.flip(-1) if mirror else x
+            rows = _mirrored(torch.arange(top - down, top - down + height), height)
+            columns = _mirrored(torch.arange(left - right, left - right + width), width)
+            return x.index_select(-2, rows).index_select(-1, columns)
+
+        return moved(image), *(moved(m) for m in maps), label
+
+
+def _mirrored(positions: Tensor, size: int) -> Tensor:
+    """Positions outside of 0 to ``size`` - 1, by less than that, as those of a mirrored border."""
+    positions = positions.abs()
+    return torch.minimum(positions, 2 * (size - 1) - positions)
 
 
 class CroppedImages(Dataset[tuple[Tensor, int]]):

@@ -129,6 +129,7 @@ def fit(
     evaluate: Evaluate | None = None,
     best: str | None = None,
     patience: int | None = None,
+    partial: bool = False,
     observe: Observe | None = None,
     out: str | Path | None = None,
     configuration: Mapping[str, Any] | None = None,
@@ -159,6 +160,8 @@ def fit(
         patience: stop after so many evaluations without a new best one; None: never. The one
             before training does not count: what training starts from may be good, and lost at
             first. Its weights are still those that the network ends with where none are better.
+        partial: the loss of a step may leave weights out, which then stay as they are. Several
+            processes have to look for them.
         observe: gets every row of the log, in the first process; of a run that goes on, those from
             there.
         out: folder for ``checkpoint.safetensors``, ``log.jsonl`` and ``run.json``, which all
@@ -180,7 +183,7 @@ def fit(
             raise ValueError("patience: say with best= which number counts")
     if best is not None and evaluate is None:
         raise ValueError(f"best: {best!r} is a number of an evaluation; give evaluate=")
-    accelerator = _accelerator(settings)
+    accelerator = _accelerator(settings, partial)
     if best is not None and out is None and accelerator.num_processes > 1:
         raise ValueError("best: several processes share the best weights through out=; give it")
     count = check_dataset(dataset, settings)
@@ -494,9 +497,9 @@ def training_device(settings: TrainingSettings) -> torch.device:
     return device
 
 
-def _accelerator(settings: TrainingSettings) -> Accelerator:
+def _accelerator(settings: TrainingSettings, partial: bool = False) -> Accelerator:
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState, PartialState
     except ImportError:
         raise ImportError(
@@ -509,7 +512,11 @@ def _accelerator(settings: TrainingSettings) -> Accelerator:
     if is_other and kept["num_processes"] == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
     # Its own mixed precision would rewrite the network's forward method.
-    return Accelerator(mixed_precision="no", cpu=cpu)
+    return Accelerator(
+        mixed_precision="no",
+        cpu=cpu,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=partial)],
+    )
 
 
 class _SeededItems(Dataset[Any]):
