@@ -60,6 +60,21 @@ def check_batch(inputs: tuple[Tensor, ...]) -> int:
     return int(inputs[0].shape[0])
 
 
+def check_classes(classes: Tensor, n: int, count: int) -> None:
+    """Before they are indices, of which a wrong one ends all work on a GPU."""
+    if not isinstance(classes, Tensor) or classes.dtype not in (torch.int32, torch.int64):
+        got = classes.dtype if isinstance(classes, Tensor) else type(classes).__name__
+        raise TypeError(f"classes: expected a tensor of integers, got {got}")
+    if classes.shape != (n,):
+        raise ValueError(
+            f"classes: expected one for each of {n} images, got {tuple(classes.shape)}"
+        )
+    wrong = (classes < 0) | (classes >= count)
+    if bool(wrong.any()):  # waits for a GPU, once a call
+        first = int(classes[wrong][0])
+        raise ValueError(f"classes: expected numbers from 0 to {count - 1}, got {first}")
+
+
 def checked_bounds(bounds: Any) -> tuple[float, float]:
     numbers = [as_number(b) for b in bounds] if isinstance(bounds, (tuple, list)) else []
     if len(numbers) != 2 or not numbers[0] < numbers[1]:

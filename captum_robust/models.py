@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from captum_robust._names import printable, unknown_name
 from captum_robust._weights import read_tensors, write_tensors
 from captum_robust.data.classes import imagenet_names
-from captum_robust.nn import SmallResNet
+from captum_robust.nn import SimpleConvNet, SmallResNet
 
 _POOLING = (
     nn.MaxPool2d,
@@ -32,7 +32,11 @@ _VGG_STAGES = ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4
 # The paper counts VGG19's ReLUs from 1: first and last.
 _PAPER_RELUS = {"unguided": (5, 10), "guided": (2, 13)}
 LITE_NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
-SMALL_RESNET = "small_resnet"
+SMALL_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "small_resnet": SmallResNet,
+    "simple_convnet": SimpleConvNet,
+}
+"""For images of 64 pixels, by number of classes."""
 _FACTS = "captum_robust.classifier"
 
 
@@ -406,13 +410,14 @@ def load_classifier(
     """A classifier by name, in evaluation mode, with its own normalisation and input size.
 
     Args:
-        name: ``"efficientnet_lite0"``, ``"…1"``, ``"…2"``, ``"small_resnet"`` (for images of 64
-            pixels, :class:`captum_robust.nn.SmallResNet`), or any classification model of
-            torchvision ("resnet50", "vgg19_bn", …).
+        name: ``"efficientnet_lite0"``, ``"…1"``, ``"…2"``, ``"small_resnet"`` and
+            ``"simple_convnet"`` (for images of 64 pixels, :class:`captum_robust.nn.SmallResNet` and
+            :class:`captum_robust.nn.SimpleConvNet`), or any classification model of torchvision
+            ("resnet50", "vgg19_bn", …).
         weights: ``"DEFAULT"``: the published ImageNet weights (for the Lite models from their
-            packages, for torchvision its own download; the small ResNet has none); another member,
-            or the name of one, of torchvision's weights enum; ``None``: random; a path to a
-            ``.safetensors`` state dict. One that :func:`save_classifier` wrote also tells the
+            packages, for torchvision its own download; the small networks have none); another
+            member, or the name of one, of torchvision's weights enum; ``None``: random; a path to
+            a ``.safetensors`` state dict. One that :func:`save_classifier` wrote also tells the
             classes and the input size.
         cam_layer: dotted name, in ``model.module``, of another layer for class activation maps.
         class_names: of other classes than those of the weights, or of ImageNet. The last layer
@@ -430,8 +435,8 @@ def load_classifier(
     from torchvision import models as tv
 
     torchvision_names = tv.list_models(module=tv)
-    if name != SMALL_RESNET and name not in LITE_NAMES and name not in torchvision_names:
-        raise unknown_name("model", name, [*LITE_NAMES, SMALL_RESNET, *torchvision_names])
+    if name not in {*SMALL_NETWORKS, *LITE_NAMES, *torchvision_names}:
+        raise unknown_name("model", name, [*LITE_NAMES, *SMALL_NETWORKS, *torchvision_names])
     path = _state_dict_path(weights)
     named = None if path is not None else weights
     state: dict[str, Tensor] = {}
@@ -443,8 +448,8 @@ def load_classifier(
         class_names = list(class_names)
         if len(class_names) < 2:
             raise ValueError(f"class_names: expected at least two, got {class_names!r}")
-    if name == SMALL_RESNET:
-        model = _load_small_resnet(named, class_names)
+    if name in SMALL_NETWORKS:
+        model = _load_small(name, named, class_names)
     elif name in LITE_NAMES:
         model = _load_lite(name, named, class_names)
     else:
@@ -523,20 +528,20 @@ def _load_fitting(module: nn.Module, state: dict[str, Tensor]) -> None:
     )
 
 
-def _load_small_resnet(weights: Any, class_names: Sequence[str] | None) -> Classifier:
+def _load_small(name: str, weights: Any, class_names: Sequence[str] | None) -> Classifier:
     if weights is not None:
         raise ValueError(
-            f"weights: {SMALL_RESNET} has no published ones; train some (captum-robust train "
+            f"weights: {name} has no published ones; train some (captum-robust train "
             f"robust) and give their .safetensors file, or None for random ones; got {weights!r}"
         )
     names = imagenet_names() if class_names is None else class_names
     return Classifier(
-        SmallResNet(len(names)),
+        SMALL_NETWORKS[name](len(names)),
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         input_size=64,
         class_names=names,
-        name=SMALL_RESNET,
+        name=name,
     )
 
 

@@ -1,7 +1,14 @@
 """Networks and layers that methods and defences train."""
 
+from captum_robust.nn.corruption_network import CorruptionNetwork
 from captum_robust.nn.dense_associative_memory import DenseAssociativeMemory
 from captum_robust.nn.evidence_removal import EvidenceRemoval, blend
+from captum_robust.nn.localization_network import (
+    LocalizationNetwork,
+    load_localization_network,
+    read_localization_facts,
+    save_localization_network,
+)
 from captum_robust.nn.mask_objective import CodeObjective, PaperObjective
 from captum_robust.nn.masking_network import (
     MaskingNetwork,
@@ -9,17 +16,31 @@ from captum_robust.nn.masking_network import (
     save_masking_network,
     upsampled,
 )
+from captum_robust.nn.removal_loss import removal_loss
+from captum_robust.nn.simple_convnet import SimpleConvNet
 from captum_robust.nn.small_resnet import SmallResNet
+from captum_robust.nn.straight_through import straight_through
+from captum_robust.nn.superpixels import spread, superpixel_means
 
 __all__ = [
     "CodeObjective",
+    "CorruptionNetwork",
     "DenseAssociativeMemory",
     "EvidenceRemoval",
+    "LocalizationNetwork",
     "MaskingNetwork",
     "PaperObjective",
+    "SimpleConvNet",
     "SmallResNet",
     "blend",
+    "load_localization_network",
     "load_masking_network",
+    "read_localization_facts",
+    "removal_loss",
+    "save_localization_network",
     "save_masking_network",
+    "spread",
+    "straight_through",
+    "superpixel_means",
     "upsampled",
 ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captum_robust._checks import check_classes
 from captum_robust._names import printable
 from captum_robust._weights import read_tensors, write_tensors
 
@@ -41,7 +42,7 @@ class DecoderShape:
     """Channels of the filtered features."""
 
 
-class _UpBlock(nn.Module):
+class UpBlock(nn.Module):
     """Enlarged to the features of the next scale and joined with them; one residual bottleneck.
 
     The authors' code enlarges by pixel shuffling, which leaves a grid in the masks; here it is
@@ -76,6 +77,7 @@ class _UpBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """A map of the size of the finer scale's features."""
         size = (features.shape[2], features.shape[3])
         up = F.interpolate(self.reduce(x), size, mode="bilinear", align_corners=False)
         x = self.join(torch.cat([up, self.skip(features)], dim=1))
@@ -128,7 +130,7 @@ class MaskDecoder(nn.Module):
         blocks = []
         inputs = shape.filtered + 1
         for skip, outputs in zip(shape.channels[-2::-1], shape.widths[::-1], strict=True):
-            blocks.append(_UpBlock(inputs, skip, outputs))
+            blocks.append(UpBlock(inputs, skip, outputs))
             inputs = outputs
         self.blocks = nn.ModuleList(blocks)
         self.two_channels = nn.Conv2d(inputs, 2, 1)
@@ -244,7 +246,7 @@ class MaskingNetwork(nn.Module):
     def _probe(
         self, num_classes: int | None, learned_classes: bool
     ) -> tuple[DecoderShape, tuple[Tensor, Tensor] | None]:
-        with torch.no_grad(), _frozen(self.encoder) as image_of:
+        with torch.no_grad(), probed(self.encoder) as image_of:
             # Noise: on a black image features could be zero, and tell nothing of the head.
             probe = image_of(self.input_size)
             noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0))
@@ -274,23 +276,16 @@ class MaskingNetwork(nn.Module):
 
     def _encode(self, x: Tensor, *arguments: Any) -> tuple[list[Tensor], Tensor]:
         """The features of each scale, and the scores, in one pass."""
-        found: dict[int, Tensor] = {}
-
-        def keep(number: int) -> Callable[..., None]:
-            return lambda module, arguments, output: found.__setitem__(number, output)  # noqa: ARG005
-
-        handles = [m.register_forward_hook(keep(i)) for i, m in enumerate(self._layers)]
         # Also where the encoder was put in training mode by itself.
         training = [m for m in self.encoder.modules() if m.training]
         try:
             for m in training:
                 m.training = False
-            scores = self.encoder(x, *arguments)
+            with outputs_of(self._layers) as found:
+                scores = self.encoder(x, *arguments)
         finally:
             for m in training:
                 m.training = True
-            for handle in handles:
-                handle.remove()
         return [found[i] for i in range(len(self._layers)) if i in found], scores
 
     def encode(self, x: Tensor, *arguments: Any) -> tuple[list[Tensor], Tensor]:
@@ -319,7 +314,7 @@ class MaskingNetwork(nn.Module):
         """
         count = self.decoder.shape.num_classes
         if classes is not None:
-            _check_classes(classes, len(x), count)
+            check_classes(classes, len(x), count)
         features, scores = self.encode(x)
         if classes is None:
             if scores.shape[1] != count:
@@ -337,21 +332,6 @@ class MaskingNetwork(nn.Module):
         Raises what :meth:`masks_and_scores` raises.
         """
         return self.masks_and_scores(x, classes, confidence=confidence)[0]
-
-
-def _check_classes(classes: Tensor, n: int, count: int) -> None:
-    """Before they are indices, of which a wrong one ends all work on a GPU."""
-    if not isinstance(classes, Tensor) or classes.dtype not in (torch.int32, torch.int64):
-        got = classes.dtype if isinstance(classes, Tensor) else type(classes).__name__
-        raise TypeError(f"classes: expected a tensor of integers, got {got}")
-    if classes.shape != (n,):
-        raise ValueError(
-            f"classes: expected one for each of {n} images, got {tuple(classes.shape)}"
-        )
-    wrong = (classes < 0) | (classes >= count)
-    if bool(wrong.any()):  # waits for a GPU, once a call
-        first = int(classes[wrong][0])
-        raise ValueError(f"classes: expected numbers from 0 to {count - 1}, got {first}")
 
 
 def upsampled(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -376,11 +356,11 @@ def save_masking_network(
     if path.suffix != ".safetensors":
         raise ValueError(f"path: expected a name that ends in .safetensors, got {path.name}")
     tensors = {
-        name: _halved(t) if half and t.is_floating_point() else t
+        name: halved(t) if half and t.is_floating_point() else t
         for name, t in network.decoder.state_dict().items()
     }
     facts = {
-        "encoder": _name_of(network.encoder),
+        "encoder": name_of(network.encoder),
         "encoder_weights": _some_weights(network.encoder),
         **asdict(network.decoder.shape),
     }
@@ -414,8 +394,8 @@ def load_masking_network(
         wanted = _shapes_of(shape)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
         raise ValueError(f"{shown} holds no masking network") from None
-    if name != _name_of(encoder):
-        raise ValueError(f"{shown} is for the encoder {printable(name)}, not {_name_of(encoder)}")
+    if name != name_of(encoder):
+        raise ValueError(f"{shown} is for the encoder {printable(name)}, not {name_of(encoder)}")
     # Before anything is made of sizes that a broken file could tell.
     different = sorted(
         {*tensors, *wanted} - {n for n in tensors if tensors[n].shape == wanted.get(n)}
@@ -451,8 +431,8 @@ def load_masking_network(
     return network.to(like.device).eval()
 
 
-def _halved(tensor: Tensor) -> Tensor:
-    """In half precision, where it holds all of the numbers."""
+def halved(tensor: Tensor) -> Tensor:
+    """The tensor in half precision, where it holds all of the numbers."""
     half = tensor.half()
     return half if bool((half.isfinite() == tensor.isfinite()).all()) else tensor
 
@@ -482,7 +462,8 @@ def _are_close(there: Any, here: list[float]) -> bool:
     )
 
 
-def _name_of(encoder: nn.Module) -> str:
+def name_of(encoder: nn.Module) -> str:
+    """Its own name, or that of its class."""
     name = getattr(encoder, "name", None)
     return name if isinstance(name, str) else type(encoder).__name__
 
@@ -514,7 +495,7 @@ def find_scales(
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            _frozen(encoder) as image_of,
+            probed(encoder) as image_of,
         ):
             encoder(image_of(input_size).requires_grad_().clone())
     finally:
@@ -585,8 +566,24 @@ def _head_of(encoder: nn.Module, features: Tensor, scores: Tensor) -> tuple[Tens
 
 
 @contextmanager
-def _frozen(encoder: nn.Module) -> Iterator[Callable[..., Tensor]]:
-    """The encoder in evaluation mode, no weight asking for a gradient; put back afterwards."""
+def outputs_of(layers: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Number of a layer -> its last output, of those that run inside of the context."""
+    found: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Callable[..., None]:
+        return lambda module, arguments, output: found.__setitem__(number, output)  # noqa: ARG005
+
+    handles = [m.register_forward_hook(keep(i)) for i, m in enumerate(layers)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def probed(encoder: nn.Module) -> Iterator[Callable[..., Tensor]]:
+    """(H, W) -> a black image for the encoder, in evaluation mode and frozen; put back later."""
     modes = [(m, m.training) for m in encoder.modules()]
     frozen = [(p, p.requires_grad) for p in encoder.parameters()]
     like = next(encoder.parameters(), torch.empty(0))

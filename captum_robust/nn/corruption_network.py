@@ -1,0 +1,129 @@
+"""A network that says of each pixel how likely it is to be removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captum_robust._checks import check_count
+from captum_robust.nn.masking_network import UpBlock, find_scales, outputs_of, probed
+
+_STRIDES = (1, 2, 4, 4)
+"""Channels of the own trunk's scales, in multiples of its width."""
+
+
+class CorruptionNetwork(nn.Module):
+    """Images N×C×H×W with pixels in [0, 1] -> logits N×1×H×W that a pixel is removed.
+
+    The corruption network of Fan, Zhao and Ermon: convolutions down, up-sampling back, and skip
+    connections between the two. Their sizes are not stated. The logits are made at the finest scale
+    of the trunk and enlarged bilinearly.
+
+    Args:
+        trunk: any network whose modules return maps at two or more scales (a classifier of
+            torchvision, timm or :func:`captum_robust.models.load_classifier`), as the way down. It
+            trains with the rest, unless its parameters are frozen; where it is the classifier that
+            the network is trained against, give a copy. None: four scales of two convolutions.
+        layers: of the trunk, whose outputs are the features, from the finest scale to the coarsest;
+            None: found by :func:`captum_robust.nn.masking_network.find_scales`.
+        width: channels of the finest scale of the own trunk and of the way up.
+        input_size: (H, W) of a probe; None: the trunk's ``input_size``, else 64.
+
+    Raises:
+        TypeError: a trunk that is no module.
+        ValueError: fewer than two scales, layers that give no maps, a width below 1, layers
+            without a trunk.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module | None = None,
+        *,
+        layers: Sequence[nn.Module] | None = None,
+        width: int = 32,
+        input_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        check_count("width", width, 1)
+        if trunk is not None and not isinstance(trunk, nn.Module):
+            raise TypeError(f"trunk: expected a torch.nn.Module, got {type(trunk).__name__}")
+        if trunk is None and layers is not None:
+            raise ValueError("layers: give the trunk that they are of")
+        self.width = width
+        self.has_own_trunk = trunk is None
+        self.trunk = _own_trunk(width) if trunk is None else trunk
+        size = getattr(trunk, "input_size", (64, 64)) if input_size is None else input_size
+        size = (int(size[0]), int(size[1]))
+        if trunk is None:
+            layers = list(self.trunk.children())
+        self._layers = tuple(find_scales(self.trunk, size) if layers is None else layers)
+        if len(self._layers) < 2:
+            raise ValueError(
+                f"trunk: expected maps at two or more scales, found {len(self._layers)} in "
+                f"{type(trunk).__name__}; give the layers yourself"
+            )
+        with torch.no_grad(), probed(self.trunk) as image_of:
+            maps = self._features(image_of(size))
+        if len(maps) < len(self._layers) or any(
+            not isinstance(m, Tensor) or m.ndim != 4 for m in maps
+        ):
+            raise ValueError(
+                "layers: expected layers of the trunk, each of which gives maps N×C×h×w"
+            )
+        self.channels = tuple(int(m.shape[1]) for m in maps)
+        """Of the features, from the finest scale to the coarsest."""
+        inputs, blocks = self.channels[-1], []
+        for number in reversed(range(len(maps) - 1)):
+            outputs = width * min(2**number, 4)
+            blocks.append(UpBlock(inputs, self.channels[number], outputs))
+            inputs = outputs
+        self.blocks = nn.ModuleList(blocks)
+        self.logits = nn.Conv2d(inputs, 1, 1)
+        # All pixels alike at the start, a half each, where the gradient of the draw is largest.
+        nn.init.zeros_(self.logits.weight)
+        nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
+        like = next(self.trunk.parameters(), torch.empty(0))
+        self.blocks.to(like.device)
+        self.logits.to(like.device)
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        with outputs_of(self._layers) as found:
+            self.trunk(x)
+        return [found[i] for i in range(len(self._layers)) if i in found]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits N×1×H×W in float32, or in the network's precision where that is higher.
+
+        Raises:
+            ValueError: ``x`` is not N×C×H×W.
+        """
+        if x.ndim != 4:
+            raise ValueError(f"x: expected images N×C×H×W, got {tuple(x.shape)}")
+        features = self._features(x)
+        if not torch.is_autocast_enabled(x.device.type):
+            # Those of a trunk in half precision.
+            features = [f.to(self.logits.weight.dtype) for f in features]
+        up = features[-1]
+        for block, skip in zip(self.blocks, features[-2::-1], strict=True):
+            up = block(up, skip)
+        logits = self.logits(up)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        size = (x.shape[2], x.shape[3])
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def _own_trunk(width: int) -> nn.Sequential:
+    """Each stage halves the size: N×3×64×64 -> maps of 32, 16, 8 and 4 positions a side."""
+    stages, inputs = [], 3
+    for factor in _STRIDES:
+        outputs = factor * width
+        halved = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+        again = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        parts = (halved, nn.BatchNorm2d(outputs), nn.ReLU())
+        stages.append(nn.Sequential(*parts, again, nn.BatchNorm2d(outputs), nn.ReLU()))
+        inputs = outputs
+    return nn.Sequential(*stages)

@@ -1,0 +1,314 @@
+"""A corruption network and the classifier that it was trained against, together and on disk."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_robust._checks import as_number, check_count
+from captum_robust._names import printable
+from captum_robust._weights import read_tensors, write_tensors
+from captum_robust.nn.corruption_network import CorruptionNetwork
+from captum_robust.nn.evidence_removal import blend
+from captum_robust.nn.masking_network import halved, name_of
+from captum_robust.nn.straight_through import straight_through
+from captum_robust.nn.superpixels import spread, superpixel_means
+
+_FACTS = "captum_robust.localization_network"
+_CARD = "card"
+
+
+class LocalizationNetwork(nn.Module):
+    """What removes an object from an image, and the classifier that shall not see it any more.
+
+    Fan, Zhao and Ermon, "Adversarial Localization Network". A mask m is 1 where the object is, and
+    there the image gets the fill: x̃ = (1 - m)·x + m·fill.
+
+    Args:
+        corruption: says of each pixel how likely it is to be removed.
+        classifier: images N×C×H×W with pixels in [0, 1] -> scores N×K.
+        fill: a number, or one for each channel, in pixel units; None: the mean that the classifier
+            takes from its pixels, which is 0 behind its normalisation, and .5 where it has none.
+        n_segments: about how many super-pixels an image has; None: the network is for pixels.
+
+    Raises:
+        TypeError: another corruption network, or a classifier that is no module.
+        ValueError: a fill that is not finite, a number of segments below 1.
+    """
+
+    corruption: CorruptionNetwork
+    classifier: nn.Module
+    fill: Tensor
+
+    def __init__(
+        self,
+        corruption: CorruptionNetwork,
+        classifier: nn.Module,
+        *,
+        fill: float | Sequence[float] | None = None,
+        n_segments: int | None = 100,
+    ) -> None:
+        super().__init__()
+        if not isinstance(corruption, CorruptionNetwork):
+            raise TypeError(
+                "corruption: expected a captum_robust.nn.CorruptionNetwork, got "
+                f"{type(corruption).__name__}"
+            )
+        _check_module("classifier", classifier)
+        if n_segments is not None:
+            check_count("n_segments", n_segments, 1)
+        self.corruption = corruption
+        self.classifier = classifier
+        self.n_segments = n_segments
+        like = next(corruption.parameters(), torch.empty(0))
+        values = torch.tensor(_fill_of(fill, classifier), device=like.device)
+        # Not persistent: it is written beside the tensors, where a reader sees it.
+        self.register_buffer("fill", values.view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Probabilities N×1×H×W that a pixel is of the object.
+
+        Args:
+            x: images N×C×H×W with pixels in [0, 1].
+            segments: N×H×W, the number of each pixel's super-pixel, whose mean it gets; None:
+                each pixel has its own.
+
+        Raises:
+            TypeError: segments that are no integers.
+            ValueError: segments of another shape, or negative ones.
+        """
+        probabilities = self._probabilities(x)
+        if segments is None:
+            return probabilities
+        return spread(superpixel_means(probabilities, segments), segments)
+
+    def sample(
+        self,
+        x: Tensor,
+        segments: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        literal: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Drawn masks N×1×H×W of 0 and 1, and the probabilities N×1×H×W that they follow.
+
+        There is one draw for each super-pixel, or for each pixel where none are given, and the
+        gradient passes straight through it: see :func:`captum_robust.nn.straight_through`, also for
+        ``generator`` and ``literal``. The other arguments, and what raises, are as in
+        :meth:`forward`.
+        """
+        probabilities = self._probabilities(x)
+        if segments is None:
+            return straight_through(probabilities, generator, literal=literal), probabilities
+        means = superpixel_means(probabilities, segments)
+        drawn = straight_through(means, generator, literal=literal)
+        return spread(drawn, segments), spread(means, segments)
+
+    def remove(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x̃ = (1 - m)·x + m·fill, of images N×C×H×W and masks N×1×H×W.
+
+        Raises:
+            ValueError: masks of another number or size than the images, a fill for other channels.
+        """
+        if x.ndim != 4 or mask.shape != (len(x), 1, *x.shape[2:]):
+            raise ValueError(
+                f"mask: expected N×1×H×W for images N×C×H×W, got {tuple(mask.shape)} for "
+                f"{tuple(x.shape)}"
+            )
+        if self.fill.shape[1] not in (1, x.shape[1]):
+            raise ValueError(f"fill: is for {self.fill.shape[1]} channels, got {x.shape[1]}")
+        return blend(x, 1 - mask, self.fill)
+
+    def _probabilities(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.corruption(x))
+
+
+def _check_module(name: str, value: Any) -> None:
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name}: expected a torch.nn.Module, got {type(value).__name__}")
+
+
+def _fill_of(fill: Any, classifier: nn.Module) -> list[float]:
+    if fill is None:
+        mean = getattr(classifier, "mean", None)
+        return mean.detach().flatten().tolist() if isinstance(mean, Tensor) else [0.5]
+    values = list(fill) if isinstance(fill, (list, tuple)) else [fill]
+    numbers = [as_number(v) for v in values]
+    if not numbers or not all(abs(v) < float("inf") for v in numbers):
+        raise ValueError(f"fill: expected a finite number, or one for each channel, got {fill!r}")
+    return numbers
+
+
+def save_localization_network(
+    network: LocalizationNetwork, path: str | Path, *, half: bool = False, card: str = ""
+) -> None:
+    """Write the weights of both networks, and what they need, as a safetensors file.
+
+    Args:
+        half: in half precision, but for what is too large for it.
+        card: what the network was trained on and what it scores, for who loads it.
+
+    Raises:
+        ValueError: the path does not end in ``.safetensors``.
+        OSError: the file cannot be written; one that was there before stays.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path: expected a name that ends in .safetensors, got {path.name}")
+    corruption, classifier = network.corruption, network.classifier
+    tensors = {
+        name: halved(t) if half and t.is_floating_point() else t
+        for name, t in network.state_dict().items()
+    }
+    names = getattr(classifier, "class_names", None)
+    size = getattr(classifier, "input_size", None)
+    facts = {
+        "width": corruption.width,
+        "trunk": None if corruption.has_own_trunk else name_of(corruption.trunk),
+        "classifier": name_of(classifier),
+        "class_names": None if names is None else list(names),
+        "input_size": None if size is None else list(size),
+        "fill": network.fill.flatten().tolist(),
+        "n_segments": network.n_segments,
+    }
+    write_tensors(path, tensors, {_FACTS: json.dumps(facts), _CARD: card})
+
+
+def read_localization_facts(path: str | Path) -> dict[str, Any]:
+    """What a file of :func:`save_localization_network` says of its networks, beside the weights.
+
+    ``classifier`` and ``trunk`` (None: the corruption network's own) are names, ``class_names`` and
+    ``input_size`` those of the classifier or None.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no safetensors file, or one without a localization network.
+    """
+    return _read(path)[1]
+
+
+def load_localization_network(
+    path: str | Path,
+    classifier: nn.Module,
+    *,
+    trunk: nn.Module | None = None,
+    layers: Sequence[nn.Module] | None = None,
+) -> LocalizationNetwork:
+    """The network of a file that :func:`save_localization_network` wrote, in evaluation mode.
+
+    It is on the device of ``classifier``.
+
+    Args:
+        classifier: one like the network's, of the same classes. It stays as it is: a copy gets the
+            weights of the file, since training changed them.
+        trunk: one like that of the corruption network, where it was given one; a copy gets the
+            weights of the file.
+        layers: of the trunk, where they were given.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError: a classifier or a trunk that is no module.
+        ValueError: it is no safetensors file, or one without a localization network, or the network
+            is for another classifier, another trunk, or other classes.
+    """
+    tensors, facts = _read(path)
+    shown = printable(str(path))
+    _check_module("classifier", classifier)
+    if trunk is not None:
+        _check_module("trunk", trunk)
+    if name_of(classifier) != facts["classifier"]:
+        raise ValueError(
+            f"{shown} is for the classifier {printable(facts['classifier'])}, not "
+            f"{name_of(classifier)}"
+        )
+    theirs = None if trunk is None else name_of(trunk)
+    if facts["trunk"] != theirs:
+        raise ValueError(
+            f"{shown} is for {_of_trunk(facts['trunk'])}; got {_of_trunk(theirs)} as the argument "
+            "trunk"
+        )
+    names = getattr(classifier, "class_names", None)
+    if names is not None and facts["class_names"] not in (None, list(names)):
+        raise ValueError(
+            f"{shown} is for {len(facts['class_names'])} other classes than the {len(names)} of "
+            "the classifier"
+        )
+    if trunk is None:
+        # Before memory is taken for sizes that a broken file could tell.
+        with torch.device("meta"):
+            shapes = {
+                f"corruption.{name}": t.shape
+                for name, t in CorruptionNetwork(width=facts["width"]).state_dict().items()
+            }
+        _check_shapes(shown, shapes, _part(tensors, "corruption."))
+    _check_shapes(
+        shown,
+        {f"classifier.{name}": t.shape for name, t in classifier.state_dict().items()},
+        _part(tensors, "classifier."),
+    )
+    if trunk is None:
+        corruption = CorruptionNetwork(width=facts["width"])
+    else:
+        trunk, layers = copy.deepcopy((trunk, layers))
+        corruption = CorruptionNetwork(trunk, layers=layers, width=facts["width"])
+    network = LocalizationNetwork(
+        corruption,
+        copy.deepcopy(classifier),
+        fill=facts["fill"],
+        n_segments=facts["n_segments"],
+    )
+    _check_shapes(shown, {n: t.shape for n, t in network.state_dict().items()}, tensors)
+    network.load_state_dict(tensors)
+    like = next(classifier.parameters(), torch.empty(0))
+    return network.to(like.device).eval()
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    path = Path(path)
+    shown = printable(str(path))
+    if path.suffix in {".pt", ".pth", ".pkl", ".bin", ".ckpt"}:
+        raise ValueError(f"{shown} may be a pickle, which can run code; expected .safetensors")
+    tensors, metadata = read_tensors(path)
+    try:
+        facts: dict[str, Any] = json.loads(metadata[_FACTS])
+        checked: dict[str, Any] = {
+            "width": int(facts["width"]),
+            "trunk": None if facts["trunk"] is None else str(facts["trunk"]),
+            "classifier": str(facts["classifier"]),
+            "class_names": None
+            if facts["class_names"] is None
+            else [str(name) for name in facts["class_names"]],
+            "input_size": None
+            if facts["input_size"] is None
+            else tuple(int(side) for side in facts["input_size"]),
+            "fill": [float(value) for value in facts["fill"]],
+            "n_segments": None if facts["n_segments"] is None else int(facts["n_segments"]),
+        }
+        with torch.device("meta"):
+            CorruptionNetwork(width=checked["width"])
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{shown} holds no localization network") from None
+    return tensors, checked
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name: t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _check_shapes(shown: str, wanted: dict[str, torch.Size], tensors: dict[str, Tensor]) -> None:
+    fitting = {name for name, t in tensors.items() if t.shape == wanted.get(name)}
+    if different := sorted({*tensors, *wanted} - fitting):
+        raise ValueError(
+            f"{shown} does not fit: {printable(different[0])} is missing, of another shape, or "
+            "unknown"
+        )
+
+
+def _of_trunk(name: str | None) -> str:
+    return "no trunk" if name is None else f"the trunk {printable(name)}"

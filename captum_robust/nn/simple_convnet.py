@@ -1,0 +1,49 @@
+"""A classifier of four convolutions for images of 64 pixels."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class SimpleConvNet(nn.Module):
+    """Four convolutions, the mean of their map, one linear layer: N×3×H×W -> scores N×K.
+
+    The "simple four-layer" classifier of Fan, Zhao and Ermon, whose widths are not stated. With a
+    linear layer behind global average pooling it has class activation maps (Zhou et al.,
+    https://arxiv.org/abs/1512.04150), of 8×8 positions for 64 pixels. With w = 64: 1 million
+    weights, 0.08 billion multiplications an image. It is a chain of modules, each activation its
+    own, so that layer-wise relevance propagation has a rule for each.
+
+    Args:
+        num_classes: K.
+        width: w, channels of the first convolution; the others have 2 w, 4 w and 4 w.
+    """
+
+    def __init__(self, num_classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.block1 = _block(3, width, 5, stride=2)
+        self.block2 = _block(width, 2 * width, 3, stride=2)
+        self.block3 = _block(2 * width, 4 * width, 3, stride=2)
+        self.block4 = _block(4 * width, 4 * width, 3, stride=1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(4 * width, num_classes)
+
+    @property
+    def layers(self) -> list[nn.Sequential]:
+        """The four blocks, from the image to the pooling."""
+        return [self.block1, self.block2, self.block3, self.block4]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores N×K."""
+        for block in self.layers:
+            x = block(x)
+        scores: Tensor = self.classifier(self.pool(x).flatten(1))
+        return scores
+
+
+def _block(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
