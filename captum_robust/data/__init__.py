@@ -15,6 +15,7 @@ from captum_robust._names import unknown_name
 from captum_robust.data.dataset import LocalizationDataset
 from captum_robust.data.images import load_image
 from captum_robust.data.sample import DataError, Sample
+from captum_robust.data.superpixels import cached_superpixels, superpixel_path, superpixels
 from captum_robust.data.transforms import resize, resize_and_center_crop
 
 __all__ = [
@@ -22,10 +23,13 @@ __all__ = [
     "DataError",
     "LocalizationDataset",
     "Sample",
+    "cached_superpixels",
     "load_dataset",
     "load_image",
     "resize",
     "resize_and_center_crop",
+    "superpixel_path",
+    "superpixels",
 ]
 
 KINDS = {
