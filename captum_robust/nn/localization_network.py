@@ -291,7 +291,10 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "n_segments": None if facts["n_segments"] is None else int(facts["n_segments"]),
         }
         with torch.device("meta"):
-            CorruptionNetwork(width=checked["width"])
+            corruption = CorruptionNetwork(width=checked["width"])
+        LocalizationNetwork(
+            corruption, nn.Identity(), fill=checked["fill"], n_segments=checked["n_segments"]
+        )
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"{shown} holds no localization network") from None
     return tensors, checked

@@ -43,11 +43,8 @@ def removal_loss(scores: Tensor, classes: Tensor, form: str = "bounded") -> Tens
         )
     n, count = scores.shape
     check_classes(classes, n, count)
-    index = classes.long()[:, None]
-    of_class = scores.gather(1, index)[:, 0]
-    # Not the sum less the class's score, which is lost to rounding where one score is large.
-    others = scores.scatter(1, index, 0.0).sum(dim=1) / (count - 1)
-    excess = of_class - others
+    of_class = scores.gather(1, classes.long()[:, None])[:, 0]
+    excess = of_class - (scores.sum(dim=1) - of_class) / (count - 1)
     if form == "bounded":
         return torch.relu(excess)
     return excess.square() if form == "squared" else excess
