@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,7 +37,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             os.fsync(file.fileno())  # on the disk before the name is: power may fail
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be no such folder
+            part.unlink(missing_ok=True)
         raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
 
 

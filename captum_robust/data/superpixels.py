@@ -64,15 +64,12 @@ def superpixels(images: Tensor, n_segments: int = 100, *, compactness: float = 1
         raise ValueError(f"images: expected pixels in [0, 1], got {lowest:.4g} to {highest:.4g}")
     from skimage.segmentation import slic
 
+    # Grey as colour, whose lightness goes to 100: beside the distance in pixels, grey that goes to
+    # 1 counts for nothing.
+    pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     found = [
-        slic(
-            image.permute(1, 2, 0).numpy() if len(image) == 3 else image[0].numpy(),
-            n_segments=n_segments,
-            compactness=compactness,
-            start_label=0,
-            channel_axis=2 if len(image) == 3 else None,
-        )
-        for image in pixels
+        slic(image, n_segments=n_segments, compactness=compactness, start_label=0)
+        for image in pixels.numpy()
     ]
     return torch.stack([torch.from_numpy(s).long() for s in found]).to(images.device)
 

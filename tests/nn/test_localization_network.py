@@ -421,7 +421,7 @@ def test_facts_that_cannot_be_are_refused_before_memory_is_taken(
     file = tmp_path / "n.safetensors"
     save_localization_network(network, file)
     with safe_open(file, framework="pt") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
         facts = json.loads(opened.metadata()[FACTS])
     save_file(tensors, file, {FACTS: json.dumps({**facts, **change})})
     with pytest.raises(ValueError, match=message):
