@@ -4,8 +4,15 @@ from captum_robust.training.images import (
     Augmented,
     CroppedImages,
     LabelledImages,
+    SegmentedImages,
     Unlabelled,
     held_out_split,
+)
+from captum_robust.training.localization import (
+    AreaPenalty,
+    CollapseWatch,
+    LocalizationEvaluation,
+    localization_training,
 )
 from captum_robust.training.loop import (
     TrainingResult,
@@ -21,17 +28,22 @@ from captum_robust.training.masking import (
 )
 
 __all__ = [
+    "AreaPenalty",
     "Augmented",
+    "CollapseWatch",
     "CroppedImages",
     "LabelledImages",
+    "LocalizationEvaluation",
     "MaskingEvaluation",
     "MaskingLoss",
+    "SegmentedImages",
     "TrainingResult",
     "TrainingSettings",
     "Unlabelled",
     "bare_module",
     "fit",
     "held_out_split",
+    "localization_training",
     "masking_training",
     "warm_up",
 ]

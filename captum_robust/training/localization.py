@@ -1,0 +1,569 @@
+"""Training the adversarial localization network of Fan, Zhao and Ermon: two networks at odds."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from captum_robust._checks import as_number, check_count
+from captum_robust._names import unknown_name
+from captum_robust._random import seeded
+from captum_robust.metrics.functional import (
+    best_iou,
+    gt_known_localization,
+    localization_error,
+    sweep_boxes,
+    top1_localization,
+)
+from captum_robust.nn import (
+    LocalizationNetwork,
+    removal_loss,
+)
+from captum_robust.nn.removal_loss import FORMS
+from captum_robust.training.loop import (
+    Batch,
+    TrainingResult,
+    TrainingSettings,
+    check_dataset,
+    fit,
+    training_device,
+)
+from captum_robust.training.masking import frozen
+
+BOX_STRATEGIES = ("value", "mean", "energy")
+_LOOK_EVERY = 10
+"""Steps between two looks at the area of the masks, which make the device finish its work."""
+
+
+@dataclass(frozen=True)
+class AreaPenalty:
+    """The weight λ of the mean of the mask, which rises linearly and then stays.
+
+    Args:
+        weight: after the rise.
+        start: at the first step.
+        rise: share of the steps that the rise takes.
+
+    Raises:
+        ValueError: a number out of range.
+
+    >>> penalty = AreaPenalty(weight=5.0, start=1.0, rise=0.5)
+    >>> [penalty.at(step, steps=100) for step in (0, 25, 50, 99)]
+    [1.0, 3.0, 5.0, 5.0]
+    """
+
+    weight: float = 5.0
+    start: float = 1.0
+    rise: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "start"):
+            if not 0 <= as_number(getattr(self, name)) < math.inf:
+                got = getattr(self, name)
+                raise ValueError(f"{name}: expected a finite number from 0, got {got!r}")
+        if not 0 <= as_number(self.rise) <= 1:
+            raise ValueError(f"rise: expected a share in [0, 1], got {self.rise!r}")
+
+    def at(self, step: int, steps: int) -> float:
+        """λ in a step, counted from 0, of so many."""
+        rising = self.rise * steps
+        if step >= rising:
+            return self.weight
+        return self.start + (self.weight - self.start) * step / rising
+
+
+@dataclass(frozen=True)
+class CollapseWatch:
+    """When the masks count as collapsed, all on or all off, and what is done then.
+
+    The last layer of the corruption network starts anew from noise, and the weight of the area is
+    multiplied by ``factor`` where all was removed, divided by it where nothing was.
+
+    Args:
+        low, high: mean of the probabilities of removal below or above which masks are all off, or
+            all on.
+        steps: so many in a row.
+        factor: above 1.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    low: float = 0.02
+    high: float = 0.98
+    steps: int = 100
+    factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= as_number(self.low) < as_number(self.high) <= 1:
+            raise ValueError(
+                f"low and high: expected 0 <= low < high <= 1, got {self.low!r} and {self.high!r}"
+            )
+        check_count("steps", self.steps, 1)
+        if not 1 < as_number(self.factor) < math.inf:
+            raise ValueError(f"factor: expected a finite number above 1, got {self.factor!r}")
+
+
+class _Opponents(nn.Module):
+    """Both networks, the loss of each, and how far their training is.
+
+    One module, so that a wrapper for several processes sees one forward pass. What it counts is
+    part of its state dict, and so of a checkpoint.
+    """
+
+    def __init__(
+        self,
+        network: LocalizationNetwork,
+        steps: int,
+        *,
+        layers: Sequence[nn.Module],
+        steps_of_classifier: int,
+        area: AreaPenalty,
+        watch: CollapseWatch,
+        form: str,
+        literal: bool,
+        clean_share: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.steps = steps
+        self.layers = tuple(layers)  # a tuple: they are not registered twice
+        self.steps_of_classifier = steps_of_classifier
+        self.area, self.watch = area, watch
+        self.form, self.literal = form, literal
+        self.clean_share = clean_share
+        self.seed = seed
+        self.step = 0
+        self.area_factor = 1.0
+        self.steps_in_collapse = 0
+        self.restarts = 0
+        self.area_sum: Tensor | None = None
+        """Of the masks since the last look at them, on their device."""
+
+    def get_extra_state(self) -> Tensor:
+        """What was counted, for the state dict."""
+        total = math.nan if self.area_sum is None else float(self.area_sum)
+        counted = (self.step, self.area_factor, self.steps_in_collapse, self.restarts, total)
+        return torch.tensor(counted, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take what was counted up again."""
+        step, factor, in_collapse, restarts, total = state.tolist()
+        self.step, self.area_factor = int(step), factor
+        self.steps_in_collapse, self.restarts = int(in_collapse), int(restarts)
+        self.area_sum = None if math.isnan(total) else torch.tensor(total, dtype=torch.float32)
+
+    def train(self, mode: bool = True) -> _Opponents:
+        """As :meth:`torch.nn.Module.train`; layers that are not trained go to evaluation mode."""
+        super().train(mode)
+        trained = {m for layer in self.layers for m in layer.modules()}
+        for module in self.network.classifier.modules():
+            if module not in trained:
+                module.training = False
+        return self
+
+    def forward(
+        self, images: Tensor, labels: Tensor, segments: Tensor | None, seed: int
+    ) -> dict[str, Tensor]:
+        """``"loss"``, the sum of what both networks are trained for, and numbers for the log.
+
+        No weight gets a gradient from the other network's part: for the corruption network the
+        classifier stands still, and the classifier sees masks without a graph.
+        """
+        if self.training:
+            self._look()
+        generator = torch.Generator().manual_seed(seed)
+        corrupts = not self.layers or self.step % self.steps_of_classifier == 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and corrupts):
+            mask, probabilities = self.network.sample(
+                images, segments, generator, literal=self.literal
+            )
+        weight = self.area_factor * self.area.at(self.step, self.steps)
+        area = mask.mean()
+        removed = self.network.remove(images, mask)
+        loss = images.new_zeros(())
+        asked: list[Tensor] = []
+        if self.layers:
+            drawn = torch.rand(len(images), 1, 1, 1, generator=generator).to(images)
+            shown = torch.where(drawn < self.clean_share, images, removed.detach())
+            asked.append(self.network.classifier(shown).float())
+            loss = F.cross_entropy(asked[0], labels)
+        if corrupts:
+            # Behind the other pass, which moves the averages of batch norm: the backward pass of
+            # this one reads them.
+            with frozen(self.network.classifier):
+                asked.append(self.network.classifier(removed).float())
+            loss = loss + removal_loss(asked[-1], labels, self.form).mean() + weight * area
+        named = {
+            "removal": removal_loss(asked[-1].detach(), labels, self.form).mean(),
+            "area": area.detach(),
+            "cross_entropy": F.cross_entropy(asked[0].detach(), labels),
+            "area_weight": area.detach().new_tensor(weight),
+            "restarts": area.detach().new_tensor(self.restarts),
+        }
+        if self.training:
+            self._count(probabilities)
+        return {"loss": loss, **named}
+
+    def _count(self, probabilities: Tensor) -> None:
+        mean = probabilities.detach().mean()
+        self.area_sum = mean if self.area_sum is None else self.area_sum.to(mean) + mean
+        self.step += 1
+
+    def _look(self) -> None:
+        """Every so many steps, see whether the masks have collapsed; if for long, recover.
+
+        Before the forward pass: a weight must not change between that and the backward pass.
+        """
+        if self.area_sum is None or self.step % _LOOK_EVERY:
+            return
+        mean = float(_over_processes(self.area_sum)) / _LOOK_EVERY
+        self.area_sum = None
+        if self.watch.low <= mean <= self.watch.high:
+            self.steps_in_collapse = 0
+            return
+        self.steps_in_collapse += _LOOK_EVERY
+        if self.steps_in_collapse < self.watch.steps:
+            return
+        is_on = mean > self.watch.high
+        self.area_factor *= self.watch.factor if is_on else 1 / self.watch.factor
+        self.steps_in_collapse = 0
+        self.restarts += 1
+        _start_anew(self.network.corruption, self.seed + self.restarts)
+        warnings.warn(
+            f"step {self.step}: the masks removed {'all' if is_on else 'nothing'} (mean "
+            f"{mean:.3f}) for {self.watch.steps} steps; the corruption network's last layer starts "
+            f"anew, with the weight of the area times {self.area_factor:g}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _start_anew(corruption: nn.Module, seed: int) -> None:
+    """Noise for the last convolution: probabilities close to a half, where gradients pass best."""
+    found = [m for m in corruption.modules() if isinstance(m, nn.Conv2d)]
+    if not found:
+        return
+    last = found[-1]
+    drawn = torch.randn(last.weight.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        last.weight.copy_(0.01 * drawn)
+        if last.bias is not None:
+            last.bias.zero_()
+
+
+def _over_processes(value: Tensor) -> Tensor:
+    """The mean over those that share the batches."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
+@dataclass
+class LocalizationEvaluation:
+    """How much the masks of held-out images cover, what they fool, and what boxes they give.
+
+    Args:
+        network: what is evaluated.
+        images: of (3×H×W, class), or of (3×H×W, segments H×W, class).
+        boxes: of each image M×4 in its pixels; None: there are none, and nothing is scored.
+        superpixels: pool the probabilities over the segments.
+        batch_size: images at once.
+
+    Raises:
+        ValueError: boxes of another number of images.
+    """
+
+    network: LocalizationNetwork
+    images: Dataset[Any]
+    boxes: Sequence[Tensor] | None = None
+    superpixels: bool = True
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        count = len(self.images)  # type: ignore[arg-type]
+        if self.boxes is not None and len(self.boxes) != count:
+            raise ValueError(f"boxes: expected those of {count} images, got {len(self.boxes)}")
+
+    @property
+    def can_score(self) -> bool:
+        """Whether boxes are known to compare with, of two images at least."""
+        return sum(len(b) > 0 for b in self.boxes or ()) > 1
+
+    def __call__(self, _: nn.Module | None = None) -> dict[str, float]:
+        """Means over the images.
+
+        ``mask``, the probability of removal; ``total_variation``, the sum of its absolute
+        differences between neighbours over the number of pixels; ``clean_accuracy`` of the images,
+        and ``masked_accuracy`` without what is removed with a probability above .5. Where boxes
+        are known also ``metric_1``, the share of images whose box overlaps one of them by more
+        than half, and ``metric_2``, that of these whose class is right, too. The threshold that
+        turns masks into boxes is chosen for each half of the images on the other one.
+        """
+        masks, clean, masked = (torch.cat(parts) for parts in zip(*self._measured(), strict=True))
+        found = {
+            "mask": masks.mean(),
+            "total_variation": total_variation(masks).mean(),
+            "clean_accuracy": clean.float().mean(),
+            "masked_accuracy": masked.float().mean(),
+        }
+        if self.can_score:
+            assert self.boxes is not None
+            swept = sweep_boxes(masks[:, 0], BOX_STRATEGIES)
+            ious = {name: best_iou(boxes, self.boxes) for name, boxes in swept.items()}
+            half = torch.arange(len(masks)) % 2
+            result = localization_error(ious, folds=half)
+            correct, right = result.correct[result.scored], clean[result.scored]
+            found["metric_1"] = gt_known_localization(correct)
+            found["metric_2"] = top1_localization(correct, right)
+        return {name: float(value) for name, value in found.items()}
+
+    def _measured(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of each batch masks, and whether the clean and the masked images are seen right."""
+        device = next(self.network.parameters()).device
+        # With a generator: else it draws from torch's global one.
+        loader = DataLoader(self.images, self.batch_size, generator=torch.Generator())
+        with torch.no_grad(), _in_evaluation(self.network):
+            for images, *maps, labels in loader:
+                x = images.to(device)
+                segments = maps[0].to(device) if maps and self.superpixels else None
+                probabilities = self.network(x, segments).float()
+                removed = self.network.remove(x, (probabilities > 0.5).to(x.dtype))
+                scores = self.network.classifier(torch.cat([x, removed]))
+                right = scores.argmax(dim=1).cpu() == labels.repeat(2)
+                clean, masked = right.split(len(x))
+                yield probabilities.cpu(), clean, masked
+
+
+def total_variation(masks: Tensor) -> Tensor:
+    """N: the sum of absolute differences between neighbours over the number of pixels.
+
+    Args:
+        masks: N×1×H×W.
+
+    >>> total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))
+    tensor([0.5000])
+    """
+    across = masks.diff(dim=3).abs().flatten(1).sum(dim=1)
+    down = masks.diff(dim=2).abs().flatten(1).sum(dim=1)
+    return (across + down) / (masks.shape[2] * masks.shape[3])
+
+
+def localization_training(
+    network: LocalizationNetwork,
+    dataset: Dataset[Any],
+    settings: TrainingSettings | None = None,
+    *,
+    steps_of_classifier: int = 1,
+    area: AreaPenalty | None = None,
+    watch: CollapseWatch | None = None,
+    trainable_layers: int | None = None,
+    form: str = "bounded",
+    literal: bool = False,
+    superpixels: bool = True,
+    clean_share: float = 0.5,
+    validation: LocalizationEvaluation | None = None,
+    out: str | Path | None = None,
+    configuration: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> TrainingResult:
+    """Train a corruption network and a classifier against each other, in place.
+
+    Fan, Zhao and Ermon, "Adversarial Localization Network". The corruption network learns to
+    remove what the classifier knows a class by, and as little as it can; the classifier learns to
+    know what is left. Everything of :func:`captum_robust.training.fit` holds: several processes, a
+    killed run goes on. The optimiser is Adam with weight decay (AdamW). In a step both networks
+    see the same images, each while the other stands still.
+
+    Where the masks are all on or all off for many steps, a warning says so, and the corruption
+    network starts anew with another weight of the area (:class:`CollapseWatch`).
+
+    Args:
+        network: both networks; the classifier may have been trained before, on clean images.
+        dataset: of (image with pixels in [0, 1], segments H×W, class), or without segments.
+        settings: 10 epochs of batches of 64 with a learning rate of .001 by default.
+        steps_of_classifier: for each of the corruption network, which rests in the others.
+        area: the weight of what is removed; :class:`AreaPenalty` by default.
+        watch: :class:`CollapseWatch` by default.
+        trainable_layers: so many of the classifier's ``layers``, counted from its scores, are
+            trained, and all that is behind them; 0: it stays as it is; None: all of it, whatever
+            its layers.
+        form: of the loss of the scores: ``"bounded"``, ``"squared"`` or ``"literal"``; see
+            :func:`captum_robust.nn.removal_loss`.
+        literal: draw the masks as the paper's formula has it; see
+            :func:`captum_robust.nn.straight_through`.
+        superpixels: remove whole segments; False: pixels.
+        clean_share: share of the images that the classifier is shown as they are.
+        validation: what is measured before, during and after.
+        out, configuration, progress: see :func:`captum_robust.training.fit`.
+
+    Raises:
+        TypeError: a network or a data set that is none.
+        ValueError: a number out of range, an unknown form, layers that the classifier does not
+            have, super-pixels without segments, one class, a label that is none of the classes;
+            see also :func:`captum_robust.training.fit`.
+        ImportError: accelerate is missing; names the pip command.
+    """
+    if settings is None:
+        settings = TrainingSettings(epochs=10, learning_rate=1e-3, weight_decay=1e-4)
+    if not isinstance(network, LocalizationNetwork):
+        raise TypeError(f"network: expected a LocalizationNetwork, got {type(network).__name__}")
+    check_count("steps_of_classifier", steps_of_classifier, 1)
+    if form not in FORMS:
+        raise unknown_name("form", form, FORMS)
+    if not 0 <= as_number(clean_share) <= 1:
+        raise ValueError(f"clean_share: expected a share in [0, 1], got {clean_share!r}")
+    layers = _layers_of(network.classifier, trainable_layers)
+    count = check_dataset(dataset, settings)
+    device = training_device(settings)
+    network.to(device)
+    classes = _check_items(network, dataset, superpixels, settings.seed)
+    opponents = _Opponents(
+        network,
+        count // settings.batch_size * settings.epochs,
+        layers=layers,
+        steps_of_classifier=steps_of_classifier,
+        area=AreaPenalty() if area is None else area,
+        watch=CollapseWatch() if watch is None else watch,
+        form=form,
+        literal=literal,
+        clean_share=clean_share,
+        seed=settings.seed,
+    )
+    described = {
+        "steps_of_classifier": steps_of_classifier,
+        "area": repr(opponents.area),
+        "watch": repr(opponents.watch),
+        "trainable_layers": trainable_layers,
+        "form": form,
+        "literal": literal,
+        "superpixels": superpixels,
+        "clean_share": clean_share,
+        "validation": None if validation is None else len(validation.images),  # type: ignore[arg-type]
+    }
+    with _only_trained(network.classifier, layers):
+        trained = [p for p in network.parameters() if p.requires_grad]
+        return fit(
+            opponents,
+            _Checked(dataset, classes, superpixels),
+            _loss,
+            settings,
+            optimizer=torch.optim.AdamW(
+                trained, settings.learning_rate, weight_decay=settings.weight_decay
+            ),
+            evaluate=validation,
+            partial=steps_of_classifier > 1,
+            out=out,
+            configuration={**described, **(configuration or {})},
+            progress=progress,
+        )
+
+
+def _loss(opponents: nn.Module, batch: Batch, seed: int) -> Mapping[str, Tensor]:
+    images, *maps, labels = batch
+    found: Mapping[str, Tensor] = opponents(images, labels, maps[0] if maps else None, seed)
+    return found
+
+
+def _layers_of(classifier: nn.Module, count: int | None) -> list[nn.Module]:
+    """What of the classifier is trained: its last layers with all behind them."""
+    if count is None:
+        return [classifier]
+    check_count("trainable_layers", count, 0)
+    if count == 0:
+        return []
+    named: list[Any] = [getattr(m, "layers", None) for m in classifier.modules()]
+    layers: list[nn.Module] = next((found for found in named if isinstance(found, list)), [])
+    if count > len(layers):
+        has = f"has {len(layers)} layers" if layers else "does not name its layers"
+        raise ValueError(
+            f"trainable_layers: the classifier {has}, got {count}; None trains all of it"
+        )
+    in_order = list(classifier.modules())
+    last = max(in_order.index(m) for m in layers[-1].modules())
+    return [*layers[len(layers) - count :], *in_order[last + 1 :]]
+
+
+def _check_items(
+    network: LocalizationNetwork, dataset: Dataset[Any], superpixels: bool, seed: int
+) -> int:
+    """The number of classes, where the first item is as it should be."""
+    device = next(network.parameters()).device
+    with seeded(seed, device), torch.no_grad(), _in_evaluation(network):
+        item = dataset[0]
+        if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
+            raise TypeError(
+                "dataset: expected items (image, class) or (image, segments, class), got "
+                f"{type(item).__name__}"
+            )
+        if superpixels and len(item) == 2:
+            raise ValueError(
+                "superpixels: the data set has no segments; give some "
+                "(captum_robust.data.superpixels), or superpixels=False"
+            )
+        scores = network.classifier(torch.as_tensor(item[0])[None].to(device))
+    if not isinstance(scores, Tensor) or scores.ndim != 2:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise TypeError(f"network: expected scores N×K of its classifier, got {got}")
+    classes = int(scores.shape[1])
+    if classes < 2:
+        raise ValueError("network: expected two or more classes, its classifier has one")
+    return classes
+
+
+class _Checked(Dataset[Any]):
+    """Refuses a label that is no class before it gets to a GPU, where it ends the process."""
+
+    def __init__(self, dataset: Dataset[Any], classes: int, superpixels: bool) -> None:
+        self.dataset, self.classes, self.superpixels = dataset, classes, superpixels
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        image, *maps, label = self.dataset[index]
+        if not 0 <= int(label) < self.classes:
+            raise ValueError(
+                f"dataset: image {index} has class {int(label)}, but the network has "
+                f"{self.classes} classes"
+            )
+        return (image, maps[0], label) if self.superpixels else (image, label)
+
+
+@contextmanager
+def _in_evaluation(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode; each module's own mode is put back."""
+    modes = [(m, m.training) for m in network.modules()]
+    try:
+        network.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _only_trained(classifier: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Only the layers' weights ask for gradients; put back afterwards."""
+    trained = {id(p) for layer in layers for p in layer.parameters()}
+    resting = [p for p in classifier.parameters() if id(p) not in trained and p.requires_grad]
+    try:
+        for p in resting:
+            p.requires_grad = False
+        yield
+    finally:
+        for p in resting:
+            p.requires_grad = True

@@ -1,0 +1,450 @@
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, SimpleConvNet, removal_loss
+from captum_robust.training import (
+    AreaPenalty,
+    Augmented,
+    CollapseWatch,
+    LocalizationEvaluation,
+    SegmentedImages,
+    TrainingSettings,
+    localization_training,
+)
+from captum_robust.training import localization as module
+from captum_robust.training.localization import total_variation
+
+SIDE = 16
+NEVER = CollapseWatch(0.0, 1.0)
+
+
+def squares(n: int = 24) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """A square of one of three colours, a quarter of the image, at a drawn corner, on grey.
+
+    Images, their super-pixels (16 squares of four pixels a side), classes, boxes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = 0.4 + 0.05 * torch.rand(n, 3, SIDE, SIDE, generator=generator)
+    labels = torch.arange(n) % 3
+    half, boxes = SIDE // 2, []
+    for i in range(n):
+        top, left = (half * torch.randint(0, 2, (2,), generator=generator)).tolist()
+        images[i, :, top : top + half, left : left + half] = 0.1
+        images[i, labels[i], top : top + half, left : left + half] = 0.9
+        boxes.append(torch.tensor([[left, top, left + half, top + half]]).float())
+    cell = torch.arange(SIDE) // 4
+    segments = (4 * cell[:, None] + cell).expand(n, SIDE, SIDE)
+    return images, segments, labels, boxes
+
+
+def data(n: int = 24) -> TensorDataset:
+    return TensorDataset(*squares(n)[:3])
+
+
+def networks(seed: int = 0) -> LocalizationNetwork:
+    """A corruption network that is not at its start, and a classifier of three classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        corruption = CorruptionNetwork(width=2, input_size=(SIDE, SIDE))
+        classifier = SimpleConvNet(3, width=2)
+        nn.init.normal_(corruption.logits.weight, std=0.5)
+    return LocalizationNetwork(corruption, classifier, fill=0.5)
+
+
+def settings(**changes: Any) -> TrainingSettings:
+    given = {
+        "epochs": 4,
+        "batch_size": 6,
+        "learning_rate": 3e-3,
+        "checkpoint_every": 0.0,
+        "device": "cpu",
+    }
+    return TrainingSettings(**{**given, **changes})
+
+
+def opponents(network: LocalizationNetwork, **changes: Any) -> module._Opponents:
+    given: dict[str, Any] = {
+        "layers": [network.classifier],
+        "steps_of_classifier": 1,
+        "area": AreaPenalty(3.0, 3.0),
+        "watch": NEVER,
+        "form": "bounded",
+        "literal": False,
+        "clean_share": 0.5,
+        "seed": 0,
+    }
+    return module._Opponents(network, 100, **{**given, **changes})
+
+
+@pytest.mark.parametrize("form", ["bounded", "squared", "literal"])
+def test_each_network_gets_the_gradient_of_its_own_loss_alone(form: str) -> None:
+    network = networks().train().double()
+    images, segments, labels, _ = squares()
+    images = images.double()
+    other = copy.deepcopy(network)  # the pass moves the averages of batch norm
+    both = opponents(other, form=form, clean_share=0.0).train()
+    both(images, labels, segments, seed=7)["loss"].backward()
+    found = [p.grad for p in other.parameters()]
+
+    mask, _ = network.sample(images, segments, torch.Generator().manual_seed(7))
+    removed = network.remove(images, mask)
+    shown = F.cross_entropy(network.classifier(removed.detach()), labels)
+    of_classifier = torch.autograd.grad(shown, list(network.classifier.parameters()))
+    network.classifier.eval()
+    of_scores = removal_loss(network.classifier(removed), labels, form).mean()
+    wanted = torch.autograd.grad(
+        of_scores + 3.0 * mask.mean(), list(network.corruption.parameters())
+    )
+    wanted += of_classifier
+    for gradient, expected in zip(found, wanted, strict=True):
+        assert gradient is not None
+        # The losses are of scores in float32.
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_the_share_of_clean_images_is_what_was_asked_for() -> None:
+    network = networks()
+    images, segments, labels, _ = squares()
+    seen: list[Tensor] = []
+    network.classifier.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
+    for share, expected in ((0.0, 0), (1.0, len(images))):
+        both = opponents(network, clean_share=share).train()
+        both(images, labels, segments, seed=1)
+        same = (seen[-2] == images).flatten(1).all(dim=1)
+        assert int(same.sum()) == expected
+
+
+def test_the_corruption_network_rests_in_the_classifiers_further_steps() -> None:
+    network = networks()
+    images, segments, labels, _ = squares()
+    both = opponents(network, steps_of_classifier=3).train()
+    trained = []
+    for step in range(6):
+        network.zero_grad()
+        both(images, labels, segments, seed=step)["loss"].backward()
+        trained.append(network.corruption.logits.weight.grad is not None)
+        assert network.classifier.classifier.weight.grad is not None
+    assert trained == [True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, None])
+def test_only_the_layers_that_were_asked_for_are_trained(count: int | None) -> None:
+    network = networks()
+    network.classifier.block1[0].weight.requires_grad = count is None  # the caller's own choice
+    before = {n: t.clone() for n, t in network.classifier.state_dict().items()}
+    asking = {n: p.requires_grad for n, p in network.classifier.named_parameters()}
+    localization_training(network, data(), settings(epochs=2), trainable_layers=count)
+    after = network.classifier.state_dict()
+    changed = {n.split(".")[0] for n, t in after.items() if not torch.equal(t, before[n])}
+    names = ["block1", "block2", "block3", "block4"]
+    expected = (
+        set() if count == 0 else {*names[4 - (4 if count is None else count) :], "classifier"}
+    )
+    assert changed == expected
+    assert {n: p.requires_grad for n, p in network.classifier.named_parameters()} == asking
+
+
+def test_the_mask_finds_what_a_classifier_that_stands_still_looks_at() -> None:
+    """The colour is all that tells the classes apart; the background need not be removed."""
+
+    class Colors(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 40 * (x - 0.5).relu().mean(dim=(2, 3))
+
+    network = networks()
+    network.classifier = Colors()
+    images, segments, labels, boxes = squares(48)
+    dataset = TensorDataset(images, segments, labels)
+    evaluation = LocalizationEvaluation(network, dataset, boxes)
+    result = localization_training(
+        network,
+        dataset,
+        settings(epochs=40, batch_size=16, learning_rate=1e-2),
+        area=AreaPenalty(2.0, 2.0),
+        trainable_layers=0,
+        validation=evaluation,
+    )
+    last = result.evaluations[-1]
+    assert last["metric_1"] > 0.9  # a quarter of the image: the whole image gives 0
+    assert 0.15 < last["mask"] < 0.4
+    assert last["masked_accuracy"] < 0.6 < last["clean_accuracy"]
+
+
+def test_the_classifier_learns_what_is_left() -> None:
+    network = networks()
+    result = localization_training(
+        network, data(48), settings(epochs=40, batch_size=16, learning_rate=1e-2), clean_share=1.0
+    )
+    losses = [row["cross_entropy"] for row in result.rows]
+    assert sum(losses[-6:]) < 0.3 * sum(losses[:6])
+
+
+class Stop(Exception):
+    pass
+
+
+def run(network: LocalizationNetwork, out: Path | None, stop: int | None = None, **o: Any) -> Any:
+    """Masks that are off from the start, so that a restart lies within the run."""
+    nn.init.constant_(network.corruption.logits.bias, -9.0)
+    calls = 0
+
+    def evaluate(self: LocalizationEvaluation, _: nn.Module) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if stop is not None and calls > stop:
+            raise Stop
+        return {"mask": 0.0}
+
+    original = LocalizationEvaluation.__call__
+    LocalizationEvaluation.__call__ = evaluate  # type: ignore[method-assign,assignment]
+    try:
+        return localization_training(
+            network,
+            Augmented(data(36)),  # type: ignore[arg-type]
+            settings(epochs=6, evaluate_every=5),
+            watch=CollapseWatch(steps=10),
+            validation=LocalizationEvaluation(network, data(4)),
+            out=out,
+            **o,
+        )
+    finally:
+        LocalizationEvaluation.__call__ = original  # type: ignore[method-assign]
+
+
+@pytest.mark.filterwarnings("ignore:step")
+@pytest.mark.parametrize("options", [{}, {"superpixels": False, "steps_of_classifier": 2}])
+@pytest.mark.parametrize("stop", [1, 3, 6])
+def test_a_stopped_run_ends_with_the_weights_and_the_log_of_a_whole_one(
+    tmp_path: Path, stop: int, options: dict[str, Any]
+) -> None:
+    whole, resumed = networks(), networks(seed=3)
+    expected = run(whole, None, **options)
+    assert expected.rows[-2]["restarts"] >= 1
+    with pytest.raises(Stop):
+        run(networks(), tmp_path, stop, **options)
+    result = run(resumed, tmp_path, **options)
+    assert result.rows == expected.rows
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+SCRIPT = """
+import sys, time, torch
+sys.path.insert(0, {root!r})
+from tests.training.test_localization import data, networks, settings
+from captum_robust.training import localization_training
+from captum_robust.training import localization as module
+
+torch.set_num_threads(1)
+loss = module._loss
+def slow(*arguments):
+    time.sleep(0.02)
+    return loss(*arguments)
+module._loss = slow
+localization_training(networks(), data(36), settings(epochs=10), out={out!r})
+"""
+
+
+def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole, resumed = networks(), networks(seed=3)
+    localization_training(whole, data(36), settings(epochs=10))
+    file = tmp_path / "script.py"
+    file.write_text(SCRIPT.format(root=str(Path(__file__).parents[2]), out=str(tmp_path / "run")))
+    process = subprocess.Popen([sys.executable, str(file)])
+    log, deadline = tmp_path / "run" / "log.jsonl", time.monotonic() + 200
+    while not (log.is_file() and log.read_text().count("\n") >= 15):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    result = localization_training(resumed, data(36), settings(epochs=10), out=tmp_path / "run")
+    torch.set_num_threads(threads)
+    assert 0 < result.resumed_from < result.steps
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("bias", "word", "factor"), [(-12.0, "nothing", 0.5), (12.0, "all", 2.0)])
+def test_masks_that_collapse_are_told_of_and_recover(bias: float, word: str, factor: float) -> None:
+    network = networks()
+    nn.init.constant_(network.corruption.logits.bias, bias)
+    with pytest.warns(RuntimeWarning, match=rf"step 20: the masks removed {word} .* for 20 steps"):
+        result = localization_training(
+            network, data(), settings(epochs=6), area=AreaPenalty(3.0, 3.0),
+            watch=CollapseWatch(steps=20),
+        )  # fmt: skip
+    rows = result.rows
+    assert [row["restarts"] for row in rows] == [0.0] * 20 + [1.0] * 4
+    assert [row["area_weight"] for row in rows] == [3.0] * 20 + [3.0 * factor] * 4
+    assert 0.2 < rows[-1]["area"] < 0.8
+
+
+def test_masks_that_do_not_collapse_start_nothing_anew() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = localization_training(
+            networks(), data(), settings(epochs=6), watch=CollapseWatch(steps=10)
+        )
+    assert result.rows[-1]["restarts"] == 0
+
+
+def test_the_weight_of_the_area_rises_and_stays() -> None:
+    result = localization_training(
+        networks(), data(), settings(epochs=5), area=AreaPenalty(6.0, 2.0, 0.5)
+    )
+    weights = [row["area_weight"] for row in result.rows]
+    assert weights[0] == 2.0
+    assert weights[5] == pytest.approx(4.0)
+    assert weights[10:] == [6.0] * 10
+
+
+class Fixed(CorruptionNetwork):
+    """Finds what is not grey."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 100 * ((x - 0.425).abs().amax(dim=1, keepdim=True) - 0.15)
+
+
+class BySum(nn.Module):
+    """The class with the largest channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+def test_the_evaluation_says_what_hand_counting_says() -> None:
+    images, segments, labels, boxes = squares(12)
+    labels = labels.clone()
+    labels[:3] = (labels[:3] + 1) % 3  # three that the classifier gets wrong
+    boxes[:4] = [torch.tensor([[0.0, 0.0, 1.0, 1.0]])] * 4  # four that the mask misses
+    network = LocalizationNetwork(Fixed(width=2), BySum(), fill=0.5)
+    dataset = TensorDataset(images, segments, labels)
+    found = LocalizationEvaluation(network, dataset, boxes, batch_size=5)()
+    assert found["clean_accuracy"] == pytest.approx(9 / 12)
+    assert found["metric_1"] == pytest.approx(8 / 12)
+    assert found["metric_2"] == pytest.approx(8 / 12)  # the three wrong ones are missed as well
+    assert found["mask"] == pytest.approx(0.25, abs=0.02)
+    # A square of 8 in a corner has two sides of 8 within the image, of 256 pixels.
+    assert found["total_variation"] == pytest.approx(16 / 256, rel=0.05)
+    # What is left is grey and noise.
+    assert found["masked_accuracy"] < found["clean_accuracy"]
+
+
+def test_without_boxes_it_says_that_it_cannot_score() -> None:
+    network = networks()
+    with_none = LocalizationEvaluation(network, data(4), [torch.zeros(0, 4)] * 4)
+    for evaluation in (LocalizationEvaluation(network, data(4)), with_none):
+        assert not evaluation.can_score
+        assert set(evaluation()) == {
+            "mask", "total_variation", "clean_accuracy", "masked_accuracy"
+        }  # fmt: skip
+    assert network.training
+
+
+def test_total_variation_counts_each_edge_once() -> None:
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., 1:3, 1:3] = 1.0
+    assert total_variation(mask).tolist() == [8 / 16]
+
+
+def test_segments_move_with_the_augmented_image() -> None:
+    images, segments, labels, _ = squares(4)
+    as_image = segments[:, None].expand(-1, 3, -1, -1).float() / 15
+    augmented = Augmented(SegmentedImages(TensorDataset(as_image, labels), segments))  # type: ignore[arg-type]
+    for i in range(8):
+        torch.manual_seed(i)
+        image, moved, label = augmented[i % 4]
+        assert moved.dtype == torch.int64
+        assert torch.equal((image[0] * 15).round().long(), moved)
+        assert int(label) == i % 4 % 3
+    assert len(images) == len(augmented)
+
+
+def test_segments_of_other_images_are_refused() -> None:
+    images, segments, labels, _ = squares(4)
+    with pytest.raises(ValueError, match=r"segments: expected 4×H×W.* got \(3, 16, 16\)"):
+        SegmentedImages(TensorDataset(images, labels), segments[:3])  # type: ignore[arg-type]
+
+
+def test_modes_and_random_state_are_left_as_they_were() -> None:
+    network = networks().eval()
+    network.corruption.train()
+    state = torch.get_rng_state()
+    localization_training(network, data(), settings(epochs=1), trainable_layers=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert network.corruption.training
+    assert not network.classifier.training
+    assert not any(m.training for m in network.classifier.modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "bound"}, "unknown form 'bound'; did you mean 'bounded'"),
+        ({"clean_share": 1.5}, "clean_share: expected a share"),
+        ({"steps_of_classifier": 0}, "steps_of_classifier: expected a whole number from 1"),
+        ({"trainable_layers": 5}, "the classifier has 4 layers, got 5"),
+        ({"trainable_layers": -1}, "trainable_layers: expected a whole number from 0"),
+    ],
+)
+def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        localization_training(networks(), data(), settings(epochs=1), **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (AreaPenalty, {"weight": -1.0}, "weight: expected a finite number from 0"),
+        (AreaPenalty, {"start": math.inf}, "start: expected"),
+        (AreaPenalty, {"rise": 2.0}, "rise: expected a share"),
+        (CollapseWatch, {"low": 0.9, "high": 0.1}, "low and high"),
+        (CollapseWatch, {"steps": 0}, "steps: expected"),
+        (CollapseWatch, {"factor": 1.0}, "factor: expected"),
+    ],
+)
+def test_wrong_settings_are_named(kind: Any, values: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**values)
+
+
+def test_a_network_or_data_set_that_is_none_is_refused() -> None:
+    images, segments, labels, _ = squares()
+    with pytest.raises(TypeError, match="network: expected a LocalizationNetwork, got Sequential"):
+        localization_training(nn.Sequential(), data())  # type: ignore[arg-type]
+    pairs = TensorDataset(images, labels)
+    with pytest.raises(ValueError, match="superpixels: the data set has no segments"):
+        localization_training(networks(), pairs, settings())
+    with pytest.raises(TypeError, match="dataset: expected items"):
+        localization_training(networks(), TensorDataset(images), settings())
+    for label in (3, -1):
+        bad = TensorDataset(images, segments, torch.full_like(labels, label))
+        with pytest.raises(ValueError, match=f"has class {label}, but the network has 3 classes"):
+            localization_training(networks(), bad, settings())
+    one = LocalizationNetwork(CorruptionNetwork(width=2), SimpleConvNet(1, width=2))
+    with pytest.raises(ValueError, match="two or more classes"):
+        localization_training(one, data(), settings())
+    with pytest.raises(ValueError, match="does not name its layers"):
+        localization_training(
+            LocalizationNetwork(Fixed(width=2), BySum()), data(), settings(), trainable_layers=2
+        )
+    with pytest.raises(ValueError, match="boxes: expected those of 24 images, got 1"):
+        LocalizationEvaluation(networks(), data(), [torch.zeros(1, 4)])
