@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captum_robust.attr import (
+        AdversarialLocalization,
         BallDetails,
         BallSettings,
         Defended,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AdversarialLocalization",
     "BallDetails",
     "BallSettings",
     "Defended",

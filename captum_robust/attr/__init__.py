@@ -18,6 +18,7 @@ of a model in eval mode, that is. In train mode, batch normalization mixes the s
 its running statistics, and dropout draws anew in each pass.
 """
 
+from captum_robust.attr.adversarial_localization import AdversarialLocalization
 from captum_robust.attr.iterative_mask import IterativeMask, MaskDetails
 from captum_robust.attr.perceptual_ball import BallDetails, BallSettings, PerceptualBallPerturbation
 from captum_robust.attr.real_time_masking import RealTimeMasking
@@ -25,6 +26,7 @@ from captum_robust.attr.robust_cam import RobustCAM
 from captum_robust.attr.wrappers import Defended, Guided, MultiScale, TopClasses
 
 __all__ = [
+    "AdversarialLocalization",
     "BallDetails",
     "BallSettings",
     "Defended",

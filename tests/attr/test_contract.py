@@ -14,6 +14,7 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
 from captum_robust import (
+    AdversarialLocalization,
     IterativeMask,
     PerceptualBallPerturbation,
     RealTimeMasking,
@@ -21,7 +22,7 @@ from captum_robust import (
 )
 from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
 from captum_robust.defenses import Transform
-from captum_robust.nn import MaskingNetwork
+from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, MaskingNetwork
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,29 @@ def masking_of(f: Callable[..., Tensor], layer: nn.Module) -> RealTimeMasking:
     return RealTimeMasking(network)
 
 
+class Halved(nn.Module):
+    """A trunk of two scales, for grey images and for coloured ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+        self.coarse = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.coarse(self.fine(x.mean(dim=1, keepdim=True)).relu()).mean(dim=(2, 3))
+
+
+def localization_of(f: Callable[..., Tensor], layer: nn.Module) -> AdversarialLocalization:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        corruption = CorruptionNetwork(Halved(), input_size=(12, 16), width=4)
+        corruption.logits.weight.data.normal_(std=0.3)
+        corruption.to(next(layer.parameters(), torch.empty(0)).device)
+        classifier = f if isinstance(f, nn.Module) else Called(f)
+        network = LocalizationNetwork(corruption, classifier, n_segments=12)
+    return AdversarialLocalization(network)
+
+
 CASES = [
     Case("robust_cam", RobustCAM, on_layer=True),
     Case("robust_cam_gradcam", lambda f, layer: RobustCAM(f, layer, base="gradcam"), on_layer=True),
@@ -151,6 +175,7 @@ CASES = [
         constant_is_an_error=True,
     ),
     Case("real_time_masking", masking_of, on_layer=False, is_trained=True),
+    Case("adversarial_localization", localization_of, on_layer=False, is_trained=True),
 ]
 
 cases = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])

@@ -1,0 +1,171 @@
+"""AdversarialLocalization: the pixels that a network removes so that a classifier is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_robust._captum import (
+    TargetType,
+    format_output,
+    format_tensor_into_tuples,
+    is_tuple,
+)
+from captum_robust._checks import check_batch, check_finite, check_images, check_inputs
+from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
+from captum_robust.nn import (
+    LocalizationNetwork,
+    load_localization_network,
+    read_localization_facts,
+)
+from captum_robust.nn.superpixels import check_segments
+
+
+class AdversarialLocalization(Attribution):
+    """How likely each pixel is to be of the object, by a network trained against a classifier.
+
+    Fan, Zhao and Ermon, "Adversarial Localization Network". The network removes what a classifier
+    knows the object by, and the classifier learned to know it by what is left, until all of it was
+    to be removed. The map depends on the image alone: it is of the object that is there, whichever
+    class is asked for.
+
+    The paper pools the network's probabilities over super-pixels. They are those of SLIC, on the
+    CPU, image after image: some 4 ms for one of 64×64 pixels, 60 ms for 224×224, which is more than
+    the network itself takes. Give ``segments`` that were computed before, or ``superpixels=False``
+    for the network's own map, smooth and without edges, which then costs one pass of the network
+    and one of the classifier.
+
+    Args:
+        network: :class:`captum_robust.nn.LocalizationNetwork`, trained with
+            ``captum-robust train localization`` or
+            :func:`captum_robust.training.localization_training`.
+
+    Raises:
+        TypeError: no localization network.
+    """
+
+    explains_prediction = True
+
+    def __init__(self, network: LocalizationNetwork) -> None:
+        if not isinstance(network, LocalizationNetwork):
+            raise TypeError(
+                "network: expected a captum_robust.nn.LocalizationNetwork, got "
+                f"{type(network).__name__}"
+            )
+        super().__init__(network.classifier)
+        self.network = network
+
+    @classmethod
+    def from_file(
+        cls, path: str | Path, *, model: nn.Module | None = None, trunk: nn.Module | None = None
+    ) -> AdversarialLocalization:
+        """The network of a file that training wrote, on the CPU or on the device of ``model``.
+
+        Args:
+            path: of the ``.safetensors`` file.
+            model: a classifier like that which it was trained against; None: the file tells its
+                name, for :func:`captum_robust.models.load_classifier`.
+            trunk: see :func:`captum_robust.nn.load_localization_network`, which also tells what
+                raises.
+        """
+        if model is None:
+            from captum_robust.models import load_classifier
+
+            facts = read_localization_facts(path)
+            model = load_classifier(
+                facts["classifier"],
+                None,
+                class_names=facts["class_names"],
+                input_size=facts["input_size"],
+            )
+        return cls(load_localization_network(path, model, trunk=trunk))
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        *,
+        superpixels: bool = True,
+        segments: Tensor | tuple[Tensor, ...] | None = None,
+    ) -> Any:
+        """The probabilities, in [0, 1], in the shape of the inputs: alike in all channels.
+
+        The paper's mask is where they are above .5. Shared arguments are explained in
+        :mod:`captum_robust.attr`.
+
+        Args:
+            inputs: images N×C×H×W as the classifier takes them, or a tuple of such, each of which
+                gets a map of its own.
+            target: is checked, as every method does; the map is the same for each class.
+            additional_forward_args: passed on to the classifier.
+            superpixels: pool over super-pixels, computed of the inputs clamped to [0, 1], as many
+                as in training; False, or a network that was trained without: do not.
+            segments: N×H×W integers, or a tuple of such for a tuple of inputs: the number of the
+                super-pixel of each pixel, which are then not computed.
+
+        Raises:
+            TypeError: segments that are no integers.
+            ValueError: inputs that are no images, or too small for their super-pixels, NaN or
+                infinity, segments that do not fit the inputs.
+        """
+        is_inputs_tuple = is_tuple(inputs)
+        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
+        n = check_batch(inputs_tuple)
+        check_inputs(inputs_tuple, None)
+        check_images(inputs_tuple)
+        regions = self._regions(inputs_tuple, superpixels, segments)
+        network = self.network
+        modes = [(m, m.training) for m in network.modules()]
+        try:
+            network.eval()
+            # Outside of inference mode: its tensors can't be kept for a gradient later.
+            with torch.inference_mode(False), torch.no_grad():
+                images = tuple(x.clone() if x.is_inference() else x for x in inputs_tuple)
+                # Clones: a classifier may write to them, in its first, in-place layer.
+                copies = tuple(x.clone() for x in images)
+                scores = model_scores(self.forward_func, copies, additional_forward_args)
+                scores = one_row_a_sample(scores, n)
+                check_finite(scores, "forward_func, scores")
+                if target is not None:
+                    ClassScores(scores, target)
+                attributions = []
+                for x, of_x in zip(images, regions, strict=True):
+                    own = None if of_x is None else of_x.to(x.device)
+                    masks = network(x, own)
+                    check_finite(masks, "masks")
+                    attributions.append(masks.to(x.dtype).expand_as(x).contiguous())
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return format_output(is_inputs_tuple, tuple(attributions))
+
+    def _regions(
+        self,
+        inputs: tuple[Tensor, ...],
+        superpixels: bool,
+        segments: Tensor | tuple[Tensor, ...] | None,
+    ) -> tuple[Tensor | None, ...]:
+        """The super-pixels of each input; None: it has none."""
+        if segments is not None:
+            given = segments if isinstance(segments, tuple) else (segments,)
+            if len(given) != len(inputs):
+                raise ValueError(
+                    f"segments: expected one tensor for each of {len(inputs)} inputs, got "
+                    f"{len(given)}"
+                )
+            for x, of_x in zip(inputs, given, strict=True):
+                check_segments(of_x, (len(x), x.shape[2], x.shape[3]))
+            return given
+        count = self.network.n_segments
+        if not superpixels or count is None:
+            return (None,) * len(inputs)
+        from captum_robust.data.superpixels import superpixels as segmented
+
+        return tuple(segmented(x.detach().clamp(0, 1), count) for x in inputs)
