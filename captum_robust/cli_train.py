@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from captum_robust.cli_train_localization import localization
 from captum_robust.cli_train_masking import masking
 from captum_robust.cli_train_robust import robust
 
@@ -22,3 +23,4 @@ def train() -> None:
 
 app.command()(robust)
 app.command()(masking)
+app.command()(localization)

@@ -8,13 +8,14 @@ from dataclasses import fields
 
 import pytest
 
+from captum_robust.cli_train_localization import localization
 from captum_robust.cli_train_masking import masking
 from captum_robust.cli_train_options import settings_of
 from captum_robust.cli_train_robust import robust
 from captum_robust.training import TrainingSettings
 
 
-@pytest.mark.parametrize("command", [robust, masking])
+@pytest.mark.parametrize("command", [robust, masking, localization])
 def test_every_setting_but_the_warm_up_is_an_option(command: Callable[..., None]) -> None:
     settings = {setting.name for setting in fields(TrainingSettings)}
     assert settings - set(inspect.signature(command).parameters) == {"warmup"}

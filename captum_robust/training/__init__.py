@@ -12,6 +12,7 @@ from captum_robust.training.localization import (
     AreaPenalty,
     CollapseWatch,
     LocalizationEvaluation,
+    clean_training,
     localization_training,
 )
 from captum_robust.training.loop import (
@@ -41,6 +42,7 @@ __all__ = [
     "TrainingSettings",
     "Unlabelled",
     "bare_module",
+    "clean_training",
     "fit",
     "held_out_split",
     "localization_training",

@@ -1,0 +1,201 @@
+"""``captum-robust train localization``, on drawn images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torchvision.utils import save_image
+
+from captum_robust import cli
+from captum_robust.attr import AdversarialLocalization
+from captum_robust.data.superpixels import superpixel_path
+
+Run = Callable[..., tuple[int, str, str]]
+NAMES = ("blue", "green", "red")
+SHORT = (
+    "--epochs", "2", "--pretraining-epochs", "2", "--batch-size", "4", "--held-out", "0.25",
+    "--size", "32", "--width", "2", "--segments", "16",
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        given = ["captum-robust", "train", "localization", *map(str, arguments), "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", given)
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return call
+
+
+def draw(file: Path, channel: int, generator: torch.Generator) -> None:
+    image = 0.4 * torch.rand(3, 40, 48, generator=generator)
+    image[2 - channel, 8:28, 8:28] = 0.9
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_image(image, file)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Four of each of three classes, without boxes."""
+    generator = torch.Generator().manual_seed(0)
+    for c, name in enumerate(NAMES):
+        for i in range(4):
+            draw(tmp_path / "photographs" / name / f"{i}.png", c, generator)
+    return tmp_path / "photographs"
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path: Path) -> Path:
+    """Its training part with two classes of four images, a box each."""
+    folder = tmp_path / "tiny"
+    generator = torch.Generator().manual_seed(0)
+    wnids = ["n02123045", "n01443537"]
+    for c, wnid in enumerate(wnids):
+        for i in range(4):
+            draw(folder / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", c, generator)
+        lines = "".join(f"{wnid}_{i}.JPEG\t8\t8\t27\t27\n" for i in range(4))
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(lines)
+    (folder / "wnids.txt").write_text("\n".join(wnids))
+    return folder
+
+
+def test_images_without_boxes_are_trained_on_and_it_says_that_it_cannot_score(
+    run: Run, photographs: Path, tmp_path: Path
+) -> None:
+    given = ("--images", photographs, *SHORT, "--out", "run")
+    code, out, err = run(*given)
+    assert code == 0, err
+    assert "9 images to train on, 3 to measure with, 3 classes" in out
+    assert "no boxes are known" in out
+    assert "not scored" in out
+    assert "box right" not in out
+    assert superpixel_path(photographs, 16, (32, 32), "train-squash").is_file()
+    file = tmp_path / "run/localization.safetensors"
+    maps = AdversarialLocalization.from_file(file).attribute(torch.rand(2, 3, 32, 32))
+    assert maps.shape == (2, 3, 32, 32)
+    with safe_open(file, "pt") as opened:
+        card = json.loads(opened.metadata()["card"])
+    assert (card["classifier"], card["training_images"]) == ("simple_convnet", 9)
+    assert "metric_1" not in card["held_out"]
+
+
+def test_a_finished_run_goes_on_to_the_same_file_in_both_phases(
+    run: Run, photographs: Path, tmp_path: Path
+) -> None:
+    given = ("--images", photographs, *SHORT, "--out", "run")
+    run(*given)
+    file = tmp_path / "run/localization.safetensors"
+    written = file.read_bytes()
+    code, out, _ = run(*given)
+    assert code == 0
+    assert out.count("went on from step 4 of 4") == 2
+    assert file.read_bytes() == written
+    code, _, err = run(*given, "--area", "2")
+    assert code == 2
+    assert "area" in err
+    code, _, err = run(*given, "--pretraining-rate", "0.01")
+    assert code == 2
+    assert "learning_rate" in err
+
+
+def test_a_run_that_stops_between_the_phases_ends_the_same(
+    run: Run, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from captum_robust import training
+
+    given = ("--images", photographs, *SHORT)
+    run(*given, "--out", "whole")
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "localization_training", stop)
+        code, _, _ = run(*given, "--out", "cut")
+        assert code != 0
+    assert not (tmp_path / "cut/localization.safetensors").exists()
+    code, _, err = run(*given, "--out", "cut")
+    assert code == 0, err
+    files = [tmp_path / name / "localization.safetensors" for name in ("whole", "cut")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_boxes_are_scored_with_the_spelling_of_a_data_set_and_its_root(
+    run: Run, tiny_imagenet: Path, tmp_path: Path
+) -> None:
+    code, out, err = run(
+        "--dataset", "tiny-imagenet", "--root", tiny_imagenet, *SHORT, "--held-out", "0.5",
+        "--superpixel-file", "maps.safetensors", "--trainable-layers", "2", "--half",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "box right" in out
+    assert "no boxes" not in out
+    assert (tmp_path / "maps.safetensors").is_file()
+    assert (tmp_path / "captum-robust-localization/classifier/log.jsonl").is_file()
+
+
+def test_pixels_need_no_super_pixels(run: Run, photographs: Path, tmp_path: Path) -> None:
+    code, _, err = run(
+        "--images", photographs, *SHORT, "--no-superpixels", "--pretraining-epochs", "0",
+        "--literal", "--form", "literal", "--steps-of-classifier", "2", "--held-out", "0",
+    )  # fmt: skip
+    assert code == 0, err
+    assert not list(tmp_path.rglob("*.superpixels.safetensors"))
+    assert not (tmp_path / "captum-robust-localization/classifier").exists()
+
+
+def test_super_pixels_of_other_images_are_refused(
+    run: Run, photographs: Path, tmp_path: Path
+) -> None:
+    given = ("--images", photographs, *SHORT, "--superpixel-file", "maps.safetensors")
+    run(*given)
+    draw(photographs / "red" / "0.png", 1, torch.Generator().manual_seed(9))
+    code, _, err = run(*given, "--out", "other")
+    assert code == 2
+    assert "is of other images" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--images", "nowhere"), "nowhere: no such folder"),
+        (("--images", "photographs", "--kind", "tiny"), "unknown kind of data set"),
+        (("--images", "photographs", "--out", "photographs/run"), "lies inside"),
+        (("--images", "photographs", "--form", "bound"), "did you mean 'bounded'"),
+        (("--images", "photographs", "--area", "-1"), "weight: expected a finite number"),
+        (("--images", "photographs", "--area-rise", "2"), "rise: expected a share"),
+        (("--images", "photographs", "--trainable-layers", "5"), "has 4 layers, got 5"),
+        (("--images", "photographs", "--clean-share", "2"), "clean_share: expected a share"),
+        (("--images", "photographs", "--steps-of-classifier", "0"), "steps_of_classifier"),
+        (("--images", "photographs", "--pretraining-epochs", "-1"), "pretraining_epochs"),
+        (("--images", "photographs", "--evaluation-images", "-1"), "evaluation_images"),
+        (("--images", "photographs", "--held-out", "1"), "held_out: expected a share"),
+        (("--images", "photographs", "--classes", "4"), "classes: expected a number from 2 to 3"),
+        (("--images", "photographs", "--segments", "1000"), "too few for 1000 super-pixels"),
+        (("--images", "photographs", "--model", "simple_convnets"), "did you mean"),
+        (("--images", "photographs", "--width", "0"), "width: expected"),
+        (("--images", "one"), "expected at least two classes, found 1"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    run: Run, photographs: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    draw(tmp_path / "one" / "red" / "0.png", 0, torch.Generator().manual_seed(0))
+    code, _, err = run(*SHORT, *options)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert len(list(photographs.rglob("*.png"))) == 12
