@@ -9,9 +9,9 @@ DATA is Tiny ImageNet, folder or archive. Networks are trained on its training p
 tenth is held out to look at on the way; nothing is trained or chosen on its validation part but
 the thresholds, each half of which is scored with those of the other half.
 
-`train`: for each seed the small classifier on clean images, for `necessity` a residual
-network that is asked whether masks fool it too, and for each variant of VARIANTS a localization network that starts from
-the classifier. Started again with the same arguments it goes on.
+`train`: for each seed the small classifier on clean images, for `necessity` a residual network that
+is asked whether masks fool it too, and for each variant of VARIANTS a localization network that
+starts from the classifier. Started again with the same arguments it goes on.
 
 `table`: metric 1 (the box overlaps the object's by more than half) and metric 2 (the class is right
 too) of every row of the poster's table, and of the variants; mean and deviation over the seeds. Of
