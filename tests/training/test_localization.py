@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -256,8 +258,16 @@ def slow(*arguments):
     time.sleep(0.02)
     return loss(*arguments)
 module._loss = slow
-localization_training(networks(), data(36), settings(epochs=10), out={out!r})
+localization_training(networks(), data(36), settings(epochs=10), out={out!r}, **{options})
 """
+
+
+def script(folder: Path, **options: Any) -> str:
+    """A program that trains in the folder's ``run``."""
+    root, out = str(Path(__file__).parents[2]), str(folder / "run")
+    file = folder / "script.py"
+    file.write_text(SCRIPT.format(root=root, out=out, options=options))
+    return str(file)
 
 
 def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
@@ -265,9 +275,7 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None
     torch.set_num_threads(1)
     whole, resumed = networks(), networks(seed=3)
     localization_training(whole, data(36), settings(epochs=10))
-    file = tmp_path / "script.py"
-    file.write_text(SCRIPT.format(root=str(Path(__file__).parents[2]), out=str(tmp_path / "run")))
-    process = subprocess.Popen([sys.executable, str(file)])
+    process = subprocess.Popen([sys.executable, script(tmp_path)])
     log, deadline = tmp_path / "run" / "log.jsonl", time.monotonic() + 200
     while not (log.is_file() and log.read_text().count("\n") >= 15):
         assert process.poll() is None
@@ -280,6 +288,16 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None
     assert 0 < result.resumed_from < result.steps
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_two_processes_share_the_batches_also_where_one_network_rests(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--standalone", script(tmp_path, steps_of_classifier=2)]
+    subprocess.run(command, env=environment, timeout=300, check=True, capture_output=True)
+    rows = [json.loads(x) for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
 
 
 @pytest.mark.parametrize(("bias", "word", "factor"), [(-12.0, "nothing", 0.5), (12.0, "all", 2.0)])
