@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from captum_robust.models import Classifier
 
 _MASKING = "real_time_masking"
+_LOCALIZATION = "adversarial_localization"
 _SHOWN_ROWS = 40
 
 app = typer.Typer(
@@ -47,8 +48,9 @@ Layer = Annotated[
 Network = Annotated[
     Path | None,
     typer.Option(
-        help="For real_time_masking: file of a masking network for the model, from captum-robust "
-        "train masking; else the one that comes with the package."
+        help="For real_time_masking or adversarial_localization: file of a network for the model, "
+        "from captum-robust train masking or train localization; else the one that comes with the "
+        "package."
     ),
 ]
 Attacks = Annotated[
@@ -378,6 +380,8 @@ def methods() -> None:
     notes[_MASKING] = (
         f"trained for {trained}; for others captum-robust train masking, then --network"
     )
+    notes[_LOCALIZATION] = "needs --network, from captum-robust train localization"
+    notes["lrp"] = "for chains of layers only, such as vgg16 and simple_convnet"
     for name in METHODS:
         _say(f"{name}  ({notes[name]})" if name in notes else name)
     for name, kind in ATTACKS.items():
@@ -426,22 +430,42 @@ def _names(methods: str | None) -> list[str] | None:
 
 def _check_network(network: Path | None, methods: list[str] | None) -> None:
     """Before the model is loaded. ``methods`` None: all of them."""
-    if network is not None and methods is not None and _MASKING not in methods:
-        raise ValueError(f"--network is for the method {_MASKING}: name it in --methods")
+    trained = {_MASKING, _LOCALIZATION}
+    if network is not None and methods is not None and trained.isdisjoint(methods):
+        raise ValueError(
+            f"--network is for the methods {_MASKING} and {_LOCALIZATION}: name one in --methods"
+        )
 
 
 def _with_network(model: Classifier, methods: list[str] | None, network: Path | None) -> Any:
-    """The methods, the one that takes a masking network with that of the file."""
+    """The methods, the one that takes a trained network with that of the file."""
     if network is None or (methods is not None and len(set(methods)) < len(methods)):
         return methods  # a name that is there twice is an error later
-    from captum_robust.attr import RealTimeMasking
+    from captum_robust.attr import AdversarialLocalization, RealTimeMasking
     from captum_robust.benchmark.methods import usual_methods
     from captum_robust.nn import load_masking_network
 
-    masking = RealTimeMasking(load_masking_network(network, model))
+    asked = [name for name in (_MASKING, _LOCALIZATION) if methods is None or name in methods]
+    name = asked[0] if len(asked) == 1 else _kind_of(network)
+    trained: RealTimeMasking | AdversarialLocalization
+    if name == _MASKING:
+        trained = RealTimeMasking(load_masking_network(network, model))
+    else:
+        trained = AdversarialLocalization.from_file(network, model=model)
     if methods is None:
-        methods = list(dict.fromkeys([*usual_methods(model), _MASKING]))
-    return {name: masking if name == _MASKING else name for name in methods}
+        methods = list(dict.fromkeys([*usual_methods(model), name]))
+    return {m: trained if m == name else m for m in methods}
+
+
+def _kind_of(network: Path) -> str:
+    """The method that the network of a file is for."""
+    from captum_robust.nn import read_localization_facts
+
+    try:
+        read_localization_facts(network)
+    except ValueError:  # what is wrong with it, if anything, the other's reader says
+        return _MASKING
+    return _LOCALIZATION
 
 
 def _build_attacks(

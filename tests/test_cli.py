@@ -17,12 +17,19 @@ import torch
 from PIL import Image
 
 from captum_robust import cli
-from captum_robust.attr import RealTimeMasking
+from captum_robust.attr import AdversarialLocalization, RealTimeMasking
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.benchmark import METHODS, Comparison, compare
 from captum_robust.data import load_dataset
 from captum_robust.models import load_classifier, save_classifier
-from captum_robust.nn import MaskingNetwork, load_masking_network, save_masking_network
+from captum_robust.nn import (
+    CorruptionNetwork,
+    LocalizationNetwork,
+    MaskingNetwork,
+    load_masking_network,
+    save_localization_network,
+    save_masking_network,
+)
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -70,7 +77,9 @@ def test_demo_writes_its_report_and_prints_its_path(run: Run, tmp_path: Path) ->
     assert f"report: {report.relative_to(tmp_path)}" in out
     assert "<html" in report.read_text(encoding="utf-8")
     untrained = set() if "efficientnet_lite0" in pretrained() else {"real_time_masking"}
-    for method in set(METHODS) - {"iterative_mask"} - untrained:  # that one is slow
+    # Slow; no network; no rules for its layers.
+    untrained |= {"iterative_mask", "adversarial_localization", "lrp"}
+    for method in set(METHODS) - untrained:
         assert method in out
     table = Comparison(tmp_path / "captum-robust-demo").table()
     assert (table["n"] >= 6).all()
@@ -249,11 +258,66 @@ def test_explain_draws_the_masking_network_of_a_file(
     assert pictures[0] != pictures[1]
 
 
+@pytest.fixture
+def localization(tmp_path: Path) -> tuple[str, ...]:
+    """Options that name a small classifier, for which localization.safetensors is."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = load_classifier("simple_convnet", None, class_names=list("abcd"), input_size=32)
+        network = LocalizationNetwork(CorruptionNetwork(width=4), model, n_segments=20)
+        torch.nn.init.normal_(network.corruption.logits.weight)
+    save_classifier(model, tmp_path / "simple.safetensors")
+    save_localization_network(network, tmp_path / "localization.safetensors")
+    return "--model", "simple_convnet", "--weights", "simple.safetensors"
+
+
+def test_compare_measures_the_localization_network_of_a_file(
+    run: Run, localization: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images")
+    given = ("compare", "folder", folder, *localization, "--batch-size", "2")
+    named = ("--methods", "adversarial_localization,lrp")
+    network = ("--network", "localization.safetensors")
+    code, _, err = run(*given, *named, *network, "--out", "run")
+    assert code == 0, err
+    model = load_classifier("simple_convnet", "simple.safetensors")
+    method = AdversarialLocalization.from_file("localization.safetensors", model=model)
+    dataset = load_dataset("folder", folder, class_names=model.class_names)
+    methods = {"adversarial_localization": method, "lrp": "lrp"}
+    compare(model, dataset, methods, out="library", batch_size=2, progress=False)
+    rows = stored(tmp_path / "run")
+    assert sum("adversarial_localization" in row for row in rows) == 4
+    assert sum("lrp" in row for row in rows) == 4
+    assert rows == stored(tmp_path / "library")
+    code, _, err = run(*given, *named)
+    assert code == 2
+    assert "captum-robust train localization" in one_line(err)
+    code, _, err = run(*given, "--methods", "real_time_masking", *network)
+    assert code == 2
+    assert "holds no masking network" in one_line(err)
+
+
+def test_the_file_says_which_method_its_network_is_for(
+    run: Run, localization: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    network = ("--network", "localization.safetensors")
+    code, _, err = run("compare", "folder", folder, *localization, *network, "--out", "all")
+    assert code == 0, err
+    methods = Comparison(tmp_path / "all").methods
+    assert "adversarial_localization" in methods
+    assert "lrp" in methods
+    assert "real_time_masking" not in methods
+
+
 @pytest.mark.parametrize("command", [("compare", "folder", "images"), ("explain", "images")])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("robust_cam", "--network", "masks.safetensors"), "--network is for the method real_time"),
+        (
+            ("robust_cam", "--network", "masks.safetensors"),
+            "--network is for the methods real_time",
+        ),
         (("real_time_masking", "--network", "gone.safetensors"), "gone.safetensors: no such file"),
         (("real_time_masking", "--network", "model.safetensors"), "holds no masking network"),
         (("real_time_masking", "--network", "images/0.png"), "images/0.png"),

@@ -82,8 +82,10 @@ def compare(
         dataset: samples with boxes or masks; see :mod:`captum_robust.data`.
         methods: names of ``captum_robust.benchmark.METHODS``, or a mapping from your own names to
             such names, Captum ``Attribution`` objects or functions ``(images, target) -> maps``.
-            None: all of ``METHODS`` but "iterative_mask", which takes minutes for a few images, and
-            "real_time_masking" where this package has no network that is trained for the model.
+            None: all of ``METHODS`` but "iterative_mask", which takes minutes for a few images,
+            "adversarial_localization", which needs a network that you trained,
+            "real_time_masking" where this package has none that is trained for the model, and "lrp"
+            where the model has layers without a rule.
         attacks: name -> an object with ``perturb(images, target)``, or such a function; see
             :func:`captum_robust.benchmark.build_attacks`. Names such as "pgd 2/255" say a strength:
             those that differ in it only are one curve. Every method also runs on the clean images.

@@ -15,6 +15,7 @@ from captum.attr import Attribution
 
 from captum_robust._weights import checksum
 from captum_robust.attacks import Attack
+from captum_robust.attr.adversarial_localization import AdversarialLocalization
 from captum_robust.attr.iterative_mask import IterativeMask
 from captum_robust.attr.perceptual_ball import BallSettings
 from captum_robust.attr.real_time_masking import RealTimeMasking, pretrained
@@ -84,6 +85,10 @@ def _describe(value: Any) -> str:
     if isinstance(value, RealTimeMasking):
         decoder = value.network.decoder.state_dict()
         settings["network"] = f"crc32:{checksum(decoder.values()):08x}"
+    if isinstance(value, AdversarialLocalization):
+        weights = value.network.state_dict()
+        settings["network"] = f"crc32:{checksum(weights.values()):08x}"
+        settings["n_segments"] = repr(value.network.n_segments)
     settings |= {k: _describe(v) for k, v in vars(value).items() if isinstance(v, Attribution)}
     if isinstance(value, Attack):  # its loss and transform, and a perturbation that it carries
         for name, part in vars(value).items():

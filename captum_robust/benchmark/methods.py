@@ -25,11 +25,13 @@ from torch import Tensor
 
 from captum_robust._names import unknown_name
 from captum_robust.attacks import Attack, ExplanationAttack
+from captum_robust.attr.adversarial_localization import AdversarialLocalization
 from captum_robust.attr.iterative_mask import IterativeMask
 from captum_robust.attr.perceptual_ball import BallSettings, PerceptualBallPerturbation
 from captum_robust.attr.real_time_masking import RealTimeMasking, pretrained
 from captum_robust.attr.robust_cam import RobustCAM
 from captum_robust.attr.wrappers import Defended, Guided, MultiScale, TopClasses
+from captum_robust.benchmark.relevance import RelevancePropagation
 from captum_robust.defenses import DefendedModel, Transform, default_transforms
 from captum_robust.metrics.functional import (
     center_box,
@@ -146,6 +148,8 @@ def _map_attack(
     """How the map of a class activation map, or of a defended one, or a mask is attacked."""
     if isinstance(attribution, RealTimeMasking):
         return _mask_attack(attribution)
+    if isinstance(attribution, AdversarialLocalization):
+        return _localization_attack(attribution)
     is_defended = isinstance(attribution, Defended)
     inner = attribution.attribution if is_defended else attribution
     surrogate: Attribution | None = None
@@ -187,6 +191,19 @@ def _mask_attack(masking: RealTimeMasking) -> Callable[[float, int], Attack]:
     # A mask is no gradient, so that its own needs no smooth activations.
     return lambda epsilon, steps: ExplanationAttack(
         masks, epsilon, steps, forward_func=masking.forward_func, beta=None
+    )
+
+
+def _localization_attack(
+    localization: AdversarialLocalization,
+) -> Callable[[float, int], Attack]:
+    def masks(images: Tensor, _: Tensor) -> Tensor:
+        """With a graph, and of pixels: super-pixels have no gradient."""
+        with torch.enable_grad():
+            return localization.network(images)  # type: ignore[no-any-return]
+
+    return lambda epsilon, steps: ExplanationAttack(
+        masks, epsilon, steps, forward_func=localization.forward_func, beta=None
     )
 
 
@@ -282,6 +299,23 @@ def _occlusion(model: Classifier) -> Method:
     return Method(explain)
 
 
+def _relevance(model: Classifier) -> Method:
+    relevance = RelevancePropagation(model)
+
+    def explain(images: Tensor, target: Tensor | None) -> Explanation:
+        size = (images.shape[2], images.shape[3])
+        return Explanation(heat_map(relevance(images, target), size, signed=True))
+
+    return Method(explain)
+
+
+def _localization(_: Classifier) -> Method:
+    raise ValueError(
+        "there is no trained network for it; train one with captum-robust train localization, and "
+        "give it: --network FILE, or AdversarialLocalization.from_file(FILE) under this name"
+    )
+
+
 def _random(images: Tensor, _: Tensor | None) -> Explanation:
     # From the global generator, which the runner seeds for each batch.
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
@@ -324,6 +358,7 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
     "real_time_masking": lambda m: from_attribution(
         RealTimeMasking.from_pretrained(m.name, model=m)
     ),
+    "adversarial_localization": _localization,
     "iterative_mask": lambda m: from_attribution(IterativeMask(m)),
     "saliency": lambda m: from_attribution(Saliency(m)),
     "smooth_grad": lambda m: from_attribution(
@@ -335,6 +370,7 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
     ),
     "guided_backprop": lambda m: from_attribution(GuidedBackprop(m)),
     "deconvolution": lambda m: from_attribution(Deconvolution(m)),
+    "lrp": _relevance,
     "input_x_gradient": lambda m: from_attribution(InputXGradient(m)),
     "center_box": lambda _: _baseline(center_box_map, center_box),
     "whole_image": lambda _: _baseline(whole_image_map, whole_image_box),
@@ -364,9 +400,18 @@ def _layer_grad_cam(model: Classifier) -> Attribution:
 
 
 def usual_methods(model: Classifier) -> list[str]:
-    """The names of ``METHODS`` but the slow ones, and those that need a network there is not."""
-    untrained = () if model.name in pretrained() else ("real_time_masking",)
-    return [name for name in METHODS if name not in (*SLOW, *untrained)]
+    """The names of ``METHODS`` but the slow ones, and those that the model can't be given to.
+
+    They need a trained network there is not, or, for ``lrp``, other layers.
+    """
+    left_out = [*SLOW, "adversarial_localization"]
+    if model.name not in pretrained():
+        left_out.append("real_time_masking")
+    try:
+        RelevancePropagation(model)
+    except ValueError:
+        left_out.append("lrp")
+    return [name for name in METHODS if name not in left_out]
 
 
 def build_methods(

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 # Of Okabe & Ito's colours, told apart in all common kinds of colour blindness, those that have a
 # contrast of 3:1 with white and with the report's dark ground. Further methods repeat them dashed.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8609a")
-_DASHES: tuple[tuple[int, ...], ...] = ((), (6, 2), (2, 2), (7, 2, 2, 2), (12, 3))
+_DASHES: tuple[tuple[int, ...], ...] = (
+    (),
+    (6, 2),
+    (2, 2),
+    (7, 2, 2, 2),
+    (12, 3),
+    (5, 2, 1, 2, 1, 2),
+)
 _GREY = "#7d7d7d"
 
 FAMILIES = {

@@ -59,11 +59,12 @@ def test_a_model_without_a_trained_network_is_told_how_to_train_one(
 def test_what_runs_without_being_named_is_neither_slow_nor_untrained(
     model: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert set(METHODS) - set(usual_methods(model)) == {"iterative_mask", "real_time_masking"}
+    never = {"iterative_mask", "adversarial_localization"}
+    assert set(METHODS) - set(usual_methods(model)) == {*never, "real_time_masking"}
     monkeypatch.setattr(
         "captum_robust.benchmark.methods.pretrained", lambda: {model.name: Path("w.safetensors")}
     )
-    assert set(METHODS) - set(usual_methods(model)) == {"iterative_mask"}
+    assert set(METHODS) - set(usual_methods(model)) == never
 
 
 def test_the_attack_on_a_mask_moves_it_and_keeps_the_class(model: Classifier) -> None:

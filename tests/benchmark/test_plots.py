@@ -90,8 +90,9 @@ def test_no_label_covers_another(run: Comparison) -> None:
 
 
 def test_all_methods_differ_in_line_and_only_baselines_are_grey(tmp_path: Path) -> None:
-    # Of this classifier nobody has trained masks; only the name counts here.
-    methods = {**{name: name for name in METHODS}, "real_time_masking": centre_heat}
+    # Of this classifier nobody has trained masks; only the names count here.
+    untrained = dict.fromkeys(("real_time_masking", "adversarial_localization"), centre_heat)
+    methods = {**{name: name for name in METHODS}, **untrained}
     run = compare(make_classifier(), Drawn(2), methods, out=tmp_path, progress=False)
     styles = method_styles(run)
     assert len({(s.color, s.dash) for s in styles.values()}) == len(METHODS)

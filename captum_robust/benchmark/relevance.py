@@ -1,0 +1,141 @@
+"""Layer-wise relevance propagation by Captum, for networks that are a chain of its layers."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from captum.attr import LRP
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from captum_robust._captum import EpsilonRule, GammaRule
+from captum_robust.models import Classifier
+from captum_robust.nn.masking_network import probed
+
+_POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_WITH_RULE = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *_POOLING)
+_ACTIVATIONS = (nn.ReLU, nn.Tanh)
+"""Relevance passes them as it is."""
+_PASSED_OVER = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity)
+"""They do nothing in evaluation mode, or nothing but what ``_Chain`` does."""
+
+
+class RelevancePropagation:
+    """The relevance N×3×H×W of each pixel for a class, by Captum's ``LRP``.
+
+    Bach et al., https://doi.org/10.1371/journal.pone.0130140. Batch normalizations are merged with
+    the convolutions before them, and each layer has the rule that Montavon et al.
+    (https://doi.org/10.1007/978-3-030-28954-6_10) recommend: γ = 1/4 for convolutions but the
+    first, whose input has both signs, and ε elsewhere. Captum's own choice, ε for all, is gradient
+    times input for a network of ReLUs (Ancona et al., https://arxiv.org/abs/1711.06104).
+
+    It works on a copy of the layers as they are now, whose input is the normalised image: in the
+    classifier itself, relevance would pass the normalisation as a gradient does, and leave some
+    channels larger.
+
+    Args:
+        model: a chain of convolutions, linear layers, batch normalizations, poolings, ReLUs and
+            dropouts, as VGG and ``simple_convnet`` are.
+
+    Raises:
+        ValueError: a layer that Captum's LRP has no rule for, or a network that is not the chain
+            of its layers, such as one with residual sums.
+    """
+
+    def __init__(self, model: Classifier) -> None:
+        self.model = model
+        self.chain = _chain_of(model)
+
+    def __call__(self, images: Tensor, target: Any) -> Tensor:
+        """The relevance of pixels in [0, 1] for the target; the predicted class where it is None.
+
+        It sums to the score of the class, but for what the layers' biases keep.
+        """
+        mean, std = self.model.mean, self.model.std
+        x = images.detach()
+        if mean is not None and std is not None:
+            x = (x - mean) / std
+        if target is None:
+            with torch.no_grad():
+                target = self.chain(x).argmax(dim=1)
+        convolutions = [m for m in self.chain.layers if isinstance(m, nn.Conv2d)]
+        for layer in self.chain.layers:  # Captum takes the rules away after each call
+            if isinstance(layer, _WITH_RULE):
+                is_inner = layer in convolutions[1:]
+                layer.rule = GammaRule(0.25) if is_inner else EpsilonRule()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the gradients that it sets
+            relevance: Tensor = LRP(self.chain).attribute(x.clone(), target=target)
+        return relevance.detach()
+
+
+class _Chain(nn.Module):
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x.flatten(1) if isinstance(layer, nn.Linear) else x)
+        return x
+
+
+def _chain_of(model: Classifier) -> _Chain:
+    """A copy of the layers in the order in which they run, which gives the same scores."""
+    ran: list[nn.Module] = []
+    leaves = {
+        name: module for name, module in model.module.named_modules() if not any(module.children())
+    }
+    handles = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in leaves.values()]
+    try:
+        with torch.no_grad(), probed(model.module) as image_of:
+            like = image_of(model.input_size)
+            noise = torch.rand(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
+            expected = model.module(noise)
+    finally:
+        for handle in handles:
+            handle.remove()
+    without = {
+        f"{name} ({type(m).__name__})"
+        for name, m in leaves.items()
+        if m in ran and type(m) not in (*_WITH_RULE, *_ACTIVATIONS, *_PASSED_OVER)
+    }
+    if without:
+        shown = ", ".join(sorted(without)[:3]) + (", …" if len(without) > 3 else "")
+        raise ValueError(f"Captum's layer-wise relevance propagation has no rule for {shown}")
+    layers: list[nn.Module] = []
+    for module in ran:
+        if type(module) in _PASSED_OVER:
+            continue
+        own = copy.deepcopy(module).eval().requires_grad_(False)
+        if isinstance(own, nn.ReLU):
+            own.inplace = False
+        last = layers[-1] if layers else None
+        if (
+            isinstance(own, nn.BatchNorm2d)
+            and own.running_mean is not None
+            and isinstance(last, nn.Conv2d)
+        ):
+            layers[-1] = fuse_conv_bn_eval(last, own)
+        else:
+            layers.append(own)
+    chain = _Chain(layers).eval()
+    try:
+        with torch.no_grad():
+            found = chain(noise)
+        # Half precision rounds in each layer.
+        share = 5e-2 if expected.dtype in (torch.float16, torch.bfloat16) else 1e-3
+        is_same = found.shape == expected.shape and torch.allclose(
+            found, expected, rtol=0, atol=share * float(expected.abs().max())
+        )
+    except RuntimeError:  # the maps of a branch do not fit the next layer
+        is_same = False
+    if not is_same:
+        raise ValueError(
+            "layer-wise relevance propagation needs a chain of layers, each of which takes what "
+            f"the one before gives; {model.name} has branches, or computes outside of its layers"
+        )
+    return chain
