@@ -197,7 +197,7 @@ def _mask_attack(masking: RealTimeMasking) -> Callable[[float, int], Attack]:
 def _localization_attack(
     localization: AdversarialLocalization,
 ) -> Callable[[float, int], Attack]:
-    def masks(images: Tensor, _: Tensor) -> Tensor:
+    def masks(images: Tensor, target: Tensor) -> Tensor:  # noqa: ARG001
         """With a graph, and of pixels: super-pixels have no gradient."""
         with torch.enable_grad():
             return localization.network(images)  # type: ignore[no-any-return]

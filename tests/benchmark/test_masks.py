@@ -1,4 +1,4 @@
-"""The masks of Dabkowski & Gal among the methods of ``compare``."""
+"""The masks of Dabkowski & Gal, and of Fan et al., among the methods of ``compare``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from captum_robust.attr import IterativeMask, RealTimeMasking
+from captum_robust.attr import AdversarialLocalization, IterativeMask, RealTimeMasking
 from captum_robust.benchmark import METHODS, compare
 from captum_robust.benchmark.methods import build_methods, heat_map, usual_methods
 from captum_robust.models import Classifier
-from captum_robust.nn import CodeObjective, MaskingNetwork
+from captum_robust.nn import (
+    CodeObjective,
+    CorruptionNetwork,
+    LocalizationNetwork,
+    MaskingNetwork,
+)
 
 from .conftest import Drawn, make_classifier
 
@@ -24,10 +29,28 @@ def masking(model: Classifier, confidence: float = 0.0) -> RealTimeMasking:
         return RealTimeMasking(MaskingNetwork(model), confidence=confidence)
 
 
+def localization(
+    model: Classifier, seed: int = 3, n_segments: int | None = 20
+) -> AdversarialLocalization:
+    """Untrained, but for weights and statistics that tell one pixel from another."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        corruption = CorruptionNetwork(width=4)
+        torch.nn.init.normal_(corruption.logits.weight)
+        for module in corruption.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+        corruption.train()(torch.rand(4, 3, 32, 32))
+    return AdversarialLocalization(
+        LocalizationNetwork(corruption.eval(), model, n_segments=n_segments)
+    )
+
+
 def test_masks_are_maps_of_the_explained_class(model: Classifier) -> None:
     methods: dict[str, Any] = {
         "network": masking(model),
         "iterative": IterativeMask(model, steps=5),
+        "localization": localization(model),
     }
     x, target = torch.rand(3, 3, 32, 32), torch.tensor([2, 0, 1])
     for name, method in build_methods(model, methods).items():
@@ -87,6 +110,20 @@ def test_the_attack_on_a_mask_moves_it_and_keeps_the_class(model: Classifier) ->
     torch.testing.assert_close(lost, details.moved, atol=1e-4, rtol=0)
 
 
+def test_the_attack_on_a_localization_network_moves_its_map(model: Classifier) -> None:
+    attribution = localization(model)
+    (method,) = build_methods(model, {"network": attribution}).values()
+    assert method.attack_map is not None
+    x = torch.stack([Drawn()[i].image[:, :32, :32] for i in range(3)])
+    label = model(x).argmax(dim=1)
+    attacked, details = method.attack_map(8 / 255, 8).perturb(x, label, return_details=True)
+    assert (attacked - x).abs().max() <= 8 / 255 + 1e-6
+    assert torch.equal(model(attacked).argmax(dim=1), label)
+    assert (details.moved > 0).any()
+    moved = attribution.attribute(attacked, superpixels=False)
+    assert not torch.allclose(moved, attribution.attribute(x, superpixels=False))
+
+
 def test_adaptive_rows_come_with_the_other_attacks(model: Classifier, drawn: Drawn) -> None:
     from captum_robust.attacks import PGD
 
@@ -113,8 +150,10 @@ def test_adaptive_rows_come_with_the_other_attacks(model: Classifier, drawn: Dra
             lambda m: IterativeMask(m, steps=3),
             lambda m: IterativeMask(m, steps=3, objective=CodeObjective(area=5.0)),
         ),
+        (lambda m: localization(m), lambda m: localization(m, seed=4)),
+        (lambda m: localization(m), lambda m: localization(m, n_segments=30)),
     ],
-    ids=["confidence", "weights", "steps", "objective"],
+    ids=["confidence", "weights", "steps", "objective", "localization", "segments"],
 )
 def test_other_masks_are_another_run(drawn: Drawn, tmp_path: Path, one: Any, other: Any) -> None:
     model = make_classifier()
