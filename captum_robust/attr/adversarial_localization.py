@@ -35,10 +35,10 @@ class AdversarialLocalization(Attribution):
     class is asked for.
 
     The paper pools the network's probabilities over super-pixels. They are those of SLIC, on the
-    CPU, image after image: some 4 ms for one of 64×64 pixels, 60 ms for 224×224, which is more than
-    the network itself takes. Give ``segments`` that were computed before, or ``superpixels=False``
-    for the network's own map, smooth and without edges, which then costs one pass of the network
-    and one of the classifier.
+    CPU, image after image: some 4 ms for one of 64×64 pixels, 70 ms for 224×224, about as long as
+    the network takes on one core, and much longer than it takes on a GPU. Give ``segments`` that
+    were computed before, or ``superpixels=False`` for the network's own map, smooth and without
+    edges, which then costs one pass of the network and one of the classifier.
 
     Args:
         network: :class:`captum_robust.nn.LocalizationNetwork`, trained with
@@ -168,4 +168,7 @@ class AdversarialLocalization(Attribution):
             return (None,) * len(inputs)
         from captum_robust.data.superpixels import superpixels as segmented
 
-        return tuple(segmented(x.detach().clamp(0, 1), count) for x in inputs)
+        try:
+            return tuple(segmented(x.detach().clamp(0, 1), count) for x in inputs)
+        except ValueError as error:
+            raise ValueError(f"inputs: {error}; or give segments, or superpixels=False") from None

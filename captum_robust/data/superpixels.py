@@ -29,7 +29,7 @@ def superpixels(images: Tensor, n_segments: int = 100, *, compactness: float = 1
     """N×H×W int64: the number of each pixel's super-pixel, from 0 to S-1 without gaps.
 
     SLIC of scikit-image (Achanta et al., https://doi.org/10.1109/TPAMI.2012.120), on the CPU, one
-    image after another: some 4 ms for 64×64 pixels, 60 ms for 224×224. S differs between images.
+    image after another: some 4 ms for 64×64 pixels, 70 ms for 224×224. S differs between images.
 
     Args:
         images: N×C×H×W with pixels in [0, 1], of one channel or three, on any device.
@@ -102,7 +102,8 @@ def cached_superpixels(
     """N×H×W: the super-pixels of each image of a data set, from the file or computed and put there.
 
     The file holds a checksum of each image, and is read only for those. It is written again and
-    again, each time whole: a killed run goes on where it was.
+    again, each time whole: a killed run goes on where it was. Of processes that share a file, let
+    one be first.
 
     Args:
         images: N of one size: C×H×W with pixels in [0, 1], or tuples that begin with one.
