@@ -25,10 +25,7 @@ from captum_robust.metrics.functional import (
     sweep_boxes,
     top1_localization,
 )
-from captum_robust.nn import (
-    LocalizationNetwork,
-    removal_loss,
-)
+from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, removal_loss
 from captum_robust.nn.removal_loss import FORMS
 from captum_robust.training.loop import (
     Batch,
@@ -41,6 +38,8 @@ from captum_robust.training.loop import (
 from captum_robust.training.masking import frozen
 
 BOX_STRATEGIES = ("value", "mean", "energy")
+_LAST_RATE = 10.0
+"""Of the learning rate; the corruption network's last layer."""
 _LOOK_EVERY = 10
 """Steps between two looks at the area of the masks, which make the device finish its work."""
 
@@ -250,17 +249,29 @@ class _Opponents(nn.Module):
         )
 
 
-def _start_anew(corruption: nn.Module, seed: int) -> None:
-    """Noise for the last convolution: probabilities close to a half, where gradients pass best."""
-    found = [m for m in corruption.modules() if isinstance(m, nn.Conv2d)]
-    if not found:
-        return
-    last = found[-1]
+def _start_anew(corruption: CorruptionNetwork, seed: int) -> None:
+    """Noise for the last layer: probabilities close to a half, where gradients pass best."""
+    last = corruption.logits
     drawn = torch.randn(last.weight.shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         last.weight.copy_(0.01 * drawn)
         if last.bias is not None:
             last.bias.zero_()
+
+
+def _optimizer(network: LocalizationNetwork, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """AdamW; the few numbers of the last layer, which start from 0, move the whole mask, faster.
+
+    Where the features are 0 the mask follows from the bias alone, and Adam moves a number by no
+    more than its rate in a step.
+    """
+    last = list(network.corruption.logits.parameters())
+    rest = [p for p in network.parameters() if p.requires_grad and all(p is not q for q in last)]
+    groups: list[dict[str, Any]] = [
+        {"params": rest},
+        {"params": last, "lr": _LAST_RATE * settings.learning_rate, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 def _over_processes(value: Tensor) -> Tensor:
@@ -511,15 +522,12 @@ def localization_training(
         "validation": None if validation is None else len(validation.images),  # type: ignore[arg-type]
     }
     with _only_trained(network.classifier, layers):
-        trained = [p for p in network.parameters() if p.requires_grad]
         return fit(
             opponents,
             _Checked(dataset, classes, superpixels),
             _loss,
             settings,
-            optimizer=torch.optim.AdamW(
-                trained, settings.learning_rate, weight_decay=settings.weight_decay
-            ),
+            optimizer=_optimizer(network, settings),
             evaluate=validation,
             partial=steps_of_classifier > 1,
             out=out,
