@@ -319,10 +319,10 @@ class LocalizationEvaluation:
 
         ``mask``, the probability of removal; ``total_variation``, the sum of its absolute
         differences between neighbours over the number of pixels; ``clean_accuracy`` of the images,
-        and ``masked_accuracy`` without what is removed with a probability above .5. Where boxes
-        are known also ``metric_1``, the share of images whose box overlaps one of them by more
-        than half, and ``metric_2``, that of these whose class is right, too. The threshold that
-        turns masks into boxes is chosen for each half of the images on the other one.
+        and ``masked_accuracy`` without what is removed with a probability above .5. Of the images
+        with boxes also ``metric_1``, the share of those whose own box overlaps one of them by more
+        than half, and ``metric_2``, of those whose class is right as well. The threshold that turns
+        masks into boxes is chosen for each half of the images on the other one.
         """
         masks, clean, masked = (torch.cat(parts) for parts in zip(*self._measured(), strict=True))
         found = {
@@ -333,13 +333,15 @@ class LocalizationEvaluation:
         }
         if self.can_score:
             assert self.boxes is not None
-            swept = sweep_boxes(masks[:, 0], BOX_STRATEGIES)
-            ious = {name: best_iou(boxes, self.boxes) for name, boxes in swept.items()}
-            half = torch.arange(len(masks)) % 2
-            result = localization_error(ious, folds=half)
-            correct, right = result.correct[result.scored], clean[result.scored]
+            has_box = torch.tensor([len(b) > 0 for b in self.boxes])
+            swept = sweep_boxes(masks[has_box, 0], BOX_STRATEGIES)
+            truth = [b for b in self.boxes if len(b) > 0]
+            half = torch.arange(len(truth)) % 2
+            correct = localization_error(
+                {name: best_iou(boxes, truth) for name, boxes in swept.items()}, folds=half
+            ).correct
             found["metric_1"] = gt_known_localization(correct)
-            found["metric_2"] = top1_localization(correct, right)
+            found["metric_2"] = top1_localization(correct, clean[has_box])
         return {name: float(value) for name, value in found.items()}
 
     def _measured(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -366,6 +366,15 @@ def test_the_evaluation_says_what_hand_counting_says() -> None:
     assert found["masked_accuracy"] < found["clean_accuracy"]
 
 
+def test_images_without_a_box_are_not_scored() -> None:
+    images, segments, labels, boxes = squares(12)
+    network = LocalizationNetwork(Fixed(width=2), BySum(), fill=0.5)
+    boxes[1::2] = [torch.zeros(0, 4)] * 6
+    boxes[0] = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    found = LocalizationEvaluation(network, TensorDataset(images, segments, labels), boxes)()
+    assert found["metric_1"] == found["metric_2"] == pytest.approx(5 / 6)
+
+
 def test_without_boxes_it_says_that_it_cannot_score() -> None:
     network = networks()
     with_none = LocalizationEvaluation(network, data(4), [torch.zeros(0, 4)] * 4)
