@@ -27,10 +27,10 @@ class RelevancePropagation:
     """The relevance N×3×H×W of each pixel for a class, by Captum's ``LRP``.
 
     Bach et al., https://doi.org/10.1371/journal.pone.0130140. Batch normalizations are merged with
-    the convolutions before them, and each layer has the rule that Montavon et al.
-    (https://doi.org/10.1007/978-3-030-28954-6_10) recommend: γ = 1/4 for convolutions but the
-    first, whose input has both signs, and ε elsewhere. Captum's own choice, ε for all, is gradient
-    times input for a network of ReLUs (Ancona et al., https://arxiv.org/abs/1711.06104).
+    the convolutions before them. Convolutions have the rule γ = 1/4 of Montavon et al.
+    (https://doi.org/10.1007/978-3-030-28954-6_10), but the first, whose input has both signs; it
+    and all others have the rule ε. Captum's own choice, ε for all, is gradient times input for a
+    network of ReLUs (Ancona et al., https://arxiv.org/abs/1711.06104).
 
     It works on a copy of the layers as they are now, whose input is the normalised image: in the
     classifier itself, relevance would pass the normalisation as a gradient does, and leave some
