@@ -15,6 +15,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from captum_robust.data import cached_superpixels, superpixel_path, superpixels
+from captum_robust.data.tiny_imagenet import TinyImageNet
+from captum_robust.nn import spread, superpixel_means
 
 MODULE = sys.modules["captum_robust.data.superpixels"]  # the function of this name hides it
 
@@ -121,6 +123,26 @@ def test_images_that_cannot_be_segmented_are_refused(images: Tensor) -> None:
             superpixels(images, wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="compactness: expected a positive number, got 0"):
         superpixels(images, 20, compactness=0)
+
+
+@pytest.mark.data
+def test_those_of_photographs_are_more_alike_inside_than_squares(real_data: Path) -> None:
+    dataset = TinyImageNet(real_data / "tiny-imagenet-100.tar", "val")
+    images = torch.stack([dataset[i].image for i in range(16)])
+    found = superpixels(images, 100)
+    count = found.amax(dim=(1, 2)) + 1
+    assert ((count >= 50) & (count <= 150)).all()
+    row = torch.arange(64) // 6  # 11×11 squares: more of them than of super-pixels
+    squares = (11 * row[:, None] + row).expand(16, -1, -1)
+
+    def left(segments: Tensor) -> float:
+        """Of the variance, within regions."""
+        return float(
+            (images - spread(superpixel_means(images, segments), segments)).square().mean()
+        )
+
+    assert count.float().mean() < 121
+    assert left(found) < 0.75 * left(squares)
 
 
 # The file
