@@ -78,7 +78,6 @@ BLURS = (0, 2, 4, 8)
 AREAS = tuple(i / 20 for i in range(4, 21))
 """Of the centre box whose area is chosen on the other half."""
 OURS = "ours"
-AREA = AreaPenalty(3.0, 3.0, 0.0)
 VARIANTS: dict[str, dict[str, Any]] = {
     OURS: {},
     "no super-pixels": {"superpixels": False},
@@ -192,7 +191,7 @@ def train_variant(
     network = LocalizationNetwork(
         CorruptionNetwork(width=16), load_classifier("simple_convnet", start)
     )
-    changes = {"superpixels": True, "area": AREA, **VARIANTS[variant]}
+    changes = {"superpixels": True, "area": AreaPenalty(), **VARIANTS[variant]}
     images = shown.dataset
     boxes = [images.boxes[i] for i in held_out]  # type: ignore[attr-defined]
     evaluation = LocalizationEvaluation(

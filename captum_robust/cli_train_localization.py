@@ -82,8 +82,8 @@ def localization(
         Path | None,
         typer.Option(help="Where they are kept; else beside the images, or in --out."),
     ] = None,
-    area: Annotated[float, typer.Option(help="Weight of the share that is removed.")] = 5.0,
-    area_start: Annotated[float, typer.Option(help="The weight in the first step.")] = 1.0,
+    area: Annotated[float, typer.Option(help="Weight of the share that is removed.")] = 2.5,
+    area_start: Annotated[float, typer.Option(help="The weight in the first step.")] = 1.5,
     area_rise: Annotated[
         float, typer.Option(help="Share of the steps in which it rises from the one to the other.")
     ] = 0.3,

@@ -61,8 +61,8 @@ class AreaPenalty:
     [1.0, 3.0, 5.0, 5.0]
     """
 
-    weight: float = 5.0
-    start: float = 1.0
+    weight: float = 2.5
+    start: float = 1.5
     rise: float = 0.3
 
     def __post_init__(self) -> None:
