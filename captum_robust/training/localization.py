@@ -349,7 +349,7 @@ class LocalizationEvaluation:
         device = next(self.network.parameters()).device
         # With a generator: else it draws from torch's global one.
         loader = DataLoader(self.images, self.batch_size, generator=torch.Generator())
-        with torch.no_grad(), _in_evaluation(self.network):
+        with torch.no_grad(), frozen(self.network):
             for images, *maps, labels in loader:
                 x = images.to(device)
                 segments = maps[0].to(device) if maps and self.superpixels else None
@@ -367,9 +367,14 @@ def total_variation(masks: Tensor) -> Tensor:
     Args:
         masks: N×1×H×W.
 
+    Raises:
+        ValueError: masks of another shape.
+
     >>> total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))
     tensor([0.5000])
     """
+    if masks.ndim != 4 or masks.shape[1] != 1:
+        raise ValueError(f"masks: expected N×1×H×W, got {tuple(masks.shape)}")
     across = masks.diff(dim=3).abs().flatten(1).sum(dim=1)
     down = masks.diff(dim=2).abs().flatten(1).sum(dim=1)
     return (across + down) / (masks.shape[2] * masks.shape[3])
@@ -395,12 +400,21 @@ def clean_training(
         settings: 10 epochs of batches of 64 with a learning rate of .002 by default.
         held_out: of the same; ``clean_accuracy`` on them is measured before, during and after.
         out, configuration, progress: see :func:`captum_robust.training.fit`.
+
+    Raises:
+        TypeError: a classifier that is no module, or gives no scores N×K.
+        ValueError: one class, a label that is none of the classes; see also
+            :func:`captum_robust.training.fit`.
     """
     if settings is None:
         settings = TrainingSettings(epochs=10, learning_rate=2e-3, weight_decay=1e-3)
+    if not isinstance(classifier, nn.Module):
+        raise TypeError(f"classifier: expected a torch.nn.Module, got {type(classifier).__name__}")
+    check_dataset(dataset, settings)
+    classifier.to(training_device(settings))
     return fit(
         classifier,
-        dataset,
+        _Checked(dataset, _count_classes(classifier, dataset, settings.seed), superpixels=False),
         _cross_entropy,
         settings,
         optimizer=torch.optim.AdamW(
@@ -480,7 +494,7 @@ def localization_training(
         out, configuration, progress: see :func:`captum_robust.training.fit`.
 
     Raises:
-        TypeError: a network or a data set that is none.
+        TypeError: a network or a data set that is none, a classifier that gives no scores N×K.
         ValueError: a number out of range, an unknown form, layers that the classifier does not
             have, super-pixels without segments, one class, a label that is none of the classes;
             see also :func:`captum_robust.training.fit`.
@@ -499,7 +513,8 @@ def localization_training(
     count = check_dataset(dataset, settings)
     device = training_device(settings)
     network.to(device)
-    classes = _check_items(network, dataset, superpixels, settings.seed)
+    _check_segments(dataset, superpixels, settings.seed)
+    classes = _count_classes(network.classifier, dataset, settings.seed)
     opponents = _Opponents(
         network,
         count // settings.batch_size * settings.epochs,
@@ -563,31 +578,33 @@ def _layers_of(classifier: nn.Module, count: int | None) -> list[nn.Module]:
     return [*layers[len(layers) - count :], *in_order[last + 1 :]]
 
 
-def _check_items(
-    network: LocalizationNetwork, dataset: Dataset[Any], superpixels: bool, seed: int
-) -> int:
-    """The number of classes, where the first item is as it should be."""
-    device = next(network.parameters()).device
-    with seeded(seed, device), torch.no_grad(), _in_evaluation(network):
+def _check_segments(dataset: Dataset[Any], superpixels: bool, seed: int) -> None:
+    """Refuse what is no data set for the training, by its first item."""
+    with seeded(seed, None):
         item = dataset[0]
-        if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
-            raise TypeError(
-                "dataset: expected items (image, class) or (image, segments, class), got "
-                f"{type(item).__name__}"
-            )
-        if superpixels and len(item) == 2:
-            raise ValueError(
-                "superpixels: the data set has no segments; give some "
-                "(captum_robust.data.superpixels), or superpixels=False"
-            )
-        scores = network.classifier(torch.as_tensor(item[0])[None].to(device))
+    if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
+        raise TypeError(
+            "dataset: expected items (image, class) or (image, segments, class), got "
+            f"{type(item).__name__}"
+        )
+    if superpixels and len(item) == 2:
+        raise ValueError(
+            "superpixels: the data set has no segments; give some "
+            "(captum_robust.data.superpixels), or superpixels=False"
+        )
+
+
+def _count_classes(classifier: nn.Module, dataset: Dataset[Any], seed: int) -> int:
+    """As many as scores of the first image."""
+    like = next(classifier.parameters(), torch.empty(0))
+    with seeded(seed, like.device), torch.no_grad(), frozen(classifier):
+        scores = classifier(torch.as_tensor(dataset[0][0])[None].to(like))
     if not isinstance(scores, Tensor) or scores.ndim != 2:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise TypeError(f"network: expected scores N×K of its classifier, got {got}")
-    classes = int(scores.shape[1])
-    if classes < 2:
-        raise ValueError("network: expected two or more classes, its classifier has one")
-    return classes
+        raise TypeError(f"classifier: expected scores N×K, got {got}")
+    if scores.shape[1] < 2:
+        raise ValueError("classifier: expected two or more classes, it has one")
+    return int(scores.shape[1])
 
 
 class _Checked(Dataset[Any]):
@@ -603,22 +620,10 @@ class _Checked(Dataset[Any]):
         image, *maps, label = self.dataset[index]
         if not 0 <= int(label) < self.classes:
             raise ValueError(
-                f"dataset: image {index} has class {int(label)}, but the network has "
-                f"{self.classes} classes"
+                f"dataset: image {index} has class {int(label)}, but there are {self.classes} "
+                "classes"
             )
         return (image, maps[0], label) if self.superpixels else (image, label)
-
-
-@contextmanager
-def _in_evaluation(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode; each module's own mode is put back."""
-    modes = [(m, m.training) for m in network.modules()]
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from captum_robust.training import (
     LocalizationEvaluation,
     SegmentedImages,
     TrainingSettings,
+    clean_training,
     localization_training,
 )
 from captum_robust.training import localization as module
@@ -375,6 +376,36 @@ def test_images_without_a_box_are_not_scored() -> None:
     assert found["metric_1"] == found["metric_2"] == pytest.approx(5 / 6)
 
 
+def test_clean_training_teaches_the_classes(tmp_path: Path) -> None:
+    classifier = networks().classifier
+    images, _, labels, _ = squares(48)
+    pairs = TensorDataset(images, labels)
+    given = settings(epochs=30, batch_size=16, learning_rate=1e-2)
+    result = clean_training(classifier, pairs, given, held_out=pairs, out=tmp_path)
+    accuracies = [row["clean_accuracy"] for row in result.evaluations]
+    assert accuracies[0] < 0.6
+    assert accuracies[-1] > 0.95
+    again = networks(seed=2).classifier
+    assert clean_training(again, pairs, given, held_out=pairs, out=tmp_path).resumed_from == 90
+    assert torch.equal(again.classifier.weight, classifier.classifier.weight)
+
+
+def test_clean_training_names_what_is_wrong() -> None:
+    images, _, labels, _ = squares()
+    with pytest.raises(TypeError, match="classifier: expected a torch"):
+        clean_training(3, TensorDataset(images, labels))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has class 3, but there are 3 classes"):
+        clean_training(
+            networks().classifier, TensorDataset(images, torch.full_like(labels, 3)), settings()
+        )
+    with pytest.raises(ValueError, match="two or more classes"):
+        clean_training(SimpleConvNet(1, width=2), TensorDataset(images, labels), settings())
+    with pytest.raises(TypeError, match=r"expected scores N×K, got \(1, 3, 16, 16\)"):
+        clean_training(nn.Conv2d(3, 3, 1), TensorDataset(images, labels), settings())
+    with pytest.raises(ValueError, match="batch_size: 30, but there are 24"):
+        clean_training(BySum(), TensorDataset(images, labels), settings(batch_size=30))
+
+
 def test_without_boxes_it_says_that_it_cannot_score() -> None:
     network = networks()
     with_none = LocalizationEvaluation(network, data(4), [torch.zeros(0, 4)] * 4)
@@ -390,6 +421,8 @@ def test_total_variation_counts_each_edge_once() -> None:
     mask = torch.zeros(1, 1, 4, 4)
     mask[..., 1:3, 1:3] = 1.0
     assert total_variation(mask).tolist() == [8 / 16]
+    with pytest.raises(ValueError, match=r"masks: expected N×1×H×W, got \(4, 4\)"):
+        total_variation(mask[0, 0])
 
 
 def test_segments_move_with_the_augmented_image() -> None:
@@ -464,7 +497,7 @@ def test_a_network_or_data_set_that_is_none_is_refused() -> None:
         localization_training(networks(), TensorDataset(images), settings())
     for label in (3, -1):
         bad = TensorDataset(images, segments, torch.full_like(labels, label))
-        with pytest.raises(ValueError, match=f"has class {label}, but the network has 3 classes"):
+        with pytest.raises(ValueError, match=f"has class {label}, but there are 3 classes"):
             localization_training(networks(), bad, settings())
     one = LocalizationNetwork(CorruptionNetwork(width=2), SimpleConvNet(1, width=2))
     with pytest.raises(ValueError, match="two or more classes"):
