@@ -116,7 +116,7 @@ def shown(values: Tensor) -> str:
 def difference(a: Tensor, b: Tensor) -> str:
     """The mean of paired differences with its 95 % interval."""
     found = bootstrap_difference(a.double(), b.double())
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def another(classes: Tensor, count: int, seed: int = 0) -> Tensor:

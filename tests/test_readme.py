@@ -14,7 +14,7 @@ def test_the_readmes_python_runs_as_printed(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
     assert (tmp_path / "report.html").is_file()
