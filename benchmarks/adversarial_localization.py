@@ -20,7 +20,6 @@ where fewer of the classifier's layers are trained. `times`: milliseconds an ima
 """
 
 import argparse
-import copy
 import datetime
 import os
 import platform
@@ -32,12 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from captum.attr import LRP, LayerGradCam, Saliency
+from captum.attr import LayerGradCam, Saliency
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Subset
 from torchvision.transforms.functional import gaussian_blur
 
+from captum_robust.benchmark.relevance import RelevancePropagation
 from captum_robust.data import LocalizationDataset, Sample, load_dataset
 from captum_robust.data.superpixels import cached_superpixels, superpixels
 from captum_robust.metrics.functional import (
@@ -272,12 +272,8 @@ def gradient_maps(model: Classifier, found: Validation) -> Tensor:
 
 def lrp_maps(model: Classifier, found: Validation) -> Tensor:
     """The positive relevance, summed over the channels, N×H×W."""
-    method = LRP(copy.deepcopy(model))  # it leaves rules in its model
-
-    def explained(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
-        return method.attribute(x.clone().requires_grad_(), y).detach().sum(dim=1).relu()
-
-    return found.in_parts(explained)
+    relevance = RelevancePropagation(model)
+    return found.in_parts(lambda x, y, _: relevance(x, y).sum(dim=1).relu())
 
 
 def own_maps(network: LocalizationNetwork, found: Validation, pooled: bool) -> Tensor:
