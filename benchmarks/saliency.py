@@ -24,15 +24,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from captum_robust.attr import RealTimeMasking
-from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.benchmark import Comparison, compare
 from captum_robust.benchmark.comparison import TRUE_BOX
 from captum_robust.benchmark.methods import build_methods
+from captum_robust.benchmark.store import unpack
 from captum_robust.data import LocalizationDataset, load_dataset, resize
 from captum_robust.metrics.functional import (
     bootstrap_difference,
@@ -40,6 +41,7 @@ from captum_robust.metrics.functional import (
     smallest_destroying_region,
     smallest_sufficient_region,
 )
+from captum_robust.metrics.functional.saliency import SALIENCY_THRESHOLDS, saliency_of
 from captum_robust.models import Classifier, load_classifier
 from captum_robust.nn import load_masking_network
 
@@ -158,8 +160,27 @@ def print_table(out: Path, protocol: str) -> None:
             for method in there:
                 if method != BASELINE:
                     print(f"{method:22s} {differences(frames[method], frames[BASELINE])}")
+        print("saliency metric at half of the map's maximum, nothing chosen")
+        for method, comparison in there.items():
+            if len(found := at_half(comparison, method)):
+                of = bootstrap_interval(found)
+                print(f"{method:22s} {of.mean:.3f} [{of.low:.3f}, {of.high:.3f}] n={of.n}")
         print_regions(out / target)
         print()
+
+
+def at_half(comparison: Comparison, method: str) -> Tensor:
+    """The saliency metric of each image at the threshold .5 of the largest value."""
+    column = SALIENCY_THRESHOLDS["value"].index(0.5)
+    rows = comparison.select(
+        "SELECT crops FROM results WHERE method = ? AND attack = 'clean' AND crops IS NOT NULL "
+        "ORDER BY position",
+        (method,),
+    )
+    crops = [unpack(row["crops"]).reshape(2, -1) for row in rows]
+    packed = [c[:, column if c.shape[1] > 1 else 0] for c in crops]  # a box has one only
+    found = torch.from_numpy(np.stack(packed)) if packed else torch.empty(0, 2)
+    return saliency_of(found[:, 0], found[:, 1]).double()
 
 
 def in_order(method: str) -> tuple[int, str]:
@@ -239,9 +260,6 @@ def main() -> None:
     model = load_classifier("efficientnet_lite0").to(arguments.device)
     dataset = load_dataset("imagenet", arguments.paths[0])
     methods: dict[str, Any] = {name: name for name in arguments.methods.split(",") if name}
-    if "real_time_masking" in methods and model.name not in pretrained():
-        print("real_time_masking: not trained yet; give --networks FILE", file=sys.stderr)
-        del methods["real_time_masking"]
     for file in arguments.networks:
         methods[file.stem] = RealTimeMasking(load_masking_network(file, model))
     targets = arguments.targets.split(",")
