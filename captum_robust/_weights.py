@@ -42,6 +42,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
 
 
+def write_network(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, half: bool = False
+) -> None:
+    """Write the weights of a network; with ``half`` in half precision those that it can hold.
+
+    Raises:
+        ValueError: the path does not end in ``.safetensors``.
+        OSError: the file cannot be written; one that was there before stays.
+    """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path: expected a name that ends in .safetensors, got {path.name}")
+    write_tensors(path, {n: _halved(t) if half else t for n, t in tensors.items()}, metadata)
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    return half if bool((half.isfinite() == tensor.isfinite()).all()) else tensor
+
+
 def _sort_metadata(file: BinaryIO) -> None:
     """Put the metadata in order, which safetensors leaves to chance: equal content, equal bytes."""
     size = int.from_bytes(file.read(8), "little")
@@ -70,6 +89,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{printable(str(path))} is not a safetensors file ({error})") from None
+
+
+def read_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What :func:`read_tensors` gives of a file that a user was handed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no safetensors file, a torn one, or by its name a pickle.
+    """
+    if path.suffix in {".pt", ".pth", ".pkl", ".bin", ".ckpt"}:
+        shown = printable(str(path))
+        raise ValueError(f"{shown} may be a pickle, which can run code; expected .safetensors")
+    return read_tensors(path)
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._names import printable, unknown_name
-from captum_robust._weights import read_tensors, write_tensors
+from captum_robust._weights import read_tensors, write_network
 from captum_robust.data.classes import imagenet_names
 from captum_robust.nn import SimpleConvNet, SmallResNet
 
@@ -471,15 +471,12 @@ def save_classifier(model: Classifier, path: str | Path) -> None:
         OSError: the file cannot be written; one that was there before stays.
         ValueError: the path does not end in ``.safetensors``.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path: expected a name that ends in .safetensors, got {path.name}")
     facts = {
         "name": model.name,
         "class_names": model.class_names,
         "input_size": list(model.input_size),
     }
-    write_tensors(path, model.module.state_dict(), {_FACTS: json.dumps(facts)})
+    write_network(Path(path), model.module.state_dict(), {_FACTS: json.dumps(facts)})
 
 
 def _state_dict_path(weights: Any) -> Path | None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from captum_robust._checks import as_number, check_count
 from captum_robust._names import printable
-from captum_robust._weights import read_tensors, write_tensors
+from captum_robust._weights import read_network, write_network
 from captum_robust.nn.corruption_network import CorruptionNetwork
 from captum_robust.nn.evidence_removal import blend
-from captum_robust.nn.masking_network import halved, name_of
+from captum_robust.nn.masking_network import name_of
 from captum_robust.nn.straight_through import straight_through
 from captum_robust.nn.superpixels import spread, superpixel_means
 
@@ -158,14 +158,7 @@ def save_localization_network(
         ValueError: the path does not end in ``.safetensors``.
         OSError: the file cannot be written; one that was there before stays.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path: expected a name that ends in .safetensors, got {path.name}")
     corruption, classifier = network.corruption, network.classifier
-    tensors = {
-        name: halved(t) if half and t.is_floating_point() else t
-        for name, t in network.state_dict().items()
-    }
     names = getattr(classifier, "class_names", None)
     size = getattr(classifier, "input_size", None)
     facts = {
@@ -177,7 +170,8 @@ def save_localization_network(
         "fill": network.fill.flatten().tolist(),
         "n_segments": network.n_segments,
     }
-    write_tensors(path, tensors, {_FACTS: json.dumps(facts), _CARD: card})
+    metadata = {_FACTS: json.dumps(facts), _CARD: card}
+    write_network(Path(path), network.state_dict(), metadata, half=half)
 
 
 def read_localization_facts(path: str | Path) -> dict[str, Any]:
@@ -272,9 +266,7 @@ def load_localization_network(
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     shown = printable(str(path))
-    if path.suffix in {".pt", ".pth", ".pkl", ".bin", ".ckpt"}:
-        raise ValueError(f"{shown} may be a pickle, which can run code; expected .safetensors")
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_network(path)
     try:
         facts: dict[str, Any] = json.loads(metadata[_FACTS])
         checked: dict[str, Any] = {

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from captum_robust._checks import check_classes
 from captum_robust._names import printable
-from captum_robust._weights import read_tensors, write_tensors
+from captum_robust._weights import read_network, write_network
 
 _FACTS = "captum_robust.masking_network"
 _CARD = "card"
@@ -352,19 +352,13 @@ def save_masking_network(
         ValueError: the path does not end in ``.safetensors``.
         OSError: the file cannot be written; one that was there before stays.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path: expected a name that ends in .safetensors, got {path.name}")
-    tensors = {
-        name: halved(t) if half and t.is_floating_point() else t
-        for name, t in network.decoder.state_dict().items()
-    }
     facts = {
         "encoder": name_of(network.encoder),
         "encoder_weights": _some_weights(network.encoder),
         **asdict(network.decoder.shape),
     }
-    write_tensors(path, tensors, {_FACTS: json.dumps(facts), _CARD: card})
+    metadata = {_FACTS: json.dumps(facts), _CARD: card}
+    write_network(Path(path), network.decoder.state_dict(), metadata, half=half)
 
 
 def load_masking_network(
@@ -382,9 +376,7 @@ def load_masking_network(
     """
     path = Path(path)
     shown = printable(str(path))
-    if path.suffix in {".pt", ".pth", ".pkl", ".bin", ".ckpt"}:
-        raise ValueError(f"{shown} may be a pickle, which can run code; expected .safetensors")
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_network(path)
     try:
         facts: dict[str, Any] = json.loads(metadata[_FACTS])
         name, weights = str(facts.pop("encoder")), facts.pop("encoder_weights", None)
@@ -429,12 +421,6 @@ def load_masking_network(
     network.decoder.load_state_dict(tensors)
     like = next(encoder.parameters(), torch.empty(0))
     return network.to(like.device).eval()
-
-
-def halved(tensor: Tensor) -> Tensor:
-    """The tensor in half precision, where it holds all of the numbers."""
-    half = tensor.half()
-    return half if bool((half.isfinite() == tensor.isfinite()).all()) else tensor
 
 
 def _shapes_of(shape: DecoderShape) -> dict[str, torch.Size]:
