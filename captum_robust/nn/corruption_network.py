@@ -13,6 +13,9 @@ from captum_robust.nn.masking_network import UpBlock, find_scales, outputs_of, p
 
 _STRIDES = (1, 2, 4, 4)
 """Channels of the own trunk's scales, in multiples of its width."""
+_LARGEST = 4096
+"""Pixels a side that a trunk sees: a broken file could tell any number."""
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class CorruptionNetwork(nn.Module):
@@ -25,17 +28,22 @@ class CorruptionNetwork(nn.Module):
     Args:
         trunk: any network whose modules return maps at two or more scales (a classifier of
             torchvision, timm or :func:`captum_robust.models.load_classifier`), as the way down. It
-            trains with the rest, unless its parameters are frozen; where it is the classifier that
-            the network is trained against, give a copy. None: four scales of two convolutions.
+            trains with the rest, but for parameters that are frozen; those that no feature depends
+            on, its head's, are frozen here. Where all are, it always runs in evaluation mode: its
+            batch norm keeps its statistics. Where it is the classifier that the network is trained
+            against, give a copy. None: four scales of two convolutions.
         layers: of the trunk, whose outputs are the features, from the finest scale to the coarsest;
             None: found by :func:`captum_robust.nn.masking_network.find_scales`.
         width: channels of the finest scale of the own trunk and of the way up.
         input_size: (H, W) of a probe; None: the trunk's ``input_size``, else 64.
+        trunk_size: the trunk sees images whose shorter side has so many pixels, bilinearly resized;
+            None: images as they are. A trunk for 224 pixels has 2×2 positions at its coarsest scale
+            of an image of 64.
 
     Raises:
         TypeError: a trunk that is no module.
-        ValueError: fewer than two scales, layers that give no maps, a width below 1, layers
-            without a trunk.
+        ValueError: fewer than two scales, layers that give no maps, a width below 1, a size that is
+            not 1 to 4096, layers without a trunk.
     """
 
     def __init__(
@@ -45,38 +53,39 @@ class CorruptionNetwork(nn.Module):
         layers: Sequence[nn.Module] | None = None,
         width: int = 32,
         input_size: tuple[int, int] | None = None,
+        trunk_size: int | None = None,
     ) -> None:
         super().__init__()
         check_count("width", width, 1)
+        if trunk_size is not None:
+            check_count("trunk_size", trunk_size, 1)
+            if trunk_size > _LARGEST:
+                raise ValueError(
+                    f"trunk_size: expected at most {_LARGEST} pixels, got {trunk_size}"
+                )
         if trunk is not None and not isinstance(trunk, nn.Module):
             raise TypeError(f"trunk: expected a torch.nn.Module, got {type(trunk).__name__}")
         if trunk is None and layers is not None:
             raise ValueError("layers: give the trunk that they are of")
         self.width = width
+        self.trunk_size = trunk_size
         self.has_own_trunk = trunk is None
         self.trunk = _own_trunk(width) if trunk is None else trunk
         size = getattr(trunk, "input_size", (64, 64)) if input_size is None else input_size
         size = (int(size[0]), int(size[1]))
         if trunk is None:
             layers = list(self.trunk.children())
-        self._layers = tuple(find_scales(self.trunk, size) if layers is None else layers)
+        seen = self._size_seen(size)
+        self._layers = tuple(find_scales(self.trunk, seen) if layers is None else layers)
         if len(self._layers) < 2:
             raise ValueError(
                 f"trunk: expected maps at two or more scales, found {len(self._layers)} in "
                 f"{type(trunk).__name__}; give the layers yourself"
             )
-        with torch.no_grad(), probed(self.trunk) as image_of:
-            maps = self._features(image_of(size))
-        if len(maps) < len(self._layers) or any(
-            not isinstance(m, Tensor) or m.ndim != 4 for m in maps
-        ):
-            raise ValueError(
-                "layers: expected layers of the trunk, each of which gives maps N×C×h×w"
-            )
-        self.channels = tuple(int(m.shape[1]) for m in maps)
+        self.channels = self._probe(size)
         """Of the features, from the finest scale to the coarsest."""
         inputs, blocks = self.channels[-1], []
-        for number in reversed(range(len(maps) - 1)):
+        for number in reversed(range(len(self.channels) - 1)):
             outputs = width * min(2**number, 4)
             blocks.append(UpBlock(inputs, self.channels[number], outputs))
             inputs = outputs
@@ -89,7 +98,61 @@ class CorruptionNetwork(nn.Module):
         self.blocks.to(like.device)
         self.logits.to(like.device)
 
+    def train(self, mode: bool = True) -> CorruptionNetwork:
+        """As :meth:`torch.nn.Module.train`; a trunk that is all frozen goes to evaluation mode."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.trunk.parameters()):
+            self.trunk.eval()
+        return self
+
+    @property
+    def layer_names(self) -> list[str] | None:
+        """Dotted names, in the trunk, of the layers whose outputs are the features.
+
+        None: one of them has no name there.
+        """
+        names = {module: name for name, module in self.trunk.named_modules()}
+        found = [names.get(layer) for layer in self._layers]
+        return None if None in found else found  # type: ignore[return-value]
+
+    def _probe(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """The features' channels; weights of the trunk that no feature depends on are frozen.
+
+        Several processes wait for the gradient of each weight that asks for one.
+        """
+        asking = [p for p in self.trunk.parameters() if p.requires_grad]
+        with torch.inference_mode(False), torch.enable_grad(), probed(self.trunk) as image_of:
+            for p in asking:
+                p.requires_grad = True
+            maps = self._features(image_of(size))
+            if len(maps) < len(self._layers) or any(
+                not isinstance(m, Tensor) or m.ndim != 4 for m in maps
+            ):
+                raise ValueError(
+                    "layers: expected layers of the trunk, each of which gives maps N×C×h×w"
+                )
+            sums = [m.sum() for m in maps if m.requires_grad]
+            gradients = torch.autograd.grad(sums, asking, allow_unused=True) if asking else ()
+        for p, gradient in zip(asking, gradients, strict=True):
+            if gradient is None:
+                p.requires_grad = False
+        return tuple(int(m.shape[1]) for m in maps)
+
+    def _size_seen(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of what the trunk sees of images of a size."""
+        if self.trunk_size is None:
+            return size
+        factor = self.trunk_size / min(size)
+        return round(size[0] * factor), round(size[1] * factor)
+
     def _features(self, x: Tensor) -> list[Tensor]:
+        size = (int(x.shape[2]), int(x.shape[3]))
+        if (seen := self._size_seen(size)) != size:
+            # The CPU has no such kernel for half precision.
+            whole = x.float() if x.dtype in _HALF else x
+            x = F.interpolate(whole, seen, mode="bilinear", align_corners=False, antialias=True).to(
+                x.dtype
+            )
         with outputs_of(self._layers) as found:
             self.trunk(x)
         return [found[i] for i in range(len(self._layers)) if i in found]
@@ -110,7 +173,7 @@ class CorruptionNetwork(nn.Module):
         for block, skip in zip(self.blocks, features[-2::-1], strict=True):
             up = block(up, skip)
         logits = self.logits(up)
-        if logits.dtype in (torch.float16, torch.bfloat16):
+        if logits.dtype in _HALF:
             logits = logits.float()
         size = (x.shape[2], x.shape[3])
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)

@@ -161,9 +161,14 @@ def save_localization_network(
     corruption, classifier = network.corruption, network.classifier
     names = getattr(classifier, "class_names", None)
     size = getattr(classifier, "input_size", None)
+    trunk = None if corruption.has_own_trunk else corruption.trunk
+    of_trunk = getattr(trunk, "class_names", None)
     facts = {
         "width": corruption.width,
-        "trunk": None if corruption.has_own_trunk else name_of(corruption.trunk),
+        "trunk": None if trunk is None else name_of(trunk),
+        "trunk_layers": None if trunk is None else corruption.layer_names,
+        "trunk_class_names": None if of_trunk is None else list(of_trunk),
+        "trunk_size": corruption.trunk_size,
         "classifier": name_of(classifier),
         "class_names": None if names is None else list(names),
         "input_size": None if size is None else list(size),
@@ -178,7 +183,8 @@ def read_localization_facts(path: str | Path) -> dict[str, Any]:
     """What a file of :func:`save_localization_network` says of its networks, beside the weights.
 
     ``classifier`` and ``trunk`` (None: the corruption network's own) are names, ``class_names`` and
-    ``input_size`` those of the classifier or None.
+    ``input_size`` those of the classifier or None. ``trunk_class_names`` and ``trunk_layers``, the
+    names of the layers that are used, are those of the trunk or None.
 
     Raises:
         FileNotFoundError: no such file.
@@ -203,7 +209,7 @@ def load_localization_network(
             weights of the file, since training changed them.
         trunk: one like that of the corruption network, where it was given one; a copy gets the
             weights of the file.
-        layers: of the trunk, where they were given.
+        layers: of the trunk, where others are meant than those that the file names.
 
     Raises:
         FileNotFoundError: no such file.
@@ -233,31 +239,33 @@ def load_localization_network(
             f"{shown} is for {len(facts['class_names'])} other classes than the {len(names)} of "
             "the classifier"
         )
+    # Before memory is taken for sizes that a broken file could tell.
     if trunk is None:
-        # Before memory is taken for sizes that a broken file could tell.
         with torch.device("meta"):
-            shapes = {
-                f"corruption.{name}": t.shape
-                for name, t in CorruptionNetwork(width=facts["width"]).state_dict().items()
-            }
-        _check_shapes(shown, shapes, _part(tensors, "corruption."))
-    _check_shapes(
-        shown,
-        {f"classifier.{name}": t.shape for name, t in classifier.state_dict().items()},
-        _part(tensors, "classifier."),
-    )
-    if trunk is None:
-        corruption = CorruptionNetwork(width=facts["width"])
+            own = CorruptionNetwork(width=facts["width"])
+        _check_shapes(shown, _shapes(own, "corruption."), _part(tensors, "corruption."))
     else:
+        prefix = "corruption.trunk."
+        _check_shapes(shown, _shapes(trunk, prefix), _part(tensors, prefix))
+        # Its last block has 3×3 convolutions of so many channels.
+        if 9 * facts["width"] ** 2 > sum(t.numel() for t in tensors.values()):
+            raise ValueError(f"{shown} does not fit: it holds too little for its width")
+    prefix = "classifier."
+    _check_shapes(shown, _shapes(classifier, prefix), _part(tensors, prefix))
+    if trunk is not None:
         trunk, layers = copy.deepcopy((trunk, layers))
-        corruption = CorruptionNetwork(trunk, layers=layers, width=facts["width"])
+        if layers is None:
+            layers = _layers_of(shown, trunk, facts["trunk_layers"])
+    corruption = CorruptionNetwork(
+        trunk, layers=layers, width=facts["width"], trunk_size=facts["trunk_size"]
+    )
     network = LocalizationNetwork(
         corruption,
         copy.deepcopy(classifier),
         fill=facts["fill"],
         n_segments=facts["n_segments"],
     )
-    _check_shapes(shown, {n: t.shape for n, t in network.state_dict().items()}, tensors)
+    _check_shapes(shown, _shapes(network, ""), tensors)
     network.load_state_dict(tensors)
     like = next(classifier.parameters(), torch.empty(0))
     return network.to(like.device).eval()
@@ -272,10 +280,12 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         checked: dict[str, Any] = {
             "width": int(facts["width"]),
             "trunk": None if facts["trunk"] is None else str(facts["trunk"]),
+            # Files of before do not have these three.
+            "trunk_layers": _strings(facts.get("trunk_layers")),
+            "trunk_class_names": _strings(facts.get("trunk_class_names")),
+            "trunk_size": facts.get("trunk_size"),
             "classifier": str(facts["classifier"]),
-            "class_names": None
-            if facts["class_names"] is None
-            else [str(name) for name in facts["class_names"]],
+            "class_names": _strings(facts["class_names"]),
             "input_size": None
             if facts["input_size"] is None
             else tuple(int(side) for side in facts["input_size"]),
@@ -283,13 +293,30 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "n_segments": None if facts["n_segments"] is None else int(facts["n_segments"]),
         }
         with torch.device("meta"):
-            corruption = CorruptionNetwork(width=checked["width"])
+            corruption = CorruptionNetwork(width=checked["width"], trunk_size=checked["trunk_size"])
         LocalizationNetwork(
             corruption, nn.Identity(), fill=checked["fill"], n_segments=checked["n_segments"]
         )
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"{shown} holds no localization network") from None
     return tensors, checked
+
+
+def _strings(values: Any) -> list[str] | None:
+    return None if values is None else [str(value) for value in values]
+
+
+def _layers_of(shown: str, trunk: nn.Module, names: Sequence[str] | None) -> list[nn.Module] | None:
+    if names is None:
+        return None
+    found = dict(trunk.named_modules())
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"{shown} does not fit: the trunk has no layer {printable(missing[0])}")
+    return [found[name] for name in names]
+
+
+def _shapes(module: nn.Module, prefix: str) -> dict[str, torch.Size]:
+    return {prefix + name: t.shape for name, t in module.state_dict().items()}
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

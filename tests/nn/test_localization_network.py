@@ -1,20 +1,20 @@
-"""The corruption network, what it is put together with, and its files."""
+"""A corruption network and its classifier together, and their files."""
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torchvision
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from captum_robust.models import Classifier, load_classifier
+from captum_robust.models import load_classifier
 from captum_robust.nn import (
     CorruptionNetwork,
     LocalizationNetwork,
@@ -23,34 +23,9 @@ from captum_robust.nn import (
     read_localization_facts,
     save_localization_network,
 )
+from tests.nn.test_corruption_network import NAMES, classifier_of, randomize, trunk_of
 
-NAMES = ["ant", "bee", "cat"]
 FACTS = "captum_robust.localization_network"
-
-
-def randomize(network: nn.Module) -> None:
-    """Weights and statistics that are none of the initial ones."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=generator))
-        for name, b in network.named_buffers():
-            if name.endswith("running_mean"):
-                b.copy_(0.1 * torch.randn(b.shape, generator=generator))
-
-
-def classifier_of(width: int = 4) -> Classifier:
-    torch.manual_seed(0)
-    net = SimpleConvNet(3, width)
-    return Classifier(
-        net, mean=(0.4, 0.5, 0.6), std=(0.2,) * 3, input_size=64, class_names=NAMES, name="simple"
-    ).eval()
-
-
-def trunk_of() -> nn.Module:
-    """Another network with maps at four scales."""
-    torch.manual_seed(1)
-    return SimpleConvNet(2, 3).eval()
 
 
 @pytest.fixture
@@ -70,86 +45,6 @@ def segments() -> Tensor:
     """64 squares of 8×8 pixels, alike for the three images."""
     row = torch.arange(64) // 8
     return (8 * row[:, None] + row).expand(3, -1, -1)
-
-
-# The corruption network
-
-
-def test_an_untrained_one_is_undecided_everywhere(x: Tensor) -> None:
-    assert not CorruptionNetwork(width=4)(x).any()
-
-
-def test_each_pixel_gets_a_logit_whatever_the_size(network: LocalizationNetwork) -> None:
-    for size in ((64, 64), (33, 70), (16, 16)):
-        image = torch.rand(2, 3, *size)
-        logits = network.corruption(image)
-        assert logits.shape == (2, 1, *size)
-        assert logits.std() > 0
-
-
-def test_no_image_sees_another(network: LocalizationNetwork, x: Tensor) -> None:
-    batch = network.corruption(x)
-    single = torch.cat([network.corruption(x[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(batch, single)
-
-
-def test_all_of_its_weights_train(network: LocalizationNetwork, x: Tensor) -> None:
-    network.corruption.train()
-    network.corruption(x).square().sum().backward()
-    for name, p in network.corruption.named_parameters():
-        assert p.grad is not None, name
-        assert p.grad.any(), name
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        trunk_of,
-        classifier_of,
-        lambda: torchvision.models.resnet18(weights=None),
-        lambda: load_classifier("mobilenet_v2", None, input_size=64),
-    ],
-)
-def test_any_network_is_a_trunk(make: Any, x: Tensor) -> None:
-    trunk = make().eval()
-    state = copy.deepcopy(trunk.state_dict())
-    network = CorruptionNetwork(trunk, width=4, input_size=(64, 64)).eval()
-    assert len(network.channels) >= 3
-    randomize(network.blocks)
-    randomize(network.logits)
-    logits = network(x)
-    assert logits.shape == (3, 1, 64, 64)
-    assert logits.std() > 0
-    assert all(torch.equal(t, state[n]) for n, t in trunk.state_dict().items())
-    assert not any(m._forward_hooks for m in trunk.modules())
-
-
-def test_a_half_precision_trunk_gives_full_logits(x: Tensor) -> None:
-    network = CorruptionNetwork(trunk_of().bfloat16(), width=4).eval()
-    assert network(x.bfloat16()).dtype == torch.float32
-
-
-def test_bfloat16_autocast_gives_nearly_the_same(network: LocalizationNetwork, x: Tensor) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = network(x)
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, network(x), rtol=0, atol=0.05)
-
-
-def test_bad_trunks_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"trunk: expected a torch\.nn\.Module, got str"):
-        CorruptionNetwork("resnet18")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="layers: give the trunk"):
-        CorruptionNetwork(layers=[nn.Identity()])
-    trunk = trunk_of()
-    with pytest.raises(ValueError, match="two or more scales, found 1 in SimpleConvNet"):
-        CorruptionNetwork(trunk, layers=[trunk.block1])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="layers: expected layers of the trunk"):
-        CorruptionNetwork(trunk, layers=[trunk.block1, nn.Identity()])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="width: expected a whole number from 1, got 0"):
-        CorruptionNetwork(width=0)
-    with pytest.raises(ValueError, match=r"x: expected images N×C×H×W, got \(3, 8, 8\)"):
-        CorruptionNetwork(width=2)(torch.rand(3, 8, 8))
 
 
 # Masks, and images without the object
@@ -292,6 +187,16 @@ def test_a_simple_classifier_has_no_published_weights() -> None:
 # Files
 
 
+def change_facts(file: Path, change: dict[str, Any], without: Sequence[str] = ()) -> None:
+    """Write another metadata beside the same tensors."""
+    with safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        facts = json.loads(opened.metadata()[FACTS]) | change
+    save_file(
+        tensors, file, {FACTS: json.dumps({k: facts[k] for k in facts.keys() - set(without)})}
+    )
+
+
 def test_a_saved_network_comes_back(
     network: LocalizationNetwork, x: Tensor, segments: Tensor, tmp_path: Path
 ) -> None:
@@ -331,32 +236,93 @@ def test_half_precision_halves_the_file(
     torch.testing.assert_close(again(x), network(x), rtol=0, atol=0.02)
 
 
-def test_a_network_with_a_trunk_comes_back_with_one(x: Tensor, tmp_path: Path) -> None:
-    file = tmp_path / "n.safetensors"
+@pytest.fixture
+def with_trunk() -> LocalizationNetwork:
     trunk = trunk_of()
     layers = [trunk.block1, trunk.block3]
     network = LocalizationNetwork(
-        CorruptionNetwork(trunk, layers=layers, width=4),  # type: ignore[arg-type]
+        CorruptionNetwork(trunk, layers=layers, width=4, trunk_size=96),  # type: ignore[arg-type]
         classifier_of(),
         fill=0.25,
         n_segments=None,
     )
     randomize(network)
-    save_localization_network(network.eval(), file)
+    return network.eval()
+
+
+def test_a_network_with_a_trunk_comes_back_with_one(
+    with_trunk: LocalizationNetwork, x: Tensor, tmp_path: Path
+) -> None:
+    file = tmp_path / "n.safetensors"
+    save_localization_network(with_trunk, file)
+    facts = read_localization_facts(file)
+    assert facts["trunk"] == "SimpleConvNet"
+    assert facts["trunk_layers"] == ["block1", "block3"]
+    assert facts["trunk_class_names"] is None
+    assert facts["trunk_size"] == 96
     other = trunk_of()
-    again = load_localization_network(
-        file,
-        classifier_of(),
-        trunk=other,
-        layers=[other.block1, other.block3],  # type: ignore[list-item]
-    )
+    before = copy.deepcopy(other.state_dict())
+    again = load_localization_network(file, classifier_of(), trunk=other)
     assert again.n_segments is None
-    assert torch.equal(again(x), network(x))
-    assert torch.equal(again.fill, network.fill)
+    assert torch.equal(again(x), with_trunk(x))
+    assert torch.equal(again.fill, with_trunk.fill)
+    assert all(torch.equal(t, before[n]) for n, t in other.state_dict().items())
+    assert all(p.requires_grad for p in other.parameters())
+    layers: Any = [other.block1, other.block3]
+    same = load_localization_network(file, classifier_of(), trunk=other, layers=layers)
+    assert torch.equal(same(x), with_trunk(x))
+
+
+def test_a_file_of_another_trunk_is_refused(
+    with_trunk: LocalizationNetwork, tmp_path: Path
+) -> None:
+    file = tmp_path / "n.safetensors"
+    save_localization_network(with_trunk, file)
     with pytest.raises(ValueError, match="for the trunk SimpleConvNet; got no trunk"):
         load_localization_network(file, classifier_of())
-    with pytest.raises(ValueError, match="does not fit"):
-        load_localization_network(file, classifier_of(), trunk=other)  # of four layers
+    with pytest.raises(ValueError, match="for the trunk SimpleConvNet; got the trunk simple"):
+        load_localization_network(file, classifier_of(), trunk=classifier_of())
+    with pytest.raises(ValueError, match=r"does not fit: corruption\.trunk\.block1"):
+        load_localization_network(file, classifier_of(), trunk=SimpleConvNet(2, 5))
+    trunk = trunk_of()
+    layers: Any = [trunk.block1, trunk.block2]
+    with pytest.raises(ValueError, match=r"does not fit: corruption\.blocks"):
+        load_localization_network(file, classifier_of(), trunk=trunk, layers=layers)
+
+
+def test_a_file_of_before_the_trunks_layers_and_size_is_read(x: Tensor, tmp_path: Path) -> None:
+    file = tmp_path / "n.safetensors"
+    for trunk in (None, trunk_of()):
+        network = LocalizationNetwork(CorruptionNetwork(trunk, width=4), classifier_of())
+        randomize(network)
+        save_localization_network(network.eval(), file)
+        change_facts(file, {}, without=("trunk_layers", "trunk_class_names", "trunk_size"))
+        again = load_localization_network(file, classifier_of(), trunk=trunk)
+        assert torch.equal(again(x), network(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 10**7}, "does not fit: it holds too little|holds no localization network"),
+        ({"width": 5}, r"does not fit: corruption\.blocks"),
+        ({"trunk_layers": ["block1", "block9"]}, "does not fit: the trunk has no layer block9"),
+        ({"trunk_layers": ["block1"]}, "two or more scales"),
+        ({"trunk_layers": 3}, "holds no localization network"),
+        ({"trunk_class_names": 3}, "holds no localization network"),
+        ({"trunk_size": 0}, "holds no localization network"),
+        ({"trunk_size": 10**9}, "holds no localization network"),
+        ({"trunk_size": "large"}, "holds no localization network"),
+    ],
+)
+def test_what_a_broken_file_tells_of_a_trunk_is_refused(
+    with_trunk: LocalizationNetwork, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "n.safetensors"
+    save_localization_network(with_trunk, file)
+    change_facts(file, change)
+    with pytest.raises(ValueError, match=message):
+        load_localization_network(file, classifier_of(), trunk=trunk_of())
 
 
 def test_another_classifier_or_trunk_is_refused(
@@ -420,9 +386,6 @@ def test_facts_that_cannot_be_are_refused_before_memory_is_taken(
 ) -> None:
     file = tmp_path / "n.safetensors"
     save_localization_network(network, file)
-    with safe_open(file, framework="pt") as opened:
-        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-        facts = json.loads(opened.metadata()[FACTS])
-    save_file(tensors, file, {FACTS: json.dumps({**facts, **change})})
+    change_facts(file, change)
     with pytest.raises(ValueError, match=message):
         load_localization_network(file, classifier_of())
