@@ -17,6 +17,7 @@ from captum_robust._captum import (
     is_tuple,
 )
 from captum_robust._checks import check_batch, check_finite, check_images, check_inputs
+from captum_robust._names import printable
 from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
 from captum_robust.nn import (
     LocalizationNetwork,
@@ -71,18 +72,31 @@ class AdversarialLocalization(Attribution):
             model: a classifier like that which it was trained against; None: the file tells its
                 name, for :func:`captum_robust.models.load_classifier`.
             trunk: see :func:`captum_robust.nn.load_localization_network`, which also tells what
-                raises.
-        """
-        if model is None:
-            from captum_robust.models import load_classifier
+                raises; None: the file tells its name too, where it has one.
 
-            facts = read_localization_facts(path)
+        Raises:
+            ImportError: a package of the ``demo`` extra is missing; names the pip command.
+        """
+        from captum_robust.models import load_classifier
+
+        facts = read_localization_facts(path)
+        if model is None:
             model = load_classifier(
                 facts["classifier"],
                 None,
                 class_names=facts["class_names"],
                 input_size=facts["input_size"],
             )
+        if trunk is None and facts["trunk"] is not None:
+            try:
+                trunk = load_classifier(
+                    facts["trunk"], None, class_names=facts["trunk_class_names"]
+                )
+            except ValueError as error:
+                shown = printable(str(path))
+                raise ValueError(
+                    f"{shown}: give its trunk as the argument trunk; {error}"
+                ) from None
         return cls(load_localization_network(path, model, trunk=trunk))
 
     @log_usage()

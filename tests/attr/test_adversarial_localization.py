@@ -139,6 +139,40 @@ def test_a_file_of_a_classifier_without_a_name_asks_for_it(tmp_path: Path) -> No
     AdversarialLocalization.from_file(file, model=SimpleConvNet(3, 2))
 
 
+def test_a_file_tells_its_trunk_and_holds_its_weights(x: Tensor, tmp_path: Path) -> None:
+    file = tmp_path / "n.safetensors"
+    names = ["ant", "bee", "cat"]
+    model = load_classifier("simple_convnet", None, class_names=names, input_size=32)
+    trunk = load_classifier("small_resnet", None, class_names=["dog", "elk"], input_size=32)
+    corruption = CorruptionNetwork(trunk.requires_grad_(False), width=2, trunk_size=64)
+    network = LocalizationNetwork(corruption, model, n_segments=20)
+    with torch.no_grad():
+        corruption.logits.weight.normal_(generator=torch.Generator().manual_seed(1))
+    save_localization_network(network.eval(), file)
+    expected = AdversarialLocalization(network).attribute(x)
+    assert expected.std() > 1e-3
+    for given in (None, model):
+        again = AdversarialLocalization.from_file(file, model=given)
+        assert torch.equal(again.attribute(x), expected)
+        assert again.network.corruption.trunk_size == 64
+    like = load_classifier("small_resnet", None, class_names=["fox", "gnu"])
+    again = AdversarialLocalization.from_file(file, trunk=like)
+    assert torch.equal(again.attribute(x), expected)
+    other = load_classifier("small_resnet", None, class_names=names)
+    with pytest.raises(ValueError, match=r"does not fit: corruption\.trunk\.module\.\S+ is"):
+        AdversarialLocalization.from_file(file, trunk=other)
+
+
+def test_a_file_of_a_trunk_without_a_name_asks_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "n.safetensors"
+    model = load_classifier("simple_convnet", None, class_names=["ant", "bee", "cat"])
+    corruption = CorruptionNetwork(SimpleConvNet(2, 2), width=2)
+    save_localization_network(LocalizationNetwork(corruption, model), file)
+    with pytest.raises(ValueError, match=r"n\.safetensors: .* trunk .*'SimpleConvNet'"):
+        AdversarialLocalization.from_file(file)
+    AdversarialLocalization.from_file(file, trunk=SimpleConvNet(2, 2))
+
+
 def test_bad_arguments_are_refused(network: LocalizationNetwork, x: Tensor) -> None:
     with pytest.raises(TypeError, match=r"network: .*LocalizationNetwork, got Classifier"):
         AdversarialLocalization(network.classifier)  # type: ignore[arg-type]
