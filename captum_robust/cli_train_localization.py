@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from captum_robust.cli_train_options import (
     TrainingDevice,
     Workers,
     is_first,
+    names_of,
     open_images,
     say_resumed,
     say_unusable,
@@ -32,7 +34,11 @@ from captum_robust.cli_train_options import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from captum_robust.models import Classifier
     from captum_robust.training import LabelledImages, TrainingResult, TrainingSettings
+
+_CLASSIFIER = "classifier"
+"""The trunk that is a copy of it."""
 
 
 def localization(
@@ -76,6 +82,25 @@ def localization(
         float, typer.Option(help="The highest learning rate of these epochs.")
     ] = 2e-3,
     width: Annotated[int, typer.Option(help="Channels of the corruption network.")] = 16,
+    trunk: Annotated[
+        str | None,
+        typer.Option(
+            help="Its way down, a network as for --model, or classifier, a copy of that; else four "
+            "scales of its own."
+        ),
+    ] = None,
+    trunk_weights: Annotated[str, typer.Option(help="Of the trunk, as for --weights.")] = "none",
+    train_trunk: Annotated[
+        bool | None,
+        typer.Option(
+            "--train-trunk/--freeze-trunk",
+            help="Train it with the rest; else only where its weights are random.",
+        ),
+    ] = None,
+    trunk_size: Annotated[
+        int | None,
+        typer.Option(help="The trunk sees images of this side; else of that of the others."),
+    ] = None,
     superpixels: Annotated[bool, typer.Option(help="Remove whole super-pixels, or pixels.")] = True,
     segments: Annotated[int, typer.Option(help="About so many super-pixels an image.")] = 100,
     superpixel_file: Annotated[
@@ -87,6 +112,13 @@ def localization(
     area_rise: Annotated[
         float, typer.Option(help="Share of the steps in which it rises from the one to the other.")
     ] = 0.3,
+    area_target: Annotated[
+        float | None,
+        typer.Option(help="Share to remove, which the weight then follows; else it does not."),
+    ] = None,
+    area_gain: Annotated[
+        float, typer.Option(help="With --area-target: how fast the weight follows.")
+    ] = 0.05,
     trainable_layers: Annotated[
         int | None,
         typer.Option(help="So many of the classifier's last layers are trained; else all of it."),
@@ -165,26 +197,27 @@ def localization(
     # Before the images are read, which may take long.
     if form not in FORMS:
         raise unknown_name("form", form, FORMS)
-    penalty = AreaPenalty(area, area_start, area_rise)
+    penalty = AreaPenalty(area, area_start, area_rise, area_target, area_gain)
     check_count("pretraining_epochs", pretraining_epochs, 0)
     check_count("evaluation_images", evaluation_images, 0)
+    is_random = published_weights(weights) is None and not pretraining_epochs
+    trains = _trains_trunk(trunk, trunk_weights, train_trunk, is_random)
     settings = settings_of(locals())
     dataset = open_images(kind, images, out)
-    names = list(dataset.class_names or [])
-    if len(names) < 2:
-        raise ValueError(f"{images}: expected at least two classes, found {len(names)}")
-    if classes is not None and not 2 <= classes <= len(names):
-        raise ValueError(f"classes: expected a number from 2 to {len(names)}, got {classes}")
-    names = names[:classes]
+    names = names_of(dataset, images, classes)
     held_out_split([], held_out, seed)
     with seeded(seed, None):
         classifier = load_classifier(
             model, published_weights(weights), class_names=names, input_size=size
         )
+        way_down = None if trunk is None else _trunk(trunk, trunk_weights, classifier, trunk_size)
+        if way_down is not None:
+            way_down.requires_grad_(trains)
+        corruption = CorruptionNetwork(
+            way_down, width=width, input_size=classifier.input_size, trunk_size=trunk_size
+        )
         network = LocalizationNetwork(
-            CorruptionNetwork(width=width, input_size=classifier.input_size),
-            classifier,
-            n_segments=segments if superpixels else None,
+            corruption, classifier, n_segments=segments if superpixels else None
         )
     start = checksum(network.state_dict().values())
     usable = LabelledImages(
@@ -201,6 +234,8 @@ def localization(
     boxes = [usable.boxes[i] for i in testing]
     evaluation = LocalizationEvaluation(network, Subset(shown, testing), boxes, superpixels)
     _say_images(usable, len(training), len(testing), evaluation.can_score)
+    if is_first() and trunk is not None:
+        typer.echo(f"trunk: {trunk}, {'trained with the rest' if trains else 'frozen'}")
 
     def augmented(part: Any) -> Any:
         return Augmented(part) if augment else part
@@ -226,6 +261,8 @@ def localization(
             configuration=described,
             progress=True,
         )
+        if trunk == _CLASSIFIER:
+            corruption.trunk.load_state_dict(classifier.state_dict())
         if is_first():
             _say_pretraining(before)
     result = localization_training(
@@ -244,6 +281,7 @@ def localization(
         configuration={
             **described,
             "width": width,
+            "trunk": [trunk, trunk_weights, trains, trunk_size],
             "segments": segments,
             "pretraining": [pretraining_epochs, pretraining_rate],
         },
@@ -251,9 +289,46 @@ def localization(
     )
     if is_first():
         file = out / "localization.safetensors"
-        card = _card(model, len(training), result, settings)
+        of_trunk = None if trunk is None else [trunk, trunk_weights, trains]
+        card = _card(model, of_trunk, len(training), result, settings)
         save_localization_network(network, file, half=half, card=card)
         _say_result(result, file)
+
+
+def _trains_trunk(name: str | None, weights: str, train: bool | None, is_random: bool) -> bool:
+    """Whether the trunk is trained, of options that go together.
+
+    ``is_random``: so are the weights of the classifier, a copy of which the trunk may be.
+    """
+    has_weights = published_weights(weights) is not None
+    if name is None and (has_weights or train is not None):
+        raise ValueError("--trunk-weights, --train-trunk and --freeze-trunk: give --trunk too")
+    if name == _CLASSIFIER and has_weights:
+        raise ValueError("--trunk-weights: the trunk is a copy of the classifier; give --weights")
+    is_random = is_random if name == _CLASSIFIER else not has_weights
+    if is_random and train is False:
+        raise ValueError("--freeze-trunk: the trunk's weights are random; give --trunk-weights")
+    return is_random if train is None else train
+
+
+def _trunk(name: str, weights: str, classifier: Classifier, size: int | None) -> Classifier:
+    """A copy of the classifier, or a network for images of a side, else of the classifier's."""
+    from captum_robust.models import load_classifier, takes_size
+
+    if name == _CLASSIFIER:
+        trunk = copy.deepcopy(classifier)
+    else:
+        chosen = published_weights(weights)
+        # No feature depends on the classes of random weights: they are as few as there are.
+        names = classifier.class_names if chosen is None else None
+        trunk = load_classifier(name, chosen, class_names=names)
+    height, width = classifier.input_size if size is None else (size, size)
+    if not takes_size(trunk, (height, width)):
+        raise ValueError(
+            f"--trunk {name} does not take images of {height}×{width} pixels; give another "
+            f"--trunk-size, such as {trunk.input_size[0]}"
+        )
+    return trunk
 
 
 def _superpixels(
@@ -301,7 +376,8 @@ def _say_result(result: TrainingResult, file: Path) -> None:
             typer.echo(f"  {when:<7} {_told(row)}")
     restarts = max((int(row.get("restarts", 0)) for row in result.rows), default=0)
     if restarts:
-        typer.echo(f"the masks collapsed {restarts} times, and were started anew")
+        times = "once" if restarts == 1 else f"{restarts} times"
+        typer.echo(f"the masks collapsed {times}, and were started anew")
     typer.echo(f"\nnetwork: {file}")
 
 
@@ -315,7 +391,13 @@ def _told(row: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _card(model: str, images: int, result: TrainingResult, settings: TrainingSettings) -> str:
+def _card(
+    model: str,
+    trunk: list[Any] | None,
+    images: int,
+    result: TrainingResult,
+    settings: TrainingSettings,
+) -> str:
     """What is worth knowing of the network, for who gets its file."""
     import json
 
@@ -325,6 +407,7 @@ def _card(model: str, images: int, result: TrainingResult, settings: TrainingSet
         {
             "made_with": f"captum-robust {__version__} train localization",
             "classifier": model,
+            "trunk": trunk,
             "training_images": images,
             "epochs": settings.epochs,
             "batch_size": settings.batch_size,

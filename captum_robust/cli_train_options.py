@@ -65,6 +65,20 @@ def open_images(kind: str, path: Path, out: Path) -> LocalizationDataset:
     return load_dataset(kind, path, **options[kind])
 
 
+def names_of(dataset: LocalizationDataset, path: Path, classes: int | None) -> list[str]:
+    """Of the data set's classes, or of the first so many of them.
+
+    Raises:
+        ValueError: there are fewer, or fewer than two.
+    """
+    names = list(dataset.class_names or [])
+    if len(names) < 2:
+        raise ValueError(f"{path}: expected at least two classes, found {len(names)}")
+    if classes is not None and not 2 <= classes <= len(names):
+        raise ValueError(f"classes: expected a number from 2 to {len(names)}, got {classes}")
+    return names[:classes]
+
+
 def check_out(out: Path, images: Path) -> None:
     """Raise ``ValueError`` unless ``out`` is, or can be, a folder outside of the images'."""
     if out.exists() and not out.is_dir():

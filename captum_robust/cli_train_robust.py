@@ -21,6 +21,7 @@ from captum_robust.cli_train_options import (
     TrainingDevice,
     Workers,
     is_first,
+    names_of,
     open_images,
     say_resumed,
     say_unusable,
@@ -127,12 +128,7 @@ def robust(
         raise unknown_name("method", method, METHODS)
     settings = settings_of(locals())
     dataset = open_images(kind, images, out)
-    names = list(dataset.class_names or [])
-    if len(names) < 2:
-        raise ValueError(f"{images}: expected at least two classes, found {len(names)}")
-    if classes is not None and not 2 <= classes <= len(names):
-        raise ValueError(f"classes: expected a number from 2 to {len(names)}, got {classes}")
-    names = names[:classes]
+    names = names_of(dataset, images, classes)
     with seeded(seed, None):
         network = load_classifier(
             model, published_weights(weights), class_names=names, input_size=size

@@ -14,7 +14,10 @@ from torchvision.utils import save_image
 
 from captum_robust import cli
 from captum_robust.attr import AdversarialLocalization
+from captum_robust.cli_train_localization import _say_result
 from captum_robust.data.superpixels import superpixel_path
+from captum_robust.models import load_classifier, save_classifier
+from captum_robust.training import TrainingResult
 
 Run = Callable[..., tuple[int, str, str]]
 NAMES = ("blue", "green", "red")
@@ -156,6 +159,92 @@ def test_pixels_need_no_super_pixels(run: Run, photographs: Path, tmp_path: Path
     assert not (tmp_path / "captum-robust-localization/classifier").exists()
 
 
+@pytest.fixture
+def trunk_file(tmp_path: Path) -> Path:
+    """Weights of a small_resnet of two classes."""
+    torch.manual_seed(3)
+    trunk = load_classifier("small_resnet", None, class_names=["day", "night"])
+    save_classifier(trunk, tmp_path / "trunk.safetensors")
+    return tmp_path / "trunk.safetensors"
+
+
+def test_a_trunk_with_weights_stays_as_it_is_and_is_in_the_file(
+    run: Run, photographs: Path, trunk_file: Path, tmp_path: Path
+) -> None:
+    given = (
+        "--images", photographs, *SHORT, "--pretraining-epochs", "0", "--no-superpixels",
+        "--trunk", "small_resnet", "--trunk-weights", trunk_file, "--trunk-size", "48",
+        "--area-target", "0.3", "--area-gain", "0.1",
+    )  # fmt: skip
+    code, out, err = run(*given)
+    assert code == 0, err
+    assert "trunk: small_resnet, frozen" in out
+    file = tmp_path / "captum-robust-localization/localization.safetensors"
+    network = AdversarialLocalization.from_file(file).network
+    assert network.corruption.trunk_size == 48
+    trained = network.corruption.trunk.state_dict()
+    start = load_classifier("small_resnet", trunk_file).state_dict()
+    assert all(torch.equal(t, start[n]) for n, t in trained.items())
+    with safe_open(file, "pt") as opened:
+        assert json.loads(opened.metadata()["card"])["trunk"] == [
+            "small_resnet", str(trunk_file), False,
+        ]  # fmt: skip
+    written = file.read_bytes()
+    assert run(*given)[0] == 0
+    assert file.read_bytes() == written
+    code, _, err = run(*given, "--train-trunk")
+    assert code == 2
+    assert "trunk" in err
+    code, out, _ = run(*given, "--train-trunk", "--out", "other")
+    assert code == 0
+    assert "trunk: small_resnet, trained" in out
+    file = tmp_path / "other/localization.safetensors"
+    trained = AdversarialLocalization.from_file(file).network.corruption.trunk.state_dict()
+    changed = {n for n, t in trained.items() if not torch.equal(t, start[n])}
+    assert changed >= {n for n in start if "conv" in n}
+    assert not any("fc" in n or "classifier" in n for n in changed)
+
+
+def test_a_trunk_of_random_weights_is_trained(run: Run, photographs: Path, tmp_path: Path) -> None:
+    code, out, err = run(
+        "--images", photographs, *SHORT, "--no-superpixels", "--trunk", "simple_convnet"
+    )
+    assert code == 0, err
+    assert "trunk: simple_convnet, trained" in out
+    file = tmp_path / "captum-robust-localization/localization.safetensors"
+    network = AdversarialLocalization.from_file(file).network
+    assert network.corruption.trunk.class_names == list(NAMES)
+
+
+def test_the_trunk_may_be_a_copy_of_the_classifier_behind_its_own_training(
+    run: Run, photographs: Path, tmp_path: Path
+) -> None:
+    code, out, err = run(
+        "--images", photographs, *SHORT, "--no-superpixels", "--trunk", "classifier",
+        "--trainable-layers", "0",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "trunk: classifier, frozen" in out
+    file = tmp_path / "captum-robust-localization/localization.safetensors"
+    network = AdversarialLocalization.from_file(file).network
+    # Which is not trained further here: both are as the first phase left them.
+    of_classifier = network.classifier.state_dict()
+    of_trunk = network.corruption.trunk.state_dict()
+    assert all(torch.equal(t, of_classifier[n]) for n, t in of_trunk.items())
+    assert any(int(t) > 0 for n, t in of_trunk.items() if n.endswith("num_batches_tracked"))
+
+
+@pytest.mark.parametrize(("restarts", "times"), [(0, None), (1, "once"), (2, "2 times")])
+def test_it_says_how_often_the_masks_collapsed(
+    restarts: int, times: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = TrainingResult(1, [{"step": 1, "loss": 0.5, "restarts": float(restarts)}], 0)
+    _say_result(result, Path("n.safetensors"))
+    out = capsys.readouterr().out
+    assert ("collapsed" in out) == (times is not None)
+    assert times is None or f"the masks collapsed {times}, and" in out
+
+
 def test_super_pixels_of_other_images_are_refused(
     run: Run, photographs: Path, tmp_path: Path
 ) -> None:
@@ -187,6 +276,22 @@ def test_super_pixels_of_other_images_are_refused(
         (("--images", "photographs", "--segments", "1000"), "too few for 1000 super-pixels"),
         (("--images", "photographs", "--model", "simple_convnets"), "did you mean"),
         (("--images", "photographs", "--width", "0"), "width: expected"),
+        (("--images", "photographs", "--area-target", "2"), "target: expected a share"),
+        (("--images", "photographs", "--area-gain", "-1"), "gain: expected a finite number"),
+        (("--images", "photographs", "--freeze-trunk"), "give --trunk too"),
+        (("--images", "photographs", "--trunk-weights", "DEFAULT"), "give --trunk too"),
+        (
+            ("--images", "photographs", "--trunk", "classifier", "--trunk-weights", "DEFAULT"),
+            "is a copy of the classifier",
+        ),
+        (("--images", "photographs", "--trunk", "resnet18", "--freeze-trunk"), "are random"),
+        (("--images", "photographs", "--trunk", "small_resnets"), "did you mean 'small_resnet'"),
+        (("--images", "photographs", "--trunk", "vit_b_32"), "such as 224"),
+        (
+            ("--images", "photographs", "--trunk", "simple_convnet", "--trunk-weights", "DEFAULT"),
+            "simple_convnet has no published ones",
+        ),
+        (("--images", "photographs", "--trunk-size", "0"), "trunk_size: expected"),
         (("--images", "one"), "expected at least two classes, found 1"),
     ],
 )
