@@ -140,6 +140,7 @@ def test_a_file_of_a_classifier_without_a_name_asks_for_it(tmp_path: Path) -> No
 
 
 def test_a_file_tells_its_trunk_and_holds_its_weights(x: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     file = tmp_path / "n.safetensors"
     names = ["ant", "bee", "cat"]
     model = load_classifier("simple_convnet", None, class_names=names, input_size=32)
