@@ -26,6 +26,7 @@ from captum_robust.nn import (
     CorruptionNetwork,
     LocalizationNetwork,
     MaskingNetwork,
+    SimpleConvNet,
     load_masking_network,
     save_localization_network,
     save_masking_network,
@@ -297,6 +298,33 @@ def test_compare_measures_the_localization_network_of_a_file(
     code, _, err = run(*given, "--methods", "real_time_masking", *network)
     assert code == 2
     assert "holds no masking network" in one_line(err)
+
+
+def test_compare_and_explain_take_a_localization_network_with_a_trunk(
+    run: Run, localization: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images", n=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trunk = load_classifier("small_resnet", None, class_names=["day", "night"])
+        model = load_classifier("simple_convnet", "simple.safetensors")
+        corruption = CorruptionNetwork(trunk.requires_grad_(False), width=2, trunk_size=48)
+        torch.nn.init.normal_(corruption.logits.weight)
+    network = LocalizationNetwork(corruption, model, n_segments=20)
+    save_localization_network(network, tmp_path / "trunk.safetensors")
+    given = (*localization, "--methods", "adversarial_localization", "--network")
+    code, out, err = run("compare", "folder", folder, *given, "trunk.safetensors")
+    assert code == 0, err
+    assert "adversarial_localization" in out
+    code, _, err = run("explain", folder, *given, "trunk.safetensors", "--out", "maps")
+    assert code == 0, err
+    assert (tmp_path / "maps" / "0.png").is_file()
+    corruption = CorruptionNetwork(SimpleConvNet(2, 2), width=2)
+    network = LocalizationNetwork(corruption, model, n_segments=20)
+    save_localization_network(network, tmp_path / "nameless.safetensors")
+    code, _, err = run("explain", folder, *given, "nameless.safetensors", "--out", "others")
+    assert code == 2
+    assert "unknown model 'SimpleConvNet'" in one_line(err)
 
 
 def test_the_file_says_which_method_its_network_is_for(
