@@ -85,8 +85,8 @@ def localization(
     trunk: Annotated[
         str | None,
         typer.Option(
-            help="Its way down, a network as for --model, or classifier, a copy of that; else four "
-            "scales of its own."
+            help="What its features come from: a network as for --model, or classifier, a copy of "
+            "that; else four scales of its own."
         ),
     ] = None,
     trunk_weights: Annotated[str, typer.Option(help="Of the trunk, as for --weights.")] = "none",
@@ -94,12 +94,12 @@ def localization(
         bool | None,
         typer.Option(
             "--train-trunk/--freeze-trunk",
-            help="Train it with the rest; else only where its weights are random.",
+            help="Whether it learns with the rest; else only where its weights are random.",
         ),
     ] = None,
     trunk_size: Annotated[
         int | None,
-        typer.Option(help="The trunk sees images of this side; else of that of the others."),
+        typer.Option(help="Images are enlarged to this side for the trunk; else they are not."),
     ] = None,
     superpixels: Annotated[bool, typer.Option(help="Remove whole super-pixels, or pixels.")] = True,
     segments: Annotated[int, typer.Option(help="About so many super-pixels an image.")] = 100,
