@@ -29,9 +29,9 @@ class CorruptionNetwork(nn.Module):
         trunk: any network whose modules return maps at two or more scales (a classifier of
             torchvision, timm or :func:`captum_robust.models.load_classifier`), as the way down. It
             trains with the rest, but for parameters that are frozen; those that no feature depends
-            on, its head's, are frozen here. Where all are, it always runs in evaluation mode: its
-            batch norm keeps its statistics. Where it is the classifier that the network is trained
-            against, give a copy. None: four scales of two convolutions.
+            on, its head's, are frozen here. One whose parameters are all frozen stays in evaluation
+            mode: its batch norm keeps its statistics. Where it is the classifier that the network
+            is trained against, give a copy. None: four scales of two convolutions.
         layers: of the trunk, whose outputs are the features, from the finest scale to the coarsest;
             None: found by :func:`captum_robust.nn.masking_network.find_scales`.
         width: channels of the finest scale of the own trunk and of the way up.
@@ -97,13 +97,17 @@ class CorruptionNetwork(nn.Module):
         like = next(self.trunk.parameters(), torch.empty(0))
         self.blocks.to(like.device)
         self.logits.to(like.device)
+        self._rest_frozen_trunk()
 
     def train(self, mode: bool = True) -> CorruptionNetwork:
         """As :meth:`torch.nn.Module.train`; a trunk that is all frozen goes to evaluation mode."""
         super().train(mode)
+        self._rest_frozen_trunk()
+        return self
+
+    def _rest_frozen_trunk(self) -> None:
         if not any(p.requires_grad for p in self.trunk.parameters()):
             self.trunk.eval()
-        return self
 
     @property
     def layer_names(self) -> list[str] | None:
@@ -150,9 +154,8 @@ class CorruptionNetwork(nn.Module):
         if (seen := self._size_seen(size)) != size:
             # The CPU has no such kernel for half precision.
             whole = x.float() if x.dtype in _HALF else x
-            x = F.interpolate(whole, seen, mode="bilinear", align_corners=False, antialias=True).to(
-                x.dtype
-            )
+            whole = F.interpolate(whole, seen, mode="bilinear", align_corners=False, antialias=True)
+            x = whole.to(x.dtype)
         with outputs_of(self._layers) as found:
             self.trunk(x)
         return [found[i] for i in range(len(self._layers)) if i in found]

@@ -135,10 +135,11 @@ def test_bad_trunks_are_refused() -> None:
 
 
 def test_a_frozen_trunk_keeps_the_statistics_of_its_batch_norm(x: Tensor) -> None:
-    trunk = trunk_of()
-    network = CorruptionNetwork(trunk.requires_grad_(False), width=4).train()
+    trunk = trunk_of().train()
+    network = CorruptionNetwork(trunk.requires_grad_(False), width=4)
     before = copy.deepcopy(trunk.state_dict())
-    assert network.training
+    network(x)
+    assert network.train().training
     assert network.blocks.training
     assert not any(m.training for m in trunk.modules())
     network(x)
