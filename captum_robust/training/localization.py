@@ -46,12 +46,23 @@ _LOOK_EVERY = 10
 
 @dataclass(frozen=True)
 class AreaPenalty:
-    """The weight λ of the mean of the mask, which rises linearly and then stays.
+    """What the masks cost: λ·mean(a^power) of the share a of each image that is removed.
+
+    λ rises linearly and then stays. With a power above 1 it costs less to remove some of each of
+    two images than all of the one and nothing of the other.
+
+    What a weight makes of the masks depends on the classifier and the number of classes. With a
+    ``target`` that is what is given: λ is multiplied by a factor that grows while more than that is
+    removed, and shrinks while less is.
 
     Args:
         weight: after the rise.
         start: at the first step.
         rise: share of the steps that the rise takes.
+        target: mean of the mask that is aimed at; None: the weight follows from the step alone.
+        gain: the logarithm of the factor changes by so much a step, times the mean of the mask less
+            the target.
+        power: 1 is the paper's.
 
     Raises:
         ValueError: a number out of range.
@@ -64,14 +75,23 @@ class AreaPenalty:
     weight: float = 2.5
     start: float = 1.5
     rise: float = 0.3
+    target: float | None = None
+    gain: float = 0.05
+    power: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("weight", "start"):
+        for name in ("weight", "start", "gain"):
             if not 0 <= as_number(getattr(self, name)) < math.inf:
                 got = getattr(self, name)
                 raise ValueError(f"{name}: expected a finite number from 0, got {got!r}")
+        if not 1 <= as_number(self.power) < math.inf:
+            raise ValueError(f"power: expected a finite number from 1, got {self.power!r}")
         if not 0 <= as_number(self.rise) <= 1:
             raise ValueError(f"rise: expected a share in [0, 1], got {self.rise!r}")
+        if self.target is not None and not 0 < as_number(self.target) < 1:
+            raise ValueError(
+                f"target: expected a share between 0 and 1, or None, got {self.target!r}"
+            )
 
     def at(self, step: int, steps: int) -> float:
         """λ in a step, counted from 0, of so many."""
@@ -189,7 +209,7 @@ class _Opponents(nn.Module):
                 images, segments, generator, literal=self.literal
             )
         weight = self.area_factor * self.area.at(self.step, self.steps)
-        area = mask.mean()
+        areas = mask.flatten(1).mean(dim=1)
         removed = self.network.remove(images, mask)
         loss = images.new_zeros(())
         asked: list[Tensor] = []
@@ -203,13 +223,15 @@ class _Opponents(nn.Module):
             # this one reads them.
             with frozen(self.network.classifier):
                 asked.append(self.network.classifier(removed).float())
-            loss = loss + removal_loss(asked[-1], labels, self.form).mean() + weight * area
+            cost = weight * areas.pow(self.area.power).mean()
+            loss = loss + removal_loss(asked[-1], labels, self.form).mean() + cost
+        area = areas.detach().mean()
         named = {
             "removal": removal_loss(asked[-1].detach(), labels, self.form).mean(),
-            "area": area.detach(),
+            "area": area,
             "cross_entropy": F.cross_entropy(asked[0].detach(), labels),
-            "area_weight": area.detach().new_tensor(weight),
-            "restarts": area.detach().new_tensor(self.restarts),
+            "area_weight": area.new_tensor(weight),
+            "restarts": area.new_tensor(self.restarts),
         }
         if self.training:
             self._count(probabilities)
@@ -229,6 +251,9 @@ class _Opponents(nn.Module):
             return
         mean = float(_over_processes(self.area_sum)) / _LOOK_EVERY
         self.area_sum = None
+        if self.area.target is not None:
+            change = _LOOK_EVERY * self.area.gain * (mean - self.area.target)
+            self.area_factor *= math.exp(change)
         if self.watch.low <= mean <= self.watch.high:
             self.steps_in_collapse = 0
             return

@@ -335,6 +335,56 @@ def test_the_weight_of_the_area_rises_and_stays() -> None:
     assert weights[10:] == [6.0] * 10
 
 
+def test_the_weight_of_the_area_follows_a_target() -> None:
+    # Ten steps in which the masks cover 1 and then 0: λ·exp(10·gain·(mean - target)) each time.
+    network = networks()
+    penalty = AreaPenalty(2.0, 2.0, target=0.25, gain=0.1)
+    asked = opponents(network, area=penalty).train()
+    images, segments, labels, _ = squares()
+    for bias, expected in ((50.0, 2.0 * math.exp(0.75)), (-50.0, 2.0 * math.exp(0.75 - 0.25))):
+        with torch.no_grad():
+            network.corruption.logits.weight.zero_()
+            network.corruption.logits.bias.fill_(bias)  # type: ignore[union-attr]
+        for seed in range(10):
+            asked(images, labels, segments, seed)
+        weight = asked(images, labels, segments, 0)["area_weight"]
+        asked.area_sum = None
+        asked.step -= 1
+        assert float(weight) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_cost_of_the_area_is_the_power_of_each_images_share() -> None:
+    # All of one image is removed and nothing of the other: (1 + 0) / 2 for every power; half of
+    # each: 1/2 to the power. The classifier gives all classes the same, so nothing else is left.
+    network = networks()
+    nn.init.zeros_(network.classifier.classifier.weight)
+    nn.init.zeros_(network.classifier.classifier.bias)
+    images, segments, labels, _ = squares(2)
+    for power, expected in ((1.0, 2.0 * 0.5), (3.0, 2.0 * 0.125)):
+        asked = opponents(network, layers=[], area=AreaPenalty(2.0, 2.0, power=power))
+        all_of_one, half_of_each = torch.zeros(2, 2, 1, SIDE, SIDE)
+        all_of_one[0] = 1
+        half_of_each[..., : SIDE // 2] = 1
+        for shares, cost in ((half_of_each, expected), (all_of_one, 1.0)):
+            asked.network.sample = lambda *_, m=shares, **__: (m, m)  # type: ignore[method-assign]
+            found = asked(images, labels, segments, 0)
+            assert float(found["loss"]) == pytest.approx(cost, abs=1e-6)
+
+
+def test_the_masks_come_near_the_area_that_is_aimed_at() -> None:
+    areas = {}
+    for target in (0.1, 0.3):
+        result = localization_training(
+            networks(),
+            data(),
+            settings(epochs=30),
+            area=AreaPenalty(2.0, 2.0, target=target, gain=0.2),
+        )
+        areas[target] = sum(row["area"] for row in result.rows[-12:]) / 12
+    assert areas == pytest.approx({0.1: 0.1, 0.3: 0.3}, abs=0.12)
+    assert areas[0.3] > areas[0.1] + 0.1
+
+
 class Fixed(CorruptionNetwork):
     """Finds what is not grey."""
 
@@ -476,6 +526,9 @@ def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> Non
         (AreaPenalty, {"weight": -1.0}, "weight: expected a finite number from 0"),
         (AreaPenalty, {"start": math.inf}, "start: expected"),
         (AreaPenalty, {"rise": 2.0}, "rise: expected a share"),
+        (AreaPenalty, {"power": 0.5}, "power: expected a finite number from 1"),
+        (AreaPenalty, {"target": 1.0}, "target: expected a share between 0 and 1"),
+        (AreaPenalty, {"gain": -1.0}, "gain: expected a finite number from 0"),
         (CollapseWatch, {"low": 0.9, "high": 0.1}, "low and high"),
         (CollapseWatch, {"steps": 0}, "steps: expected"),
         (CollapseWatch, {"factor": 1.0}, "factor: expected"),
