@@ -107,18 +107,20 @@ def localization(
         Path | None,
         typer.Option(help="Where they are kept; else beside the images, or in --out."),
     ] = None,
-    area: Annotated[float, typer.Option(help="Weight of the share that is removed.")] = 2.5,
-    area_start: Annotated[float, typer.Option(help="The weight in the first step.")] = 1.5,
+    area: Annotated[float, typer.Option(help="Weight of the share that is removed.")] = 3.0,
+    area_start: Annotated[float, typer.Option(help="The weight in the first step.")] = 3.0,
     area_rise: Annotated[
         float, typer.Option(help="Share of the steps in which it rises from the one to the other.")
     ] = 0.3,
     area_target: Annotated[
-        float | None,
-        typer.Option(help="Share to remove, which the weight then follows; else it does not."),
-    ] = None,
-    area_gain: Annotated[
-        float, typer.Option(help="With --area-target: how fast the weight follows.")
-    ] = 0.05,
+        float,
+        typer.Option(help="Share to remove, which the weight then follows; 0: it does not."),
+    ] = 0.5,
+    area_gain: Annotated[float, typer.Option(help="How fast the weight follows the share.")] = 0.05,
+    area_power: Annotated[
+        float,
+        typer.Option(help="Of the share of each image; 1 as in the paper, 2 evens the images out."),
+    ] = 2.0,
     trainable_layers: Annotated[
         int | None,
         typer.Option(help="So many of the classifier's last layers are trained; else all of it."),
@@ -128,7 +130,7 @@ def localization(
     ] = 1,
     clean_share: Annotated[
         float, typer.Option(help="Share of the images that the classifier sees as they are.")
-    ] = 0.5,
+    ] = 0.9,
     form: Annotated[
         str, typer.Option(help="Of the corruption network's loss: bounded, squared or literal.")
     ] = "bounded",
@@ -197,7 +199,7 @@ def localization(
     # Before the images are read, which may take long.
     if form not in FORMS:
         raise unknown_name("form", form, FORMS)
-    penalty = AreaPenalty(area, area_start, area_rise, area_target, area_gain)
+    penalty = AreaPenalty(area, area_start, area_rise, area_target or None, area_gain, area_power)
     check_count("pretraining_epochs", pretraining_epochs, 0)
     check_count("evaluation_images", evaluation_images, 0)
     is_random = published_weights(weights) is None and not pretraining_epochs

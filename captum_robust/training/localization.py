@@ -67,17 +67,17 @@ class AreaPenalty:
     Raises:
         ValueError: a number out of range.
 
-    >>> penalty = AreaPenalty(weight=5.0, start=1.0, rise=0.5)
+    >>> penalty = AreaPenalty(weight=5.0, start=1.0, rise=0.5, target=None)
     >>> [penalty.at(step, steps=100) for step in (0, 25, 50, 99)]
     [1.0, 3.0, 5.0, 5.0]
     """
 
-    weight: float = 2.5
-    start: float = 1.5
+    weight: float = 3.0
+    start: float = 3.0
     rise: float = 0.3
-    target: float | None = None
+    target: float | None = 0.5
     gain: float = 0.05
-    power: float = 1.0
+    power: float = 2.0
 
     def __post_init__(self) -> None:
         for name in ("weight", "start", "gain"):
@@ -265,13 +265,14 @@ class _Opponents(nn.Module):
         self.steps_in_collapse = 0
         self.restarts += 1
         _start_anew(self.network.corruption, self.seed + self.restarts)
-        warnings.warn(
-            f"step {self.step}: the masks removed {'all' if is_on else 'nothing'} (mean "
-            f"{mean:.3f}) for {self.watch.steps} steps; the corruption network's last layer starts "
-            f"anew, with the weight of the area times {self.area_factor:g}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        if _is_first():
+            warnings.warn(
+                f"step {self.step}: the masks removed {'all' if is_on else 'nothing'} (mean "
+                f"{mean:.3f}) for {self.watch.steps} steps; the corruption network's last layer "
+                f"starts anew, with the weight of the area times {self.area_factor:g}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 def _start_anew(corruption: CorruptionNetwork, seed: int) -> None:
@@ -299,9 +300,17 @@ def _optimizer(network: LocalizationNetwork, settings: TrainingSettings) -> torc
     return torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay)
 
 
+def _in_several_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _is_first() -> bool:
+    return not _in_several_processes() or torch.distributed.get_rank() == 0
+
+
 def _over_processes(value: Tensor) -> Tensor:
     """The mean over those that share the batches."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _in_several_processes():
         return value
     total = value.clone()
     torch.distributed.all_reduce(total)
@@ -482,7 +491,7 @@ def localization_training(
     form: str = "bounded",
     literal: bool = False,
     superpixels: bool = True,
-    clean_share: float = 0.5,
+    clean_share: float = 0.9,
     validation: LocalizationEvaluation | None = None,
     out: str | Path | None = None,
     configuration: Mapping[str, Any] | None = None,
@@ -514,7 +523,9 @@ def localization_training(
         literal: draw the masks as the paper's formula has it; see
             :func:`captum_robust.nn.straight_through`.
         superpixels: remove whole segments; False: pixels.
-        clean_share: share of the images that the classifier is shown as they are.
+        clean_share: share of the images that the classifier is shown as they are. The fewer, the
+            more it learns from backgrounds, which are then removed as well, and the less it knows
+            of whole images.
         validation: what is measured before, during and after.
         out, configuration, progress: see :func:`captum_robust.training.fit`.
 

@@ -36,6 +36,11 @@ SIDE = 16
 NEVER = CollapseWatch(0.0, 1.0)
 
 
+def paper(*values: float) -> AreaPenalty:
+    """λ times the mean of the mask, whatever becomes of it."""
+    return AreaPenalty(*values, target=None, power=1.0)
+
+
 def squares(n: int = 24) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """A square of one of three colours, a quarter of the image, at a drawn corner, on grey.
 
@@ -84,7 +89,7 @@ def opponents(network: LocalizationNetwork, **changes: Any) -> module._Opponents
     given: dict[str, Any] = {
         "layers": [network.classifier],
         "steps_of_classifier": 1,
-        "area": AreaPenalty(3.0, 3.0),
+        "area": paper(3.0, 3.0),
         "watch": NEVER,
         "form": "bounded",
         "literal": False,
@@ -178,7 +183,7 @@ def test_the_mask_finds_what_a_classifier_that_stands_still_looks_at() -> None:
         network,
         dataset,
         settings(epochs=40, batch_size=16, learning_rate=1e-2),
-        area=AreaPenalty(2.0, 2.0),
+        area=paper(2.0, 2.0),
         trainable_layers=0,
         validation=evaluation,
     )
@@ -307,7 +312,7 @@ def test_masks_that_collapse_are_told_of_and_recover(bias: float, word: str, fac
     nn.init.constant_(network.corruption.logits.bias, bias)
     with pytest.warns(RuntimeWarning, match=rf"step 20: the masks removed {word} .* for 20 steps"):
         result = localization_training(
-            network, data(), settings(epochs=6), area=AreaPenalty(3.0, 3.0),
+            network, data(), settings(epochs=6), area=paper(3.0, 3.0),
             watch=CollapseWatch(steps=20),
         )  # fmt: skip
     rows = result.rows
@@ -327,7 +332,7 @@ def test_masks_that_do_not_collapse_start_nothing_anew() -> None:
 
 def test_the_weight_of_the_area_rises_and_stays() -> None:
     result = localization_training(
-        networks(), data(), settings(epochs=5), area=AreaPenalty(6.0, 2.0, 0.5)
+        networks(), data(), settings(epochs=5), area=paper(6.0, 2.0, 0.5)
     )
     weights = [row["area_weight"] for row in result.rows]
     assert weights[0] == 2.0
@@ -338,7 +343,7 @@ def test_the_weight_of_the_area_rises_and_stays() -> None:
 def test_the_weight_of_the_area_follows_a_target() -> None:
     # Ten steps in which the masks cover 1 and then 0: λ·exp(10·gain·(mean - target)) each time.
     network = networks()
-    penalty = AreaPenalty(2.0, 2.0, target=0.25, gain=0.1)
+    penalty = AreaPenalty(2.0, 2.0, target=0.25, gain=0.1, power=1.0)
     asked = opponents(network, area=penalty).train()
     images, segments, labels, _ = squares()
     for bias, expected in ((50.0, 2.0 * math.exp(0.75)), (-50.0, 2.0 * math.exp(0.75 - 0.25))):
@@ -361,7 +366,7 @@ def test_the_cost_of_the_area_is_the_power_of_each_images_share() -> None:
     nn.init.zeros_(network.classifier.classifier.bias)
     images, segments, labels, _ = squares(2)
     for power, expected in ((1.0, 2.0 * 0.5), (3.0, 2.0 * 0.125)):
-        asked = opponents(network, layers=[], area=AreaPenalty(2.0, 2.0, power=power))
+        asked = opponents(network, layers=[], area=AreaPenalty(2.0, 2.0, target=None, power=power))
         all_of_one, half_of_each = torch.zeros(2, 2, 1, SIDE, SIDE)
         all_of_one[0] = 1
         half_of_each[..., : SIDE // 2] = 1
@@ -378,7 +383,7 @@ def test_the_masks_come_near_the_area_that_is_aimed_at() -> None:
             networks(),
             data(),
             settings(epochs=30),
-            area=AreaPenalty(2.0, 2.0, target=target, gain=0.2),
+            area=AreaPenalty(2.0, 2.0, target=target, gain=0.2, power=1.0),
         )
         areas[target] = sum(row["area"] for row in result.rows[-12:]) / 12
     assert areas == pytest.approx({0.1: 0.1, 0.3: 0.3}, abs=0.12)
