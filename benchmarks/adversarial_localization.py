@@ -69,7 +69,7 @@ from captum_robust.training import (
     held_out_split,
     localization_training,
 )
-from captum_robust.training.localization import total_variation
+from captum_robust.training.localization_evaluation import total_variation
 
 SIZE = (64, 64)
 BATCH = 50

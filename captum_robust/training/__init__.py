@@ -1,5 +1,6 @@
 """Training networks: one loop that goes on where it was killed, and its files."""
 
+from captum_robust.training.clean import clean_training
 from captum_robust.training.images import (
     Augmented,
     CroppedImages,
@@ -11,10 +12,9 @@ from captum_robust.training.images import (
 from captum_robust.training.localization import (
     AreaPenalty,
     CollapseWatch,
-    LocalizationEvaluation,
-    clean_training,
     localization_training,
 )
+from captum_robust.training.localization_evaluation import LocalizationEvaluation
 from captum_robust.training.loop import (
     TrainingResult,
     TrainingSettings,

@@ -13,20 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from captum_robust._checks import as_number, check_count
 from captum_robust._names import unknown_name
 from captum_robust._random import seeded
-from captum_robust.metrics.functional import (
-    best_iou,
-    gt_known_localization,
-    localization_error,
-    sweep_boxes,
-    top1_localization,
-)
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, removal_loss
 from captum_robust.nn.removal_loss import FORMS
+from captum_robust.training.clean import CheckedLabels, count_classes
+from captum_robust.training.localization_evaluation import LocalizationEvaluation
 from captum_robust.training.loop import (
     Batch,
     TrainingResult,
@@ -37,7 +32,6 @@ from captum_robust.training.loop import (
 )
 from captum_robust.training.masking import frozen
 
-BOX_STRATEGIES = ("value", "mean", "energy")
 _LAST_RATE = 10.0
 """Of the learning rate; the corruption network's last layer."""
 _LOOK_EVERY = 10
@@ -317,168 +311,6 @@ def _over_processes(value: Tensor) -> Tensor:
     return total / torch.distributed.get_world_size()
 
 
-@dataclass
-class LocalizationEvaluation:
-    """How much the masks of held-out images cover, what they fool, and what boxes they give.
-
-    Args:
-        network: what is evaluated.
-        images: of (3×H×W, class), or of (3×H×W, segments H×W, class).
-        boxes: of each image M×4 in its pixels; None: there are none, and nothing is scored.
-        superpixels: pool the probabilities over the segments.
-        batch_size: images at once.
-
-    Raises:
-        ValueError: boxes of another number of images.
-    """
-
-    network: LocalizationNetwork
-    images: Dataset[Any]
-    boxes: Sequence[Tensor] | None = None
-    superpixels: bool = True
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        count = len(self.images)  # type: ignore[arg-type]
-        if self.boxes is not None and len(self.boxes) != count:
-            raise ValueError(f"boxes: expected those of {count} images, got {len(self.boxes)}")
-
-    @property
-    def can_score(self) -> bool:
-        """Whether boxes are known to compare with, of two images at least."""
-        return sum(len(b) > 0 for b in self.boxes or ()) > 1
-
-    def __call__(self, _: nn.Module | None = None) -> dict[str, float]:
-        """Means over the images.
-
-        ``mask``, the probability of removal; ``total_variation``, the sum of its absolute
-        differences between neighbours over the number of pixels; ``clean_accuracy`` of the images,
-        and ``masked_accuracy`` without what is removed with a probability above .5. Of the images
-        with boxes also ``metric_1``, the share of those whose own box overlaps one of them by more
-        than half, and ``metric_2``, of those whose class is right as well. The threshold that turns
-        masks into boxes is chosen for each half of the images on the other one.
-        """
-        masks, clean, masked = (torch.cat(parts) for parts in zip(*self._measured(), strict=True))
-        found = {
-            "mask": masks.mean(),
-            "total_variation": total_variation(masks).mean(),
-            "clean_accuracy": clean.float().mean(),
-            "masked_accuracy": masked.float().mean(),
-        }
-        if self.can_score:
-            assert self.boxes is not None
-            has_box = torch.tensor([len(b) > 0 for b in self.boxes])
-            swept = sweep_boxes(masks[has_box, 0], BOX_STRATEGIES)
-            truth = [b for b in self.boxes if len(b) > 0]
-            half = torch.arange(len(truth)) % 2
-            correct = localization_error(
-                {name: best_iou(boxes, truth) for name, boxes in swept.items()}, folds=half
-            ).correct
-            found["metric_1"] = gt_known_localization(correct)
-            found["metric_2"] = top1_localization(correct, clean[has_box])
-        return {name: float(value) for name, value in found.items()}
-
-    def _measured(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Of each batch masks, and whether the clean and the masked images are seen right."""
-        device = next(self.network.parameters()).device
-        # With a generator: else it draws from torch's global one.
-        loader = DataLoader(self.images, self.batch_size, generator=torch.Generator())
-        with torch.no_grad(), frozen(self.network):
-            for images, *maps, labels in loader:
-                x = images.to(device)
-                segments = maps[0].to(device) if maps and self.superpixels else None
-                probabilities = self.network(x, segments).float()
-                removed = self.network.remove(x, (probabilities > 0.5).to(x.dtype))
-                scores = self.network.classifier(torch.cat([x, removed]))
-                right = scores.argmax(dim=1).cpu() == labels.repeat(2)
-                clean, masked = right.split(len(x))
-                yield probabilities.cpu(), clean, masked
-
-
-def total_variation(masks: Tensor) -> Tensor:
-    """N: the sum of absolute differences between neighbours over the number of pixels.
-
-    Args:
-        masks: N×1×H×W.
-
-    Raises:
-        ValueError: masks of another shape.
-
-    >>> total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))
-    tensor([0.5000])
-    """
-    if masks.ndim != 4 or masks.shape[1] != 1:
-        raise ValueError(f"masks: expected N×1×H×W, got {tuple(masks.shape)}")
-    across = masks.diff(dim=3).abs().flatten(1).sum(dim=1)
-    down = masks.diff(dim=2).abs().flatten(1).sum(dim=1)
-    return (across + down) / (masks.shape[2] * masks.shape[3])
-
-
-def clean_training(
-    classifier: nn.Module,
-    dataset: Dataset[Any],
-    settings: TrainingSettings | None = None,
-    *,
-    held_out: Dataset[Any] | None = None,
-    out: str | Path | None = None,
-    configuration: Mapping[str, Any] | None = None,
-    progress: bool = False,
-) -> TrainingResult:
-    """Train a classifier, in place, on images as they are: what the two networks start from.
-
-    Everything of :func:`captum_robust.training.fit` holds. The optimiser is AdamW.
-
-    Args:
-        classifier: images -> scores N×K.
-        dataset: of (image with pixels in [0, 1], class).
-        settings: 10 epochs of batches of 64 with a learning rate of .002 by default.
-        held_out: of the same; ``clean_accuracy`` on them is measured before, during and after.
-        out, configuration, progress: see :func:`captum_robust.training.fit`.
-
-    Raises:
-        TypeError: a classifier that is no module, or gives no scores N×K.
-        ValueError: one class, a label that is none of the classes; see also
-            :func:`captum_robust.training.fit`.
-    """
-    if settings is None:
-        settings = TrainingSettings(epochs=10, learning_rate=2e-3, weight_decay=1e-3)
-    if not isinstance(classifier, nn.Module):
-        raise TypeError(f"classifier: expected a torch.nn.Module, got {type(classifier).__name__}")
-    check_dataset(dataset, settings)
-    classifier.to(training_device(settings))
-    return fit(
-        classifier,
-        _Checked(dataset, _count_classes(classifier, dataset, settings.seed), superpixels=False),
-        _cross_entropy,
-        settings,
-        optimizer=torch.optim.AdamW(
-            classifier.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
-        ),
-        evaluate=None if held_out is None else _Accuracy(held_out),
-        out=out,
-        configuration=configuration,
-        progress=progress,
-    )
-
-
-def _cross_entropy(classifier: nn.Module, batch: Batch, _: int) -> Tensor:
-    images, labels = batch
-    return F.cross_entropy(classifier(images).float(), labels)
-
-
-@dataclass(frozen=True)
-class _Accuracy:
-    images: Dataset[Any]
-
-    def __call__(self, classifier: nn.Module) -> dict[str, float]:
-        device = next(classifier.parameters()).device
-        right = []
-        with torch.no_grad():
-            for x, labels in DataLoader(self.images, 64, generator=torch.Generator()):
-                right.append(classifier(x.to(device)).argmax(dim=1).cpu() == labels)
-        return {"clean_accuracy": float(torch.cat(right).float().mean())}
-
-
 def localization_training(
     network: LocalizationNetwork,
     dataset: Dataset[Any],
@@ -550,7 +382,7 @@ def localization_training(
     device = training_device(settings)
     network.to(device)
     _check_segments(dataset, superpixels, settings.seed)
-    classes = _count_classes(network.classifier, dataset, settings.seed)
+    classes = count_classes(network.classifier, dataset, settings.seed)
     opponents = _Opponents(
         network,
         count // settings.batch_size * settings.epochs,
@@ -577,7 +409,7 @@ def localization_training(
     with _only_trained(network.classifier, layers):
         return fit(
             opponents,
-            _Checked(dataset, classes, superpixels),
+            CheckedLabels(dataset, classes, superpixels),
             _loss,
             settings,
             optimizer=_optimizer(network, settings),
@@ -628,38 +460,6 @@ def _check_segments(dataset: Dataset[Any], superpixels: bool, seed: int) -> None
             "superpixels: the data set has no segments; give some "
             "(captum_robust.data.superpixels), or superpixels=False"
         )
-
-
-def _count_classes(classifier: nn.Module, dataset: Dataset[Any], seed: int) -> int:
-    """As many as scores of the first image."""
-    like = next(classifier.parameters(), torch.empty(0))
-    with seeded(seed, like.device), torch.no_grad(), frozen(classifier):
-        scores = classifier(torch.as_tensor(dataset[0][0])[None].to(like))
-    if not isinstance(scores, Tensor) or scores.ndim != 2:
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise TypeError(f"classifier: expected scores N×K, got {got}")
-    if scores.shape[1] < 2:
-        raise ValueError("classifier: expected two or more classes, it has one")
-    return int(scores.shape[1])
-
-
-class _Checked(Dataset[Any]):
-    """Refuses a label that is no class before it gets to a GPU, where it ends the process."""
-
-    def __init__(self, dataset: Dataset[Any], classes: int, superpixels: bool) -> None:
-        self.dataset, self.classes, self.superpixels = dataset, classes, superpixels
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Any:
-        image, *maps, label = self.dataset[index]
-        if not 0 <= int(label) < self.classes:
-            raise ValueError(
-                f"dataset: image {index} has class {int(label)}, but there are {self.classes} "
-                "classes"
-            )
-        return (image, maps[0], label) if self.superpixels else (image, label)
 
 
 @contextmanager

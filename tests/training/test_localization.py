@@ -30,7 +30,7 @@ from captum_robust.training import (
     localization_training,
 )
 from captum_robust.training import localization as module
-from captum_robust.training.localization import total_variation
+from captum_robust.training.localization_evaluation import total_variation
 
 SIDE = 16
 NEVER = CollapseWatch(0.0, 1.0)
