@@ -14,7 +14,14 @@ import typer
 
 from captum_robust import cli_train, cli_video
 from captum_robust._names import printable
-from captum_robust.cli_model import Device, Model, Weights, class_number, load_model
+from captum_robust.cli_model import (
+    Device,
+    Model,
+    Weights,
+    chosen_device,
+    class_number,
+    load_model,
+)
 
 if TYPE_CHECKING:
     from captum_robust.attacks import Attack
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 
 _MASKING = "real_time_masking"
 _LOCALIZATION = "adversarial_localization"
+_USUAL_MODEL = "efficientnet_lite0"
 _SHOWN_ROWS = 40
 
 app = typer.Typer(
@@ -49,8 +57,8 @@ Network = Annotated[
     Path | None,
     typer.Option(
         help="For real_time_masking or adversarial_localization: file of a network for the model, "
-        "from captum-robust train masking or train localization; else the one that comes with the "
-        "package."
+        "from captum-robust train masking or train localization, which holds the small classifier "
+        "that it was trained against too; else the one that comes with the package."
     ),
 ]
 Attacks = Annotated[
@@ -98,7 +106,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of the run and its report.")] = Path(
         "captum-robust-compare"
     ),
-    model: Model = "efficientnet_lite0",
+    model: Model = _USUAL_MODEL,
     weights: Weights = "DEFAULT",
     layer: Layer = None,
     methods: Methods = None,
@@ -173,7 +181,7 @@ def compare(
         chosen += [name for name in FIXED_BOXES if name not in chosen]
     _check_network(network, chosen)
     given = {"split": split, "boxes": boxes, "masks": masks, "images": images}
-    classifier = load_model(model, weights, device, layer)
+    classifier = _model_for(network, model, weights, device, layer)
     dataset = _open(kind, path, {k: v for k, v in given.items() if v is not None}, classifier)
     options = AttackOptions(steps, seed, universal, all_steps)
     result = run(
@@ -201,7 +209,7 @@ def explain(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path(
         "captum-robust-explain"
     ),
-    model: Model = "efficientnet_lite0",
+    model: Model = _USUAL_MODEL,
     weights: Weights = "DEFAULT",
     layer: Layer = None,
     methods: Annotated[
@@ -245,7 +253,7 @@ def explain(
     for name, _ in sources:
         if (out / name).resolve() in originals:
             raise ValueError(f"{out / name}: would overwrite the image itself; give another --out")
-    classifier = load_model(model, weights, device, layer)
+    classifier = _model_for(network, model, weights, device, layer)
     chosen = build_methods(classifier, _with_network(classifier, named, network))
     number = None if target is None else class_number(classifier, target, "target")
     towards = None
@@ -315,7 +323,7 @@ def attack(
     keep_all: Annotated[
         bool, typer.Option("--all", help="Also write the images that do not fool the model.")
     ] = False,
-    model: Model = "efficientnet_lite0",
+    model: Model = _USUAL_MODEL,
     weights: Weights = "DEFAULT",
     limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images that are attacked at once.")] = 16,
@@ -435,6 +443,28 @@ def _check_network(network: Path | None, methods: list[str] | None) -> None:
         raise ValueError(
             f"--network is for the methods {_MASKING} and {_LOCALIZATION}: name one in --methods"
         )
+
+
+def _model_for(
+    network: Path | None, name: str, weights: str, device: str, layer: str | None
+) -> Classifier:
+    """The classifier; one without published weights is that of the network's file."""
+    if network is not None and weights.lower() == "default" and _kind_of(network) == _LOCALIZATION:
+        from captum_robust.attr import AdversarialLocalization
+        from captum_robust.models import SMALL_NETWORKS, load_classifier
+        from captum_robust.nn import read_localization_facts
+
+        facts = read_localization_facts(network)
+        own = facts["classifier"]
+        if own in SMALL_NETWORKS and name in (_USUAL_MODEL, own):
+            names, size = facts["class_names"], facts["input_size"]
+            like = load_classifier(own, None, class_names=names, input_size=size, cam_layer=layer)
+            like = like.to(chosen_device(device))
+            trained: Classifier = AdversarialLocalization.from_file(
+                network, model=like
+            ).forward_func
+            return trained
+    return load_model(name, weights, device, layer)
 
 
 def _with_network(model: Classifier, methods: list[str] | None, network: Path | None) -> Any:

@@ -327,6 +327,24 @@ def test_compare_and_explain_take_a_localization_network_with_a_trunk(
     assert "unknown model 'SimpleConvNet'" in one_line(err)
 
 
+@pytest.mark.parametrize("named", [(), ("--model", "simple_convnet")])
+def test_a_classifier_without_published_weights_is_that_of_the_networks_file(
+    run: Run, localization: tuple[str, ...], tmp_path: Path, named: tuple[str, ...]
+) -> None:
+    folder = draw(tmp_path / "images", n=2)
+    given = ("--network", "localization.safetensors", "--methods")
+    given = (*given, "adversarial_localization,grad_cam")
+    code, out, err = run("explain", folder, *localization, *given, "--out", "told")
+    assert code == 0, err
+    code, own, err = run("explain", folder, *named, *given, "--out", "own")
+    assert code == 0, err
+    assert own.replace("own", "told") == out
+    assert (tmp_path / "own" / "0.png").read_bytes() == (tmp_path / "told" / "0.png").read_bytes()
+    code, _, err = run("explain", folder, *named, *given, "--layer", "block9", "--out", "layer")
+    assert code == 2
+    assert "block9" in one_line(err)
+
+
 def test_the_file_says_which_method_its_network_is_for(
     run: Run, localization: tuple[str, ...], tmp_path: Path
 ) -> None:
