@@ -531,16 +531,27 @@ def _open(
     kind: str, path: Path | None, options: dict[str, Any], model: Classifier
 ) -> LocalizationDataset:
     from captum_robust.data import load_dataset
+    from captum_robust.data.classes import imagenet_names
 
-    # Names of folders and labels in a CSV are classes of the model.
-    own = {"class_names": model.class_names} if kind == "folder" else {}
+    own: dict[str, Any] = {}
+    if kind == "folder":  # names of folders and labels in a CSV are classes of the model
+        own = {"class_names": model.class_names}
+    elif kind == "tiny-imagenet" and tuple(model.class_names or ()) != imagenet_names():
+        own = {"labels": "wnids"}  # of a model that was trained on it, not of ImageNet's classes
     try:
-        return load_dataset(kind, path, **own, **options)
+        dataset = load_dataset(kind, path, **own, **options)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise ValueError(f"{path}: {error}") from None
         given = ", ".join(f"--{name}" for name in options)
         raise ValueError(f"a data set of kind {kind!r} does not take all of: {given}") from None
+    if "labels" in own:
+        names = list(model.class_names or [])
+        if names != list(dataset.class_names or [])[: len(names)]:
+            raise ValueError(
+                f"{path}: the {len(names)} classes of the model are not its first ones"
+            )
+    return dataset
 
 
 def _open_images(

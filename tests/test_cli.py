@@ -345,6 +345,33 @@ def test_a_classifier_without_published_weights_is_that_of_the_networks_file(
     assert "block9" in one_line(err)
 
 
+def test_tiny_imagenet_has_the_classes_of_a_model_that_was_trained_on_it(
+    run: Run, tmp_path: Path
+) -> None:
+    # ImageNet numbers goldfish 1 and tench 0; wnids.txt has them the other way round.
+    root = tmp_path / "tiny"
+    (root / "val" / "images").mkdir(parents=True)
+    (root / "wnids.txt").write_text("n01443537\nn01440764\n")
+    lines = []
+    for i, wnid in enumerate(["n01443537", "n01440764", "n01443537", "n01440764"]):
+        grey = Image.new("RGB", (64, 64), (60 * i, 80, 80))
+        grey.save(root / "val" / "images" / f"val_{i}.JPEG")
+        lines.append(f"val_{i}.JPEG\t{wnid}\t8\t8\t40\t40")
+    (root / "val" / "val_annotations.txt").write_text("\n".join(lines))
+    for names, file in ((["goldfish", "tench"], "own"), (["tench", "goldfish"], "other")):
+        model = load_classifier("simple_convnet", None, class_names=names)
+        save_classifier(model, tmp_path / f"{file}.safetensors")
+    given = ("compare", "tiny-imagenet", root, "--model", "simple_convnet", "--methods", "grad_cam")
+    code, _, err = run(*given, "--weights", "own.safetensors", "--out", "run")
+    assert code == 0, err
+    with sqlite3.connect(tmp_path / "run" / "rows.sqlite") as rows:
+        labels = [row[0] for row in rows.execute("SELECT label FROM images ORDER BY position")]
+    assert labels == [0, 1, 0, 1]
+    code, _, err = run(*given, "--weights", "other.safetensors", "--out", "others")
+    assert code == 2
+    assert "the 2 classes of the model are not its first ones" in one_line(err)
+
+
 def test_the_file_says_which_method_its_network_is_for(
     run: Run, localization: tuple[str, ...], tmp_path: Path
 ) -> None:
