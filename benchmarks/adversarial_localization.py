@@ -453,7 +453,11 @@ def run_necessity(options: argparse.Namespace) -> None:
 def artefacts(options: argparse.Namespace, seed: int, file: Path, found: Validation) -> list[float]:
     """Mean mask, its variation, and how much it fools: the numbers of a row."""
     clean = classifier_of(options.out, seed)
-    others = [classifier_of(options.out, other) for other in options.seeds if other != seed]
+    files = sorted(options.out.glob(f"seed*/{CLASSIFIER}/model.safetensors"))
+    own = folder_of(options.out, seed, CLASSIFIER) / "model.safetensors"
+    others = [load_classifier(CLASSIFIER, other) for other in files if other != own]
+    if not others:
+        raise SystemExit("necessity: train the classifier of another seed first")
     network = AdversarialLocalization.from_file(file, model=clean).network
     maps = probabilities(network, found, pooled=False)[:, None]
     masks = (maps > 0.5).float()
