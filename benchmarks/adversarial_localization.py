@@ -500,6 +500,7 @@ def draw(points: dict[int, list[list[float]]], file: Path) -> None:
         axis.set_xticks(layers)
         axis.set_ylim(bottom=0)
         axis.legend(frameon=False)
+    axes[1].set_ylim(0, 1)
     axes[1].set_ylabel("share fooled, of images seen right")
     figure.savefig(file, dpi=150)
 
