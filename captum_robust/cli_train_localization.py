@@ -108,7 +108,9 @@ def localization(
         typer.Option(help="Where they are kept; else beside the images, or in --out."),
     ] = None,
     area: Annotated[float, typer.Option(help="Weight of the share that is removed.")] = 3.0,
-    area_start: Annotated[float, typer.Option(help="The weight in the first step.")] = 3.0,
+    area_start: Annotated[
+        float | None, typer.Option(help="The weight in the first step; else the same.")
+    ] = None,
     area_rise: Annotated[
         float, typer.Option(help="Share of the steps in which it rises from the one to the other.")
     ] = 0.3,

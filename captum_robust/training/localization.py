@@ -51,7 +51,7 @@ class AreaPenalty:
 
     Args:
         weight: after the rise.
-        start: at the first step.
+        start: at the first step; None: the same.
         rise: share of the steps that the rise takes.
         target: mean of the mask that is aimed at; None: the weight follows from the step alone.
         gain: the logarithm of the factor changes by so much a step, times the mean of the mask less
@@ -67,7 +67,7 @@ class AreaPenalty:
     """
 
     weight: float = 3.0
-    start: float = 3.0
+    start: float | None = None
     rise: float = 0.3
     target: float | None = 0.5
     gain: float = 0.05
@@ -75,8 +75,8 @@ class AreaPenalty:
 
     def __post_init__(self) -> None:
         for name in ("weight", "start", "gain"):
-            if not 0 <= as_number(getattr(self, name)) < math.inf:
-                got = getattr(self, name)
+            got = getattr(self, name)
+            if (name, got) != ("start", None) and not 0 <= as_number(got) < math.inf:
                 raise ValueError(f"{name}: expected a finite number from 0, got {got!r}")
         if not 1 <= as_number(self.power) < math.inf:
             raise ValueError(f"power: expected a finite number from 1, got {self.power!r}")
@@ -90,7 +90,7 @@ class AreaPenalty:
     def at(self, step: int, steps: int) -> float:
         """λ in a step, counted from 0, of so many."""
         rising = self.rise * steps
-        if step >= rising:
+        if self.start is None or step >= rising:
             return self.weight
         return self.start + (self.weight - self.start) * step / rising
 

@@ -338,6 +338,7 @@ def test_the_weight_of_the_area_rises_and_stays() -> None:
     assert weights[0] == 2.0
     assert weights[5] == pytest.approx(4.0)
     assert weights[10:] == [6.0] * 10
+    assert [paper(6.0).at(step, 20) for step in (0, 5, 19)] == [6.0] * 3
 
 
 def test_the_weight_of_the_area_follows_a_target() -> None:
