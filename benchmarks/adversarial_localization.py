@@ -1,6 +1,6 @@
 """Is a localization network better than the maps of the classifier that it is trained against?
 
-    python benchmarks/adversarial_localization.py train DATA OUT [--variants a,b] [--seeds 0,1,2]
+    python benchmarks/adversarial_localization.py train DATA OUT [--variants 'a;b'] [--seeds 0,1,2]
     python benchmarks/adversarial_localization.py table DATA OUT
     python benchmarks/adversarial_localization.py necessity DATA OUT [--plot FILE]
     python benchmarks/adversarial_localization.py times DATA OUT

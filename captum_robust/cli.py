@@ -449,12 +449,11 @@ def _model_for(
     network: Path | None, name: str, weights: str, device: str, layer: str | None
 ) -> Classifier:
     """The classifier; one without published weights is that of the network's file."""
-    if network is not None and weights.lower() == "default" and _kind_of(network) == _LOCALIZATION:
+    facts = None if network is None else _localization_facts(network)
+    if network is not None and facts is not None and weights.lower() == "default":
         from captum_robust.attr import AdversarialLocalization
         from captum_robust.models import SMALL_NETWORKS, load_classifier
-        from captum_robust.nn import read_localization_facts
 
-        facts = read_localization_facts(network)
         own = facts["classifier"]
         if own in SMALL_NETWORKS and name in (_USUAL_MODEL, own):
             names, size = facts["class_names"], facts["input_size"]
@@ -476,7 +475,8 @@ def _with_network(model: Classifier, methods: list[str] | None, network: Path | 
     from captum_robust.nn import load_masking_network
 
     asked = [name for name in (_MASKING, _LOCALIZATION) if methods is None or name in methods]
-    name = asked[0] if len(asked) == 1 else _kind_of(network)
+    kind = _MASKING if _localization_facts(network) is None else _LOCALIZATION
+    name = asked[0] if len(asked) == 1 else kind
     trained: RealTimeMasking | AdversarialLocalization
     if name == _MASKING:
         trained = RealTimeMasking(load_masking_network(network, model))
@@ -487,15 +487,14 @@ def _with_network(model: Classifier, methods: list[str] | None, network: Path | 
     return {m: trained if m == name else m for m in methods}
 
 
-def _kind_of(network: Path) -> str:
-    """The method that the network of a file is for."""
+def _localization_facts(network: Path) -> dict[str, Any] | None:
+    """What a file says of its localization network; None: it holds none."""
     from captum_robust.nn import read_localization_facts
 
     try:
-        read_localization_facts(network)
-    except ValueError:  # what is wrong with it, if anything, the other's reader says
-        return _MASKING
-    return _LOCALIZATION
+        return read_localization_facts(network)
+    except ValueError:  # what is wrong with it, if anything, the masking network's reader says
+        return None
 
 
 def _build_attacks(
