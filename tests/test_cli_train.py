@@ -8,10 +8,10 @@ from dataclasses import fields
 
 import pytest
 
-from captum_robust.cli_train_localization import localization
-from captum_robust.cli_train_masking import masking
-from captum_robust.cli_train_options import settings_of
-from captum_robust.cli_train_robust import robust
+from captum_robust.cli.train_localization import localization
+from captum_robust.cli.train_masking import masking
+from captum_robust.cli.train_options import settings_of
+from captum_robust.cli.train_robust import robust
 from captum_robust.training import TrainingSettings
 
 

@@ -14,7 +14,7 @@ from torchvision.utils import save_image
 
 from captum_robust import cli
 from captum_robust.attr import AdversarialLocalization
-from captum_robust.cli_train_localization import _say_result
+from captum_robust.cli.train_localization import _say_result
 from captum_robust.data.superpixels import superpixel_path
 from captum_robust.models import load_classifier, save_classifier
 from captum_robust.training import TrainingResult

@@ -437,7 +437,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("captum_robust._weights.os.replace", full)
+    monkeypatch.setattr("captum_robust._files.os.replace", full)
     with pytest.raises(OSError, match=r"m\.safetensors: could not be written .*No space left"):
         save_classifier(model, file)
     assert file.read_bytes() == before

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from captum_robust import cli, video
 from captum_robust.models import Classifier, load_classifier, save_classifier
 from captum_robust.nn import MaskingNetwork, save_masking_network
-from captum_robust.video import MethodMasks, annotate_video
+from captum_robust.show.video import MethodMasks, annotate_video
 
 # The ends of matplotlib's "inferno", red, green, blue.
 DARKEST, LIGHTEST = (0, 0, 4), (252, 255, 164)

@@ -21,8 +21,13 @@ from captum_robust._captum import (
     is_tuple,
 )
 from captum_robust._checks import as_number, check_batch, check_finite, check_inputs, checked_bounds
-from captum_robust._samples import arguments_of
-from captum_robust._targets import ClassScores, FastScores, model_scores, one_row_a_sample
+from captum_robust._scores import (
+    ClassScores,
+    FastScores,
+    arguments_of,
+    model_scores,
+    one_row_a_sample,
+)
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Scores n×K and classes n -> n losses, which an attack raises (targeted: lowers)."""

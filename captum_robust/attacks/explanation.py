@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_output
 from captum_robust._checks import as_number, check_count, check_finite, checked_positive
-from captum_robust._random import seeded
-from captum_robust._samples import arguments_of, target_of
+from captum_robust._contexts import seeded
+from captum_robust._scores import arguments_of, target_of
 from captum_robust.attacks._attack import (
     Attack,
     AttackDetails,

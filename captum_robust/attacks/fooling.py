@@ -19,7 +19,7 @@ from captum_robust._checks import (
     checked_bounds,
     checked_positive,
 )
-from captum_robust._targets import model_scores, one_row_a_sample
+from captum_robust._scores import model_scores, one_row_a_sample
 from captum_robust.attacks._attack import (
     Tensors,
     Victim,

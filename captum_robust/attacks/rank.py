@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from captum_robust._captum import format_tensor_into_tuples
-from captum_robust._checks import check_batch, check_count, check_finite
-from captum_robust._names import unknown_name
-from captum_robust._targets import model_scores, one_row_a_sample
+from captum_robust._checks import check_batch, check_count, check_finite, unknown_name
+from captum_robust._scores import model_scores, one_row_a_sample
 from captum_robust.attacks._attack import Tensors
 
 if TYPE_CHECKING:

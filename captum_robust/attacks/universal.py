@@ -23,10 +23,11 @@ from captum_robust._checks import (
     check_finite,
     check_inputs,
     checked_positive,
+    printable,
+    unknown_name,
 )
-from captum_robust._names import printable, unknown_name
-from captum_robust._random import seeded
-from captum_robust._targets import FastScores, one_row_a_sample
+from captum_robust._contexts import seeded
+from captum_robust._scores import FastScores, one_row_a_sample
 from captum_robust.attacks._attack import (
     Attack,
     LossFunction,

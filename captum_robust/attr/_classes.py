@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_robust._captum import TargetType, select_targets
 from captum_robust._checks import as_number, check_count
-from captum_robust._targets import ClassScores
+from captum_robust._scores import ClassScores
 
 Ranking = Callable[[Tensor], Tensor]
 """Class scores N×K -> numbers N×K, of which the largest are the top classes."""

@@ -16,15 +16,14 @@ from captum_robust._captum import (
     format_tensor_into_tuples,
     is_tuple,
 )
-from captum_robust._checks import check_batch, check_finite, check_images, check_inputs
-from captum_robust._names import printable
-from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
+from captum_robust._checks import check_batch, check_finite, check_images, check_inputs, printable
+from captum_robust._scores import ClassScores, model_scores, one_row_a_sample
 from captum_robust.nn import (
     LocalizationNetwork,
     load_localization_network,
     read_localization_facts,
 )
-from captum_robust.nn.superpixels import check_segments
+from captum_robust.nn.superpixel_pooling import check_segments
 
 
 class AdversarialLocalization(Attribution):

@@ -27,8 +27,14 @@ from captum_robust._checks import (
     check_inputs,
     checked_positive,
 )
-from captum_robust._samples import arguments_of, rows_of, target_of
-from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
+from captum_robust._scores import (
+    ClassScores,
+    arguments_of,
+    model_scores,
+    one_row_a_sample,
+    rows_of,
+    target_of,
+)
 from captum_robust.attr._features import depends_on
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective, blend, upsampled
 

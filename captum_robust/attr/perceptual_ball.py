@@ -12,7 +12,6 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_robust._blur import blur_matrix
 from captum_robust._captum import (
     TargetType,
     format_output,
@@ -28,13 +27,20 @@ from captum_robust._checks import (
     checked_bounds,
     checked_positive,
 )
-from captum_robust._samples import arguments_of, rows_of, target_of
-from captum_robust._targets import ClassScores, model_scores, one_row_a_sample
+from captum_robust._resize import blur_matrix
+from captum_robust._scores import (
+    ClassScores,
+    arguments_of,
+    model_scores,
+    one_row_a_sample,
+    rows_of,
+    target_of,
+)
 from captum_robust.attr._features import FeatureDistance, depends_on
 from captum_robust.optim import check_options, minimize
 
 if TYPE_CHECKING:
-    from captum_robust.attr.wrappers import Guided
+    from captum_robust.attr.guided import Guided
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ class PerceptualBallPerturbation(Attribution):
 
         As :meth:`paper_unguided` otherwise.
         """
-        from captum_robust.attr.wrappers import Guided
+        from captum_robust.attr.guided import Guided
         from captum_robust.models import paper_perceptual_layers
 
         layers = paper_perceptual_layers(model, "guided")

@@ -17,9 +17,15 @@ from captum_robust._captum import (
     format_tensor_into_tuples,
     is_tuple,
 )
-from captum_robust._checks import as_number, check_batch, check_finite, check_images, check_inputs
-from captum_robust._names import unknown_name
-from captum_robust._targets import ClassScores, one_row_a_sample
+from captum_robust._checks import (
+    as_number,
+    check_batch,
+    check_finite,
+    check_images,
+    check_inputs,
+    unknown_name,
+)
+from captum_robust._scores import ClassScores, one_row_a_sample
 from captum_robust.nn import MaskingNetwork, load_masking_network, upsampled
 
 _FOLDER = "weights"

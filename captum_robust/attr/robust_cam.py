@@ -16,7 +16,7 @@ from captum_robust._captum import (
     format_tensor_into_tuples,
 )
 from captum_robust._checks import check_batch, check_finite
-from captum_robust._targets import model_scores, one_row_a_sample
+from captum_robust._scores import model_scores, one_row_a_sample
 from captum_robust.attr._classes import Ranking, class_weights, top_classes
 from captum_robust.attr._layer_cut import LayerCut, cut_at, gradients_of
 

@@ -1,12 +1,13 @@
 """Comparison of attribution methods over a data set, and of a model's robustness to attacks."""
 
-from captum_robust.benchmark.adversarial import AttackRun, attack_images
-from captum_robust.benchmark.attacks import ATTACKS, AttackOptions, build_attacks
+from captum_robust.benchmark.attack_images import AttackRun, attack_images
 from captum_robust.benchmark.compare import compare
-from captum_robust.benchmark.comparison import Comparison
-from captum_robust.benchmark.methods import BASELINES, METHODS
-from captum_robust.benchmark.plots import plot_robust_accuracy
-from captum_robust.benchmark.robustness import AttackSummary, robust_accuracy, summarize_attack
+from captum_robust.benchmark.robust_accuracy import robust_accuracy
+from captum_robust.catalog.attacks import ATTACKS, AttackOptions, build_attacks
+from captum_robust.catalog.methods import BASELINES, METHODS
+from captum_robust.report.comparison import Comparison
+from captum_robust.report.outcomes import AttackSummary, summarize_attack
+from captum_robust.report.plots import plot_robust_accuracy
 
 __all__ = [
     "ATTACKS",

@@ -15,11 +15,13 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from captum_robust._names import printable
-from captum_robust.benchmark.configuration import device_of
-from captum_robust.benchmark.store import ImageRow
+from captum_robust._checks import printable
+from captum_robust._contexts import evaluation as _evaluation
+from captum_robust._contexts import without_new_gradients
+from captum_robust._processes import device_of
 from captum_robust.data import DataError, Sample, resize, resize_and_center_crop
 from captum_robust.models import Classifier
+from captum_robust.runs.store import ImageRow
 
 PRECISIONS = ("float32", "bfloat16")
 FITS = ("squash", "crop")
@@ -312,16 +314,38 @@ def perturb_of(name: str, attack: Any) -> Perturb:
     return made
 
 
+def check_classifier(model: Any) -> None:
+    """``TypeError`` that says how to make one."""
+    if not isinstance(model, Classifier):
+        raise TypeError(
+            f"model: expected a captum_robust.models.Classifier, got {type(model).__name__}; "
+            "wrap yours with Classifier(module, mean, std, input_size)"
+        )
+
+
+def check_settings(
+    dataset: SampleSource, limit: int | None, batch_size: int, fit: str, precision: str
+) -> int:
+    """How many samples a run has; ``ValueError`` for what is out of range."""
+    check_choice("fit", fit, FITS)
+    check_choice("precision", precision, PRECISIONS)
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and (not isinstance(value, int) or value is True or value < 1):
+            raise ValueError(f"{name}: expected a whole number from 1, got {value!r}")
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    if count == 0:
+        raise ValueError("dataset: it has no samples")
+    return count
+
+
+def check_choice(name: str, value: str, valid: Sequence[str]) -> None:
+    """``ValueError`` for another value."""
+    if value not in valid:
+        raise ValueError(f"{name}: expected one of {tuple(valid)}, got {value!r}")
+
+
 @contextmanager
 def evaluation(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode inside; then modes are as before, and gradients that came are gone."""
-    modes = [(m, m.training) for m in model.modules()]
-    bare = [p for p in model.parameters() if p.grad is None]
-    model.eval()
-    try:
+    with _evaluation(model), without_new_gradients(model):
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter in bare:
-            parameter.grad = None

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_robust.benchmark.adaptive import Variant, adaptive_variants, describe_variants
+from captum_robust._processes import progress_bar, ranks, world_size
+from captum_robust.benchmark.adaptive_cases import Variant, adaptive_variants, describe_variants
 from captum_robust.benchmark.batches import (
     Batch,
     Batches,
@@ -21,12 +22,13 @@ from captum_robust.benchmark.batches import (
     Perturb,
     SampleSource,
     as_jpeg,
+    check_choice,
+    check_classifier,
+    check_settings,
     image_row,
     one_line,
     perturb_of,
 )
-from captum_robust.benchmark.comparison import ATTACK_POOL, CLEAN, GALLERY_POOL, Comparison
-from captum_robust.benchmark.configuration import describe_run
 from captum_robust.benchmark.measure import (
     crops_of_maps,
     measure,
@@ -36,20 +38,14 @@ from captum_robust.benchmark.measure import (
     thumbnail,
     true_crops,
 )
-from captum_robust.benchmark.methods import Method, build_methods, usual_methods
 from captum_robust.benchmark.passes import count_passes
-from captum_robust.benchmark.running import (
-    check_choice,
-    check_classifier,
-    check_settings,
-    progress_bar,
-    ranks,
-    world_size,
-)
-from captum_robust.benchmark.store import AttackRow, ResultRow, RunStore
+from captum_robust.catalog.description import describe_run
+from captum_robust.catalog.methods import Method, build_methods, usual_methods
 from captum_robust.defenses import DefendedModel, Transform
 from captum_robust.metrics.functional import SALIENCY_THRESHOLDS
 from captum_robust.models import Classifier
+from captum_robust.report.comparison import ATTACK_POOL, CLEAN, GALLERY_POOL, Comparison
+from captum_robust.runs.store import AttackRow, ResultRow, RunStore
 
 _TARGETS = ("label", "prediction")
 

@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_robust.benchmark.comparison import STRATEGY_ORDER
-from captum_robust.benchmark.methods import Method, Perturbation
-from captum_robust.benchmark.overlay import amplified, encode_jpeg
-from captum_robust.benchmark.store import pack
+from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import Sample
+from captum_robust.draw import amplified, encode_jpeg
 from captum_robust.metrics.functional import (
     STABILITY_MEASURES,
     best_iou,
@@ -26,6 +24,8 @@ from captum_robust.metrics.functional import (
     sweep_boxes,
 )
 from captum_robust.metrics.functional.stability import SSIM_WINDOW
+from captum_robust.report.comparison import STRATEGY_ORDER
+from captum_robust.runs.store import pack
 
 _HEAT_SIDE = 56
 _CHANGE_SIDE = 224

@@ -11,12 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from captum_robust._names import unknown_name
+from captum_robust._checks import unknown_name
 from captum_robust.data.dataset import LocalizationDataset
+from captum_robust.data.fit import resize, resize_and_center_crop
 from captum_robust.data.images import load_image
 from captum_robust.data.sample import DataError, Sample
 from captum_robust.data.superpixels import cached_superpixels, superpixel_path, superpixels
-from captum_robust.data.transforms import resize, resize_and_center_crop
 
 __all__ = [
     "KINDS",

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_robust._names import unknown_name
+from captum_robust._checks import unknown_name
 from captum_robust.data.boxes import Box, check_size, checked_boxes
 from captum_robust.data.classes import CategoryLabels
 from captum_robust.data.coco_mask import union_mask

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from captum_robust._names import unknown_name
+from captum_robust._checks import unknown_name
 from captum_robust.data.boxes import checked_boxes, mask_box, parse_box
 from captum_robust.data.classes import ClassIndex
 from captum_robust.data.dataset import LocalizationDataset

@@ -13,9 +13,9 @@ from typing import Any
 from captum_robust.data.boxes import checked_boxes
 from captum_robust.data.classes import imagenet_names
 from captum_robust.data.dataset import LocalizationDataset
+from captum_robust.data.fit import crop_to
 from captum_robust.data.images import load_image
 from captum_robust.data.sample import Sample
-from captum_robust.data.transforms import crop_to
 
 
 class SampleSet(LocalizationDataset):

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captum_robust._checks import check_count, check_finite, checked_positive
-from captum_robust._names import printable
-from captum_robust._weights import checksum, read_tensors, write_tensors
+from captum_robust._checks import check_count, check_finite, checked_positive, printable
+from captum_robust._files import checksum, read_tensors, write_tensors
 
 _FACTS = "captum_robust.superpixels"
 _LEAST_PIXELS = 4

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from captum_robust._names import unknown_name
+from captum_robust._checks import unknown_name
 from captum_robust.data.boxes import checked_boxes, parse_box
 from captum_robust.data.classes import imagenet_names, imagenet_wnids
 from captum_robust.data.dataset import LocalizationDataset

@@ -1,8 +1,9 @@
 """Defences: input transforms, adversarial training, detection of attacks."""
 
-from captum_robust._transform import Transform
-from captum_robust.defenses.adaptive import DefendedModel, adaptive_attack
-from captum_robust.defenses.adversarial_training import (
+from captum_robust.defenses.adaptive_attack import DefendedModel, adaptive_attack
+from captum_robust.defenses.detection import SafetyNet
+from captum_robust.defenses.roc import ROC
+from captum_robust.training.adversarial import (
     EnsembleLoss,
     InnerAttack,
     MadryLoss,
@@ -10,13 +11,9 @@ from captum_robust.defenses.adversarial_training import (
     adversarial_training,
     standard_loss,
 )
-from captum_robust.defenses.detection import SafetyNet
-from captum_robust.defenses.jpeg import JPEG
-from captum_robust.defenses.presets import PRESETS, default_transforms
-from captum_robust.defenses.quilting import Quilting
-from captum_robust.defenses.roc import ROC
-from captum_robust.defenses.total_variation import TotalVariation
-from captum_robust.defenses.transforms import (
+from captum_robust.transforms.denoising import TotalVariation
+from captum_robust.transforms.jpeg import JPEG
+from captum_robust.transforms.pixels import (
     BitDepth,
     CropAndRescale,
     GaussianBlur,
@@ -27,6 +24,9 @@ from captum_robust.defenses.transforms import (
     Resize,
     crop_ensemble,
 )
+from captum_robust.transforms.presets import PRESETS, default_transforms
+from captum_robust.transforms.quilting import Quilting
+from captum_robust.transforms.transform import Transform
 
 __all__ = [
     "JPEG",

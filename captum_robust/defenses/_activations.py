@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check_finite
-from captum_robust._names import unknown_name
+from captum_robust._checks import check_finite, unknown_name
 
 SUMMARIES = ("mean", "max", "flatten")
 

@@ -17,9 +17,10 @@ from captum_robust._checks import (
     check_count,
     check_inputs,
     checked_positive,
+    printable,
+    unknown_name,
 )
-from captum_robust._names import printable, unknown_name
-from captum_robust._weights import read_tensors, write_tensors
+from captum_robust._files import read_tensors, write_tensors
 from captum_robust.defenses._activations import SUMMARIES, layers_of, output_and_activations
 from captum_robust.defenses._support_vectors import (
     TENSORS,

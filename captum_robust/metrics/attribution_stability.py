@@ -8,13 +8,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from captum_robust.metrics._settings import settings_state
-from captum_robust.metrics.functional.localization import millionths
 from captum_robust.metrics.functional.stability import (
     STABILITY_MEASURES,
     check_measures,
     check_stability_settings,
     stability,
 )
+from captum_robust.metrics.functional.weak_localization import millionths
 
 
 class AttributionStability(Metric):

@@ -10,7 +10,8 @@ from torchmetrics import Metric
 from captum_robust.metrics._settings import settings_state
 from captum_robust.metrics.functional.box_sweep import sweep_boxes
 from captum_robust.metrics.functional.boxes import best_iou
-from captum_robust.metrics.functional.localization import (
+from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
+from captum_robust.metrics.functional.weak_localization import (
     PROTOCOLS,
     best_columns,
     correct_columns,
@@ -18,7 +19,6 @@ from captum_robust.metrics.functional.localization import (
     millionths,
     split_folds,
 )
-from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
 
 
 class LocalizationError(Metric):

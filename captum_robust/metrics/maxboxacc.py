@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from captum_robust.metrics._settings import settings_state
 from captum_robust.metrics.functional._validate import check_choice
-from captum_robust.metrics.functional.maxboxacc import (
+from captum_robust.metrics.functional.box_accuracy import (
     CONTOURS,
     V2_IOU_THRESHOLDS,
     level_hits,

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from captum_robust.metrics._settings import settings_state
-from captum_robust.metrics.functional.pointing_game import pointing_game_hits
+from captum_robust.metrics.functional.pointing import pointing_game_hits
 
 
 class PointingGame(Metric):

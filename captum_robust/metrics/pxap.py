@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from captum_robust.metrics.functional.pxap import (
+from captum_robust.metrics.functional.pixel_precision import (
     THRESHOLDS,
     pxap_from_histograms,
     pxap_histograms,

@@ -8,7 +8,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from captum_robust.metrics._settings import settings_state
-from captum_robust.metrics.functional.localization import millionths, split_folds
 from captum_robust.metrics.functional.saliency import (
     Scores,
     check_level,
@@ -20,6 +19,7 @@ from captum_robust.metrics.functional.saliency import (
     saliency_of,
 )
 from captum_robust.metrics.functional.thresholding import check_alpha
+from captum_robust.metrics.functional.weak_localization import millionths, split_folds
 
 
 class SaliencyMetric(Metric):

@@ -20,7 +20,7 @@ from captum_robust.nn.removal_loss import removal_loss
 from captum_robust.nn.simple_convnet import SimpleConvNet
 from captum_robust.nn.small_resnet import SmallResNet
 from captum_robust.nn.straight_through import straight_through
-from captum_robust.nn.superpixels import spread, superpixel_means
+from captum_robust.nn.superpixel_pooling import spread, superpixel_means
 
 __all__ = [
     "CodeObjective",

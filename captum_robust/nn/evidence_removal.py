@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from captum_robust._blur import blur_matrix
-from captum_robust._checks import as_number
-from captum_robust._names import unknown_name
+from captum_robust._checks import as_number, unknown_name
+from captum_robust._resize import blur_matrix
 
 SCHEMES = ("blur", "color", "both")
 

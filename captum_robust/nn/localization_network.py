@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import as_number, check_count
-from captum_robust._names import printable
-from captum_robust._weights import read_network, write_network
+from captum_robust._checks import as_number, check_count, printable
+from captum_robust._files import read_network, write_network
 from captum_robust.nn.corruption_network import CorruptionNetwork
 from captum_robust.nn.evidence_removal import blend
 from captum_robust.nn.masking_network import name_of
 from captum_robust.nn.straight_through import straight_through
-from captum_robust.nn.superpixels import spread, superpixel_means
+from captum_robust.nn.superpixel_pooling import spread, superpixel_means
 
 _FACTS = "captum_robust.localization_network"
 _CARD = "card"

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_robust._checks import as_number
-from captum_robust._names import unknown_name
+from captum_robust._checks import as_number, unknown_name
 
 Terms = dict[str, Tensor]
 """Name -> N numbers, one a sample, each weighted; ``"total"`` is their sum."""

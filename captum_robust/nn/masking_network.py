@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captum_robust._checks import check_classes
-from captum_robust._names import printable
-from captum_robust._weights import read_network, write_network
+from captum_robust._checks import check_classes, printable
+from captum_robust._files import read_network, write_network
 
 _FACTS = "captum_robust.masking_network"
 _CARD = "card"

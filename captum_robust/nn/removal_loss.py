@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check_classes
-from captum_robust._names import unknown_name
+from captum_robust._checks import check_classes, unknown_name
 
 FORMS = ("bounded", "squared", "literal")
 

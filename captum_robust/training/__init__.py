@@ -1,7 +1,7 @@
 """Training networks: one loop that goes on where it was killed, and its files."""
 
 from captum_robust.training.clean import clean_training
-from captum_robust.training.images import (
+from captum_robust.training.image_sets import (
     Augmented,
     CroppedImages,
     LabelledImages,

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from captum_robust._names import printable
-from captum_robust._weights import read_tensors, write_tensors
+from captum_robust._checks import printable
+from captum_robust._files import read_tensors, write_tensors
 
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from captum_robust._random import seeded
+from captum_robust._contexts import seeded
 from captum_robust.training.loop import (
     Batch,
     TrainingResult,

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from captum_robust._checks import as_number, check_count
-from captum_robust._names import unknown_name
-from captum_robust._random import seeded
+from captum_robust._checks import as_number, check_count, unknown_name
+from captum_robust._contexts import seeded
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, removal_loss
 from captum_robust.nn.removal_loss import FORMS
 from captum_robust.training.clean import CheckedLabels, count_classes

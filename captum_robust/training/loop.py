@@ -22,10 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from captum_robust._checks import as_number, check_count
-from captum_robust._names import unknown_name
-from captum_robust._random import seeded
-from captum_robust._weights import read_tensors, write_tensors
+from captum_robust._checks import as_number, check_count, unknown_name
+from captum_robust._contexts import seeded
+from captum_robust._files import read_tensors, write_tensors
 from captum_robust.training.checkpoints import (
     Log,
     check_same_run,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from captum_robust import PerceptualBallPerturbation
 from captum_robust.attr import Guided
-from captum_robust.benchmark.methods import METHODS
+from captum_robust.catalog.methods import METHODS
 from captum_robust.models import Classifier, load_classifier
 
 

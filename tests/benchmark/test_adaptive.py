@@ -16,8 +16,7 @@ from torch import Tensor
 from captum_robust import Defended, RobustCAM
 from captum_robust.attacks import PGD
 from captum_robust.benchmark import AttackOptions, Comparison, build_attacks, compare
-from captum_robust.benchmark.gallery import build_trios
-from captum_robust.benchmark.methods import build_methods
+from captum_robust.catalog.methods import build_methods
 from captum_robust.data import Sample, resize
 from captum_robust.defenses import (
     DefendedModel,
@@ -28,6 +27,7 @@ from captum_robust.defenses import (
 )
 from captum_robust.metrics.functional import gap_closed, stability
 from captum_robust.models import Classifier
+from captum_robust.report.pictures import build_trios
 
 from .conftest import Drawn, centre_heat, make_classifier
 from .test_report import Page

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_robust.attacks import FGSM, PGD, Attack
 from captum_robust.benchmark import AttackRun, attack_images, build_attacks
-from captum_robust.benchmark.adversarial import Photograph, png_names
+from captum_robust.benchmark.attack_images import Photograph, png_names
 from captum_robust.data import DataError, Sample, load_image, resize
 from captum_robust.models import Classifier, load_classifier
 
@@ -148,7 +148,7 @@ def test_no_row_is_there_before_its_file(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("captum_robust.benchmark.adversarial.write_whole", full)
+    monkeypatch.setattr("captum_robust.benchmark.attack_images.write_whole", full)
     with pytest.raises(OSError, match="no space left"):
         attack(tmp_path / "run", Unlabelled())
     early = AttackRun(tmp_path / "run").to_dataframe()

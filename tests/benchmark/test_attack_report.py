@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from captum_robust.benchmark import Comparison, build_attacks, compare
-from captum_robust.benchmark.gallery import build_strips
 from captum_robust.data import Sample
+from captum_robust.report.pictures import build_strips
 
 from .conftest import Drawn, centre_heat, make_classifier
 from .test_report import Page

@@ -25,8 +25,8 @@ from captum_robust.benchmark import (
     robust_accuracy,
     summarize_attack,
 )
-from captum_robust.benchmark.attacks import parse_epsilons, strength_name, strength_of
-from captum_robust.benchmark.robustness import rounded_attack
+from captum_robust.benchmark.robust_accuracy import rounded_attack
+from captum_robust.catalog.attacks import parse_epsilons, strength_name, strength_of
 from captum_robust.data import Sample, resize
 from captum_robust.models import Classifier
 

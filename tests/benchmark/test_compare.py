@@ -14,13 +14,13 @@ from captum.attr import LayerGradCam, Saliency
 from torch import Tensor, nn
 
 from captum_robust.benchmark import METHODS, Comparison, compare
-from captum_robust.benchmark.comparison import STRATEGY_ORDER, _Tuning
-from captum_robust.benchmark.methods import heat_map
 from captum_robust.benchmark.passes import count_passes
-from captum_robust.benchmark.store import ResultRow, RunStore, unpack
+from captum_robust.catalog.methods import heat_map
 from captum_robust.data import Sample, resize
 from captum_robust.metrics.functional import alpha_grid, best_iou, sweep_boxes
 from captum_robust.models import Classifier
+from captum_robust.report.comparison import STRATEGY_ORDER, _Tuning
+from captum_robust.runs.store import ResultRow, RunStore, unpack
 
 from .conftest import Drawn, centre_heat, make_classifier
 

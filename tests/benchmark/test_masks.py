@@ -10,7 +10,7 @@ import torch
 
 from captum_robust.attr import AdversarialLocalization, IterativeMask, RealTimeMasking
 from captum_robust.benchmark import METHODS, compare
-from captum_robust.benchmark.methods import build_methods, heat_map, usual_methods
+from captum_robust.catalog.methods import build_methods, heat_map, usual_methods
 from captum_robust.models import Classifier
 from captum_robust.nn import (
     CodeObjective,
@@ -85,7 +85,7 @@ def test_what_runs_without_being_named_is_neither_slow_nor_untrained(
     never = {"iterative_mask", "adversarial_localization"}
     assert set(METHODS) - set(usual_methods(model)) == {*never, "real_time_masking"}
     monkeypatch.setattr(
-        "captum_robust.benchmark.methods.pretrained", lambda: {model.name: Path("w.safetensors")}
+        "captum_robust.catalog.methods.pretrained", lambda: {model.name: Path("w.safetensors")}
     )
     assert set(METHODS) - set(usual_methods(model)) == never
 

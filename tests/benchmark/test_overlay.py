@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_robust.benchmark.overlay import (
+from captum_robust.draw import (
     PREDICTED_COLOR,
     TRUTH_COLOR,
     as_rgb,

@@ -22,20 +22,20 @@ from torch import Tensor, nn
 from captum_robust import RobustCAM
 from captum_robust.attr import BallSettings, Guided, PerceptualBallPerturbation
 from captum_robust.benchmark import Comparison, compare, configuration, methods
-from captum_robust.benchmark.explain import explain_image
-from captum_robust.benchmark.gallery import build_gallery
 from captum_robust.benchmark.measure import picture_of_change
-from captum_robust.benchmark.methods import (
+from captum_robust.benchmark.passes import count_passes
+from captum_robust.catalog.methods import (
     BALL_BLUR,
     BALL_SETTINGS,
     Method,
     build_methods,
 )
-from captum_robust.benchmark.overlay import amplified, verdict
-from captum_robust.benchmark.passes import count_passes
-from captum_robust.benchmark.store import _LATER, RunStore
 from captum_robust.data import DataError, Sample, resize
+from captum_robust.draw import amplified, verdict
 from captum_robust.models import Classifier
+from captum_robust.report.pictures import build_gallery
+from captum_robust.runs.store import _LATER, RunStore
+from captum_robust.show.explain import explain_image
 
 from .conftest import Drawn, make_classifier
 

@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from captum_robust.benchmark import METHODS, Comparison, compare
-from captum_robust.benchmark.plots import method_styles, plot_comparison, plot_curves
 from captum_robust.metrics.functional import STRATEGIES
+from captum_robust.report.plots import method_styles, plot_comparison, plot_curves
 
 from .conftest import Drawn, centre_heat, make_classifier
 

@@ -12,8 +12,8 @@ from captum.attr import LRP, InputXGradient
 from torch import Tensor, nn
 
 from captum_robust.benchmark import METHODS, compare
-from captum_robust.benchmark.methods import build_methods, usual_methods
-from captum_robust.benchmark.relevance import RelevancePropagation
+from captum_robust.catalog.methods import build_methods, usual_methods
+from captum_robust.catalog.relevance import RelevancePropagation
 from captum_robust.models import Classifier, load_classifier
 
 from .conftest import Drawn

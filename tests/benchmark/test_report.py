@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from captum_robust.benchmark import Comparison, compare
-from captum_robust.benchmark.gallery import build_gallery, build_strips
-from captum_robust.benchmark.report import COLUMNS, write_report
 from captum_robust.data import Sample
 from captum_robust.metrics.functional import pxap
+from captum_robust.report.page import COLUMNS, write_report
+from captum_robust.report.pictures import build_gallery, build_strips
 
 from .conftest import Drawn, centre_heat, make_classifier
 

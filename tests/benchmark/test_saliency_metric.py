@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_robust.benchmark import Comparison, compare
-from captum_robust.benchmark.store import unpack
 from captum_robust.data import Sample, resize
 from captum_robust.metrics.functional import (
     SALIENCY_THRESHOLDS,
@@ -24,6 +23,7 @@ from captum_robust.metrics.functional import (
     threshold,
 )
 from captum_robust.models import Classifier
+from captum_robust.runs.store import unpack
 
 from .conftest import Drawn, centre_heat
 from .test_report import Page

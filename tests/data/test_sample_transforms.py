@@ -6,7 +6,7 @@ from torchvision.transforms import functional as TF
 
 from captum_robust.data import DataError, Sample, resize, resize_and_center_crop
 from captum_robust.data.boxes import mask_box
-from captum_robust.data.transforms import crop_to
+from captum_robust.data.fit import crop_to
 
 sides = st.integers(8, 90)
 

@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from captum_robust._transform import as_transforms
 from captum_robust.defenses import PRESETS, GaussianBlur, Quilting
-from captum_robust.defenses.patch_bank import PatchBank
+from captum_robust.transforms.patch_bank import PatchBank
+from captum_robust.transforms.transform import as_transforms
 from tests.defenses.test_transforms import drawn
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from captum_robust._transform import as_transforms
 from captum_robust.defenses import (
     JPEG,
     PRESETS,
@@ -30,7 +29,8 @@ from captum_robust.defenses import (
     crop_ensemble,
     default_transforms,
 )
-from captum_robust.defenses.jpeg import BRIGHTNESS, COLOUR, quantisation_table
+from captum_robust.transforms.jpeg import BRIGHTNESS, COLOUR, quantisation_table
+from captum_robust.transforms.transform import as_transforms
 
 MAKE: dict[str, Callable[[], Transform]] = {
     "identity": Identity,

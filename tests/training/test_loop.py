@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from captum_robust import _weights
+from captum_robust import _files as _weights
 from captum_robust.training import TrainingResult, TrainingSettings, fit
 from captum_robust.training.loop import training_device
 

@@ -11,6 +11,13 @@ from captum_robust.metrics.functional.bootstrap import (
     bootstrap_difference,
     bootstrap_interval,
 )
+from captum_robust.metrics.functional.box_accuracy import (
+    maxboxacc,
+    maxboxacc_curve,
+    maxboxacc_from_ious,
+    maxboxacc_ious,
+    maxboxacc_v2,
+)
 from captum_robust.metrics.functional.box_sweep import sweep_boxes
 from captum_robust.metrics.functional.boxes import (
     best_iou,
@@ -23,27 +30,15 @@ from captum_robust.metrics.functional.boxes import (
     whole_image_map,
 )
 from captum_robust.metrics.functional.components import largest_component, mask_to_box
-from captum_robust.metrics.functional.localization import (
-    PROTOCOLS,
-    LocalizationResult,
-    Protocol,
-    gt_known_localization,
-    localization_error,
-    split_folds,
-    top1_localization,
+from captum_robust.metrics.functional.pixel_precision import (
+    pxap,
+    pxap_from_histograms,
+    pxap_histograms,
 )
-from captum_robust.metrics.functional.maxboxacc import (
-    maxboxacc,
-    maxboxacc_curve,
-    maxboxacc_from_ious,
-    maxboxacc_ious,
-    maxboxacc_v2,
-)
-from captum_robust.metrics.functional.pointing_game import (
+from captum_robust.metrics.functional.pointing import (
     pointing_game_accuracy,
     pointing_game_hits,
 )
-from captum_robust.metrics.functional.pxap import pxap, pxap_from_histograms, pxap_histograms
 from captum_robust.metrics.functional.regions import (
     REGION_AREAS,
     smallest_destroying_region,
@@ -73,6 +68,15 @@ from captum_robust.metrics.functional.stability import (
     top_k_intersection,
 )
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid, threshold
+from captum_robust.metrics.functional.weak_localization import (
+    PROTOCOLS,
+    LocalizationResult,
+    Protocol,
+    gt_known_localization,
+    localization_error,
+    split_folds,
+    top1_localization,
+)
 
 __all__ = [
     "PROTOCOLS",

@@ -14,8 +14,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from captum_robust._blur import blur_matrix
 from captum_robust._checks import as_number
+from captum_robust._resize import blur_matrix
 from captum_robust.metrics.functional._validate import check_maps
 from captum_robust.metrics.functional.saliency import (
     Scores,

@@ -32,9 +32,9 @@ from captum_robust.metrics.functional._validate import (
 )
 from captum_robust.metrics.functional.box_sweep import sweep_boxes
 from captum_robust.metrics.functional.components import mask_to_box
-from captum_robust.metrics.functional.localization import millionths, split_folds
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
 from captum_robust.metrics.functional.thresholding import threshold as threshold_maps
+from captum_robust.metrics.functional.weak_localization import millionths, split_folds
 
 SMALLEST_AREA = 0.05
 """Smaller crops count as this share of the image."""

@@ -1,0 +1,134 @@
+"""Every temporary change to a model and to what surrounds it; each undoes itself."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluation(*networks: object) -> Iterator[None]:
+    """Evaluation mode inside; each module's own mode is put back. Functions are left alone."""
+    modules = [m for n in networks if isinstance(n, nn.Module) for m in n.modules()]
+    modes = [(m, m.training) for m in modules]
+    try:
+        for network in networks:
+            if isinstance(network, nn.Module):
+                network.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def resting(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """None of the parameters asks for a gradient inside."""
+    asking = [p for p in parameters if p.requires_grad]
+    try:
+        for p in asking:
+            p.requires_grad = False  # lazy parameters refuse requires_grad_()
+        yield
+    finally:
+        for p in asking:
+            p.requires_grad = True
+
+
+@contextmanager
+def frozen(*networks: nn.Module) -> Iterator[None]:
+    """The networks in evaluation mode, no weight asking for a gradient."""
+    with evaluation(*networks), resting(p for n in networks for p in n.parameters()):
+        yield
+
+
+@contextmanager
+def without_new_gradients(model: nn.Module) -> Iterator[None]:
+    """Gradients that parameters get inside are gone afterwards, where there were none before."""
+    bare = [p for p in model.parameters() if p.grad is None]
+    try:
+        yield
+    finally:
+        for p in bare:
+            p.grad = None
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """A forward hook (module, arguments, output) on each module inside."""
+    handles = [m.register_forward_hook(hook) for m in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def outputs_of(layers: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Number of a layer -> its last output, of those that run inside."""
+    outputs: dict[int, Tensor] = {}
+    numbers: dict[nn.Module, list[int]] = {}
+    for i, layer in enumerate(layers):
+        numbers.setdefault(layer, []).append(i)
+
+    def keep(module: nn.Module, _: Any, output: Tensor) -> None:
+        outputs.update(dict.fromkeys(numbers[module], output))
+
+    with hooked(numbers, keep):
+        yield outputs
+
+
+@contextmanager
+def probing(
+    network: nn.Module, record: Callable[..., Any] | None = None
+) -> Iterator[Callable[..., Tensor]]:
+    """(C, H, W) -> a black image 1×C×H×W for the network, which is frozen inside.
+
+    ``record`` is a forward hook on each part of the network, but not on the network itself.
+    """
+    like = next(network.parameters(), torch.empty(0))
+
+    def image_of(*shape: int) -> Tensor:
+        return torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
+
+    parts = [] if record is None else [m for m in network.modules() if m is not network]
+    with frozen(network), hooked(parts, record or (lambda *_: None)):
+        yield image_of
+
+
+@contextmanager
+def seeded(seed: int | None, device: torch.device | None) -> Iterator[None]:
+    """Torch's generators of the CPU and of ``device`` seeded, and put back; left alone with None.
+
+    For what draws from them and takes no generator.
+    """
+    if seed is None:
+        yield
+        return
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        # Not torch.manual_seed: that seeds every device, and only these are put back.
+        torch.default_generator.manual_seed(seed)
+        for each in cuda:
+            with torch.cuda.device(each):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def seeded_elsewhere(seed: int) -> Iterator[None]:
+    """The global generators of Python and NumPy seeded, and put back."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002

@@ -1,0 +1,173 @@
+"""What attributions made of other attributions share: how the inner ones are run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from captum.attr import (
+    Attribution,
+    GradientAttribution,
+    LayerAttribution,
+    LayerGradCam,
+    NoiseTunnel,
+)
+from torch import Tensor
+
+from captum_robust._captum import format_output, format_tensor_into_tuples, is_tuple
+from captum_robust._checks import check_finite
+from captum_robust._scores import model_scores
+
+
+class Wrapper(Attribution):
+    """An attribution made of another one.
+
+    Raises:
+        TypeError: ``attribution`` is no attribution.
+    """
+
+    def __init__(self, attribution: Attribution) -> None:
+        check_attribution(attribution, "attribution", "an Attribution")
+        super().__init__(attribution.forward_func)
+        self.attribution = attribution
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """As the wrapped attribution does."""
+        return bool(self.attribution.multiplies_by_inputs)
+
+
+def scores_of(
+    forward_func: Callable[..., Tensor], inputs: tuple[Tensor, ...], additional_forward_args: object
+) -> Tensor:
+    """Of the inputs, without gradients; ``ValueError`` where they are not finite."""
+    with torch.no_grad():
+        passed = without_inference(additional_forward_args)
+        scores = model_scores(forward_func, copied(inputs), passed)
+    scores = scores.reshape(1) if scores.ndim == 0 else scores
+    check_finite(scores, "forward_func, scores")
+    return scores
+
+
+def predicted_by(
+    forward_func: Callable[..., Tensor], inputs: tuple[Tensor, ...], additional_forward_args: object
+) -> Tensor | None:
+    """N classes, or None for scores that have none; where N×K×…, Captum says what it wants."""
+    scores = scores_of(forward_func, inputs, additional_forward_args)
+    return scores.argmax(dim=1) if scores.ndim == 2 and scores.shape[1] > 1 else None
+
+
+def check_attribution(value: object, name: str, expected: str) -> None:
+    if not isinstance(value, Attribution):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name}: expected {expected}, got {got}")
+
+
+def needs_target(attribution: Attribution) -> bool:
+    """Whether it takes a target and, as Captum's own, does not find the predicted class itself."""
+    return takes_target(attribution) and not getattr(attribution, "explains_prediction", False)
+
+
+def takes_target(attribution: Attribution) -> bool:
+    """Whether ``attribute`` takes a target: that of a neuron or of an activation does not."""
+    # Wrappers pass on what comes; NoiseTunnel to a neuron's too, which takes no target.
+    parameters = inspect.signature(innermost(attribution).attribute).parameters
+    return "target" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def innermost(attribution: Attribution) -> Attribution:
+    """What wrappers, ours and Captum's, are around."""
+    while isinstance(attribution, (NoiseTunnel, Wrapper)):
+        is_tunnel = isinstance(attribution, NoiseTunnel)
+        attribution = attribution.attribution_method if is_tunnel else attribution.attribution
+    return attribution
+
+
+def is_of_layer(attribution: Attribution) -> bool:
+    """Whether its result is a map of a layer, not of the inputs."""
+    return isinstance(innermost(attribution), LayerAttribution)
+
+
+def run(
+    attribution: Attribution,
+    inputs: Tensor | tuple[Tensor, ...],
+    arguments: dict[str, Any],
+) -> Any:
+    """Run it on copies of the inputs, which it or the model may change."""
+    copies = copied(format_tensor_into_tuples(inputs))
+    if isinstance(attribution, GradientAttribution) and not isinstance(attribution, LayerGradCam):
+        # It would turn them on by itself, but with a warning. A class activation map needs none:
+        # with them, all that comes before its layer would be recorded.
+        copies = tuple(x.requires_grad_() if x.is_floating_point() else x for x in copies)
+    passed = {
+        name: without_inference(value)
+        for name, value in arguments.items()
+        if name != "target" or takes_target(attribution)
+    }
+    return attribution.attribute(format_output(is_tuple(inputs), copies), **passed)
+
+
+def copied(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.detach().clone() for x in inputs)
+
+
+def without_inference(value: Any) -> Any:
+    """Tensors from ``inference_mode`` as normal ones, which autograd can save; all else as is."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    return tuple(map(without_inference, value)) if type(value) is tuple else value
+
+
+def as_tuple(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def without_details(
+    result: Any, attribution: Attribution, is_inputs_tuple: bool, arguments: dict[str, Any]
+) -> tuple[tuple[Any, ...], Any]:
+    """The attributions, and what came behind them: (attributions, something) is a tuple too."""
+    # A layer has a tuple of its own, whatever the inputs are.
+    is_of_two = (
+        bool(arguments.get("return_convergence_delta"))
+        if is_of_layer(attribution)
+        else not is_inputs_tuple
+    )
+    if isinstance(result, tuple) and (isinstance(result[0], tuple) or is_of_two):
+        return as_tuple(result[0]), result[1:]
+    return as_tuple(result), ()
+
+
+def shapes(values: tuple[Any, ...]) -> list[Any]:
+    return [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in values]
+
+
+def listed(values: tuple[Any, ...]) -> str:
+    return " and ".join(map(str, shapes(values)))
+
+
+def over_tensors(function: Callable[..., Any], *results: Any) -> Any:
+    """The function of results that are tensors, or (nested) tuples of such, part by part."""
+    if isinstance(results[0], tuple):
+        return tuple(over_tensors(function, *parts) for parts in zip(*results, strict=True))
+    return function(*results)
+
+
+def check_result(result: Any) -> Any:
+    """A result as it is, detached; ``ValueError`` where it is not finite."""
+
+    def checked(part: Any) -> Any:
+        if not isinstance(part, Tensor):
+            raise TypeError(f"attribution: expected tensors, got {type(part).__name__}")
+        check_finite(part, "attribution")
+        return part.detach()
+
+    return over_tensors(checked, result)
+
+
+def of_largest_one(x: Tensor) -> Tensor:
+    """Each sample N×… divided by its largest magnitude; zeros stay zeros."""
+    x = x.float() if x.dtype.itemsize < 4 else x
+    top = x.detach().reshape(len(x), -1).abs().amax(dim=1).reshape(-1, *[1] * (x.ndim - 1))
+    return x / torch.where(top > 0, top, torch.ones_like(top))

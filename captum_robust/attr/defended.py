@@ -1,0 +1,532 @@
+"""Defended: an attribution averaged over transforms of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum.attr import Attribution, NeuronAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_robust._captum import TargetType, format_output, format_tensor_into_tuples, is_tuple
+from captum_robust._checks import check_batch, check_finite
+from captum_robust._scores import ClassScores, model_scores, one_row_a_sample
+from captum_robust.attr._wrapped import (
+    Wrapper,
+    copied,
+    innermost,
+    is_of_layer,
+    listed,
+    of_largest_one,
+    over_tensors,
+    run,
+    takes_target,
+    without_details,
+    without_inference,
+)
+from captum_robust.transforms.transform import (
+    Transform,
+    as_transforms,
+    backward_differentiable,
+    resized_map,
+)
+
+COMBINATIONS = ("mean", "normalized_mean", "median")
+
+_CPU_BATCH = 16
+"""Images; of convolutions, larger batches leave a processor's caches and take longer an image."""
+_WITHOUT_POSITIONS = (nn.Linear, nn.Bilinear, nn.Flatten, nn.Embedding, nn.EmbeddingBag)
+
+
+class Defended(Wrapper):
+    """The average of an attribution over transforms of the image, of the class they agree on.
+
+    An attack that flips the label of an image seldom survives a little blur, noise or compression.
+    The class scores are averaged over the transformed images, the best class of the average is
+    explained on each, and the maps, moved back to where they belong, are combined. The transforms
+    are those of Guo et al., "Countering Adversarial Images using Input Transformations"
+    (https://arxiv.org/abs/1711.00117). It holds against an attacker who does not know it; one who
+    does attacks the average itself (:class:`captum_robust.defenses.DefendedModel`).
+
+    All transformed images of one size are one batch. It costs, with T transforms, T attributions;
+    and T forward passes to find the class, but where a target is given. :class:`RobustCAM` finds it
+    in its own pass where all are one batch; in several the scores of all have to come first, also
+    with a target, for the other top classes.
+
+    Args:
+        attribution: any of images N×C×H×W. One with ``ranks_classes`` (:class:`RobustCAM`,
+            :class:`TopClasses`) takes all of its top classes from the averaged scores.
+        transforms: one or several of :mod:`captum_robust.defenses`, or functions of images that
+            neither draw nor move pixels.
+        combine: ``"mean"``; ``"normalized_mean"``, of maps that are divided by their largest
+            magnitude first; ``"median"``, position by position, of an even number the lower
+            of the two in the middle. A position counts in those transforms only that show it.
+        transforms_per_eval: at most so many transforms in a batch, whose images are made when it is
+            their turn (twice, where the class has to be found first). None: all; on the CPU as many
+            as make 16 images, where that takes no more passes.
+
+    Raises:
+        TypeError: ``attribution`` is no attribution, a transform neither transform nor function.
+        ValueError: an unknown ``combine``; no transforms; one that changes the size or moves pixels
+            and does not say how maps get back, that draws without a seed, or that moves pixels
+            where the attribution is of a neuron or of a layer without positions.
+
+    >>> from captum.attr import InputXGradient
+    >>> from captum_robust.defenses import Transform
+    >>> class Brighter(Transform):
+    ...     def _apply(self, x):
+    ...         return x + 0.5
+    >>> attribution = InputXGradient(lambda x: x.flatten(1))
+    >>> Defended(attribution, [Brighter(), lambda x: x]).attribute(torch.zeros(1, 1, 1, 2), 1)
+    tensor([[[[0.0000, 0.2500]]]])
+    """
+
+    explains_prediction = True
+
+    def __init__(
+        self,
+        attribution: Attribution,
+        transforms: Transform | Callable[[Tensor], Tensor] | Sequence[Any],
+        combine: str = "mean",
+        *,
+        transforms_per_eval: int | None = None,
+    ) -> None:
+        super().__init__(attribution)
+        if combine not in COMBINATIONS:
+            raise ValueError(f"combine: expected one of {COMBINATIONS}, got {combine!r}")
+        if transforms_per_eval is not None and (
+            not isinstance(transforms_per_eval, int)
+            or isinstance(transforms_per_eval, bool)
+            or transforms_per_eval < 1
+        ):
+            raise ValueError(
+                "transforms_per_eval: expected a whole number from 1, or None, got "
+                f"{transforms_per_eval!r}"
+            )
+        self.transforms = as_transforms(transforms)
+        self.combine = combine
+        self.transforms_per_eval = transforms_per_eval
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        """``ValueError`` where a transform moves what the attribution cannot follow."""
+        moving = next((t for t in self.transforms if t.moves_pixels), None)
+        if moving is None:
+            return
+        inner = innermost(self.attribution)
+        name = type(inner).__name__
+        if isinstance(inner, NeuronAttribution):
+            raise ValueError(
+                f"transforms: {moving!r} moves pixels, and the neuron of {name} stays where it is"
+            )
+        if is_of_layer(self.attribution) and isinstance(inner.layer, _WITHOUT_POSITIONS):
+            raise ValueError(
+                f"transforms: {moving!r} moves pixels, and the layer of {name}, a "
+                f"{type(inner.layer).__name__}, has no positions to move back"
+            )
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """The combined attribution, in the shape that the attribution gives for the inputs.
+
+        Shared arguments are explained in :mod:`captum_robust.attr`.
+
+        Args:
+            inputs: N×C×H×W with the pixels that the transforms take, mostly in [0, 1]; or a tuple
+                of such, all transformed alike.
+            target: None: the class with the highest score, averaged over the transforms.
+            additional_forward_args: passed on, tensors of N rows once a transform.
+            arguments: those of the attribution's ``attribute``, tensors of N rows likewise.
+
+        Returns:
+            As the attribution; of a layer's map the resolution for the inputs as they are. What
+            comes behind the attributions, as ``convergence_delta``, is averaged.
+
+        Raises:
+            ValueError: no images, pixels out of range, NaN or infinity; results that a transform
+                which moves pixels cannot move back; a baseline or mask of the inputs' size for a
+                transform that changes the size, or, where it is not the same in all places, for one
+                that moves pixels.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            return self._explain(inputs, target, additional_forward_args, arguments, graph=False)
+
+    def differentiable(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """The result of :meth:`attribute` with a graph, for an attacker of the map itself.
+
+        The transforms have the gradients of their surrogates. The attribution has to offer
+        ``differentiable`` too, as :class:`RobustCAM` does.
+
+        Raises:
+            TypeError: it does not.
+        """
+        if not hasattr(self.attribution, "differentiable"):
+            raise TypeError(
+                f"attribution: {type(self.attribution).__name__} has no method differentiable(); "
+                "RobustCAM has, and with k=1 it is the map of LayerGradCam"
+            )
+        with torch.inference_mode(False), torch.enable_grad():
+            return self._explain(inputs, target, additional_forward_args, arguments, graph=True)
+
+    def scores(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: object | None = None,
+    ) -> Tensor:
+        """The class scores N×K, averaged over the transforms, without a graph."""
+        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
+        n = check_batch(inputs_tuple)
+        with torch.inference_mode(False):
+            groups = self._groups(inputs_tuple, {}, graph=False)
+            return self._average(groups, additional_forward_args, n)
+
+    def _explain(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: Any,
+        arguments: dict[str, Any],
+        *,
+        graph: bool,
+    ) -> Any:
+        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
+        n = check_batch(inputs_tuple)
+        shared: dict[str, Any] = {}
+        if additional_forward_args is not None:
+            shared["additional_forward_args"] = additional_forward_args
+        passed = shared | arguments
+        count = len(self.transforms)
+        # A graph holds all images anyway.
+        in_turn = not graph and (self.transforms_per_eval or count) < count
+        kept = None if in_turn else list(self._groups(inputs_tuple, passed, graph))
+
+        def groups() -> Iterable[_Group]:
+            return self._groups(inputs_tuple, passed, graph) if kept is None else kept
+
+        ranks = getattr(self.attribution, "ranks_classes", False)
+        if ranks and kept is not None and len(kept) == 1:
+
+            def ranking(scores: Tensor) -> Tensor:
+                return scores.reshape(count, n, -1).mean(dim=0).repeat(count, 1)
+
+            shared["ranking"] = ranking
+        elif ranks:
+            mean = self._average(groups(), additional_forward_args, n, target)
+            shared["ranking"] = lambda scores: mean.repeat(len(scores) // n, 1)
+        elif target is None and takes_target(self.attribution):
+            mean = self._average(groups(), additional_forward_args, n)
+            if mean.ndim == 2 and mean.shape[1] > 1:
+                target = mean.argmax(dim=1)
+        if target is not None:
+            shared["target"] = target
+
+        results: dict[int, _Result] = {}
+        for group in groups():
+            each = self._attribute(group, inputs_tuple, is_tuple(inputs), shared | arguments, graph)
+            results |= zip(group.numbers, each, strict=True)
+        found = [(t, results[i]) for i, t in enumerate(self.transforms)]
+        first = found[0][1]
+        parts = tuple(
+            self._combined([(t, r.parts[i]) for t, r in found], _size_like(inputs_tuple, i))
+            for i in range(len(first.parts))
+        )
+        dtypes = [_size_like(inputs_tuple, i).dtype for i in range(len(parts))]
+        parts = tuple(
+            p.to(d if d.is_floating_point else torch.float32).contiguous()
+            for p, d in zip(parts, dtypes, strict=True)
+        )
+        result = format_output(first.is_tuple, parts)
+        if not first.rest:
+            return result
+        rests = [
+            torch.stack(each).mean(dim=0) for each in zip(*(r.rest for _, r in found), strict=True)
+        ]
+        return (result, *rests)
+
+    def _groups(
+        self, inputs: tuple[Tensor, ...], arguments: dict[str, Any], graph: bool
+    ) -> Iterator[_Group]:
+        """The transformed inputs: those of one size, up to ``transforms_per_eval``, together.
+
+        ``ValueError`` for arguments that do not go with them.
+        """
+        most = self.transforms_per_eval or self._usual_number(inputs[0])
+        made: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
+
+        def group(same: list[tuple[int, tuple[Tensor, ...]]]) -> _Group:
+            numbers = tuple(i for i, _ in same)
+            shown = tuple(map(torch.cat, zip(*(images for _, images in same), strict=True)))
+            transforms = tuple(self.transforms[i] for i in numbers)
+            for x, images in zip(inputs, shown, strict=True):
+                _check_places(arguments, x, transforms, images)
+            return _Group(numbers, transforms, shown)
+
+        for i, transform in enumerate(self.transforms):
+            images = _transformed(transform, inputs, graph)
+            size = tuple(x.shape[1:] for x in images)
+            same = made.setdefault(size, [])
+            same.append((i, images))
+            if len(same) == most:
+                yield group(made.pop(size))
+        yield from map(group, made.values())
+
+    def _usual_number(self, x: Tensor) -> int:
+        """How many transforms make a batch."""
+        # One that ranks classes needs no pass of its own to find them if all are in one batch.
+        if x.device.type != "cpu" or getattr(self.attribution, "ranks_classes", False):
+            return len(self.transforms)
+        return max(1, _CPU_BATCH // len(x))
+
+    def _average(
+        self, groups: Iterable[_Group], arguments: Any, n: int, target: TargetType = None
+    ) -> Tensor:
+        """The mean class scores N×K; where scores are N×K×…, those that the target selects."""
+        total: Tensor | None = None
+        for group in groups:
+            count = len(group.transforms)
+            passed = without_inference(repeated(arguments, count, n))
+            with torch.no_grad():
+                scores = model_scores(self.forward_func, copied(group.inputs), passed)
+            scores = one_row_a_sample(scores, n * count)
+            for each in torch.split(scores, n):  # the number of a row is that of a sample
+                check_finite(each, "forward_func, scores")
+            if target is not None and scores.ndim > 1:
+                scores = ClassScores(scores, repeated_target(target, count))(scores)
+            scores = scores.reshape(count, n, *scores.shape[1:]).sum(dim=0)
+            total = scores if total is None else total + scores
+        assert total is not None
+        return total / len(self.transforms)
+
+    def _attribute(
+        self,
+        group: _Group,
+        inputs: tuple[Tensor, ...],
+        is_inputs_tuple: bool,
+        arguments: dict[str, Any],
+        graph: bool,
+    ) -> list[_Result]:
+        """Those of each transform of a group."""
+        count, n = len(group.transforms), len(inputs[0])
+        passed = {
+            name: repeated_target(value, count) if name == "target" else repeated(value, count, n)
+            for name, value in arguments.items()
+        }
+        whole = format_output(is_inputs_tuple, group.inputs)
+        try:
+            if graph:
+                result = self.attribution.differentiable(whole, **passed)
+            else:
+                result = over_tensors(Tensor.detach, run(self.attribution, whole, passed))
+            parts, rest = without_details(result, self.attribution, is_inputs_tuple, passed)
+            for each in (each for part in parts for each in torch.split(part, n)):
+                check_finite(each, "attribution")
+        except ValueError:
+            # Are it the scores? And the sample has another number among those of all transforms.
+            self._average([group], arguments.get("additional_forward_args"), n)
+            raise
+        is_result_tuple = isinstance(result[0] if rest else result, tuple)
+        for part in parts:
+            if len(part) != n * count:
+                raise ValueError(
+                    f"attribution: expected {n * count} results for as many images, got "
+                    f"{listed(parts)}"
+                )
+        is_layer = is_of_layer(self.attribution)
+        split = [_split(part, count, n) for part in parts]
+        rests = [_split(each, count, n) for each in rest]
+        shown = [_size_like(group.inputs, i).shape[2:] for i in range(len(parts))]
+        return [
+            _Result(
+                tuple(
+                    _Part(s[j], (size[0], size[1]), is_layer)
+                    for s, size in zip(split, shown, strict=True)
+                ),
+                [r[j] for r in rests],
+                is_result_tuple,
+            )
+            for j in range(count)
+        ]
+
+    def _combined(self, maps: list[tuple[Transform, _Part]], x: Tensor) -> Tensor:
+        """One tensor of the results of all transforms, on images like ``x``."""
+        size = (x.shape[2], x.shape[3])
+        # Before a transform may move it: what has no positions cannot be.
+        moves = any(t.moves_pixels for t, _ in maps)
+        resolution = maps[0][1].resolution(size) if moves else None
+        full = [p.values.float() if p.values.dtype.itemsize < 4 else p.values for _, p in maps]
+        pairs = [
+            t.align(values, size) if t.moves_pixels else (values, None)
+            for (t, _), values in zip(maps, full, strict=True)
+        ]
+        aligned, seen = [a for a, _ in pairs], [s for _, s in pairs]
+        if moves and (
+            any(s is not None for s in seen) or any(a.shape[2:] != resolution for a in aligned)
+        ):
+            # Windows, and maps of several sizes, meet at the size of the image.
+            aligned = [
+                _at_size(a, s, size, t) for (t, _), a, s in zip(maps, aligned, seen, strict=True)
+            ]
+        if len({tuple(a.shape) for a in aligned}) > 1:
+            raise ValueError(f"attribution: results of different sizes, {listed(tuple(aligned))}")
+        if self.combine == "normalized_mean":
+            aligned = [of_largest_one(a) for a in aligned]
+        stack = torch.stack(aligned)
+        if all(s is None for s in seen):
+            combined = stack.median(dim=0).values if self.combine == "median" else stack.mean(dim=0)
+        else:
+            ones = stack.new_ones(1, 1, *size)
+            weight = torch.stack([ones if s is None else s.to(stack) for s in seen])
+            combined = _weighted(stack, weight, median=self.combine == "median")
+        return combined if resolution is None else resized_map(combined, resolution)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Transforms whose images have one size, and these, T·N×C×h×w, one transform after another."""
+
+    numbers: tuple[int, ...]
+    """Of the transforms, among all."""
+    transforms: tuple[Transform, ...]
+    inputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The attribution of the N images of a transform."""
+
+    values: Tensor
+    shown: tuple[int, int]
+    """The size of the transformed images."""
+    is_layer: bool
+
+    def resolution(self, size: tuple[int, int]) -> tuple[int, int]:
+        """What the map has for images of ``size``: in proportion."""
+        if self.values.ndim != 4:
+            raise ValueError(
+                "attribution: a transform that moves pixels needs results N×C×h×w, got "
+                f"{tuple(self.values.shape)}"
+            )
+        if not self.is_layer:
+            return size
+        height, width = (
+            max(1, round(own * side / shown))
+            for own, side, shown in zip(self.values.shape[2:], size, self.shown, strict=True)
+        )
+        return height, width
+
+
+@dataclass(frozen=True)
+class _Result:
+    parts: tuple[_Part, ...]
+    rest: list[Tensor]
+    is_tuple: bool
+
+
+def _transformed(
+    transform: Transform, inputs: tuple[Tensor, ...], graph: bool
+) -> tuple[Tensor, ...]:
+    if graph:
+        images = tuple(backward_differentiable(transform, x) for x in inputs)
+    else:
+        # Copies: a transform of the user's may write to what it is given.
+        images = tuple(transform(x.detach().clone()) for x in inputs)
+    for x, image in zip(inputs, images, strict=True):
+        if len(image) != len(inputs[0]):
+            raise ValueError(f"inputs: batches of {len(inputs[0])} and {len(image)} samples")
+        if not transform.moves_pixels and image.shape != x.shape:
+            raise ValueError(
+                f"transforms: {transform!r} makes {tuple(image.shape)} of {tuple(x.shape)} and "
+                "does not say how maps get back to the image"
+            )
+        check_finite(image, f"transforms, {transform!r}")
+    return images
+
+
+def repeated(value: Any, times: int, n: int) -> Any:
+    """Tensors of N rows, also within a tuple, that often one after another; all else as it is."""
+    if isinstance(value, tuple):
+        return tuple(repeated(v, times, n) for v in value)
+    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == n and times > 1:
+        return value.repeat(times, *[1] * (value.ndim - 1))
+    return value
+
+
+def repeated_target(target: TargetType, times: int) -> Any:
+    """Targets, one a sample, that often one after another; what holds for all as it is."""
+    if isinstance(target, list):
+        return target * times
+    if isinstance(target, Tensor) and target.ndim == 1 and len(target) > 1:
+        return target.repeat(times)
+    return target
+
+
+def _size_like(inputs: tuple[Tensor, ...], i: int) -> Tensor:
+    """The input that part i of a result belongs to: its own, or the first where there is none."""
+    return inputs[i] if i < len(inputs) else inputs[0]
+
+
+def _split(values: Tensor, count: int, n: int) -> list[Tensor]:
+    """Values of T·N·m rows by transform."""
+    rows = len(values) // (count * n)
+    return list(torch.split(values, n * rows))
+
+
+def _check_places(
+    arguments: dict[str, Any], x: Tensor, transforms: tuple[Transform, ...], shown: Tensor
+) -> None:
+    """``ValueError`` for a tensor of pixels that the transforms of a group would have to move."""
+    moving = next((t for t in transforms if t.moves_pixels), None)
+    if moving is None:
+        return
+    for name, value in arguments.items():
+        for each in value if isinstance(value, tuple) else (value,):
+            if not isinstance(each, Tensor) or each.ndim != 4 or each.shape[2:] != x.shape[2:]:
+                continue
+            if shown.shape[2:] != x.shape[2:]:
+                raise ValueError(
+                    f"{name}: it has the size of the inputs, {tuple(x.shape[2:])}, and does not "
+                    f"fit the images of {moving!r}"
+                )
+            if bool((each != each[:, :, :1, :1]).any()):
+                raise ValueError(
+                    f"{name}: it differs from pixel to pixel, and {moving!r} moves those of the "
+                    "inputs only"
+                )
+
+
+def _at_size(
+    maps: Tensor, seen: Tensor | None, size: tuple[int, int], transform: Transform
+) -> Tensor:
+    """An aligned map on images of ``size``."""
+    if maps.ndim != 4 or (seen is not None and tuple(maps.shape[2:]) != size):
+        raise ValueError(
+            f"transforms: {transform!r} aligned a map to {tuple(maps.shape)}, not to {size}"
+        )
+    return resized_map(maps, size)
+
+
+def _weighted(stack: Tensor, weight: Tensor, *, median: bool) -> Tensor:
+    """T×N×C×H×W maps combined over T, those positions counting that were seen (T×1×1×H×W)."""
+    total = weight.sum(dim=0)
+    safe = torch.where(total > 0, total, torch.ones_like(total))
+    if not median:
+        return stack.sum(dim=0) / safe
+    unseen = (weight <= 0.5).expand_as(stack)
+    values = stack / weight.clamp(min=0.5)
+    found = values.masked_fill(unseen, torch.nan).nanmedian(dim=0).values
+    return found.nan_to_num(0.0)

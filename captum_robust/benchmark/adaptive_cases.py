@@ -1,0 +1,115 @@
+"""Attacks that know how a method defends itself, made for some of the methods only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_robust.attacks import Attack
+from captum_robust.benchmark.batches import Perturb
+from captum_robust.benchmark.robust_accuracy import in_ball
+from captum_robust.catalog.attacks import DEFAULT_STEPS, LEVELS, strength_name
+from captum_robust.catalog.methods import Method
+from captum_robust.defenses import adaptive_attack
+from captum_robust.defenses.adaptive_attack import can_adapt
+from captum_robust.transforms.transform import Transform
+
+EXPLANATION = "explanation"
+"""The attack on the map itself, which keeps the class."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Attacked images that some of the methods are shown."""
+
+    attack: str
+    """The attack in the tables that it is a case of, such as "pgd 2/255, adaptive"."""
+    name: str
+    """Of these images, such as "pgd 2/255, adaptive (defended_cam)"; of one case alone, the
+    attack's."""
+    methods: tuple[str, ...]
+    perturb: Perturb
+    transforms: tuple[Transform, ...]
+    """Those that are attacked through, by whose averaged scores an image is fooled."""
+    of: str | None
+    """The attack that it adapts, which is adaptive already for methods without a defence; None: it
+    is an attack on the map, and says nothing of other methods."""
+
+
+def adaptive_variants(
+    methods: Mapping[str, Method], attacks: Mapping[str, Any], batch_size: int, target: str
+) -> list[Variant]:
+    """For each attack its adaptive cases, and at the same strengths the attack on each map.
+
+    Args:
+        methods: those of the run.
+        attacks: name -> attack of the classifier. One that cannot be adapted has no case.
+        batch_size: images of a method's batch; the attacks hold about as many transformed ones.
+        target: "label" or "prediction": what the methods explain, and the map is attacked for.
+
+    Raises:
+        ValueError: an attack has the name of a case.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, method in methods.items():
+        if method.transforms:
+            groups.setdefault(repr(method.transforms), []).append(name)
+    variants = []
+    strengths: dict[float, int] = {}
+    for name, attack in attacks.items():
+        if not can_adapt(attack):
+            continue
+        for group in groups.values():
+            transforms = methods[group[0]].transforms
+            column = f"{name}, adaptive"
+            own = column if len(groups) == 1 else f"{column} ({group[0]})"
+            perturb = _in_parts(adaptive_attack(attack, transforms), len(transforms), batch_size)
+            variants.append(Variant(column, own, tuple(group), perturb, transforms, name))
+        if in_ball(attack) and attack.epsilon:
+            strengths.setdefault(attack.epsilon, getattr(attack, "steps", 0) or DEFAULT_STEPS)
+    for epsilon, steps in strengths.items():
+        column = strength_name(EXPLANATION, round(epsilon * LEVELS, 6))
+        for name, method in methods.items():
+            if method.attack_map is not None:
+                attack = method.attack_map(epsilon, steps)
+                perturb = _in_parts(attack, len(method.transforms) or 1, batch_size)
+                if target == "prediction":
+                    perturb = _of_prediction(perturb)
+                variants.append(
+                    Variant(column, f"{column} ({name})", (name,), perturb, method.transforms, None)
+                )
+    for variant in variants:
+        if attacks.keys() & {variant.attack, variant.name}:
+            raise ValueError(f"attacks: {variant.attack!r} is the name of an adaptive attack")
+    return variants
+
+
+def describe_variants(variants: list[Variant]) -> dict[str, Any]:
+    """What a run keeps of them: for each attack what it adapts, and the images of each method."""
+    described: dict[str, Any] = {}
+    for variant in variants:
+        entry = described.setdefault(variant.attack, {"of": variant.of, "images": {}})
+        entry["images"] |= dict.fromkeys(variant.methods, variant.name)
+    return described
+
+
+def _in_parts(attack: Attack, transforms: int, batch_size: int) -> Perturb:
+    """The attack on so few images at once that their transforms fill one batch."""
+    most = max(1, batch_size // transforms)
+
+    def perturb(images: Tensor, label: Tensor | None) -> Tensor:
+        parts = [slice(i, i + most) for i in range(0, len(images), most)]
+        labels = [None if label is None else label[part] for part in parts]
+        found = zip(parts, labels, strict=True)
+        return torch.cat([attack.perturb(images[part], y) for part, y in found])
+
+    return perturb
+
+
+def _of_prediction(perturb: Callable[..., Tensor]) -> Perturb:
+    """Without the label: an attack takes what the attacked model, with its defence, predicts."""
+    return lambda images, _: perturb(images, None)

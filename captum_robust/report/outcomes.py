@@ -1,0 +1,179 @@
+"""What attacks did to the images of a run: counts, shares, intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from captum_robust.catalog.attacks import LEVELS, strength_of
+from captum_robust.metrics.functional import bootstrap_interval
+from captum_robust.runs.store import RunStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class AttackSummary:
+    """What an attack did to n images. Shares are in [0, 1], sizes in pixel units."""
+
+    n: int
+    clean_accuracy: float
+    n_right: int
+    """Classified right before the attack."""
+    already_wrong: int
+    """Misclassified before; these count as wrong, and the attack is not credited with them."""
+    fooled: float
+    """The share of those that were right before which the attack fooled; NaN if none was."""
+    robust_accuracy: float
+    """The share of all n that was right before and still is."""
+    robust_low: float
+    robust_high: float
+    """Its bootstrap interval over the images."""
+    linf: float
+    l2: float
+    """Mean size of the change of those that were right before."""
+
+
+def summarize_attack(
+    already: Tensor,
+    fooled: Tensor,
+    linf: Tensor,
+    l2: Tensor,
+    *,
+    lost: Tensor | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> AttackSummary:
+    """Counts, shares and the interval of the robust accuracy.
+
+    Args:
+        already: n booleans, misclassified before.
+        fooled: n booleans, right before and fooled.
+        linf, l2: n, sizes of the change.
+        lost: n booleans, right before and not after; None: those that are fooled. A targeted
+            attack may lose an image the label without reaching the class aimed at.
+        level, seed: of the bootstrap.
+
+    >>> no, yes = torch.tensor([False, False, False]), torch.tensor([True, False, False])
+    >>> one = summarize_attack(yes, ~yes & torch.tensor([False, True, False]), no + 0.5, no + 2.0)
+    >>> one.n, one.already_wrong, one.fooled, round(one.robust_accuracy, 3), one.l2
+    (3, 1, 0.5, 0.333, 2.0)
+    """
+    right = ~already
+    n, n_right = len(already), int(right.sum())
+    robust = right & ~(fooled if lost is None else lost)
+    interval = bootstrap_interval(robust.double(), level=level, seed=seed) if n else None
+
+    def mean_of_right(values: Tensor) -> float:
+        return float(values.double()[right].mean()) if n_right else math.nan
+
+    return AttackSummary(
+        n=n,
+        clean_accuracy=n_right / n if n else math.nan,
+        n_right=n_right,
+        already_wrong=n - n_right,
+        fooled=mean_of_right(fooled),
+        robust_accuracy=interval.mean if interval else math.nan,
+        robust_low=interval.low if interval else math.nan,
+        robust_high=interval.high if interval else math.nan,
+        linf=mean_of_right(linf),
+        l2=mean_of_right(l2),
+    )
+
+
+def attack_table(
+    store: RunStore, attacks: Sequence[str], *, level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """One row for each attack of a run, see :meth:`Comparison.attack_table`."""
+    import pandas as pd
+
+    rows = []
+    for attack in attacks:
+        found = list(
+            store.select(
+                "SELECT a.already, a.fooled, a.linf, a.l2, a.skipped, a.error, i.label, "
+                "a.predicted <> a.label AS lost "
+                "FROM attacked a JOIN images i USING (position) "
+                "WHERE a.attack = ? AND i.error IS NULL ORDER BY position",
+                (attack,),
+            )
+        )
+        done = [row for row in found if row["error"] is None and not row["skipped"]]
+        summary = summarize_attack(
+            torch.tensor([row["already"] for row in done], dtype=torch.bool),
+            torch.tensor([row["fooled"] for row in done], dtype=torch.bool),
+            torch.tensor([row["linf"] for row in done]),
+            torch.tensor([row["l2"] for row in done]),
+            lost=torch.tensor([row["lost"] for row in done], dtype=torch.bool),
+            level=level,
+            seed=seed,
+        )
+        levels = strength_of(attack)[1]
+        rows.append(
+            {
+                "attack": attack,
+                "epsilon": None if levels is None else levels / LEVELS,
+                **vars(summary),
+                "unlabelled": sum(row["label"] is None for row in done),
+                "skipped": sum(bool(row["skipped"]) for row in found),
+                "failed": sum(row["error"] is not None for row in found),
+            }
+        )
+    counted = [field.name for field in fields(AttackSummary)]
+    columns = ["attack", "epsilon", *counted, "unlabelled", "skipped", "failed"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def attack_series(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of an attack table by attack, weakest first; only of attacks with a strength."""
+    rows = table[table["epsilon"].notna()]
+    names = rows["attack"].map(lambda name: strength_of(name)[0])
+    return {
+        str(name): block.sort_values("epsilon", kind="stable")
+        for name, block in rows.groupby(names, sort=False)
+    }
+
+
+def attacks_text(table: pd.DataFrame, aimed_at: str | None = None) -> str:
+    """An attack table for a terminal, with a line on what it counts.
+
+    Args:
+        table: of :func:`attack_table`.
+        aimed_at: the class of a targeted attack.
+    """
+    import pandas as pd
+
+    shown = pd.DataFrame({"attack": table["attack"], "n": table["n"]})
+    shown["clean accuracy"] = _texts(table["clean_accuracy"], "{:.3f}")
+    shown["already wrong"] = table["already_wrong"]
+    shown["fooled"] = [
+        f"{share} of {n}" if n else "-"
+        for share, n in zip(_texts(table["fooled"], "{:.3f}"), table["n_right"], strict=True)
+    ]
+    shown["robust accuracy"] = [
+        f"{row.robust_accuracy:.3f} [{row.robust_low:.3f}, {row.robust_high:.3f}]" if row.n else "-"
+        for row in table.itertuples()
+    ]
+    shown["Linf"] = _texts(table["linf"] * LEVELS, "{:.1f}/255")
+    shown["L2"] = _texts(table["l2"], "{:.2f}")
+    for column in ("skipped", "failed"):
+        if table[column].any():
+            shown[column] = table[column]
+    towards = "" if aimed_at is None else f", and now {aimed_at}"
+    note = (
+        f"fooled: of those classified right before{towards}; robust accuracy: share of all n "
+        "still right, 95 % bootstrap interval;\nLinf, L2: mean change of those right before"
+    )
+    if unlabelled := int(table["unlabelled"].max()):
+        note += f"\nwithout a label: {unlabelled}; there the prediction counts as the label"
+    return f"{shown.to_string(index=False)}\n{note}"
+
+
+def _texts(values: pd.Series[float], form: str) -> list[str]:
+    return ["-" if math.isnan(value) else form.format(value) for value in values]

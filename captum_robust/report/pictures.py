@@ -1,0 +1,409 @@
+"""The pictures of the report: the images whose objects were placed best, and worst."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from captum_robust.draw import (
+    PREDICTED_COLOR,
+    RGB,
+    draw_boxes,
+    encode_jpeg,
+    factor_text,
+    overlay,
+    verdict,
+)
+from captum_robust.report.comparison import ATTACK_POOL, CLEAN, GALLERY_POOL, boxes_of
+from captum_robust.report.plots import method_styles
+from captum_robust.runs.store import unpack
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from captum_robust.report.comparison import Comparison
+
+_LONGER_SIDE = 208
+_JPEG_QUALITY = 72
+_EACH = 12
+_PICTURES = 400
+"""Bound on the pictures of a report: at about 15 kB each as text, some 6 MB."""
+_STRIPS = 6
+_STRIP_PICTURES = 200
+_TRIO_DEFENDED = 3
+"""Bounds on the images shown under attack, and on their pictures."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a method did to one image."""
+
+    picture: str
+    """A data URI."""
+    factor: str
+    mark: str
+    """✓ where the label flipped, ✗ where it did not."""
+    verdict: str
+    new_class: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One method's map over one image."""
+
+    method: str
+    picture: str
+    """A data URI; empty where the method failed."""
+    iou: float | None
+    """None: there is no true box to compare with."""
+    localized: bool
+    change: Change | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of the gallery."""
+
+    image: str
+    picture: str
+    mean_iou: float
+    true_class: str
+    predicted_class: str
+    confidence: float
+    mistaken: bool
+    """The classifier predicts another class than the true one."""
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The best and the worst of the images whose pictures the run has kept."""
+
+    best: list[Entry]
+    worst: list[Entry]
+    pool: int
+    """How many images they are chosen from."""
+    ranked_by: list[str]
+    """The methods whose mean overlap ranks the images, and whose maps are shown."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One image, clean or under one attack, with the maps of it."""
+
+    attack: str
+    picture: str
+    """A data URI, like ``change``, which is empty where there is none."""
+    change: str
+    factor: str
+    predicted_class: str
+    confidence: float
+    fooled: bool | None
+    """None: the clean image."""
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class AttackedEntry:
+    """One image before and after the attacks."""
+
+    image: str
+    true_class: str
+    strips: list[Strip]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A map over the image that its method was shown."""
+
+    attack: str
+    decided_class: str
+    """What the method takes the image for."""
+    tile: Tile
+
+
+@dataclass(frozen=True)
+class Trio:
+    """One image clean, attacked, and attacked before the eyes of defended methods."""
+
+    image: str
+    true_class: str
+    rows: list[tuple[str, list[Shot]]]
+    """For each attack: clean, attacked, defended."""
+
+
+def build_strips(comparison: Comparison) -> list[AttackedEntry]:
+    """The first images that were classified right before every attack, with all that was done.
+
+    Only of those whose pictures the run has kept; baselines' maps are left out.
+    """
+    styles = method_styles(comparison)
+    shown = [m for m in comparison.methods if not styles[m].baseline] or comparison.methods
+    pictures = (1 + len(comparison.attacked_sets)) * (2 + len(shown))
+    positions = _shown_positions(comparison, min(_STRIPS, _STRIP_PICTURES // pictures))
+    rows = comparison.to_dataframe(first=ATTACK_POOL)
+    rows = rows[rows["method"].isin(shown)]
+    return [_attacked_entry(comparison, rows, position) for position in positions]
+
+
+def _shown_positions(comparison: Comparison, most: int) -> list[int]:
+    """The first images that were right before every plain attack, and whose pictures are kept."""
+    plain = list(comparison.configuration["attacks"])
+    kept = comparison.select(
+        "SELECT position FROM attacked JOIN images USING (position) "
+        "WHERE NOT already AND attacked.picture IS NOT NULL AND images.picture IS NOT NULL "
+        f"AND attack IN ({', '.join('?' * len(plain))}) "
+        "GROUP BY position HAVING count(*) = ? ORDER BY position LIMIT ?",
+        (*plain, len(plain), max(1, most)),
+    )
+    return [row["position"] for row in kept]
+
+
+def build_trios(comparison: Comparison) -> list[Trio]:
+    """Clean, attacked, defended: of the first images that were right, under the outer attacks.
+
+    The undefended method is the one that is "grad_cam", or the first that is no baseline. Empty
+    without it, a defended method or an attack.
+    """
+    kinds = comparison.configuration["methods"]
+    styles = method_styles(comparison)
+    rows = comparison.to_dataframe(first=ATTACK_POOL)
+    has_class = rows[rows["decided"].notna()]["method"].unique()
+    defended = [m for m in comparison.methods if m in has_class][:_TRIO_DEFENDED]
+    bare = [m for m in comparison.methods if m not in defended and not styles[m].baseline]
+    bare.sort(key=lambda m: kinds[m] != "grad_cam")  # stable: the others in order
+    attacks = list(comparison.configuration["attacks"])
+    if not (bare and defended and attacks):
+        return []
+    plain = list(dict.fromkeys([attacks[0], attacks[-1]]))
+    adaptive = {a: f"{a}, adaptive" for a in plain if f"{a}, adaptive" in comparison.attacks}
+    entries = []
+    for position in _shown_positions(comparison, _STRIPS):
+        image = comparison.select("SELECT * FROM images WHERE position = ?", (position,))[0]
+        clean = _shots(comparison, rows, image, CLEAN, [bare[0]])
+        under = []
+        for attack in plain:
+            shots = _shots(comparison, rows, image, attack, [bare[0], *defended])
+            if attack in adaptive:
+                shots += _shots(comparison, rows, image, adaptive[attack], defended)
+            under.append((attack, [*clean, *shots]))
+        name = comparison.class_name(image["label"])
+        entries.append(Trio(image["image"], name, under))
+    return entries
+
+
+def _shots(
+    comparison: Comparison,
+    rows: pd.DataFrame,
+    image: dict[str, Any],
+    attack: str,
+    methods: Sequence[str],
+) -> list[Shot]:
+    """The maps of some methods over the images that each was shown."""
+    position = image["position"]
+    shots = []
+    for method in methods:
+        here = rows[
+            (rows["position"] == position) & (rows["attack"] == attack) & (rows["method"] == method)
+        ]
+        picture = image["picture"]
+        if attack != CLEAN:
+            found = comparison.select(
+                "SELECT a.picture FROM results r JOIN attacked a ON a.position = r.position "
+                "AND a.attack = coalesce(r.source, r.attack) "
+                "WHERE r.position = ? AND r.attack = ? AND r.method = ?",
+                (position, attack, method),
+            )
+            picture = found[0]["picture"] if found else None
+        if here.empty or picture is None:
+            continue
+        canvas = _Canvas.of(image, picture)
+        (tile,) = _tiles(comparison, here, position, attack, canvas)
+        first: Any = here.iloc[0]
+        decided = first["predicted"] if first["decided"] != first["decided"] else first["decided"]
+        # NaN where the method failed on the image.
+        number = None if decided != decided else int(decided)
+        shots.append(Shot(attack, comparison.class_name(number), tile))
+    return shots
+
+
+def _attacked_entry(comparison: Comparison, rows: pd.DataFrame, position: int) -> AttackedEntry:
+    image = comparison.select("SELECT * FROM images WHERE position = ?", (position,))[0]
+    found = comparison.select("SELECT * FROM attacked WHERE position = ?", (position,))
+    attacked = {row["attack"]: row for row in found}
+    mine = rows[rows["position"] == position]
+    strips = []
+    for name in (CLEAN, *comparison.attacked_sets):
+        here = mine[mine["source"] == name]
+        row = attacked.get(name)
+        if here.empty or (name != CLEAN and (row is None or row["picture"] is None)):
+            continue
+        attack = str(here["attack"].iloc[0])
+        canvas = _Canvas.of(image, image["picture"] if row is None else row["picture"])
+        first: Any = here.iloc[0]
+        strips.append(
+            Strip(
+                attack=name,
+                picture=_jpeg_uri(canvas.picture),
+                change="" if row is None else _jpeg_uri(canvas.fitted(row["change"])),
+                factor="" if row is None else factor_text(row["amplification"]),
+                # Of an image that is attacked through transforms, the class of their mean scores.
+                predicted_class=comparison.class_name(
+                    int((first if row is None else row)["predicted"])
+                ),
+                confidence=float((first if row is None else row)["confidence"]),
+                fooled=None if row is None else bool(row["fooled"]),
+                tiles=_tiles(comparison, here, position, attack, canvas),
+            )
+        )
+    return AttackedEntry(image["image"], comparison.class_name(image["label"]), strips)
+
+
+def build_gallery(comparison: Comparison) -> Gallery:
+    """Choose the images by the mean overlap over the methods that are no baselines, and draw them.
+
+    The boxes are those at the threshold that the table uses. Clean images only: see
+    :func:`build_strips` for attacked ones.
+    """
+    styles = method_styles(comparison)
+    shown = [m for m in comparison.methods if not styles[m].baseline] or comparison.methods
+    rows = comparison.to_dataframe(first=GALLERY_POOL)
+    if "iou" not in rows:
+        return Gallery([], [], 0, shown)
+    kept = comparison.select("SELECT position FROM images WHERE picture IS NOT NULL")
+    rows = rows[
+        (rows["attack"] == CLEAN)
+        & rows["method"].isin(shown)
+        & rows["position"].isin([row["position"] for row in kept])
+    ]
+    means = rows.groupby("position")["iou"].mean().dropna()
+    ranked = means.sort_values(ascending=False, kind="stable")
+    changes = rows[rows["new_class"].notna()]["method"].nunique()
+    most = min(_EACH, max(1, _PICTURES // (2 * (len(shown) + changes + 1))))
+    best = list(ranked.index[: min(most, -(-len(ranked) // 2))])
+    worst = list(ranked.index[::-1][: min(most, len(ranked) // 2)])
+
+    def entries(positions: Sequence[int]) -> list[Entry]:
+        return [
+            _entry(comparison, rows[rows["position"] == p], int(p), float(ranked[p]))
+            for p in positions
+        ]
+
+    return Gallery(entries(best), entries(worst), len(ranked), shown)
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """A picture in the shape of the original image, as the model's input may have squeezed it."""
+
+    picture: RGB
+    truth: np.ndarray[Any, Any]
+    """M×4, the true boxes on it."""
+    scale: np.ndarray[Any, Any]
+    """4, from the pixels of the model's input."""
+
+    @classmethod
+    def of(cls, image: dict[str, Any], picture: bytes) -> _Canvas:
+        """From a row of ``images`` and a picture at the size of the model's input."""
+        stored = _decoded(picture)
+        height, width = stored.shape[:2]
+        size = _tile_size(image["width"], image["height"])
+        truth = np.array(boxes_of(image["boxes"])).reshape(-1, 4) * [*size, *size]
+        scale = np.array([size[0] / width, size[1] / height] * 2)
+        return cls(_sized(stored, size), truth, scale)
+
+    def fitted(self, picture: bytes) -> RGB:
+        """Another picture in the same size."""
+        return _sized(_decoded(picture), (self.picture.shape[1], self.picture.shape[0]))
+
+
+def _decoded(data: bytes) -> RGB:
+    import cv2
+
+    stored: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    rgb: RGB = stored[:, :, ::-1]
+    return rgb
+
+
+def _sized(rgb: RGB, size: tuple[int, int]) -> RGB:
+    import cv2
+
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _entry(comparison: Comparison, rows: pd.DataFrame, position: int, mean_iou: float) -> Entry:
+    row = comparison.select("SELECT * FROM images WHERE position = ?", (position,))[0]
+    canvas = _Canvas.of(row, row["picture"])
+    first: Any = rows.iloc[0]
+    predicted = None if first["predicted"] != first["predicted"] else int(first["predicted"])
+    return Entry(
+        image=row["image"],
+        picture=_jpeg_uri(draw_boxes(canvas.picture, canvas.truth)),
+        mean_iou=mean_iou,
+        true_class=comparison.class_name(row["label"]),
+        predicted_class=comparison.class_name(predicted),
+        confidence=float(first["confidence"]),
+        mistaken=row["label"] is not None and row["label"] != predicted,
+        tiles=_tiles(comparison, rows, position, CLEAN, canvas),
+    )
+
+
+def _tiles(
+    comparison: Comparison, rows: pd.DataFrame, position: int, attack: str, canvas: _Canvas
+) -> list[Tile]:
+    """The maps of one image under one attack, of the methods in ``rows``."""
+    kept = {
+        r["method"]: r
+        for r in comparison.select(
+            "SELECT method, heat, perturbation, amplification, predicted, explained, new_class, "
+            "flipped FROM results WHERE position = ? AND attack = ? AND heat IS NOT NULL",
+            (position, attack),
+        )
+    }
+    by_method = {r["method"]: r for r in rows.to_dict("records")}
+    return [
+        _tile(comparison, by_method[method], kept.get(method), canvas)
+        for method in comparison.methods
+        if method in by_method
+    ]
+
+
+def _tile(
+    comparison: Comparison, row: dict[Any, Any], kept: dict[str, Any] | None, canvas: _Canvas
+) -> Tile:
+    if kept is None:  # the method failed on this image
+        return Tile(row["method"], "", None, False)
+    values = unpack(kept["heat"], np.uint8)
+    side = round(len(values) ** 0.5)
+    drawn = draw_boxes(overlay(canvas.picture, values.reshape(side, side)), canvas.truth)
+    change = None if kept["perturbation"] is None else _change(comparison, kept, canvas)
+    if math.isnan(iou := float(row.get("iou", math.nan))):  # no box to compare with
+        return Tile(row["method"], _jpeg_uri(drawn), None, False, change)
+    box = np.array([[row[c] for c in ("x0", "y0", "x1", "y1")]]) * canvas.scale
+    drawn = draw_boxes(drawn, box, PREDICTED_COLOR)
+    return Tile(row["method"], _jpeg_uri(drawn), iou, bool(row["localized"]), change)
+
+
+def _change(comparison: Comparison, kept: dict[str, Any], canvas: _Canvas) -> Change:
+    drawn = canvas.fitted(kept["perturbation"])
+    mark, words = verdict(bool(kept["flipped"]), kept["predicted"] == kept["explained"])
+    new_class = comparison.class_name(kept["new_class"])
+    return Change(_jpeg_uri(drawn), factor_text(kept["amplification"]), mark, words, new_class)
+
+
+def _tile_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height with the longer side as shown; a very long strip is shown less long."""
+    ratio = min(max(width / height, 0.4), 2.5)
+    if ratio >= 1:
+        return _LONGER_SIDE, round(_LONGER_SIDE / ratio)
+    return round(_LONGER_SIDE * ratio), _LONGER_SIDE
+
+
+def _jpeg_uri(rgb: RGB) -> str:
+    data = encode_jpeg(rgb, _JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")

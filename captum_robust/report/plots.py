@@ -1,0 +1,331 @@
+"""Figures of a comparison: error of each method, and error against threshold.
+
+Figures are made without pyplot, so nothing of the caller's matplotlib state changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
+from captum_robust.metrics.functional import STRATEGIES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from captum_robust.report.comparison import Comparison
+
+# Of Okabe & Ito's colours, told apart in all common kinds of colour blindness, those that have a
+# contrast of 3:1 with white and with the report's dark ground. Further methods repeat them dashed.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8609a")
+_DASHES: tuple[tuple[int, ...], ...] = (
+    (),
+    (6, 2),
+    (2, 2),
+    (7, 2, 2, 2),
+    (12, 3),
+    (5, 2, 1, 2, 1, 2),
+)
+_GREY = "#7d7d7d"
+
+FAMILIES = {
+    "value": "share α of the map's range",
+    "mean": "multiple α of the map's mean",
+    "energy": "share α of the map's sum",
+    "percentile": "share α of the pixels left out",
+}
+"""What α is in each family of thresholds."""
+
+_LONGEST_NAME = 24
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method's line looks in every figure and in the report."""
+
+    color: str
+    dash: tuple[int, ...]
+    """Lengths of strokes and gaps; empty: solid."""
+    baseline: bool
+    fixed: bool
+    """Its box is always the same, so its error is a reference line."""
+
+
+def method_styles(comparison: Comparison) -> dict[str, Style]:
+    """A line style for each method, in the run's order; baselines are grey."""
+    styles: dict[str, Style] = {}
+    coloured = grey = 0
+    for method in comparison.methods:
+        kind = comparison.configuration["methods"][method]
+        if kind in BASELINES:
+            dash = _DASHES[(grey + 1) % len(_DASHES)]
+            styles[method] = Style(_GREY, dash, baseline=True, fixed=kind in FIXED_BOXES)
+            grey += 1
+        else:
+            styles[method] = line_style(coloured)
+            coloured += 1
+    return styles
+
+
+def plot_comparison(comparison: Comparison) -> Figure:
+    """Error of each method with its interval, beside error against threshold for each family.
+
+    Baselines are grey; those whose box is fixed are also lines to compare with. Each attack has a
+    block of its own on the left; the curves are of the clean images.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    table = comparison.table()
+    if "error" not in table:
+        figure = _figure(figsize=(6, 2))
+        figure.text(0.5, 0.5, "No image has a box that could be scored.", ha="center", va="center")
+        return figure
+    styles = method_styles(comparison)
+    table = table[table["error"].notna()]
+    rows = len(table) + table["attack"].nunique()
+    figure = _figure(figsize=(13, max(6.0, 1.8 + 0.34 * rows)), layout="constrained")
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    left, right = halves
+    _draw_errors(left, table, styles, comparison)
+    _draw_families(right, comparison.curves(), styles, STRATEGIES)
+    return figure
+
+
+def plot_curves(comparison: Comparison, strategy: str, attack: str = "clean") -> Figure:
+    """Error against the threshold α of one family.
+
+    Args:
+        comparison: the run.
+        strategy: one of ``captum_robust.metrics.functional.STRATEGIES``.
+        attack: "clean" or the name of an attack of the run.
+
+    Raises:
+        ValueError: an unknown family or attack.
+        ImportError: matplotlib is missing.
+    """
+    from captum_robust._checks import unknown_name
+
+    if strategy not in STRATEGIES:
+        raise unknown_name("strategy", strategy, STRATEGIES)
+    if attack not in comparison.attacks:
+        raise unknown_name("attack", attack, comparison.attacks)
+    figure = _figure(figsize=(7, 5.5), layout="constrained")
+    _draw_families(figure, comparison.curves(attack), method_styles(comparison), (strategy,))
+    return figure
+
+
+def plot_robust_accuracy(series: Mapping[str, pd.DataFrame]) -> Figure:
+    """Robust accuracy against the strength of each attack, with its intervals.
+
+    At strength 0 each line begins with the accuracy on the clean images.
+
+    Args:
+        series: name of an attack -> its rows, with the columns ``epsilon`` (in pixel units),
+            ``clean_accuracy``, ``robust_accuracy``, ``robust_low`` and ``robust_high``, as from
+            :func:`captum_robust.benchmark.robust_accuracy`.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure = _figure(figsize=(7, 5), layout="constrained")
+    axes: Axes = figure.subplots()
+    handles = []
+    for i, rows in enumerate(series.values()):
+        style = line_style(i)
+        rows = rows[rows["n"] > 0].sort_values("epsilon", kind="stable")
+        levels = [255 * e for e in rows["epsilon"]]
+        shown = [100 * a for a in rows["robust_accuracy"]]
+        low, high = ([100 * v for v in rows[c]] for c in ("robust_low", "robust_high"))
+        for x, bottom, top in zip(levels, low, high, strict=True):
+            axes.plot([x, x], [bottom, top], color=style.color, linewidth=1, alpha=0.7)
+        if levels and levels[0] > 0:
+            levels = [0.0, *levels]
+            shown = [100 * float(rows["clean_accuracy"].iloc[0]), *shown]
+        width = overlaid_width(i, len(series))
+        look: dict[str, Any] = {"dashes": style.dash or (None, None), "linewidth": width}
+        handles += axes.plot(levels, shown, "o-", color=style.color, markersize=2.5 + width, **look)
+    axes.set_xlabel("strength ε, in levels of an 8-bit image (1/255)")
+    axes.set_ylabel("robust accuracy, % of images (bar: 95 % interval)")
+    axes.set_ylim(-2, 102)
+    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if handles:
+        _named_legend(figure, handles, list(series))
+    else:
+        axes.text(0.5, 0.5, "No attack of given strength.", ha="center", transform=axes.transAxes)
+    return figure
+
+
+def plot_error_series(series: Mapping[str, pd.DataFrame], styles: Mapping[str, Style]) -> Figure:
+    """Localization error against the strength, a panel an attack, a line a method.
+
+    Strength 0 is the clean images.
+
+    Args:
+        series: as from :meth:`Comparison.error_series`.
+        styles: of the methods, as from :func:`method_styles`.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    count = max(1, len(series))
+    figure = _figure(figsize=(2 + 4.2 * count, 5), layout="constrained")
+    panels = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
+    strengths = sorted({255 * e for rows in series.values() for e in rows["epsilon"]})
+    drawn: dict[str, Any] = {}
+    for axes, (name, rows) in zip(panels, series.items(), strict=False):
+        shown = [method for method in styles if (rows["method"] == method).any()]
+        for i, method in enumerate(shown):
+            style, one = styles[method], rows[rows["method"] == method]
+            aside = 0.0 if style.fixed else strengths[-1] * beside(i, len(shown))
+            levels = 255 * one["epsilon"] + aside
+            low, high = 100 * one["error_low"], 100 * one["error_high"]
+            if not style.fixed:
+                axes.vlines(levels, low, high, color=style.color, linewidth=1, alpha=0.7)
+            (drawn[method],) = axes.plot(
+                levels,
+                100 * one["error"],
+                "-" if style.fixed else "o-",
+                color=style.color,
+                dashes=style.dash or (None, None),
+                linewidth=1.2 if style.baseline else 1.8,
+                markersize=4,
+                zorder=1 if style.baseline else 2,
+            )
+        axes.set_xticks(strengths, [f"{e:.3g}" for e in strengths])
+        axes.set_title(_short(name), parse_math=False)
+        axes.set_xlabel("ε, in levels of 255")
+        axes.set_ylim(-2, 102)
+        axes.grid(color="#dddddd", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("localization error, % of images (bar: 95 % interval)")
+    if drawn:
+        _named_legend(figure, list(drawn.values()), list(drawn))
+    else:
+        place = {"ha": "center", "transform": panels[0].transAxes}
+        panels[0].text(0.5, 0.5, "No attack of given strength.", **place)
+    return figure
+
+
+def line_style(i: int) -> Style:
+    """Of the i-th line that is no baseline."""
+    color = _COLORS[i % len(_COLORS)]
+    dash = _DASHES[i // len(_COLORS) % len(_DASHES)]
+    return Style(color, dash, baseline=False, fixed=False)
+
+
+def beside(i: int, count: int) -> float:
+    """How far the i-th of several lines is moved aside, as a share of the strongest attack's place.
+
+    So no dot and no interval lies on another.
+    """
+    return (i - (count - 1) / 2) * 0.009
+
+
+def overlaid_width(i: int, count: int) -> float:
+    """Of the i-th of several lines: the later ones are thinner, so that none hides another."""
+    return 1.8 + 1.4 * min(count - 1 - i, 4)
+
+
+def _figure(**options: Any) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            'plots need matplotlib: pip install matplotlib (or: pip install "captum-robust[demo]")'
+        ) from None
+    return Figure(**options)
+
+
+def _draw_errors(
+    figure: Any, table: pd.DataFrame, styles: dict[str, Style], comparison: Comparison
+) -> None:
+    axes: Axes = figure.subplots()
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+    ticks: list[int] = []
+    names: list[str] = []
+    row = 0
+    for attack, block in table.groupby("attack", sort=False):
+        first = row
+        if len(comparison.attacks) > 1:
+            axes.text(0, row, _short(str(attack)), weight="bold", parse_math=False, **beside)
+            row += 1
+        for entry in block.to_dict("records"):
+            color = styles[entry["method"]].color
+            value, low, high = (100 * entry[c] for c in ("error", "error_low", "error_high"))
+            axes.plot([low, high], [row, row], color=color, linewidth=2)
+            axes.plot([value], [row], "o", color=color, markersize=7)
+            axes.text(1.02, row, f"{value:.1f} %", color=color, **beside)
+            ticks.append(row)
+            names.append(_short(entry["method"]))
+            row += 1
+        for entry in block.to_dict("records"):
+            style = styles[entry["method"]]
+            if style.fixed:
+                line: dict[str, Any] = {"color": style.color, "dashes": style.dash, "zorder": 0}
+                axes.plot([100 * entry["error"]] * 2, [first - 0.5, row - 0.5], lw=1, **line)
+    axes.set_yticks(ticks, names, parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(row - 0.4, -0.6)
+    figure.supxlabel(
+        "localization error, % of images (bar: 95 % bootstrap interval)", fontsize="medium"
+    )
+    where = "these very images" if "oracle" in set(table["tuned"]) else "the other half"
+    title = f"Error on {int(table['n'].max())} images, threshold tuned on {where}"
+    figure.suptitle(title, fontsize="large")
+    axes.grid(axis="x", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _draw_families(
+    figure: Any, curves: pd.DataFrame, styles: dict[str, Style], strategies: tuple[str, ...]
+) -> None:
+    columns = 1 if len(strategies) == 1 else 2
+    grid = figure.subplots(-(-len(strategies) // columns), columns, sharey=True, squeeze=False)
+    drawn: dict[str, Any] = {}
+    for axes, strategy in zip(grid.flat, strategies, strict=True):
+        family = curves[curves["strategy"] == strategy]
+        for method, style in styles.items():
+            one = family[family["method"] == method]
+            if len(one):
+                (drawn[method],) = axes.plot(
+                    one["alpha"],
+                    100 * one["error"],
+                    color=style.color,
+                    dashes=style.dash or (None, None),
+                    linewidth=1.2 if style.baseline else 1.8,
+                    zorder=1 if style.baseline else 2,
+                )
+        axes.set_title(strategy)
+        axes.set_xlabel(FAMILIES[strategy])
+        axes.grid(color="#dddddd", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.01)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("error, % of images")
+    if drawn:
+        _named_legend(figure, list(drawn.values()), list(drawn))
+
+
+def _named_legend(figure: Any, handles: list[Any], names: list[str]) -> None:
+    # The names are set afterwards: a legend leaves out labels that begin with an underscore.
+    columns = 3 if max(map(len, names)) <= 20 else 2
+    places = [str(i) for i in range(len(names))]
+    legend = figure.legend(
+        handles, places, loc="outside lower center", ncols=columns, frameon=False
+    )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(_short(name))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

@@ -1,0 +1,1 @@
+"""The store of a run: its configuration and its rows."""

@@ -1,0 +1,1 @@
+"""One image or video: where the classifier looks, drawn."""

@@ -1,0 +1,183 @@
+"""One picture that shows where a classifier looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_robust.catalog.methods import Method, Perturbation
+from captum_robust.data import DataError, load_image
+from captum_robust.data.fit import resize_image
+from captum_robust.draw import (
+    PREDICTED_COLOR,
+    RGB,
+    amplified,
+    as_rgb,
+    draw_boxes,
+    factor_text,
+    overlay,
+    panel,
+    save_png,
+    verdict,
+)
+from captum_robust.metrics.functional import largest_component, mask_to_box
+from captum_robust.metrics.functional import threshold as threshold_map
+from captum_robust.models import Classifier
+
+_DISPLAY_SIDE = 360
+
+
+@dataclass(frozen=True)
+class ExplainedImage:
+    """What ``explain_image`` found."""
+
+    classes: list[tuple[str, float]]
+    """The first classes with their probabilities."""
+    verdicts: dict[str, str]
+    """Of each method that perturbs the image, what the image became."""
+    picture: Path
+
+
+def explain_image(
+    model: Classifier,
+    file: Path,
+    methods: Mapping[str, Method],
+    picture: Path,
+    *,
+    target: int | None = None,
+    counterfactual: int | None = None,
+    threshold: float = 0.2,
+    top: int = 5,
+) -> ExplainedImage:
+    """Draw the map and box of each method over an image file, and write the picture as PNG.
+
+    The box is drawn around the largest component of the pixels with at least ``threshold`` of
+    the map's range, 20 % as for class activation maps (Zhou et al., 2016). Beside the map of a
+    method that perturbs the image stands the perturbation, amplified.
+
+    Args:
+        model: where it runs is where the image goes.
+        file: of the image.
+        methods: what to draw, by name.
+        picture: the PNG to write.
+        target: the class to explain; None: the prediction.
+        counterfactual: the class that methods which perturb the image move it towards; None: away
+            from the explained one.
+        threshold: of the box.
+        top: how many classes to return.
+
+    Raises:
+        DataError: the image can't be read, the model gives no finite score for it, or the
+            counterfactual class is the explained one or the prediction.
+        ValueError: ``threshold`` outside [0, 1], or ``counterfactual`` without a method for it.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: expected a number in [0, 1], got {threshold}")
+    if counterfactual is not None and not any(m.towards for m in methods.values()):
+        raise ValueError(
+            "counterfactual: only methods that perturb the image know it, such as perceptual_ball; "
+            f"got {', '.join(methods)}"
+        )
+    image = load_image(file)
+    device = next(model.parameters()).device
+    x = resize_image(image, model.input_size)[None].to(device)
+    with torch.no_grad():
+        probabilities = model(x)[0].float().softmax(dim=0)
+    if not torch.isfinite(probabilities).all():
+        raise DataError(f"{file}: the model gives no finite scores")
+    best = probabilities.topk(min(top, len(probabilities)))
+    classes = [
+        (_name(model, int(i)), float(p)) for p, i in zip(best.values, best.indices, strict=True)
+    ]
+    predicted = int(best.indices[0])
+    explained = predicted if target is None else target
+    wanted = None if counterfactual is None else _name(model, counterfactual)
+    if counterfactual in (predicted, explained):
+        what = "prediction" if counterfactual == predicted else "explained class"
+        raise DataError(f"{file}: the counterfactual class, {wanted}, is the {what} already")
+    shown = resize_image(image, _display_size(image))
+    groups = [[(as_rgb(shown), _name(model, explained))]]
+    verdicts = {}
+    for name, method in methods.items():
+        if counterfactual is not None and method.towards is not None:
+            method = method.towards(counterfactual)
+        with torch.random.fork_rng():  # the same picture every time, also of methods that draw
+            torch.manual_seed(0)
+            found = method.explain(x, torch.tensor([explained], device=device))
+        heat = found.maps.detach().float().cpu()
+        title = name
+        if counterfactual is not None and found.perturbation is None:
+            title = f"{name}\nof {_name(model, explained)}"  # it can't be asked for the other
+        groups.append([(_explained(shown, heat, method, threshold), title)])
+        if (p := found.perturbation) is not None:
+            mark, words = verdict(bool(p.flipped[0]), explained == predicted, wanted)
+            verdicts[name] = f"{words} {_name(model, int(p.new_class[0]))}"
+            change, factor = _changed(shown, p)
+            caption = f"its perturbation {factor_text(factor)}\n{mark} {verdicts[name]}"
+            groups[-1].append((change, caption))
+    columns = _columns(groups)
+    pictures, captions = zip(*_in_rows(groups, columns), strict=True)
+    save_png(picture, panel(pictures, captions, columns))
+    return ExplainedImage(classes, verdicts, picture)
+
+
+def _columns(groups: list[list[tuple[RGB, str]]]) -> int:
+    """Up to four stand in one row; else three, which fit a page and a phone, or two."""
+    count = sum(map(len, groups))
+    if count < 5:
+        return count
+
+    def places(columns: int) -> int:
+        return -(-len(_in_rows(groups, columns)) // columns) * columns
+
+    paired = count > len(groups)
+    return 2 if paired and places(2) < places(3) else 3  # the one that leaves fewer gaps
+
+
+def _in_rows(groups: list[list[tuple[RGB, str]]], columns: int) -> list[tuple[RGB, str]]:
+    """The pictures in order, with white ones where a group would be broken across two rows."""
+    white = (np.full((1, 1, 3), 255, np.uint8), "")
+    cells: list[tuple[RGB, str]] = []
+    for group in groups:
+        left = -len(cells) % columns
+        if left < len(group):
+            cells += [white] * left
+        cells += group
+    return cells
+
+
+def _changed(shown: Tensor, perturbation: Perturbation) -> tuple[RGB, float]:
+    """The perturbation, amplified, in the size of the image; and the factor."""
+    import cv2
+
+    picture, factor = amplified(perturbation.change[0])
+    height, width = shown.shape[1:]
+    resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, dtype=np.uint8), factor
+
+
+def _explained(shown: Tensor, heat: Tensor, method: Method, threshold: float) -> RGB:
+    """The map over the image, with its box, H×W×3."""
+    size = (heat.shape[1], heat.shape[2])
+    if method.box is not None:
+        box = method.box(size)[None]
+    else:
+        box = mask_to_box(largest_component(threshold_map(heat, "value", threshold)))
+    height, width = shown.shape[1:]
+    scale = torch.tensor([width / size[1], height / size[0]] * 2)
+    return draw_boxes(overlay(shown, heat[0]), box * scale, PREDICTED_COLOR)
+
+
+def _display_size(image: Tensor) -> tuple[int, int]:
+    height, width = image.shape[1:]
+    scale = _DISPLAY_SIDE / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _name(model: Classifier, number: int) -> str:
+    return str(number) if model.class_names is None else model.class_names[number]

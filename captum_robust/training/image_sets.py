@@ -1,0 +1,346 @@
+"""Images with classes, read and checked once, as a training loop takes them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from captum_robust._checks import unknown_name
+from captum_robust.data import (
+    DataError,
+    LocalizationDataset,
+    Sample,
+    resize,
+    resize_and_center_crop,
+)
+
+
+class LabelledImages(Dataset[tuple[Tensor, int]]):
+    """The usable images of a data set at one size: (3×H×W in [0, 1], class) by number.
+
+    Every image is decoded once when this is made, so that one that can't be is known before the
+    training begins; and again in each epoch unless all of them fit in ``memory``, as bytes.
+
+    Args:
+        dataset: its labels count the classes of its ``class_names``.
+        size: (H, W), or one number for a square.
+        fit: ``"squash"`` the whole image to the size, or ``"crop"`` its centre.
+        classes: numbers of the classes to take, which count anew from 0 in this order; None: all.
+        memory: bytes.
+        progress: show a bar.
+
+    Raises:
+        ValueError: an unknown ``fit``, classes that are none, or fewer than two classes of which
+            there are images.
+    """
+
+    def __init__(
+        self,
+        dataset: LocalizationDataset,
+        size: int | tuple[int, int],
+        *,
+        fit: str = "squash",
+        classes: Sequence[int] | None = None,
+        memory: int = 2**31,
+        progress: bool = False,
+    ) -> None:
+        if fit not in ("squash", "crop"):
+            raise unknown_name("fit", fit, ["squash", "crop"])
+        names = list(dataset.class_names or [])
+        chosen = list(range(len(names))) if classes is None else list(classes)
+        wrong = [c for c in chosen if not 0 <= c < len(names)]
+        if wrong or len(set(chosen)) < len(chosen):
+            raise ValueError(
+                f"classes: expected different numbers from 0 to {len(names) - 1}, got {chosen}"
+            )
+        self.dataset, self.size, self.fit = dataset, size, fit
+        self.class_names = [names[c] for c in chosen]
+        self.ids: list[str] = []
+        self.labels: list[int] = []
+        self.boxes: list[Tensor] = []
+        """Of each image M×4, in pixels of the size."""
+        self.unusable: dict[str, str] = {}
+        """Id -> why: it can't be decoded, or has no class."""
+        self._positions: list[int] = []
+        self._pixels: Tensor | None = None
+        self._read({c: i for i, c in enumerate(chosen)}, memory, progress)
+        found = sorted({self.class_names[label] for label in self.labels})
+        if len(found) < 2:
+            raise ValueError(
+                f"{dataset.root}: expected images of at least two classes, found "
+                f"{len(found)} ({', '.join(found) or 'none'}) in {len(dataset)} images, of which "
+                f"{len(self.unusable)} could not be used"
+                + "".join(f"; {why}" for why in list(self.unusable.values())[:1])
+            )
+
+    def _read(self, new_label: dict[int, int], memory: int, progress: bool) -> None:
+        from tqdm import tqdm
+
+        kept: list[Tensor] = []
+        fits = True
+        for i in tqdm(range(len(self.dataset)), unit="image", disable=not progress):
+            try:
+                sample = self._fitted(self.dataset[i])
+            except DataError as error:
+                self.unusable[self.dataset.ids[i]] = str(error)
+                continue
+            if sample.label is None:
+                self.unusable[sample.id] = f"{sample.source or sample.id}: no class is known"
+                continue
+            if sample.label not in new_label:
+                continue
+            self.ids.append(sample.id)
+            self.labels.append(new_label[sample.label])
+            self.boxes.append(sample.boxes)
+            self._positions.append(i)
+            pixels = _as_bytes(sample.image)
+            fits = fits and (len(kept) + 1) * pixels.numel() <= memory
+            if fits:
+                kept.append(pixels)
+            else:
+                kept.clear()
+        if fits and kept:
+            self._pixels = torch.stack(kept)
+
+    def _fitted(self, sample: Sample) -> Sample:
+        if self.fit == "squash":
+            return resize(sample, self.size)
+        side = self.size if isinstance(self.size, int) else max(self.size)
+        return resize_and_center_crop(sample, side, self.size)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self._pixels is None:
+            # The same bytes whether they are kept or decoded again.
+            pixels = _as_bytes(self._fitted(self.dataset[self._positions[index]]).image)
+        else:
+            pixels = self._pixels[index]
+        return pixels.float() / 255, self.labels[index]
+
+
+def _as_bytes(image: Tensor) -> Tensor:
+    return (image * 255).round().to(torch.uint8)
+
+
+class SegmentedImages(Dataset[tuple[Tensor, Tensor, int]]):
+    """Images with their super-pixels: (3×H×W, segments H×W int64, class).
+
+    Args:
+        dataset: of (image, class).
+        segments: N×H×W integers, those of image i at i.
+
+    Raises:
+        ValueError: segments of another number of images.
+    """
+
+    def __init__(self, dataset: Dataset[tuple[Tensor, int]], segments: Tensor) -> None:
+        count = len(dataset)  # type: ignore[arg-type]
+        if segments.ndim != 3 or len(segments) != count:
+            raise ValueError(
+                f"segments: expected {count}×H×W, one map an image, got {tuple(segments.shape)}"
+            )
+        self.dataset, self.segments = dataset, segments
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        image, label = self.dataset[index]
+        return image, self.segments[index].long(), label
+
+
+class Augmented(Dataset[Any]):
+    """Images mirrored in half of all cases and shifted by up to a tenth of their sides.
+
+    What a shift leaves open is filled with the mirrored border. Draws from torch's global
+    generator, which a training loop seeds for each image.
+
+    Args:
+        dataset: of (image, class), or of (image, segments, class), of which the segments go along.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        image, *maps, label = self.dataset[index]
+        mirror = bool(torch.rand(()) < 0.5)
+        _, height, width = image.shape
+        down, right = height // 10, width // 10
+        top = int(torch.randint(0, 2 * down + 1, ()))
+        left = int(torch.randint(0, 2 * right + 1, ()))
+
+        def moved(x: Tensor) -> Tensor:
+            x = x.flip(-1) if mirror else x
+            rows = _mirrored(torch.arange(top - down, top - down + height), height)
+            columns = _mirrored(torch.arange(left - right, left - right + width), width)
+            return x.index_select(-2, rows).index_select(-1, columns)
+
+        return moved(image), *(moved(m) for m in maps), label
+
+
+def _mirrored(positions: Tensor, size: int) -> Tensor:
+    """Positions outside of 0 to ``size`` - 1, by less than that, as those of a mirrored border."""
+    positions = positions.abs()
+    return torch.minimum(positions, 2 * (size - 1) - positions)
+
+
+class CroppedImages(Dataset[tuple[Tensor, int]]):
+    """Random parts of images, mirrored in half of all cases: (3×H×W in [0, 1], class).
+
+    The class is -1 where none is known: a classifier can say it. Every image is decoded once when
+    this is made, so that one that can't be is known before the training begins; and again in each
+    epoch unless all of them fit in ``memory``, as bytes, with a shorter side of at most 9/7 of the
+    size's. Draws from torch's global generator, which a training loop seeds for each image.
+
+    Args:
+        dataset: with or without labels.
+        size: (H, W), or one number for a square.
+        area: smallest and largest share of an image; (1, 1) takes the whole image, squashed.
+        aspect: smallest and largest ratio of the part's width to its height.
+        mirror: also mirror.
+        memory: bytes.
+        progress: show a bar.
+
+    Raises:
+        ValueError: no usable image; a range that is none.
+    """
+
+    def __init__(
+        self,
+        dataset: LocalizationDataset,
+        size: int | tuple[int, int],
+        *,
+        area: tuple[float, float] = (0.3, 1.0),
+        aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        mirror: bool = True,
+        memory: int = 2**31,
+        progress: bool = False,
+    ) -> None:
+        for name, (low, high) in (("area", area), ("aspect", aspect)):
+            if not 0 < low <= high or (name == "area" and high > 1):
+                raise ValueError(f"{name}: expected a range above 0, got ({low}, {high})")
+        self.dataset = dataset
+        self.size = (size, size) if isinstance(size, int) else size
+        self.area, self.aspect, self.mirror = area, aspect, mirror
+        self.ids: list[str] = []
+        self.labels: list[int] = []
+        self.unusable: dict[str, str] = {}
+        """Id -> why it can't be decoded."""
+        self._positions: list[int] = []
+        self._pixels: list[Tensor] = []
+        self._read(memory, progress)
+        if not self.ids:
+            first = "".join(f"; {why}" for why in list(self.unusable.values())[:1])
+            raise ValueError(f"{dataset.root}: none of {len(dataset)} images can be used{first}")
+
+    def _read(self, memory: int, progress: bool) -> None:
+        from tqdm import tqdm
+
+        used = 0
+        for i in tqdm(range(len(self.dataset)), unit="image", disable=not progress):
+            try:
+                sample = self.dataset[i]
+            except DataError as error:
+                self.unusable[self.dataset.ids[i]] = str(error)
+                continue
+            self.ids.append(sample.id)
+            self.labels.append(-1 if sample.label is None else sample.label)
+            self._positions.append(i)
+            if used <= memory:
+                self._pixels.append(self._pixels_of(sample))
+                used += self._pixels[-1].numel()
+        if used > memory:
+            self._pixels = []
+
+    def _pixels_of(self, sample: Sample) -> Tensor:
+        """3×h×w bytes: the same image whether it is kept or decoded again."""
+        side = min(self.size) * 9 // 7
+        if min(sample.image.shape[1:]) > side:
+            scale = side / min(sample.image.shape[1:])
+            height, width = (round(s * scale) for s in sample.image.shape[1:])
+            sample = resize(sample, (height, width))
+        return (sample.image * 255).round().to(torch.uint8)
+
+    def whole(self) -> CroppedImages:
+        """The same images without a second reading, each as a whole and never mirrored."""
+        other = copy.copy(self)
+        other.area, other.mirror = (1.0, 1.0), False
+        return other
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self._pixels:
+            pixels = self._pixels[index]
+        else:
+            pixels = self._pixels_of(self.dataset[self._positions[index]])
+        if self.area != (1.0, 1.0):
+            pixels = self._part(pixels)
+        if self.mirror and torch.rand(()) < 0.5:
+            pixels = pixels.flip(2)
+        image = F.interpolate(
+            pixels[None].float() / 255, self.size, mode="bilinear", antialias=True
+        )[0]
+        return image.clamp(0, 1), self.labels[index]
+
+    def _part(self, pixels: Tensor) -> Tensor:
+        """A window of a drawn area and aspect, at a drawn place; cut to what the image has."""
+        height, width = pixels.shape[1:]
+        share, logs = torch.rand(()), [math.log(a) for a in self.aspect]
+        area = (self.area[0] + (self.area[1] - self.area[0]) * float(share)) * height * width
+        ratio = math.exp(logs[0] + (logs[1] - logs[0]) * float(torch.rand(())))
+        tall = max(1, min(height, round((area / ratio) ** 0.5)))
+        wide = max(1, min(width, round((area * ratio) ** 0.5)))
+        top = int(torch.randint(0, height - tall + 1, ()))
+        left = int(torch.randint(0, width - wide + 1, ()))
+        return pixels[:, top : top + tall, left : left + wide]
+
+
+class Unlabelled(Dataset[tuple[Tensor, int]]):
+    """The images of another data set, their classes unknown (-1)."""
+
+    def __init__(self, dataset: Dataset[tuple[Tensor, int]]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.dataset[index][0], -1
+
+
+def held_out_split(labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the images to train on, and of those held out: ``share`` of each class.
+
+    Raises:
+        ValueError: a share outside of [0, 1), or one that leaves nothing to train on.
+
+    >>> train, held_out = held_out_split([0, 1, 0, 1, 0, 0], 0.5, seed=0)
+    >>> len(train), len(held_out), sorted(train + held_out)
+    (3, 3, [0, 1, 2, 3, 4, 5])
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"held_out: expected a share in [0, 1), got {share!r}")
+    generator = torch.Generator().manual_seed(seed)
+    by_class: dict[int, list[int]] = {}
+    for i in torch.randperm(len(labels), generator=generator).tolist():
+        by_class.setdefault(labels[i], []).append(i)
+    held_out: list[int] = []
+    for numbers in by_class.values():
+        held_out += numbers[: int(share * len(numbers))]
+    left = sorted(set(range(len(labels))) - set(held_out))
+    return left, sorted(held_out)

@@ -1,0 +1,435 @@
+"""How fast is PerceptualBallPerturbation, against L-BFGS on one image at a time?
+
+    python studies/perceptual_ball.py [--data IMAGENET] [--images 400]
+
+EfficientNet-Lite0 with its published weights, blocks 8 to 15, λ'=10, λ=1, T=-2; every contender
+runs strong-Wolfe L-BFGS (history 20) to the same stopping rule. Three tables:
+
+1. Images a second of batches, in float32 and in bfloat16 autocast, against `torch.optim.LBFGS` on
+   one image at a time, in float32. Its closure (a) runs the network twice, once up to the last
+   block for the features and once for the scores, as the authors' public code does; (b) takes both
+   from one pass. "As loaded": the parameters require gradients, as they do after loading, so that
+   `backward()` works out those of all weights too; "frozen" is what a careful user does, and
+   "bfloat16" autocast on top. Ours is given the model as loaded. All are told the classes. The
+   contenders take turns on as many images as the largest batch holds; a ratio is formed in each
+   round, of wall-clock seconds and of the seconds that the process spent on the cores, and the
+   median counts, with the smallest and the largest.
+   The final J of all is worked out again by one function in float32, and the run fails if the
+   float32 batches end more than 2 % above (b) in the mean. Timings never fail it. "Unmoved" counts
+   the images whose perturbation is zero: bfloat16 may not see the first, small step.
+2. The lowest J that an image has seen after so many evaluations (forward and backward passes).
+3. After so many iterations: J, evaluations, and with `--data` the localization error. Images a
+   second are of one run there, which other load disturbs.
+
+Without `--data` (an ImageNet validation folder in Kaggle's layout) the images are pink noise: good
+enough for timings, but their J is not that of photographs.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import captum
+import torch
+from robust_cam import pink_noise, race, version
+from torch import Tensor, nn
+
+from captum_robust import PerceptualBallPerturbation
+from captum_robust.attr.perceptual_ball import BallSettings
+from captum_robust.data import load_dataset, resize
+from captum_robust.metrics.functional import (
+    best_iou,
+    bootstrap_interval,
+    localization_error,
+    sweep_boxes,
+)
+from captum_robust.models import Classifier, load_classifier
+from captum_robust.optim import minimize
+
+FIRST_BLOCK = 8
+PERCEPTUAL_WEIGHT, PIXEL_WEIGHT, MARGIN_TARGET = 10.0, 1.0, -2.0
+HISTORY = 20
+BLUR = 8
+TOLERANCE = 0.02  # of the mean J
+EVALUATIONS = (1, 2, 4, 8, 12, 16, 24, 32)
+ITERATIONS = (4, 8, 12, 20, 30)
+MORE_ITERATIONS = (1.25, 1.5, 2, 3)
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Timed = dict[str, list[tuple[float, float]]]
+
+
+def features_of(model: Classifier, x: Tensor) -> list[Tensor]:
+    """Return the outputs of blocks 8 to 15 on pixels in [0, 1], by the network without its head."""
+    x = model.module.stem((x - model.mean) / model.std)
+    outputs = []
+    for block in model.module.blocks:
+        x = block(x)
+        outputs.append(x)
+    return outputs[FIRST_BLOCK:]
+
+
+def objective(
+    scores: Tensor,
+    features: list[Tensor],
+    references: list[Tensor],
+    moved: Tensor,
+    classes: Tensor,
+) -> Tensor:
+    """Return J of each of N images that were moved by N×3×H×W."""
+    own = scores.gather(1, classes[:, None])[:, 0]
+    others = scores.scatter(1, classes[:, None], -torch.inf).amax(1)
+    value = (own - others - MARGIN_TARGET) ** 2 + PIXEL_WEIGHT * moved.square().mean((1, 2, 3))
+    for feature, reference in zip(features, references, strict=True):
+        value = value + PERCEPTUAL_WEIGHT * (feature - reference).square().mean((1, 2, 3))
+    return value
+
+
+def final_objective(model: Classifier, images: Tensor, moved: Tensor, classes: Tensor) -> Tensor:
+    """Return J of each image in float32, whatever it was minimised in."""
+    values = []
+    with torch.no_grad():
+        for x, d, c in zip(images.split(8), moved.split(8), classes.split(8), strict=True):
+            features = features_of(model, x + d)
+            scores = model.module[2:](features[-1])
+            values.append(objective(scores, features, features_of(model, x), d, c))
+    return torch.cat(values)
+
+
+def one_by_one(
+    model: Classifier, images: Tensor, classes: Tensor, iterations: int, shared: bool
+) -> Tensor:
+    """Return the perturbations N×3×H×W that `torch.optim.LBFGS` finds, image by image."""
+    head = model.module[2:]
+    perturbations = []
+    for x0, own in zip(images.split(1), classes.split(1), strict=True):
+        with torch.no_grad():
+            references = features_of(model, x0)
+        x = x0.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [x], max_iter=iterations, history_size=HISTORY, line_search_fn="strong_wolfe"
+        )
+
+        def closure(
+            x: Tensor = x,
+            x0: Tensor = x0,
+            own: Tensor = own,
+            references: list[Tensor] = references,
+            optimizer: torch.optim.Optimizer = optimizer,
+        ) -> Tensor:
+            optimizer.zero_grad()
+            features = features_of(model, x)
+            scores = head(features[-1]) if shared else model(x)
+            loss = objective(scores, features, references, x - x0, own).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        perturbations.append((x - x0).detach())
+    model.zero_grad()
+    return torch.cat(perturbations)
+
+
+def ours(
+    model: Classifier, images: Tensor, classes: Tensor, iterations: int, batch: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the perturbations N×3×H×W, and N iterations and evaluations."""
+    settings = BallSettings(
+        perceptual_weight=PERCEPTUAL_WEIGHT,
+        pixel_weight=PIXEL_WEIGHT,
+        margin_target=MARGIN_TARGET,
+        max_iterations=iterations,
+        history_size=HISTORY,
+    )
+    layers = list(model.module.blocks)[FIRST_BLOCK:]
+    ball = PerceptualBallPerturbation(model, layers, settings=settings)
+    moved, details = ball.attribute(images, classes, internal_batch_size=batch, return_details=True)
+    return moved, details.iterations, details.evaluations
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """While it lasts, no parameter requires a gradient."""
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.requires_grad_(True)
+
+
+def autocast(images: Tensor, precision: str) -> torch.autocast:
+    """Return the context of a precision: that of float32 does nothing."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
+
+
+BASELINES = {
+    "(a) two passes, as loaded": (False, False, "float32"),
+    "(a) two passes, frozen": (False, True, "float32"),
+    "(b) one pass, as loaded": (True, False, "float32"),
+    "(b) one pass, frozen": (True, True, "float32"),
+    "(b) one pass, frozen, bfloat16": (True, True, "bfloat16"),
+}
+"""Name -> whether one pass serves for both, whether the parameters are frozen, and precision."""
+REFERENCE = "(b) one pass, as loaded"
+GOALS = {"(a)": "at least 2.0", "(b)": "at least 1.5"}
+
+
+def contenders(
+    model: Classifier, images: Tensor, classes: Tensor, iterations: int, batches: list[int]
+) -> tuple[dict[str, Callable[[], None]], dict[str, Tensor]]:
+    """Return name -> what is timed, and the perturbations that each leaves behind."""
+    found: dict[str, Tensor] = {}
+
+    def batched(name: str, batch: int, precision: str) -> Callable[[], None]:
+        def run() -> None:
+            with autocast(images, precision):
+                found[name] = ours(model, images, classes, iterations, batch)[0]
+
+        return run
+
+    def baseline(name: str, shared: bool, freeze: bool, precision: str) -> Callable[[], None]:
+        def run() -> None:
+            with autocast(images, precision):
+                if freeze:
+                    with frozen(model):
+                        found[name] = one_by_one(model, images, classes, iterations, shared)
+                else:
+                    found[name] = one_by_one(model, images, classes, iterations, shared)
+
+        return run
+
+    timed = {}
+    for precision in PRECISIONS:
+        for batch in batches:
+            name = f"ours, batch of {batch}, {precision}"
+            timed[name] = batched(name, batch, precision)
+    for name, facts in BASELINES.items():
+        timed[name] = baseline(name, *facts)
+    return timed, found
+
+
+def print_race(seconds: Timed, final: dict[str, Tensor], found: dict[str, Tensor], n: int) -> None:
+    """Print speed, final J and images that did not move of each contender, and the ratios."""
+    print(
+        f"  {'':34}{'images/s':>9}{'wall s':>8}{'CPU s':>8}{'mean J':>10}{'median J':>10}"
+        f"{'unmoved':>9}"
+    )
+    for name, taken in seconds.items():
+        wall, cpu = (statistics.median(column) / n for column in zip(*taken, strict=True))
+        j = final[name]
+        unmoved = int((found[name].flatten(1) == 0).all(1).sum())
+        print(
+            f"  {name:34}{1 / wall:9.2f}{wall:8.3f}{cpu:8.3f}{j.mean():10.4f}{j.median():10.4f}"
+            f"{unmoved:9}"
+        )
+    print("  seconds are those of one image. How many times faster:")
+    for name in (name for name in seconds if name.startswith("ours")):
+        same = final[name].mean() <= (1 + TOLERANCE) * final[REFERENCE].mean()
+        print(f"  {name}" + ("" if same else ", at a higher J: the ratios do not count"))
+        for slow in BASELINES:
+            pairs = list(zip(seconds[slow], seconds[name], strict=True))
+            wall, cpu = (sorted(s[i] / f[i] for s, f in pairs) for i in (0, 1))
+            shown = [f"{statistics.median(r):5.2f} [{r[0]:.2f}, {r[-1]:.2f}]" for r in (wall, cpu)]
+            print(f"    {slow:32} wall {shown[0]:22} CPU {shown[1]:22} goal {GOALS[slow[:3]]}")
+
+
+def check_objectives(final: dict[str, Tensor]) -> bool:
+    """Print how the mean J compares with (b)'s; return whether float32's is within tolerance."""
+    holds = True
+    goal = final[REFERENCE].mean().item()
+    for name, j in final.items():
+        if name.startswith("ours"):
+            excess = j.mean().item() / goal - 1
+            worse = int((j > final[REFERENCE] * (1 + TOLERANCE)).sum())
+            print(
+                f"  {name}: mean J {excess:+.1%} against (b) as loaded (goal at most +1 %); "
+                f"more than {TOLERANCE:.0%} higher on {worse} of {len(j)} images"
+            )
+            if "float32" in name:
+                holds &= excess <= TOLERANCE  # NaN is not
+    return holds
+
+
+def print_time_to_reach(
+    model: Classifier, images: Tensor, classes: Tensor, iterations: int, batch: int, goal: float
+) -> None:
+    """Print what bfloat16 needs to end at the mean J that float32 ends at."""
+    for factor in MORE_ITERATIONS:
+        more = round(factor * iterations)
+        start = time.perf_counter()
+        with autocast(images, "bfloat16"):
+            moved, _, _ = ours(model, images, classes, more, batch)
+        wall = (time.perf_counter() - start) / len(images)
+        reached = final_objective(model, images, moved, classes).mean().item()
+        if reached <= goal:
+            break
+    said = "reaches float32's J" if reached <= goal else "still does not reach float32's J"
+    print(
+        f"  bfloat16, batch of {batch}, {said} with {more} iterations: {reached:.4f} and "
+        f"{goal:.4f}, {1 / wall:.2f} images/s in one run"
+    )
+
+
+def lowest_so_far(model: Classifier, images: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Return the lowest J of each image after 1, 2, … evaluations, N×count."""
+    with torch.no_grad():
+        references = features_of(model, images)
+    values = torch.full((len(images), count + 1), torch.inf)  # one column for all beyond
+    done = torch.zeros(len(images), dtype=torch.long)
+
+    def evaluate(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, None]:
+        at = rows.to(x.device)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            features = features_of(model, x)
+            scores = model.module[2:](features[-1])
+            j = objective(
+                scores, features, [r[at] for r in references], x - images[at], classes[at]
+            )
+            (gradient,) = torch.autograd.grad(j.sum(), x)
+        values[rows, done[rows].clamp(max=count)] = j.detach().float().cpu()
+        done[rows] += 1
+        return j, gradient, None
+
+    minimize(evaluate, images, max_iterations=count, max_evaluations=count, history_size=HISTORY)
+    return values[:, :count].cummin(1).values
+
+
+def print_iterations(
+    model: Classifier, images: Tensor, classes: Tensor, truth: list[Tensor] | None, batch: int
+) -> None:
+    """Print what each number of iterations costs and gives."""
+    print(
+        f"  {'iterations':>10}  {'':8}{'J':>9}  {'evaluations: mean, median, most':32}"
+        f"{'an iteration':>13}{'images/s':>10}{'  error [95 % interval]' if truth else ''}"
+    )
+    for iterations in ITERATIONS:
+        for precision in PRECISIONS:
+            print(
+                f"  {iterations:10}  {precision:8}"
+                + row_of(model, images, classes, truth, batch, iterations, precision),
+                flush=True,
+            )
+
+
+def row_of(
+    model: Classifier,
+    images: Tensor,
+    classes: Tensor,
+    truth: list[Tensor] | None,
+    batch: int,
+    iterations: int,
+    precision: str,
+) -> str:
+    """Return one line of that table."""
+    maps, objectives, steps, evaluations = [], [], [], []
+    wall = 0.0
+    for x, c in zip(images.split(batch), classes.split(batch), strict=True):
+        start = time.perf_counter()
+        with autocast(x, precision):
+            moved, iterations_, evaluations_ = ours(model, x, c, iterations, batch)
+        maps.append(PerceptualBallPerturbation.saliency(moved, BLUR).cpu())
+        wall += time.perf_counter() - start
+        objectives.append(final_objective(model, x, moved, c))
+        steps.append(iterations_)
+        evaluations.append(evaluations_)
+    spent, taken = torch.cat(evaluations).double(), torch.cat(steps).double()
+    counts = f"{spent.mean():.1f}, {spent.median():.0f}, {spent.max():.0f}"
+    # The evaluation at the image itself belongs to no iteration.
+    each = (spent - 1).sum() / taken.sum()
+    shown = (
+        f"{torch.cat(objectives).mean():9.4f}  {counts:32}{each:13.2f}{len(images) / wall:10.2f}"
+    )
+    if truth is None:
+        return shown
+    boxes = sweep_boxes(torch.cat(maps))
+    result = localization_error({name: best_iou(b, truth) for name, b in boxes.items()})
+    interval = bootstrap_interval(result.per_sample_error)
+    return f"{shown}  {result.error:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def images_of(data: str | None, n: int, size: int) -> tuple[Tensor, list[Tensor] | None]:
+    """Return the first n images N×3×H×W of a data set and their boxes, or noise and None."""
+    if data is None:
+        return pink_noise(n, (size, size)), None
+    dataset = load_dataset("imagenet", data)
+    samples = [resize(dataset[i], (size, size)) for i in range(min(n, len(dataset)))]
+    return torch.stack([s.image for s in samples]), [s.boxes for s in samples]
+
+
+def main() -> int:
+    """Print the tables; return 1 if a float32 batch ends too high."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="ImageNet validation folder; pink noise without it")
+    parser.add_argument("--images", type=int, default=32, help="of tables 2 and 3")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--iterations", type=int, default=BallSettings().max_iterations)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device, batches = options.device, options.batch_sizes
+    if device.startswith("cuda"):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
+    largest = max(batches)
+    images, truth = images_of(options.data, max(options.images, largest), options.size)
+    images = images.to(device)
+    model = load_classifier("efficientnet_lite0").to(device)
+    with torch.no_grad():
+        classes = torch.cat([model(x).argmax(1) for x in images.split(largest)])
+    timed_images, timed_classes = images[:largest], classes[:largest]
+    print(
+        f"{datetime.date.today()}, {where}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} torch thread(s); Python {platform.python_version()}, torch "
+        f"{torch.__version__}, Captum {captum.__version__}, captum_robust "
+        f"{version('captum-robust')}"
+    )
+    print(
+        f"EfficientNet-Lite0, published weights, {'photographs' if options.data else 'pink noise'},"
+        f" {options.size}x{options.size} pixels, the predicted class"
+    )
+
+    print(
+        f"\n1. {len(timed_images)} images, at most {options.iterations} iterations; median "
+        f"[smallest, largest] of n={options.rounds} rounds",
+        flush=True,
+    )
+    timed, found = contenders(model, timed_images, timed_classes, options.iterations, batches)
+    seconds = race({name: (run, 1) for name, run in timed.items()}, options.rounds, device)
+    final = {
+        name: final_objective(model, timed_images, found[name], timed_classes) for name in timed
+    }
+    print_race(seconds, final, found, len(timed_images))
+    holds = check_objectives(final)
+    for batch in batches:
+        goal = final[f"ours, batch of {batch}, float32"].mean().item()
+        if not final[f"ours, batch of {batch}, bfloat16"].mean() <= goal * 1.01:
+            print_time_to_reach(model, timed_images, timed_classes, options.iterations, batch, goal)
+
+    images, classes = images[: options.images], classes[: options.images]
+    truth = truth and truth[: options.images]
+    print(f"\n2. {len(images)} images, batches of {largest}, float32: mean lowest J so far")
+    pairs = zip(images.split(largest), classes.split(largest), strict=True)
+    lowest = torch.cat([lowest_so_far(model, x, c, EVALUATIONS[-1]) for x, c in pairs])
+    print("  evaluations" + "".join(f"{e:9}" for e in EVALUATIONS))
+    print("  J          " + "".join(f"{lowest[:, e - 1].mean():9.4f}" for e in EVALUATIONS))
+
+    error = f"; error of boxes, blurred by {BLUR}, threshold tuned on the other half"
+    print(f"\n3. {len(images)} images, batches of {largest}{error if truth else ''}")
+    print_iterations(model, images, classes, truth, largest)
+    print("\nall objectives agree" if holds else f"\nsome J is more than {TOLERANCE:.0%} too high")
+    return int(not holds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
