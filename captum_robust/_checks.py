@@ -1,4 +1,4 @@
-"""The checks on arguments, inputs and scores that all rooms make."""
+"""Refusals, each one line in one dialect: "name: expected …, got …"."""
 
 from __future__ import annotations
 
@@ -11,6 +11,92 @@ import torch
 from torch import Tensor
 
 
+def check(condition: object, message: str, error: type[Exception] = ValueError) -> None:
+    """Raise ``error`` with the message unless the condition holds."""
+    if not condition:
+        raise error(message)
+
+
+def check_type(name: str, value: object, kinds: Any, expected: str) -> None:
+    """``TypeError`` that says what was expected and the type that came."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
+def check_callable(name: str, value: object, *, optional: bool = False) -> None:
+    """``TypeError`` for what is no function (or None where that is allowed)."""
+    if not (callable(value) or (optional and value is None)):
+        expected = "a function or None" if optional else "a function"
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """``ValueError`` that lists the choices and the nearest of them."""
+    known = list(choices)
+    if value not in known:
+        raise unknown_name(name, value, map(str, known))
+
+
+def check_number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """The finite number from ``low`` to ``high``, either of which may be excluded.
+
+    >>> check_number("share", 1, 0, 1)
+    1.0
+    >>> check_number("share", 1, 0, 1, open_high=True)
+    Traceback (most recent call last):
+        ...
+    ValueError: share: expected a number in [0, 1), got 1
+    """
+    number = math.nan if isinstance(value, bool) else as_number(value)
+    above = number > low if open_low else number >= low
+    below = number < high if open_high else number <= high
+    if not (above and below and math.isfinite(number)):
+        expected = _range(low, high, open_low, open_high)
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return number
+
+
+def _range(low: float, high: float, open_low: bool, open_high: bool) -> str:
+    if high == math.inf:
+        if low == -math.inf:
+            return "a finite number"
+        if low == 0 and open_low:
+            return "a positive number"
+        return f"a number {'above' if open_low else 'from'} {low:g}"
+    return f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+
+
+def check_shape(name: str, value: Any, shape: str) -> None:
+    """Hold a tensor to a shape such as ``"N×3×H×W"``: letters stand for any length.
+
+    A letter that comes twice stands for one length.
+
+    >>> check_shape("maps", torch.zeros(2, 4, 4), "N×H×W")
+    >>> check_shape("boxes", torch.zeros(2, 3), "M×4")
+    Traceback (most recent call last):
+        ...
+    ValueError: boxes: expected M×4, got 2×3
+    """
+    check_type(name, value, Tensor, f"a tensor {shape}")
+    lengths: dict[str, int] = {}
+    parts = shape.split("×")
+    fits = value.ndim == len(parts) and all(
+        length == (int(part) if part.isdigit() else lengths.setdefault(part, length))
+        for part, length in zip(parts, value.shape, strict=True)
+    )
+    if not fits:
+        got = "×".join(map(str, value.shape)) or "a single number"
+        raise ValueError(f"{name}: expected {shape}, got {got}")
+
+
 def as_number(value: object) -> float:
     """NaN for what is no number, which fails each comparison as NaN does."""
     try:
@@ -19,18 +105,13 @@ def as_number(value: object) -> float:
         return math.nan
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is a whole number from ``least``."""
+def check_count(name: str, value: Any, least: int = 0, *, optional: bool = False) -> None:
+    """``ValueError`` unless it is a whole number from ``least``, or None where that is allowed."""
+    if optional and value is None:
+        return
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: expected a whole number from {least}, got {value!r}")
-
-
-def checked_positive(name: str, value: Any) -> float:
-    """A finite number above 0; ``ValueError`` otherwise."""
-    number = as_number(value)
-    if isinstance(value, bool) or not 0 < number < math.inf:
-        raise ValueError(f"{name}: expected a positive number, got {value!r}")
-    return number
+        or_none = ", or None" if optional else ""
+        raise ValueError(f"{name}: expected a whole number from {least}{or_none}, got {value!r}")
 
 
 def check_finite(tensor: Tensor, where: str, first_sample: int = 0) -> None:
@@ -136,14 +217,16 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:
     """The error to raise when ``name`` is none of the ``valid`` names of a ``what``.
 
     >>> str(unknown_name("method", "robust_can", ["robust_cam", "occlusion"]))
-    "unknown method 'robust_can'; did you mean 'robust_cam'? (2 known: occlusion, robust_cam)"
+    "method: expected one of occlusion, robust_cam, got 'robust_can'; did you mean 'robust_cam'?"
     >>> str(unknown_name("class", "dog", []))
-    "unknown class 'dog' (there are none)"
+    "class: expected nothing, for there are none, got 'dog'"
     """
     known = sorted(valid)
     if not known:
-        return ValueError(f"unknown {what} {name!r} (there are none)")
+        return ValueError(f"{what}: expected nothing, for there are none, got {name!r}")
     near = get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    if len(known) <= 8:
+        return ValueError(f"{what}: expected one of {', '.join(known)}, got {name!r}{hint}")
     listing = ", ".join(known if len(known) <= 24 else [*known[:24], "…"])
-    return ValueError(f"unknown {what} {name!r}{hint} ({len(known)} known: {listing})")
+    return ValueError(f"{what}: expected one of {len(known)}, got {name!r}{hint} ({listing})")

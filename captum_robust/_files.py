@@ -1,59 +1,163 @@
-"""Tensors on disk: safetensors files that are there whole or not at all; and checksums."""
+"""Files that are there whole or not at all: text, tensors with facts; whether a run is the same."""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import printable
+from captum_robust._checks import check, printable
+
+PICKLES = {".pt", ".pth", ".pkl", ".bin", ".ckpt"}
+"""Suffixes of files that may be pickles, which are never opened."""
+_CARD = "card"
+
+
+def write_whole(path: Path, content: bytes | str) -> Path:
+    """Write a file under another name, and put it in the place of what was there.
+
+    Text is written in UTF-8; what that cannot hold, such as a broken file name, is written out.
+
+    Raises:
+        IsADirectoryError: the path is a folder.
+        OSError: it cannot be written, because the disk is full, say; the old file stays.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{printable(str(path))} is a folder; give the name of a file")
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+    return _put(path, lambda part: _written(part, data))
+
+
+def _written(part: Path, data: bytes) -> None:
+    part.write_bytes(data)
+
+
+def _put(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let ``write`` make the file, and give it its name when it is on the disk."""
+    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # on the disk before the name is: power may fail
+        os.replace(part, path)
+    except BaseException as error:
+        with suppress(OSError):  # there may be no such folder
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
+        raise
+    return path
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write the file under another name, and put it in the place of what was there.
+    """Write a safetensors file, whole or not at all; equal content gives equal bytes.
 
     Raises:
-        OSError: it cannot be written, because the disk is full, say; the old file stays.
+        OSError: it cannot be written; the old file stays.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    part = path.with_name(f".{path.name}.part")
     # Clones: the format takes no two tensors that share memory, as tied weights do.
     own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(own, part, dict(metadata))
+
+    def write(part: Path) -> None:
+        try:
+            save_file(own, part, dict(metadata))
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
         with part.open("rb+") as file:
             _sort_metadata(file)
-            file.flush()
-            os.fsync(file.fileno())  # on the disk before the name is: power may fail
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):  # there may be no such folder
-            part.unlink(missing_ok=True)
-        raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
+
+    _put(path, write)
+
+
+def write_facts(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    kind: str,
+    facts: Mapping[str, Any],
+    card: str | None = None,
+) -> None:
+    """Write tensors with facts about them.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        kind: what the file holds, such as ``"captum_robust.superpixels"``.
+        facts: anything that JSON holds.
+        card: a text for who gets the file.
+
+    Raises:
+        OSError: the file cannot be written; one that was there before stays.
+    """
+    metadata = {kind: json.dumps(facts)} | ({} if card is None else {_CARD: card})
+    write_tensors(Path(path), tensors, metadata)
 
 
 def write_network(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, half: bool = False
+    path: str | Path,
+    weights: Mapping[str, Tensor],
+    kind: str,
+    facts: Mapping[str, Any],
+    *,
+    half: bool = False,
+    card: str | None = None,
 ) -> None:
-    """Write the weights of a network; with ``half`` in half precision those that it can hold.
+    """Write the weights of a network with what it takes to build it, see :func:`write_facts`.
+
+    With ``half`` those weights that it can hold are in half precision.
 
     Raises:
         ValueError: the path does not end in ``.safetensors``.
         OSError: the file cannot be written; one that was there before stays.
     """
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path: expected a name that ends in .safetensors, got {path.name}")
-    write_tensors(path, {n: _halved(t) if half else t for n, t in tensors.items()}, metadata)
+    suffix = Path(path).suffix
+    check(suffix == ".safetensors", f"path: expected a .safetensors file, got {Path(path).name}")
+    write_facts(path, {n: _halved(t) if half else t for n, t in weights.items()}, kind, facts, card)
+
+
+def read_facts(path: str | Path, kind: str, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the facts of a file that a user was handed.
+
+    Args:
+        path: a file by :func:`write_facts`.
+        kind: as it was written.
+        what: what the file should hold, for messages: "localization network".
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no safetensors file, a torn one, by its name a pickle, or of another kind.
+    """
+    path = Path(path)
+    shown = printable(str(path))
+    if path.suffix in PICKLES:
+        raise ValueError(f"{shown} may be a pickle, which can run code; expected .safetensors")
+    tensors, metadata = read_tensors(path)
+    try:
+        facts = json.loads(_facts_text(metadata, kind))
+    except (KeyError, ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{shown} holds no {what}")
+    return tensors, facts
+
+
+def _facts_text(metadata: Mapping[str, str], kind: str) -> str:
+    """The facts as JSON, also as version 0.1 wrote them for some kinds, under "format"."""
+    if kind in metadata or metadata["format"] != kind:
+        return metadata[kind]
+    rest = {n: json.loads(text or "null") for n, text in metadata.items() if n != "format"}
+    return json.dumps(rest.get("facts", rest))
 
 
 def _halved(tensor: Tensor) -> Tensor:
@@ -91,23 +195,59 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{printable(str(path))} is not a safetensors file ({error})") from None
 
 
-def read_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What :func:`read_tensors` gives of a file that a user was handed.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no safetensors file, a torn one, or by its name a pickle.
-    """
-    if path.suffix in {".pt", ".pth", ".pkl", ".bin", ".ckpt"}:
-        shown = printable(str(path))
-        raise ValueError(f"{shown} may be a pickle, which can run code; expected .safetensors")
-    return read_tensors(path)
-
-
 def checksum(tensors: Iterable[Tensor]) -> int:
     """The CRC-32 of their bytes, one after another."""
-    found = 0
+    crc = 0
     for tensor in tensors:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        found = zlib.crc32(raw.numpy().data, found)
-    return found
+        crc = zlib.crc32(raw.numpy().data, crc)
+    return crc
+
+
+def check_same_run(
+    folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], ignored: str | None = None
+) -> None:
+    """Hold a run's configuration to the one its folder was begun with.
+
+    Args:
+        folder: of the run, for the message.
+        there: what its file says.
+        here: what was asked for.
+        ignored: the key of a part that is only for the record.
+
+    Raises:
+        ValueError: they differ; the message shows where.
+    """
+    before, after = _flat(there), _flat(json.loads(json.dumps(here)))
+    differing = [
+        key
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and (ignored is None or not key.startswith(f"{ignored}."))
+    ]
+    if differing:
+        lines = "; ".join(_difference(key, before.get(key), after.get(key)) for key in differing)
+        raise ValueError(
+            f"{printable(str(folder))} holds another run ({lines}); give another folder"
+        )
+
+
+def _difference(key: str, before: Any, after: Any) -> str:
+    there, here = ("(none)" if value is None else str(value) for value in (before, after))
+    # Of long ones the part where they begin to differ, character by character.
+    start = max(0, len(os.path.commonprefix([there, here])) - 60)  # noqa: RUF071
+    stop = start + 120
+    there, here = (
+        ("…" if start else "") + text[start:stop] + ("…" if len(text) > stop else "")
+        for text in (there, here)
+    )
+    return f"{key}: {there} there, {here} here"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix[:-1]: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(_flat(inner, f"{prefix}{key}."))
+    return flat

@@ -1,9 +1,30 @@
-"""Gaussian blur as a product of matrices: for any size, and the same on each device."""
+"""The one resizer of images and maps; Gaussian blur as a product of matrices."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def resized(x: Tensor, size: tuple[int, int], *, antialias: bool = True) -> Tensor:
+    """Images or maps N×C×h×w at another resolution N×C×H×W, bilinearly.
+
+    With ``antialias`` what is made smaller is averaged. Half precision is computed in float32.
+    """
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    full = x.float() if x.dtype.itemsize < 4 else x  # the CPU cannot smooth bfloat16
+    larger = F.interpolate(full, size, mode="bilinear", align_corners=False, antialias=antialias)
+    return larger.to(x.dtype)
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image C×H×W or images N×C×H×W in [0, 1] at ``size`` (H, W): bilinear, antialiased."""
+    batch = image if image.ndim == 4 else image[None]
+    # Rounding may leave [0, 1] by one unit in the last place.
+    smaller = resized(batch, size).clamp(0, 1)
+    return smaller if image.ndim == 4 else smaller[0]
 
 
 def blur_matrix(size: int, sigma: float) -> Tensor:

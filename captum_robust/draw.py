@@ -5,7 +5,6 @@ Pictures are RGB, uint8, H×W×3 everywhere in this file.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -16,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from captum_robust._files import write_whole
 
 RGB: TypeAlias = npt.NDArray[np.uint8]
 
@@ -245,24 +246,6 @@ def encode_png(rgb: RGB) -> bytes:
 
     _, data = cv2.imencode(".png", as_rgb(rgb)[:, :, ::-1])
     return data.tobytes()
-
-
-def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file under another name and rename it, so that nobody sees half of it.
-
-    Raises:
-        IsADirectoryError: the path is a folder.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
 
 
 def _levels(heat: Tensor | npt.NDArray[Any]) -> RGB:

@@ -324,7 +324,8 @@ def test_compare_and_explain_take_a_localization_network_with_a_trunk(
     save_localization_network(network, tmp_path / "nameless.safetensors")
     code, _, err = run("explain", folder, *given, "nameless.safetensors", "--out", "others")
     assert code == 2
-    assert "unknown model 'SimpleConvNet'" in one_line(err)
+    assert "model: expected one of" in err
+    assert "got 'SimpleConvNet'" in one_line(err)
 
 
 @pytest.mark.parametrize("named", [(), ("--model", "simple_convnet")])
@@ -414,7 +415,7 @@ def test_a_masking_network_that_does_not_fit_is_one_line(
     save_masking_network(MaskingNetwork(foreign), tmp_path / "foreign.safetensors")
     code, _, err = run(*command, *masking, "--methods", *options)
     assert code == 2
-    assert message in one_line(err)
+    assert all(part in one_line(err) for part in message.split(".*"))
 
 
 def test_explain_goes_on_behind_a_broken_image(run: Run, tmp_path: Path) -> None:
@@ -430,7 +431,10 @@ def test_explain_goes_on_behind_a_broken_image(run: Run, tmp_path: Path) -> None
 
 
 WRONG: list[tuple[list[str], str]] = [
-    (["compare", "imagnet", "x"], "unknown kind of data set 'imagnet'; did you mean 'imagenet'"),
+    (
+        ["compare", "imagnet", "x"],
+        r"kind of data set: .*got 'imagnet'; did you mean 'imagenet'",
+    ),
     (["compare", "imagenet"], "needs the path"),
     (["compare", "imagenet", "nowhere"], "nowhere"),
     (["compare", "folder", "nowhere"], "nowhere: no such folder"),
@@ -439,16 +443,25 @@ WRONG: list[tuple[list[str], str]] = [
     (["compare", "samples", "--model", "resnet5"], "did you mean 'resnet50'"),
     (["compare", "samples", "--weights", "nowhere.safetensors"], "no file nowhere.safetensors"),
     (["compare", "samples", "--weights", "model.pth"], "may be a pickle"),
-    (["compare", "samples", "--layer", "haed"], "unknown layer 'haed'; did you mean 'head'"),
+    (
+        ["compare", "samples", "--layer", "haed"],
+        r"layer: .*got 'haed'; did you mean 'head'",
+    ),
     (["compare", "samples", "--device", "warp"], "device 'warp' is not available"),
     (["compare", "samples", "--precision", "int8"], "precision: expected one of"),
     (["compare", "samples", "--limit", "0"], "limit: expected a whole number from 1"),
     (["compare", "samples", "--limit", "many"], "Invalid value for '--limit'"),
     (["compare", "samples", "--split", "val"], "does not take all of: --split"),
     (["explain", "nowhere.png"], "nowhere.png: no such image or folder"),
-    (["explain", "images", "--target", "taby"], "unknown class 'taby'; did you mean 'tabby'"),
+    (
+        ["explain", "images", "--target", "taby"],
+        r"class: .*got 'taby'; did you mean 'tabby'",
+    ),
     (["explain", "images", "--target", "1000"], "classes 0 to 999"),
-    (["explain", "images", "--counterfactual", "lynxx"], "unknown class 'lynxx'; did you mean"),
+    (
+        ["explain", "images", "--counterfactual", "lynxx"],
+        r"class: .*got 'lynxx'; did you mean",
+    ),
     (["explain", "images", "--counterfactual", "1000"], "counterfactual: the model has the"),
     (
         ["explain", "images", "--methods", "saliency", "--counterfactual", "lynx"],
@@ -458,7 +471,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["explain", "images", "--threshold", "nan"], "threshold: expected a number in [0, 1]"),
     (
         ["compare", "samples", "--attack", "pdg"],
-        "unknown attack 'pdg'; did you mean 'pgd'",
+        r"attack: .*got 'pdg'; did you mean 'pgd'",
     ),
     (["compare", "samples", "--attack", ","], "attack: expected at least one"),
     (["compare", "samples", "--epsilon", "1"], "--epsilon is for attacks: give --attack too"),
@@ -480,16 +493,22 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (["attack"], "give an image, a folder of images, or --kind samples"),
     (["attack", "nowhere.png"], "nowhere.png: no such image or folder"),
-    (["attack", "images", "--attack", "pdg"], "unknown attack 'pdg'; did you mean 'pgd'"),
+    (["attack", "images", "--attack", "pdg"], r"attack: .*got 'pdg'; did you mean 'pgd'"),
     (["attack", "images", "--epsilon", "0.5"], "an image file holds whole levels"),
     (["attack", "images", "--epsilon", "nan"], "numbers from 0 to 255"),
-    (["attack", "images", "--target", "taby"], "unknown class 'taby'; did you mean 'tabby'"),
+    (
+        ["attack", "images", "--target", "taby"],
+        r"class: .*got 'taby'; did you mean 'tabby'",
+    ),
     (
         ["attack", "images", "--target", "tabby", "--attack", "least_likely"],
         "least_likely cannot move towards a given class",
     ),
     (["attack", "images", "--out", "images/out"], "lies inside images, the images' folder"),
-    (["attack", "images", "--kind", "imagnet"], "unknown kind of data set 'imagnet'; did you mean"),
+    (
+        ["attack", "images", "--kind", "imagnet"],
+        r"kind of data set: .*got 'imagnet'; did you mean",
+    ),
     (["attack", "images/0.png", "--boxes", "b.csv"], "a single image does not take: --boxes"),
     (["cmpare"], "No such command 'cmpare'"),
     (["demo", "--ot", "x"], "No such option: --ot"),
@@ -503,7 +522,7 @@ def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(
     draw(tmp_path / "images", n=1)
     code, _, err = run(*arguments)
     assert code == 2
-    assert message in one_line(err)
+    assert all(part in one_line(err) for part in message.split(".*"))
 
 
 def test_compare_runs_every_method_under_every_attack(run: Run, tmp_path: Path) -> None:

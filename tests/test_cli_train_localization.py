@@ -261,7 +261,7 @@ def test_super_pixels_of_other_images_are_refused(
     ("options", "message"),
     [
         (("--images", "nowhere"), "nowhere: no such folder"),
-        (("--images", "photographs", "--kind", "tiny"), "unknown kind of data set"),
+        (("--images", "photographs", "--kind", "tiny"), "kind of data set: expected"),
         (("--images", "photographs", "--out", "photographs/run"), "lies inside"),
         (("--images", "photographs", "--form", "bound"), "did you mean 'bounded'"),
         (("--images", "photographs", "--area", "-1"), "weight: expected a finite number"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from captum_robust._checks import checked_positive
+from captum_robust._checks import check_number
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def smooth_activations(module: nn.Module, beta: float) -> Iterator[None]:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    mode = _Smooth(checked_positive("beta", beta))
+    mode = _Smooth(check_number("beta", beta, 0, open_low=True))
     is_inside = False
 
     def smooth(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_output
-from captum_robust._checks import as_number, check_count, check_finite, checked_positive
+from captum_robust._checks import as_number, check_count, check_finite, check_number
 from captum_robust._contexts import seeded
 from captum_robust._scores import arguments_of, target_of
 from captum_robust.attacks._attack import (
@@ -205,7 +205,7 @@ class ExplanationAttack(Attack):
         self.step_size = step_size
         self.objective = objective
         self.k = k
-        self.beta = None if beta is None else checked_positive("beta", beta)
+        self.beta = None if beta is None else check_number("beta", beta, 0, open_low=True)
         self.module = module
         self.label_slack = label_slack
         self.random_start = random_start

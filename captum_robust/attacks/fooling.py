@@ -16,8 +16,8 @@ from captum_robust._checks import (
     as_number,
     check_count,
     check_finite,
+    check_number,
     checked_bounds,
-    checked_positive,
 )
 from captum_robust._scores import model_scores, one_row_a_sample
 from captum_robust.attacks._attack import (
@@ -86,7 +86,7 @@ class FoolingImage(PGD):
             raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
         if not 0 <= as_number(l2_decay) < 1:
             raise ValueError(f"l2_decay: expected a number in [0, 1), got {l2_decay!r}")
-        checked_positive("step_size", step_size)
+        check_number("step_size", step_size, 0, open_low=True)
         super().__init__(
             forward_func,
             0.0 if epsilon is None else epsilon,
@@ -284,7 +284,7 @@ class MapElites:
             check_count(name, value, least)
         if not 0 < as_number(mutation_rate) <= 1:
             raise ValueError(f"mutation_rate: expected a share in (0, 1], got {mutation_rate!r}")
-        checked_positive("strength", strength)
+        check_number("strength", strength, 0, open_low=True)
         self.forward_func = forward_func
         self.shape = tuple(shape)
         self.batch_size = batch_size

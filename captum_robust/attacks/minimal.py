@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_robust._checks import as_number, check_count, checked_positive
+from captum_robust._checks import as_number, check_count, check_number
 from captum_robust.attacks._attack import (
     Attack,
     Tensors,
@@ -315,7 +315,7 @@ class LBFGSAttack(Attack):
         check_count("searches", searches, 1)
         check_count("max_iterations", max_iterations, 1)
         check_count("history_size", history_size, 1)
-        checked_positive("constant", constant)
+        check_number("constant", constant, 0, open_low=True)
         self.searches = searches
         self.max_iterations = max_iterations
         self.constant = constant

@@ -20,8 +20,8 @@ from captum_robust._checks import (
     check_count,
     check_finite,
     check_inputs,
+    check_number,
     checked_bounds,
-    checked_positive,
 )
 from captum_robust._contexts import seeded
 from captum_robust._scores import model_scores, one_row_a_sample
@@ -409,7 +409,7 @@ class SubstituteAttack(Perturbation):
         """
         for name, value in (("rounds", rounds), ("epochs", epochs), ("batch_size", batch_size)):
             check_count(name, value, 1)
-        checked_positive("lr", lr)
+        check_number("lr", lr, 0, open_low=True)
         if not 0 < abs(as_number(step)) < math.inf:
             raise ValueError(f"step: expected a number other than 0, got {step!r}")
         if not isinstance(substitute, nn.Module):

@@ -22,7 +22,7 @@ from captum_robust._checks import (
     check_count,
     check_finite,
     check_inputs,
-    checked_positive,
+    check_number,
     printable,
     unknown_name,
 )
@@ -670,7 +670,7 @@ def _check_settings(settings: dict[str, Any], target_rate: float | None) -> None
             raise ValueError(f"target: only method 'gradient' takes one, not {method!r}")
     if target_rate is not None and not 0 < as_number(target_rate) <= 1:
         raise ValueError(f"target_rate: expected a share in (0, 1], got {target_rate!r}")
-    checked_positive("step_size", step_size)
+    check_number("step_size", step_size, 0, open_low=True)
     if not 0 <= as_number(momentum) < math.inf:
         raise ValueError(f"momentum: expected a number from 0, got {momentum!r}")
 

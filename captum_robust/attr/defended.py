@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_output, format_tensor_into_tuples, is_tuple
 from captum_robust._checks import check_batch, check_finite
+from captum_robust._resize import resized
 from captum_robust._scores import ClassScores, model_scores, one_row_a_sample
 from captum_robust.attr._wrapped import (
     Wrapper,
@@ -31,7 +32,6 @@ from captum_robust.transforms.transform import (
     Transform,
     as_transforms,
     backward_differentiable,
-    resized_map,
 )
 
 COMBINATIONS = ("mean", "normalized_mean", "median")
@@ -392,7 +392,7 @@ class Defended(Wrapper):
             ones = stack.new_ones(1, 1, *size)
             weight = torch.stack([ones if s is None else s.to(stack) for s in seen])
             combined = _weighted(stack, weight, median=self.combine == "median")
-        return combined if resolution is None else resized_map(combined, resolution)
+        return combined if resolution is None else resized(combined, resolution)
 
 
 @dataclass(frozen=True)
@@ -517,7 +517,7 @@ def _at_size(
         raise ValueError(
             f"transforms: {transform!r} aligned a map to {tuple(maps.shape)}, not to {size}"
         )
-    return resized_map(maps, size)
+    return resized(maps, size)
 
 
 def _weighted(stack: Tensor, weight: Tensor, *, median: bool) -> Tensor:

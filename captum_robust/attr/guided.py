@@ -17,7 +17,7 @@ from captum_robust._captum import (
     format_tensor_into_tuples,
     is_tuple,
 )
-from captum_robust._checks import check_batch, check_finite, checked_positive
+from captum_robust._checks import check_batch, check_finite, check_number
 from captum_robust.attr._wrapped import (
     Wrapper,
     as_tuple,
@@ -80,7 +80,7 @@ class Guided(Wrapper):
                 raise ValueError(f"guide: expected 'gradient' or an Attribution, got {guide!r}")
             guide = Saliency(attribution.forward_func)
         check_attribution(guide, "guide", "'gradient' or an Attribution")
-        checked_positive("power", power)
+        check_number("power", power, 0, open_low=True)
         self.guide = guide
         self.power = power
 

@@ -25,7 +25,7 @@ from captum_robust._checks import (
     check_finite,
     check_images,
     check_inputs,
-    checked_positive,
+    check_number,
 )
 from captum_robust._scores import (
     ClassScores,
@@ -126,7 +126,7 @@ class IterativeMask(Attribution):
         self.image_noise = float(image_noise)
         self.mask_size = mask_size
         self.steps = steps
-        self.learning_rate = checked_positive("learning_rate", learning_rate)
+        self.learning_rate = check_number("learning_rate", learning_rate, 0, open_low=True)
         self.momentum = float(momentum)
         self.seed = seed
 

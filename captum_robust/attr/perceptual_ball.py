@@ -24,8 +24,8 @@ from captum_robust._checks import (
     check_count,
     check_finite,
     check_inputs,
+    check_number,
     checked_bounds,
-    checked_positive,
 )
 from captum_robust._resize import blur_matrix
 from captum_robust._scores import (
@@ -557,7 +557,7 @@ def _check_settings(s: BallSettings) -> None:
             "perceptual_weight: expected a positive number, or 0 for no perceptual term, got "
             f"{s.perceptual_weight!r}"
         )
-    checked_positive("pixel_weight", s.pixel_weight)
+    check_number("pixel_weight", s.pixel_weight, 0, open_low=True)
     if not math.isfinite(as_number(s.margin_target)):
         raise ValueError(f"margin_target: expected a finite number, got {s.margin_target!r}")
     for name in ("tolerance", "map_tolerance"):

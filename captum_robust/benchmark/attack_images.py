@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import printable
+from captum_robust._files import write_whole
 from captum_robust._processes import progress_bar, ranks
 from captum_robust.attacks import Attack
 from captum_robust.benchmark.batches import (
@@ -29,7 +30,7 @@ from captum_robust.catalog.attacks import strength_of
 from captum_robust.catalog.description import describe_run
 from captum_robust.data import LocalizationDataset, Sample, load_image
 from captum_robust.data.images import EXTENSIONS
-from captum_robust.draw import as_rgb, encode_png, write_whole
+from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
 from captum_robust.report.outcomes import attack_series, attack_table, attacks_text
 from captum_robust.runs.store import AttackRow, RunStore

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_robust._resize import resize_image
 from captum_robust.data.sample import DataError, Sample
 
 MAX_PIXELS = 2**27
@@ -86,14 +87,6 @@ def crop_to(sample: Sample, window: tuple[int, int, int, int]) -> Sample:
         boxes=boxes[has_area],
         mask=None if sample.mask is None else sample.mask[y0:y1, x0:x1].contiguous(),
     )
-
-
-def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """A C×H×W or N×C×H×W image in [0, 1] at ``size`` (H, W): bilinear, antialiased."""
-    batch = image if image.ndim == 4 else image[None]
-    resized = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
-    # Rounding may leave [0, 1] by one unit in the last place.
-    return (resized if image.ndim == 4 else resized[0]).clamp(0, 1)
 
 
 def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captum_robust._checks import check_count, check_finite, checked_positive, printable
+from captum_robust._checks import check_count, check_finite, check_number, printable
 from captum_robust._files import checksum, read_tensors, write_tensors
 
 _FACTS = "captum_robust.superpixels"
@@ -42,7 +42,7 @@ def superpixels(images: Tensor, n_segments: int = 100, *, compactness: float = 1
             positive.
     """
     check_count("n_segments", n_segments, 1)
-    compactness = checked_positive("compactness", compactness)
+    compactness = check_number("compactness", compactness, 0, open_low=True)
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"images: expected a tensor of floating point, got {got}")
@@ -121,7 +121,7 @@ def cached_superpixels(
         OSError: the file cannot be written.
     """
     check_count("n_segments", n_segments, 1)
-    compactness = checked_positive("compactness", compactness)
+    compactness = check_number("compactness", compactness, 0, open_low=True)
     count = len(images)  # type: ignore[arg-type]
     if count == 0:
         raise ValueError("images: there are none")

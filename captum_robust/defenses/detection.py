@@ -16,7 +16,7 @@ from captum_robust._checks import (
     check_batch,
     check_count,
     check_inputs,
-    checked_positive,
+    check_number,
     printable,
     unknown_name,
 )
@@ -98,9 +98,9 @@ class SafetyNet:
         if bins is not None:
             check_count("bins", bins, 2)
         check_count("batch_size", batch_size, 1)
-        checked_positive("penalty", penalty)
+        check_number("penalty", penalty, 0, open_low=True)
         if gamma is not None:
-            checked_positive("gamma", gamma)
+            check_number("gamma", gamma, 0, open_low=True)
         self.model = model
         self.layers, self.layer_names = layers_of(model, layers)
         self.bins = bins
@@ -240,7 +240,7 @@ class SafetyNet:
             RuntimeError: nothing is fitted yet.
             ValueError: a temperature that is not positive; as for :meth:`score`.
         """
-        checked_positive("temperature", temperature)
+        check_number("temperature", temperature, 0, open_low=True)
         machine = self._on(x)
         self._check(x)
         output, activations = self._activations(x)

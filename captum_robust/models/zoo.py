@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import printable, unknown_name
-from captum_robust._files import read_tensors, write_network
+from captum_robust._files import PICKLES, read_tensors, write_network
 from captum_robust.data.classes import imagenet_names
 from captum_robust.models.classifier import Classifier
 from captum_robust.models.layers import layer_of, tokens_to_map
@@ -105,14 +105,14 @@ def save_classifier(model: Classifier, path: str | Path) -> None:
         "class_names": model.class_names,
         "input_size": list(model.input_size),
     }
-    write_network(Path(path), model.module.state_dict(), {_FACTS: json.dumps(facts)})
+    write_network(path, model.module.state_dict(), _FACTS, facts)
 
 
 def _state_dict_path(weights: Any) -> Path | None:
     if not isinstance(weights, (str, Path)):
         return None
     path = Path(weights)
-    if path.suffix in {".pt", ".pth", ".pkl", ".bin", ".ckpt"}:
+    if path.suffix in PICKLES:
         raise ValueError(
             f"weights: {path.name} may be a pickle, which can run code; "
             "convert it with safetensors.torch.save_file and pass the .safetensors file"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_robust._checks import as_number, check_count, check_finite, checked_positive
+from captum_robust._checks import as_number, check_count, check_finite, check_number
 
 LARGEST_BETA = 1e30
 """Above, a sum of activations could leave the range of float32."""
@@ -174,7 +174,7 @@ class DenseAssociativeMemory(nn.Module):
             ("seed", seed, 0),
         ):
             check_count(name, number, least)
-        checked_positive("learning_rate", learning_rate)
+        check_number("learning_rate", learning_rate, 0, open_low=True)
         self._check_features(features)
         self._check_target(target, len(features))
         if len(features) < self.memories:

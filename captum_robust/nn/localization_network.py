@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import as_number, check_count, printable
-from captum_robust._files import read_network, write_network
+from captum_robust._files import read_facts, write_network
 from captum_robust.nn.corruption_network import CorruptionNetwork
 from captum_robust.nn.evidence_removal import blend
 from captum_robust.nn.masking_network import name_of
@@ -20,7 +19,6 @@ from captum_robust.nn.straight_through import straight_through
 from captum_robust.nn.superpixel_pooling import spread, superpixel_means
 
 _FACTS = "captum_robust.localization_network"
-_CARD = "card"
 
 
 class LocalizationNetwork(nn.Module):
@@ -174,8 +172,7 @@ def save_localization_network(
         "fill": network.fill.flatten().tolist(),
         "n_segments": network.n_segments,
     }
-    metadata = {_FACTS: json.dumps(facts), _CARD: card}
-    write_network(Path(path), network.state_dict(), metadata, half=half)
+    write_network(path, network.state_dict(), _FACTS, facts, half=half, card=card)
 
 
 def read_localization_facts(path: str | Path) -> dict[str, Any]:
@@ -271,11 +268,9 @@ def load_localization_network(
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    path = Path(path)
     shown = printable(str(path))
-    tensors, metadata = read_network(path)
+    tensors, facts = read_facts(path, _FACTS, "localization network")
     try:
-        facts: dict[str, Any] = json.loads(metadata[_FACTS])
         checked: dict[str, Any] = {
             "width": int(facts["width"]),
             "trunk": None if facts["trunk"] is None else str(facts["trunk"]),

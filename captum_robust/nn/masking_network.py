@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_robust._checks import check_classes, printable
-from captum_robust._files import read_network, write_network
+from captum_robust._files import read_facts, write_network
 
 _FACTS = "captum_robust.masking_network"
-_CARD = "card"
 _EPSILON = 1e-4
 """Of |a| + |b|: where both vanish, so does the mask."""
 _MOST = 4.0
@@ -356,8 +354,7 @@ def save_masking_network(
         "encoder_weights": _some_weights(network.encoder),
         **asdict(network.decoder.shape),
     }
-    metadata = {_FACTS: json.dumps(facts), _CARD: card}
-    write_network(Path(path), network.decoder.state_dict(), metadata, half=half)
+    write_network(path, network.decoder.state_dict(), _FACTS, facts, half=half, card=card)
 
 
 def load_masking_network(
@@ -373,11 +370,9 @@ def load_masking_network(
         ValueError: it is no safetensors file, or one without a masking network, or the network is
             for another encoder, for one of other weights, or for other classes.
     """
-    path = Path(path)
     shown = printable(str(path))
-    tensors, metadata = read_network(path)
+    tensors, facts = read_facts(path, _FACTS, "masking network")
     try:
-        facts: dict[str, Any] = json.loads(metadata[_FACTS])
         name, weights = str(facts.pop("encoder")), facts.pop("encoder_weights", None)
         shape = DecoderShape(
             **{**facts, "channels": tuple(facts["channels"]), "widths": tuple(facts["widths"])}

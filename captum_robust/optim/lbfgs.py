@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from captum_robust._checks import as_number, check_count, checked_positive
+from captum_robust._checks import as_number, check_count, check_number
 from captum_robust.optim.line_search import Point, Search, fixed_step, strong_wolfe
 
 Evaluation = tuple[Tensor, Tensor, Tensor | None]
@@ -510,7 +510,7 @@ def check_options(
     line_search: str,
 ) -> None:
     """Raise ``ValueError`` for an option that :func:`minimize` can't work with."""
-    checked_positive("step", step)
+    check_number("step", step, 0, open_low=True)
     whole = [("max_iterations", max_iterations), ("history_size", history_size)]
     if max_evaluations is not None:
         whole.append(("max_evaluations", max_evaluations))

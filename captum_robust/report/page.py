@@ -8,7 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captum_robust.draw import PREDICTED_COLOR, TRUTH_COLOR, write_whole
+from captum_robust._files import write_whole
+from captum_robust.draw import PREDICTED_COLOR, TRUTH_COLOR
 from captum_robust.metrics.functional import STABILITY_MEASURES
 from captum_robust.report.comparison import CLEAN, FEW, GALLERY_POOL
 from captum_robust.report.outcomes import attack_series

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_robust._resize import resize_image
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import DataError, load_image
-from captum_robust.data.fit import resize_image
 from captum_robust.draw import (
     PREDICTED_COLOR,
     RGB,

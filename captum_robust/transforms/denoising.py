@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_robust._checks import as_number, check_count, checked_positive
+from captum_robust._checks import as_number, check_count, check_number
 from captum_robust._resize import blur_matrix
 from captum_robust.transforms.transform import Transform
 
@@ -58,7 +58,7 @@ class TotalVariation(Transform):
         seed: int | None = 0,
     ) -> None:
         super().__init__(seed=seed)
-        checked_positive("weight", weight)
+        check_number("weight", weight, 0, open_low=True)
         if isinstance(drop, bool) or not 0 <= as_number(drop) < 1:
             raise ValueError(f"drop: expected a share in [0, 1), got {drop!r}")
         check_count("iterations", iterations, 1)

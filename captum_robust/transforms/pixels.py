@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_robust._checks import as_number, check_count, checked_positive
-from captum_robust._resize import blur_matrix
-from captum_robust.transforms.transform import Transform, resized_map
+from captum_robust._checks import as_number, check_count, check_number
+from captum_robust._resize import blur_matrix, resized
+from captum_robust.transforms.transform import Transform
 
 
 class Identity(Transform):
@@ -65,7 +65,7 @@ class GaussianBlur(Transform):
 
     def __init__(self, sigma: float = 1.0) -> None:
         super().__init__()
-        self.sigma = checked_positive("sigma", sigma)
+        self.sigma = check_number("sigma", sigma, 0, open_low=True)
 
     def _apply(self, x: Tensor) -> Tensor:
         rows, columns = (blur_matrix(n, self.sigma).to(x) for n in x.shape[2:])
@@ -108,7 +108,7 @@ class GaussianNoise(Transform):
 
     def __init__(self, std: float = 0.1, seed: int | None = 0) -> None:
         super().__init__(seed=seed)
-        self.std = checked_positive("std", std)
+        self.std = check_number("std", std, 0, open_low=True)
 
     def _apply(self, x: Tensor) -> Tensor:
         noise = torch.randn(x.shape[1:], generator=self._generator(), dtype=torch.float32).to(x)
@@ -138,7 +138,7 @@ class Resize(Transform):
         super().__init__()
         if (scale is None) == (size is None):
             raise ValueError(f"scale and size: expected one of them, got {scale!r} and {size!r}")
-        self.scale = None if scale is None else checked_positive("scale", scale)
+        self.scale = None if scale is None else check_number("scale", scale, 0, open_low=True)
         self.size = None if size is None else _pair("size", size)
         self.restore = bool(restore)
         self.moves_pixels = not self.restore
@@ -155,7 +155,7 @@ class Resize(Transform):
 
     def align(self, maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """The maps at the size of the image; as they are where the image's size was restored."""
-        return (resized_map(maps, size) if self.moves_pixels else maps), None
+        return (resized(maps, size) if self.moves_pixels else maps), None
 
 
 class HorizontalFlip(Transform):
@@ -225,7 +225,7 @@ class CropAndRescale(Transform):
         top, left, h, w = self._window(size)
         around = (left, size[1] - left - w, top, size[0] - top - h)
         seen = maps.new_ones(1, 1, h, w)
-        return F.pad(resized_map(maps, (h, w)), around), F.pad(seen, around)
+        return F.pad(resized(maps, (h, w)), around), F.pad(seen, around)
 
     def _window(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Top, left, height and width in an image of ``size``."""

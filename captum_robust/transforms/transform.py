@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from captum_robust._checks import check_batch, check_inputs
@@ -214,12 +213,3 @@ def backward_differentiable(transform: Transform, x: Tensor) -> Tensor:
     """
     soft = transform.surrogate(x)
     return soft + (transform(x) - soft).detach()
-
-
-def resized_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps N×c×h×w at another resolution: enlarged bilinearly, or averaged where made smaller."""
-    if tuple(maps.shape[2:]) == size:
-        return maps
-    full = maps.float() if maps.dtype.itemsize < 4 else maps  # the CPU cannot smooth bfloat16
-    resized = F.interpolate(full, size, mode="bilinear", align_corners=False, antialias=True)
-    return resized.to(maps.dtype)

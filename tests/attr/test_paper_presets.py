@@ -72,7 +72,7 @@ def test_the_methods_run_on_its_default_layers(
     vgg: Classifier, x: Tensor, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from captum_robust.attr import BallSettings
-    from captum_robust.benchmark import methods
+    from captum_robust.catalog import methods
 
     monkeypatch.setattr(methods, "BALL_SETTINGS", BallSettings(max_iterations=2))
     maps = METHODS[name](vgg).explain(x, torch.tensor([3, 7])).maps

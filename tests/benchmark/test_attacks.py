@@ -97,7 +97,7 @@ def test_every_named_attack_keeps_to_the_contract(model: Classifier, name: str) 
 @pytest.mark.parametrize(
     ("names", "epsilons", "message"),
     [
-        (["pdg"], [1], "unknown attack 'pdg'; did you mean 'pgd'"),
+        (["pdg"], [1], r"attack: .*got 'pdg'; did you mean 'pgd'"),
         ([], [1], "attack: expected at least one"),
         (["pgd", "pgd"], [1], "attack: expected at least one, and each once"),
         (["pgd"], [2, 2.0], "epsilon: expected at least one, and each once"),

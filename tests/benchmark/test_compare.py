@@ -473,7 +473,7 @@ def test_one_family_of_thresholds_gives_its_own_error(model: Classifier, drawn: 
     table = result.table(oracle=True, strategies=["value"])
     assert table["error"][0] == pytest.approx(1 - (value > 0.5).mean(axis=0).max())
     assert table["threshold"][0].startswith("value ")
-    with pytest.raises(ValueError, match="unknown family of thresholds 'valeu'"):
+    with pytest.raises(ValueError, match=r"family of thresholds: .*got 'valeu'"):
         result.table(strategies=["valeu"])
 
 
@@ -518,7 +518,11 @@ def test_a_centre_crop_moves_the_boxes(model: Classifier, drawn: Drawn) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"methods": ["robust_can"]}, ValueError, "unknown method 'robust_can'; did you mean"),
+        (
+            {"methods": ["robust_can"]},
+            ValueError,
+            r"method: .*got 'robust_can'; did you mean",
+        ),
         ({"methods": []}, ValueError, "methods: expected at least one"),
         ({"methods": ["saliency", "saliency"]}, ValueError, "methods: each name once"),
         ({"methods": 3}, TypeError, "methods: expected names, or a mapping"),

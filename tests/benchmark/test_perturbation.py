@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from captum_robust import RobustCAM
 from captum_robust.attr import BallSettings, Guided, PerceptualBallPerturbation
-from captum_robust.benchmark import Comparison, compare, configuration, methods
+from captum_robust.benchmark import Comparison, compare
 from captum_robust.benchmark.measure import picture_of_change
 from captum_robust.benchmark.passes import count_passes
+from captum_robust.catalog import description as configuration
+from captum_robust.catalog import methods
 from captum_robust.catalog.methods import (
     BALL_BLUR,
     BALL_SETTINGS,

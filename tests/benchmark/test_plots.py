@@ -127,7 +127,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
 
 
 def test_unknown_names_are_refused(run: Comparison) -> None:
-    with pytest.raises(ValueError, match=r"unknown strategy 'energie'.*'energy'"):
+    with pytest.raises(ValueError, match=r"strategy: .*got 'energie'.*'energy'"):
         plot_curves(run, "energie")
-    with pytest.raises(ValueError, match=r"unknown attack 'nois'.*'noise'"):
+    with pytest.raises(ValueError, match=r"attack: .*got 'nois'.*'noise'"):
         plot_curves(run, "value", "nois")

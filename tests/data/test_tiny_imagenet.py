@@ -163,9 +163,9 @@ def test_an_archive_that_is_cut_off_after_opening_is_a_data_error(pack):
 def test_what_is_missing_as_a_whole_is_raised_at_once(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="no such file; expected a folder"):
         TinyImageNet(tmp_path / "gone.tar")
-    with pytest.raises(ValueError, match="unknown split"):
+    with pytest.raises(ValueError, match="split of Tiny ImageNet: expected"):
         TinyImageNet(folder, "test")
-    with pytest.raises(ValueError, match="unknown meaning of labels"):
+    with pytest.raises(ValueError, match="meaning of labels: expected"):
         TinyImageNet(folder, labels="wnid")
     (folder / "val/val_annotations.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"val_annotations\.txt"):

@@ -328,7 +328,7 @@ def test_wrong_arguments_of_the_training_are_named() -> None:
 
     with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module"):
         train(lambda x: x)
-    with pytest.raises(ValueError, match="unknown method 'madri'; did you mean 'madry'"):
+    with pytest.raises(ValueError, match=r"method: .*got 'madri'; did you mean 'madry'"):
         train(method="madri")
     with pytest.raises(ValueError, match="static_models: the method 'madry' takes none"):
         train(static_models=[small_net()])
@@ -451,15 +451,15 @@ def test_the_command_trains_against_models_that_were_trained_before(
         (("--images", "images", "--weights", "x.pth"), "may be a pickle"),
         (("--images", "images", "--weights", "x.safetensors"), "no file x.safetensors"),
         (("--images", "images", "--weights", "DEFAULT"), "has no published ones"),
-        (("--images", "images", "--method", "trades"), "unknown method 'trades'"),
+        (("--images", "images", "--method", "trades"), r"method: .*got 'trades'"),
         (("--images", "images", "--method", "ensemble"), "needs at least one"),
         (("--images", "images", "--static", "small_resnet=no.safetensors"), "no file"),
-        (("--images", "images", "--kind", "coco"), "unknown kind of data set 'coco'"),
+        (("--images", "images", "--kind", "coco"), r"kind of data set: .*got 'coco'"),
         (("--images", "images", "--classes", 3), "classes: expected a number from 2 to 2"),
         (("--images", "images", "--batch-size", 100), "batch_size: 100, but there are"),
         (("--images", "images", "--held-out", 1), "held_out: expected a share"),
         (("--images", "images", "--steps", 0), "steps: expected a whole number from 1"),
-        (("--images", "images", "--precision", "half"), "unknown precision 'half'"),
+        (("--images", "images", "--precision", "half"), r"precision: .*got 'half'"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(

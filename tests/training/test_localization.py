@@ -514,7 +514,7 @@ def test_modes_and_random_state_are_left_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "bound"}, "unknown form 'bound'; did you mean 'bounded'"),
+        ({"form": "bound"}, r"form: .*got 'bound'; did you mean 'bounded'"),
         ({"clean_share": 1.5}, "clean_share: expected a share"),
         ({"steps_of_classifier": 0}, "steps_of_classifier: expected a whole number from 1"),
         ({"trainable_layers": 5}, "the classifier has 4 layers, got 5"),

@@ -352,7 +352,7 @@ def test_a_loss_that_is_no_number_stops_and_says_the_step(tmp_path: Path) -> Non
     ("options", "message"),
     [
         ({"fake_probability": 1.0}, "fake_probability"),
-        ({"fakes": "none"}, "unknown fakes"),
+        ({"fakes": "none"}, "fakes: expected one of"),
         ({"image_noise": -1.0}, "image_noise"),
         ({"patience": 2}, "validation"),
         ({"tensorboard": True}, "out="),
