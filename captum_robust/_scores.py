@@ -1,4 +1,4 @@
-"""Which class each sample's scores are explained for, in every form of target that Captum takes."""
+"""What a model returns: its scores, the class that a target names, and whether it has a graph."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, run_forward, select_targets
+from captum_robust._contexts import hooked
 
 
 def model_scores(forward_func: Callable[..., Tensor], inputs: object, arguments: object) -> Tensor:
@@ -99,7 +100,7 @@ class ClassScores:
 
 
 def rows_of(x: Tensor, rows: list[int], n: int) -> Tensor:
-    x = x.clone() if x.is_inference() else x
+    x = without_inference(x)
     return x if rows == list(range(n)) else x[torch.tensor(rows, device=x.device)]
 
 
@@ -121,3 +122,80 @@ def arguments_of(arguments: Any, rows: list[int], n: int) -> Any:
         return arguments
     is_each = arguments.ndim > 0 and len(arguments) == n
     return rows_of(arguments, rows if is_each else list(range(n)), n)
+
+
+def check_rivals(scores: Tensor) -> None:
+    """Raise ``ValueError`` if scores N×K are of the label alone, which can't be lost then."""
+    if scores.shape[1] < 2:
+        raise ValueError("forward_func: expected scores of at least two classes, got one")
+
+
+def check_target(target: TargetType, scores: Tensor) -> None:
+    """``ValueError`` for a class that there is not; other forms are Captum's to judge."""
+    if scores.ndim != 2 or target is None or isinstance(target, tuple):
+        return
+    values = target if isinstance(target, (list, Tensor)) else [target]
+    if isinstance(values, list) and not all(isinstance(v, int) for v in values):
+        return
+    classes = scores.shape[1]
+    numbers = torch.as_tensor(values).reshape(-1)
+    outside = (numbers < 0) | (numbers >= classes)
+    if outside.any():
+        sample = int(outside.nonzero()[0])
+        raise ValueError(
+            f"target: class {int(numbers[sample])} of sample {sample}, but the model has the "
+            f"classes 0 to {classes - 1}"
+        )
+
+
+def at_least_float(x: Tensor) -> Tensor:
+    """float32 in place of half precision."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+def depends_on(tensor: Tensor, *inputs: Tensor) -> bool:
+    """Whether a gradient can flow from ``tensor`` back to one of the inputs."""
+    ends = {torch.autograd.graph.get_gradient_edge(x).node for x in inputs}
+    seen: set[Any] = {None}
+    waiting = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        if node in ends:
+            return True
+        seen.add(node)
+        waiting.extend(before for before, _ in node.next_functions)
+    return False
+
+
+def where_the_graph_breaks(
+    forward_func: Callable[..., Tensor], inputs: tuple[Tensor, ...], arguments: object
+) -> str:
+    """The layer whose output lost the graph of its input, as the end of a sentence."""
+    if not isinstance(forward_func, nn.Module):
+        return ""
+    broken: list[str] = []
+    names = {module: name for name, module in forward_func.named_modules()}
+
+    def watch(module: nn.Module, args: Any, output: Any) -> None:
+        came = any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        if came and isinstance(output, Tensor) and not output.requires_grad and not broken:
+            kind = type(module).__name__
+            broken.append(f"; layer {names[module]!r} ({kind}) breaks the graph")
+
+    parts = [m for m in forward_func.modules() if m is not forward_func]
+    with torch.enable_grad(), hooked(parts, watch):
+        copies = tuple(x.detach().requires_grad_().clone() for x in inputs)
+        scores = model_scores(forward_func, copies, arguments)
+    if broken:
+        return broken[0]
+    lost = "" if scores.requires_grad else ", between its layers (detach, no_grad, argmax, …)"
+    return f"; {type(forward_func).__name__}.forward breaks the graph itself{lost}"
+
+
+def without_inference(value: Any) -> Any:
+    """Tensors from ``inference_mode`` as normal ones, which autograd can save; all else as is."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    return tuple(map(without_inference, value)) if type(value) is tuple else value

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from captum.log import log_usage
 from captum.robust import Perturbation
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_robust._captum import (
     TargetType,
@@ -25,8 +25,11 @@ from captum_robust._scores import (
     ClassScores,
     FastScores,
     arguments_of,
-    model_scores,
+    at_least_float,
+    check_target,
     one_row_a_sample,
+    where_the_graph_breaks,
+    without_inference,
 )
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -134,7 +137,7 @@ class Attack(Perturbation):
         if targeted and target is None:
             raise ValueError("target: a targeted attack needs the class to move towards")
         with torch.inference_mode(False):
-            normal = tuple((x.clone() if x.is_inference() else x).detach() for x in inputs_tuple)
+            normal = tuple(without_inference(x).detach() for x in inputs_tuple)
             victim = self._victim(
                 self.forward_func,
                 normal,
@@ -238,7 +241,7 @@ class Victim:
         check_finite(scores, "forward_func, scores")
         self.forward_passes.index_add_(0, rows, torch.ones_like(rows))
         if self._class_scores is None:
-            _check_target(self.target, scores)
+            check_target(self.target, scores)
             self._class_scores = ClassScores(scores, self.target)
             scores = self._class_scores(scores)
             self._see_clean(scores.detach())
@@ -361,11 +364,6 @@ def take_each(inputs: Tensors, rows: Tensor) -> Tensors:
     return tuple(take(x, rows) for x in inputs)
 
 
-def at_least_float(x: Tensor) -> Tensor:
-    """float32 in place of half precision."""
-    return x.float() if x.dtype.itemsize < 4 else x
-
-
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
     """n values in the shape n×1×… that multiplies n×…."""
     return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
@@ -401,43 +399,6 @@ def steepest(gradients: Tensors, norm: str) -> Tensors:
     return tuple(divided(g, lengths) for g in gradients)
 
 
-def where_the_graph_breaks(
-    forward_func: Callable[..., Tensor], inputs: Tensors, arguments: object
-) -> str:
-    """The layer whose output lost the graph of its input, as the end of a sentence."""
-    if not isinstance(forward_func, nn.Module):
-        return ""
-    broken: list[str] = []
-    names = {module: name for name, module in forward_func.named_modules()}
-
-    def watch(module: nn.Module, args: Any, output: Any) -> None:
-        came = any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        if came and isinstance(output, Tensor) and not output.requires_grad and not broken:
-            kind = type(module).__name__
-            broken.append(f"; layer {names[module]!r} ({kind}) breaks the graph")
-
-    handles = [
-        m.register_forward_hook(watch) for m in forward_func.modules() if m is not forward_func
-    ]
-    try:
-        with torch.enable_grad():
-            copies = tuple(x.detach().requires_grad_().clone() for x in inputs)
-            scores = model_scores(forward_func, copies, arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if broken:
-        return broken[0]
-    lost = "" if scores.requires_grad else ", between its layers (detach, no_grad, argmax, …)"
-    return f"; {type(forward_func).__name__}.forward breaks the graph itself{lost}"
-
-
-def check_rivals(scores: Tensor) -> None:
-    """Raise ``ValueError`` if scores N×K are of the label alone, which can't be lost then."""
-    if scores.shape[1] < 2:
-        raise ValueError("forward_func: expected scores of at least two classes, got one")
-
-
 def _masks(mask: Tensor | Tensors | None, inputs: Tensors) -> Tensors | None:
     if mask is None:
         return None
@@ -457,21 +418,3 @@ def _masks(mask: Tensor | Tensors | None, inputs: Tensors) -> Tensors | None:
         if not ((m == 0) | (m == 1)).all():
             raise ValueError("mask: expected zeros and ones")
     return tuple(found)
-
-
-def _check_target(target: TargetType, scores: Tensor) -> None:
-    """``ValueError`` for a class that there is not; other forms are Captum's to judge."""
-    if scores.ndim != 2 or target is None or isinstance(target, tuple):
-        return
-    values = target if isinstance(target, (list, Tensor)) else [target]
-    if isinstance(values, list) and not all(isinstance(v, int) for v in values):
-        return
-    classes = scores.shape[1]
-    numbers = torch.as_tensor(values).reshape(-1)
-    outside = (numbers < 0) | (numbers >= classes)
-    if outside.any():
-        sample = int(outside.nonzero()[0])
-        raise ValueError(
-            f"target: class {int(numbers[sample])} of sample {sample}, but the model has the "
-            f"classes 0 to {classes - 1}"
-        )

@@ -19,13 +19,8 @@ from captum_robust._checks import (
     check_number,
     checked_bounds,
 )
-from captum_robust._scores import model_scores, one_row_a_sample
-from captum_robust.attacks._attack import (
-    Tensors,
-    Victim,
-    at_least_float,
-    cross_entropy,
-)
+from captum_robust._scores import at_least_float, model_scores, one_row_a_sample
+from captum_robust.attacks._attack import Tensors, Victim, cross_entropy
 from captum_robust.attacks.gradient import PGD
 
 OBJECTIVES = ("log_probability", "score")

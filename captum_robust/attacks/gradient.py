@@ -13,13 +13,12 @@ from torch import Tensor
 from captum_robust._captum import TargetType, format_tensor_into_tuples
 from captum_robust._checks import as_number, check_batch, check_count, check_inputs
 from captum_robust._contexts import seeded
+from captum_robust._scores import at_least_float, check_rivals
 from captum_robust.attacks._attack import (
     Attack,
     LossFunction,
     Tensors,
     Victim,
-    at_least_float,
-    check_rivals,
     cross_entropy,
     divided,
     l2_norms,

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import as_number, check_count, check_number
+from captum_robust._scores import at_least_float, check_rivals
 from captum_robust.attacks._attack import (
     Attack,
     Tensors,
     Victim,
-    at_least_float,
-    check_rivals,
     cross_entropy,
     divided,
     l2_norms,

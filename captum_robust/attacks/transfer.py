@@ -24,13 +24,14 @@ from captum_robust._checks import (
     checked_bounds,
 )
 from captum_robust._contexts import seeded
-from captum_robust._scores import model_scores, one_row_a_sample
-from captum_robust.attacks._attack import (
-    Tensors,
-    Victim,
+from captum_robust._scores import (
     at_least_float,
+    depends_on,
+    model_scores,
+    one_row_a_sample,
     where_the_graph_breaks,
 )
+from captum_robust.attacks._attack import Tensors, Victim
 from captum_robust.attacks.gradient import FGSM, PGD
 from captum_robust.attacks.rank import Share
 
@@ -156,31 +157,12 @@ class _Ensemble:
                 f"{tuple(scores.shape)}; they need the same classes"
             )
         inputs = tuple(a for a in args if isinstance(a, Tensor) and a.requires_grad)
-        if torch.is_grad_enabled() and inputs and not _depends(scores, inputs):
+        if torch.is_grad_enabled() and inputs and not depends_on(scores, *inputs):
             rest = args[len(inputs) :]
             raise ValueError(
                 f"models: no gradient flows from its scores to the inputs of model {place}"
                 f"{where_the_graph_breaks(self.models[place], inputs, rest or None)}"
             )
-
-
-def _depends(scores: Tensor, inputs: Tensors) -> bool:
-    """Whether the graph of the scores leads to an input.
-
-    The gradient of the mean would not tell: a model that is cut off only adds nothing to it.
-    """
-    sources = {x.grad_fn for x in inputs if x.grad_fn is not None}
-    stack: list[Any] = [scores.grad_fn]
-    seen = {None}
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node in sources or any(getattr(node, "variable", None) is x for x in inputs):
-            return True
-        stack += [before for before, _ in node.next_functions]
-    return False
 
 
 class _EnsembleVictim(Victim):

@@ -27,7 +27,7 @@ from captum_robust._checks import (
     unknown_name,
 )
 from captum_robust._contexts import seeded
-from captum_robust._scores import FastScores, one_row_a_sample
+from captum_robust._scores import FastScores, one_row_a_sample, where_the_graph_breaks
 from captum_robust.attacks._attack import (
     Attack,
     LossFunction,
@@ -35,7 +35,6 @@ from captum_robust.attacks._attack import (
     Victim,
     cross_entropy,
     project,
-    where_the_graph_breaks,
 )
 from captum_robust.attacks.minimal import DeepFool
 from captum_robust.attacks.rank import Share

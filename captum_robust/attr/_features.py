@@ -137,19 +137,3 @@ def _mean_square(x: Tensor) -> Tensor:
 
 def _described(i: int, layers: Sequence[nn.Module]) -> str:
     return f"number {i}, {type(layers[i]).__name__},"
-
-
-def depends_on(tensor: Tensor, leaf: Tensor) -> bool:
-    """Whether a gradient can flow from ``tensor`` back to ``leaf``."""
-    end = torch.autograd.graph.get_gradient_edge(leaf).node
-    seen = set()
-    waiting = [tensor.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if node is end:
-            return True
-        seen.add(node)
-        waiting.extend(next_node for next_node, _ in node.next_functions)
-    return False

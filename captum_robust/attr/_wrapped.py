@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captum_robust._captum import format_output, format_tensor_into_tuples, is_tuple
 from captum_robust._checks import check_finite
-from captum_robust._scores import model_scores
+from captum_robust._scores import model_scores, without_inference
 
 
 class Wrapper(Attribution):
@@ -111,13 +111,6 @@ def run(
 
 def copied(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.detach().clone() for x in inputs)
-
-
-def without_inference(value: Any) -> Any:
-    """Tensors from ``inference_mode`` as normal ones, which autograd can save; all else as is."""
-    if isinstance(value, Tensor):
-        return value.clone() if value.is_inference() else value
-    return tuple(map(without_inference, value)) if type(value) is tuple else value
 
 
 def as_tuple(result: Any) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captum_robust._captum import TargetType, format_output, format_tensor_into_tuples, is_tuple
 from captum_robust._checks import check_batch, check_finite
 from captum_robust._resize import resized
-from captum_robust._scores import ClassScores, model_scores, one_row_a_sample
+from captum_robust._scores import ClassScores, model_scores, one_row_a_sample, without_inference
 from captum_robust.attr._wrapped import (
     Wrapper,
     copied,
@@ -26,7 +26,6 @@ from captum_robust.attr._wrapped import (
     run,
     takes_target,
     without_details,
-    without_inference,
 )
 from captum_robust.transforms.transform import (
     Transform,

@@ -30,12 +30,12 @@ from captum_robust._checks import (
 from captum_robust._scores import (
     ClassScores,
     arguments_of,
+    depends_on,
     model_scores,
     one_row_a_sample,
     rows_of,
     target_of,
 )
-from captum_robust.attr._features import depends_on
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective, blend, upsampled
 
 PER_IMAGE = CodeObjective(area=11.0, smoothness=0.5, preserver=0.2)

@@ -31,12 +31,13 @@ from captum_robust._resize import blur_matrix
 from captum_robust._scores import (
     ClassScores,
     arguments_of,
+    depends_on,
     model_scores,
     one_row_a_sample,
     rows_of,
     target_of,
 )
-from captum_robust.attr._features import FeatureDistance, depends_on
+from captum_robust.attr._features import FeatureDistance
 from captum_robust.optim import check_options, minimize
 
 if TYPE_CHECKING:
