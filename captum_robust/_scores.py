@@ -157,7 +157,7 @@ def depends_on(tensor: Tensor, *inputs: Tensor) -> bool:
     """Whether a gradient can flow from ``tensor`` back to one of the inputs."""
     ends = {torch.autograd.graph.get_gradient_edge(x).node for x in inputs}
     seen: set[Any] = {None}
-    waiting = [tensor.grad_fn]
+    waiting: list[Any] = [tensor.grad_fn]
     while waiting:
         node = waiting.pop()
         if node in seen:
