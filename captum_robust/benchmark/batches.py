@@ -19,12 +19,11 @@ from captum_robust._checks import printable
 from captum_robust._contexts import evaluation as _evaluation
 from captum_robust._contexts import without_new_gradients
 from captum_robust._processes import device_of
-from captum_robust.data import DataError, Sample, resize, resize_and_center_crop
+from captum_robust.data import FITS, DataError, Sample, fitted
 from captum_robust.models import Classifier
 from captum_robust.runs.store import ImageRow
 
 PRECISIONS = ("float32", "bfloat16")
-FITS = ("squash", "crop")
 
 Perturb: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Images n×C×H×W and their labels n -> attacked images."""
@@ -205,16 +204,8 @@ class BatchReader:
         return replace(sample, label=label)
 
     def _fitted(self, sample: Sample) -> Sample:
-        height, width = self.model.input_size
-        if self.fit == "squash":
-            fitted = resize(sample, (height, width))
-        else:
-            shorter_side = round(max(height, width) * 8 / 7)
-            cropped = resize_and_center_crop(sample, shorter_side, (height, width))
-            fitted = replace(cropped, original_size=(height, width))
-        if self.eight_bit:
-            fitted = replace(fitted, image=to_levels(fitted.image))
-        return fitted
+        sample = fitted(sample, self.model.input_size, self.fit)
+        return replace(sample, image=to_levels(sample.image)) if self.eight_bit else sample
 
     def _clean(self, usable: tuple[Loaded, ...]) -> Batches:
         try:

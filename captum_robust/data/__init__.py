@@ -13,17 +13,19 @@ from typing import Any
 
 from captum_robust._checks import unknown_name
 from captum_robust.data.dataset import LocalizationDataset
-from captum_robust.data.fit import resize, resize_and_center_crop
+from captum_robust.data.fit import FITS, fitted, resize, resize_and_center_crop
 from captum_robust.data.images import load_image
 from captum_robust.data.sample import DataError, Sample
 from captum_robust.data.superpixels import cached_superpixels, superpixel_path, superpixels
 
 __all__ = [
+    "FITS",
     "KINDS",
     "DataError",
     "LocalizationDataset",
     "Sample",
     "cached_superpixels",
+    "fitted",
     "load_dataset",
     "load_image",
     "resize",

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_robust._checks import check_choice
 from captum_robust._resize import resize_image
 from captum_robust.data.sample import DataError, Sample
 
+FITS = ("squash", "crop")
+"""Ways to bring an image to a size, see :func:`fitted`."""
 MAX_PIXELS = 2**27
 """A sample that a resize would blow up beyond this (a strip one pixel high) is refused."""
 
@@ -65,6 +68,29 @@ def resize_and_center_crop(
     top = round((height - crop_height) / 2)
     left = round((width - crop_width) / 2)
     return crop_to(resized, (left, top, left + crop_width, top + crop_height))
+
+
+def fitted(sample: Sample, size: int | tuple[int, int], fit: str) -> Sample:
+    """The sample at the size (H, W) that a model takes.
+
+    Args:
+        sample: of any size.
+        size: (H, W), or one number for a square.
+        fit: ``"squash"``: the whole image, whatever its aspect. ``"crop"``: the shorter side is
+            brought to 8/7 of the longer side of ``size`` (256 for 224), and the centre is kept.
+            The crop then is the image: its ``original_size`` is ``size``.
+
+    Raises:
+        ValueError: another ``fit``, or a size that isn't positive.
+        DataError: the result would have more than ``MAX_PIXELS`` pixels.
+    """
+    check_choice("fit", fit, FITS)
+    height, width = _pair(size, "size")
+    if fit == "squash":
+        return resize(sample, (height, width))
+    shorter_side = round(max(height, width) * 8 / 7)
+    cropped = resize_and_center_crop(sample, shorter_side, (height, width))
+    return replace(cropped, original_size=(height, width))
 
 
 def crop_to(sample: Sample, window: tuple[int, int, int, int]) -> Sample:

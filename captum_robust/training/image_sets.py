@@ -12,14 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from captum_robust._checks import unknown_name
-from captum_robust.data import (
-    DataError,
-    LocalizationDataset,
-    Sample,
-    resize,
-    resize_and_center_crop,
-)
+from captum_robust._checks import check_choice
+from captum_robust.data import FITS, DataError, LocalizationDataset, Sample, fitted, resize
 
 
 class LabelledImages(Dataset[tuple[Tensor, int]]):
@@ -31,7 +25,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
     Args:
         dataset: its labels count the classes of its ``class_names``.
         size: (H, W), or one number for a square.
-        fit: ``"squash"`` the whole image to the size, or ``"crop"`` its centre.
+        fit: ``"squash"`` or ``"crop"``, see :func:`captum_robust.data.fitted`.
         classes: numbers of the classes to take, which count anew from 0 in this order; None: all.
         memory: bytes.
         progress: show a bar.
@@ -51,8 +45,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         memory: int = 2**31,
         progress: bool = False,
     ) -> None:
-        if fit not in ("squash", "crop"):
-            raise unknown_name("fit", fit, ["squash", "crop"])
+        check_choice("fit", fit, FITS)
         names = list(dataset.class_names or [])
         chosen = list(range(len(names))) if classes is None else list(classes)
         wrong = [c for c in chosen if not 0 <= c < len(names)]
@@ -87,7 +80,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         fits = True
         for i in tqdm(range(len(self.dataset)), unit="image", disable=not progress):
             try:
-                sample = self._fitted(self.dataset[i])
+                sample = fitted(self.dataset[i], self.size, self.fit)
             except DataError as error:
                 self.unusable[self.dataset.ids[i]] = str(error)
                 continue
@@ -109,19 +102,15 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         if fits and kept:
             self._pixels = torch.stack(kept)
 
-    def _fitted(self, sample: Sample) -> Sample:
-        if self.fit == "squash":
-            return resize(sample, self.size)
-        side = self.size if isinstance(self.size, int) else max(self.size)
-        return resize_and_center_crop(sample, side, self.size)
-
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if self._pixels is None:
             # The same bytes whether they are kept or decoded again.
-            pixels = _as_bytes(self._fitted(self.dataset[self._positions[index]]).image)
+            pixels = _as_bytes(
+                fitted(self.dataset[self._positions[index]], self.size, self.fit).image
+            )
         else:
             pixels = self._pixels[index]
         return pixels.float() / 255, self.labels[index]

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from captum_robust.benchmark.batches import BatchReader
 from captum_robust.data import load_dataset
+from captum_robust.models import Classifier
 from captum_robust.training import Augmented, LabelledImages, held_out_split
 
 
@@ -133,3 +135,20 @@ def test_the_held_out_part_has_its_share_of_each_class() -> None:
     for wrong in (-0.1, 1.0):
         with pytest.raises(ValueError, match="held_out"):
             held_out_split(labels, wrong, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (60, 90), (300, 200)])
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+def test_training_and_comparison_see_the_same_pixels(
+    tmp_path: Path, shape: tuple[int, int], fit: str
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name / "a.png")
+    dataset = load_dataset("folder", tmp_path, labels="sorted")
+    trained_on = LabelledImages(dataset, 32, fit=fit)[0][0]
+    model = Classifier(nn.Flatten(), input_size=32, class_names=["cat", "dog"])
+    (judged_on,) = BatchReader(model, dataset, fit=fit, eight_bit=True).load(0, 1)
+    assert judged_on.sample is not None
+    assert torch.equal(trained_on, judged_on.sample.image)
