@@ -42,7 +42,7 @@ def _written(part: Path, data: bytes) -> None:
 
 def _put(path: Path, write: Callable[[Path], None]) -> Path:
     """Let ``write`` make the file, and give it its name when it is on the disk."""
-    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{secrets.token_hex(8)}.part")  # a name may be as long as it can be
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
