@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_robust._checks import check_count, check_number
 from captum_robust._scores import check_rivals
 from captum_robust.attacks.attack import Attack
-from captum_robust.attacks.norms import Tensors, per_sample
+from captum_robust.attacks.norms import Tensors, minus, per_sample, plus, scaled
 from captum_robust.attacks.segments import (
     MULTIPLES,
     SPARE_MARGIN,
@@ -133,16 +133,13 @@ class DeepFool(Attack):
             rows = rows[moves]
             if len(rows) == 0:  # no gradient leads anywhere
                 break
-            for total, step in zip(sums, steps, strict=True):
-                total[rows] += take(step, moves)
-            moved = tuple(
-                take(c, rows) + (1 + self.overshoot) * take(total, rows)
-                for c, total in zip(victim.x, sums, strict=True)
-            )
-            for old, new in zip(x, victim.within(moved), strict=True):
+            for total, one in zip(sums, steps, strict=True):
+                total[rows] += take(one, moves)
+            step = tuple((1 + self.overshoot) * t for t in take_each(sums, rows))
+            moved = victim.within(plus(take_each(victim.x, rows), step))
+            for old, new in zip(x, moved, strict=True):
                 old[rows] = new
-        change = tuple(e - c for e, c in zip(x, victim.x, strict=True))
-        return Segment(victim, change, clean_margins, end_margins)
+        return Segment(victim, minus(x, victim.x), clean_margins, end_margins)
 
     def _others(self, victim: Victim, scores: Tensor) -> Tensor:
         """N×C, the classes that a sample may be moved to."""
@@ -209,8 +206,7 @@ class DeepFool(Attack):
                 return
             clean, change = take_each(victim.x, rows), take_each(segment.change, rows)
             lengths = self._norm.lengths(change)
-            x = tuple(c + d for c, d in zip(clean, change, strict=True))
-            point = Point(victim, victim.within(x), rows, graph=True)
+            point = Point(victim, victim.within(plus(clean, change)), rows, graph=True)
             label = victim.label[rows]
             rival = others_of(point.scores, label).argmax(dim=1)
             up, down = (label, rival) if victim.targeted else (rival, label)
@@ -221,27 +217,23 @@ class DeepFool(Attack):
             # From the clean input straight to where the linearised margin is zero.
             distance = (_inner(gradients, change) - margins) / norms
             direct = tuple(self._norm.unit(g, norms) * per_sample(distance, g) for g in gradients)
-            halfway = tuple((c + d) / 2 for c, d in zip(change, direct, strict=True))
+            halfway = tuple(c / 2 for c in plus(change, direct))
             spare = SPARE_MARGIN * segment.clean_margins[rows].abs()
             slope = _inner(gradients, halfway).clamp(min=1e-12)
             factors = torch.ones_like(lengths)
             shorter = torch.zeros_like(rows, dtype=torch.bool)
             for _trial in range(2):
-                moved = victim.within(
-                    tuple(
-                        c + per_sample(factors, c) * h for c, h in zip(clean, halfway, strict=True)
-                    )
-                )
+                moved = victim.within(plus(clean, scaled(halfway, factors)))
                 scores = victim.scores(moved, rows)
                 margins = margins_of(scores, victim, rows)
-                found = tuple(m - c for m, c in zip(moved, clean, strict=True))
-                length = self._norm.lengths(found)
+                shorter_change = minus(moved, clean)
+                length = self._norm.lengths(shorter_change)
                 better = victim.succeeds(scores, rows) & (margins >= spare) & (length < lengths)
                 lengths = torch.where(better, length, lengths)
                 shorter |= better
                 at = better.nonzero()[:, 0]
                 segment.end_margins[rows[at]] = margins[at]
-                for kept, new in zip(segment.change, found, strict=True):
+                for kept, new in zip(segment.change, shorter_change, strict=True):
                     kept[rows[at]] = take(new, at)
                 # A Newton step on the factor, to ten times the margin that is asked for.
                 factors = (factors - (margins - 10 * spare) / slope).clamp(0.5, 2)

@@ -15,7 +15,7 @@ from captum_robust._checks import check, check_batch, check_inputs, check_number
 from captum_robust._scores import check_rivals, without_inference
 from captum_robust.attacks.ascent import GradientAscent
 from captum_robust.attacks.attack import LossFunction, cross_entropy
-from captum_robust.attacks.norms import Tensors
+from captum_robust.attacks.norms import Tensors, plus
 from captum_robust.attacks.victim import Victim
 
 
@@ -126,8 +126,7 @@ class GradientStep(FGSM):
         rows: Tensor,
         epsilon: float,  # noqa: ARG002 – no ball
     ) -> Tensors:
-        change = victim.masked(change, rows)
-        return victim.within(tuple(c + d for c, d in zip(clean, change, strict=True)))
+        return victim.within(plus(clean, victim.masked(change, rows)))
 
     def _check_epsilon(self, epsilon: float, inputs: Tensors | None) -> None:  # noqa: ARG002
         check_number("epsilon", epsilon, 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_robust._checks import check_count, check_number
 from captum_robust._scores import at_least_float, check_rivals
 from captum_robust.attacks.attack import Attack
-from captum_robust.attacks.norms import L2, Tensors
+from captum_robust.attacks.norms import Tensors
 from captum_robust.attacks.segments import (
     MULTIPLES,
     SPARE_MARGIN,
@@ -96,7 +96,7 @@ class LBFGSAttack(Attack):
             c = torch.where(fails.isinf(), 10 * c, torch.where(fools == 0, c / 10, between))
         segment = objective.best()
         victim.fooled = objective.lengths.isfinite()
-        return Shortening(segment, L2, epsilon).result(MULTIPLES if victim.quantize else 3)
+        return Shortening(segment, self._norm, epsilon).result(MULTIPLES if victim.quantize else 3)
 
 
 class _PenalisedLoss:

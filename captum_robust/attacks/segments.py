@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_robust.attacks.attack import cross_entropy
-from captum_robust.attacks.norms import Norm, Tensors, per_sample
+from captum_robust.attacks.norms import Norm, Tensors, minus, per_sample, plus, scaled
 from captum_robust.attacks.victim import Victim, take, take_each
 
 SPARE_MARGIN = 1e-3
@@ -106,10 +106,8 @@ class Segment:
 
     def multiples(self, rows: Tensor, factors: Tensor) -> Tensors:
         """The clean inputs n×… of ``rows`` changed by n multiples, clipped to the bounds."""
-        clean, change = take_each(self.victim.x, rows), take_each(self.change, rows)
-        return self.victim.within(
-            tuple(c + per_sample(factors, c) * d for c, d in zip(clean, change, strict=True))
-        )
+        change = scaled(take_each(self.change, rows), factors)
+        return self.victim.within(plus(take_each(self.victim.x, rows), change))
 
 
 @dataclass(frozen=True)
@@ -148,8 +146,7 @@ class Shortening:
         high[rows] = above
         final = self._multiples(victim.everyone, high)
         if self.epsilon is not None and not victim.quantize:
-            change = tuple(f - x for f, x in zip(final, victim.x, strict=True))
-            victim.fooled &= self.norm.lengths(change) <= self.epsilon
+            victim.fooled &= self.norm.lengths(minus(final, victim.x)) <= self.epsilon
             final = self._projected(final, victim.everyone, self.epsilon)
         return tuple(
             torch.where(per_sample(victim.already, f).bool(), x, f)
@@ -201,7 +198,7 @@ class Shortening:
     def _projected(self, x: Tensors, rows: Tensor, epsilon: float) -> Tensors:
         """n×… of ``rows``: in the ball around the clean inputs; to the bit as they are if there."""
         clean = take_each(self.segment.victim.x, rows)
-        change = tuple(t - c for t, c in zip(x, clean, strict=True))
+        change = minus(x, clean)
         limited = self.norm.project(change, epsilon)
         return tuple(
             torch.where(short == long, t, c + short)

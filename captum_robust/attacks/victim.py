@@ -19,7 +19,7 @@ from captum_robust._scores import (
     one_row_a_sample,
     where_the_graph_breaks,
 )
-from captum_robust.attacks.norms import Norm, Tensors
+from captum_robust.attacks.norms import Norm, Tensors, minus, plus
 from captum_robust.attacks.outcome import sizes_of
 
 
@@ -191,7 +191,7 @@ class Victim:
     ) -> Tensors:
         """Clean inputs changed by what the mask, the ball and the bounds leave of ``change``."""
         change = norm.project(self.masked(change, rows), epsilon)
-        return self.within(tuple(c + d for c, d in zip(clean, change, strict=True)))
+        return self.within(plus(clean, change))
 
     def details(self, results: Tensors) -> AttackDetails:
         """What became of the samples; the passes that only this needs are not counted."""
@@ -200,10 +200,8 @@ class Victim:
             self.scores(self.x, self.everyone)
         final = self.to_bytes(results) if self.quantize else results
         scores = self.scores(final, self.everyone)
-        changes = [
-            (at_least_float(r) - at_least_float(x)).reshape(self.n, -1)
-            for r, x in zip(results, self.x, strict=True)
-        ]
+        before, after = (tuple(map(at_least_float, each)) for each in (self.x, results))
+        changes = [c.reshape(self.n, -1) for c in minus(after, before)]
         linf, l2 = sizes_of(torch.cat(changes, dim=1))
         return AttackDetails(
             label=self.label,
