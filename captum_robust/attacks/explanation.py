@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -211,21 +211,18 @@ class ExplanationAttack(Stepping):
         if not return_details:
             return result
         adversarial, details = result
-        known = {field.name: getattr(details, field.name) for field in fields(details)}
-        known["fooled"] = torch.zeros_like(details.fooled)
+        known = vars(details) | {"fooled": torch.zeros_like(details.fooled)}
         return adversarial, ExplanationDetails(**known, **call._outcome)
 
     def _set_maps(self, region: Tensor | None, target_map: Tensor | None) -> None:
         """Takes over what is given, once it is checked."""
-        for name, needed, value in (
-            ("region", "top_k", region),
-            ("target_map", "target_map", target_map),
-        ):
-            if value is None:
-                continue
-            got = self.objective
-            check(got == needed, f"{name}: needs objective={needed!r}, not {got!r}")
-            setattr(self, name, checked_map(name, value))
+        got = self.objective
+        if region is not None:
+            check(got == "top_k", f"region: needs objective='top_k', not {got!r}")
+            self.region = checked_map("region", region)
+        if target_map is not None:
+            check(got == "target_map", f"target_map: needs objective='target_map', not {got!r}")
+            self.target_map = checked_map("target_map", target_map)
 
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
         assert epsilon is not None
@@ -233,12 +230,11 @@ class ExplanationAttack(Stepping):
         lead = _lead(scores, victim.label)
         clean = self._maps(victim, victim.x, victim.everyone)
         goal = self._goal(victim, clean)
-        kept = ~victim.already & self._kept_as_bytes(victim, victim.x, victim.everyone)
-        best = _Farthest(victim.x, clean, goal(clean, victim.everyone), kept)
+        best = _Farthest(victim, goal, clean)
         before = best.objective.clone()
         rows = (~victim.already).nonzero()[:, 0]
         if len(rows) > 0 and epsilon > 0:
-            self._climb(victim, goal, best, rows, lead[rows], epsilon)
+            self._climb(victim, best, rows, lead[rows], epsilon)
         self._outcome = {
             "objective_before": before,
             "objective_after": best.objective,
@@ -250,16 +246,10 @@ class ExplanationAttack(Stepping):
         return best.x
 
     def _climb(
-        self,
-        victim: Victim,
-        goal: Goal,
-        best: _Farthest,
-        rows: Tensor,
-        lead: Tensor,
-        epsilon: float,
+        self, victim: Victim, best: _Farthest, rows: Tensor, lead: Tensor, epsilon: float
     ) -> None:
         """All steps of samples ``rows``, whose labels lead by ``lead`` on the clean inputs."""
-        moved, moved_goal = self._maps, goal
+        moved, moved_goal = self._maps, best.goal
         if self.surrogate is not None:
             options = self.surrogate_arguments or {}
             moved = AttributionMaps("surrogate", self.surrogate, options, self.seed)
@@ -281,7 +271,7 @@ class ExplanationAttack(Stepping):
             if is_last or step % self.judge_every == 0:
                 if maps is None or not is_exact:
                     maps = self._maps(victim, x, rows)
-                self._judge(victim, goal, best, x, rows, maps, ~victim.succeeds(scores, rows))
+                best.see(x, rows, maps, ~victim.succeeds(scores, rows))
             if is_last:
                 return None
             # 0 where the label leads by enough, 1 where it is lost.
@@ -309,29 +299,6 @@ class ExplanationAttack(Stepping):
     def _step_length(self, epsilon: float) -> float:
         return epsilon / 10 if self.step_size is None else self.step_size
 
-    def _judge(
-        self,
-        victim: Victim,
-        goal: Goal,
-        best: _Farthest,
-        x: Tensors,
-        rows: Tensor,
-        maps: Tensor,
-        is_kept: Tensor,
-    ) -> None:
-        """Keep those iterates n×… of ``rows`` that moved farther than before, with their label."""
-        objective = goal(maps, rows)
-        at = (is_kept & (objective > best.objective[rows])).nonzero()[:, 0]
-        if len(at) > 0 and victim.quantize:
-            at = at[self._kept_as_bytes(victim, take_each(x, at), rows[at])]
-        best.see(rows[at], take_each(x, at), take(maps, at), take(objective, at))
-
-    def _kept_as_bytes(self, victim: Victim, x: Tensors, rows: Tensor) -> Tensor:
-        """n booleans: with ``quantize``, whether the 8-bit rounding of ``rows`` has the label."""
-        if not victim.quantize:
-            return torch.ones_like(rows, dtype=torch.bool)
-        return ~victim.succeeds(victim.scores(victim.to_bytes(x), rows), rows)
-
     def _goal(self, victim: Victim, clean: Tensor) -> Goal:
         size = tuple(victim.x[0].shape[2:]) if victim.x[0].ndim == 4 else None
         wanted = self.region if self.objective == "top_k" else self.target_map
@@ -356,21 +323,35 @@ class ExplanationAttack(Stepping):
 
 
 class _Farthest:
-    """Of each of N samples the input whose map moved farthest, and what is known of it."""
+    """The input of each of N samples whose map moved farthest, and what is known of it."""
 
-    def __init__(self, x: Tensors, maps: Tensor, objective: Tensor, kept: Tensor) -> None:
-        self.x = tuple(t.clone() for t in x)
-        self.maps = maps.clone()
-        self.objective = objective.clone()
-        self.kept = kept.clone()
+    def __init__(self, victim: Victim, goal: Goal, clean: Tensor) -> None:
+        self.victim = victim
+        self.goal = goal
+        self.x = tuple(t.clone() for t in victim.x)
+        self.maps = clean.clone()
+        self.objective = goal(clean, victim.everyone)
+        self.kept = ~victim.already & self._kept_as_bytes(victim.x, victim.everyone)
+        """N booleans: the label is kept."""
 
-    def see(self, rows: Tensor, x: Tensors, maps: Tensor, objective: Tensor) -> None:
-        """Takes over n samples, at ``rows``, which have kept their label."""
+    def see(self, x: Tensors, rows: Tensor, maps: Tensor, is_kept: Tensor) -> None:
+        """Keep those iterates n×… of ``rows`` that moved farther than before, with their label."""
+        objective = self.goal(maps, rows)
+        at = (is_kept & (objective > self.objective[rows])).nonzero()[:, 0]
+        if len(at) > 0:
+            at = at[self._kept_as_bytes(take_each(x, at), rows[at])]
+        where = rows[at]
         for kept, new in zip(self.x, x, strict=True):
-            kept[rows] = new
-        self.maps[rows] = maps
-        self.objective[rows] = objective
-        self.kept[rows] = True
+            kept[where] = take(new, at)
+        self.maps[where], self.objective[where] = take(maps, at), take(objective, at)
+        self.kept[where] = True
+
+    def _kept_as_bytes(self, x: Tensors, rows: Tensor) -> Tensor:
+        """n booleans: with ``quantize``, whether the 8-bit rounding of ``rows`` has the label."""
+        victim = self.victim
+        if not victim.quantize:
+            return torch.ones_like(rows, dtype=torch.bool)
+        return ~victim.succeeds(victim.scores(victim.to_bytes(x), rows), rows)
 
 
 def _lead(scores: Tensor, label: Tensor) -> Tensor:

@@ -187,6 +187,7 @@ class Elites:
         return _from_levels(self.levels, self.bounds)
 
 
+@dataclass(eq=False, repr=False)
 class MapElites:
     r"""An elite image for each of many classes at once, by evolution; no gradients are needed.
 
@@ -217,38 +218,31 @@ class MapElites:
     Memory: C·H·W bytes a class, so 150 MB for 1000 classes at 224×224.
     """
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Tensor],
-        shape: Sequence[int],
-        *,
-        classes: Sequence[int] | None = None,
-        batch_size: int = 32,
-        mutation_rate: float = 0.1,
-        halve_every: int = 1000,
-        strength: float = 15.0,
-        bounds: tuple[float, float] = (0.0, 1.0),
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> None:
-        check_callable("forward_func", forward_func)
-        is_shape = bool(shape) and all(isinstance(s, int) and s > 0 for s in shape)
-        check(is_shape, f"shape: expected (C, H, W) from 1, got {shape!r}")
-        check_count("batch_size", batch_size, 1)
-        check_count("halve_every", halve_every, 1)
-        check_count("seed", seed, 0)
-        check_number("mutation_rate", mutation_rate, 0, 1, open_low=True)
-        check_number("strength", strength, 0, open_low=True)
-        self.forward_func = forward_func
-        self.shape = tuple(shape)
-        self.batch_size = batch_size
-        self.mutation_rate = mutation_rate
-        self.halve_every = halve_every
-        self.strength = strength
-        self.bounds = checked_bounds(bounds)
-        self.seed = seed
-        self.device = torch.device(device or place_of(forward_func) or "cpu")
-        self._classes = None if classes is None else _checked_classes(classes)
+    forward_func: Callable[..., Tensor]
+    shape: Sequence[int]
+    _: KW_ONLY
+    classes: Sequence[int] | None = None
+    batch_size: int = 32
+    mutation_rate: float = 0.1
+    halve_every: int = 1000
+    strength: float = 15.0
+    bounds: tuple[float, float] = (0.0, 1.0)
+    seed: int = 0
+    device: torch.device | str | None = None
+
+    def __post_init__(self) -> None:
+        check_callable("forward_func", self.forward_func)
+        is_shape = bool(self.shape) and all(isinstance(s, int) and s > 0 for s in self.shape)
+        check(is_shape, f"shape: expected (C, H, W) from 1, got {self.shape!r}")
+        self.shape = tuple(self.shape)
+        check_count("batch_size", self.batch_size, 1)
+        check_count("halve_every", self.halve_every, 1)
+        check_count("seed", self.seed, 0)
+        check_number("mutation_rate", self.mutation_rate, 0, 1, open_low=True)
+        check_number("strength", self.strength, 0, open_low=True)
+        self.bounds = checked_bounds(self.bounds)
+        self.device = torch.device(self.device or place_of(self.forward_func) or "cpu")
+        self._classes = None if self.classes is None else _checked_classes(self.classes)
         self._confidence: Tensor | None = None
         self._levels: Tensor | None = None
         self._history: list[float] = []
@@ -292,7 +286,8 @@ class MapElites:
 
     def _generation(self, number: int) -> None:
         # One seed a generation, so that an interrupted one can be run again.
-        generator = torch.Generator(self.device).manual_seed(self.seed + 1_000_003 * number)
+        device = torch.device(self.device or "cpu")
+        generator = torch.Generator(device).manual_seed(self.seed + 1_000_003 * number)
         shape = (self.batch_size, *self.shape)
         if self._levels is None:
             values = torch.rand(shape, generator=generator, device=self.device)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import wraps
+from dataclasses import KW_ONLY, dataclass
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class SubstituteRound:
     """Of all labelled images, the share to which it gives the oracle's class after training."""
 
 
+@dataclass(eq=False, repr=False)
 class SubstituteAttack(Perturbation):
     r"""An attack on a model that tells its classes only, made on a substitute trained on them.
 
@@ -83,25 +84,20 @@ class SubstituteAttack(Perturbation):
         substitute: the trained network; None before :meth:`fit`.
     """
 
-    def __init__(
-        self,
-        oracle: ForwardFunction,
-        *,
-        budget: int | None = 2000,
-        make: MakeAttack | None = None,
-        bounds: tuple[float, float] | None = (0.0, 1.0),
-    ) -> None:
-        check_callable("oracle", oracle)
-        check_count("budget", budget, 1, optional=True)
-        self.oracle = oracle
-        self.budget = budget
-        self.bounds = None if bounds is None else checked_bounds(bounds)
+    oracle: ForwardFunction
+    _: KW_ONLY
+    budget: int | None = 2000
+    make: MakeAttack | None = None
+    bounds: tuple[float, float] | None = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        check_callable("oracle", self.oracle)
+        check_count("budget", self.budget, 1, optional=True)
+        self.bounds = None if self.bounds is None else checked_bounds(self.bounds)
         self.queries = 0
         self.substitute: nn.Module | None = None
-        if make is None:
-            self.attack: Perturbation = FGSM(self._scores, early_stop=False, bounds=self.bounds)
-        else:
-            self.attack = make(self._scores)
+        make = self.make or partial(FGSM, early_stop=False, bounds=self.bounds)
+        self.attack = make(self._scores)
 
     @property
     def queries_left(self) -> float:

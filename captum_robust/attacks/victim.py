@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -60,50 +60,42 @@ class Success:
         return is_label if victim.targeted else ~is_label
 
 
+@dataclass(eq=False)
 class Victim:
     """A batch of N samples and the model under attack. Counts the passes of each sample."""
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Tensor],
-        inputs: Tensors,
-        target: TargetType = None,
-        arguments: object = None,
-        targeted: bool = False,
-        masks: Tensors | None = None,
-        bounds: tuple[float, float] | None = None,
-        quantize: bool = False,
-        *,
-        success: Success | None = None,
-    ) -> None:
-        self.forward_func = forward_func
-        self.n = len(inputs[0])
-        self.target = target
+    forward_func: Callable[..., Tensor]
+    x: Tensors
+    """The clean inputs."""
+    target: TargetType = None
+    arguments: object = None
+    targeted: bool = False
+    masks: Tensors | None = None
+    bounds: tuple[float, float] | None = None
+    quantize: bool = False
+    success: Success = field(default=Success(), kw_only=True)
+    class_scores: ClassScores | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        n, device = len(self.x[0]), self.x[0].device
+        self.n = n
         # Without inference tensors, which autograd does not take.
-        self.arguments = arguments_of(arguments, list(range(self.n)), self.n)
-        self.targeted = targeted
-        self.masks = masks
-        self.bounds = bounds
-        self.quantize = quantize and bounds is not None
-        self._success = success or Success()
-        self._model_scores = FastScores(forward_func)
-        is_images = all(x.ndim == 4 for x in inputs)
+        self.arguments = arguments_of(self.arguments, list(range(n)), n)
+        self.quantize = self.quantize and self.bounds is not None
+        self._model_scores = FastScores(self.forward_func)
+        is_images = all(x.ndim == 4 for x in self.x)
         layout = torch.channels_last if is_images else torch.contiguous_format
-        self.x = tuple(x.contiguous(memory_format=layout) for x in inputs)
-        """The clean inputs."""
-        device = inputs[0].device
-        self.everyone = torch.arange(self.n, device=device)
-        self.label = torch.zeros(self.n, dtype=torch.long, device=device)
+        self.x = tuple(x.contiguous(memory_format=layout) for x in self.x)
+        self.everyone = self.seen = torch.arange(n, device=device)
+        """N, all rows; and the rows of the last pass."""
+        self.label = torch.zeros(n, dtype=torch.long, device=device)
         """N, the class attacked or aimed at; known after the clean pass."""
-        self.already = torch.zeros(self.n, dtype=torch.bool, device=device)
+        self.already = torch.zeros(n, dtype=torch.bool, device=device)
         """N, misclassified before; known after the clean pass."""
         self.fooled = torch.zeros_like(self.already)
         """N, known to be fooled by what the attack returns; the attack keeps it."""
         self.forward_passes = torch.zeros_like(self.label)
         self.backward_passes = torch.zeros_like(self.label)
-        self.class_scores: ClassScores | None = None
-        self.seen = self.everyone
-        """The rows of the last pass."""
 
     @property
     def knows_labels(self) -> bool:
@@ -166,7 +158,7 @@ class Victim:
 
     def succeeds(self, scores: Tensor, rows: Tensor) -> Tensor:
         """n booleans: fooled, see :class:`Success`."""
-        return self._success(self, scores, rows)
+        return self.success(self, scores, rows)
 
     def to_bytes(self, inputs: Tensors) -> Tensors:
         """The nearest inputs that an 8-bit image of the bounds' range can hold."""
@@ -217,7 +209,7 @@ class Victim:
     def _see_clean(self, scores: Tensor, classes: Tensor | None) -> None:
         predicted = scores.argmax(dim=1)
         self.label = predicted if classes is None else classes.long().expand(self.n)
-        if not self.targeted or self._success.begins_anywhere:
+        if not self.targeted or self.success.begins_anywhere:
             self.already = self.succeeds(scores, self.everyone)
         elif (reached := predicted == self.label).any():
             sample = int(reached.nonzero()[0])
