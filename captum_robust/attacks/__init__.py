@@ -17,7 +17,7 @@ attacks share, explained once:
     A sample counts as fooled only if it still is when it is rounded to the 256 levels of an
     8-bit image of that range. Without bounds it has no effect.
 ``seed``
-    Of all that is drawn; None: from torch's global generator.
+    Seeds all that is drawn; None: torch's global generator is drawn from.
 
 No sample sees another, and random draws are the same for each, so a batch gives what its samples
 give one by one. A sample that is misclassified to begin with comes back unchanged; the details that

@@ -13,12 +13,7 @@ from captum.log import log_usage
 from captum.robust import Perturbation
 from torch import Tensor
 
-from captum_robust._captum import (
-    TargetType,
-    format_output,
-    format_tensor_into_tuples,
-    is_tuple,
-)
+from captum_robust._captum import TargetType, format_output, format_tensor_into_tuples, is_tuple
 from captum_robust._checks import (
     as_number,
     check,
@@ -119,16 +114,9 @@ class Attack(Perturbation):
             check(target is not None, "target: a targeted attack needs the class to move towards")
         with torch.inference_mode(False):
             normal = tuple(without_inference(x).detach() for x in inputs_tuple)
-            victim = self._victim(
-                self.forward_func,
-                normal,
-                target,
-                additional_forward_args,
-                targeted,
-                _masks(mask, normal),
-                self.bounds,
-                self.quantize,
-            )
+            aim = (target, additional_forward_args, targeted)
+            limits = (_masks(mask, normal), self.bounds, self.quantize)
+            victim = self._victim(self.forward_func, normal, *aim, *limits)
             with torch.no_grad():
                 adversarial = self._attack(victim, strength)
                 results = tuple(

@@ -1,4 +1,4 @@
-"""The maps of an attribution, of the samples under attack, and how they change with the inputs."""
+"""The maps that an attribution gives for samples under attack, and their gradients."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def check_explainer(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class AttributionMaps:
-    """An attribution as a function of samples, and of what belongs to it."""
+    """An attribution with what it takes to run it on some samples of a batch."""
 
     name: str
-    """Of the argument that it came as, for messages."""
+    """The argument that it came as, for messages."""
     explainer: Explainer
     arguments: Mapping[str, Any]
     """Keyword arguments of the attribution."""
     seed: int | None
-    """Of an attribution that draws: it draws the same each time."""
+    """Seeds an attribution that draws, so that it draws the same each time."""
 
     def __call__(self, victim: Victim, x: Tensors, rows: Tensor, graph: bool = False) -> Tensor:
         """The maps n×… of samples ``rows`` at x; with ``graph`` one back to x."""

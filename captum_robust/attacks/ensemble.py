@@ -83,7 +83,7 @@ class EnsembleTransfer(GradientAscent):
 
 
 def _mean_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
-    """Of the mean of log-probabilities. Not the cross-entropy of it, which would normalise it."""
+    """The negative mean log-probability. Not the cross-entropy of it, which would normalise it."""
     return F.nll_loss(scores, classes, reduction="none")
 
 
@@ -202,7 +202,7 @@ def held_out(
         def shares(
             is_hit: Callable[[Tensor], Tensor], after: Mapping[str, Tensor] = after
         ) -> dict[str, Share]:
-            """Of the images that each model gets right, the share that is hit afterwards."""
+            """Return, for each model, the share hit afterwards of the images it got right."""
             return {
                 other: Share.of(int((right[other] & is_hit(c)).sum()), int(right[other].sum()))
                 for other, c in after.items()

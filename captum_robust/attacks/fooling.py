@@ -127,7 +127,7 @@ class FoolingImage(PlainAscent):
         return super()._attack(victim, math.inf if epsilon is None else epsilon)
 
     def _direction(self, gradients: Tensors) -> Tensors:
-        """Of root mean square 1, as signs have it."""
+        """The direction has root mean square 1, as signs have it."""
         unit = super()._direction(gradients)
         if self.norm == "Linf":
             return unit

@@ -10,12 +10,7 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check, check_batch, check_finite, check_inputs, check_type
 from captum_robust._processes import progress_bar
-from captum_robust._scores import (
-    at_least_float,
-    model_scores,
-    one_row_a_sample,
-    without_inference,
-)
+from captum_robust._scores import at_least_float, model_scores, one_row_a_sample, without_inference
 from captum_robust.attacks.norms import Tensors
 
 ForwardFunction = Callable[..., Tensor]

@@ -73,7 +73,7 @@ class LBFGSAttack(Attack):
 
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
         objective = _PenalisedLoss(victim)
-        value, gradient, extra = objective.start()
+        value, gradient, extra = objective.start
         rows = (~victim.already).nonzero()[:, 0]
         c = torch.full_like(value, self.constant)
         fools, fails = torch.zeros_like(c), torch.full_like(c, torch.inf)
@@ -105,20 +105,13 @@ class _PenalisedLoss:
     def __init__(self, victim: Victim) -> None:
         self.victim = victim
         n = victim.n
-        self.x = torch.cat([at_least_float(x).reshape(n, -1) for x in victim.x], dim=1)  # N×D
+        self.x = self._joined(victim.x)  # N×D
         self.shortest = torch.zeros_like(self.x)
         self.lengths = torch.full((n,), torch.inf, device=self.x.device)
         self.rows = victim.everyone
         """n, the samples that the optimiser works on."""
         self.c = torch.zeros(n, device=self.x.device)
         """n."""
-        self.goal: Tensor
-        self.clean_margins: Tensor
-        self.end_margins: Tensor
-
-    def start(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Values N, gradients N×D and what is kept at the clean inputs."""
-        victim = self.victim
         point = Point(victim, victim.x, victim.everyone, graph=True)
         check_rivals(point.scores)
         others = others_of(point.scores, victim.label).argmax(dim=1)
@@ -126,7 +119,8 @@ class _PenalisedLoss:
         self.clean_margins = margins_of(point.scores, victim, victim.everyone)
         self.end_margins = self.clean_margins.clone()
         value, gradients = point.loss_to(self.goal)
-        return value, self._joined(gradients), torch.zeros_like(value)[:, None]
+        self.start = value, self._joined(gradients), torch.zeros_like(value)[:, None]
+        """Values N, gradients N×D and what is kept at the clean inputs."""
 
     def __call__(self, points: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # A victim takes its samples in order; the optimiser mixes them.
@@ -143,12 +137,12 @@ class _PenalisedLoss:
         self.shortest[rows] = self._inside(take(points, at)) - take(self.x, rows)
 
     def best(self) -> Segment:
-        return Segment(
-            self.victim, self._split(self.shortest), self.clean_margins, self.end_margins
-        )
+        """The ways to the shortest changes that fooled."""
+        change = self._split(self.shortest)
+        return Segment(self.victim, change, self.clean_margins, self.end_margins)
 
     def _inside(self, points: Tensor) -> Tensor:
-        return points if self.victim.bounds is None else points.clamp(*self.victim.bounds)
+        return self.victim.within((points,))[0]
 
     def _ordered(self, points: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows = self.rows[places]

@@ -61,9 +61,9 @@ class RankAnalysis:
     n: int
     """All samples, changed or not."""
     adversarial_in_clean: Tensor
-    """Of each changed sample, the rank of its adversarial class in the clean scores: from 1."""
+    """The rank of each changed sample's adversarial class in the clean scores: from 1."""
     clean_in_adversarial: Tensor
-    """Of each changed sample, the rank of its clean class in the adversarial scores: from 1."""
+    """The rank of each changed sample's clean class in the adversarial scores: from 1."""
     top: int
     """How many of the highest ranks the histogram tells apart."""
 

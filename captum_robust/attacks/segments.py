@@ -114,8 +114,8 @@ class Segment:
 class Shortening:
     """The search for the smallest multiple of a change that fools.
 
-    Only of samples that are fooled at the end of their segment. With ``quantize`` it is found for
-    images of 8 bits, beyond that end if need be, and those are the result.
+    Only samples that are fooled at the end of their segment take part. With ``quantize`` images of
+    8 bits are searched, beyond that end if need be, and those are the result.
     """
 
     segment: Segment

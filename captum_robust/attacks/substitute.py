@@ -46,10 +46,10 @@ class SubstituteRound:
     queries: int
     """Labels asked of the oracle so far."""
     agreement_on_new: float
-    """Of the images new in this round, the share to which it gave the oracle's class before it
+    """The share of the images new in this round to which it gave the oracle's class before it
     was trained on them. In the first round: untrained."""
     agreement: float
-    """Of all labelled images, the share to which it gives the oracle's class after training."""
+    """The share of all labelled images to which it gives the oracle's class after training."""
 
 
 @dataclass(eq=False, repr=False)

@@ -256,10 +256,7 @@ class UniversalPerturbation(Attack):
         return attack
 
     def _write(
-        self,
-        path: str | Path,
-        state: _State | None = None,
-        settings: dict[str, Any] | None = None,
+        self, path: str | Path, state: _State | None = None, settings: dict[str, Any] | None = None
     ) -> None:
         _check_folder(path)
         tensors = {"perturbation": self.perturbation}
@@ -278,7 +275,7 @@ class UniversalPerturbation(Attack):
 
     def _keep(self, state: _State) -> None:
         v = state.v if state.best is None else state.best
-        # A fit that failed before its first step has found nothing.
+        # A fit that failed before its first step has nothing to keep.
         if v is not None and (state.rates or bool(v.any())):
             self._v = v.detach().float().cpu()
             self._fitted_epsilon = float(self.epsilon or 0.0)
@@ -299,18 +296,16 @@ class _State:
 
     def move_to(self, device: torch.device) -> None:
         """v and its velocity, which a checkpoint holds on the CPU."""
-        if self.v is not None:
-            self.v = self.v.to(device)
-        if self.velocity is not None:
-            self.velocity = self.velocity.to(device)
+        if self.v is not None and self.velocity is not None:
+            self.v, self.velocity = self.v.to(device), self.velocity.to(device)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint needs after a pass."""
         assert self.v is not None
-        velocity = torch.zeros_like(self.v) if self.velocity is None else self.velocity
+        assert self.velocity is not None
         return {
             "iterate": self.v,
-            "velocity": velocity,
+            "velocity": self.velocity,
             "image_keys": torch.tensor(list(self.labels), dtype=torch.long),
             "image_classes": torch.tensor(list(self.labels.values()), dtype=torch.long),
         }
@@ -347,6 +342,7 @@ class _Fit:
             x = chunk if self.device is None else chunk.to(self.device)
             if state.v is None:
                 state.v = torch.zeros(x.shape[1:], device=x.device)
+                state.velocity = torch.zeros_like(state.v)
             before, now = tuple(state.v.shape), tuple(x.shape[1:])
             expected = "expected images of one size, resized where they differ"
             check(before == now, f"loader: {expected}, got {before} and {now}")
@@ -363,6 +359,7 @@ class _Fit:
         """n booleans: fooled by v as it was before the step."""
         state = self.state
         assert state.v is not None
+        assert state.velocity is not None
         with torch.enable_grad():
             v = state.v[None].detach().requires_grad_()
             scores = self._scores(self._added(x, v))
@@ -380,7 +377,7 @@ class _Fit:
         gradient = gradient / gradient.abs().mean().clamp(min=1e-30)
         # A new tensor each time: state.v and state.velocity move on together, and an interrupt
         # in between costs no more than one step.
-        velocity = gradient if state.velocity is None else self.momentum * state.velocity + gradient
+        velocity = self.momentum * state.velocity + gradient
         if self.attack.norm == "Linf":
             direction = velocity.sign()
         else:
@@ -418,8 +415,8 @@ class _Fit:
         keys = _keys(x)
         new = [i for i, key in enumerate(keys) if key not in known]
         if new:
-            found = self._scores(x if len(new) == len(x) else x[new]).argmax(dim=1).tolist()
-            known.update(zip((keys[i] for i in new), found, strict=True))
+            classes = self._scores(x if len(new) == len(x) else x[new]).argmax(dim=1).tolist()
+            known.update(zip((keys[i] for i in new), classes, strict=True))
         return torch.tensor([known[key] for key in keys], device=x.device)
 
 
@@ -448,8 +445,8 @@ def _keys(x: Tensor) -> list[int]:
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**63), 2**63 - 1, bits.shape[1:], generator=generator)
     factors = (factors | 1).to(x.device)
-    found: list[int] = torch.stack([(row * factors).sum() for row in bits]).tolist()
-    return found
+    keys: list[int] = torch.stack([(row * factors).sum() for row in bits]).tolist()
+    return keys
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

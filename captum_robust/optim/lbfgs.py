@@ -344,13 +344,9 @@ class _Run:
             last = self.active - 1
             if i != last:
                 self.samples[i] = self.samples[last]
-                arrays = [self.x, self.gradient, self.direction]
-                if self.low is not self.gradient:
-                    arrays.append(self.low)
-                if self.extra is not None:
-                    arrays.append(self.extra)
-                for array in arrays:
-                    array[i] = array[last]
+                for array in (self.x, self.gradient, self.low, self.direction, self.extra):
+                    if array is not None:
+                        array[i] = array[last]
                 self.history.move(last, i)
                 origin = next((old for old, new in moved.items() if new == last), last)
                 moved[origin] = i
@@ -462,7 +458,7 @@ def _are_finite(*values: float) -> bool:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Of each row."""
+    """The inner product of each row."""
     product: Tensor = torch.linalg.vecdot(a, b)
     return product
 
