@@ -198,17 +198,7 @@ def held_out(
             [attack.perturb(images[p], aimed[p], targeted=aims is not None) for p in parts]
         )
         after = {other: _classes(model, attacked, parts) for other, model in models.items()}
-
-        def shares(
-            is_hit: Callable[[Tensor], Tensor], after: Mapping[str, Tensor] = after
-        ) -> dict[str, Share]:
-            """Return, for each model, the share hit afterwards of the images it got right."""
-            return {
-                other: Share.of(int((right[other] & is_hit(c)).sum()), int(right[other].sum()))
-                for other, c in after.items()
-            }
-
-        fooled = shares(lambda classes: classes != true)
+        fooled = _shares(right, {other: c != true for other, c in after.items()})
         own = fooled[name]
         row: dict[str, Any] = {
             "held_out": name,
@@ -219,11 +209,19 @@ def held_out(
             "sources_fooled": sum(fooled[other].value for other in sources) / len(sources),
         }
         if aims is not None:
-            reached = shares(lambda classes: classes == aims)
+            reached = _shares(right, {other: c == aims for other, c in after.items()})
             row["reached"] = reached[name].value
             row["sources_reached"] = sum(reached[other].value for other in sources) / len(sources)
         rows.append(row)
     return pd.DataFrame(rows).set_index("held_out")
+
+
+def _shares(right: Mapping[str, Tensor], hit: Mapping[str, Tensor]) -> dict[str, Share]:
+    """Return the share of hit images among those that each model gets right."""
+    return {
+        name: Share.of(int((right[name] & h).sum()), int(right[name].sum()))
+        for name, h in hit.items()
+    }
 
 
 @torch.no_grad()

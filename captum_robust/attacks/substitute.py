@@ -181,7 +181,7 @@ class SubstituteAttack(Perturbation):
         return finished
 
     @log_usage()
-    @wraps(Attack.perturb, assigned=("__name__", "__qualname__"), updated=())
+    @wraps(Attack.perturb, assigned=(), updated=())  # its signature
     def perturb(self, *args: Any, **options: Any) -> Any:
         """What the attack on the substitute makes of the inputs; see its ``perturb``.
 

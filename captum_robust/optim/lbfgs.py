@@ -109,12 +109,18 @@ def minimize(
         history_size=history_size, line_search=line_search,
     )  # fmt: skip
     run = _Run(
-        objective, x.detach(), step, max_iterations,
-        max_iterations * 5 // 4 if max_evaluations is None else max_evaluations,
-        tolerance_gradient, tolerance_change,
-        min(history_size, max(1, max_iterations - 1)),
-        line_search == "strong_wolfe", stop, first_sample,
-    )  # fmt: skip
+        objective=objective,
+        start=x.detach(),
+        first_step=step,
+        max_iterations=max_iterations,
+        max_evaluations=max_iterations * 5 // 4 if max_evaluations is None else max_evaluations,
+        tolerance_gradient=tolerance_gradient,
+        tolerance_change=tolerance_change,
+        history_size=min(history_size, max(1, max_iterations - 1)),
+        has_line_search=line_search == "strong_wolfe",
+        stop=stop,
+        first_sample=first_sample,
+    )
     # Autocast is for the objective; the optimiser's own products stay in the precision of x.
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         return run.minimize(start)
@@ -122,6 +128,8 @@ def minimize(
 
 @dataclass
 class _Run:
+    """A minimisation at work; see :func:`minimize` for the settings."""
+
     objective: Callable[[Tensor, Tensor], Evaluation]
     start: Tensor
     first_step: float
@@ -243,23 +251,19 @@ class _Run:
             elif has_moved:
                 sample.met_finite = True
             try:
-                request = sample.search.send((v, slope))
+                answer = sample.search.send((v, slope))
             except StopIteration as end:
-                chosen = end.value
+                answer = end.value
                 if sample.met_other and not sample.met_finite:
                     raise ValueError(
                         f"objective: NaN or infinity in sample {self.first_sample + sample.row}, "
                         f"at every step tried in iteration {sample.iterations}"
                     ) from None
-                sample.value, previous = chosen.point.value, sample.value
-                sample.step = chosen.point.step
+                sample.value, previous = end.value.point.value, sample.value
                 accepted.append((i, abs(sample.value - previous)))
-                if chosen.improved:
-                    improved.append(i)
-            else:
-                sample.step = request.step
-                if request.improved:
-                    improved.append(i)
+            sample.step = answer.step
+            if answer.improved:
+                improved.append(i)
         if len(improved) == n:
             # Copies: both are written to, and belong to the objective.
             self.low = gradient.clone()
