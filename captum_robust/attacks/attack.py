@@ -25,7 +25,7 @@ from captum_robust._checks import (
 )
 from captum_robust._scores import without_inference
 from captum_robust.attacks.norms import Norm, Tensors, norm_of
-from captum_robust.attacks.victim import Victim
+from captum_robust.attacks.victim import AttackDetails, Victim
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Scores n×K and classes n -> n losses, which an attack raises (targeted: lowers)."""
@@ -123,13 +123,17 @@ class Attack(Perturbation):
                     a.to(x.dtype).contiguous()
                     for a, x in zip(adversarial, inputs_tuple, strict=True)
                 )
-                details = victim.details(results) if return_details else None
+                details = self._details(victim, results) if return_details else None
         result = format_output(is_tuple(inputs), results)
         return result if details is None else (result, details)
 
     def _victim(self, *arguments: Any) -> Victim:
         """The batch under attack; with a success of its own where fooled means something else."""
         return Victim(*arguments)
+
+    def _details(self, victim: Victim, results: Tensors) -> AttackDetails:
+        """What became of the samples; called without gradients."""
+        return victim.details(results)
 
     @abstractmethod
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:

@@ -207,12 +207,12 @@ class ExplanationAttack(Stepping):
         has_map = self.objective != "target_map" or call.target_map is not None
         check(has_map, "target_map: the objective 'target_map' needs one")
         arguments = (inputs, target, epsilon, additional_forward_args, False, mask)
-        result = Attack.perturb(call, *arguments, return_details=return_details)
-        if not return_details:
-            return result
-        adversarial, details = result
+        return Attack.perturb(call, *arguments, return_details=return_details)
+
+    def _details(self, victim: Victim, results: Tensors) -> AttackDetails:
+        details = victim.details(results)
         known = vars(details) | {"fooled": torch.zeros_like(details.fooled)}
-        return adversarial, ExplanationDetails(**known, **call._outcome)
+        return ExplanationDetails(**known, **self._outcome)
 
     def _set_maps(self, region: Tensor | None, target_map: Tensor | None) -> None:
         """Takes over what is given, once it is checked."""

@@ -569,6 +569,28 @@ def test_a_saved_perturbation_comes_back(norm: str, epsilon: float, tmp_path: Pa
     assert list(load_file(path)) == ["perturbation"]
 
 
+def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "v.safetensors"
+    facts = {"norm": '"L2"', "epsilon": "0.5", "bounds": "[0.0, 1.0]", "rates": "[0.25, 0.75]"}
+    metadata = {"format": "captum_robust.UniversalPerturbation", **facts}
+    v = torch.full((3, 4, 4), 0.01)
+    save_file({"perturbation": v}, path, metadata=metadata)
+    loaded = UniversalPerturbation.load(path, network())
+    assert (loaded.epsilon, loaded.norm, loaded.bounds) == (0.5, "L2", (0.0, 1.0))
+    assert loaded.rates == (0.25, 0.75)
+    assert torch.equal(loaded.perturbation, v)
+
+
+def test_a_checkpoint_may_have_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "fit.ckpt"
+    attack = fitted(checkpoint=path)
+    again = fitted(checkpoint=path)
+    assert torch.equal(again.perturbation, attack.perturbation)
+    assert torch.equal(
+        UniversalPerturbation.load(path, network()).perturbation, attack.perturbation
+    )
+
+
 def test_files_that_hold_no_perturbation_are_refused_by_name(tmp_path: Path) -> None:
     net, path = network(), tmp_path / "v.safetensors"
     with pytest.raises(FileNotFoundError, match=r"v\.safetensors: no such file"):
