@@ -70,6 +70,10 @@ class Stepping(Attack):
     def _step_length(self, epsilon: float) -> float:
         return 2.5 * epsilon / max(1, self.steps) if self.step_size is None else self.step_size
 
+    def _radius(self, epsilon: float) -> float:
+        """The radius of the ball that a change stays in."""
+        return epsilon
+
     def _direction(self, gradients: Tensors) -> Tensors:
         """Where one step of length 1 goes."""
         return self._norm.steepest(gradients)
@@ -78,7 +82,7 @@ class Stepping(Attack):
         self, victim: Victim, clean: Tensors, change: Tensors, rows: Tensor, epsilon: float
     ) -> Tensors:
         """The clean inputs with what is left of a change."""
-        return victim.moved(clean, change, rows, epsilon, self._norm)
+        return victim.moved(clean, change, rows, self._radius(epsilon), self._norm)
 
     def _stepped(
         self, victim: Victim, x: Tensors, gradients: Tensors, rows: Tensor, epsilon: float

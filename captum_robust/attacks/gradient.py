@@ -15,7 +15,7 @@ from captum_robust._checks import check, check_batch, check_inputs, check_number
 from captum_robust._scores import check_rivals, without_inference
 from captum_robust.attacks.ascent import GradientAscent
 from captum_robust.attacks.attack import LossFunction, cross_entropy
-from captum_robust.attacks.norms import Tensors, plus
+from captum_robust.attacks.norms import Tensors
 from captum_robust.attacks.victim import Victim
 
 
@@ -118,15 +118,8 @@ class GradientStep(FGSM):
     def _direction(self, gradients: Tensors) -> Tensors:
         return gradients
 
-    def _moved(
-        self,
-        victim: Victim,
-        clean: Tensors,
-        change: Tensors,
-        rows: Tensor,
-        epsilon: float,  # noqa: ARG002 – no ball
-    ) -> Tensors:
-        return victim.within(plus(clean, victim.masked(change, rows)))
+    def _radius(self, epsilon: float) -> float:  # noqa: ARG002 – no ball
+        return math.inf
 
     def _check_epsilon(self, epsilon: float, inputs: Tensors | None) -> None:  # noqa: ARG002
         check_number("epsilon", epsilon, 0)

@@ -62,6 +62,8 @@ class L2:
     dual_lengths = lengths
 
     def project(self, changes: Tensors, epsilon: float) -> Tensors:  # noqa: D102
+        if math.isinf(epsilon):
+            return changes
         return scaled(changes, (epsilon / self.lengths(changes).clamp(min=1e-12)).clamp(max=1))
 
     def unit(self, gradient: Tensor, dual_lengths: Tensor) -> Tensor:  # noqa: D102
