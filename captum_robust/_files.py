@@ -126,13 +126,16 @@ def write_network(
     write_facts(path, {n: _halved(t) if half else t for n, t in weights.items()}, kind, facts, card)
 
 
-def read_facts(path: str | Path, kind: str, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_facts(
+    path: str | Path, kind: str, what: str, *, any_suffix: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the facts of a file that a user was handed.
 
     Args:
         path: a file by :func:`write_facts`.
         kind: as it was written.
         what: what the file should hold, for messages: "localization network".
+        any_suffix: whether it may have the name of a pickle; it is never opened as one.
 
     Raises:
         FileNotFoundError: no such file.
@@ -140,7 +143,7 @@ def read_facts(path: str | Path, kind: str, what: str) -> tuple[dict[str, Tensor
     """
     path = Path(path)
     shown = printable(str(path))
-    if path.suffix in PICKLES:
+    if path.suffix in PICKLES and not any_suffix:
         raise ValueError(f"{shown} may be a pickle, which can run code; expected .safetensors")
     tensors, metadata = read_tensors(path)
     try:

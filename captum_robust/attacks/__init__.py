@@ -17,17 +17,20 @@ attacks share, explained once:
     A sample counts as fooled only if it still is when it is rounded to the 256 levels of an
     8-bit image of that range. Without bounds it has no effect.
 ``seed``
-    Of all that is drawn; None: from torch's global generator.
+    Seeds all that is drawn; None: torch's global generator is drawn from.
 
 No sample sees another, and random draws are the same for each, so a batch gives what its samples
 give one by one. A sample that is misclassified to begin with comes back unchanged; the details that
 ``perturb(…, return_details=True)`` returns count it apart.
 """
 
-from captum_robust.attacks._attack import Attack, AttackDetails, cross_entropy
 from captum_robust.attacks._second_derivatives import recorded_gradients, smooth_activations
+from captum_robust.attacks.attack import Attack, cross_entropy
+from captum_robust.attacks.deepfool import DeepFool
+from captum_robust.attacks.ensemble import EnsembleTransfer, held_out
 from captum_robust.attacks.explanation import ExplanationAttack, ExplanationDetails
 from captum_robust.attacks.fooling import Elites, FoolingImage, MapElites, map_elites
+from captum_robust.attacks.fooling_rates import FoolingRate, fooling_rate, transfer_matrix
 from captum_robust.attacks.gradient import (
     FGSM,
     PGD,
@@ -36,20 +39,11 @@ from captum_robust.attacks.gradient import (
     MostLikelyClassMap,
     most_likely_class_map,
 )
-from captum_robust.attacks.minimal import DeepFool, LBFGSAttack
+from captum_robust.attacks.lbfgs_attack import LBFGSAttack
 from captum_robust.attacks.rank import RankAnalysis, Share, rank_analysis
-from captum_robust.attacks.transfer import (
-    EnsembleTransfer,
-    SubstituteAttack,
-    SubstituteRound,
-    held_out,
-)
-from captum_robust.attacks.universal import (
-    FoolingRate,
-    UniversalPerturbation,
-    fooling_rate,
-    transfer_matrix,
-)
+from captum_robust.attacks.substitute import SubstituteAttack, SubstituteRound
+from captum_robust.attacks.universal import UniversalPerturbation
+from captum_robust.attacks.victim import AttackDetails
 
 __all__ = [
     "FGSM",

@@ -207,11 +207,7 @@ def _relu(beta: float, input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _hardtanh(
-    beta: float,
-    input: Tensor,
-    min_val: float = -1.0,
-    max_val: float = 1.0,
-    inplace: bool = False,
+    beta: float, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Tensor:
     return _written(lambda x: min_val + _ramp(x - min_val, beta, max_val - min_val), input, inplace)
 

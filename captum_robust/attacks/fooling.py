@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
 from captum.log import log_usage
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_robust._captum import TargetType
 from captum_robust._checks import (
-    as_number,
+    check,
+    check_callable,
+    check_choice,
     check_count,
-    check_finite,
     check_number,
     checked_bounds,
 )
-from captum_robust._scores import at_least_float, model_scores, one_row_a_sample
-from captum_robust.attacks._attack import Tensors, Victim, cross_entropy
-from captum_robust.attacks.gradient import PGD
+from captum_robust._processes import progress_bar
+from captum_robust.attacks.attack import LossFunction, cross_entropy
+from captum_robust.attacks.gradient import PlainAscent
+from captum_robust.attacks.image_batches import check_class, class_scores, place_of
+from captum_robust.attacks.norms import Tensors
+from captum_robust.attacks.victim import Success, Victim
 
 OBJECTIVES = ("log_probability", "score")
 
 
-class FoolingImage(PGD):
+@dataclass(eq=False, repr=False)
+class FoolingImage(PlainAscent):
     """Gradient ascent on a class, from noise or a mean image, until the model is sure of it.
 
     Nguyen et al., "Deep Neural Networks are Easily Fooled" (https://arxiv.org/abs/1412.1897), and
@@ -59,44 +64,24 @@ class FoolingImage(PGD):
     tensor([[0.7400, 0.1800]])
     """
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Tensor],
-        epsilon: float | None = None,
-        steps: int = 200,
-        step_size: float = 2 / 255,
-        *,
-        l2_decay: float = 0.0,
-        confidence: float = 0.99,
-        objective: str = "log_probability",
-        norm: str = "L2",
-        bounds: tuple[float, float] | None = (0.0, 1.0),
-        early_stop: bool = True,
-        keep_best: bool = True,
-        quantize: bool = True,
-    ) -> None:
-        if objective not in OBJECTIVES:
-            raise ValueError(f"objective: expected one of {OBJECTIVES}, got {objective!r}")
-        if not 0 < as_number(confidence) < 1:
-            raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
-        if not 0 <= as_number(l2_decay) < 1:
-            raise ValueError(f"l2_decay: expected a number in [0, 1), got {l2_decay!r}")
-        check_number("step_size", step_size, 0, open_low=True)
-        super().__init__(
-            forward_func,
-            0.0 if epsilon is None else epsilon,
-            steps,
-            step_size,
-            norm=norm,
-            loss_func=cross_entropy if objective == "log_probability" else _minus_score,
-            bounds=bounds,
-            early_stop=early_stop,
-            keep_best=keep_best,
-            quantize=quantize,
-        )
-        self.epsilon = epsilon
-        self.l2_decay = float(l2_decay)
-        self.confidence = float(confidence)
+    epsilon: float | None = None  # type: ignore[assignment]
+    steps: int = 200
+    step_size: float = 2 / 255
+    _: KW_ONLY
+    l2_decay: float = 0.0
+    confidence: float = 0.99
+    objective: str = "log_probability"
+    norm: str = "L2"
+    keep_best: bool = True
+    loss_func: LossFunction | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_number("confidence", self.confidence, 0, 1, open_low=True, open_high=True)
+        check_number("step_size", self.step_size, 0, open_low=True)
+        self.l2_decay = check_number("l2_decay", self.l2_decay, 0, 1, open_high=True)
+        self.loss_func = cross_entropy if self.objective == "log_probability" else _minus_score
+        super().__post_init__()
 
     @staticmethod
     def noise(
@@ -131,30 +116,18 @@ class FoolingImage(PGD):
         Raises:
             ValueError: no target; else as for all attacks.
         """
-        if target is None:
-            raise ValueError("target: expected the classes that the images shall become")
-        return super().perturb(
-            inputs,
-            target,
-            epsilon,
-            additional_forward_args,
-            True,
-            mask,
-            return_details=return_details,
-        )
+        check(target is not None, "target: expected the classes that the images shall become")
+        arguments = (inputs, target, epsilon, additional_forward_args, True, mask)
+        return super().perturb(*arguments, return_details=return_details)
 
     def _victim(self, *arguments: Any) -> Victim:
-        return _SureVictim(self.confidence, *arguments)
+        return Victim(*arguments, success=_Confident(self.confidence))
 
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
         return super()._attack(victim, math.inf if epsilon is None else epsilon)
 
-    def _step_length(self, epsilon: float) -> float:  # noqa: ARG002 – there may be no ball
-        assert self.step_size is not None
-        return self.step_size
-
     def _direction(self, gradients: Tensors) -> Tensors:
-        """Of root mean square 1, as signs have it."""
+        """The direction has root mean square 1, as signs have it."""
         unit = super()._direction(gradients)
         if self.norm == "Linf":
             return unit
@@ -177,25 +150,17 @@ def _minus_score(scores: Tensor, classes: Tensor) -> Tensor:
     return -scores.gather(1, classes[:, None])[:, 0]
 
 
-class _SureVictim(Victim):
-    """A batch that is fooled when the model is sure of the class."""
+@dataclass(frozen=True)
+class _Confident(Success):
+    """A sample is fooled when the model gives it the class with this probability."""
 
-    def __init__(self, confidence: float, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.confidence = confidence
+    confidence: float
+    begins_anywhere = True  # of the class, but not sure yet
 
-    def succeeds(self, scores: Tensor, rows: Tensor) -> Tensor:
-        """n booleans: predicted, with the confidence."""
-        label = self.label[rows]
+    def __call__(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
+        label = victim.label[rows]
         probability = scores.softmax(dim=1).gather(1, label[:, None])[:, 0]
-        return super().succeeds(scores, rows) & (probability >= self.confidence)
-
-    def _see_clean(self, scores: Tensor) -> None:
-        assert self._class_scores is not None
-        assert self._class_scores.classes is not None
-        # The start may be of the class: it is not sure yet.
-        self.label = self._class_scores.classes.long().expand(self.n)
-        self.already = self.succeeds(scores, self.everyone)
+        return super().__call__(victim, scores, rows) & (probability >= self.confidence)
 
 
 @dataclass(frozen=True)
@@ -222,6 +187,7 @@ class Elites:
         return _from_levels(self.levels, self.bounds)
 
 
+@dataclass(eq=False, repr=False)
 class MapElites:
     r"""An elite image for each of many classes at once, by evolution; no gradients are needed.
 
@@ -252,44 +218,31 @@ class MapElites:
     Memory: C·H·W bytes a class, so 150 MB for 1000 classes at 224×224.
     """
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Tensor],
-        shape: Sequence[int],
-        *,
-        classes: Sequence[int] | None = None,
-        batch_size: int = 32,
-        mutation_rate: float = 0.1,
-        halve_every: int = 1000,
-        strength: float = 15.0,
-        bounds: tuple[float, float] = (0.0, 1.0),
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> None:
-        if not callable(forward_func):
-            kind = type(forward_func).__name__
-            raise TypeError(f"forward_func: expected a model or a function, got {kind}")
-        if not shape or not all(isinstance(s, int) and s > 0 for s in shape):
-            raise ValueError(f"shape: expected (C, H, W) from 1, got {shape!r}")
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("halve_every", halve_every, 1),
-            ("seed", seed, 0),
-        ):
-            check_count(name, value, least)
-        if not 0 < as_number(mutation_rate) <= 1:
-            raise ValueError(f"mutation_rate: expected a share in (0, 1], got {mutation_rate!r}")
-        check_number("strength", strength, 0, open_low=True)
-        self.forward_func = forward_func
-        self.shape = tuple(shape)
-        self.batch_size = batch_size
-        self.mutation_rate = mutation_rate
-        self.halve_every = halve_every
-        self.strength = strength
-        self.bounds = checked_bounds(bounds)
-        self.seed = seed
-        self.device = _device_of(forward_func) if device is None else torch.device(device)
-        self._classes = None if classes is None else _checked_classes(classes)
+    forward_func: Callable[..., Tensor]
+    shape: Sequence[int]
+    _: KW_ONLY
+    classes: Sequence[int] | None = None
+    batch_size: int = 32
+    mutation_rate: float = 0.1
+    halve_every: int = 1000
+    strength: float = 15.0
+    bounds: tuple[float, float] = (0.0, 1.0)
+    seed: int = 0
+    device: torch.device | str | None = None
+
+    def __post_init__(self) -> None:
+        check_callable("forward_func", self.forward_func)
+        is_shape = bool(self.shape) and all(isinstance(s, int) and s > 0 for s in self.shape)
+        check(is_shape, f"shape: expected (C, H, W) from 1, got {self.shape!r}")
+        self.shape = tuple(self.shape)
+        check_count("batch_size", self.batch_size, 1)
+        check_count("halve_every", self.halve_every, 1)
+        check_count("seed", self.seed, 0)
+        check_number("mutation_rate", self.mutation_rate, 0, 1, open_low=True)
+        check_number("strength", self.strength, 0, open_low=True)
+        self.bounds = checked_bounds(self.bounds)
+        self.device = torch.device(self.device or place_of(self.forward_func) or "cpu")
+        self._classes = None if self.classes is None else _checked_classes(self.classes)
         self._confidence: Tensor | None = None
         self._levels: Tensor | None = None
         self._history: list[float] = []
@@ -325,14 +278,16 @@ class MapElites:
                 model does not have.
         """
         check_count("generations", generations, 1)
-        with torch.no_grad():
-            for _ in _counted(generations, progress):
+        with torch.no_grad(), progress_bar(generations, "generations", progress) as advance:
+            for _ in range(generations):
                 self._generation(len(self._history))
+                advance(1)
         return self.elites
 
     def _generation(self, number: int) -> None:
         # One seed a generation, so that an interrupted one can be run again.
-        generator = torch.Generator(self.device).manual_seed(self.seed + 1_000_003 * number)
+        device = torch.device(self.device or "cpu")
+        generator = torch.Generator(device).manual_seed(self.seed + 1_000_003 * number)
         shape = (self.batch_size, *self.shape)
         if self._levels is None:
             values = torch.rand(shape, generator=generator, device=self.device)
@@ -357,20 +312,11 @@ class MapElites:
 
     def _probabilities(self, images: Tensor) -> Tensor:
         """n×K, of the classes to find images for."""
-        n = len(images)
-        scores = at_least_float(one_row_a_sample(model_scores(self.forward_func, images, None), n))
-        if scores.ndim != 2:
-            raise ValueError(f"forward_func: expected scores {n}×K, got {tuple(scores.shape)}")
-        check_finite(scores, "forward_func, scores")
-        probabilities = scores.softmax(dim=1)
+        scores = class_scores(self.forward_func, (images,))
         if self._classes is None:
             self._classes = torch.arange(scores.shape[1], device=scores.device)
-        highest = int(self._classes[-1])
-        if highest >= scores.shape[1]:
-            raise ValueError(
-                f"classes: class {highest}, but the model has the classes 0 to "
-                f"{scores.shape[1] - 1}"
-            )
+        check_class("classes", int(self._classes[-1]), scores)
+        probabilities = scores.softmax(dim=1)
         return probabilities[:, self._classes.to(scores.device)]
 
 
@@ -435,23 +381,9 @@ def _from_levels(levels: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 def _checked_classes(classes: Sequence[int]) -> Tensor:
     """Ascending, each once."""
-    found = torch.as_tensor(classes)
-    if found.ndim != 1 or len(found) == 0 or found.is_floating_point() or bool((found < 0).any()):
-        raise ValueError(f"classes: expected whole numbers from 0, got {classes!r}")
-    ascending: Tensor = torch.unique(found.long())
+    numbers = torch.as_tensor(classes)
+    is_list = numbers.ndim == 1 and len(numbers) > 0 and not numbers.is_floating_point()
+    expected = "classes: expected whole numbers from 0"
+    check(is_list and not bool((numbers < 0).any()), f"{expected}, got {classes!r}")
+    ascending: Tensor = torch.unique(numbers.long())
     return ascending
-
-
-def _counted(generations: int, progress: bool) -> Any:
-    if not progress:
-        return range(generations)
-    from tqdm.auto import trange
-
-    return trange(generations, desc="MAP-Elites", leave=False)
-
-
-def _device_of(forward_func: Callable[..., Tensor]) -> torch.device:
-    if isinstance(forward_func, nn.Module):
-        for p in forward_func.parameters():
-            return p.device
-    return torch.device("cpu")

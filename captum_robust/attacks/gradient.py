@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_robust._captum import TargetType, format_tensor_into_tuples
-from captum_robust._checks import as_number, check_batch, check_count, check_inputs
-from captum_robust._contexts import seeded
-from captum_robust._scores import at_least_float, check_rivals
-from captum_robust.attacks._attack import (
-    Attack,
-    LossFunction,
-    Tensors,
-    Victim,
-    cross_entropy,
-    divided,
-    l2_norms,
-    per_sample,
-    steepest,
-    take,
-    take_each,
-)
+from captum_robust._captum import TargetType
+from captum_robust._checks import check, check_batch, check_inputs, check_number
+from captum_robust._scores import check_rivals, without_inference
+from captum_robust.attacks.ascent import GradientAscent
+from captum_robust.attacks.attack import LossFunction, cross_entropy
+from captum_robust.attacks.norms import Tensors
+from captum_robust.attacks.victim import Victim
 
 
-class PGD(Attack):
+@dataclass(eq=False, repr=False)
+class PGD(GradientAscent):
     """Projected gradient descent: small steps up the loss, each projected on the ball.
 
     Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks"
@@ -72,245 +63,30 @@ class PGD(Attack):
     tensor([[0.4438, 0.5562, 0.5000]])
     """
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Tensor],
-        epsilon: float = 8 / 255,
-        steps: int = 10,
-        step_size: float | None = None,
-        *,
-        norm: str = "Linf",
-        random_start: bool = False,
-        restarts: int = 1,
-        momentum: float = 0.0,
-        loss_func: LossFunction | None = None,
-        transform: Callable[..., Any] | None = None,
-        samples: int = 1,
-        bounds: tuple[float, float] | None = (0.0, 1.0),
-        early_stop: bool = True,
-        keep_best: bool = True,
-        quantize: bool = True,
-        seed: int | None = 0,
-    ) -> None:
-        super().__init__(forward_func, epsilon=epsilon, norm=norm, bounds=bounds, quantize=quantize)
-        check_count("steps", steps, 0)
-        check_count("restarts", restarts, 1)
-        check_count("samples", samples, 1)
-        if step_size is not None and not as_number(step_size) > 0:
-            raise ValueError(f"step_size: expected a positive number or None, got {step_size!r}")
-        if not 0 <= as_number(momentum) < float("inf"):
-            raise ValueError(f"momentum: expected a number from 0, got {momentum!r}")
-        for name, function in (("loss_func", loss_func), ("transform", transform)):
-            if function is not None and not callable(function):
-                kind = type(function).__name__
-                raise TypeError(f"{name}: expected a function or None, got {kind}")
-        if seed is not None:
-            check_count("seed", seed, 0)
-        if samples > 1 and transform is None:
-            raise ValueError("samples: there is no transform to draw")
-        self.steps = steps
-        self.step_size = step_size
-        self.random_start = random_start
-        self.restarts = restarts
-        self.momentum = momentum
-        self.loss_func = cross_entropy if loss_func is None else loss_func
-        self.transform = transform
-        self.samples = samples
-        self.early_stop = early_stop
-        self.keep_best = keep_best
-        self.seed = seed
-
-    def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
-        if epsilon is None:
-            raise ValueError("epsilon: expected a number, got None")
-        best = _Best(victim, self.keep_best)
-        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
-        if self.random_start or self.transform is not None:
-            victim.scores(victim.x, victim.everyone)
-        for restart in range(self.restarts):
-            is_random = self.random_start or restart > 0
-            rows = victim.everyone
-            if victim.knows_labels and self.early_stop:
-                rows = (~(victim.already | victim.fooled)).nonzero()[:, 0]
-            if len(rows) == 0:
-                break
-            start = take_each(victim.x, rows)
-            if is_random:
-                change = random_points(start, epsilon, self.norm, generator)
-                start = self._moved(victim, start, change, rows, epsilon)
-            self._climb(victim, best, start, rows, epsilon, restart)
-        return best.x
-
-    def _climb(
-        self,
-        victim: Victim,
-        best: _Best,
-        x: Tensors,
-        rows: Tensor,
-        epsilon: float,
-        restart: int,
-    ) -> None:
-        """From x, n×…, all steps of samples ``rows``."""
-        steps, length = self._step_count(epsilon), self._step_length(epsilon)
-        velocity: Tensors | None = None
-        for step in range(steps + 1):
-            is_last = step == steps
-            is_clean = not victim.knows_labels
-            draw = restart * (steps + 1) + step
-            leaves, scores, objective = self._evaluate(victim, x, rows, draw, graph=not is_last)
-            done = fooled = torch.zeros_like(rows, dtype=torch.bool)
-            if self.early_stop and is_clean:
-                done = victim.already[rows]
-            elif self.early_stop:
-                done = fooled = self._verified(victim, scores, x, rows, draw)
-            best.see(x, rows, objective, fooled, is_last)
-            if is_last:
-                return
-            if self.early_stop and bool(done.any()):
-                left = (~done).nonzero()[:, 0]
-                if len(left) == 0:
-                    return
-                # The backward pass runs through the whole batch. Where few are left, a fresh
-                # forward pass of those costs less than that.
-                again = len(left) <= len(rows) // 2
-                gradients = () if again else self._gradients(victim, objective, leaves, rows)
-                x, rows = take_each(x, left), rows[left]
-                velocity = None if velocity is None else take_each(velocity, left)
-                if again:
-                    leaves, _, objective = self._evaluate(victim, x, rows, draw, graph=True)
-                    gradients = self._gradients(victim, objective, leaves, rows)
-                else:
-                    gradients = take_each(gradients, left)
-            else:
-                gradients = self._gradients(victim, objective, leaves, rows)
-            del leaves, objective
-            gradients = victim.masked(gradients, rows)
-            if self.momentum:
-                velocity = self._accumulated(velocity, gradients)
-                gradients = velocity
-            clean = take_each(victim.x, rows)
-            change = tuple(
-                i - c + length * d
-                for i, c, d in zip(x, clean, self._direction(gradients), strict=True)
-            )
-            x = self._moved(victim, clean, change, rows, epsilon)
-
-    def _evaluate(
-        self, victim: Victim, x: Tensors, rows: Tensor, draw: int, graph: bool
-    ) -> tuple[Tensors, Tensor, Tensor]:
-        """The leaves of the graph, the scores n×K that judge, and the objective n to raise."""
-        with torch.set_grad_enabled(graph):
-            leaves = tuple(t.detach().requires_grad_(graph) for t in x)
-            if self.transform is None or not victim.knows_labels:
-                scores = victim.scores(leaves, rows)
-                return leaves, scores.detach(), self._objective(victim, scores, rows)
-            many = rows.repeat_interleave(self.samples)
-            scores = victim.scores(self._transformed(leaves, draw), many)
-            objective = self._objective(victim, scores, many)
-            objective = objective.reshape(len(rows), self.samples).mean(dim=1)
-            probabilities = scores.detach().softmax(dim=1)
-            mean = probabilities.reshape(len(rows), self.samples, -1).mean(dim=1)
-            return leaves, mean, objective
-
-    def _transformed(self, x: Tensors, draw: int) -> Tensors:
-        """All samples of draw number ``draw`` of the transform: those of an input in a row."""
-        assert self.transform is not None
-        # The same draws for whatever is left of the batch.
-        seed = None if self.seed is None else self.seed + 1_000_003 * draw
-        with seeded(seed, x[0].device):
-            draws = [
-                format_tensor_into_tuples(self.transform(*(t.clone() for t in x)))
-                for _ in range(self.samples)
-            ]
-        return tuple(torch.stack(each, dim=1).flatten(0, 1) for each in zip(*draws, strict=True))
-
-    def _gradients(
-        self, victim: Victim, objective: Tensor, leaves: Tensors, rows: Tensor
-    ) -> Tensors:
-        times = 1 if self.transform is None else self.samples
-        return victim.gradients(objective, leaves, rows, times)
-
-    def _objective(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
-        check_rivals(scores)
-        loss = self.loss_func(scores, victim.label[rows])
-        if not isinstance(loss, Tensor) or loss.shape != (len(rows),):
-            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(
-                f"loss_func: expected {len(rows)} losses, one a sample, got {got}; give it "
-                "reduction='none'"
-            )
-        return -loss if victim.targeted else loss
-
-    def _verified(
-        self, victim: Victim, scores: Tensor, x: Tensors, rows: Tensor, draw: int
-    ) -> Tensor:
-        """n booleans: fooled, and with ``quantize`` as an 8-bit image too."""
-        fooled = victim.succeeds(scores, rows)
-        if not victim.quantize or not bool(fooled.any()):
-            return fooled
-        at = fooled.nonzero()[:, 0]
-        floats = take_each(x, at)
-        rounded = victim.to_bytes(floats)
-        if all(torch.equal(f, r) for f, r in zip(floats, rounded, strict=True)):
-            return fooled
-        _, scores, _ = self._evaluate(victim, rounded, rows[at], draw, graph=False)
-        return fooled.index_put((at,), victim.succeeds(scores, rows[at]))
-
-    def _step_count(self, epsilon: float) -> int:  # noqa: ARG002
-        return self.steps
-
-    def _step_length(self, epsilon: float) -> float:
-        return 2.5 * epsilon / max(1, self.steps) if self.step_size is None else self.step_size
-
-    def _direction(self, gradients: Tensors) -> Tensors:
-        """Where one step of length 1 goes."""
-        return steepest(gradients, self.norm)
-
-    def _moved(
-        self, victim: Victim, clean: Tensors, change: Tensors, rows: Tensor, epsilon: float
-    ) -> Tensors:
-        return victim.moved(clean, change, rows, epsilon, self.norm)
-
-    def _accumulated(self, velocity: Tensors | None, gradients: Tensors) -> Tensors:
-        """Momentum: the decayed sum of gradients of mean absolute value 1."""
-        n = len(gradients[0])
-        sums = [at_least_float(g.reshape(n, -1)).abs().sum(dim=1) for g in gradients]
-        mean = torch.stack(sums).sum(dim=0) / sum(g[0].numel() for g in gradients)
-        mean = mean.clamp(min=1e-30)
-        scaled = tuple(divided(g, mean) for g in gradients)
-        if velocity is None:
-            return scaled
-        return tuple(self.momentum * v + s for v, s in zip(velocity, scaled, strict=True))
+    forward_func: Callable[..., Tensor]
+    epsilon: float = 8 / 255
+    steps: int = 10
+    step_size: float | None = None
 
 
-class _Best:
-    """The iterate of each sample to return."""
+@dataclass(eq=False, repr=False)
+class PlainAscent(PGD):
+    """From the inputs themselves up the gradient as it is; the base of attacks that offer no more.
 
-    def __init__(self, victim: Victim, keep_best: bool) -> None:
-        self.victim = victim
-        self.keep_best = keep_best
-        self.x = tuple(x.clone() for x in victim.x)
-        self.objective: Tensor | None = None
+    They return the last iterate.
+    """
 
-    def see(
-        self, x: Tensors, rows: Tensor, objective: Tensor, fooled: Tensor, is_last: bool
-    ) -> None:
-        """Iterates n×… of ``rows``: a fooled one is final, else the highest objective counts."""
-        victim = self.victim
-        if self.objective is None:
-            self.objective = objective.new_full((victim.n,), -torch.inf)
-        objective = objective.detach()
-        better = objective > self.objective[rows] if self.keep_best else torch.tensor(is_last)
-        chosen = (fooled | better.to(fooled.device)) & ~victim.fooled[rows]
-        at = chosen.nonzero()[:, 0]
-        where = rows[at]
-        self.objective[where] = objective[at]
-        for kept, new in zip(self.x, x, strict=True):
-            kept[where] = take(new, at)
-        victim.fooled[where] = fooled[at]
+    random_start: bool = field(default=False, init=False)
+    restarts: int = field(default=1, init=False)
+    momentum: float = field(default=0.0, init=False)
+    transform: Callable[..., Any] | None = field(default=None, init=False)
+    samples: int = field(default=1, init=False)
+    keep_best: bool = field(default=False, init=False)
+    seed: int | None = field(default=0, init=False)
 
 
-class FGSM(PGD):
+@dataclass(eq=False, repr=False)
+class FGSM(PlainAscent):
     """Fast gradient sign method: one step of ``epsilon`` along the sign of the gradient.
 
     Goodfellow et al., "Explaining and Harnessing Adversarial Examples"
@@ -324,28 +100,8 @@ class FGSM(PGD):
         early_stop: a sample that is misclassified to begin with stays as it is.
     """
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Tensor],
-        epsilon: float = 8 / 255,
-        *,
-        norm: str = "Linf",
-        loss_func: LossFunction | None = None,
-        bounds: tuple[float, float] | None = (0.0, 1.0),
-        early_stop: bool = True,
-        quantize: bool = True,
-    ) -> None:
-        super().__init__(
-            forward_func,
-            epsilon,
-            steps=1,
-            norm=norm,
-            loss_func=loss_func,
-            bounds=bounds,
-            early_stop=early_stop,
-            keep_best=False,
-            quantize=quantize,
-        )
+    steps: int = field(default=1, init=False)
+    step_size: float | None = field(default=None, init=False)
 
 
 class GradientStep(FGSM):
@@ -362,23 +118,15 @@ class GradientStep(FGSM):
     def _direction(self, gradients: Tensors) -> Tensors:
         return gradients
 
-    def _moved(
-        self,
-        victim: Victim,
-        clean: Tensors,
-        change: Tensors,
-        rows: Tensor,
-        epsilon: float,  # noqa: ARG002 – no ball
-    ) -> Tensors:
-        change = victim.masked(change, rows)
-        return victim.within(tuple(c + d for c, d in zip(clean, change, strict=True)))
+    def _radius(self, epsilon: float) -> float:  # noqa: ARG002 – no ball
+        return math.inf
 
     def _check_epsilon(self, epsilon: float, inputs: Tensors | None) -> None:  # noqa: ARG002
-        if not 0 <= as_number(epsilon) < float("inf"):
-            raise ValueError(f"epsilon: expected a finite number from 0, got {epsilon!r}")
+        check_number("epsilon", epsilon, 0)
 
 
-class LeastLikelyClass(PGD):
+@dataclass(eq=False, repr=False)
+class LeastLikelyClass(PlainAscent):
     """Steps down the loss of the class with the lowest score of the clean input.
 
     Kurakin et al., "Adversarial Machine Learning at Scale" (https://arxiv.org/abs/1611.01236).
@@ -392,38 +140,17 @@ class LeastLikelyClass(PGD):
         step_size: as for :class:`PGD`, where ``steps`` is given.
     """
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Tensor],
-        epsilon: float = 8 / 255,
-        steps: int | None = 1,
-        step_size: float | None = None,
-        *,
-        norm: str = "Linf",
-        loss_func: LossFunction | None = None,
-        bounds: tuple[float, float] | None = (0.0, 1.0),
-        early_stop: bool = True,
-        quantize: bool = True,
-    ) -> None:
-        super().__init__(
-            forward_func,
-            epsilon,
-            steps=1 if steps is None else steps,
-            step_size=step_size,
-            norm=norm,
-            loss_func=loss_func,
-            bounds=bounds,
-            early_stop=early_stop,
-            keep_best=False,
-            quantize=quantize,
-        )
-        self.iterated = steps is None
-        if self.iterated and (bounds is None or step_size is not None):
-            raise ValueError("steps: None sets steps and step size by the bounds; leave both")
+    steps: int | None = 1  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.iterated = self.steps is None
+        self.steps = 1 if self.steps is None else self.steps
+        super().__post_init__()
+        is_free = not self.iterated or (self.bounds is not None and self.step_size is None)
+        check(is_free, "steps: None sets steps and step size by the bounds; leave both")
 
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
-        if victim.targeted:
-            raise ValueError("targeted: this attack chooses the class itself; give the label")
+        check(not victim.targeted, "targeted: this attack chooses the class itself; give the label")
         scores = victim.scores(victim.x, victim.everyone)
         check_rivals(scores)
         # Where all scores are equal, another one than the label still.
@@ -433,7 +160,7 @@ class LeastLikelyClass(PGD):
 
     def _step_count(self, epsilon: float) -> int:
         if not self.iterated or self.bounds is None:
-            return self.steps
+            return super()._step_count(epsilon)
         levels = epsilon * 255 / (self.bounds[1] - self.bounds[0])
         return math.ceil(min(levels + 4, 1.25 * levels) - 1e-9)
 
@@ -478,29 +205,12 @@ def most_likely_class_map(
     check_batch((inputs,))
     check_inputs((inputs,), None)
     with torch.inference_mode(False), torch.no_grad():
-        normal = inputs.clone() if inputs.is_inference() else inputs.detach()
-        victim = Victim(
-            forward_func, (normal,), target, additional_forward_args, False, None, None, False
-        )
+        normal = without_inference(inputs).detach()
+        victim = Victim(forward_func, (normal,), target, additional_forward_args)
         with torch.enable_grad():
             leaf = victim.x[0].detach().requires_grad_()
             scores = victim.scores((leaf,), victim.everyone)
-            loss = (cross_entropy if loss_func is None else loss_func)(scores, victim.label)
+            loss = (loss_func or cross_entropy)(scores, victim.label)
         (gradient,) = victim.gradients(loss, (leaf,), victim.everyone)
         gradient = gradient.contiguous()
     return MostLikelyClassMap(victim.label, gradient.abs(), -gradient.sign())
-
-
-def random_points(
-    like: Tensors, epsilon: float, norm: str, generator: torch.Generator | None
-) -> Tensors:
-    """A point of the ball, uniformly drawn; the same for every sample: 1×… for each n×…."""
-    if norm == "Linf":
-        drawn = [torch.rand(1, *x.shape[1:], generator=generator) * 2 - 1 for x in like]
-    else:
-        drawn = [torch.randn(1, *x.shape[1:], generator=generator) for x in like]
-        dimensions = sum(x[0].numel() for x in like)
-        radius = torch.rand(1, generator=generator) ** (1 / dimensions)
-        factor = radius / l2_norms(tuple(drawn))
-        drawn = [d * per_sample(factor, d) for d in drawn]
-    return tuple((epsilon * d).to(x) for d, x in zip(drawn, like, strict=True))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from captum_robust._captum import format_tensor_into_tuples
-from captum_robust._checks import check_batch, check_count, check_finite, unknown_name
-from captum_robust._scores import model_scores, one_row_a_sample
-from captum_robust.attacks._attack import Tensors
+from captum_robust._checks import check, check_batch, check_choice, check_count
+from captum_robust.attacks.image_batches import class_scores
+from captum_robust.attacks.norms import Tensors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,9 +61,9 @@ class RankAnalysis:
     n: int
     """All samples, changed or not."""
     adversarial_in_clean: Tensor
-    """Of each changed sample, the rank of its adversarial class in the clean scores: from 1."""
+    """The rank of each changed sample's adversarial class in the clean scores: from 1."""
     clean_in_adversarial: Tensor
-    """Of each changed sample, the rank of its clean class in the adversarial scores: from 1."""
+    """The rank of each changed sample's clean class in the adversarial scores: from 1."""
     top: int
     """How many of the highest ranks the histogram tells apart."""
 
@@ -121,8 +121,7 @@ class RankAnalysis:
         return figure
 
     def _ranks(self, direction: str) -> Tensor:
-        if direction not in DIRECTIONS:
-            raise unknown_name("direction", direction, DIRECTIONS)
+        check_choice("direction", direction, DIRECTIONS)
         ranks: Tensor = getattr(self, direction)
         return ranks
 
@@ -160,16 +159,15 @@ def rank_analysis(
     (1, tensor([1]), tensor([2]))
     """
     check_count("top", top, 2)
-    if batch_size is not None:
-        check_count("batch_size", batch_size, 1)
+    check_count("batch_size", batch_size, 1, optional=True)
     before: Tensors = format_tensor_into_tuples(clean)
     after: Tensors = format_tensor_into_tuples(adversarial)
     n = check_batch(before)
     check_batch(after)
     shapes = [tuple(x.shape) for x in before], [tuple(x.shape) for x in after]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"adversarial: expected the shapes {shapes[0]} of clean, got {shapes[1]}")
-    found = []
+    expected = f"the shapes {shapes[0]} of clean"
+    check(shapes[0] == shapes[1], f"adversarial: expected {expected}, got {shapes[1]}")
+    parts = []
     for start in range(0, n, batch_size or n):
         rows = slice(start, start + (batch_size or n))
         orders = [
@@ -179,20 +177,15 @@ def rank_analysis(
         changed = orders[0][:, 0] != orders[1][:, 0]
         ranked = [order[changed] for order in orders]
         ranks = [_rank(ranked[0], ranked[1][:, 0]), _rank(ranked[1], ranked[0][:, 0])]
-        found.append(torch.stack(ranks).cpu())
-    ranks_of_all = torch.cat(found, dim=1)
+        parts.append(torch.stack(ranks).cpu())
+    ranks_of_all = torch.cat(parts, dim=1)
     return RankAnalysis(n, ranks_of_all[0], ranks_of_all[1], top)
 
 
 @torch.no_grad()
 def _order(forward_func: Callable[..., Tensor], inputs: Tensors, first_sample: int) -> Tensor:
     """n×K, the classes by descending score; of equals the first."""
-    n = len(inputs[0])
-    copies = tuple(x.clone() for x in inputs)  # a model may write to what it is given
-    scores = one_row_a_sample(model_scores(forward_func, copies, None), n).float()
-    if scores.ndim != 2:
-        raise ValueError(f"forward_func: expected scores {n}×K, got {tuple(scores.shape)}")
-    check_finite(scores, "forward_func, scores", first_sample)
+    scores = class_scores(forward_func, inputs, first_sample=first_sample).float()
     return scores.sort(dim=1, descending=True, stable=True).indices
 
 

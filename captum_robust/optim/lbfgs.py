@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from captum_robust._checks import as_number, check_count, check_number
+from captum_robust._checks import check, check_choice, check_count, check_number
 from captum_robust.optim.line_search import Point, Search, fixed_step, strong_wolfe
 
 Evaluation = tuple[Tensor, Tensor, Tensor | None]
@@ -100,23 +100,20 @@ def minimize(
         ValueError: a wrong option, an empty batch, or a value or gradient that is not finite (at
             the start, after a fixed step, or at every trial of a line search); says which sample.
     """
-    if not x.is_floating_point():
-        raise ValueError(f"x: expected floating point, got {x.dtype}")
-    if x.ndim < 2 or x.numel() == 0:
-        raise ValueError(f"x: expected N×… with at least one number, got {tuple(x.shape)}")
+    check(x.is_floating_point(), f"x: expected floating point, got {x.dtype}")
+    shape = tuple(x.shape)
+    check(x.ndim > 1 and x.numel() > 0, f"x: expected N×… with at least one number, got {shape}")
     check_options(
         step=step, max_iterations=max_iterations, max_evaluations=max_evaluations,
         tolerance_gradient=tolerance_gradient, tolerance_change=tolerance_change,
         history_size=history_size, line_search=line_search,
     )  # fmt: skip
-    if max_evaluations is None:
-        max_evaluations = max_iterations * 5 // 4
     run = _Run(
         objective=objective,
-        x=x.detach(),
-        step=step,
+        start=x.detach(),
+        first_step=step,
         max_iterations=max_iterations,
-        max_evaluations=max_evaluations,
+        max_evaluations=max_iterations * 5 // 4 if max_evaluations is None else max_evaluations,
         tolerance_gradient=tolerance_gradient,
         tolerance_change=tolerance_change,
         history_size=min(history_size, max(1, max_iterations - 1)),
@@ -129,33 +126,26 @@ def minimize(
         return run.minimize(start)
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        objective: Callable[[Tensor, Tensor], Evaluation],
-        x: Tensor,
-        step: float,
-        max_iterations: int,
-        max_evaluations: int,
-        tolerance_gradient: float,
-        tolerance_change: float,
-        history_size: int,
-        has_line_search: bool,
-        stop: Callable[[Tensor, Tensor, list[int]], Tensor] | None,
-        first_sample: int,
-    ) -> None:
-        self.objective = objective
+    """A minimisation at work; see :func:`minimize` for the settings."""
+
+    objective: Callable[[Tensor, Tensor], Evaluation]
+    start: Tensor
+    first_step: float
+    max_iterations: int
+    max_evaluations: int
+    tolerance_gradient: float
+    tolerance_change: float
+    history_size: int
+    has_line_search: bool
+    stop: Callable[[Tensor, Tensor, list[int]], Tensor] | None
+    first_sample: int
+
+    def __post_init__(self) -> None:
+        x = self.start
         self.autocast = torch.is_autocast_enabled(x.device.type)
         self.autocast_dtype = torch.get_autocast_dtype(x.device.type)
-        self.first_step = step
-        self.max_iterations = max_iterations
-        self.max_evaluations = max_evaluations
-        self.tolerance_gradient = tolerance_gradient
-        self.tolerance_change = tolerance_change
-        self.has_line_search = has_line_search
-        self.stop = stop
-        self.first_sample = first_sample
-        self.shape = x.shape
         n = len(x)
         self.active = n  # the rows [0, active) of every array below belong to running samples
         self.samples: list[_Sample] = []
@@ -164,7 +154,7 @@ class _Run:
         self.low = self.gradient  # at the best point of the line search so far
         self.direction = torch.zeros_like(self.x)
         self.extra: Tensor | None = None
-        self.history = _History(n, self.x.shape[1], history_size, self.x)
+        self.history = _History(n, self.x.shape[1], self.history_size, self.x)
         # Where the samples ended; without a line search, their best so far.
         self.result_x = self.x.clone()
         self.result_value = torch.zeros(n, dtype=torch.float64)
@@ -182,10 +172,8 @@ class _Run:
             self.result_extra = extra.detach().clone()
         scalars = _to_host(value, gradient.abs().amax(dim=1))
         for row, (v, largest) in enumerate(scalars):
-            if not (math.isfinite(v) and math.isfinite(largest)):
-                raise ValueError(
-                    f"objective: NaN or infinity at the start, in sample {self.first_sample + row}"
-                )
+            place = f"at the start, in sample {self.first_sample + row}"
+            check(_are_finite(v, largest), f"objective: NaN or infinity {place}")
             self.samples.append(_Sample(row, v))
             self._keep(row)
         self._remove([i for i, (_, g) in enumerate(scalars) if g <= self.tolerance_gradient])
@@ -196,13 +184,17 @@ class _Run:
             if self.active:
                 fresh = self._evaluate_trials()
         value = self.result_value.to(self.x.dtype).to(self.x.device)
-        x = self.result_x.reshape(self.shape)
+        x = self.result_x.reshape(self.start.shape)
         return Minimum(x, value, self.result_extra, self.iterations, self.evaluations)
 
     def _evaluated(self, x: Tensor, rows: Tensor) -> Evaluation:
         with torch.autocast(x.device.type, dtype=self.autocast_dtype, enabled=self.autocast):
-            value, gradient, extra = self.objective(x.reshape(-1, *self.shape[1:]), rows)
+            value, gradient, extra = self.objective(self._points(x), rows)
         return value.detach(), gradient.detach(), None if extra is None else extra.detach()
+
+    def _points(self, x: Tensor) -> Tensor:
+        """Vectors n×D as the caller's points n×…."""
+        return x.reshape(-1, *self.start.shape[1:])
 
     def _begin_iterations(self, fresh: list[int]) -> None:
         """New directions and line searches for the samples at these places."""
@@ -230,10 +222,8 @@ class _Run:
                 continue
             start = Point(0.0, sample.value, slope)
             if self.has_line_search:
-                left = self.max_evaluations - sample.evaluations
-                sample.search = strong_wolfe(
-                    sample.step, start, largest, left, self.tolerance_change
-                )
+                left, tolerance = self.max_evaluations - sample.evaluations, self.tolerance_change
+                sample.search = strong_wolfe(sample.step, start, largest, left, tolerance)
             else:
                 sample.search = fixed_step(sample.step)
             sample.step = next(sample.search).step
@@ -255,29 +245,25 @@ class _Run:
             v, slope, has_moved, largest = scalars[i]
             assert sample.search is not None
             sample.evaluations += 1
-            if not (math.isfinite(v) and math.isfinite(slope) and math.isfinite(largest)):
+            if not _are_finite(v, slope, largest):
                 v = math.nan
                 sample.met_other = True
             elif has_moved:
                 sample.met_finite = True
             try:
-                request = sample.search.send((v, slope))
+                answer = sample.search.send((v, slope))
             except StopIteration as end:
-                chosen = end.value
+                answer = end.value
                 if sample.met_other and not sample.met_finite:
                     raise ValueError(
                         f"objective: NaN or infinity in sample {self.first_sample + sample.row}, "
                         f"at every step tried in iteration {sample.iterations}"
                     ) from None
-                sample.value, previous = chosen.point.value, sample.value
-                sample.step = chosen.point.step
+                sample.value, previous = end.value.point.value, sample.value
                 accepted.append((i, abs(sample.value - previous)))
-                if chosen.improved:
-                    improved.append(i)
-            else:
-                sample.step = request.step
-                if request.improved:
-                    improved.append(i)
+            sample.step = answer.step
+            if answer.improved:
+                improved.append(i)
         if len(improved) == n:
             # Copies: both are written to, and belong to the objective.
             self.low = gradient.clone()
@@ -312,10 +298,10 @@ class _Run:
         scalars = _to_host(low.abs().amax(dim=1), s.abs().amax(dim=1), _dot(y, s))
         settled = [False] * len(places)
         if self.stop is not None:
-            points = self.x[at].reshape(-1, *self.shape[1:])
             samples = [self.samples[i] for i in places]
             rows = torch.tensor([sample.row for sample in samples])
-            settled = self.stop(points, rows, [sample.iterations for sample in samples]).tolist()
+            counts = [sample.iterations for sample in samples]
+            settled = self.stop(self._points(self.x[at]), rows, counts).tolist()
         ended, going_on, writes = [], [], []
         for j, (i, change) in enumerate(accepted):
             sample = self.samples[i]
@@ -362,13 +348,9 @@ class _Run:
             last = self.active - 1
             if i != last:
                 self.samples[i] = self.samples[last]
-                arrays = [self.x, self.gradient, self.direction]
-                if self.low is not self.gradient:
-                    arrays.append(self.low)
-                if self.extra is not None:
-                    arrays.append(self.extra)
-                for array in arrays:
-                    array[i] = array[last]
+                for array in (self.x, self.gradient, self.low, self.direction, self.extra):
+                    if array is not None:
+                        array[i] = array[last]
                 self.history.move(last, i)
                 origin = next((old for old, new in moved.items() if new == last), last)
                 moved[origin] = i
@@ -400,21 +382,14 @@ class _History:
             # Zeros, not what the memory held: 0 × NaN is NaN.
             self.vectors[:, 2 * self.used : 2 * needed] = 0
             self.used = needed
-        place = torch.tensor([i for i, _, _ in writes])
+        place, slot = torch.tensor([i for i, _, _ in writes]), torch.tensor(slots)
         source = torch.tensor([j for _, j, _ in writes])
-        slot = torch.tensor(slots)
         device = self.vectors.device
         at, of = place.to(device), source.to(device)
-        new_s, new_y = s[of], y[of]
-        self.vectors[at, (2 * slot).to(device)] = new_s
-        self.vectors[at, (2 * slot + 1).to(device)] = new_y
-        whole = len(writes) == len(self.vectors)
-        vectors = self.vectors[:, : 2 * self.used]
-        if not whole:
-            vectors = vectors[: max(i for i, _, _ in writes) + 1]
+        vectors = self.vectors[: int(place.max()) + 1, : 2 * self.used]
         pair = vectors.new_zeros(len(vectors), 2, vectors.shape[2])
-        pair[at, 0] = new_s
-        pair[at, 1] = new_y
+        for k, new in enumerate((s[of], y[of])):
+            pair[at, k] = self.vectors[at, (2 * slot + k).to(device)] = new
         # The long factor second and transposed: twice as fast on the CPU as the other way round.
         products = torch.bmm(pair, vectors.transpose(1, 2)).cpu().double()[place]  # w×2×2u
         with_s, with_y = products.unbind(dim=1)
@@ -482,8 +457,12 @@ class _History:
         return of_s, of_y, of_g
 
 
+def _are_finite(*values: float) -> bool:
+    return all(map(math.isfinite, values))
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Of each row."""
+    """The inner product of each row."""
     product: Tensor = torch.linalg.vecdot(a, b)
     return product
 
@@ -511,15 +490,9 @@ def check_options(
 ) -> None:
     """Raise ``ValueError`` for an option that :func:`minimize` can't work with."""
     check_number("step", step, 0, open_low=True)
-    whole = [("max_iterations", max_iterations), ("history_size", history_size)]
-    if max_evaluations is not None:
-        whole.append(("max_evaluations", max_evaluations))
-    for name, value in whole:
-        check_count(name, value, 1)
-    for name, number in (
-        ("tolerance_gradient", tolerance_gradient), ("tolerance_change", tolerance_change)
-    ):  # fmt: skip
-        if not as_number(number) >= 0:
-            raise ValueError(f"{name}: expected a number from 0, got {number!r}")
-    if line_search not in LINE_SEARCHES:
-        raise ValueError(f"line_search: expected one of {LINE_SEARCHES}, got {line_search!r}")
+    check_count("max_iterations", max_iterations, 1)
+    check_count("max_evaluations", max_evaluations, 1, optional=True)
+    check_count("history_size", history_size, 1)
+    check_number("tolerance_gradient", tolerance_gradient, 0)
+    check_number("tolerance_change", tolerance_change, 0)
+    check_choice("line_search", line_search, LINE_SEARCHES)

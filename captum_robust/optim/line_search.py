@@ -35,6 +35,11 @@ class Chosen:
     improved: bool
     evaluations: int
 
+    @property
+    def step(self) -> float:
+        """The chosen step."""
+        return self.point.step
+
 
 Search = Generator[Trial, tuple[float, float], Chosen]
 """Yields trials, is sent (value, slope) of each, and returns the chosen point."""

@@ -17,13 +17,8 @@ from captum_robust._checks import as_number, check_count, checked_bounds, unknow
 from captum_robust._contexts import seeded
 from captum_robust._files import checksum
 from captum_robust.attacks import PGD
-from captum_robust.attacks._attack import (
-    NORMS,
-    l2_norms,
-    per_sample,
-    project,
-    steepest,
-)
+from captum_robust.attacks.ascent import ascend, changed
+from captum_robust.attacks.norms import Tensors, norm_of
 from captum_robust.training.loop import (
     Batch,
     TrainingResult,
@@ -69,13 +64,12 @@ class InnerAttack:
     bounds: tuple[float, float] | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise ValueError(f"norm: expected one of {NORMS}, got {self.norm!r}")
+        norm = norm_of(self.norm)
         check_count("steps", self.steps, 1)
         highest = float("inf")
         if self.bounds is not None:
             low, high = checked_bounds(self.bounds)
-            highest = high - low if self.norm == "Linf" else highest
+            highest = norm.largest(high - low, None)
         if not 0 < as_number(self.epsilon) <= highest or as_number(self.epsilon) == float("inf"):
             raise ValueError(
                 f"epsilon: expected a number above 0, at most {highest:g}, in units of the inputs "
@@ -97,29 +91,25 @@ class InnerAttack:
         return self._climb(network, images.contiguous(), labels, seed)
 
     def _climb(self, network: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        norm = norm_of(self.norm)
         length = self.step_size or 2.5 * self.epsilon / self.steps
-        change = self._random_change(images, seed)
-        with evaluation_mode(network), torch.enable_grad():
-            for _ in range(self.steps):
-                moved = self._within(images + change).requires_grad_()
-                total = F.cross_entropy(_scores(network, moved), labels, reduction="sum")
-                (gradient,) = torch.autograd.grad(total, moved)
-                step = length * steepest((gradient,), self.norm)[0]
-                change = project((moved.detach() - images + step,), self.epsilon, self.norm)[0]
-        return self._within(images + change)
+        start = images
+        if self.random_start:
+            generator = torch.Generator().manual_seed(seed)
+            n = len(images)
+            start = images + norm.random_points((images,), self.epsilon, generator, n)[0]
 
-    def _random_change(self, images: Tensor, seed: int) -> Tensor:
-        """N×…, each uniformly drawn from the ball; zeros without a random start."""
-        if not self.random_start:
-            return torch.zeros_like(images)
-        generator = torch.Generator().manual_seed(seed)
-        if self.norm == "Linf":
-            drawn = torch.rand(images.shape, generator=generator) * 2 - 1
-        else:
-            drawn = torch.randn(images.shape, generator=generator)
-            radius = torch.rand(len(images), generator=generator) ** (1 / images[0].numel())
-            drawn = drawn * per_sample(radius / l2_norms((drawn,)), drawn)
-        return (self.epsilon * drawn).to(images)
+        def look(x: Tensors, _: int) -> tuple[Tensors, Tensors]:
+            leaf = x[0].requires_grad_()
+            total = F.cross_entropy(_scores(network, leaf), labels, reduction="sum")
+            return x, torch.autograd.grad(total, leaf)
+
+        def move(x: Tensors, gradients: Tensors) -> Tensors:
+            change = changed((x[0].detach(),), (images,), norm.steepest(gradients), length)
+            return (self._within(images + norm.project(change, self.epsilon)[0]),)
+
+        with evaluation_mode(network), torch.enable_grad():
+            return ascend((self._within(start),), self.steps, look, move)[0]
 
     def _within(self, images: Tensor) -> Tensor:
         images = images.detach()

@@ -29,6 +29,7 @@ from captum_robust.attacks import (
     recorded_gradients,
     smooth_activations,
 )
+from captum_robust.attacks.map_objectives import rank_correlation
 from tests.attacks.conftest import Net
 
 EPSILON = 0.05
@@ -275,9 +276,7 @@ def test_tuple_targets_index_scores_of_more_dimensions(x: Tensor) -> None:
 
 def test_spearman_is_scipys(net: Net, x: Tensor) -> None:
     clean, other = (LayerGradCam(net, net.relu).attribute(z, 1).clamp(min=0) for z in (x, x**2))
-    from captum_robust.attacks.explanation import _rank_correlation
-
-    found = _rank_correlation(clean.detach(), other.detach())
+    found = rank_correlation(clean.detach(), other.detach())
     pairs = zip(clean.detach().flatten(1), other.detach().flatten(1), strict=True)
     expected = [spearmanr(a, b).statistic for a, b in pairs]
     torch.testing.assert_close(found.double(), torch.tensor(expected), rtol=1e-4, atol=1e-5)
@@ -403,7 +402,7 @@ def test_bfloat16_autocast_runs(net: Net, x: Tensor) -> None:
     ("error", "match", "options"),
     [
         (ValueError, "objective: expected one of", {"objective": "away"}),
-        (ValueError, "k: expected a share", {"k": 5}),
+        (ValueError, "k: expected a number", {"k": 5}),
         (ValueError, "beta: expected a positive", {"beta": 0}),
         (ValueError, "steps: expected a whole number", {"steps": -1}),
         (ValueError, "step_size: expected", {"step_size": 0}),

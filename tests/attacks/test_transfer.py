@@ -202,7 +202,7 @@ def test_the_model_without_a_gradient_is_named(net: Net, x: Tensor) -> None:
     [
         ([], {}, ValueError, "models: expected at least one"),
         (FIRST, {}, TypeError, "models: expected a list"),
-        ([FIRST, "vgg"], {}, TypeError, "at 1 is str"),
+        ([FIRST, "vgg"], {}, TypeError, "at 1: expected a function, got str"),
         ([FIRST], {"share": 0}, ValueError, "share"),
         ([FIRST], {"share": 1.1}, ValueError, "share"),
         ([FIRST], {"epsilon": -1}, ValueError, "epsilon"),
@@ -217,7 +217,7 @@ def test_wrong_ensembles_are_named(
 
 def test_models_of_different_classes_are_an_error() -> None:
     three = linear([[1.0, 0.0, 0.0]] * 3)
-    with pytest.raises(ValueError, match=r"model 0 gives scores \(1, 2\), and model 1 \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"scores \(1, 2\), of model 1, got \(1, 3\)"):
         EnsembleTransfer([FIRST, three]).perturb(torch.tensor([[0.5, 0.5, 0.5]]), 0)
 
 
@@ -284,7 +284,7 @@ def test_labels_must_be_one_an_image() -> None:
         held_out(models, torch.full((2, 3), 0.5), [0])
     with pytest.raises(ValueError, match="targets: expected 2 classes"):
         held_out(models, torch.full((2, 3), 0.5), [0, 0], targets=torch.rand(2))
-    with pytest.raises(ValueError, match="targets: image 1 is of class 0"):
+    with pytest.raises(ValueError, match="targets: expected other classes, got that of image 1"):
         held_out(models, torch.full((2, 3), 0.5), [0, 0], targets=[1, 0])
 
 
@@ -491,7 +491,7 @@ def test_the_inner_attack_is_the_callers_choice_and_runs_in_captums_harness() ->
         (lambda x: half_of(x) - 5, "oracle: expected 4 classes"),
         (lambda x: half_of(x).tolist(), "oracle: expected 4 classes.* got list"),
         (lambda x: x.flatten(1) * float("nan"), "oracle, scores: NaN"),
-        (lambda x: half_of(x) + 9, "substitute: the oracle gives class"),
+        (lambda x: half_of(x) + 9, "substitute: expected scores of the oracle's classes"),
     ],
 )
 def test_answers_that_are_no_classes_are_an_error(
@@ -511,7 +511,7 @@ def test_answers_that_are_no_classes_are_an_error(
         ({"lr": float("nan")}, "lr"),
         ({"images": torch.rand(0, 1, 8, 8)}, "batch is empty"),
         ({"images": 2 * torch.ones(2, 1, 8, 8)}, "outside of the bounds"),
-        ({"substitute": nn.Flatten()}, "substitute: it has no parameters"),
+        ({"substitute": nn.Flatten()}, "substitute: expected parameters to train"),
     ],
 )
 def test_wrong_arguments_of_a_fit_are_named(options: dict[str, Any], message: str) -> None:

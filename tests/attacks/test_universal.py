@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from captum_robust.attacks import universal
-from captum_robust.attacks.universal import (
+from captum_robust.attacks import (
     UniversalPerturbation,
     fooling_rate,
+    fooling_rates,
     transfer_matrix,
+    universal,
 )
 
 EPSILON = 0.125
@@ -193,7 +194,7 @@ def test_images_of_another_size_get_v_resized_within_its_ball(
 
 def test_shrinking_averages_v() -> None:
     stripes = EPSILON * torch.tensor([1.0, -1.0]).repeat(6).expand(3, 12, 12)
-    assert universal._resized(stripes, torch.Size((3, 4, 4))).abs().max() < 0.5 * EPSILON
+    assert fooling_rates.sized_as(stripes, torch.Size((3, 4, 4))).abs().max() < 0.5 * EPSILON
 
 
 def test_details_tell_what_became_of_each_sample() -> None:
@@ -458,10 +459,10 @@ def test_a_missing_folder_is_noticed_before_the_fit(tmp_path: Path) -> None:
             passes += 1
             return super().__iter__()
 
-    with pytest.raises(FileNotFoundError, match=r"no folder .*missing"):
+    with pytest.raises(FileNotFoundError, match=r"missing: no such folder"):
         UniversalPerturbation(network()).fit(Counted(batches()), checkpoint=path)
     assert passes == 0
-    with pytest.raises(FileNotFoundError, match=r"no folder .*missing"):
+    with pytest.raises(FileNotFoundError, match=r"missing: no such folder"):
         fitted(passes=1).save(path)
 
 
@@ -568,9 +569,31 @@ def test_a_saved_perturbation_comes_back(norm: str, epsilon: float, tmp_path: Pa
     assert list(load_file(path)) == ["perturbation"]
 
 
+def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "v.safetensors"
+    facts = {"norm": '"L2"', "epsilon": "0.5", "bounds": "[0.0, 1.0]", "rates": "[0.25, 0.75]"}
+    metadata = {"format": "captum_robust.UniversalPerturbation", **facts}
+    v = torch.full((3, 4, 4), 0.01)
+    save_file({"perturbation": v}, path, metadata=metadata)
+    loaded = UniversalPerturbation.load(path, network())
+    assert (loaded.epsilon, loaded.norm, loaded.bounds) == (0.5, "L2", (0.0, 1.0))
+    assert loaded.rates == (0.25, 0.75)
+    assert torch.equal(loaded.perturbation, v)
+
+
+def test_a_checkpoint_may_have_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "fit.ckpt"
+    attack = fitted(checkpoint=path)
+    again = fitted(checkpoint=path)
+    assert torch.equal(again.perturbation, attack.perturbation)
+    assert torch.equal(
+        UniversalPerturbation.load(path, network()).perturbation, attack.perturbation
+    )
+
+
 def test_files_that_hold_no_perturbation_are_refused_by_name(tmp_path: Path) -> None:
     net, path = network(), tmp_path / "v.safetensors"
-    with pytest.raises(FileNotFoundError, match=r"no file .*v\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"v\.safetensors: no such file"):
         UniversalPerturbation.load(path, net)
     torch.save({"perturbation": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match=r"v\.safetensors is not a safetensors file"):
@@ -578,7 +601,7 @@ def test_files_that_hold_no_perturbation_are_refused_by_name(tmp_path: Path) -> 
     save_file({"perturbation": torch.zeros(3, 4, 4)}, path)
     with pytest.raises(ValueError, match=r"v\.safetensors holds no universal perturbation"):
         UniversalPerturbation.load(path, net)
-    facts = {"format": universal._FORMAT, "epsilon": "0.1", "norm": '"Linf"', "rates": "[]"}
+    facts = {"format": universal._KIND, "epsilon": "0.1", "norm": '"Linf"', "rates": "[]"}
     save_file({"perturbation": torch.zeros(3, 4, 4)}, path, metadata=facts)
     with pytest.raises(ValueError, match=r"v\.safetensors holds no .* no 'bounds'"):
         UniversalPerturbation.load(path, net)
@@ -651,7 +674,7 @@ def test_the_transfer_matrix_of_two_models_worked_by_hand() -> None:
         ({"momentum": -0.1}, ValueError, "momentum"),
         ({"target": -1}, ValueError, "target"),
         ({"target": 5}, ValueError, "target: class 5, but the model has the classes 0 to 4"),
-        ({"target": 1, "method": "deepfool"}, ValueError, "target: only method 'gradient'"),
+        ({"target": 1, "method": "deepfool"}, ValueError, "target: .* only the method 'gradient'"),
         ({"loss_func": nn.CrossEntropyLoss()}, ValueError, "loss_func: expected 4 losses"),
     ],
 )
@@ -675,7 +698,7 @@ def test_wrong_arguments_of_fit_are_named(
         ([(255 * images(4)).byte()], TypeError, "loader, batch 0, inputs: expected floating point"),
         ([images(4), 1 + images(4)], ValueError, "loader, batch 1, inputs: .* outside of the boun"),
         ([images(4) * math.nan], ValueError, "loader, batch 0, inputs: NaN"),
-        ([images(4), images(4, size=12)], ValueError, r"loader: images of .*10, 10.* and of .*12"),
+        ([images(4), images(4, size=12)], ValueError, r"loader: .* one size, .*10, 10.* and .*12"),
         (iter([images(4)]), ValueError, "loader: list_iterator is exhausted after one pass"),
         ((x for x in [images(4)]), ValueError, "loader: generator is exhausted after one pass"),
     ],
@@ -733,7 +756,7 @@ def test_images_that_v_does_not_fit_are_refused() -> None:
     attack = fitted()
     with pytest.raises(ValueError, match=r"inputs: images of shape \(1, 10, 10\)"):
         attack.perturb(images(2)[:, :1])
-    with pytest.raises(ValueError, match="one v is added to one tensor"):
+    with pytest.raises(ValueError, match="one v is added to it, got 2"):
         attack.perturb((images(2), images(2)))
     with pytest.raises(ValueError, match="outside of the bounds"):
         attack.perturb(2 * images(2))

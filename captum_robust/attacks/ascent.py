@@ -1,0 +1,279 @@
+"""Steps up an objective within a ball: the one loop of all attacks that follow gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_robust._captum import format_tensor_into_tuples
+from captum_robust._checks import check, check_callable, check_count, check_number
+from captum_robust._contexts import seeded
+from captum_robust._scores import check_rivals
+from captum_robust.attacks.attack import Attack, LossFunction, cross_entropy
+from captum_robust.attacks.norms import Tensors, of_mean_one
+from captum_robust.attacks.victim import Victim, check_losses, take, take_each
+
+
+def ascend(
+    x: Tensors,
+    steps: int,
+    look: Callable[[Tensors, int], tuple[Tensors, Tensors] | None],
+    move: Callable[[Tensors, Tensors], Tensors],
+) -> Tensors:
+    """Look and move in turn, ``steps`` times; return the last iterates.
+
+    Args:
+        x: the iterates to begin with, n×….
+        steps: at most so many.
+        look: (iterates, number of the step) -> the iterates that go on and their gradients; None
+            where none goes on.
+        move: (iterates, gradients) -> the next iterates.
+    """
+    for step in range(steps):
+        seen = look(x, step)
+        if seen is None:
+            break
+        x = move(*seen)
+    return x
+
+
+def changed(x: Tensors, clean: Tensors, direction: Tensors, length: float) -> Tensors:
+    """Return the change of the clean inputs where x goes ``length`` along the direction."""
+    return tuple(i - c + length * d for i, c, d in zip(x, clean, direction, strict=True))
+
+
+class Stepping(Attack):
+    """An attack of several steps; each part of a step is a hook."""
+
+    steps: int
+    step_size: float | None
+    random_start: bool
+    seed: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("steps", self.steps, 0)
+        check_count("seed", self.seed, 0, optional=True)
+        if self.step_size is not None:
+            check_number("step_size", self.step_size, 0, open_low=True)
+
+    def _generator(self) -> torch.Generator | None:
+        return None if self.seed is None else torch.Generator().manual_seed(self.seed)
+
+    def _step_count(self, epsilon: float) -> int:  # noqa: ARG002
+        return self.steps
+
+    def _step_length(self, epsilon: float) -> float:
+        return 2.5 * epsilon / max(1, self.steps) if self.step_size is None else self.step_size
+
+    def _radius(self, epsilon: float) -> float:
+        """The radius of the ball that a change stays in."""
+        return epsilon
+
+    def _direction(self, gradients: Tensors) -> Tensors:
+        """Where one step of length 1 goes."""
+        return self._norm.steepest(gradients)
+
+    def _moved(
+        self, victim: Victim, clean: Tensors, change: Tensors, rows: Tensor, epsilon: float
+    ) -> Tensors:
+        """The clean inputs with what is left of a change."""
+        return victim.moved(clean, change, rows, self._radius(epsilon), self._norm)
+
+    def _stepped(
+        self, victim: Victim, x: Tensors, gradients: Tensors, rows: Tensor, epsilon: float
+    ) -> Tensors:
+        clean = take_each(victim.x, rows)
+        length = self._step_length(epsilon)
+        change = changed(x, clean, self._direction(gradients), length)
+        return self._moved(victim, clean, change, rows, epsilon)
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class GradientAscent(Stepping):
+    """The base of attacks that raise a loss of the scores; see :class:`PGD` for the arguments."""
+
+    norm: str = "Linf"
+    random_start: bool = False
+    restarts: int = 1
+    momentum: float = 0.0
+    loss_func: LossFunction | None = None
+    transform: Callable[..., Any] | None = None
+    samples: int = 1
+    bounds: tuple[float, float] | None = (0.0, 1.0)
+    early_stop: bool = True
+    keep_best: bool = True
+    quantize: bool = True
+    seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("restarts", self.restarts, 1)
+        check_count("samples", self.samples, 1)
+        check_number("momentum", self.momentum, 0)
+        check_callable("loss_func", self.loss_func, optional=True)
+        check_callable("transform", self.transform, optional=True)
+        can_draw = self.samples == 1 or self.transform is not None
+        check(can_draw, f"samples: expected 1 without a transform to draw, got {self.samples}")
+        self.loss_func = self.loss_func or cross_entropy
+
+    def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
+        if epsilon is None:
+            raise ValueError("epsilon: expected a number, got None")
+        best = _Best(victim, self.keep_best)
+        generator = self._generator()
+        if self.random_start or self.transform is not None:
+            victim.scores(victim.x, victim.everyone)
+        for restart in range(self.restarts):
+            rows = victim.everyone
+            if victim.knows_labels and self.early_stop:
+                rows = (~(victim.already | victim.fooled)).nonzero()[:, 0]
+            if len(rows) == 0:
+                break
+            start = take_each(victim.x, rows)
+            if self.random_start or restart > 0:
+                change = self._norm.random_points(start, epsilon, generator)
+                start = self._moved(victim, start, change, rows, epsilon)
+            steps = self._step_count(epsilon)
+            climb = _Climb(self, victim, best, epsilon, steps, restart, rows)
+            ascend(start, steps + 1, climb.look, climb.move)
+        return best.x
+
+
+@dataclass
+class _Climb:
+    """All steps of an attack from one start."""
+
+    attack: GradientAscent
+    victim: Victim
+    best: _Best
+    epsilon: float
+    steps: int
+    restart: int
+    rows: Tensor
+    """n, the samples that go on."""
+    velocity: Tensors = ()
+    """n×…, with momentum the sum of gradients."""
+    draw: int = 0
+    """The number of the transform's draw."""
+
+    def look(self, x: Tensors, step: int) -> tuple[Tensors, Tensors] | None:
+        """Judge the iterates; return those not done, and their gradients."""
+        is_last = step == self.steps
+        self.draw = self.restart * (self.steps + 1) + step
+        victim, rows, early_stop = self.victim, self.rows, self.attack.early_stop
+        is_clean = not victim.knows_labels
+        leaves, scores, objective = self._evaluate(x, rows, graph=not is_last)
+        done = fooled = torch.zeros_like(rows, dtype=torch.bool)
+        if early_stop and is_clean:
+            done = victim.already[rows]
+        elif early_stop:
+            done = fooled = self._verified(scores, x)
+        self.best.see(x, rows, objective, fooled, is_last)
+        left = (~done).nonzero()[:, 0]
+        if is_last or len(left) == 0:
+            return None
+        x, self.rows = take_each(x, left), take(rows, left)
+        self.velocity = take_each(self.velocity, left)
+        if len(left) <= len(rows) // 2:
+            # The backward pass runs through the whole batch. Where few are left, a fresh
+            # forward pass of those costs less than that.
+            leaves, _, objective = self._evaluate(x, self.rows, graph=True)
+            gradients = self._gradients(objective, leaves, self.rows)
+        else:
+            gradients = take_each(self._gradients(objective, leaves, rows), left)
+        gradients = victim.masked(gradients, self.rows)
+        if self.attack.momentum:
+            gradients = self.velocity = self._accumulated(of_mean_one(gradients))
+        return x, gradients
+
+    def move(self, x: Tensors, gradients: Tensors) -> Tensors:
+        """One step of all that go on."""
+        return self.attack._stepped(self.victim, x, gradients, self.rows, self.epsilon)
+
+    def _evaluate(self, x: Tensors, rows: Tensor, graph: bool) -> tuple[Tensors, Tensor, Tensor]:
+        """The leaves of the graph, the scores n×K that judge, and the objective n to raise."""
+        victim, samples = self.victim, self.attack.samples
+        with torch.set_grad_enabled(graph):
+            leaves = tuple(t.detach().requires_grad_(graph) for t in x)
+            if self.attack.transform is None or not victim.knows_labels:
+                scores = victim.scores(leaves, rows)
+                return leaves, scores.detach(), self._objective(scores, rows)
+            many = rows.repeat_interleave(samples)
+            scores = victim.scores(self._transformed(self.attack.transform, leaves), many)
+            objective = self._objective(scores, many).reshape(len(rows), samples).mean(dim=1)
+            probabilities = scores.detach().softmax(dim=1)
+            mean = probabilities.reshape(len(rows), samples, -1).mean(dim=1)
+            return leaves, mean, objective
+
+    def _transformed(self, transform: Callable[..., Any], x: Tensors) -> Tensors:
+        """All samples of this draw of the transform: those of an input in a row."""
+        # The same draws for whatever is left of the batch.
+        seed = None if self.attack.seed is None else self.attack.seed + 1_000_003 * self.draw
+        with seeded(seed, x[0].device):
+            draws = [
+                format_tensor_into_tuples(transform(*(t.clone() for t in x)))
+                for _ in range(self.attack.samples)
+            ]
+        return tuple(torch.stack(each, dim=1).flatten(0, 1) for each in zip(*draws, strict=True))
+
+    def _gradients(self, objective: Tensor, leaves: Tensors, rows: Tensor) -> Tensors:
+        return self.victim.gradients(objective, leaves, rows, times=self.attack.samples)
+
+    def _objective(self, scores: Tensor, rows: Tensor) -> Tensor:
+        check_rivals(scores)
+        loss = (self.attack.loss_func or cross_entropy)(scores, self.victim.label[rows])
+        check_losses(loss, len(rows))
+        return -loss if self.victim.targeted else loss
+
+    def _verified(self, scores: Tensor, x: Tensors) -> Tensor:
+        """n booleans: fooled, and with ``quantize`` as an 8-bit image too."""
+        victim, rows = self.victim, self.rows
+        fooled = victim.succeeds(scores, rows)
+        if not victim.quantize or not bool(fooled.any()):
+            return fooled
+        at = fooled.nonzero()[:, 0]
+        floats = take_each(x, at)
+        rounded = victim.to_bytes(floats)
+        if all(torch.equal(f, r) for f, r in zip(floats, rounded, strict=True)):
+            return fooled
+        _, scores, _ = self._evaluate(rounded, rows[at], graph=False)
+        return fooled.index_put((at,), victim.succeeds(scores, rows[at]))
+
+    def _accumulated(self, gradients: Tensors) -> Tensors:
+        """Momentum: the decayed sum of gradients of mean absolute value 1."""
+        if not self.velocity:
+            return gradients
+        momentum = self.attack.momentum
+        return tuple(momentum * v + g for v, g in zip(self.velocity, gradients, strict=True))
+
+
+class _Best:
+    """The iterate of each sample to return."""
+
+    def __init__(self, victim: Victim, keep_best: bool) -> None:
+        self.victim = victim
+        self.keep_best = keep_best
+        self.x = tuple(x.clone() for x in victim.x)
+        self.objective: Tensor | None = None
+
+    def see(
+        self, x: Tensors, rows: Tensor, objective: Tensor, fooled: Tensor, is_last: bool
+    ) -> None:
+        """Iterates n×… of ``rows``: a fooled one is final, else the highest objective counts."""
+        victim = self.victim
+        if self.objective is None:
+            self.objective = objective.new_full((victim.n,), -torch.inf)
+        objective = objective.detach()
+        better = objective > self.objective[rows] if self.keep_best else torch.tensor(is_last)
+        chosen = (fooled | better.to(fooled.device)) & ~victim.fooled[rows]
+        at = chosen.nonzero()[:, 0]
+        where = rows[at]
+        self.objective[where] = objective[at]
+        for kept, new in zip(self.x, x, strict=True):
+            kept[where] = take(new, at)
+        victim.fooled[where] = fooled[at]

@@ -1,0 +1,231 @@
+"""An attack on several models at once, to fool one that is not among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from captum.robust import Perturbation
+from torch import Tensor, nn
+
+from captum_robust._checks import check, check_batch, check_callable, check_count, check_number
+from captum_robust._scores import at_least_float, depends_on, where_the_graph_breaks
+from captum_robust.attacks.ascent import GradientAscent
+from captum_robust.attacks.attack import LossFunction
+from captum_robust.attacks.image_batches import ForwardFunction, class_scores, one_an_image
+from captum_robust.attacks.rank import Share
+from captum_robust.attacks.victim import Success, Victim
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(eq=False, repr=False)
+class EnsembleTransfer(GradientAscent):
+    r"""Signed steps on the mean loss of several models, to fool one that is not among them.
+
+    .. math:: x \leftarrow \Pi(x \pm \alpha \, \mathrm{sgn} \, \nabla \tfrac1M \sum_k L_k(T(x), y))
+
+    with the cross-entropy L and transformations T, as in Elsayed et al., "Adversarial Examples that
+    Fool both Computer Vision and Time-Limited Humans" (https://arxiv.org/abs/1802.08195). That what
+    fools several models fools others is the finding of Liu et al., "Delving into Transferable
+    Adversarial Examples and Black-box Attacks" (https://arxiv.org/abs/1611.02770).
+    :func:`held_out` measures it.
+
+    ``predicted`` of the details is the class with the highest mean of log-probabilities. A sample
+    is ``fooled`` when enough of the models are; it was so ``already`` when enough of them were
+    before. With one model this is :class:`PGD`. A step holds the activations of all models.
+
+    Args:
+        models: forward functions with the same K classes; each takes the same inputs.
+        share: of the models that must be fooled for the sample to be; 1: all.
+        epsilon, steps, step_size, norm, random_start, restarts, momentum, transform, samples,
+            bounds, keep_best, quantize, seed: as for :class:`PGD`.
+        early_stop: False, unlike for :class:`PGD`: what just crosses the boundaries of the models
+            that it knows transfers less than what goes on.
+    """
+
+    models: Sequence[ForwardFunction]
+    epsilon: float = 16 / 255
+    steps: int = 10
+    step_size: float | None = None
+    _: KW_ONLY
+    share: float = 1.0
+    early_stop: bool = False
+    forward_func: Callable[..., Tensor] = field(init=False)
+    loss_func: LossFunction | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        is_list = isinstance(self.models, (Sequence, nn.ModuleList))
+        check(
+            is_list and not isinstance(self.models, str),
+            f"models: expected a list of models or functions, got {type(self.models).__name__}",
+            TypeError,
+        )
+        check(len(self.models) > 0, "models: expected at least one, got none")
+        for place, model in enumerate(self.models):
+            check_callable(f"models, forward_func at {place}", model)
+        self.share = check_number("share", self.share, 0, 1, open_low=True)
+        self.models = list(self.models)
+        self.forward_func = _Ensemble(self.models)
+        self.loss_func = _mean_cross_entropy
+        super().__post_init__()
+
+    def _victim(self, forward_func: ForwardFunction, *arguments: Any) -> Victim:
+        models = forward_func.models if isinstance(forward_func, _Ensemble) else [forward_func]
+        ensemble = _Ensemble(models)
+        needed = math.ceil(self.share * len(models) - 1e-9)
+        return Victim(ensemble, *arguments, success=_EnoughModels(ensemble, needed))
+
+
+def _mean_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
+    """The negative mean log-probability. Not the cross-entropy of it, which would normalise it."""
+    return F.nll_loss(scores, classes, reduction="none")
+
+
+class _Ensemble:
+    """Inputs -> mean over the models of their log-probabilities, N×K×…."""
+
+    def __init__(self, models: Sequence[ForwardFunction]) -> None:
+        self.models = list(models)
+        self.of_each: list[Tensor] = []
+        """The log-probabilities of the last call, one tensor a model, without a graph."""
+
+    def __call__(self, *args: Any) -> Tensor:
+        each: list[Tensor] = []
+        self.of_each = []
+        for place, model in enumerate(self.models):
+            # A model may write to what it is given.
+            scores = model(*(a.clone() if isinstance(a, Tensor) else a for a in args))
+            self._check(scores, place, each, args)
+            each.append(at_least_float(scores).log_softmax(dim=1))
+            self.of_each.append(each[-1].detach())
+        return torch.stack(each).mean(dim=0)
+
+    def _check(self, scores: Any, place: int, before: list[Tensor], args: tuple[Any, ...]) -> None:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        is_batch = isinstance(scores, Tensor) and scores.ndim >= 2
+        check(is_batch, f"models: expected scores N×K of model {place}, got {got}")
+        first = tuple(before[0].shape) if before else got
+        expected = f"expected the classes of model 0, scores {first}, of model {place}"
+        check(first == got, f"models: {expected}, got {got}")
+        inputs = tuple(a for a in args if isinstance(a, Tensor) and a.requires_grad)
+        if torch.is_grad_enabled() and inputs and not depends_on(scores, *inputs):
+            rest = args[len(inputs) :]
+            raise ValueError(
+                f"models: no gradient flows from its scores to the inputs of model {place}"
+                f"{where_the_graph_breaks(self.models[place], inputs, rest or None)}"
+            )
+
+
+@dataclass(frozen=True)
+class _EnoughModels(Success):
+    """A sample is fooled when so many of the models, in the last pass, lost or reached the class.
+
+    Where that was of several draws a sample, the mean of a model's probabilities counts.
+    """
+
+    ensemble: _Ensemble
+    needed: int
+
+    def __call__(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
+        assert victim.class_scores is not None
+        places = victim.places(victim.seen)
+        n = len(rows)
+        lost = torch.zeros(n, dtype=torch.long, device=rows.device)
+        for each in self.ensemble.of_each:
+            probabilities = victim.class_scores(each, places).exp()
+            classes = probabilities.reshape(n, len(each) // n, -1).mean(dim=1).argmax(dim=1)
+            lost += (classes == victim.label[rows]) == victim.targeted
+        return lost >= self.needed
+
+
+def held_out(
+    models: Mapping[str, ForwardFunction],
+    images: Tensor,
+    labels: Tensor | Sequence[int],
+    make: Callable[[list[ForwardFunction]], Perturbation] = EnsembleTransfer,
+    *,
+    targets: Tensor | Sequence[int] | None = None,
+    batch_size: int | None = None,
+) -> pd.DataFrame:
+    """How often an attack on all models but one fools that one; each is left out in turn.
+
+    Args:
+        models: name -> forward function, two or more. Give those that need images of another size
+            as functions that resize.
+        images: N×…, in [0, 1].
+        labels: N, the true classes.
+        make: the models that are attacked -> the attack.
+        targets: N, the classes to aim at; None: away from the labels.
+        batch_size: images at a time; None: all.
+
+    Returns:
+        A row for each model, as ``held_out``: ``n``, the images that it classifies right; the share
+        ``fooled`` of them, with Wilson's 95 % interval from ``low`` to ``high``; and
+        ``sources_fooled``, the mean over the attacked models of the same share. With targets also
+        ``reached`` and ``sources_reached``, the shares that got the class aimed at. NaN where a
+        model classifies no image right.
+
+    Raises:
+        ValueError: fewer than two models; labels or targets that are not one an image; a target
+            that is the label.
+    """
+    import pandas as pd
+
+    count = len(models) if isinstance(models, Mapping) else type(models).__name__
+    is_enough = isinstance(models, Mapping) and len(models) > 1
+    check(is_enough, f"models: expected two or more by name, one to leave out, got {count}")
+    check_count("batch_size", batch_size, 1, optional=True)
+    n = check_batch((images,))
+    true = one_an_image("labels", labels, images)
+    aims = None if targets is None else one_an_image("targets", targets, images)
+    if aims is not None and bool((aims == true).any()):
+        image = int((aims == true).nonzero()[0])
+        raise ValueError(f"targets: expected other classes, got that of image {image}")
+    parts = [slice(i, i + (batch_size or n)) for i in range(0, n, batch_size or n)]
+    right = {name: _classes(model, images, parts) == true for name, model in models.items()}
+    rows = []
+    for name in models:
+        sources = [other for other in models if other != name]
+        attack = make([models[other] for other in sources])
+        aimed = true if aims is None else aims
+        attacked = torch.cat(
+            [attack.perturb(images[p], aimed[p], targeted=aims is not None) for p in parts]
+        )
+        after = {other: _classes(model, attacked, parts) for other, model in models.items()}
+        fooled = _shares(right, {other: c != true for other, c in after.items()})
+        own = fooled[name]
+        row: dict[str, Any] = {
+            "held_out": name,
+            "n": own.n,
+            "fooled": own.value,
+            "low": own.low,
+            "high": own.high,
+            "sources_fooled": sum(fooled[other].value for other in sources) / len(sources),
+        }
+        if aims is not None:
+            reached = _shares(right, {other: c == aims for other, c in after.items()})
+            row["reached"] = reached[name].value
+            row["sources_reached"] = sum(reached[other].value for other in sources) / len(sources)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("held_out")
+
+
+def _shares(right: Mapping[str, Tensor], hit: Mapping[str, Tensor]) -> dict[str, Share]:
+    """Return the share of hit images among those that each model gets right."""
+    return {
+        name: Share.of(int((right[name] & h).sum()), int(right[name].sum()))
+        for name, h in hit.items()
+    }
+
+
+@torch.no_grad()
+def _classes(model: ForwardFunction, images: Tensor, parts: Sequence[slice]) -> Tensor:
+    """N, the predicted classes."""
+    scores = [class_scores(model, (images[part],), "models", part.start) for part in parts]
+    return torch.cat([s.argmax(dim=1) for s in scores])

@@ -1,0 +1,127 @@
+"""The norms that changes are measured in; the tensors of a tuple count together as one vector."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from captum_robust._checks import check_choice
+from captum_robust._scores import at_least_float
+
+Tensors = tuple[Tensor, ...]
+
+
+class Linf:
+    """The largest change of a value."""
+
+    def lengths(self, changes: Tensors) -> Tensor:
+        """Return the n lengths of changes n×…."""
+        return torch.stack([c.reshape(len(c), -1).abs().amax(dim=1) for c in changes]).amax(dim=0)
+
+    def dual_lengths(self, gradients: Tensors) -> Tensor:
+        """Return the n gains that a change of length 1 can make along each gradient."""
+        sums = [at_least_float(g.reshape(len(g), -1)).abs().sum(dim=1) for g in gradients]
+        return torch.stack(sums).sum(dim=0)
+
+    def project(self, changes: Tensors, epsilon: float) -> Tensors:
+        """Return the nearest changes in the ball of radius ``epsilon``."""
+        return tuple(c.clamp(-epsilon, epsilon) for c in changes)
+
+    def unit(self, gradient: Tensor, dual_lengths: Tensor) -> Tensor:  # noqa: ARG002
+        """Return, of one tensor n×…, the change of length 1 that gains most along the gradient."""
+        return gradient.sign()
+
+    def steepest(self, gradients: Tensors) -> Tensors:
+        """Return the change of length 1 that gains most; zeros where the gradient is zero."""
+        return tuple(g.sign() for g in gradients)
+
+    def largest(self, width: float, dimensions: int | None) -> float:  # noqa: ARG002
+        """Return the length of the change where each of so many values moves by ``width``.
+
+        With ``dimensions`` None: infinity where it depends on them.
+        """
+        return width
+
+    def random_points(
+        self, like: Tensors, epsilon: float, generator: torch.Generator | None, n: int = 1
+    ) -> Tensors:
+        """Return ``n`` uniformly drawn points of the ball; one is the same for all samples."""
+        drawn = [torch.rand(n, *x.shape[1:], generator=generator) * 2 - 1 for x in like]
+        return tuple((epsilon * d).to(x) for d, x in zip(drawn, like, strict=True))
+
+
+class L2:
+    """The Euclidean length; for the methods see :class:`Linf`."""
+
+    def lengths(self, changes: Tensors) -> Tensor:  # noqa: D102
+        squares = [at_least_float(c.reshape(len(c), -1)).square().sum(dim=1) for c in changes]
+        return torch.stack(squares).sum(dim=0).sqrt()
+
+    dual_lengths = lengths
+
+    def project(self, changes: Tensors, epsilon: float) -> Tensors:  # noqa: D102
+        if math.isinf(epsilon):
+            return changes
+        return scaled(changes, (epsilon / self.lengths(changes).clamp(min=1e-12)).clamp(max=1))
+
+    def unit(self, gradient: Tensor, dual_lengths: Tensor) -> Tensor:  # noqa: D102
+        return divided(gradient, dual_lengths)
+
+    def steepest(self, gradients: Tensors) -> Tensors:  # noqa: D102
+        lengths = self.lengths(gradients).clamp(min=torch.finfo(torch.float32).tiny)
+        return tuple(divided(g, lengths) for g in gradients)
+
+    def largest(self, width: float, dimensions: int | None) -> float:  # noqa: D102
+        return math.inf if dimensions is None else width * math.sqrt(dimensions)
+
+    def random_points(  # noqa: D102
+        self, like: Tensors, epsilon: float, generator: torch.Generator | None, n: int = 1
+    ) -> Tensors:
+        drawn = tuple(torch.randn(n, *x.shape[1:], generator=generator) for x in like)
+        radius = torch.rand(n, generator=generator) ** (1 / sum(x[0].numel() for x in like))
+        drawn = scaled(drawn, radius / self.lengths(drawn))
+        return tuple((epsilon * d).to(x) for d, x in zip(drawn, like, strict=True))
+
+
+Norm = Linf | L2
+NORMS: dict[str, Norm] = {"Linf": Linf(), "L2": L2()}
+
+
+def norm_of(name: str) -> Norm:
+    """Return the norm that a ``norm`` argument names; ``ValueError`` if there is none."""
+    check_choice("norm", name, NORMS)
+    return NORMS[name]
+
+
+def per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """Return n values in the shape n×1×… that multiplies n×…."""
+    return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def scaled(changes: Tensors, factors: Tensor) -> Tensors:
+    """Multiply each of n samples by a factor of its own."""
+    return tuple(c * per_sample(factors, c) for c in changes)
+
+
+def plus(a: Tensors, b: Tensors) -> Tensors:
+    """Add tuples of tensors."""
+    return tuple(s + t for s, t in zip(a, b, strict=True))
+
+
+def minus(a: Tensors, b: Tensors) -> Tensors:
+    """Subtract tuples of tensors."""
+    return tuple(s - t for s, t in zip(a, b, strict=True))
+
+
+def divided(x: Tensor, values: Tensor) -> Tensor:
+    """Divide n×… by n values, at least in float32: in half precision small ones are 0."""
+    precise = at_least_float(x)
+    return (precise / per_sample(values, precise)).to(x.dtype)
+
+
+def of_mean_one(gradients: Tensors) -> Tensors:
+    """Divide each sample by its mean magnitude over all tensors; zeros stay zeros."""
+    mean = Linf().dual_lengths(gradients) / sum(g[0].numel() for g in gradients)
+    return tuple(divided(g, mean.clamp(min=1e-30)) for g in gradients)

@@ -1,0 +1,262 @@
+"""The batch under attack: its model, its labels, what an image can hold, when it is fooled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from captum_robust._captum import TargetType
+from captum_robust._checks import check, check_finite
+from captum_robust._scores import (
+    ClassScores,
+    FastScores,
+    arguments_of,
+    at_least_float,
+    check_target,
+    one_row_a_sample,
+    where_the_graph_breaks,
+)
+from captum_robust.attacks.norms import Norm, Tensors, minus, plus
+from captum_robust.attacks.outcome import sizes_of
+
+
+@dataclass(frozen=True)
+class AttackDetails:
+    """What became of each of N samples."""
+
+    label: Tensor
+    """N, the class that was attacked; of a targeted attack the class aimed at."""
+    predicted: Tensor
+    """N, the class of the result (with ``quantize`` of its 8-bit rounding)."""
+    already: Tensor
+    """N booleans: misclassified before the attack. With early stop such samples are unchanged."""
+    fooled: Tensor
+    """N booleans: classified right before, and not any more; targeted: now of the class aimed at.
+
+    Robust accuracy is the mean of ``~already & ~fooled``.
+    """
+    linf: Tensor
+    """N, largest change of a pixel."""
+    l2: Tensor
+    """N, Euclidean length of the change, over all tensors of a tuple together."""
+    forward_passes: Tensor
+    """N, forward passes of the attack, without those that only wrote these details."""
+    backward_passes: Tensor
+    """N."""
+
+
+class Success:
+    """When a sample is fooled: its class is lost, or with a targeted attack reached."""
+
+    begins_anywhere = False
+    """Whether a targeted attack may begin at samples that have the class already."""
+
+    def __call__(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
+        """Return n booleans for the scores n×K of samples ``rows``."""
+        is_label = scores.argmax(dim=1) == victim.label[rows]
+        return is_label if victim.targeted else ~is_label
+
+
+@dataclass(eq=False)
+class Victim:
+    """A batch of N samples and the model under attack. Counts the passes of each sample."""
+
+    forward_func: Callable[..., Tensor]
+    x: Tensors
+    """The clean inputs."""
+    target: TargetType = None
+    arguments: object = None
+    targeted: bool = False
+    masks: Tensors | None = None
+    bounds: tuple[float, float] | None = None
+    quantize: bool = False
+    success: Success = field(default=Success(), kw_only=True)
+    class_scores: ClassScores | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        n, device = len(self.x[0]), self.x[0].device
+        self.n = n
+        # Without inference tensors, which autograd does not take.
+        self.arguments = arguments_of(self.arguments, list(range(n)), n)
+        self.quantize = self.quantize and self.bounds is not None
+        self._model_scores = FastScores(self.forward_func)
+        is_images = all(x.ndim == 4 for x in self.x)
+        layout = torch.channels_last if is_images else torch.contiguous_format
+        self.x = tuple(x.contiguous(memory_format=layout) for x in self.x)
+        self.everyone = self.seen = torch.arange(n, device=device)
+        """N, all rows; and the rows of the last pass."""
+        self.label = torch.zeros(n, dtype=torch.long, device=device)
+        """N, the class attacked or aimed at; known after the clean pass."""
+        self.already = torch.zeros(n, dtype=torch.bool, device=device)
+        """N, misclassified before; known after the clean pass."""
+        self.fooled = torch.zeros_like(self.already)
+        """N, known to be fooled by what the attack returns; the attack keeps it."""
+        self.forward_passes = torch.zeros_like(self.label)
+        self.backward_passes = torch.zeros_like(self.label)
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether the clean scores have been seen."""
+        return self.class_scores is not None
+
+    def scores(self, inputs: Tensors, rows: Tensor) -> Tensor:
+        """Float scores n×K of samples ``rows`` (n numbers), in place of their clean inputs.
+
+        The first call must be of the clean inputs of everyone: it finds the labels. Records a
+        graph if gradients are on.
+        """
+        self.seen = rows
+        places = self.places(rows)
+        arguments = self.arguments
+        if places is not None:
+            arguments = arguments_of(arguments, places, self.n)
+        raw = self._model_scores(inputs, arguments)
+        if not self._model_scores.channels_last:
+            self.x = tuple(x.contiguous() for x in self.x)
+        scores = at_least_float(one_row_a_sample(raw, len(rows)))
+        check_finite(scores, "forward_func, scores")
+        self.forward_passes.index_add_(0, rows, torch.ones_like(rows))
+        if self.class_scores is not None:
+            return self.class_scores(scores, places)
+        check_target(self.target, scores)
+        self.class_scores = ClassScores(scores, self.target)
+        scores = self.class_scores(scores)
+        self._see_clean(scores.detach(), self.class_scores.classes)
+        return scores
+
+    def places(self, rows: Tensor) -> list[int] | None:
+        """The rows as numbers; None for everyone in order."""
+        # As many rows as there are samples may also be several draws of some of them.
+        is_everyone = rows is self.everyone or torch.equal(rows, self.everyone)
+        return None if is_everyone else rows.tolist()
+
+    def gradients(
+        self,
+        objective: Tensor,
+        inputs: Tensors,
+        rows: Tensor,
+        times: int = 1,
+        keep_graph: bool = False,
+    ) -> Tensors:
+        """The gradients of the n objectives with respect to each of the inputs.
+
+        Raises:
+            ValueError: the objective does not depend on the inputs differentiably, or a gradient
+                is not finite.
+        """
+        gradients = gradients_or_zeros(objective, inputs, "forward_func, gradient", keep_graph)
+        if gradients is None:
+            raise ValueError(
+                "forward_func: no gradient flows from its scores to the inputs, and this attack "
+                f"needs one{where_the_graph_breaks(self.forward_func, self.x, self.arguments)}"
+            )
+        self.backward_passes[rows] += times
+        return gradients
+
+    def succeeds(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """n booleans: fooled, see :class:`Success`."""
+        return self.success(self, scores, rows)
+
+    def to_bytes(self, inputs: Tensors) -> Tensors:
+        """The nearest inputs that an 8-bit image of the bounds' range can hold."""
+        if self.bounds is None:
+            return inputs
+        low, high = self.bounds
+        unit = (high - low) / 255
+        return tuple(((x - low) / unit).round().mul(unit).add(low).clamp(low, high) for x in inputs)
+
+    def within(self, inputs: Tensors) -> Tensors:
+        """Clipped to the bounds."""
+        return clipped(inputs, self.bounds)
+
+    def masked(self, changes: Tensors, rows: Tensor) -> Tensors:
+        """Changes of ``rows``, zero where the mask is."""
+        if self.masks is None:
+            return changes
+        return tuple(c * take(m, rows) for c, m in zip(changes, self.masks, strict=True))
+
+    def moved(
+        self, clean: Tensors, change: Tensors, rows: Tensor, epsilon: float, norm: Norm
+    ) -> Tensors:
+        """Clean inputs changed by what the mask, the ball and the bounds leave of ``change``."""
+        change = norm.project(self.masked(change, rows), epsilon)
+        return self.within(plus(clean, change))
+
+    def details(self, results: Tensors) -> AttackDetails:
+        """What became of the samples; the passes that only this needs are not counted."""
+        forward = self.forward_passes.clone()
+        if not self.knows_labels:
+            self.scores(self.x, self.everyone)
+        final = self.to_bytes(results) if self.quantize else results
+        scores = self.scores(final, self.everyone)
+        before, after = (tuple(map(at_least_float, each)) for each in (self.x, results))
+        changes = [c.reshape(self.n, -1) for c in minus(after, before)]
+        linf, l2 = sizes_of(torch.cat(changes, dim=1))
+        return AttackDetails(
+            label=self.label,
+            predicted=scores.argmax(dim=1),
+            already=self.already,
+            fooled=self.succeeds(scores, self.everyone) & ~self.already,
+            linf=linf,
+            l2=l2,
+            forward_passes=forward,
+            backward_passes=self.backward_passes,
+        )
+
+    def _see_clean(self, scores: Tensor, classes: Tensor | None) -> None:
+        predicted = scores.argmax(dim=1)
+        self.label = predicted if classes is None else classes.long().expand(self.n)
+        if not self.targeted or self.success.begins_anywhere:
+            self.already = self.succeeds(scores, self.everyone)
+        elif (reached := predicted == self.label).any():
+            sample = int(reached.nonzero()[0])
+            raise ValueError(
+                f"target: the model gives sample {sample} the class {int(self.label[sample])} "
+                "already; a targeted attack needs another one"
+            )
+
+
+def gradients_or_zeros(
+    objective: Tensor, inputs: Tensors, where: str, keep_graph: bool = False
+) -> Tensors | None:
+    """The gradients of n objectives, zeros for what they do not depend on; None: on no input."""
+    if not objective.requires_grad:
+        return None
+    with torch.enable_grad():
+        total = objective.sum()
+    some = torch.autograd.grad(total, inputs, retain_graph=keep_graph, allow_unused=True)
+    if all(g is None for g in some):
+        return None
+    gradients = tuple(
+        torch.zeros_like(x) if g is None else g for g, x in zip(some, inputs, strict=True)
+    )
+    for g in gradients:
+        check_finite(g, where)
+    return gradients
+
+
+def clipped(inputs: Tensors, bounds: tuple[float, float] | None) -> Tensors:
+    """The inputs within the bounds."""
+    return inputs if bounds is None else tuple(x.clamp(*bounds) for x in inputs)
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """The given rows, without a copy if they are all."""
+    return x if len(rows) == len(x) else x[rows]
+
+
+def take_each(inputs: Tensors, rows: Tensor) -> Tensors:
+    """The given rows of each tensor."""
+    return tuple(take(x, rows) for x in inputs)
+
+
+def check_losses(loss: object, n: int) -> None:
+    """``ValueError`` unless a loss function gave n losses."""
+    got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+    check(
+        got == (n,),
+        f"loss_func: expected {n} losses, one a sample, got {got}; give it reduction='none'",
+    )
