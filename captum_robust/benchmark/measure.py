@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_robust.benchmark.batches import rows_of
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import Sample
 from captum_robust.draw import amplified, encode_jpeg
@@ -34,31 +35,26 @@ _CHANGE_BYTES = 20_000
 
 def measure(maps: Tensor, samples: list[Sample], method: Method) -> list[dict[str, Any]]:
     """The metrics of each map N×H×W, as columns of its row."""
-    boxes = [s.boxes for s in samples]
-    swept = sweep_boxes(maps, STRATEGY_ORDER)
-    predicted = torch.cat([swept[s] for s in STRATEGY_ORDER], dim=1)
-    if method.box is not None:
-        predicted = method.box((maps.shape[1], maps.shape[2])).expand_as(predicted)
-        v1 = v2 = best_iou(predicted[:, :1], boxes, inclusive=True).expand(-1, 256)
+    true = [s.boxes for s in samples]
+    drawn = torch.cat(list(sweep_boxes(maps, STRATEGY_ORDER).values()), dim=1)
+    if method.box is None:
+        v1, v2 = maxboxacc_ious(maps, true), maxboxacc_ious(maps, true, multi=True)
     else:
-        v1 = maxboxacc_ious(maps, boxes)
-        v2 = maxboxacc_ious(maps, boxes, multi=True)
-    ious = best_iou(predicted, boxes)
-    rows: list[dict[str, Any]] = []
-    for i, sample in enumerate(samples):
-        row: dict[str, Any] = {}
+        drawn = method.box(_size(maps)).expand_as(drawn)
+        v1 = v2 = best_iou(drawn[:, :1], true, inclusive=True).expand(-1, 256)
+    ious = best_iou(drawn, true)
+    rows: list[dict[str, Any]] = [{} for _ in samples]
+    for i, (row, sample) in enumerate(zip(rows, samples, strict=True)):
         if len(sample.boxes):
-            row = {
-                "ious": pack(ious[i]),
-                "predicted_boxes": pack(predicted[i].round().to(torch.int16)),
-                "maxboxacc": pack(v1[i]),
-                "maxboxacc_v2": pack(v2[i]),
-            }
+            row["ious"], row["predicted_boxes"] = (
+                pack(ious[i]),
+                pack(drawn[i].round().to(torch.int16)),
+            )
+            row["maxboxacc"], row["maxboxacc_v2"] = pack(v1[i]), pack(v2[i])
         if len(sample.boxes) or sample.mask is not None:
             row["pointing"] = _pointing(maps[i], sample)
         if sample.mask is not None:
             row["pxap"] = pack(pxap_histograms(maps[i : i + 1], sample.mask[None])[0])
-        rows.append(row)
     return rows
 
 
@@ -69,17 +65,15 @@ def stabilities(
 
     Nothing for a position without a clean map.
     """
-    known = [i for i, position in enumerate(positions) if position in clean]
     rows: list[dict[str, Any]] = [{} for _ in positions]
-    if not known:
-        return rows
-    before = torch.stack([clean[positions[i]] for i in known])
-    measures = [
-        m for m in STABILITY_MEASURES if m != "ssim" or min(before.shape[1:]) >= SSIM_WINDOW
-    ]
-    found = stability(before, attacked[known], measures=measures)
-    for j, i in enumerate(known):
-        rows[i] = {name: float(values[j]) for name, values in found.items()}
+    known = [i for i, position in enumerate(positions) if position in clean]
+    if known:
+        before = torch.stack([clean[positions[i]] for i in known])
+        large = min(_size(before)) >= SSIM_WINDOW
+        measures = [m for m in STABILITY_MEASURES if m != "ssim" or large]
+        values = rows_of(stability(before, attacked[known], measures=measures))
+        for i, row in zip(known, values, strict=True):
+            rows[i] = row
     return rows
 
 
@@ -89,13 +83,13 @@ def crops_of_maps(
     maps: Tensor,
     classes: Tensor,
     method: Method,
-) -> list[bytes]:
-    """Of each image the areas and log probabilities of the crops around its map, 2×A packed."""
+) -> list[dict[str, Any]]:
+    """The areas and log probabilities of the crops around each map, 2×A packed, as its column."""
     if method.box is None:
         boxes = saliency_boxes(maps)
     else:
-        boxes = method.box((maps.shape[1], maps.shape[2])).expand(len(maps), 1, 4)
-    return _packed(crop_scores(scores, images, boxes, classes))
+        boxes = method.box(_size(maps)).expand(len(maps), 1, 4)
+    return [{"crops": packed} for packed in _packed(crop_scores(scores, images, boxes, classes))]
 
 
 def true_crops(
@@ -103,15 +97,17 @@ def true_crops(
 ) -> list[bytes | None]:
     """The same of the largest true box of each image; None where there is no box."""
     known = [i for i, sample in enumerate(samples) if len(sample.boxes)]
-    found: list[bytes | None] = [None] * len(samples)
-    if not known:
-        return found
-    boxes = torch.stack([_largest(samples[i].boxes) for i in known])[:, None]
-    rows = torch.tensor(known, device=images.device)
-    packed = _packed(crop_scores(scores, images[rows], boxes, classes[rows]))
-    for i, row in zip(known, packed, strict=True):
-        found[i] = row
-    return found
+    crops: list[bytes | None] = [None] * len(samples)
+    if known:
+        boxes = torch.stack([_largest(samples[i].boxes) for i in known])[:, None]
+        packed = _packed(crop_scores(scores, images[known], boxes, classes[known]))
+        for i, crop in zip(known, packed, strict=True):
+            crops[i] = crop
+    return crops
+
+
+def _size(maps: Tensor) -> tuple[int, int]:
+    return maps.shape[1], maps.shape[2]
 
 
 def _largest(boxes: Tensor) -> Tensor:
@@ -145,11 +141,9 @@ def thumbnail(heat: Tensor) -> bytes:
 
 def outcomes(perturbation: Perturbation) -> list[dict[str, Any]]:
     """What became of each changed image, as columns of its row."""
-    new_class, flipped = perturbation.new_class.tolist(), perturbation.flipped.tolist()
-    return [
-        {"new_class": c, "flipped": f, "margin": m}
-        for c, f, m in zip(new_class, flipped, perturbation.margin.tolist(), strict=True)
-    ]
+    return rows_of(
+        {name: getattr(perturbation, name) for name in ("new_class", "flipped", "margin")}
+    )
 
 
 def picture_of_change(change: Tensor) -> dict[str, Any]:
