@@ -15,7 +15,6 @@ from torch import Tensor
 from captum_robust._checks import check, printable
 from captum_robust._files import write_whole
 from captum_robust.attacks import Attack
-from captum_robust.attacks.outcome import outcome
 from captum_robust.benchmark.batches import (
     Batch,
     Batches,
@@ -25,6 +24,7 @@ from captum_robust.benchmark.batches import (
     SampleSource,
     check_settings,
     image_row,
+    outcome_columns,
     rows_of,
 )
 from captum_robust.benchmark.robust_accuracy import in_ball, rounded_attack
@@ -146,18 +146,14 @@ class _Attacking(Runner[str]):
         return [image_row(item, picture=False) for item in loaded]
 
     def rows(
-        self, tasks: Sequence[str], start: int, loaded: Sequence[Loaded], clean: Batches
+        self, tasks: Sequence[str], start: int, clean: Batches
     ) -> Iterator[tuple[list[ResultRow], list[AttackRow]]]:
-        batches, failed = clean
         for attack in tasks:
-            rows = [
-                AttackRow(item.position, attack, item.image, error=failed[item.position])
-                for item in loaded
-                if item.position in failed
-            ]
-            for batch in batches:
-                rows += self._attack(batch, attack, start)
-            yield [], rows  # to be written behind the files: a row's file is there
+            columns: dict[Loaded, dict[str, Any]] = {i: {"error": e} for i, e in clean[1].items()}
+            for batch in clean[0]:
+                columns |= self._attacked(batch, attack, start)
+            # To be written behind the files: a row's file is there.
+            yield [], [AttackRow(i.position, attack, i.image, **row) for i, row in columns.items()]
 
     def _without_file(self, start: int, stop: int) -> set[str]:
         """The attacks that have a row of the batch whose file is gone."""
@@ -168,30 +164,25 @@ class _Attacking(Runner[str]):
         )
         return {row["attack"] for row in rows if not (self.store.folder / row["file"]).is_file()}
 
-    def _attack(self, batch: Batch, attack: str, start: int) -> Iterator[AttackRow]:
-        """One row for each image of the batch; those that can be attacked are."""
+    def _attacked(self, batch: Batch, attack: str, start: int) -> dict[Loaded, dict[str, Any]]:
+        """The columns of each image of the batch; those that can be attacked are."""
         columns = self._columns(batch)
+        rows = dict(zip(batch, rows_of(columns), strict=True))
         chosen = (~columns["already"] & ~columns["skipped"]).nonzero()[:, 0].tolist()
-        rows = dict(zip(batch.positions, rows_of(columns), strict=True))
         if chosen:
             clean: Batches = ([batch[chosen]], {})
             attacked, failed = self.reader.attacked(clean, attack, self._perturb(attack), start)
-            rows |= {position: {"error": error} for position, error in failed.items()}
+            rows |= {item: {"error": error} for item, error in failed.items()}
             for part in attacked:
                 rows |= self._written(part, attack)
-        for item in batch:
-            yield AttackRow(item.position, attack, item.image, **rows[item.position])
+        return rows
 
     def _columns(self, batch: Batch) -> dict[str, Tensor]:
         """The facts about attacked images, or about clean ones, of which none is fooled."""
         skipped = batch.label == (-1 if self.target is None else self.target)
         aimed = None if self.target is None else torch.full_like(batch.label, self.target)
-        became = outcome(
-            batch.clean, batch.images, batch.label, batch.before, batch.predicted, aimed
-        )
-        facts = ("label", "before", "predicted", "confidence")
-        columns = {name: getattr(batch, name) for name in facts} | vars(became)
-        return columns | {"skipped": skipped, "fooled": became.fooled & ~skipped}
+        columns = outcome_columns(batch, aimed)
+        return columns | {"skipped": skipped, "fooled": columns["fooled"] & ~skipped}
 
     def _perturb(self, attack: str) -> Perturb:
         perturb: Callable[..., Tensor] = self.attacks[attack].perturb
@@ -200,18 +191,18 @@ class _Attacking(Runner[str]):
             return perturb
         return lambda x, labels: perturb(x, torch.full_like(labels, target), targeted=True)
 
-    def _written(self, batch: Batch, attack: str) -> dict[int, dict[str, Any]]:
-        """Write the files of those that fool as they are read back; the columns by position."""
+    def _written(self, batch: Batch, attack: str) -> dict[Loaded, dict[str, Any]]:
+        """Write the files of those that fool as they are read back, and return the columns."""
         used = self.attacks[attack]
         images = rounded_attack(batch.clean, batch.images, used.epsilon if in_ball(used) else None)
         files = [encode_png(as_rgb(image)) for image in images]
         read = torch.stack([load_image(data) for data in files]).to(batch.clean)
         predicted, confidence = self.reader.classified(read)
         judged = replace(batch, images=read, predicted=predicted, confidence=confidence)
-        rows = dict(zip(batch.positions, rows_of(self._columns(judged)), strict=True))
-        for file, (position, row) in zip(files, rows.items(), strict=True):
+        rows = dict(zip(batch, rows_of(self._columns(judged)), strict=True))
+        for file, (item, row) in zip(files, rows.items(), strict=True):
             if row["fooled"] or self.keep_all:
-                row["file"] = f"{_folder_of(attack)}/{self.names[position]}"
+                row["file"] = f"{_folder_of(attack)}/{self.names[item.position]}"
                 write_whole(self.store.folder / row["file"], file)
         return rows
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from captum_robust._checks import check, check_choice, check_count, check_type, printable
 from captum_robust._contexts import evaluation, without_new_gradients
 from captum_robust._processes import device_of
+from captum_robust.attacks.outcome import outcome
 from captum_robust.data import FITS, DataError, Sample, fitted
 from captum_robust.draw import as_rgb
 from captum_robust.models import Classifier
@@ -37,7 +38,7 @@ class SampleSource(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loaded:
     """One position of a batch: a sample that fits the model, or why there is none."""
 
@@ -70,10 +71,9 @@ class Batch:
         """n, fitted to the model."""
         return [item.sample for item in self.items if item.sample is not None]
 
-    @property
-    def positions(self) -> list[int]:
-        """n, those of the images in the run."""
-        return [item.position for item in self.items]
+    def singles(self) -> list[Batch]:
+        """Each image as a batch of its own."""
+        return [self[i : i + 1] for i in range(len(self))]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -88,8 +88,8 @@ class Batch:
         return Batch(tuple(self.items[i] for i in chosen), *tensors)
 
 
-Batches: TypeAlias = tuple[list[Batch], dict[int, str]]
-"""The batches, and by position the errors of the images that are in none."""
+Batches: TypeAlias = tuple[list[Batch], dict[Loaded, str]]
+"""The batches, and the errors of the images that are in none."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class BatchReader:
 
     def clean(self, loaded: Sequence[Loaded]) -> Batches:
         """The images that could be read as one batch, with the errors of the others."""
-        unread = {item.position: item.error for item in loaded if item.error is not None}
+        unread = {item: item.error for item in loaded if item.error is not None}
         usable = tuple(item for item in loaded if item.sample is not None)
         batches, failed = _one_by_one(usable, self._clean) if usable else ([], {})
         return batches, unread | failed
@@ -238,17 +238,24 @@ def _one_by_one(images: _Part, make: Callable[[_Part], Batch]) -> Batches:
         return [make(images)], {}
     except Exception as error:
         if len(images) == 1:
-            return [], {item.position: one_line(error) for item in images}
+            return [], dict.fromkeys(images, one_line(error))
     return _joined(_one_by_one(images[i : i + 1], make) for i in range(len(images)))
 
 
 def _joined(parts: Iterable[Batches]) -> Batches:
     batches: list[Batch] = []
-    failed: dict[int, str] = {}
+    failed: dict[Loaded, str] = {}
     for some, errors in parts:
         batches += some
         failed |= errors
     return batches, failed
+
+
+def outcome_columns(batch: Batch, aimed: Tensor | None = None) -> dict[str, Tensor]:
+    """What became of attacked images, as columns of their rows."""
+    became = outcome(batch.clean, batch.images, batch.label, batch.before, batch.predicted, aimed)
+    names = ("label", "before", "predicted", "confidence")
+    return {name: getattr(batch, name) for name in names} | vars(became)
 
 
 def rows_of(columns: Mapping[str, Tensor]) -> list[dict[str, Any]]:

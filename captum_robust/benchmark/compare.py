@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 from operator import itemgetter
@@ -16,19 +16,18 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_choice
 from captum_robust._processes import world_size
-from captum_robust.attacks.outcome import outcome
-from captum_robust.benchmark.adaptive_cases import Variant, adaptive_variants, describe_variants
+from captum_robust.benchmark.adaptive_cases import Stage, adaptive_stages, describe_stages
 from captum_robust.benchmark.batches import (
     Batch,
     Batches,
     BatchReader,
     Loaded,
-    Perturb,
     SampleSource,
     as_jpeg,
     check_settings,
     image_row,
     one_line,
+    outcome_columns,
     perturb_of,
     rows_of,
 )
@@ -130,8 +129,10 @@ def compare(
     built = build_methods(model, named)
     check(CLEAN not in attacks, f"attacks: {CLEAN!r} is the name of the images without an attack")
     check(attacks or not adaptive, "adaptive: there is no attack to adapt; give attacks")
-    attacked = {name: perturb_of(name, attack) for name, attack in attacks.items()}
-    variants = adaptive_variants(built, attacks, batch_size, target) if adaptive else []
+    every = tuple(built)
+    stages = [Stage(CLEAN, CLEAN, every, None)]
+    stages += [Stage(name, name, every, perturb_of(name, a)) for name, a in attacks.items()]
+    cases = adaptive_stages(built, attacks, batch_size, target) if adaptive else []
     settings = {
         "batch_size": batch_size,
         "target": target,
@@ -142,7 +143,7 @@ def compare(
     configuration = describe_run(model, dataset, count, named, attacks, settings)
     # A run without them has no such entries, as those of earlier versions.
     if adaptive:
-        configuration["adaptive"] = describe_variants(variants)
+        configuration["adaptive"] = describe_stages(cases)
     if saliency_metric:
         configuration["settings"]["saliency_metric"] = SALIENCY_THRESHOLDS
     alone = out is not None or world_size() == 1
@@ -151,51 +152,30 @@ def compare(
     folder = Path(temporary.name if temporary else str(out))
     reader = BatchReader(model, dataset, fit, precision, seed)
     store = RunStore(folder, configuration)
-    tasks = _tasks(built, attacked, variants)
+    # The methods that are shown the same images follow each other.
+    tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
     runner = _Comparing(reader, store, tasks, built, target, saliency_metric)
     runner.run(count, batch_size, "map", progress)
     return Comparison(folder, _keep_alive=temporary)
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """One set of attacked images, or the clean ones."""
-
-    attack: str
-    """As in the tables."""
-    name: str
-    """Of this set."""
-    perturb: Perturb | None
-    transforms: tuple[Transform, ...] = ()
-    """Those whose averaged scores are attacked; none: the classifier's own."""
-
-
-_CLEAN_STAGE = _Stage(CLEAN, CLEAN, None)
-_Task: TypeAlias = tuple[_Stage, str]
-"""Images, and the method that is shown them."""
-
-
-def _tasks(
-    methods: Iterable[str], attacks: Mapping[str, Perturb], variants: Sequence[Variant]
-) -> list[_Task]:
-    """All that a run does, in order; the methods that are shown the same images together."""
-    stages = [_CLEAN_STAGE, *(_Stage(name, name, attack) for name, attack in attacks.items())]
-    adaptive = [(_Stage(v.attack, v.name, v.perturb, v.transforms), v.methods) for v in variants]
-    together = [*((stage, tuple(methods)) for stage in stages), *adaptive]
-    return [(stage, method) for stage, shown in together for method in shown]
+_Columns: TypeAlias = dict[Loaded, dict[str, Any]]
+_Task: TypeAlias = tuple[Stage, str]
+"""Images, and a method that is shown them."""
 
 
 @dataclass(frozen=True)
 class _Work:
-    """One batch of positions, with what several methods need of it, computed once."""
+    """What several methods need of one batch of positions, computed once."""
 
     start: int
-    loaded: Sequence[Loaded]
     clean: Batches
-    clean_maps: dict[str, dict[int, Tensor]] = field(default_factory=dict)
-    """Of each method, by position, H×W."""
-    decisions: dict[tuple[str, str], dict[int, tuple[Tensor, Tensor]]] = field(default_factory=dict)
-    """By images and transforms, and by position: class and probability."""
+    clean_maps: dict[str, dict[Loaded, Tensor]] = field(default_factory=dict)
+    """Of each method, by image, H×W."""
+    decisions: dict[tuple[str, str], dict[Loaded, tuple[Tensor, Tensor]]] = field(
+        default_factory=dict
+    )
+    """By attack and transforms, and by image: class and probability."""
 
 
 @dataclass(frozen=True)
@@ -216,14 +196,14 @@ class _Comparing(Runner[_Task]):
         rows = [image_row(item, picture=item.position < GALLERY_POOL) for item in loaded]
         if self.saliency_metric:
             crops = self._true_crops(clean[0])
-            for row in rows:
-                row.true_crop = crops.get(row.position)
+            for item, row in zip(loaded, rows, strict=True):
+                row.true_crop = crops.get(item)
         return rows
 
     def rows(
-        self, tasks: Sequence[_Task], start: int, loaded: Sequence[Loaded], clean: Batches
+        self, tasks: Sequence[_Task], start: int, clean: Batches
     ) -> Iterator[tuple[list[ResultRow], list[AttackRow]]]:
-        work = _Work(start, loaded, clean)
+        work = _Work(start, clean)
         for stage, of_stage in groupby(tasks, itemgetter(0)):
             batches, attack_rows = clean, []
             if stage.perturb is not None:
@@ -232,28 +212,23 @@ class _Comparing(Runner[_Task]):
             for _, method in of_stage:
                 if stage.perturb is not None and method not in work.clean_maps:
                     # A run that goes on behind the method's clean rows.
-                    self._results(clean, method, _CLEAN_STAGE, work)
+                    self._results(clean, method, self.tasks[0][0], work)
                 yield self._results(batches, method, stage, work), attack_rows
                 attack_rows = []
 
-    def _results(
-        self, batches: Batches, method: str, stage: _Stage, work: _Work
-    ) -> list[ResultRow]:
+    def _results(self, batches: Batches, method: str, stage: Stage, work: _Work) -> list[ResultRow]:
         if stage.perturb is None:
             work.clean_maps[method] = {}
-        rows = [
-            ResultRow(
-                item.position, method, stage.attack, item.image, error=batches[1][item.position]
-            )
-            for item in work.loaded
-            if item.position in batches[1]
-        ]
+        columns: _Columns = {item: {"error": error} for item, error in batches[1].items()}
         for batch in batches[0]:
-            rows += self._explain(batch, method, stage, work)
-        return rows
+            columns |= self._explained(batch, method, stage, work)
+        return [
+            ResultRow(item.position, method, stage.attack, item.image, **row)
+            for item, row in columns.items()
+        ]
 
-    def _explain(self, batch: Batch, method: str, stage: _Stage, work: _Work) -> list[ResultRow]:
-        """The rows of one batch; where the method fails on it, image by image."""
+    def _explained(self, batch: Batch, method: str, stage: Stage, work: _Work) -> _Columns:
+        """The columns of one batch; where the method fails on it, image by image."""
         transforms = self.methods[method].transforms
         facts = {"predicted": batch.predicted, "confidence": batch.confidence}
         facts["explained"] = batch.label if self.target == "label" else batch.predicted
@@ -265,17 +240,15 @@ class _Comparing(Runner[_Task]):
             measured = self._measured(batch, method, stage, facts["explained"], work)
         except Exception as error:  # one image may fail where the others work
             if len(batch) > 1:
-                singles = [batch[i : i + 1] for i in range(len(batch))]
-                return [row for one in singles for row in self._explain(one, method, stage, work)]
+                singles = [self._explained(one, method, stage, work) for one in batch.singles()]
+                return {item: row for single in singles for item, row in single.items()}
             measured = [{"error": one_line(error)}]
-        source = None if stage.name == stage.attack else stage.name
-        return [
-            ResultRow(item.position, method, stage.attack, item.image, source=source, **row, **more)
-            for item, row, more in zip(batch, rows_of(facts), measured, strict=True)
-        ]
+        facts_of = rows_of(facts)
+        source = {} if stage.name == stage.attack else {"source": stage.name}
+        return {item: {**facts_of[i], **source, **measured[i]} for i, item in enumerate(batch)}
 
     def _measured(
-        self, batch: Batch, name: str, stage: _Stage, explained: Tensor, work: _Work
+        self, batch: Batch, name: str, stage: Stage, explained: Tensor, work: _Work
     ) -> list[dict[str, Any]]:
         """The columns of each image's map: its cost, the metrics and the pictures."""
         method, n = self.methods[name], len(batch)
@@ -306,23 +279,21 @@ class _Comparing(Runner[_Task]):
             if self.saliency_metric:
                 scores = self.reader.scores
                 parts.append(crops_of_maps(scores, batch.images, maps, explained, method))
-            work.clean_maps[name].update(zip(batch.positions, maps, strict=True))
+            work.clean_maps[name].update(zip(batch, maps, strict=True))
         elif method.box is None:  # a fixed box is drawn whatever the image
-            parts.append(stabilities(batch.positions, work.clean_maps[name], maps))
+            parts.append(stabilities(batch.items, work.clean_maps[name], maps))
         return [dict(chain.from_iterable(map(dict.items, row))) for row in zip(*parts, strict=True)]
 
-    def _true_crops(self, batches: list[Batch]) -> dict[int, bytes | None]:
-        """By position; without the images whose boxes cannot be cut out."""
-        crops: dict[int, bytes | None] = {}
+    def _true_crops(self, batches: list[Batch]) -> dict[Loaded, bytes | None]:
+        """Without the images whose boxes cannot be cut out."""
+        crops: dict[Loaded, bytes | None] = {}
         for batch in batches:
             classes = batch.label if self.target == "label" else batch.predicted
             try:
                 packed = true_crops(self.reader.scores, batch.images, batch.samples, classes)
+                crops |= zip(batch, packed, strict=True)
             except ValueError:
-                if len(batch) > 1:
-                    crops |= self._true_crops([batch[i : i + 1] for i in range(len(batch))])
-                continue
-            crops |= zip(batch.positions, packed, strict=True)
+                crops |= self._true_crops(batch.singles()) if len(batch) > 1 else {}
         return crops
 
     def _decided(
@@ -330,31 +301,30 @@ class _Comparing(Runner[_Task]):
     ) -> tuple[Tensor, Tensor]:
         """The classes of the scores averaged over the transforms, and their probabilities."""
         known = work.decisions.setdefault((images, repr(transforms)), {})
-        if any(position not in known for position in batch.positions):
+        if any(item not in known for item in batch):
             # Not in the method's own time: there it finds the class by itself.
             defended = DefendedModel(self.reader.model, transforms, transforms_per_eval=1)
             both = self.reader.classified(batch.images, defended)
-            known.update(zip(batch.positions, zip(*both, strict=True), strict=True))
-        classes, confidence = zip(*(known[p] for p in batch.positions), strict=True)
+            known.update(zip(batch, zip(*both, strict=True), strict=True))
+        classes, confidence = zip(*(known[item] for item in batch), strict=True)
         return torch.stack(classes), torch.stack(confidence)
 
-    def _attack_rows(self, attacked: Batches, stage: _Stage, work: _Work) -> list[AttackRow]:
+    def _attack_rows(self, attacked: Batches, stage: Stage, work: _Work) -> list[AttackRow]:
         """What became of the images that could be read, whatever the methods."""
         batches, failed = attacked
-        columns: list[tuple[Loaded, dict[str, Any]]] = [
-            (item, {"error": failed[item.position]})
-            for item in work.loaded
-            if item.sample is not None and item.position in failed
-        ]
+        read = {item: error for item, error in failed.items() if item.sample is not None}
+        columns: _Columns = {item: {"error": error} for item, error in read.items()}
         for batch in batches:
             try:
                 rows = measure_attack(self._judged(batch, stage, work))
             except Exception as error:
                 rows = [{"error": one_line(error)}] * len(batch)
-            columns += zip(batch, rows, strict=True)
-        return [AttackRow(item.position, stage.name, item.image, **row) for item, row in columns]
+            columns |= zip(batch, rows, strict=True)
+        return [
+            AttackRow(item.position, stage.name, item.image, **row) for item, row in columns.items()
+        ]
 
-    def _judged(self, batch: Batch, stage: _Stage, work: _Work) -> Batch:
+    def _judged(self, batch: Batch, stage: Stage, work: _Work) -> Batch:
         """The batch with the classes of those scores that the attack is on."""
         if not stage.transforms:
             return batch
@@ -367,8 +337,8 @@ class _Comparing(Runner[_Task]):
 def _pictures(batch: Batch, explanation: Explanation, maps: Tensor) -> list[dict[str, Any]]:
     """What the gallery needs of the first images: the map, and the change behind it."""
     drawn: list[dict[str, Any]] = [{} for _ in batch]
-    for i, position in enumerate(batch.positions):
-        if position < GALLERY_POOL:
+    for i, item in enumerate(batch):
+        if item.position < GALLERY_POOL:
             drawn[i]["heat"] = thumbnail(maps[i])
             if explanation.perturbation is not None:
                 drawn[i] |= picture_of_change(explanation.perturbation.change[i])
@@ -377,16 +347,12 @@ def _pictures(batch: Batch, explanation: Explanation, maps: Tensor) -> list[dict
 
 def measure_attack(batch: Batch) -> list[dict[str, Any]]:
     """The columns of each attacked image's row."""
-    became = outcome(batch.clean, batch.images, batch.label, batch.before, batch.predicted)
-    facts = ("label", "before", "predicted", "confidence")
-    rows = rows_of({name: getattr(batch, name) for name in facts} | vars(became))
-    for row, position, image, clean in zip(
-        rows, batch.positions, batch.images, batch.clean, strict=True
-    ):
-        if position < ATTACK_POOL:
-            drawn = picture_of_change(image - clean)
-            row["change"], row["amplification"] = drawn["perturbation"], drawn["amplification"]
-            row["picture"] = as_jpeg(image)
+    rows = rows_of(outcome_columns(batch))
+    for i, item in enumerate(batch):
+        if item.position < ATTACK_POOL:
+            drawn = picture_of_change(batch.images[i] - batch.clean[i])
+            rows[i]["change"], rows[i]["amplification"] = drawn.values()
+            rows[i]["picture"] = as_jpeg(batch.images[i])
     return rows
 
 

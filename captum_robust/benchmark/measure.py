@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_robust.benchmark.batches import rows_of
+from captum_robust.benchmark.batches import Loaded, rows_of
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import Sample
 from captum_robust.draw import amplified, encode_jpeg
@@ -59,16 +59,16 @@ def measure(maps: Tensor, samples: list[Sample], method: Method) -> list[dict[st
 
 
 def stabilities(
-    positions: Sequence[int], clean: Mapping[int, Tensor], attacked: Tensor
+    images: Sequence[Loaded], clean: Mapping[Loaded, Tensor], attacked: Tensor
 ) -> list[dict[str, Any]]:
     """How far each map N×H×W is that of the clean image, as columns of its row.
 
-    Nothing for a position without a clean map.
+    Nothing for an image without a clean map.
     """
-    rows: list[dict[str, Any]] = [{} for _ in positions]
-    known = [i for i, position in enumerate(positions) if position in clean]
+    rows: list[dict[str, Any]] = [{} for _ in images]
+    known = [i for i, image in enumerate(images) if image in clean]
     if known:
-        before = torch.stack([clean[positions[i]] for i in known])
+        before = torch.stack([clean[images[i]] for i in known])
         large = min(_size(before)) >= SSIM_WINDOW
         measures = [m for m in STABILITY_MEASURES if m != "ssim" or large]
         values = rows_of(stability(before, attacked[known], measures=measures))

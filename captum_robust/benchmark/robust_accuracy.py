@@ -89,7 +89,7 @@ def robust_accuracy(
             advance(len(images))
     joined = {epsilon: _joined(parts) for epsilon, parts in outcomes.items()}
     already = joined[strengths[0]].get("already", torch.zeros(0))
-    check(len(already), "data: expected images, got no images")
+    check(len(already), "data: expected images, got none")
     check(
         not already.all(),
         f"data: the model classifies none of the {len(already)} images right, so there is nothing "

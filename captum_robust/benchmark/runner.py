@@ -40,7 +40,7 @@ class Runner(ABC, Generic[Task]):
 
     @abstractmethod
     def rows(
-        self, tasks: Sequence[Task], start: int, loaded: Sequence[Loaded], clean: Batches
+        self, tasks: Sequence[Task], start: int, clean: Batches
     ) -> Iterator[tuple[list[ResultRow], list[AttackRow]]]:
         """The rows of each of the tasks, of the batch that begins at ``start``."""
 
@@ -64,7 +64,7 @@ class Runner(ABC, Generic[Task]):
         loaded = self.reader.load(start, stop)
         clean = self.reader.clean(loaded)
         images = self.image_rows(loaded, clean)
-        for results, attacked in self.rows(tasks, start, loaded, clean):
+        for results, attacked in self.rows(tasks, start, clean):
             self.store.write(results, images, attacked)
             images = []
             advance(stop - start)
