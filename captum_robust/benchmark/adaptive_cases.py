@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_robust._checks import check
 from captum_robust.attacks import Attack
 from captum_robust.benchmark.batches import Perturb
 from captum_robust.benchmark.robust_accuracy import in_ball
@@ -29,8 +30,8 @@ class Stage:
     attack: str
     """The attack in the tables; of a case of an adaptive one such as "pgd 2/255, adaptive"."""
     name: str
-    """Of these images, such as "pgd 2/255, adaptive (defended_cam)"; of one case alone, the
-    attack's."""
+    """The name of these images, such as "pgd 2/255, adaptive (defended_cam)"; where there is one
+    case alone, the attack's."""
     methods: tuple[str, ...]
     perturb: Perturb | None
     transforms: tuple[Transform, ...] = ()
@@ -72,20 +73,18 @@ def adaptive_stages(
             stages.append(Stage(column, own, tuple(group), perturb, transforms, name))
         if in_ball(attack) and attack.epsilon:
             strengths.setdefault(attack.epsilon, getattr(attack, "steps", 0) or DEFAULT_STEPS)
+    by_label = target == "label"
     for epsilon, steps in strengths.items():
         column = strength_name(EXPLANATION, round(epsilon * LEVELS, 6))
         for name, method in methods.items():
             if method.attack_map is not None:
-                attack = method.attack_map(epsilon, steps)
-                perturb = _in_parts(attack, len(method.transforms) or 1, batch_size)
-                if target == "prediction":
-                    perturb = _of_prediction(perturb)
-                stages.append(
-                    Stage(column, f"{column} ({name})", (name,), perturb, method.transforms)
-                )
+                attack, n = method.attack_map(epsilon, steps), len(method.transforms) or 1
+                perturb = _in_parts(attack, n, batch_size, by_label)
+                own = f"{column} ({name})"
+                stages.append(Stage(column, own, (name,), perturb, method.transforms))
     for stage in stages:
-        if attacks.keys() & {stage.attack, stage.name}:
-            raise ValueError(f"attacks: {stage.attack!r} is the name of an adaptive attack")
+        taken = attacks.keys() & {stage.attack, stage.name}
+        check(not taken, f"attacks: {stage.attack!r} is the name of an adaptive attack")
     return stages
 
 
@@ -98,19 +97,15 @@ def describe_stages(stages: list[Stage]) -> dict[str, Any]:
     return described
 
 
-def _in_parts(attack: Attack, transforms: int, batch_size: int) -> Perturb:
-    """The attack on so few images at once that their transforms fill one batch."""
+def _in_parts(attack: Attack, transforms: int, batch_size: int, by_label: bool = True) -> Perturb:
+    """The attack on so few images at once that their transforms fill one batch.
+
+    Without the label it takes what the attacked model, with its defence, predicts.
+    """
     most = max(1, batch_size // transforms)
 
-    def perturb(images: Tensor, label: Tensor | None) -> Tensor:
-        parts = [slice(i, i + most) for i in range(0, len(images), most)]
-        labels = [None if label is None else label[part] for part in parts]
-        found = zip(parts, labels, strict=True)
-        return torch.cat([attack.perturb(images[part], y) for part, y in found])
+    def perturb(images: Tensor, label: Tensor) -> Tensor:
+        parts = zip(torch.split(images, most), torch.split(label, most), strict=True)
+        return torch.cat([attack.perturb(x, y if by_label else None) for x, y in parts])
 
     return perturb
-
-
-def _of_prediction(perturb: Callable[..., Tensor]) -> Perturb:
-    """Without the label: an attack takes what the attacked model, with its defence, predicts."""
-    return lambda images, _: perturb(images, None)

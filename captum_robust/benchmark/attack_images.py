@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from captum_robust.benchmark.batches import (
     Batch,
     Batches,
     BatchReader,
+    Columns,
     Loaded,
     Perturb,
     SampleSource,
@@ -28,7 +29,7 @@ from captum_robust.benchmark.batches import (
     rows_of,
 )
 from captum_robust.benchmark.robust_accuracy import in_ball, rounded_attack
-from captum_robust.benchmark.runner import Runner
+from captum_robust.benchmark.runner import Rows, Runner
 from captum_robust.catalog.attacks import LEVELS, strength_of
 from captum_robust.catalog.description import describe_run
 from captum_robust.data import LocalizationDataset, Sample, load_image
@@ -36,7 +37,7 @@ from captum_robust.data.images import EXTENSIONS
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
 from captum_robust.report.outcomes import attack_series, attack_table, attacks_text
-from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
+from captum_robust.runs.store import AttackRow, ImageRow, RunStore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,12 +146,11 @@ class _Attacking(Runner[str]):
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:  # noqa: ARG002
         return [image_row(item, picture=False) for item in loaded]
 
-    def rows(
-        self, tasks: Sequence[str], start: int, clean: Batches
-    ) -> Iterator[tuple[list[ResultRow], list[AttackRow]]]:
+    def rows(self, tasks: Sequence[str], start: int, clean: Batches) -> Rows:
+        batches, failed = clean
         for attack in tasks:
-            columns: dict[Loaded, dict[str, Any]] = {i: {"error": e} for i, e in clean[1].items()}
-            for batch in clean[0]:
+            columns = dict(failed)
+            for batch in batches:
                 columns |= self._attacked(batch, attack, start)
             # To be written behind the files: a row's file is there.
             yield [], [AttackRow(i.position, attack, i.image, **row) for i, row in columns.items()]
@@ -164,7 +164,7 @@ class _Attacking(Runner[str]):
         )
         return {row["attack"] for row in rows if not (self.store.folder / row["file"]).is_file()}
 
-    def _attacked(self, batch: Batch, attack: str, start: int) -> dict[Loaded, dict[str, Any]]:
+    def _attacked(self, batch: Batch, attack: str, start: int) -> Columns:
         """The columns of each image of the batch; those that can be attacked are."""
         columns = self._columns(batch)
         rows = dict(zip(batch, rows_of(columns), strict=True))
@@ -172,7 +172,7 @@ class _Attacking(Runner[str]):
         if chosen:
             clean: Batches = ([batch[chosen]], {})
             attacked, failed = self.reader.attacked(clean, attack, self._perturb(attack), start)
-            rows |= {item: {"error": error} for item, error in failed.items()}
+            rows |= failed
             for part in attacked:
                 rows |= self._written(part, attack)
         return rows
@@ -191,7 +191,7 @@ class _Attacking(Runner[str]):
             return perturb
         return lambda x, labels: perturb(x, torch.full_like(labels, target), targeted=True)
 
-    def _written(self, batch: Batch, attack: str) -> dict[Loaded, dict[str, Any]]:
+    def _written(self, batch: Batch, attack: str) -> Columns:
         """Write the files of those that fool as they are read back, and return the columns."""
         used = self.attacks[attack]
         images = rounded_attack(batch.clean, batch.images, used.epsilon if in_ball(used) else None)

@@ -88,8 +88,10 @@ class Batch:
         return Batch(tuple(self.items[i] for i in chosen), *tensors)
 
 
-Batches: TypeAlias = tuple[list[Batch], dict[Loaded, str]]
-"""The batches, and the errors of the images that are in none."""
+Columns: TypeAlias = dict[Loaded, dict[str, Any]]
+"""What is in the row of each image."""
+Batches: TypeAlias = tuple[list[Batch], Columns]
+"""The batches, and for the images that are in none the error of each, as a column."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class BatchReader:
 
     def clean(self, loaded: Sequence[Loaded]) -> Batches:
         """The images that could be read as one batch, with the errors of the others."""
-        unread = {item: item.error for item in loaded if item.error is not None}
+        unread = {item: {"error": item.error} for item in loaded if item.error is not None}
         usable = tuple(item for item in loaded if item.sample is not None)
         batches, failed = _one_by_one(usable, self._clean) if usable else ([], {})
         return batches, unread | failed
@@ -238,13 +240,13 @@ def _one_by_one(images: _Part, make: Callable[[_Part], Batch]) -> Batches:
         return [make(images)], {}
     except Exception as error:
         if len(images) == 1:
-            return [], dict.fromkeys(images, one_line(error))
+            return [], {item: {"error": one_line(error)} for item in images}
     return _joined(_one_by_one(images[i : i + 1], make) for i in range(len(images)))
 
 
 def _joined(parts: Iterable[Batches]) -> Batches:
     batches: list[Batch] = []
-    failed: dict[Loaded, str] = {}
+    failed: Columns = {}
     for some, errors in parts:
         batches += some
         failed |= errors
@@ -322,12 +324,7 @@ def perturb_of(name: str, attack: Any) -> Perturb:
 
 
 def check_settings(
-    model: Any,
-    dataset: SampleSource,
-    limit: int | None,
-    batch_size: int,
-    fit: str,
-    precision: str = "float32",
+    model: Any, dataset: SampleSource, limit: int | None, batch_size: int, fit: str
 ) -> int:
     """How many samples a run has.
 
@@ -338,7 +335,6 @@ def check_settings(
     how = "a captum_robust.models.Classifier (wrap yours with Classifier(module, mean, std, size))"
     check_type("model", model, Classifier, how)
     check_choice("fit", fit, FITS)
-    check_choice("precision", precision, PRECISIONS)
     check_count("limit", limit, 1, optional=True)
     check_count("batch_size", batch_size, 1)
     count = len(dataset) if limit is None else min(limit, len(dataset))

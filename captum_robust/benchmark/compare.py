@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 from operator import itemgetter
@@ -16,44 +16,30 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_choice
 from captum_robust._processes import world_size
+from captum_robust.benchmark import measure
 from captum_robust.benchmark.adaptive_cases import Stage, adaptive_stages, describe_stages
 from captum_robust.benchmark.batches import (
+    PRECISIONS,
     Batch,
     Batches,
     BatchReader,
+    Columns,
     Loaded,
     SampleSource,
-    as_jpeg,
     check_settings,
     image_row,
     one_line,
-    outcome_columns,
     perturb_of,
     rows_of,
 )
-from captum_robust.benchmark.measure import (
-    crops_of_maps,
-    measure,
-    outcomes,
-    picture_of_change,
-    stabilities,
-    thumbnail,
-    true_crops,
-)
 from captum_robust.benchmark.passes import count_passes
-from captum_robust.benchmark.runner import Runner
+from captum_robust.benchmark.runner import Rows, Runner
 from captum_robust.catalog.description import describe_run
-from captum_robust.catalog.methods import (
-    Explanation,
-    Method,
-    build_methods,
-    named_methods,
-    usual_methods,
-)
+from captum_robust.catalog.methods import Method, build_methods, named_methods, usual_methods
 from captum_robust.defenses import DefendedModel, Transform
 from captum_robust.metrics.functional import SALIENCY_THRESHOLDS
 from captum_robust.models import Classifier
-from captum_robust.report.comparison import ATTACK_POOL, CLEAN, GALLERY_POOL, Comparison
+from captum_robust.report.comparison import CLEAN, GALLERY_POOL, Comparison
 from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
 
 _TARGETS = ("label", "prediction")
@@ -122,7 +108,8 @@ def compare(
         ValueError: an unknown name, an empty data set, a number out of range, ``adaptive`` without
             an attack, or a folder that holds another run.
     """
-    count = check_settings(model, dataset, limit, batch_size, fit, precision)
+    count = check_settings(model, dataset, limit, batch_size, fit)
+    check_choice("precision", precision, PRECISIONS)
     check_choice("target", target, _TARGETS)
     attacks = attacks or {}
     named = named_methods(usual_methods(model) if methods is None else methods)
@@ -159,7 +146,6 @@ def compare(
     return Comparison(folder, _keep_alive=temporary)
 
 
-_Columns: TypeAlias = dict[Loaded, dict[str, Any]]
 _Task: TypeAlias = tuple[Stage, str]
 """Images, and a method that is shown them."""
 
@@ -171,7 +157,7 @@ class _Work:
     start: int
     clean: Batches
     clean_maps: dict[str, dict[Loaded, Tensor]] = field(default_factory=dict)
-    """Of each method, by image, H×W."""
+    """By method and by image, H×W."""
     decisions: dict[tuple[str, str], dict[Loaded, tuple[Tensor, Tensor]]] = field(
         default_factory=dict
     )
@@ -188,9 +174,7 @@ class _Comparing(Runner[_Task]):
 
     def missing(self, start: int, stop: int) -> list[_Task]:
         have = self.store.count(start, stop)
-        return [
-            task for task in self.tasks if have.get((task[1], task[0].attack), 0) < stop - start
-        ]
+        return [(s, m) for s, m in self.tasks if have.get((m, s.attack), 0) < stop - start]
 
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
         rows = [image_row(item, picture=item.position < GALLERY_POOL) for item in loaded]
@@ -200,9 +184,7 @@ class _Comparing(Runner[_Task]):
                 row.true_crop = crops.get(item)
         return rows
 
-    def rows(
-        self, tasks: Sequence[_Task], start: int, clean: Batches
-    ) -> Iterator[tuple[list[ResultRow], list[AttackRow]]]:
+    def rows(self, tasks: Sequence[_Task], start: int, clean: Batches) -> Rows:
         work = _Work(start, clean)
         for stage, of_stage in groupby(tasks, itemgetter(0)):
             batches, attack_rows = clean, []
@@ -219,7 +201,7 @@ class _Comparing(Runner[_Task]):
     def _results(self, batches: Batches, method: str, stage: Stage, work: _Work) -> list[ResultRow]:
         if stage.perturb is None:
             work.clean_maps[method] = {}
-        columns: _Columns = {item: {"error": error} for item, error in batches[1].items()}
+        columns = dict(batches[1])
         for batch in batches[0]:
             columns |= self._explained(batch, method, stage, work)
         return [
@@ -227,7 +209,7 @@ class _Comparing(Runner[_Task]):
             for item, row in columns.items()
         ]
 
-    def _explained(self, batch: Batch, method: str, stage: Stage, work: _Work) -> _Columns:
+    def _explained(self, batch: Batch, method: str, stage: Stage, work: _Work) -> Columns:
         """The columns of one batch; where the method fails on it, image by image."""
         transforms = self.methods[method].transforms
         facts = {"predicted": batch.predicted, "confidence": batch.confidence}
@@ -268,20 +250,16 @@ class _Comparing(Runner[_Task]):
             "forward_passes": passes.forward / n,
             "backward_passes": passes.backward / n,
         }
-        parts = [
-            [cost] * n,
-            measure(maps, batch.samples, method),
-            _pictures(batch, explanation, maps),
-        ]
+        parts = [[cost] * n, measure.map_columns(maps, batch, method)]
         if explanation.perturbation is not None:
-            parts.append(outcomes(explanation.perturbation))
+            parts.append(measure.change_columns(explanation.perturbation, batch))
         if stage.perturb is None:
             if self.saliency_metric:
                 scores = self.reader.scores
-                parts.append(crops_of_maps(scores, batch.images, maps, explained, method))
+                parts.append(measure.crop_columns(scores, batch.images, maps, explained, method))
             work.clean_maps[name].update(zip(batch, maps, strict=True))
         elif method.box is None:  # a fixed box is drawn whatever the image
-            parts.append(stabilities(batch.items, work.clean_maps[name], maps))
+            parts.append(measure.stability_columns(batch.items, work.clean_maps[name], maps))
         return [dict(chain.from_iterable(map(dict.items, row))) for row in zip(*parts, strict=True)]
 
     def _true_crops(self, batches: list[Batch]) -> dict[Loaded, bytes | None]:
@@ -290,7 +268,9 @@ class _Comparing(Runner[_Task]):
         for batch in batches:
             classes = batch.label if self.target == "label" else batch.predicted
             try:
-                packed = true_crops(self.reader.scores, batch.images, batch.samples, classes)
+                packed = measure.true_crops(
+                    self.reader.scores, batch.images, batch.samples, classes
+                )
                 crops |= zip(batch, packed, strict=True)
             except ValueError:
                 crops |= self._true_crops(batch.singles()) if len(batch) > 1 else {}
@@ -312,11 +292,10 @@ class _Comparing(Runner[_Task]):
     def _attack_rows(self, attacked: Batches, stage: Stage, work: _Work) -> list[AttackRow]:
         """What became of the images that could be read, whatever the methods."""
         batches, failed = attacked
-        read = {item: error for item, error in failed.items() if item.sample is not None}
-        columns: _Columns = {item: {"error": error} for item, error in read.items()}
+        columns = {item: row for item, row in failed.items() if item.sample is not None}
         for batch in batches:
             try:
-                rows = measure_attack(self._judged(batch, stage, work))
+                rows = measure.attack_columns(self._judged(batch, stage, work))
             except Exception as error:
                 rows = [{"error": one_line(error)}] * len(batch)
             columns |= zip(batch, rows, strict=True)
@@ -332,28 +311,6 @@ class _Comparing(Runner[_Task]):
         before, _ = self._decided(clean, stage.transforms, CLEAN, work)
         after, confidence = self._decided(batch, stage.transforms, stage.name, work)
         return replace(batch, before=before, predicted=after, confidence=confidence)
-
-
-def _pictures(batch: Batch, explanation: Explanation, maps: Tensor) -> list[dict[str, Any]]:
-    """What the gallery needs of the first images: the map, and the change behind it."""
-    drawn: list[dict[str, Any]] = [{} for _ in batch]
-    for i, item in enumerate(batch):
-        if item.position < GALLERY_POOL:
-            drawn[i]["heat"] = thumbnail(maps[i])
-            if explanation.perturbation is not None:
-                drawn[i] |= picture_of_change(explanation.perturbation.change[i])
-    return drawn
-
-
-def measure_attack(batch: Batch) -> list[dict[str, Any]]:
-    """The columns of each attacked image's row."""
-    rows = rows_of(outcome_columns(batch))
-    for i, item in enumerate(batch):
-        if item.position < ATTACK_POOL:
-            drawn = picture_of_change(batch.images[i] - batch.clean[i])
-            rows[i]["change"], rows[i]["amplification"] = drawn.values()
-            rows[i]["picture"] = as_jpeg(batch.images[i])
-    return rows
 
 
 def _now(device: torch.device) -> float:

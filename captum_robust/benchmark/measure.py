@@ -9,23 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_robust.benchmark.batches import Loaded, rows_of
+from captum_robust.benchmark.batches import Batch, Loaded, as_jpeg, outcome_columns, rows_of
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import Sample
 from captum_robust.draw import amplified, encode_jpeg
-from captum_robust.metrics.functional import (
-    STABILITY_MEASURES,
-    best_iou,
-    crop_scores,
-    maxboxacc_ious,
-    pointing_game_hits,
-    pxap_histograms,
-    saliency_boxes,
-    stability,
-    sweep_boxes,
-)
+from captum_robust.metrics import functional as metrics
 from captum_robust.metrics.functional.stability import SSIM_WINDOW
-from captum_robust.report.comparison import STRATEGY_ORDER
+from captum_robust.report.comparison import ATTACK_POOL, GALLERY_POOL, STRATEGY_ORDER
 from captum_robust.runs.store import pack
 
 _HEAT_SIDE = 56
@@ -33,35 +23,57 @@ _CHANGE_SIDE = 224
 _CHANGE_BYTES = 20_000
 
 
-def measure(maps: Tensor, samples: list[Sample], method: Method) -> list[dict[str, Any]]:
-    """The metrics of each map N×H×W, as columns of its row."""
-    true = [s.boxes for s in samples]
-    drawn = torch.cat(list(sweep_boxes(maps, STRATEGY_ORDER).values()), dim=1)
+def map_columns(maps: Tensor, batch: Batch, method: Method) -> list[dict[str, Any]]:
+    """The metrics of each map N×H×W, and pictures of the first ones."""
+    true = [sample.boxes for sample in batch.samples]
+    drawn = torch.cat(list(metrics.sweep_boxes(maps, STRATEGY_ORDER).values()), dim=1)
     if method.box is None:
-        v1, v2 = maxboxacc_ious(maps, true), maxboxacc_ious(maps, true, multi=True)
+        v1, v2 = metrics.maxboxacc_ious(maps, true), metrics.maxboxacc_ious(maps, true, multi=True)
     else:
         drawn = method.box(_size(maps)).expand_as(drawn)
-        v1 = v2 = best_iou(drawn[:, :1], true, inclusive=True).expand(-1, 256)
-    ious = best_iou(drawn, true)
-    rows: list[dict[str, Any]] = [{} for _ in samples]
-    for i, (row, sample) in enumerate(zip(rows, samples, strict=True)):
+        v1 = v2 = metrics.best_iou(drawn[:, :1], true, inclusive=True).expand(-1, 256)
+    ious = metrics.best_iou(drawn, true)
+    rows: list[dict[str, Any]] = [{} for _ in batch]
+    for i, (row, sample) in enumerate(zip(rows, batch.samples, strict=True)):
         if len(sample.boxes):
-            row["ious"], row["predicted_boxes"] = (
-                pack(ious[i]),
-                pack(drawn[i].round().to(torch.int16)),
-            )
-            row["maxboxacc"], row["maxboxacc_v2"] = pack(v1[i]), pack(v2[i])
+            row["ious"] = pack(ious[i])
+            row["predicted_boxes"] = pack(drawn[i].round().to(torch.int16))
+            row["maxboxacc"] = pack(v1[i])
+            row["maxboxacc_v2"] = pack(v2[i])
         if len(sample.boxes) or sample.mask is not None:
             row["pointing"] = _pointing(maps[i], sample)
         if sample.mask is not None:
-            row["pxap"] = pack(pxap_histograms(maps[i : i + 1], sample.mask[None])[0])
+            row["pxap"] = pack(metrics.pxap_histograms(maps[i : i + 1], sample.mask[None])[0])
+        if batch.items[i].position < GALLERY_POOL:
+            row["heat"] = _thumbnail(maps[i])
     return rows
 
 
-def stabilities(
+def change_columns(perturbation: Perturbation, batch: Batch) -> list[dict[str, Any]]:
+    """What became of each changed image, and pictures of the first changes."""
+    names = ("new_class", "flipped", "margin")
+    rows = rows_of({name: getattr(perturbation, name) for name in names})
+    for row, item, change in zip(rows, batch, perturbation.change, strict=True):
+        if item.position < GALLERY_POOL:
+            row |= picture_of_change(change)
+    return rows
+
+
+def attack_columns(batch: Batch) -> list[dict[str, Any]]:
+    """What became of each attacked image, and pictures of the first ones."""
+    rows = rows_of(outcome_columns(batch))
+    for i, item in enumerate(batch):
+        if item.position < ATTACK_POOL:
+            drawn = picture_of_change(batch.images[i] - batch.clean[i])
+            rows[i]["change"], rows[i]["amplification"] = drawn.values()
+            rows[i]["picture"] = as_jpeg(batch.images[i])
+    return rows
+
+
+def stability_columns(
     images: Sequence[Loaded], clean: Mapping[Loaded, Tensor], attacked: Tensor
 ) -> list[dict[str, Any]]:
-    """How far each map N×H×W is that of the clean image, as columns of its row.
+    """How far each map N×H×W is that of the clean image.
 
     Nothing for an image without a clean map.
     """
@@ -70,26 +82,28 @@ def stabilities(
     if known:
         before = torch.stack([clean[images[i]] for i in known])
         large = min(_size(before)) >= SSIM_WINDOW
-        measures = [m for m in STABILITY_MEASURES if m != "ssim" or large]
-        values = rows_of(stability(before, attacked[known], measures=measures))
+        measures = [m for m in metrics.STABILITY_MEASURES if m != "ssim" or large]
+        values = rows_of(metrics.stability(before, attacked[known], measures=measures))
         for i, row in zip(known, values, strict=True):
             rows[i] = row
     return rows
 
 
-def crops_of_maps(
+def crop_columns(
     scores: Callable[[Tensor], Tensor],
     images: Tensor,
     maps: Tensor,
     classes: Tensor,
     method: Method,
 ) -> list[dict[str, Any]]:
-    """The areas and log probabilities of the crops around each map, 2×A packed, as its column."""
+    """The areas and log probabilities of the crops around each map, 2×A packed."""
     if method.box is None:
-        boxes = saliency_boxes(maps)
+        boxes = metrics.saliency_boxes(maps)
     else:
         boxes = method.box(_size(maps)).expand(len(maps), 1, 4)
-    return [{"crops": packed} for packed in _packed(crop_scores(scores, images, boxes, classes))]
+    return [
+        {"crops": packed} for packed in _packed(metrics.crop_scores(scores, images, boxes, classes))
+    ]
 
 
 def true_crops(
@@ -100,7 +114,7 @@ def true_crops(
     crops: list[bytes | None] = [None] * len(samples)
     if known:
         boxes = torch.stack([_largest(samples[i].boxes) for i in known])[:, None]
-        packed = _packed(crop_scores(scores, images[known], boxes, classes[known]))
+        packed = _packed(metrics.crop_scores(scores, images[known], boxes, classes[known]))
         for i, crop in zip(known, packed, strict=True):
             crops[i] = crop
     return crops
@@ -125,25 +139,18 @@ def _pointing(heat: Tensor, sample: Sample) -> float:
     height, width = sample.size
     scale = torch.tensor([size[1] / width, size[0] / height] * 2)
     if sample.mask is None:
-        return float(pointing_game_hits(at_size, [sample.boxes * scale])[0])
+        return float(metrics.pointing_game_hits(at_size, [sample.boxes * scale])[0])
     mask = F.interpolate(sample.mask[None, None].float(), size=size, mode="nearest")[0].bool()
-    return float(pointing_game_hits(at_size, mask)[0])
+    return float(metrics.pointing_game_hits(at_size, mask)[0])
 
 
-def thumbnail(heat: Tensor) -> bytes:
+def _thumbnail(heat: Tensor) -> bytes:
     """The map as _HEAT_SIDE² bytes, scaled to its own range; enough to draw it."""
     size = (_HEAT_SIDE, _HEAT_SIDE)
     small = F.interpolate(heat[None, None], size=size, mode="area")[0, 0]
     low, high = small.min(), small.max()
     scaled = (small - low) / (high - low) if high > low else torch.zeros_like(small)
     return pack((scaled * 255).round().to(torch.uint8))
-
-
-def outcomes(perturbation: Perturbation) -> list[dict[str, Any]]:
-    """What became of each changed image, as columns of its row."""
-    return rows_of(
-        {name: getattr(perturbation, name) for name in ("new_class", "flipped", "margin")}
-    )
 
 
 def picture_of_change(change: Tensor) -> dict[str, Any]:

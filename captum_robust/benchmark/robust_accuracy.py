@@ -144,10 +144,8 @@ def _batches(
     is_set = hasattr(data, "__getitem__") and len(data) > 0 and isinstance(data[0], Sample)
     for batch in _of_samples(model, data, batch_size, limit) if is_set else data:
         is_pair = isinstance(batch, Sequence) and len(batch) >= 2
-        kind = type(batch).__name__
-        check(
-            is_pair, f"data: expected samples, or batches (images, labels), got {kind}", TypeError
-        )
+        what = f"samples, or batches (images, labels), got {type(batch).__name__}"
+        check(is_pair, f"data: expected {what}", TypeError)
         images, labels = (torch.as_tensor(part) for part in batch[:2])
         n = int(min(left, len(images)))
         if n == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
 
@@ -14,6 +14,8 @@ from captum_robust.benchmark.batches import Batches, BatchReader, Loaded
 from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
 
 Task = TypeVar("Task")
+Rows: TypeAlias = Iterator[tuple[list[ResultRow], list[AttackRow]]]
+"""The rows of one task after the other."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,7 @@ class Runner(ABC, Generic[Task]):
         """What the run keeps of the images themselves."""
 
     @abstractmethod
-    def rows(
-        self, tasks: Sequence[Task], start: int, clean: Batches
-    ) -> Iterator[tuple[list[ResultRow], list[AttackRow]]]:
+    def rows(self, tasks: Sequence[Task], start: int, clean: Batches) -> Rows:
         """The rows of each of the tasks, of the batch that begins at ``start``."""
 
     def run(self, count: int, batch_size: int, unit: str, progress: bool) -> None:

@@ -9,16 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captum_robust import attacks as kinds
 from captum_robust._checks import check, check_choice
-from captum_robust.attacks import (
-    FGSM,
-    PGD,
-    Attack,
-    DeepFool,
-    LBFGSAttack,
-    LeastLikelyClass,
-    UniversalPerturbation,
-)
+from captum_robust.attacks import Attack
 from captum_robust.models import Classifier
 
 LEVELS = 255
@@ -34,17 +27,17 @@ class AttackOptions:
     """What the attacks of a run share."""
 
     steps: int = DEFAULT_STEPS
-    """Of attacks that take several."""
+    """How many an attack takes that takes several."""
     seed: int = 0
     universal: Path | None = None
     """File of a universal perturbation."""
     all_steps: bool = False
-    """Of PGD: go on with images that are fooled, as far as the strength allows."""
+    """Whether PGD goes on with images that are fooled, as far as the strength allows."""
 
 
 @dataclass(frozen=True)
 class NamedAttack:
-    """How an attack is made."""
+    """How an attack is built."""
 
     make: Callable[[Classifier, float, AttackOptions], Attack]
     """From a model, a strength in pixel units, and the options."""
@@ -57,32 +50,33 @@ class NamedAttack:
 
 def _pgd(model: Classifier, epsilon: float, options: AttackOptions) -> Attack:
     early_stop = not options.all_steps
-    return PGD(model, epsilon, steps=options.steps, early_stop=early_stop, seed=options.seed)
+    return kinds.PGD(model, epsilon, steps=options.steps, early_stop=early_stop, seed=options.seed)
 
 
 def _universal(model: Classifier, _: float, options: AttackOptions) -> Attack:
     if options.universal is None:
         raise ValueError("universal: this attack needs the file of a saved perturbation")
-    return UniversalPerturbation.load(options.universal, model)
+    return kinds.UniversalPerturbation.load(options.universal, model)
 
 
 ATTACKS: dict[str, NamedAttack] = {
     "fgsm": NamedAttack(
-        lambda model, epsilon, _: FGSM(model, epsilon), "one step along the sign of the gradient"
+        lambda model, epsilon, _: kinds.FGSM(model, epsilon),
+        "one step along the sign of the gradient",
     ),
     "pgd": NamedAttack(_pgd, "projected gradient descent, several small steps"),
     "least_likely": NamedAttack(
-        lambda model, epsilon, options: LeastLikelyClass(model, epsilon, options.steps),
+        lambda model, epsilon, options: kinds.LeastLikelyClass(model, epsilon, options.steps),
         "steps towards the class with the lowest score",
         can_aim=False,
     ),
     "deepfool": NamedAttack(
-        lambda model, *_: DeepFool(model, quantize=True),
+        lambda model, *_: kinds.DeepFool(model, quantize=True),
         "the smallest change, by linearising the boundaries",
         has_strength=False,
     ),
     "lbfgs": NamedAttack(
-        lambda model, *_: LBFGSAttack(model, quantize=True),
+        lambda model, *_: kinds.LBFGSAttack(model, quantize=True),
         "the smallest change, by box-constrained optimisation",
         has_strength=False,
     ),

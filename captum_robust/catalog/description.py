@@ -16,19 +16,9 @@ from captum.attr import Attribution
 from captum_robust._files import checksum
 from captum_robust._processes import device_of
 from captum_robust.attacks import Attack
-from captum_robust.attr.adversarial_localization import AdversarialLocalization
-from captum_robust.attr.iterative_mask import IterativeMask
-from captum_robust.attr.perceptual_ball import BallSettings
-from captum_robust.attr.real_time_masking import RealTimeMasking, pretrained
-from captum_robust.catalog.methods import (
-    BALL_BLUR,
-    BALL_SETTINGS,
-    DEFENDED,
-    FINE_CAM_POWER,
-    FINE_CAM_SCALE,
-    PERTURBING,
-    WITH_PERCEPTUAL_LAYERS,
-)
+from captum_robust.attr import AdversarialLocalization, BallSettings, IterativeMask, RealTimeMasking
+from captum_robust.attr.real_time_masking import pretrained
+from captum_robust.catalog import methods as known
 from captum_robust.defenses import default_transforms
 from captum_robust.models import Classifier
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective
@@ -67,12 +57,13 @@ def describe_run(
 def _describe_named(model: Classifier, methods: Collection[str]) -> dict[str, str]:
     """What a name does not say of its method: with other settings its rows are another's."""
     facts = {}
-    if any(name in methods for name in PERTURBING):
+    if any(name in methods for name in known.PERTURBING):
+        scale, power = known.FINE_CAM_SCALE, known.FINE_CAM_POWER
         facts["perturbing_methods"] = (
-            f"{BALL_SETTINGS}, blur {BALL_BLUR:g}, map of {FINE_CAM_SCALE:.4g} times the size to "
-            f"the power {FINE_CAM_POWER:g}"
+            f"{known.BALL_SETTINGS}, blur {known.BALL_BLUR:g}, map of {scale:.4g} times the size "
+            f"to the power {power:g}"
         )
-    if any(name in methods for name in DEFENDED):
+    if any(name in methods for name in known.DEFENDED):
         facts["defended_methods"] = repr(default_transforms())
     if "iterative_mask" in methods:
         facts["iterative_mask"] = _describe(IterativeMask(model))
@@ -123,7 +114,7 @@ def _describe_model(model: Classifier, methods: Collection[str]) -> dict[str, An
         "weights_crc32": checksum((*model.parameters(), *model.buffers())),
         "input_size": list(model.input_size),
     }
-    if any(name in methods for name in WITH_PERCEPTUAL_LAYERS):
+    if any(name in methods for name in known.WITH_PERCEPTUAL_LAYERS):
         layers = model.perceptual_layers
         facts["perceptual_layers"] = ", ".join(_name_of(model, layer) for layer in layers)
     return facts

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from captum.attr import (
     Attribution,
     Deconvolution,
@@ -24,22 +23,24 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, check_type
+from captum_robust._resize import resized
 from captum_robust.attacks import Attack, ExplanationAttack
-from captum_robust.attr import Defended, Guided, MultiScale, TopClasses
-from captum_robust.attr.adversarial_localization import AdversarialLocalization
-from captum_robust.attr.iterative_mask import IterativeMask
-from captum_robust.attr.perceptual_ball import BallSettings, PerceptualBallPerturbation
-from captum_robust.attr.real_time_masking import RealTimeMasking, pretrained
-from captum_robust.attr.robust_cam import RobustCAM
+from captum_robust.attr import (
+    AdversarialLocalization,
+    BallSettings,
+    Defended,
+    Guided,
+    IterativeMask,
+    MultiScale,
+    PerceptualBallPerturbation,
+    RealTimeMasking,
+    RobustCAM,
+    TopClasses,
+)
+from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog.relevance import RelevancePropagation
 from captum_robust.defenses import DefendedModel, Transform, default_transforms
-from captum_robust.metrics.functional import (
-    center_box,
-    center_box_map,
-    random_map,
-    whole_image_box,
-    whole_image_map,
-)
+from captum_robust.metrics import functional as metrics
 from captum_robust.models import Classifier, takes_size
 
 
@@ -71,7 +72,8 @@ class Method:
     """How images are explained, and, for a baseline, the box that it always draws."""
 
     explain: Callable[[Tensor, Tensor | None], Explanation]
-    """Of images N×C×H×W and classes N; None: those that a defended method takes them for."""
+    """(images N×C×H×W, classes N or None) -> what it says of them; None: the classes that a defended
+    method takes them for."""
     box: Callable[[tuple[int, int]], Tensor] | None = None
     """(H, W) -> (x0, y0, x1, y1), whatever the threshold; None: the box comes from the map."""
     towards: Callable[[int], Method] | None = None
@@ -100,7 +102,7 @@ FINE_CAM_SCALE = 12 / 7
 network that takes one size only, the map of the image as it is."""
 FINE_CAM_POWER = 0.5
 COUNTERFACTUAL_SETTINGS = BallSettings(perceptual_weight=1.0, max_iterations=30)
-"""Of the balls that move towards a class: few images get there with the features kept as above."""
+"""For balls that move towards a class: few images get there with the features kept as above."""
 
 
 def heat_map(attribution: Tensor, size: tuple[int, int], *, signed: bool = False) -> Tensor:
@@ -120,7 +122,7 @@ def heat_map(attribution: Tensor, size: tuple[int, int], *, signed: bool = False
     attribution = attribution.float()
     if attribution.shape[1] == 1 or attribution.shape[2:] != size:
         positive = attribution.mean(dim=1, keepdim=True).clamp(min=0)
-        return F.interpolate(positive, size=size, mode="bilinear", align_corners=False)[:, 0]
+        return resized(positive, size, antialias=False)[:, 0]
     if signed:
         return attribution.mean(dim=1).clamp(min=0)
     return attribution.abs().sum(dim=1)
@@ -206,8 +208,8 @@ def _mask_attack(masking: Attribution, network: Callable[[Tensor, Tensor], Tenso
     )
 
 
-class _Found(Attribution):  # type: ignore[misc]  # Captum's classes are untyped to mypy
-    """A perturbation that was found before, as the attribution that ``Guided`` multiplies."""
+class _Searched(Attribution):  # type: ignore[misc]  # Captum's classes are untyped to mypy
+    """A perturbation of an earlier search, as the attribution that ``Guided`` multiplies."""
 
     def __init__(self, forward_func: Callable[..., Tensor], change: Tensor) -> None:
         super().__init__(forward_func)
@@ -240,8 +242,9 @@ def from_perturbation(
         )
         pointed = change
         if isinstance(attribution, Guided):
-            found = _Found(ball.forward_func, change)
-            guided = Guided(found, attribution.guide, power=attribution.power)
+            guided = Guided(
+                _Searched(ball.forward_func, change), attribution.guide, power=attribution.power
+            )
             pointed = guided.attribute(images, target=target)
         blur = BALL_BLUR * min(images.shape[2:]) / 224
         return Explanation(
@@ -316,7 +319,9 @@ def _baseline(
 
 def _random_map(n: int, size: tuple[int, int]) -> Tensor:
     # From the global generator, which the runner seeds for each batch.
-    return random_map(n, size, torch.Generator().manual_seed(int(torch.randint(2**31, ()).item())))
+    return metrics.random_map(
+        n, size, torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
+    )
 
 
 METHODS: dict[str, Callable[[Classifier], Method]] = {
@@ -360,8 +365,8 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
     "deconvolution": lambda m: from_attribution(Deconvolution(m)),
     "lrp": lambda m: from_function(RelevancePropagation(m), signed=True),
     "input_x_gradient": lambda m: from_attribution(InputXGradient(m)),
-    "center_box": lambda _: _baseline(center_box_map, center_box),
-    "whole_image": lambda _: _baseline(whole_image_map, whole_image_box),
+    "center_box": lambda _: _baseline(metrics.center_box_map, metrics.center_box),
+    "whole_image": lambda _: _baseline(metrics.whole_image_map, metrics.whole_image_box),
     "random": lambda _: _baseline(_random_map),
 }
 

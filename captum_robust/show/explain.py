@@ -10,23 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_robust import draw
 from captum_robust._checks import check, check_number
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import DataError, load_image
-from captum_robust.draw import (
-    PREDICTED_COLOR,
-    RGB,
-    amplified,
-    as_rgb,
-    draw_boxes,
-    factor_text,
-    overlay,
-    panel,
-    save_png,
-    verdict,
-)
 from captum_robust.metrics.functional import largest_component, mask_to_box
 from captum_robust.metrics.functional import threshold as threshold_map
 from captum_robust.models import Classifier
@@ -103,7 +92,7 @@ def explain_image(
         DataError,
     )
     large = resize_image(image, _display_size(image))
-    groups = [[(as_rgb(large), _name(model, explained))]]
+    groups = [[(draw.as_rgb(large), _name(model, explained))]]
     verdicts = {}
     for name, method in methods.items():
         title = name
@@ -117,18 +106,18 @@ def explain_image(
         heat = explanation.maps.detach().float().cpu()
         groups.append([(_with_map(large, heat, method, threshold), title)])
         if (p := explanation.perturbation) is not None:
-            mark, words = verdict(bool(p.flipped[0]), explained == predicted, wanted)
+            mark, words = draw.verdict(bool(p.flipped[0]), explained == predicted, wanted)
             verdicts[name] = f"{words} {_name(model, int(p.new_class[0]))}"
             change, factor = _changed(large, p)
-            caption = f"its perturbation {factor_text(factor)}\n{mark} {verdicts[name]}"
+            caption = f"its perturbation {draw.factor_text(factor)}\n{mark} {verdicts[name]}"
             groups[-1].append((change, caption))
     columns = _columns(groups)
     pictures, captions = zip(*_in_rows(groups, columns), strict=True)
-    save_png(picture, panel(pictures, captions, columns))
+    draw.save_png(picture, draw.panel(pictures, captions, columns))
     return ExplainedImage([(_name(model, i), share) for i, share in first], verdicts, picture)
 
 
-def _columns(groups: list[list[tuple[RGB, str]]]) -> int:
+def _columns(groups: list[list[tuple[draw.RGB, str]]]) -> int:
     """Up to four stand in one row; else three, which fit a page and a phone, or two."""
     count = sum(map(len, groups))
     if count < 5:
@@ -141,10 +130,10 @@ def _columns(groups: list[list[tuple[RGB, str]]]) -> int:
     return 2 if paired and places(2) < places(3) else 3  # the one that leaves fewer gaps
 
 
-def _in_rows(groups: list[list[tuple[RGB, str]]], columns: int) -> list[tuple[RGB, str]]:
+def _in_rows(groups: list[list[tuple[draw.RGB, str]]], columns: int) -> list[tuple[draw.RGB, str]]:
     """The pictures in order, with white ones where a group would be broken across two rows."""
     white = (np.full((1, 1, 3), 255, np.uint8), "")
-    cells: list[tuple[RGB, str]] = []
+    cells: list[tuple[draw.RGB, str]] = []
     for group in groups:
         left = -len(cells) % columns
         if left < len(group):
@@ -153,17 +142,17 @@ def _in_rows(groups: list[list[tuple[RGB, str]]], columns: int) -> list[tuple[RG
     return cells
 
 
-def _changed(image: Tensor, perturbation: Perturbation) -> tuple[RGB, float]:
+def _changed(image: Tensor, perturbation: Perturbation) -> tuple[draw.RGB, float]:
     """The perturbation, amplified, in the size of the image; and the factor."""
     import cv2
 
-    picture, factor = amplified(perturbation.change[0])
+    picture, factor = draw.amplified(perturbation.change[0])
     height, width = image.shape[1:]
     resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(resized, dtype=np.uint8), factor
 
 
-def _with_map(image: Tensor, heat: Tensor, method: Method, threshold: float) -> RGB:
+def _with_map(image: Tensor, heat: Tensor, method: Method, threshold: float) -> draw.RGB:
     """The image under the map, with the map's box, H×W×3."""
     size = (heat.shape[1], heat.shape[2])
     if method.box is not None:
@@ -172,7 +161,7 @@ def _with_map(image: Tensor, heat: Tensor, method: Method, threshold: float) -> 
         box = mask_to_box(largest_component(threshold_map(heat, "value", threshold)))
     height, width = image.shape[1:]
     scale = torch.tensor([width / size[1], height / size[0]] * 2)
-    return draw_boxes(overlay(image, heat[0]), box * scale, PREDICTED_COLOR)
+    return draw.draw_boxes(draw.overlay(image, heat[0]), box * scale, draw.PREDICTED_COLOR)
 
 
 def _display_size(image: Tensor) -> tuple[int, int]:

@@ -34,7 +34,7 @@ CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 _BATCHES_AHEAD = 2
 _MASK_SHARE = 0.55
 _LETTERS = 1 / 24
-"""Of the frame's height."""
+"""A share of the frame's height."""
 _SMALLEST_LETTERS = 12
 
 
@@ -83,7 +83,7 @@ class VideoResult:
 
     path: Path
     frames: int
-    """Of the source, each annotated."""
+    """How many there were in the source, each annotated."""
     seconds: float
     """From the first read to the complete file."""
     size: tuple[int, int]
@@ -207,20 +207,20 @@ def _checked_output(source: str | Path | int, out: Path, codec: str | None) -> t
     """The file to write and its codec."""
     kinds = () if isinstance(source, bool) else (str, Path, int)
     check_type("source", source, kinds, "a file or the number of a camera")
-    shown = printable(str(out))
+    name = printable(str(out))
     suffix = out.suffix.lower()
     ends = " or ".join(CODECS)
-    check(suffix in CODECS, f"out: expected a name that ends in {ends}, got {shown}")
+    check(suffix in CODECS, f"out: expected a name that ends in {ends}, got {name}")
     is_code = codec is None or (len(codec) == 4 and codec.isascii())
     check(is_code, f"codec: expected four letters such as mp4v, got {codec!r}")
     folder = printable(str(out.parent))
-    check(out.parent.is_dir(), f"{shown}: no such folder {folder}", FileNotFoundError)
-    check(not out.is_dir(), f"{shown} is a folder; give the name of a file", IsADirectoryError)
+    check(out.parent.is_dir(), f"{name}: no such folder {folder}", FileNotFoundError)
+    check(not out.is_dir(), f"{name} is a folder; give the name of a file", IsADirectoryError)
     if isinstance(source, int):
         check_count("source", source)
     else:
         is_source = out.exists() and Path(source).exists() and out.samefile(source)
-        check(not is_source, f"out: {shown} is the source itself; give another name")
+        check(not is_source, f"out: {name} is the source itself; give another name")
     return out, codec or CODECS[suffix]
 
 

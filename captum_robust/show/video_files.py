@@ -35,7 +35,7 @@ class ReadFrame:
     image: Frame
     """What the network sees of it: h×w×3, red, green, blue."""
     seconds: float | None
-    """Of a camera: since the first frame."""
+    """How long after the first frame it came from a camera; None: it is of a file."""
 
 
 class VideoSource:
