@@ -72,8 +72,8 @@ class Method:
     """How images are explained, and, for a baseline, the box that it always draws."""
 
     explain: Callable[[Tensor, Tensor | None], Explanation]
-    """(images N×C×H×W, classes N or None) -> what it says of them; None: the classes that a defended
-    method takes them for."""
+    """(images N×C×H×W, classes N or None) -> what it says of them. None stands for the classes that
+    a defended method takes them for."""
     box: Callable[[tuple[int, int]], Tensor] | None = None
     """(H, W) -> (x0, y0, x1, y1), whatever the threshold; None: the box comes from the map."""
     towards: Callable[[int], Method] | None = None
@@ -285,14 +285,15 @@ def _occlusion(model: Classifier) -> Method:
 
     def attribute(images: Tensor, target: Tensor | None) -> Tensor:
         n, channels, *size = images.shape
+
+        def block(length: int) -> tuple[int, ...]:
+            return (channels, *(max(1, length * side // 224) for side in size))
+
         with torch.no_grad():
             return occlusion.attribute(  # type: ignore[no-any-return]
                 images,
-                sliding_window_shapes=(
-                    channels,
-                    *(max(1, OCCLUSION_WINDOW * s // 224) for s in size),
-                ),
-                strides=(channels, *(max(1, OCCLUSION_STRIDE * s // 224) for s in size)),
+                sliding_window_shapes=block(OCCLUSION_WINDOW),
+                strides=block(OCCLUSION_STRIDE),
                 baselines=images.mean(dim=(2, 3), keepdim=True).expand_as(images),
                 target=target,
                 perturbations_per_eval=max(1, 64 // n),
