@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_robust._checks import check
 from captum_robust.attacks import Attack
 from captum_robust.benchmark.batches import Perturb
 from captum_robust.benchmark.robust_accuracy import in_ball
@@ -23,26 +24,27 @@ EXPLANATION = "explanation"
 
 
 @dataclass(frozen=True)
-class Variant:
-    """Attacked images that some of the methods are shown."""
+class Stage:
+    """Images, clean or attacked, and the methods that are shown them."""
 
     attack: str
-    """The attack in the tables that it is a case of, such as "pgd 2/255, adaptive"."""
+    """The attack in the tables; of a case of an adaptive one such as "pgd 2/255, adaptive"."""
     name: str
-    """Of these images, such as "pgd 2/255, adaptive (defended_cam)"; of one case alone, the
-    attack's."""
+    """The name of these images, such as "pgd 2/255, adaptive (defended_cam)"; where there is one
+    case alone, the attack's."""
     methods: tuple[str, ...]
-    perturb: Perturb
-    transforms: tuple[Transform, ...]
-    """Those that are attacked through, by whose averaged scores an image is fooled."""
-    of: str | None
+    perturb: Perturb | None
+    transforms: tuple[Transform, ...] = ()
+    """Those that are attacked through, by whose averaged scores an image is fooled; none: by the
+    classifier's own."""
+    of: str | None = None
     """The attack that it adapts, which is adaptive already for methods without a defence; None: it
-    is an attack on the map, and says nothing of other methods."""
+    adapts none. An attack on the map says nothing of other methods."""
 
 
-def adaptive_variants(
+def adaptive_stages(
     methods: Mapping[str, Method], attacks: Mapping[str, Any], batch_size: int, target: str
-) -> list[Variant]:
+) -> list[Stage]:
     """For each attack its adaptive cases, and at the same strengths the attack on each map.
 
     Args:
@@ -58,7 +60,7 @@ def adaptive_variants(
     for name, method in methods.items():
         if method.transforms:
             groups.setdefault(repr(method.transforms), []).append(name)
-    variants = []
+    stages = []
     strengths: dict[float, int] = {}
     for name, attack in attacks.items():
         if not can_adapt(attack):
@@ -68,48 +70,42 @@ def adaptive_variants(
             column = f"{name}, adaptive"
             own = column if len(groups) == 1 else f"{column} ({group[0]})"
             perturb = _in_parts(adaptive_attack(attack, transforms), len(transforms), batch_size)
-            variants.append(Variant(column, own, tuple(group), perturb, transforms, name))
+            stages.append(Stage(column, own, tuple(group), perturb, transforms, name))
         if in_ball(attack) and attack.epsilon:
             strengths.setdefault(attack.epsilon, getattr(attack, "steps", 0) or DEFAULT_STEPS)
+    by_label = target == "label"
     for epsilon, steps in strengths.items():
         column = strength_name(EXPLANATION, round(epsilon * LEVELS, 6))
         for name, method in methods.items():
             if method.attack_map is not None:
-                attack = method.attack_map(epsilon, steps)
-                perturb = _in_parts(attack, len(method.transforms) or 1, batch_size)
-                if target == "prediction":
-                    perturb = _of_prediction(perturb)
-                variants.append(
-                    Variant(column, f"{column} ({name})", (name,), perturb, method.transforms, None)
-                )
-    for variant in variants:
-        if attacks.keys() & {variant.attack, variant.name}:
-            raise ValueError(f"attacks: {variant.attack!r} is the name of an adaptive attack")
-    return variants
+                attack, n = method.attack_map(epsilon, steps), len(method.transforms) or 1
+                perturb = _in_parts(attack, n, batch_size, by_label)
+                own = f"{column} ({name})"
+                stages.append(Stage(column, own, (name,), perturb, method.transforms))
+    for stage in stages:
+        taken = attacks.keys() & {stage.attack, stage.name}
+        check(not taken, f"attacks: {stage.attack!r} is the name of an adaptive attack")
+    return stages
 
 
-def describe_variants(variants: list[Variant]) -> dict[str, Any]:
+def describe_stages(stages: list[Stage]) -> dict[str, Any]:
     """What a run keeps of them: for each attack what it adapts, and the images of each method."""
     described: dict[str, Any] = {}
-    for variant in variants:
-        entry = described.setdefault(variant.attack, {"of": variant.of, "images": {}})
-        entry["images"] |= dict.fromkeys(variant.methods, variant.name)
+    for stage in stages:
+        entry = described.setdefault(stage.attack, {"of": stage.of, "images": {}})
+        entry["images"] |= dict.fromkeys(stage.methods, stage.name)
     return described
 
 
-def _in_parts(attack: Attack, transforms: int, batch_size: int) -> Perturb:
-    """The attack on so few images at once that their transforms fill one batch."""
+def _in_parts(attack: Attack, transforms: int, batch_size: int, by_label: bool = True) -> Perturb:
+    """The attack on so few images at once that their transforms fill one batch.
+
+    Without the label it takes what the attacked model, with its defence, predicts.
+    """
     most = max(1, batch_size // transforms)
 
-    def perturb(images: Tensor, label: Tensor | None) -> Tensor:
-        parts = [slice(i, i + most) for i in range(0, len(images), most)]
-        labels = [None if label is None else label[part] for part in parts]
-        found = zip(parts, labels, strict=True)
-        return torch.cat([attack.perturb(images[part], y) for part, y in found])
+    def perturb(images: Tensor, label: Tensor) -> Tensor:
+        parts = zip(torch.split(images, most), torch.split(label, most), strict=True)
+        return torch.cat([attack.perturb(x, y if by_label else None) for x, y in parts])
 
     return perturb
-
-
-def _of_prediction(perturb: Callable[..., Tensor]) -> Perturb:
-    """Without the label: an attack takes what the attacked model, with its defence, predicts."""
-    return lambda images, _: perturb(images, None)

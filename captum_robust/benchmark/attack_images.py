@@ -7,33 +7,37 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import printable
+from captum_robust._checks import check, printable
 from captum_robust._files import write_whole
-from captum_robust._processes import progress_bar, ranks
 from captum_robust.attacks import Attack
 from captum_robust.benchmark.batches import (
     Batch,
+    Batches,
     BatchReader,
+    Columns,
+    Loaded,
     Perturb,
     SampleSource,
-    check_classifier,
     check_settings,
     image_row,
+    outcome_columns,
+    rows_of,
 )
 from captum_robust.benchmark.robust_accuracy import in_ball, rounded_attack
-from captum_robust.catalog.attacks import strength_of
+from captum_robust.benchmark.runner import Rows, Runner
+from captum_robust.catalog.attacks import LEVELS, strength_of
 from captum_robust.catalog.description import describe_run
 from captum_robust.data import LocalizationDataset, Sample, load_image
 from captum_robust.data.images import EXTENSIONS
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
 from captum_robust.report.outcomes import attack_series, attack_table, attacks_text
-from captum_robust.runs.store import AttackRow, RunStore
+from captum_robust.runs.store import AttackRow, ImageRow, RunStore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,8 +53,7 @@ class Photograph(LocalizationDataset):
     kind = "image"
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such image or folder")
+        check(path.is_file(), f"{path}: no such image or folder", FileNotFoundError)
         self.root = path
         self.ids = [printable(path.name)]
 
@@ -102,17 +105,14 @@ def attack_images(
         ValueError: a number out of range, no attack, a target that all images are of, or a folder
             that holds another run.
     """
-    check_classifier(model)
-    count = check_settings(dataset, limit, batch_size, fit, "float32")
-    if not attacks:
-        raise ValueError("attacks: expected at least one")
-    folders = [_folder_of(name) for name in attacks]
-    if len(set(folders)) < len(folders):
-        raise ValueError(f"attacks: the folders of {list(attacks)} would be the same")
+    count = check_settings(model, dataset, limit, batch_size, fit)
+    check(attacks, "attacks: expected at least one")
+    apart = len({_folder_of(name) for name in attacks}) == len(attacks)
+    check(apart, f"attacks: the folders of {list(attacks)} would be the same")
     reader = BatchReader(model, dataset, fit, seed=seed, eight_bit=True)
     if target is not None:
-        if not 0 <= target < reader.classes:
-            raise ValueError(f"target: expected a class from 0 to {reader.classes - 1}: {target}")
+        last = reader.classes - 1
+        check(0 <= target <= last, f"target: expected a class from 0 to {last}, got {target}")
         _refuse_target_of_all(reader, count, target)
     settings = {
         "batch_size": batch_size,
@@ -121,50 +121,39 @@ def attack_images(
         "seed": seed,
         "written": "all" if keep_all else "fooled",
     }
-    configuration = describe_run(model, dataset, count, [], attacks, settings)
-    store = RunStore(Path(out), configuration)
-    store.write_classes(model.class_names or ())
+    store = RunStore(Path(out), describe_run(model, dataset, count, {}, attacks, settings))
     ids = getattr(dataset, "ids", None) or [str(i) for i in range(count)]
-    runner = _Runner(reader, attacks, store, target, keep_all, png_names(ids[:count]))
-    with (
-        torch.inference_mode(False),
-        ranks() as (rank, world),
-        progress_bar(count * len(attacks), "image", progress and rank == 0) as advance,
-    ):
-        for start in range(rank * batch_size, count, world * batch_size):
-            runner.run_batch(start, min(start + batch_size, count), advance)
-    store.close()
+    names = png_names(ids[:count])
+    runner = _Attacking(reader, store, list(attacks), attacks, target, keep_all, names)
+    runner.run(count, batch_size, "image", progress)
     return AttackRun(out)
 
 
 @dataclass(frozen=True)
-class _Runner:
-    reader: BatchReader
+class _Attacking(Runner[str]):
+    """Attacks each batch by all attacks that have not all their rows and files of it yet."""
+
     attacks: Mapping[str, Attack]
-    store: RunStore
     target: int | None
     keep_all: bool
     names: list[str]
 
-    def run_batch(self, start: int, stop: int, advance: Callable[[int], None]) -> None:
-        """Attack one batch by all attacks that have not all their rows and files of it yet."""
+    def missing(self, start: int, stop: int) -> list[str]:
         have = self.store.count_attacked(start, stop)
         lost = self._without_file(start, stop)
-        missing = [n for n in self.attacks if have.get(n, 0) < stop - start or n in lost]
-        advance((stop - start) * (len(self.attacks) - len(missing)))
-        if not missing:
-            return
-        loaded = self.reader.load(start, stop)
-        images = [image_row(item, picture=False) for item in loaded]
-        batches, failed = self.reader.clean(loaded)
-        ids = {item.position: item.image for item in loaded}
-        for attack in missing:
-            rows = [AttackRow(p, attack, ids[p], error=error) for p, error in failed.items()]
+        return [name for name in self.tasks if have.get(name, 0) < stop - start or name in lost]
+
+    def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:  # noqa: ARG002
+        return [image_row(item, picture=False) for item in loaded]
+
+    def rows(self, tasks: Sequence[str], start: int, clean: Batches) -> Rows:
+        batches, failed = clean
+        for attack in tasks:
+            columns = dict(failed)
             for batch in batches:
-                rows += self._attack(batch, attack, start)
-            self.store.write([], images, rows)  # behind the files: a row's file is there
-            images = []
-            advance(stop - start)
+                columns |= self._attacked(batch, attack, start)
+            # To be written behind the files: a row's file is there.
+            yield [], [AttackRow(i.position, attack, i.image, **row) for i, row in columns.items()]
 
     def _without_file(self, start: int, stop: int) -> set[str]:
         """The attacks that have a row of the batch whose file is gone."""
@@ -175,86 +164,47 @@ class _Runner:
         )
         return {row["attack"] for row in rows if not (self.store.folder / row["file"]).is_file()}
 
-    def _attack(self, batch: Batch, attack: str, start: int) -> list[AttackRow]:
-        """One row for each image of the batch; those that can be attacked are."""
-        right = batch.before == batch.label
-        skipped = torch.zeros_like(right) if self.target is None else batch.label == self.target
-        columns = zip(
-            batch.items,
-            batch.label.tolist(),
-            batch.before.tolist(),
-            batch.confidence.tolist(),
-            right.tolist(),
-            skipped.tolist(),
-            strict=True,
-        )
-        rows = {
-            item.position: AttackRow(
-                item.position,
-                attack,
-                item.image,
-                label=label,
-                before=before,
-                predicted=before,
-                confidence=confidence,
-                already=not is_right,
-                fooled=False,
-                skipped=is_skipped,
-                linf=0.0,
-                l2=0.0,
-            )
-            for item, label, before, confidence, is_right, is_skipped in columns
-        }
-        chosen = (right & ~skipped).nonzero()[:, 0]
-        if len(chosen):
-            whole = [batch.take(chosen)]
-            found, failed = self.reader.attacked((whole, {}), attack, self._perturb(attack), start)
-            for position, error in failed.items():
-                rows[position] = AttackRow(position, attack, rows[position].image, error=error)
-            for part in found:
-                for row in self._written(part, rows, attack):
-                    rows[row.position] = row
-        return list(rows.values())
+    def _attacked(self, batch: Batch, attack: str, start: int) -> Columns:
+        """The columns of each image of the batch; those that can be attacked are."""
+        columns = self._columns(batch)
+        rows = dict(zip(batch, rows_of(columns), strict=True))
+        chosen = (~columns["already"] & ~columns["skipped"]).nonzero()[:, 0].tolist()
+        if chosen:
+            clean: Batches = ([batch[chosen]], {})
+            attacked, failed = self.reader.attacked(clean, attack, self._perturb(attack), start)
+            rows |= failed
+            for part in attacked:
+                rows |= self._written(part, attack)
+        return rows
+
+    def _columns(self, batch: Batch) -> dict[str, Tensor]:
+        """The facts about attacked images, or about clean ones, of which none is fooled."""
+        skipped = batch.label == (-1 if self.target is None else self.target)
+        aimed = None if self.target is None else torch.full_like(batch.label, self.target)
+        columns = outcome_columns(batch, aimed)
+        return columns | {"skipped": skipped, "fooled": columns["fooled"] & ~skipped}
 
     def _perturb(self, attack: str) -> Perturb:
-        perturb = self.attacks[attack].perturb
-        if self.target is None:
-            return perturb  # type: ignore[no-any-return]
+        perturb: Callable[..., Tensor] = self.attacks[attack].perturb
         target = self.target
+        if target is None:
+            return perturb
+        return lambda x, labels: perturb(x, torch.full_like(labels, target), targeted=True)
 
-        def towards(images: Tensor, labels: Tensor) -> Tensor:
-            aimed: Tensor = perturb(images, torch.full_like(labels, target), targeted=True)
-            return aimed
-
-        return towards
-
-    def _written(self, batch: Batch, rows: Mapping[int, AttackRow], attack: str) -> list[AttackRow]:
-        """Write the files of those that fool as they are read back, and complete their rows."""
+    def _written(self, batch: Batch, attack: str) -> Columns:
+        """Write the files of those that fool as they are read back, and return the columns."""
         used = self.attacks[attack]
         images = rounded_attack(batch.clean, batch.images, used.epsilon if in_ball(used) else None)
         files = [encode_png(as_rgb(image)) for image in images]
         read = torch.stack([load_image(data) for data in files]).to(batch.clean)
-        probabilities = self.reader.scores(read).float().softmax(dim=1)
-        predicted = probabilities.argmax(dim=1)
-        aimed = batch.label if self.target is None else torch.full_like(predicted, self.target)
-        fooled = (predicted == aimed) != (self.target is None)
-        change = (read - batch.clean).flatten(1)
-        columns = {
-            "predicted": predicted,
-            "confidence": probabilities.amax(dim=1),
-            "fooled": fooled,
-            "linf": change.abs().amax(dim=1),
-            "l2": change.norm(dim=1),
-        }
-        lists = {name: values.tolist() for name, values in columns.items()}
-        done = []
-        for i, item in enumerate(batch.items):
-            one = {name: values[i] for name, values in lists.items()}
-            if one["fooled"] or self.keep_all:
-                one["file"] = f"{_folder_of(attack)}/{self.names[item.position]}"
-                write_whole(self.store.folder / one["file"], files[i])
-            done.append(replace(rows[item.position], **one))
-        return done
+        predicted, confidence = self.reader.classified(read)
+        judged = replace(batch, images=read, predicted=predicted, confidence=confidence)
+        rows = dict(zip(batch, rows_of(self._columns(judged)), strict=True))
+        for file, (item, row) in zip(files, rows.items(), strict=True):
+            if row["fooled"] or self.keep_all:
+                row["file"] = f"{_folder_of(attack)}/{self.names[item.position]}"
+                write_whole(self.store.folder / row["file"], file)
+        return rows
 
 
 class AttackRun:
@@ -291,59 +241,44 @@ class AttackRun:
         """
         import pandas as pd
 
+        rows = self._rows()
+        return pd.DataFrame(rows, columns=None if rows else ["image", "attack", "epsilon"])
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Those of the data frame, by image and attack."""
+        turns = {attack: i for i, attack in enumerate(self.attacks)}
         rows = self._store.select(
-            "SELECT a.image, a.attack, a.label, a.before, a.predicted AS after, "
+            "SELECT a.image, a.attack, NULL AS epsilon, a.label, a.before, a.predicted AS after, "
             "l.name AS label_name, b.name AS before_name, p.name AS after_name, a.confidence, "
             "a.already AS already_wrong, a.fooled, a.skipped, a.linf, a.l2, a.file, a.error "
             "FROM attacked a LEFT JOIN classes l ON l.number = a.label "
             "LEFT JOIN classes b ON b.number = a.before "
             "LEFT JOIN classes p ON p.number = a.predicted ORDER BY a.position"
         )
-        order = {attack: i for i, attack in enumerate(self.attacks)}
-        found = [dict(row) for row in rows]
-        frame = pd.DataFrame(found, columns=list(found[0]) if found else ["image", "attack"])
-        strengths = [_pixel_units(attack) for attack in frame["attack"]]
-        frame.insert(2, "epsilon", strengths)
-        at = frame.groupby("image", sort=False).ngroup()
-        ranked = frame.assign(at=at, turn=frame["attack"].map(order)).sort_values(["at", "turn"])
-        return ranked.drop(columns=["at", "turn"]).reset_index(drop=True)
+        named = [dict(row, epsilon=_epsilon(row["attack"])) for row in rows]
+        at = {image: i for i, image in enumerate(dict.fromkeys(row["image"] for row in named))}
+        return sorted(named, key=lambda row: (at[row["image"]], turns[row["attack"]]))
 
     def to_text(self, most: int) -> str:
         """The first rows for a terminal: what became of each image under each attack."""
         import pandas as pd
 
-        frame = self.to_dataframe()
-        frame = frame[frame["error"].isna()] if len(frame) else frame
-        if frame.empty:
-            return ""
-        first = frame.head(most)
-        names = {
-            which: [
-                printable(str(number if name is None else name))
-                for name, number in zip(first[f"{which}_name"], first[which], strict=True)
-            ]
-            for which in ("label", "before", "after")
-        }
-        outcome = [
-            "already wrong" if wrong else "skipped" if skipped else "fooled" if fooled else "-"
-            for wrong, skipped, fooled in zip(
-                first["already_wrong"], first["skipped"], first["fooled"], strict=True
-            )
-        ]
-        shown = pd.DataFrame(
+        rows = [row for row in self._rows() if row["error"] is None]
+        left = len(rows) - most
+        texts = [
             {
-                "image": first["image"].map(printable),
-                "attack": first["attack"],
-                **names,
-                "confidence": first["confidence"].map("{:.3f}".format),
-                "Linf": (255 * first["linf"]).map("{:.0f}/255".format),
-                "L2": first["l2"].map("{:.2f}".format),
-                "outcome": outcome,
+                "image": printable(row["image"]),
+                "attack": row["attack"],
+                **{which: _class_text(row, which) for which in ("label", "before", "after")},
+                "confidence": f"{row['confidence']:.3f}",
+                "Linf": f"{255 * row['linf']:.0f}/255",
+                "L2": f"{row['l2']:.2f}",
+                "outcome": _outcome_text(row),
             }
-        )
-        text: str = shown.to_string(index=False)
-        left = len(frame) - len(first)
-        return text + (f"\nand {left} rows more, all in the table" if left else "")
+            for row in rows[:most]
+        ]
+        text = pd.DataFrame(texts).to_string(index=False) if texts else ""
+        return text + (f"\nand {left} rows more, all in the table" if left > 0 else "")
 
     def table_text(self) -> str:
         """:meth:`table` for a terminal, with a line on what it counts."""
@@ -379,8 +314,7 @@ class AttackRun:
 
     def write_csv(self) -> Path:
         """Write :meth:`to_dataframe` as ``attacked.csv`` into the folder."""
-        text = self.to_dataframe().to_csv(index=False)
-        return write_whole(self.folder / "attacked.csv", text.encode("utf-8", "backslashreplace"))
+        return write_whole(self.folder / "attacked.csv", self.to_dataframe().to_csv(index=False))
 
     def write_curves(self) -> Path:
         """Write :meth:`plot` as ``curves.png`` into the folder.
@@ -439,9 +373,20 @@ def _folder_of(attack: str) -> str:
     return _safe(name if levels is None else f"{name}-{levels:g}").replace("/", "_")
 
 
-def _pixel_units(attack: str) -> float | None:
+def _epsilon(attack: str) -> float | None:
+    """In pixel units."""
     levels = strength_of(attack)[1]
-    return None if levels is None else levels / 255
+    return None if levels is None else levels / LEVELS
+
+
+def _class_text(row: Mapping[str, Any], which: str) -> str:
+    name = row[f"{which}_name"]
+    return printable(str(row[which] if name is None else name))
+
+
+def _outcome_text(row: Mapping[str, Any]) -> str:
+    kinds = {"already_wrong": "already wrong", "skipped": "skipped", "fooled": "fooled"}
+    return next((words for kind, words in kinds.items() if row[kind]), "-")
 
 
 def _refuse_target_of_all(reader: BatchReader, count: int, target: int) -> None:
@@ -452,8 +397,7 @@ def _refuse_target_of_all(reader: BatchReader, count: int, target: int) -> None:
             if bool((batch.label != target).any()):
                 return
             same += 1
-    if same:
-        names = reader.model.class_names
-        name = str(target) if names is None else names[target]
-        what = "the image is" if same == 1 else f"all {same} images are"
-        raise ValueError(f"target: {what} of class {name} already; aim at another")
+    names = reader.model.class_names
+    name = str(target) if names is None else names[target]
+    what = "the image is" if same == 1 else f"all {same} images are"
+    check(not same, f"target: {what} of class {name} already; aim at another")

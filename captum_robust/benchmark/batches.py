@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from operator import index as as_index
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import printable
-from captum_robust._contexts import evaluation as _evaluation
-from captum_robust._contexts import without_new_gradients
+from captum_robust._checks import check, check_choice, check_count, check_type, printable
+from captum_robust._contexts import evaluation, without_new_gradients
 from captum_robust._processes import device_of
+from captum_robust.attacks.outcome import outcome
 from captum_robust.data import FITS, DataError, Sample, fitted
+from captum_robust.draw import as_rgb
 from captum_robust.models import Classifier
 from captum_robust.runs.store import ImageRow
 
@@ -37,7 +38,7 @@ class SampleSource(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loaded:
     """One position of a batch: a sample that fits the model, or why there is none."""
 
@@ -70,19 +71,27 @@ class Batch:
         """n, fitted to the model."""
         return [item.sample for item in self.items if item.sample is not None]
 
-    def take(self, rows: Tensor) -> Batch:
-        """The batch of the images with these numbers."""
-        items = tuple(self.items[i] for i in rows.tolist())
+    def singles(self) -> list[Batch]:
+        """Each image as a batch of its own."""
+        return [self[i : i + 1] for i in range(len(self))]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Loaded]:
+        return iter(self.items)
+
+    def __getitem__(self, rows: slice | list[int]) -> Batch:
+        """The batch of some of the images."""
+        chosen = range(len(self))[rows] if isinstance(rows, slice) else rows
         tensors = (getattr(self, field.name)[rows] for field in fields(self)[1:])
-        return Batch(items, *tensors)
-
-    def only(self, i: int) -> Batch:
-        """The batch of one image."""
-        return self.take(torch.tensor([i], device=self.label.device))
+        return Batch(tuple(self.items[i] for i in chosen), *tensors)
 
 
-Batches: TypeAlias = tuple[list[Batch], dict[int, str]]
-"""The batches, and by position the errors of the images that are in none."""
+Columns: TypeAlias = dict[Loaded, dict[str, Any]]
+"""What is in the row of each image."""
+Batches: TypeAlias = tuple[list[Batch], Columns]
+"""The batches, and for the images that are in none the error of each, as a column."""
 
 
 @dataclass(frozen=True)
@@ -123,30 +132,22 @@ class BatchReader:
 
     def clean(self, loaded: Sequence[Loaded]) -> Batches:
         """The images that could be read as one batch, with the errors of the others."""
-        failed = {item.position: item.error for item in loaded if item.error is not None}
+        unread = {item: {"error": item.error} for item in loaded if item.error is not None}
         usable = tuple(item for item in loaded if item.sample is not None)
-        batches, more = self._clean(usable) if usable else ([], {})
-        return batches, failed | more
+        batches, failed = _one_by_one(usable, self._clean) if usable else ([], {})
+        return batches, unread | failed
 
     def attacked(self, clean: Batches, name: str, perturb: Perturb, start: int) -> Batches:
         """The batches under an attack; one by one where it fails on one, with its error."""
-        batches: list[Batch] = []
-        failed = dict(clean[1])
-        for batch in clean[0]:
-            try:
-                batches.append(self._attacked(batch, name, perturb, start))
-            except Exception as error:
-                if len(batch.items) == 1:
-                    failed[batch.items[0].position] = one_line(error)
-                    continue
-                singles = [batch.only(i) for i in range(len(batch.items))]
-                more, errors = self.attacked((singles, {}), name, perturb, start)
-                batches += more
-                failed |= errors
-        return batches, failed
+
+        def attack(batch: Batch) -> Batch:
+            return self._attacked(batch, name, perturb, start)
+
+        batches, failed = _joined(_one_by_one(batch, attack) for batch in clean[0])
+        return batches, clean[1] | failed
 
     def scores(self, images: Tensor, model: torch.nn.Module | None = None) -> Tensor:
-        """Of the model, or of another around it, in evaluation mode, without gradients."""
+        """The scores n×K of the model, or of another around it, without gradients."""
         with torch.no_grad(), evaluation(self.model), self._autocast():
             scores: Tensor = (self.model if model is None else model)(images)
         return scores
@@ -170,6 +171,7 @@ class BatchReader:
         with (
             torch.random.fork_rng(devices=devices),
             evaluation(self.model),
+            without_new_gradients(self.model),
             torch.enable_grad(),
             self._autocast(),
         ):
@@ -189,39 +191,23 @@ class BatchReader:
 
     def _checked(self, sample: Sample) -> Sample:
         """The sample with a plain label; ``DataError`` for what would spoil its batch."""
-        image, mask = sample.image, sample.mask
-        if image.dtype != torch.float32 or not (image.amin() >= 0 and image.amax() <= 1):
-            raise DataError(f"{sample.id}: the image is not float32 in [0, 1]")
-        if mask is not None and mask.dtype != torch.bool:
-            raise DataError(f"{sample.id}: the mask is {mask.dtype}, not Boolean")
-        if sample.label is None:
+        image, mask, label = sample.image, sample.mask, sample.label
+        in_range = image.dtype == torch.float32 and image.amin() >= 0 and image.amax() <= 1
+        check(in_range, f"{sample.id}: the image is not float32 in [0, 1]", DataError)
+        kind = torch.bool if mask is None else mask.dtype
+        check(kind == torch.bool, f"{sample.id}: the mask is {kind}, not Boolean", DataError)
+        if label is None:
             return sample
-        label = as_index(sample.label)
-        if not 0 <= label < self.classes:
-            raise DataError(
-                f"{sample.id}: class index {label}, but the model has {self.classes} classes"
-            )
+        label, count = as_index(label), self.classes
+        known = f"the model has {count} classes"
+        check(0 <= label < count, f"{sample.id}: class index {label}, but {known}", DataError)
         return replace(sample, label=label)
 
     def _fitted(self, sample: Sample) -> Sample:
         sample = fitted(sample, self.model.input_size, self.fit)
         return replace(sample, image=to_levels(sample.image)) if self.eight_bit else sample
 
-    def _clean(self, usable: tuple[Loaded, ...]) -> Batches:
-        try:
-            return [self._clean_batch(usable)], {}
-        except Exception as error:
-            if len(usable) == 1:
-                return [], {usable[0].position: one_line(error)}
-        batches: list[Batch] = []
-        failed: dict[int, str] = {}
-        for item in usable:
-            made, error_of = self._clean((item,))
-            batches += made
-            failed |= error_of
-        return batches, failed
-
-    def _clean_batch(self, usable: tuple[Loaded, ...]) -> Batch:
+    def _clean(self, usable: tuple[Loaded, ...]) -> Batch:
         samples = [item.sample for item in usable if item.sample is not None]
         device = device_of(self.model)
         images = torch.stack([s.image for s in samples]).to(device)
@@ -233,10 +219,8 @@ class BatchReader:
     def _attacked(self, batch: Batch, name: str, perturb: Perturb, start: int) -> Batch:
         with self.undisturbed(start, name):
             images = perturb(batch.images.clone(), batch.label.clone()).detach()
-        if images.shape != batch.images.shape:
-            raise ValueError(
-                f"attack {name!r}: expected {tuple(batch.images.shape)}, got {tuple(images.shape)}"
-            )
+        shape, got = tuple(batch.images.shape), tuple(images.shape)
+        check(got == shape, f"attack {name!r}: expected {shape}, got {got}")
         images = images.to(batch.images)
         predicted, confidence = self.classified(images)
         return replace(batch, images=images, predicted=predicted, confidence=confidence)
@@ -245,6 +229,45 @@ class BatchReader:
         device = device_of(self.model).type
         enabled = self.precision == "bfloat16"
         return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
+
+
+_Part = TypeVar("_Part", Batch, tuple[Loaded, ...])
+
+
+def _one_by_one(images: _Part, make: Callable[[_Part], Batch]) -> Batches:
+    """What ``make`` returns of all images or, where that fails, of each alone; and the errors."""
+    try:
+        return [make(images)], {}
+    except Exception as error:
+        if len(images) == 1:
+            return [], {item: {"error": one_line(error)} for item in images}
+    return _joined(_one_by_one(images[i : i + 1], make) for i in range(len(images)))
+
+
+def _joined(parts: Iterable[Batches]) -> Batches:
+    batches: list[Batch] = []
+    failed: Columns = {}
+    for some, errors in parts:
+        batches += some
+        failed |= errors
+    return batches, failed
+
+
+def outcome_columns(batch: Batch, aimed: Tensor | None = None) -> dict[str, Tensor]:
+    """What became of attacked images, as columns of their rows."""
+    became = outcome(batch.clean, batch.images, batch.label, batch.before, batch.predicted, aimed)
+    names = ("label", "before", "predicted", "confidence")
+    return {name: getattr(batch, name) for name in names} | vars(became)
+
+
+def rows_of(columns: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """One dictionary a row, of columns of one length.
+
+    >>> rows_of({"fooled": torch.tensor([True, False]), "label": torch.tensor([3, 4])})
+    [{'fooled': True, 'label': 3}, {'fooled': False, 'label': 4}]
+    """
+    lists = [column.tolist() for column in columns.values()]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
 
 
 def image_row(item: Loaded, *, picture: bool) -> ImageRow:
@@ -277,9 +300,8 @@ def as_jpeg(image: Tensor) -> bytes:
     """An image 3×H×W in [0, 1] as a JPEG file."""
     from PIL import Image
 
-    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+    Image.fromarray(as_rgb(image)).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
@@ -295,48 +317,26 @@ def perturb_of(name: str, attack: Any) -> Perturb:
     Raises:
         TypeError: it is neither.
     """
-    perturb = getattr(attack, "perturb", attack)
-    if not callable(perturb):
-        raise TypeError(
-            f"attack {name!r}: expected an object with perturb(images, target) or a function, "
-            f"got {type(attack).__name__}"
-        )
-    made: Perturb = perturb
-    return made
-
-
-def check_classifier(model: Any) -> None:
-    """``TypeError`` that says how to make one."""
-    if not isinstance(model, Classifier):
-        raise TypeError(
-            f"model: expected a captum_robust.models.Classifier, got {type(model).__name__}; "
-            "wrap yours with Classifier(module, mean, std, input_size)"
-        )
+    perturb: Perturb = getattr(attack, "perturb", attack)
+    expected = "an object with perturb(images, target), or a function"
+    check_type(f"attack {name!r}", perturb, Callable, expected)
+    return perturb
 
 
 def check_settings(
-    dataset: SampleSource, limit: int | None, batch_size: int, fit: str, precision: str
+    model: Any, dataset: SampleSource, limit: int | None, batch_size: int, fit: str
 ) -> int:
-    """How many samples a run has; ``ValueError`` for what is out of range."""
+    """How many samples a run has.
+
+    Raises:
+        TypeError: ``model`` is no ``Classifier``.
+        ValueError: a setting is out of range, or there are no samples.
+    """
+    how = "a captum_robust.models.Classifier (wrap yours with Classifier(module, mean, std, size))"
+    check_type("model", model, Classifier, how)
     check_choice("fit", fit, FITS)
-    check_choice("precision", precision, PRECISIONS)
-    for name, value in (("limit", limit), ("batch_size", batch_size)):
-        if value is not None and (not isinstance(value, int) or value is True or value < 1):
-            raise ValueError(f"{name}: expected a whole number from 1, got {value!r}")
+    check_count("limit", limit, 1, optional=True)
+    check_count("batch_size", batch_size, 1)
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    if count == 0:
-        raise ValueError("dataset: it has no samples")
+    check(count, "dataset: expected at least one sample, got no samples")
     return count
-
-
-def check_choice(name: str, value: str, valid: Sequence[str]) -> None:
-    """``ValueError`` for another value."""
-    if value not in valid:
-        raise ValueError(f"{name}: expected one of {tuple(valid)}, got {value!r}")
-
-
-@contextmanager
-def evaluation(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; then modes are as before, and gradients that came are gone."""
-    with _evaluation(model), without_new_gradients(model):
-        yield

@@ -3,49 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from captum_robust._processes import progress_bar, ranks, world_size
-from captum_robust.benchmark.adaptive_cases import Variant, adaptive_variants, describe_variants
+from captum_robust._checks import check, check_choice
+from captum_robust._processes import world_size
+from captum_robust.benchmark import measure
+from captum_robust.benchmark.adaptive_cases import Stage, adaptive_stages, describe_stages
 from captum_robust.benchmark.batches import (
+    PRECISIONS,
     Batch,
     Batches,
     BatchReader,
+    Columns,
     Loaded,
-    Perturb,
     SampleSource,
-    as_jpeg,
-    check_choice,
-    check_classifier,
     check_settings,
     image_row,
     one_line,
     perturb_of,
-)
-from captum_robust.benchmark.measure import (
-    crops_of_maps,
-    measure,
-    outcomes,
-    picture_of_change,
-    stabilities,
-    thumbnail,
-    true_crops,
+    rows_of,
 )
 from captum_robust.benchmark.passes import count_passes
+from captum_robust.benchmark.runner import Rows, Runner
 from captum_robust.catalog.description import describe_run
-from captum_robust.catalog.methods import Method, build_methods, usual_methods
+from captum_robust.catalog.methods import Method, build_methods, named_methods, usual_methods
 from captum_robust.defenses import DefendedModel, Transform
 from captum_robust.metrics.functional import SALIENCY_THRESHOLDS
 from captum_robust.models import Classifier
-from captum_robust.report.comparison import ATTACK_POOL, CLEAN, GALLERY_POOL, Comparison
-from captum_robust.runs.store import AttackRow, ResultRow, RunStore
+from captum_robust.report.comparison import CLEAN, GALLERY_POOL, Comparison
+from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
 
 _TARGETS = ("label", "prediction")
 
@@ -113,319 +108,209 @@ def compare(
         ValueError: an unknown name, an empty data set, a number out of range, ``adaptive`` without
             an attack, or a folder that holds another run.
     """
-    check_classifier(model)
+    count = check_settings(model, dataset, limit, batch_size, fit)
+    check_choice("precision", precision, PRECISIONS)
     check_choice("target", target, _TARGETS)
-    count = check_settings(dataset, limit, batch_size, fit, precision)
-    asked = usual_methods(model) if methods is None else methods
-    if isinstance(asked, Iterator):
-        asked = list(asked)
-    built = build_methods(model, asked)
-    if CLEAN in (attacks or {}):
-        raise ValueError(f"attacks: {CLEAN!r} is the name of the images without an attack")
-    if adaptive and not attacks:
-        raise ValueError("adaptive: there is no attack to adapt; give attacks")
-    attacked = {name: perturb_of(name, attack) for name, attack in (attacks or {}).items()}
-
-    variants = adaptive_variants(built, attacks or {}, batch_size, target) if adaptive else []
-
-    configuration = describe_run(
-        model,
-        dataset,
-        count,
-        asked,
-        attacks or {},
-        {
-            "batch_size": batch_size,
-            "target": target,
-            "fit": fit,
-            "precision": precision,
-            "seed": seed,
-        },
-    )
+    attacks = attacks or {}
+    named = named_methods(usual_methods(model) if methods is None else methods)
+    built = build_methods(model, named)
+    check(CLEAN not in attacks, f"attacks: {CLEAN!r} is the name of the images without an attack")
+    check(attacks or not adaptive, "adaptive: there is no attack to adapt; give attacks")
+    every = tuple(built)
+    stages = [Stage(CLEAN, CLEAN, every, None)]
+    stages += [Stage(name, name, every, perturb_of(name, a)) for name, a in attacks.items()]
+    cases = adaptive_stages(built, attacks, batch_size, target) if adaptive else []
+    settings = {
+        "batch_size": batch_size,
+        "target": target,
+        "fit": fit,
+        "precision": precision,
+        "seed": seed,
+    }
+    configuration = describe_run(model, dataset, count, named, attacks, settings)
     # A run without them has no such entries, as those of earlier versions.
     if adaptive:
-        configuration["adaptive"] = describe_variants(variants)
+        configuration["adaptive"] = describe_stages(cases)
     if saliency_metric:
         configuration["settings"]["saliency_metric"] = SALIENCY_THRESHOLDS
-    if out is None and world_size() > 1:
-        raise ValueError("out: the processes of a distributed run need one folder to share")
+    alone = out is not None or world_size() == 1
+    check(alone, "out: the processes of a distributed run need one folder to share")
     temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
     folder = Path(temporary.name if temporary else str(out))
-    store = RunStore(folder, configuration)
-    store.write_classes(model.class_names or ())
     reader = BatchReader(model, dataset, fit, precision, seed)
-    stages = _stages(built, attacked, variants)
-    runner = _Runner(reader, built, stages, store, target, saliency_metric)
-    with torch.inference_mode(False), ranks() as (rank, world):
-        total = count * sum(len(stage.methods) for stage in runner.stages)
-        with progress_bar(total, "map", progress and rank == 0) as advance:
-            for start in range(rank * batch_size, count, world * batch_size):
-                runner.run_batch(start, min(start + batch_size, count), advance)
-    store.close()
+    store = RunStore(folder, configuration)
+    # The methods that are shown the same images follow each other.
+    tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
+    runner = _Comparing(reader, store, tasks, built, target, saliency_metric)
+    runner.run(count, batch_size, "map", progress)
     return Comparison(folder, _keep_alive=temporary)
 
 
+_Task: TypeAlias = tuple[Stage, str]
+"""Images, and a method that is shown them."""
+
+
 @dataclass(frozen=True)
-class _Stage:
-    """One set of attacked images, or the clean ones, and the methods that are shown them."""
+class _Work:
+    """What several methods need of one batch of positions, computed once."""
 
-    attack: str
-    """As in the tables."""
-    name: str
-    """Of this set."""
-    methods: tuple[str, ...]
-    perturb: Perturb | None
-    transforms: tuple[Transform, ...] = ()
-    """Those whose averaged scores are attacked; none: the classifier's own."""
-
-
-def _stages(
-    methods: Mapping[str, Method], attacks: Mapping[str, Perturb], variants: Sequence[Variant]
-) -> tuple[_Stage, ...]:
-    every = tuple(methods)
-    return (
-        _Stage(CLEAN, CLEAN, every, None),
-        *(_Stage(name, name, every, perturb) for name, perturb in attacks.items()),
-        *(_Stage(v.attack, v.name, v.methods, v.perturb, v.transforms) for v in variants),
+    start: int
+    clean: Batches
+    clean_maps: dict[str, dict[Loaded, Tensor]] = field(default_factory=dict)
+    """By method and by image, H×W."""
+    decisions: dict[tuple[str, str], dict[Loaded, tuple[Tensor, Tensor]]] = field(
+        default_factory=dict
     )
-
-
-class _OfBatch:
-    """What several methods need of one batch of positions, found once."""
-
-    def __init__(self) -> None:
-        self.clean_maps: dict[str, dict[int, Tensor]] = {}
-        """Of each method, by position, H×W."""
-        self.decisions: dict[tuple[str, str], dict[int, tuple[Tensor, Tensor]]] = {}
-        """By images and transforms, and by position: class and probability."""
+    """By attack and transforms, and by image: class and probability."""
 
 
 @dataclass(frozen=True)
-class _Runner:
-    reader: BatchReader
+class _Comparing(Runner[_Task]):
+    """Explains each batch by all methods; it is attacked once by each attack."""
+
     methods: Mapping[str, Method]
-    stages: tuple[_Stage, ...]
-    store: RunStore
     target: str
     saliency_metric: bool
 
-    def run_batch(self, start: int, stop: int, advance: Callable[[int], None]) -> None:
-        """Explain one batch by all methods that have not all their rows of it yet.
-
-        The images are read once, and attacked once by each attack, whatever the methods.
-        """
+    def missing(self, start: int, stop: int) -> list[_Task]:
         have = self.store.count(start, stop)
-        missing = [
-            [m for m in stage.methods if have.get((m, stage.attack), 0) < stop - start]
-            for stage in self.stages
-        ]
-        left = sum(map(len, missing))
-        advance((stop - start) * (sum(len(stage.methods) for stage in self.stages) - left))
-        if not left:
-            return
-        loaded = self.reader.load(start, stop)
-        images = [image_row(item, picture=item.position < GALLERY_POOL) for item in loaded]
-        clean = self.reader.clean(loaded)
+        return [(s, m) for s, m in self.tasks if have.get((m, s.attack), 0) < stop - start]
+
+    def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
+        rows = [image_row(item, picture=item.position < GALLERY_POOL) for item in loaded]
         if self.saliency_metric:
             crops = self._true_crops(clean[0])
-            for row in images:
-                row.true_crop = crops.get(row.position)
-        found = _OfBatch()
-        for stage, methods in zip(self.stages, missing, strict=True):
-            if not methods:
-                continue
-            prepared = clean
-            attacked: list[AttackRow] = []
-            if stage.perturb is not None:
-                prepared = self.reader.attacked(clean, stage.name, stage.perturb, start)
-                attacked = self._attack_rows(prepared, stage, loaded, found)
-            for method in methods:
-                if stage.perturb is not None and method not in found.clean_maps:
-                    # A run that goes on behind the method's clean rows.
-                    self._results(clean, loaded, method, self.stages[0], start, found)
-                rows = self._results(prepared, loaded, method, stage, start, found)
-                self.store.write(rows, images, attacked)
-                images, attacked = [], []
-                advance(stop - start)
-
-    def _results(
-        self,
-        prepared: Batches,
-        loaded: list[Loaded],
-        method: str,
-        stage: _Stage,
-        start: int,
-        found: _OfBatch,
-    ) -> list[ResultRow]:
-        batches, failed = prepared
-        rows = [
-            ResultRow(item.position, method, stage.attack, item.image, error=failed[item.position])
-            for item in loaded
-            if item.position in failed
-        ]
-        if stage.perturb is None:
-            found.clean_maps[method] = {}
-        for batch in batches:
-            rows += self._explain(batch, method, stage, start, found)
+            for item, row in zip(loaded, rows, strict=True):
+                row.true_crop = crops.get(item)
         return rows
 
-    def _explain(
-        self, batch: Batch, method: str, stage: _Stage, start: int, found: _OfBatch
-    ) -> list[ResultRow]:
-        model, asked = self.reader.model, self.methods[method]
-        explained = batch.label if self.target == "label" else batch.predicted
-        decided: list[int] | None = None
-        try:
-            images = batch.images.clone()
-            target: Tensor | None = explained.clone()
-            if asked.transforms:
-                classes, _ = self._decided(batch, asked.transforms, stage.name, found)
-                decided = classes.tolist()
-                if self.target == "prediction":
-                    explained, target = classes, None
-            with (
-                self.reader.undisturbed(start, method + stage.attack),
-                count_passes(model) as passes,
-            ):
-                began = _now(images.device)
-                explanation = asked.explain(images, target)
-                seconds = _now(images.device) - began
-            maps = explanation.maps.detach().float().cpu()
-            if maps.shape != (len(batch.images), *batch.images.shape[2:]):
-                raise ValueError(
-                    f"expected maps {len(batch.images)}×{batch.images.shape[2]}×"
-                    f"{batch.images.shape[3]}, got {tuple(maps.shape)}"
-                )
-            measured = measure(maps, batch.samples, asked)
-            for i, item in enumerate(batch.items):
-                if item.position < GALLERY_POOL:
-                    measured[i]["heat"] = thumbnail(maps[i])
-            if explanation.perturbation is not None:
-                for i, columns in enumerate(outcomes(explanation.perturbation)):
-                    measured[i] |= columns
-                    if batch.items[i].position < GALLERY_POOL:
-                        measured[i] |= picture_of_change(explanation.perturbation.change[i])
-            if self.saliency_metric and stage.perturb is None:
-                crops = crops_of_maps(self.reader.scores, batch.images, maps, explained, asked)
-                for columns, packed in zip(measured, crops, strict=True):
-                    columns["crops"] = packed
-            positions = [item.position for item in batch.items]
-            clean_maps = found.clean_maps[method]
-            if stage.perturb is None:
-                clean_maps.update(zip(positions, maps, strict=True))
-            elif asked.box is None:  # a fixed box is drawn whatever the image
-                for columns, more in zip(
-                    measured, stabilities(positions, clean_maps, maps), strict=True
-                ):
-                    columns |= more
-        except Exception as error:  # one image may fail where the others work
-            if len(batch.images) > 1:
-                singles = [batch.only(i) for i in range(len(batch.images))]
-                return [r for b in singles for r in self._explain(b, method, stage, start, found)]
-            measured, seconds, passes = [{"error": one_line(error)}], 0.0, None
-        n = len(batch.images)
-        predicted, confidence = batch.predicted.tolist(), batch.confidence.tolist()
-        classes_explained = explained.tolist()
+    def rows(self, tasks: Sequence[_Task], start: int, clean: Batches) -> Rows:
+        work = _Work(start, clean)
+        for stage, of_stage in groupby(tasks, itemgetter(0)):
+            batches, attack_rows = clean, []
+            if stage.perturb is not None:
+                batches = self.reader.attacked(clean, stage.name, stage.perturb, start)
+                attack_rows = self._attack_rows(batches, stage, work)
+            for _, method in of_stage:
+                if stage.perturb is not None and method not in work.clean_maps:
+                    # A run that goes on behind the method's clean rows.
+                    self._results(clean, method, self.tasks[0][0], work)
+                yield self._results(batches, method, stage, work), attack_rows
+                attack_rows = []
+
+    def _results(self, batches: Batches, method: str, stage: Stage, work: _Work) -> list[ResultRow]:
+        if stage.perturb is None:
+            work.clean_maps[method] = {}
+        columns = dict(batches[1])
+        for batch in batches[0]:
+            columns |= self._explained(batch, method, stage, work)
         return [
-            ResultRow(
-                item.position,
-                method,
-                stage.attack,
-                item.image,
-                predicted=predicted[i],
-                explained=classes_explained[i],
-                confidence=confidence[i],
-                decided=None if decided is None else decided[i],
-                source=None if stage.name == stage.attack else stage.name,
-                seconds=seconds / n if passes else None,
-                forward_passes=passes.forward / n if passes else None,
-                backward_passes=passes.backward / n if passes else None,
-                **measured[i],
-            )
-            for i, item in enumerate(batch.items)
+            ResultRow(item.position, method, stage.attack, item.image, **row)
+            for item, row in columns.items()
         ]
 
-    def _true_crops(self, batches: list[Batch]) -> dict[int, bytes | None]:
-        """By position; without the images whose boxes cannot be cut out."""
-        crops: dict[int, bytes | None] = {}
+    def _explained(self, batch: Batch, method: str, stage: Stage, work: _Work) -> Columns:
+        """The columns of one batch; where the method fails on it, image by image."""
+        transforms = self.methods[method].transforms
+        facts = {"predicted": batch.predicted, "confidence": batch.confidence}
+        facts["explained"] = batch.label if self.target == "label" else batch.predicted
+        try:
+            if transforms:
+                facts["decided"], _ = self._decided(batch, transforms, stage.name, work)
+                if self.target == "prediction":
+                    facts["explained"] = facts["decided"]
+            measured = self._measured(batch, method, stage, facts["explained"], work)
+        except Exception as error:  # one image may fail where the others work
+            if len(batch) > 1:
+                singles = [self._explained(one, method, stage, work) for one in batch.singles()]
+                return {item: row for single in singles for item, row in single.items()}
+            measured = [{"error": one_line(error)}]
+        facts_of = rows_of(facts)
+        source = {} if stage.name == stage.attack else {"source": stage.name}
+        return {item: {**facts_of[i], **source, **measured[i]} for i, item in enumerate(batch)}
+
+    def _measured(
+        self, batch: Batch, name: str, stage: Stage, explained: Tensor, work: _Work
+    ) -> list[dict[str, Any]]:
+        """The columns of each image's map: its cost, the metrics and the pictures."""
+        method, n = self.methods[name], len(batch)
+        images = batch.images.clone()
+        by_itself = method.transforms and self.target == "prediction"
+        target = None if by_itself else explained.clone()
+        undisturbed = self.reader.undisturbed(work.start, name + stage.attack)
+        with undisturbed, count_passes(self.reader.model) as passes:
+            began = _now(images.device)
+            explanation = method.explain(images, target)
+            seconds = _now(images.device) - began
+        maps = explanation.maps.detach().float().cpu()
+        expected, got = (n, *batch.images.shape[2:]), tuple(maps.shape)
+        check(got == expected, f"expected maps {'×'.join(map(str, expected))}, got {got}")
+        cost = {
+            "seconds": seconds / n,
+            "forward_passes": passes.forward / n,
+            "backward_passes": passes.backward / n,
+        }
+        parts = [[cost] * n, measure.map_columns(maps, batch, method)]
+        if explanation.perturbation is not None:
+            parts.append(measure.change_columns(explanation.perturbation, batch))
+        if stage.perturb is None:
+            if self.saliency_metric:
+                scores = self.reader.scores
+                parts.append(measure.crop_columns(scores, batch.images, maps, explained, method))
+            work.clean_maps[name].update(zip(batch, maps, strict=True))
+        elif method.box is None:  # a fixed box is drawn whatever the image
+            parts.append(measure.stability_columns(batch.items, work.clean_maps[name], maps))
+        return [dict(chain.from_iterable(map(dict.items, row))) for row in zip(*parts, strict=True)]
+
+    def _true_crops(self, batches: list[Batch]) -> dict[Loaded, bytes | None]:
+        """Without the images whose boxes cannot be cut out."""
+        crops: dict[Loaded, bytes | None] = {}
         for batch in batches:
             classes = batch.label if self.target == "label" else batch.predicted
             try:
-                found = true_crops(self.reader.scores, batch.images, batch.samples, classes)
+                packed = measure.true_crops(
+                    self.reader.scores, batch.images, batch.samples, classes
+                )
+                crops |= zip(batch, packed, strict=True)
             except ValueError:
-                if len(batch.items) > 1:
-                    crops |= self._true_crops([batch.only(i) for i in range(len(batch.items))])
-                continue
-            crops |= zip((item.position for item in batch.items), found, strict=True)
+                crops |= self._true_crops(batch.singles()) if len(batch) > 1 else {}
         return crops
 
     def _decided(
-        self, batch: Batch, transforms: tuple[Transform, ...], name: str, found: _OfBatch
+        self, batch: Batch, transforms: tuple[Transform, ...], images: str, work: _Work
     ) -> tuple[Tensor, Tensor]:
         """The classes of the scores averaged over the transforms, and their probabilities."""
-        known = found.decisions.setdefault((name, repr(transforms)), {})
-        positions = [item.position for item in batch.items]
-        if any(p not in known for p in positions):
+        known = work.decisions.setdefault((images, repr(transforms)), {})
+        if any(item not in known for item in batch):
             # Not in the method's own time: there it finds the class by itself.
             defended = DefendedModel(self.reader.model, transforms, transforms_per_eval=1)
             both = self.reader.classified(batch.images, defended)
-            known.update(zip(positions, zip(*both, strict=True), strict=True))
-        classes, confidence = zip(*(known[p] for p in positions), strict=True)
+            known.update(zip(batch, zip(*both, strict=True), strict=True))
+        classes, confidence = zip(*(known[item] for item in batch), strict=True)
         return torch.stack(classes), torch.stack(confidence)
 
-    def _attack_rows(
-        self, attacked: Batches, stage: _Stage, loaded: list[Loaded], found: _OfBatch
-    ) -> list[AttackRow]:
+    def _attack_rows(self, attacked: Batches, stage: Stage, work: _Work) -> list[AttackRow]:
         """What became of the images that could be read, whatever the methods."""
         batches, failed = attacked
-        rows = [
-            AttackRow(item.position, stage.name, item.image, error=failed[item.position])
-            for item in loaded
-            if item.sample is not None and item.position in failed
-        ]
+        columns = {item: row for item, row in failed.items() if item.sample is not None}
         for batch in batches:
-            judged = batch
-            if stage.transforms:
-                clean = replace(batch, images=batch.clean)
-                try:
-                    before, _ = self._decided(clean, stage.transforms, CLEAN, found)
-                    after, confidence = self._decided(batch, stage.transforms, stage.name, found)
-                except Exception as error:
-                    rows += [
-                        AttackRow(item.position, stage.name, item.image, error=one_line(error))
-                        for item in batch.items
-                    ]
-                    continue
-                judged = replace(batch, before=before, predicted=after, confidence=confidence)
-            for item, columns in zip(batch.items, measure_attack(judged), strict=True):
-                rows.append(AttackRow(item.position, stage.name, item.image, **columns))
-        return rows
+            try:
+                rows = measure.attack_columns(self._judged(batch, stage, work))
+            except Exception as error:
+                rows = [{"error": one_line(error)}] * len(batch)
+            columns |= zip(batch, rows, strict=True)
+        return [
+            AttackRow(item.position, stage.name, item.image, **row) for item, row in columns.items()
+        ]
 
-
-def measure_attack(batch: Batch) -> list[dict[str, Any]]:
-    """Of each attacked image the columns of its row."""
-    change = batch.images - batch.clean
-    flat = change.flatten(1).float()
-    already = batch.before != batch.label
-    columns = {
-        "label": batch.label,
-        "before": batch.before,
-        "predicted": batch.predicted,
-        "confidence": batch.confidence,
-        "already": already,
-        "fooled": ~already & (batch.predicted != batch.label),
-        "linf": flat.abs().amax(dim=1),
-        "l2": flat.norm(dim=1),
-    }
-    lists = {name: values.tolist() for name, values in columns.items()}
-    rows = [{name: lists[name][i] for name in lists} for i in range(len(batch.items))]
-    for i, item in enumerate(batch.items):
-        if item.position < ATTACK_POOL:
-            shown = picture_of_change(change[i])
-            rows[i]["change"] = shown["perturbation"]
-            rows[i]["amplification"] = shown["amplification"]
-            rows[i]["picture"] = as_jpeg(batch.images[i].clamp(0, 1))
-    return rows
+    def _judged(self, batch: Batch, stage: Stage, work: _Work) -> Batch:
+        """The batch with the classes of those scores that the attack is on."""
+        if not stage.transforms:
+            return batch
+        clean = replace(batch, images=batch.clean)
+        before, _ = self._decided(clean, stage.transforms, CLEAN, work)
+        after, confidence = self._decided(batch, stage.transforms, stage.name, work)
+        return replace(batch, before=before, predicted=after, confidence=confidence)
 
 
 def _now(device: torch.device) -> float:

@@ -9,22 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_robust.benchmark.batches import Batch, Loaded, as_jpeg, outcome_columns, rows_of
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import Sample
 from captum_robust.draw import amplified, encode_jpeg
-from captum_robust.metrics.functional import (
-    STABILITY_MEASURES,
-    best_iou,
-    crop_scores,
-    maxboxacc_ious,
-    pointing_game_hits,
-    pxap_histograms,
-    saliency_boxes,
-    stability,
-    sweep_boxes,
-)
+from captum_robust.metrics import functional as metrics
 from captum_robust.metrics.functional.stability import SSIM_WINDOW
-from captum_robust.report.comparison import STRATEGY_ORDER
+from captum_robust.report.comparison import ATTACK_POOL, GALLERY_POOL, STRATEGY_ORDER
 from captum_robust.runs.store import pack
 
 _HEAT_SIDE = 56
@@ -32,70 +23,87 @@ _CHANGE_SIDE = 224
 _CHANGE_BYTES = 20_000
 
 
-def measure(maps: Tensor, samples: list[Sample], method: Method) -> list[dict[str, Any]]:
-    """The metrics of each map N×H×W, as columns of its row."""
-    boxes = [s.boxes for s in samples]
-    swept = sweep_boxes(maps, STRATEGY_ORDER)
-    predicted = torch.cat([swept[s] for s in STRATEGY_ORDER], dim=1)
-    if method.box is not None:
-        predicted = method.box((maps.shape[1], maps.shape[2])).expand_as(predicted)
-        v1 = v2 = best_iou(predicted[:, :1], boxes, inclusive=True).expand(-1, 256)
+def map_columns(maps: Tensor, batch: Batch, method: Method) -> list[dict[str, Any]]:
+    """The metrics of each map N×H×W, and pictures of the first ones."""
+    true = [sample.boxes for sample in batch.samples]
+    drawn = torch.cat(list(metrics.sweep_boxes(maps, STRATEGY_ORDER).values()), dim=1)
+    if method.box is None:
+        v1, v2 = metrics.maxboxacc_ious(maps, true), metrics.maxboxacc_ious(maps, true, multi=True)
     else:
-        v1 = maxboxacc_ious(maps, boxes)
-        v2 = maxboxacc_ious(maps, boxes, multi=True)
-    ious = best_iou(predicted, boxes)
-    rows: list[dict[str, Any]] = []
-    for i, sample in enumerate(samples):
-        row: dict[str, Any] = {}
+        drawn = method.box(_size(maps)).expand_as(drawn)
+        v1 = v2 = metrics.best_iou(drawn[:, :1], true, inclusive=True).expand(-1, 256)
+    ious = metrics.best_iou(drawn, true)
+    rows: list[dict[str, Any]] = [{} for _ in batch]
+    for i, (row, sample) in enumerate(zip(rows, batch.samples, strict=True)):
         if len(sample.boxes):
-            row = {
-                "ious": pack(ious[i]),
-                "predicted_boxes": pack(predicted[i].round().to(torch.int16)),
-                "maxboxacc": pack(v1[i]),
-                "maxboxacc_v2": pack(v2[i]),
-            }
+            row["ious"] = pack(ious[i])
+            row["predicted_boxes"] = pack(drawn[i].round().to(torch.int16))
+            row["maxboxacc"] = pack(v1[i])
+            row["maxboxacc_v2"] = pack(v2[i])
         if len(sample.boxes) or sample.mask is not None:
             row["pointing"] = _pointing(maps[i], sample)
         if sample.mask is not None:
-            row["pxap"] = pack(pxap_histograms(maps[i : i + 1], sample.mask[None])[0])
-        rows.append(row)
+            row["pxap"] = pack(metrics.pxap_histograms(maps[i : i + 1], sample.mask[None])[0])
+        if batch.items[i].position < GALLERY_POOL:
+            row["heat"] = _thumbnail(maps[i])
     return rows
 
 
-def stabilities(
-    positions: Sequence[int], clean: Mapping[int, Tensor], attacked: Tensor
+def change_columns(perturbation: Perturbation, batch: Batch) -> list[dict[str, Any]]:
+    """What became of each changed image, and pictures of the first changes."""
+    names = ("new_class", "flipped", "margin")
+    rows = rows_of({name: getattr(perturbation, name) for name in names})
+    for row, item, change in zip(rows, batch, perturbation.change, strict=True):
+        if item.position < GALLERY_POOL:
+            row |= picture_of_change(change)
+    return rows
+
+
+def attack_columns(batch: Batch) -> list[dict[str, Any]]:
+    """What became of each attacked image, and pictures of the first ones."""
+    rows = rows_of(outcome_columns(batch))
+    for i, item in enumerate(batch):
+        if item.position < ATTACK_POOL:
+            drawn = picture_of_change(batch.images[i] - batch.clean[i])
+            rows[i]["change"], rows[i]["amplification"] = drawn.values()
+            rows[i]["picture"] = as_jpeg(batch.images[i])
+    return rows
+
+
+def stability_columns(
+    images: Sequence[Loaded], clean: Mapping[Loaded, Tensor], attacked: Tensor
 ) -> list[dict[str, Any]]:
-    """How far each map N×H×W is that of the clean image, as columns of its row.
+    """How far each map N×H×W is that of the clean image.
 
-    Nothing for a position without a clean map.
+    Nothing for an image without a clean map.
     """
-    known = [i for i, position in enumerate(positions) if position in clean]
-    rows: list[dict[str, Any]] = [{} for _ in positions]
-    if not known:
-        return rows
-    before = torch.stack([clean[positions[i]] for i in known])
-    measures = [
-        m for m in STABILITY_MEASURES if m != "ssim" or min(before.shape[1:]) >= SSIM_WINDOW
-    ]
-    found = stability(before, attacked[known], measures=measures)
-    for j, i in enumerate(known):
-        rows[i] = {name: float(values[j]) for name, values in found.items()}
+    rows: list[dict[str, Any]] = [{} for _ in images]
+    known = [i for i, image in enumerate(images) if image in clean]
+    if known:
+        before = torch.stack([clean[images[i]] for i in known])
+        large = min(_size(before)) >= SSIM_WINDOW
+        measures = [m for m in metrics.STABILITY_MEASURES if m != "ssim" or large]
+        values = rows_of(metrics.stability(before, attacked[known], measures=measures))
+        for i, row in zip(known, values, strict=True):
+            rows[i] = row
     return rows
 
 
-def crops_of_maps(
+def crop_columns(
     scores: Callable[[Tensor], Tensor],
     images: Tensor,
     maps: Tensor,
     classes: Tensor,
     method: Method,
-) -> list[bytes]:
-    """Of each image the areas and log probabilities of the crops around its map, 2×A packed."""
+) -> list[dict[str, Any]]:
+    """The areas and log probabilities of the crops around each map, 2×A packed."""
     if method.box is None:
-        boxes = saliency_boxes(maps)
+        boxes = metrics.saliency_boxes(maps)
     else:
-        boxes = method.box((maps.shape[1], maps.shape[2])).expand(len(maps), 1, 4)
-    return _packed(crop_scores(scores, images, boxes, classes))
+        boxes = method.box(_size(maps)).expand(len(maps), 1, 4)
+    return [
+        {"crops": packed} for packed in _packed(metrics.crop_scores(scores, images, boxes, classes))
+    ]
 
 
 def true_crops(
@@ -103,15 +111,17 @@ def true_crops(
 ) -> list[bytes | None]:
     """The same of the largest true box of each image; None where there is no box."""
     known = [i for i, sample in enumerate(samples) if len(sample.boxes)]
-    found: list[bytes | None] = [None] * len(samples)
-    if not known:
-        return found
-    boxes = torch.stack([_largest(samples[i].boxes) for i in known])[:, None]
-    rows = torch.tensor(known, device=images.device)
-    packed = _packed(crop_scores(scores, images[rows], boxes, classes[rows]))
-    for i, row in zip(known, packed, strict=True):
-        found[i] = row
-    return found
+    crops: list[bytes | None] = [None] * len(samples)
+    if known:
+        boxes = torch.stack([_largest(samples[i].boxes) for i in known])[:, None]
+        packed = _packed(metrics.crop_scores(scores, images[known], boxes, classes[known]))
+        for i, crop in zip(known, packed, strict=True):
+            crops[i] = crop
+    return crops
+
+
+def _size(maps: Tensor) -> tuple[int, int]:
+    return maps.shape[1], maps.shape[2]
 
 
 def _largest(boxes: Tensor) -> Tensor:
@@ -129,27 +139,18 @@ def _pointing(heat: Tensor, sample: Sample) -> float:
     height, width = sample.size
     scale = torch.tensor([size[1] / width, size[0] / height] * 2)
     if sample.mask is None:
-        return float(pointing_game_hits(at_size, [sample.boxes * scale])[0])
+        return float(metrics.pointing_game_hits(at_size, [sample.boxes * scale])[0])
     mask = F.interpolate(sample.mask[None, None].float(), size=size, mode="nearest")[0].bool()
-    return float(pointing_game_hits(at_size, mask)[0])
+    return float(metrics.pointing_game_hits(at_size, mask)[0])
 
 
-def thumbnail(heat: Tensor) -> bytes:
+def _thumbnail(heat: Tensor) -> bytes:
     """The map as _HEAT_SIDE² bytes, scaled to its own range; enough to draw it."""
     size = (_HEAT_SIDE, _HEAT_SIDE)
     small = F.interpolate(heat[None, None], size=size, mode="area")[0, 0]
     low, high = small.min(), small.max()
     scaled = (small - low) / (high - low) if high > low else torch.zeros_like(small)
     return pack((scaled * 255).round().to(torch.uint8))
-
-
-def outcomes(perturbation: Perturbation) -> list[dict[str, Any]]:
-    """What became of each changed image, as columns of its row."""
-    new_class, flipped = perturbation.new_class.tolist(), perturbation.flipped.tolist()
-    return [
-        {"new_class": c, "flipped": f, "margin": m}
-        for c, f, m in zip(new_class, flipped, perturbation.margin.tolist(), strict=True)
-    ]
 
 
 def picture_of_change(change: Tensor) -> dict[str, Any]:

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from captum_robust._checks import check, check_count
+from captum_robust._contexts import evaluation, without_new_gradients
 from captum_robust._processes import device_of, progress_bar
 from captum_robust.attacks import Attack, GradientStep
-from captum_robust.benchmark.batches import SampleSource, evaluation, to_levels
+from captum_robust.attacks.outcome import Outcome, outcome
+from captum_robust.benchmark.batches import SampleSource, to_levels
 from captum_robust.data import Sample, resize
 from captum_robust.models import Classifier
+from captum_robust.report.outcomes import summarize_attack
 
 if TYPE_CHECKING:
     import pandas as pd
-
-from captum_robust.report.outcomes import summarize_attack
 
 
 def robust_accuracy(
@@ -69,48 +71,39 @@ def robust_accuracy(
     import pandas as pd
 
     strengths = [float(e) for e in epsilons]
-    if not strengths:
-        raise ValueError("epsilons: expected at least one strength")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit: expected a whole number from 1, got {limit!r}")
-    columns: dict[float, list[dict[str, Tensor]]] = {e: [] for e in strengths}
-    restored = evaluation(model) if isinstance(model, torch.nn.Module) else nullcontext()
-    with restored, progress_bar(limit, "image", progress) as advance:
+    check(strengths, "epsilons: expected at least one strength")
+    check_count("limit", limit, 1, optional=True)
+    outcomes: dict[float, list[Outcome]] = {e: [] for e in strengths}
+    is_module = isinstance(model, torch.nn.Module)
+    without_traces = without_new_gradients(model) if is_module else nullcontext()
+    with evaluation(model), without_traces, progress_bar(limit, "image", progress) as advance:
         for images, labels in _batches(model, data, batch_size, limit):
             images = to_levels(images)
             before = _classes(model, images)
             labels = torch.where(labels < 0, before, labels)
-            for epsilon in columns:
-                columns[epsilon].append(_attacked(model, attack, images, labels, before, epsilon))
+            for epsilon in outcomes:
+                attacked = attack.perturb(images.clone(), labels.clone(), epsilon=epsilon).detach()
+                rounded = rounded_attack(images, attacked, epsilon if in_ball(attack) else None)
+                after = _classes(model, rounded)
+                outcomes[epsilon].append(outcome(images, rounded, labels, before, after))
             advance(len(images))
-    seen = next(iter(columns.values()))
-    if not seen:
-        raise ValueError("data: no images")
-    if all(bool(batch["already"].all()) for batch in seen):
-        n = sum(len(batch["already"]) for batch in seen)
-        raise ValueError(
-            f"data: the model classifies none of the {n} images right, so there is nothing to "
-            "attack; do the labels count the model's classes?"
-        )
-    rows = []
-    for epsilon in strengths:
-        parts = columns[epsilon]
-        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        summary = summarize_attack(**joined, level=level, seed=seed)
-        rows.append({"epsilon": epsilon, **vars(summary)})
+    joined = {epsilon: _joined(parts) for epsilon, parts in outcomes.items()}
+    already = joined[strengths[0]].get("already", torch.zeros(0))
+    check(len(already), "data: expected images, got none")
+    check(
+        not already.all(),
+        f"data: the model classifies none of the {len(already)} images right, so there is nothing "
+        "to attack; do the labels count the model's classes?",
+    )
+    summaries = [summarize_attack(**joined[e], level=level, seed=seed) for e in strengths]
+    rows = [{"epsilon": e, **vars(s)} for e, s in zip(strengths, summaries, strict=True)]
     return pd.DataFrame(rows)
 
 
-def _attacked(
-    model: Any, attack: Any, images: Tensor, labels: Tensor, before: Tensor, epsilon: float
-) -> dict[str, Tensor]:
-    found = attack.perturb(images.clone(), labels.clone(), epsilon=epsilon).detach()
-    rounded = rounded_attack(images, found, epsilon if in_ball(attack) else None)
-    change = (rounded - images).flatten(1).float()
-    already = before != labels
-    fooled = ~already & (_classes(model, rounded) != labels)
-    sizes = {"linf": change.abs().amax(dim=1), "l2": change.norm(dim=1)}
-    return {k: v.cpu() for k, v in {"already": already, "fooled": fooled, **sizes}.items()}
+def _joined(parts: list[Outcome]) -> dict[str, Tensor]:
+    """The columns of all images, on the CPU."""
+    names = vars(parts[0]) if parts else ()
+    return {name: torch.cat([getattr(part, name).cpu() for part in parts]) for name in names}
 
 
 def in_ball(attack: Any) -> bool:
@@ -149,11 +142,10 @@ def _batches(
     device = device_of(model) if isinstance(model, torch.nn.Module) else None
     left = math.inf if limit is None else limit
     is_set = hasattr(data, "__getitem__") and len(data) > 0 and isinstance(data[0], Sample)
-    source = _of_samples(model, data, batch_size, limit) if is_set else data
-    for batch in source:
-        if not isinstance(batch, Sequence) or len(batch) < 2:
-            kind = type(batch).__name__
-            raise TypeError(f"data: expected samples, or batches (images, labels), got {kind}")
+    for batch in _of_samples(model, data, batch_size, limit) if is_set else data:
+        is_pair = isinstance(batch, Sequence) and len(batch) >= 2
+        what = f"samples, or batches (images, labels), got {type(batch).__name__}"
+        check(is_pair, f"data: expected {what}", TypeError)
         images, labels = (torch.as_tensor(part) for part in batch[:2])
         n = int(min(left, len(images)))
         if n == 0:

@@ -9,16 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captum_robust._checks import unknown_name
-from captum_robust.attacks import (
-    FGSM,
-    PGD,
-    Attack,
-    DeepFool,
-    LBFGSAttack,
-    LeastLikelyClass,
-    UniversalPerturbation,
-)
+from captum_robust import attacks as kinds
+from captum_robust._checks import check, check_choice
+from captum_robust.attacks import Attack
 from captum_robust.models import Classifier
 
 LEVELS = 255
@@ -34,20 +27,20 @@ class AttackOptions:
     """What the attacks of a run share."""
 
     steps: int = DEFAULT_STEPS
-    """Of attacks that take several."""
+    """How many an attack takes that takes several."""
     seed: int = 0
     universal: Path | None = None
     """File of a universal perturbation."""
     all_steps: bool = False
-    """Of PGD: go on with images that are fooled, as far as the strength allows."""
+    """Whether PGD goes on with images that are fooled, as far as the strength allows."""
 
 
 @dataclass(frozen=True)
 class NamedAttack:
-    """How an attack is made."""
+    """How an attack is built."""
 
-    make: Callable[[Classifier, float | None, AttackOptions], Attack]
-    """Of a model, a strength in pixel units where it takes one, and the options."""
+    make: Callable[[Classifier, float, AttackOptions], Attack]
+    """From a model, a strength in pixel units, and the options."""
     meaning: str
     has_strength: bool = True
     """False: it looks for the smallest change, or has a strength of its own; it runs once."""
@@ -55,39 +48,35 @@ class NamedAttack:
     """Whether it can move towards a given class."""
 
 
-def _universal(model: Classifier, _: float | None, options: AttackOptions) -> Attack:
+def _pgd(model: Classifier, epsilon: float, options: AttackOptions) -> Attack:
+    early_stop = not options.all_steps
+    return kinds.PGD(model, epsilon, steps=options.steps, early_stop=early_stop, seed=options.seed)
+
+
+def _universal(model: Classifier, _: float, options: AttackOptions) -> Attack:
     if options.universal is None:
         raise ValueError("universal: this attack needs the file of a saved perturbation")
-    return UniversalPerturbation.load(options.universal, model)
+    return kinds.UniversalPerturbation.load(options.universal, model)
 
 
 ATTACKS: dict[str, NamedAttack] = {
     "fgsm": NamedAttack(
-        lambda model, epsilon, _: FGSM(model, epsilon or 0.0),
+        lambda model, epsilon, _: kinds.FGSM(model, epsilon),
         "one step along the sign of the gradient",
     ),
-    "pgd": NamedAttack(
-        lambda model, epsilon, options: PGD(
-            model,
-            epsilon or 0.0,
-            steps=options.steps,
-            early_stop=not options.all_steps,
-            seed=options.seed,
-        ),
-        "projected gradient descent, several small steps",
-    ),
+    "pgd": NamedAttack(_pgd, "projected gradient descent, several small steps"),
     "least_likely": NamedAttack(
-        lambda model, epsilon, options: LeastLikelyClass(model, epsilon or 0.0, options.steps),
+        lambda model, epsilon, options: kinds.LeastLikelyClass(model, epsilon, options.steps),
         "steps towards the class with the lowest score",
         can_aim=False,
     ),
     "deepfool": NamedAttack(
-        lambda model, _, __: DeepFool(model, quantize=True),
+        lambda model, *_: kinds.DeepFool(model, quantize=True),
         "the smallest change, by linearising the boundaries",
         has_strength=False,
     ),
     "lbfgs": NamedAttack(
-        lambda model, _, __: LBFGSAttack(model, quantize=True),
+        lambda model, *_: kinds.LBFGSAttack(model, quantize=True),
         "the smallest change, by box-constrained optimisation",
         has_strength=False,
     ),
@@ -116,25 +105,19 @@ def build_attacks(
             damaged, file of a universal perturbation.
         FileNotFoundError: there is no such file.
     """
-    options = AttackOptions() if options is None else options
     for name in names:
-        if name not in ATTACKS:
-            raise unknown_name("attack", name, ATTACKS)
+        check_choice("attack", name, ATTACKS)
     for what, values in (("attack", names), ("epsilon", epsilons)):
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{what}: expected at least one, and each once, got {list(values)}")
-    for epsilon in epsilons:
-        check_levels(epsilon)
-    built: dict[str, Attack] = {}
+        each_once = len(values) == len(set(values)) > 0
+        check(each_once, f"{what}: expected at least one, and each once, got {list(values)}")
+    strengths = [check_levels(epsilon) for epsilon in epsilons]
+    attacks: dict[str, Attack] = {}
     for name in names:
         kind = ATTACKS[name]
-        if kind.has_strength:
-            for epsilon in epsilons:
-                made = kind.make(model, epsilon / LEVELS, options)
-                built[strength_name(name, epsilon)] = made
-        else:
-            built[name] = kind.make(model, None, options)
-    return built
+        named = {strength_name(name, e): e / LEVELS for e in strengths}
+        for own, epsilon in (named if kind.has_strength else {name: 0.0}).items():
+            attacks[own] = kind.make(model, epsilon, options or AttackOptions())
+    return attacks
 
 
 def parse_epsilons(text: str) -> list[float]:
@@ -155,11 +138,8 @@ def check_levels(value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not 0 <= number <= LEVELS:  # NaN too
-        raise ValueError(
-            f"epsilon: expected numbers from 0 to {LEVELS} (levels of an 8-bit image), separated "
-            f"by commas, got {value!r}"
-        )
+    what = f"numbers from 0 to {LEVELS} (levels of an 8-bit image), separated by commas"
+    check(0 <= number <= LEVELS, f"epsilon: expected {what}, got {value!r}")  # NaN too
     return number
 
 
@@ -181,5 +161,5 @@ def strength_of(name: str) -> tuple[str, float | None]:
     ('pgd, adaptive', 2.0)
     """
     pattern = rf"(.+) (\d+(?:\.\d+)?(?:e-\d+)?)/{LEVELS}(, adaptive(?: \(.*\))?)?"
-    found = re.fullmatch(pattern, name, re.DOTALL)
-    return (found[1] + (found[3] or ""), float(found[2])) if found else (name, None)
+    parts = re.fullmatch(pattern, name, re.DOTALL)
+    return (parts[1] + (parts[3] or ""), float(parts[2])) if parts else (name, None)

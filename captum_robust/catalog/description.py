@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,67 +16,77 @@ from captum.attr import Attribution
 from captum_robust._files import checksum
 from captum_robust._processes import device_of
 from captum_robust.attacks import Attack
-from captum_robust.attr.adversarial_localization import AdversarialLocalization
-from captum_robust.attr.iterative_mask import IterativeMask
-from captum_robust.attr.perceptual_ball import BallSettings
-from captum_robust.attr.real_time_masking import RealTimeMasking, pretrained
-from captum_robust.catalog.methods import (
-    BALL_BLUR,
-    BALL_SETTINGS,
-    DEFENDED,
-    FINE_CAM_POWER,
-    FINE_CAM_SCALE,
-    PERTURBING,
-    WITH_PERCEPTUAL_LAYERS,
-)
+from captum_robust.attr import AdversarialLocalization, BallSettings, IterativeMask, RealTimeMasking
+from captum_robust.attr.real_time_masking import pretrained
+from captum_robust.catalog import methods as known
 from captum_robust.defenses import default_transforms
 from captum_robust.models import Classifier
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective
+
+_PACKAGE = __name__.partition(".")[0]
+_PACKAGES = ("captum-robust", "captum", "torch", "torchvision", "numpy")
+_MASKS = (PaperObjective, CodeObjective, EvidenceRemoval)
+_PLAIN = (bool, int, float, str, tuple, type(None), BallSettings, *_MASKS)
+"""What shows all that it holds in its ``repr``."""
 
 
 def describe_run(
     model: Classifier,
     dataset: Any,
     count: int,
-    methods: Any,
+    methods: Mapping[str, Any],
     attacks: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The configuration of a run over the first ``count`` samples of a data set."""
-    described = _describe_methods(methods)
-    facts = _describe_model(model)
-    if not set(WITH_PERCEPTUAL_LAYERS).isdisjoint(described.values()):
-        facts["perceptual_layers"] = _names_of_perceptual_layers(model)
-    settings = dict(settings)
-    if not set(PERTURBING).isdisjoint(described.values()):
-        # A name says nothing of them: with others its rows are not the same method's.
-        settings["perturbing_methods"] = (
-            f"{BALL_SETTINGS}, blur {BALL_BLUR:g}, map of {FINE_CAM_SCALE:.4g} times the size to "
-            f"the power {FINE_CAM_POWER:g}"
-        )
-    if not set(DEFENDED).isdisjoint(described.values()):
-        settings["defended_methods"] = repr(default_transforms())
-    if "iterative_mask" in described.values():
-        settings["iterative_mask"] = _describe(IterativeMask(model))
-    if "real_time_masking" in described.values() and model.name in pretrained():
-        settings["masking_network"] = f"{zlib.crc32(pretrained()[model.name].read_bytes()):08x}"
+    described = {k: v if isinstance(v, str) else _describe(v) for k, v in methods.items()}
     return {
-        "model": facts,
+        "model": _describe_model(model, described.values()),
         "dataset": _describe_dataset(dataset, count),
         "methods": described,
         "attacks": {name: _describe(attack) for name, attack in attacks.items()},
-        "settings": {**settings, "device": device_of(model).type},
-        "versions": _versions(),
+        "settings": {
+            **settings,
+            **_describe_named(model, described.values()),
+            "device": device_of(model).type,
+        },
+        "versions": {package: version(package) for package in _PACKAGES},
     }
+
+
+def _describe_named(model: Classifier, methods: Collection[str]) -> dict[str, str]:
+    """What a name does not say of its method: with other settings its rows are another's."""
+    facts = {}
+    if any(name in methods for name in known.PERTURBING):
+        scale, power = known.FINE_CAM_SCALE, known.FINE_CAM_POWER
+        facts["perturbing_methods"] = (
+            f"{known.BALL_SETTINGS}, blur {known.BALL_BLUR:g}, map of {scale:.4g} times the size "
+            f"to the power {power:g}"
+        )
+    if any(name in methods for name in known.DEFENDED):
+        facts["defended_methods"] = repr(default_transforms())
+    if "iterative_mask" in methods:
+        facts["iterative_mask"] = _describe(IterativeMask(model))
+    if "real_time_masking" in methods and model.name in pretrained():
+        facts["masking_network"] = _checksum_of(pretrained()[model.name])
+    return facts
 
 
 def _describe(value: Any) -> str:
     """A function by its name; an object by its class, its plain settings and its attributions."""
     if not hasattr(value, "__dict__") or hasattr(value, "__qualname__"):
         return f"function:{getattr(value, '__qualname__', type(value).__qualname__)}"
-    plain = (bool, int, float, str, tuple, type(None), BallSettings)
-    masks = (PaperObjective, CodeObjective, EvidenceRemoval)
-    settings = {k: repr(v) for k, v in vars(value).items() if isinstance(v, (*plain, *masks))}
+    settings = {}
+    for name, part in vars(value).items():
+        if isinstance(part, _PLAIN):
+            settings[name] = repr(part)
+        elif isinstance(part, Attribution):
+            settings[name] = _describe(part)
+        elif isinstance(value, Attack):  # a perturbation that it carries, its loss and transform
+            if isinstance(part, torch.Tensor):
+                settings[name] = f"crc32:{checksum([part]):08x}"
+            elif callable(part) and name != "forward_func":
+                settings[name] = _describe(part)
     if isinstance(value, RealTimeMasking):
         decoder = value.network.decoder.state_dict()
         settings["network"] = f"crc32:{checksum(decoder.values()):08x}"
@@ -84,79 +94,63 @@ def _describe(value: Any) -> str:
         weights = value.network.state_dict()
         settings["network"] = f"crc32:{checksum(weights.values()):08x}"
         settings["n_segments"] = repr(value.network.n_segments)
-    settings |= {k: _describe(v) for k, v in vars(value).items() if isinstance(v, Attribution)}
-    if isinstance(value, Attack):  # its loss and transform, and a perturbation that it carries
-        for name, part in vars(value).items():
-            if isinstance(part, torch.Tensor):
-                settings[name] = f"crc32:{checksum([part]):08x}"
-            elif callable(part) and name != "forward_func" and name not in settings:
-                settings[name] = _describe(part)
+    listed = ", ".join(f"{name}={text}" for name, text in sorted(settings.items()))
     # A function among a tuple's elements shows its address, another in each process.
-    settings = {k: re.sub(r" at 0x[0-9a-f]+", "", v) for k, v in settings.items()}
-    listed = ", ".join(f"{k}={v}" for k, v in sorted(settings.items()))
-    return f"{type(value).__module__}.{type(value).__qualname__}({listed})"
+    return f"{_class_of(value)}({re.sub(r' at 0x[0-9a-f]+', '', listed)})"
 
 
-def _describe_methods(methods: Any) -> dict[str, str]:
-    if isinstance(methods, str):
-        methods = [methods]
-    if not isinstance(methods, Mapping):
-        methods = {str(m): m for m in methods}
-    return {k: v if isinstance(v, str) else _describe(v) for k, v in methods.items()}
+def _class_of(value: Any) -> str:
+    """The class by its name; of this package without the file, which may be another tomorrow."""
+    module = type(value).__module__
+    where = _PACKAGE if module.startswith(f"{_PACKAGE}.") else module
+    return f"{where}.{type(value).__qualname__}"
 
 
-def _describe_model(model: Classifier) -> dict[str, Any]:
-    return {
+def _describe_model(model: Classifier, methods: Collection[str]) -> dict[str, Any]:
+    facts = {
         "name": model.name,
         "cam_layer": _name_of_cam_layer(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights_crc32": checksum((*model.parameters(), *model.buffers())),
         "input_size": list(model.input_size),
     }
+    if any(name in methods for name in known.WITH_PERCEPTUAL_LAYERS):
+        layers = model.perceptual_layers
+        facts["perceptual_layers"] = ", ".join(_name_of(model, layer) for layer in layers)
+    return facts
 
 
 def _name_of_cam_layer(model: Classifier) -> str | None:
     try:
-        layer = model.cam_layer
+        return _name_of(model, model.cam_layer)
     except ValueError:  # it has none; the methods that need none still run
         return None
-    names: dict[str, torch.nn.Module] = dict(model.module.named_modules())
-    return next(name for name, module in names.items() if module is layer)
 
 
-def _names_of_perceptual_layers(model: Classifier) -> str:
-    names = {module: name for name, module in model.module.named_modules()}
-    return ", ".join(names.get(layer, type(layer).__name__) for layer in model.perceptual_layers)
+def _name_of(model: Classifier, layer: torch.nn.Module) -> str:
+    names = (name for name, part in model.module.named_modules() if part is layer)
+    return next(names, type(layer).__name__)
 
 
 def _describe_dataset(dataset: Any, count: int) -> dict[str, Any]:
     ids = getattr(dataset, "ids", None)
-    names = None if ids is None else zlib.crc32(json.dumps(list(ids[:count])).encode())
-    kind = getattr(dataset, "kind", type(dataset).__name__)
+    options = sorted(getattr(dataset, "__dict__", {}).items())
     return {
-        "kind": kind,
+        "kind": getattr(dataset, "kind", type(dataset).__name__),
         "samples": count,
-        "ids_crc32": names,
+        "ids_crc32": None if ids is None else zlib.crc32(json.dumps(list(ids[:count])).encode()),
         "options": {
-            name.lstrip("_"): _describe_option(value)
-            for name, value in sorted(getattr(dataset, "__dict__", {}).items())
+            name.lstrip("_"): _describe_path(value) if isinstance(value, Path) else value
+            for name, value in options
             if isinstance(value, (str, bool, int, Path))
         },
     }
 
 
-def _describe_option(value: Any) -> Any:
+def _describe_path(path: Path) -> str:
     """A path with the checksum of what is in its file, such as a table of boxes."""
-    if not isinstance(value, Path):
-        return value
-    of_file = 0
-    if value.is_file():
-        with value.open("rb") as file:
-            while block := file.read(1 << 20):
-                of_file = zlib.crc32(block, of_file)
-    return f"{value.resolve()} {of_file:08x}" if value.is_file() else str(value.resolve())
+    return f"{path.resolve()} {_checksum_of(path)}" if path.is_file() else str(path.resolve())
 
 
-def _versions() -> dict[str, str]:
-    packages = ("captum-robust", "captum", "torch", "torchvision", "numpy")
-    return {package: version(package) for package in packages}
+def _checksum_of(file: Path) -> str:
+    return f"{zlib.crc32(file.read_bytes()):08x}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from captum.attr import (
     Attribution,
     Deconvolution,
@@ -23,23 +22,25 @@ from captum.attr import (
 )
 from torch import Tensor
 
-from captum_robust._checks import unknown_name
+from captum_robust._checks import check, check_choice, check_type
+from captum_robust._resize import resized
 from captum_robust.attacks import Attack, ExplanationAttack
-from captum_robust.attr import Defended, Guided, MultiScale, TopClasses
-from captum_robust.attr.adversarial_localization import AdversarialLocalization
-from captum_robust.attr.iterative_mask import IterativeMask
-from captum_robust.attr.perceptual_ball import BallSettings, PerceptualBallPerturbation
-from captum_robust.attr.real_time_masking import RealTimeMasking, pretrained
-from captum_robust.attr.robust_cam import RobustCAM
+from captum_robust.attr import (
+    AdversarialLocalization,
+    BallSettings,
+    Defended,
+    Guided,
+    IterativeMask,
+    MultiScale,
+    PerceptualBallPerturbation,
+    RealTimeMasking,
+    RobustCAM,
+    TopClasses,
+)
+from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog.relevance import RelevancePropagation
 from captum_robust.defenses import DefendedModel, Transform, default_transforms
-from captum_robust.metrics.functional import (
-    center_box,
-    center_box_map,
-    random_map,
-    whole_image_box,
-    whole_image_map,
-)
+from captum_robust.metrics import functional as metrics
 from captum_robust.models import Classifier, takes_size
 
 
@@ -71,7 +72,8 @@ class Method:
     """How images are explained, and, for a baseline, the box that it always draws."""
 
     explain: Callable[[Tensor, Tensor | None], Explanation]
-    """Of images N×C×H×W and classes N; None: those that a defended method takes them for."""
+    """(images N×C×H×W, classes N or None) -> what it says of them. None stands for the classes that
+    a defended method takes them for."""
     box: Callable[[tuple[int, int]], Tensor] | None = None
     """(H, W) -> (x0, y0, x1, y1), whatever the threshold; None: the box comes from the map."""
     towards: Callable[[int], Method] | None = None
@@ -100,7 +102,7 @@ FINE_CAM_SCALE = 12 / 7
 network that takes one size only, the map of the image as it is."""
 FINE_CAM_POWER = 0.5
 COUNTERFACTUAL_SETTINGS = BallSettings(perceptual_weight=1.0, max_iterations=30)
-"""Of the balls that move towards a class: few images get there with the features kept as above."""
+"""For balls that move towards a class: few images get there with the features kept as above."""
 
 
 def heat_map(attribution: Tensor, size: tuple[int, int], *, signed: bool = False) -> Tensor:
@@ -115,50 +117,64 @@ def heat_map(attribution: Tensor, size: tuple[int, int], *, signed: bool = False
     """
     if attribution.ndim == 3:
         attribution = attribution.unsqueeze(1)
-    if attribution.ndim != 4:
-        raise ValueError(f"attribution: expected N×H×W or N×C×H×W, got {tuple(attribution.shape)}")
+    shape = tuple(attribution.shape)
+    check(len(shape) == 4, f"attribution: expected N×H×W or N×C×H×W, got {shape}")
     attribution = attribution.float()
     if attribution.shape[1] == 1 or attribution.shape[2:] != size:
         positive = attribution.mean(dim=1, keepdim=True).clamp(min=0)
-        return F.interpolate(positive, size=size, mode="bilinear", align_corners=False)[:, 0]
+        return resized(positive, size, antialias=False)[:, 0]
     if signed:
         return attribution.mean(dim=1).clamp(min=0)
     return attribution.abs().sum(dim=1)
 
 
-def from_attribution(attribution: Attribution, *, signed: bool = False, **arguments: Any) -> Method:
-    """A method out of any Captum attribution; ``arguments`` go to its ``attribute``."""
+def from_function(
+    attribute: Callable[[Tensor, Tensor | None], Tensor], *, signed: bool = False, **facts: Any
+) -> Method:
+    """A method out of a function of images and classes; ``facts`` are fields of the method."""
 
     def explain(images: Tensor, target: Tensor | None) -> Explanation:
+        size = (images.shape[2], images.shape[3])
+        return Explanation(heat_map(attribute(images, target).detach(), size, signed=signed))
+
+    return Method(explain, **facts)
+
+
+def from_attribution(attribution: Attribution, **arguments: Any) -> Method:
+    """A method out of any Captum attribution; ``arguments`` go to its ``attribute``."""
+
+    def attribute(images: Tensor, target: Tensor | None) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Captum's notes on the hooks and gradients it sets
-            result = attribution.attribute(images, target=target, **arguments)
-        if isinstance(result, tuple):
-            result = result[0]
-        size = (images.shape[2], images.shape[3])
-        return Explanation(heat_map(result.detach(), size, signed=signed))
+            maps: Tensor | tuple[Tensor, ...]
+            maps = attribution.attribute(images, target=target, **arguments)
+        return maps[0] if isinstance(maps, tuple) else maps
 
     transforms = attribution.transforms if isinstance(attribution, Defended) else ()
-    return Method(explain, transforms=transforms, attack_map=_map_attack(attribution, arguments))
+    attack_map = _map_attack(attribution, arguments)
+    return from_function(attribute, transforms=transforms, attack_map=attack_map)
 
 
-def _map_attack(
-    attribution: Attribution, arguments: Mapping[str, Any]
-) -> Callable[[float, int], Attack] | None:
+_MapAttack: TypeAlias = Callable[[float, int], Attack]
+
+
+def _map_attack(attribution: Attribution, arguments: Mapping[str, Any]) -> _MapAttack | None:
     """How the map of a class activation map, or of a defended one, or a mask is attacked."""
     if isinstance(attribution, RealTimeMasking):
-        return _mask_attack(attribution)
+        network, confidence = attribution.network, attribution.confidence
+        return _mask_attack(attribution, lambda x, target: network(x, target, confidence))
     if isinstance(attribution, AdversarialLocalization):
-        return _localization_attack(attribution)
+        # Of pixels: super-pixels have no gradient.
+        return _mask_attack(attribution, lambda x, _: attribution.network(x))
     is_defended = isinstance(attribution, Defended)
     inner = attribution.attribution if is_defended else attribution
+    if not isinstance(inner, (RobustCAM, LayerGradCam)):
+        return None
     surrogate: Attribution | None = None
     if is_defended and isinstance(inner, LayerGradCam):
         # Captum's own detaches its map; with one class this is the same, and has a gradient.
         same = RobustCAM(inner.forward_func, inner.layer, base="gradcam")
         surrogate = Defended(same, attribution.transforms, attribution.combine)
-    elif not isinstance(inner, (RobustCAM, LayerGradCam)):
-        return None
 
     def make(epsilon: float, steps: int) -> Attack:
         model = attribution.forward_func
@@ -180,13 +196,11 @@ def _map_attack(
     return make
 
 
-def _mask_attack(masking: RealTimeMasking) -> Callable[[float, int], Attack]:
-    network, confidence = masking.network, masking.confidence
-
+def _mask_attack(masking: Attribution, network: Callable[[Tensor, Tensor], Tensor]) -> _MapAttack:
     def masks(images: Tensor, target: Tensor) -> Tensor:
         """With a graph: ``attribute`` detaches them."""
         with torch.enable_grad():
-            return network(images, target, confidence)  # type: ignore[no-any-return]
+            return network(images, target)
 
     # A mask is no gradient, so that its own needs no smooth activations.
     return lambda epsilon, steps: ExplanationAttack(
@@ -194,21 +208,8 @@ def _mask_attack(masking: RealTimeMasking) -> Callable[[float, int], Attack]:
     )
 
 
-def _localization_attack(
-    localization: AdversarialLocalization,
-) -> Callable[[float, int], Attack]:
-    def masks(images: Tensor, target: Tensor) -> Tensor:  # noqa: ARG001
-        """With a graph, and of pixels: super-pixels have no gradient."""
-        with torch.enable_grad():
-            return localization.network(images)  # type: ignore[no-any-return]
-
-    return lambda epsilon, steps: ExplanationAttack(
-        masks, epsilon, steps, forward_func=localization.forward_func, beta=None
-    )
-
-
-class _Found(Attribution):  # type: ignore[misc]  # Captum's classes are untyped to mypy
-    """A perturbation that was found before, as the attribution that ``Guided`` multiplies."""
+class _Searched(Attribution):  # type: ignore[misc]  # Captum's classes are untyped to mypy
+    """A perturbation of an earlier search, as the attribution that ``Guided`` multiplies."""
 
     def __init__(self, forward_func: Callable[..., Tensor], change: Tensor) -> None:
         super().__init__(forward_func)
@@ -241,8 +242,9 @@ def from_perturbation(
         )
         pointed = change
         if isinstance(attribution, Guided):
-            found = _Found(ball.forward_func, change)
-            guided = Guided(found, attribution.guide, power=attribution.power)
+            guided = Guided(
+                _Searched(ball.forward_func, change), attribution.guide, power=attribution.power
+            )
             pointed = guided.attribute(images, target=target)
         blur = BALL_BLUR * min(images.shape[2:]) / 224
         return Explanation(
@@ -281,32 +283,23 @@ def _smallest_perturbation(model: Classifier) -> Method:
 def _occlusion(model: Classifier) -> Method:
     occlusion = Occlusion(model)
 
-    def explain(images: Tensor, target: Tensor | None) -> Explanation:
-        n, channels, height, width = images.shape
-        window = tuple(max(1, OCCLUSION_WINDOW * side // 224) for side in (height, width))
-        stride = tuple(max(1, OCCLUSION_STRIDE * side // 224) for side in (height, width))
+    def attribute(images: Tensor, target: Tensor | None) -> Tensor:
+        n, channels, *size = images.shape
+
+        def block(length: int) -> tuple[int, ...]:
+            return (channels, *(max(1, length * side // 224) for side in size))
+
         with torch.no_grad():
-            result = occlusion.attribute(
+            return occlusion.attribute(  # type: ignore[no-any-return]
                 images,
-                sliding_window_shapes=(channels, *window),
-                strides=(channels, *stride),
+                sliding_window_shapes=block(OCCLUSION_WINDOW),
+                strides=block(OCCLUSION_STRIDE),
                 baselines=images.mean(dim=(2, 3), keepdim=True).expand_as(images),
                 target=target,
                 perturbations_per_eval=max(1, 64 // n),
             )
-        return Explanation(heat_map(result, (height, width), signed=True))
 
-    return Method(explain)
-
-
-def _relevance(model: Classifier) -> Method:
-    relevance = RelevancePropagation(model)
-
-    def explain(images: Tensor, target: Tensor | None) -> Explanation:
-        size = (images.shape[2], images.shape[3])
-        return Explanation(heat_map(relevance(images, target), size, signed=True))
-
-    return Method(explain)
+    return from_function(attribute, signed=True)
 
 
 def _localization(_: Classifier) -> Method:
@@ -316,19 +309,20 @@ def _localization(_: Classifier) -> Method:
     )
 
 
-def _random(images: Tensor, _: Tensor | None) -> Explanation:
+def _baseline(
+    make: Callable[..., Tensor], box: Callable[[tuple[int, int]], Tensor] | None = None
+) -> Method:
+    def maps(images: Tensor, _: Tensor | None) -> Tensor:
+        return make(len(images), (images.shape[2], images.shape[3])).to(images.device)
+
+    return from_function(maps, box=box)
+
+
+def _random_map(n: int, size: tuple[int, int]) -> Tensor:
     # From the global generator, which the runner seeds for each batch.
-    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
-    maps = random_map(len(images), (images.shape[2], images.shape[3]), generator)
-    return Explanation(maps.to(images.device))
-
-
-def _baseline(make: Callable[..., Tensor], box: Callable[[tuple[int, int]], Tensor]) -> Method:
-    def explain(images: Tensor, _: Tensor | None) -> Explanation:
-        maps = make(len(images), (images.shape[2], images.shape[3]))
-        return Explanation(maps.to(images.device))
-
-    return Method(explain, box)
+    return metrics.random_map(
+        n, size, torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
+    )
 
 
 METHODS: dict[str, Callable[[Classifier], Method]] = {
@@ -370,11 +364,11 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
     ),
     "guided_backprop": lambda m: from_attribution(GuidedBackprop(m)),
     "deconvolution": lambda m: from_attribution(Deconvolution(m)),
-    "lrp": _relevance,
+    "lrp": lambda m: from_function(RelevancePropagation(m), signed=True),
     "input_x_gradient": lambda m: from_attribution(InputXGradient(m)),
-    "center_box": lambda _: _baseline(center_box_map, center_box),
-    "whole_image": lambda _: _baseline(whole_image_map, whole_image_box),
-    "random": lambda _: Method(_random),
+    "center_box": lambda _: _baseline(metrics.center_box_map, metrics.center_box),
+    "whole_image": lambda _: _baseline(metrics.whole_image_map, metrics.whole_image_box),
+    "random": lambda _: _baseline(_random_map),
 }
 
 SLOW = ("iterative_mask",)
@@ -414,8 +408,30 @@ def usual_methods(model: Classifier) -> list[str]:
     return [name for name in METHODS if name not in left_out]
 
 
+def named_methods(methods: str | Iterable[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Name -> method, of what :func:`build_methods` takes.
+
+    Raises:
+        ValueError: no method, or one name twice.
+        TypeError: it is no mapping, and not all are names.
+    """
+    if not isinstance(methods, Mapping):
+        names = [methods] if isinstance(methods, str) else methods
+        names = list(names) if isinstance(names, Iterable) else [names]
+        check(
+            all(isinstance(name, str) for name in names),
+            "methods: expected names, or a mapping from your names to names, attributions and "
+            f"functions, got {methods!r:.80}",
+            TypeError,
+        )
+        check(len(set(names)) == len(names), f"methods: expected each name once, got {names}")
+        methods = {name: name for name in names}
+    check(methods, "methods: expected at least one")
+    return methods
+
+
 def build_methods(
-    model: Classifier, methods: str | Sequence[str] | Mapping[str, Any]
+    model: Classifier, methods: str | Iterable[str] | Mapping[str, Any]
 ) -> dict[str, Method]:
     """Name -> method, from names, or from a mapping to names, attributions and functions.
 
@@ -427,26 +443,12 @@ def build_methods(
             finds no layer.
         TypeError: a value that is none of these.
     """
-    if isinstance(methods, str):
-        methods = [methods]
-    if not isinstance(methods, Mapping):
-        if not isinstance(methods, Sequence) or not all(isinstance(m, str) for m in methods):
-            raise TypeError(
-                "methods: expected names, or a mapping from your names to names, attributions "
-                f"and functions, got {methods!r:.80}"
-            )
-        if len(set(methods)) < len(methods):
-            raise ValueError(f"methods: each name once, got {list(methods)}")
-        methods = {name: name for name in methods}
-    if not methods:
-        raise ValueError("methods: expected at least one")
-    return {name: _build(model, name, value) for name, value in methods.items()}
+    return {name: _build(model, name, value) for name, value in named_methods(methods).items()}
 
 
 def _build(model: Classifier, name: str, value: Any) -> Method:
     if isinstance(value, str):
-        if value not in METHODS:
-            raise unknown_name("method", value, METHODS)
+        check_choice("method", value, METHODS)
         try:
             return METHODS[value](model)
         except ValueError as error:
@@ -456,16 +458,12 @@ def _build(model: Classifier, name: str, value: Any) -> Method:
         return from_perturbation(value)
     if isinstance(value, Attribution):
         return from_attribution(value)
-    if callable(value):
+    of_method = f"method {name!r}"
+    check_type(of_method, value, Callable, "a name, a Captum Attribution or a function")
 
-        def explain(images: Tensor, target: Tensor | None) -> Explanation:
-            result = value(images, target)
-            if not isinstance(result, Tensor):
-                raise TypeError(f"method {name!r}: expected a tensor, got {type(result).__name__}")
-            return Explanation(heat_map(result.detach(), (images.shape[2], images.shape[3])))
+    def attribute(images: Tensor, target: Tensor | None) -> Tensor:
+        result = value(images, target)
+        check_type(of_method, result, Tensor, "a tensor")
+        return result  # type: ignore[no-any-return]
 
-        return Method(explain)
-    raise TypeError(
-        f"method {name!r}: expected a name, a Captum Attribution or a function, "
-        f"got {type(value).__name__}"
-    )
+    return from_function(attribute)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from captum_robust._captum import EpsilonRule, GammaRule
+from captum_robust._checks import check
+from captum_robust._contexts import probing
 from captum_robust.models import Classifier
-from captum_robust.nn.masking_network import probed
 
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _WITH_RULE = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *_POOLING)
@@ -86,26 +88,17 @@ class _Chain(nn.Module):
 def _chain_of(model: Classifier) -> _Chain:
     """A copy of the layers in the order in which they run, which gives the same scores."""
     ran: list[nn.Module] = []
-    leaves = {
-        name: module for name, module in model.module.named_modules() if not any(module.children())
-    }
-    handles = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in leaves.values()]
-    try:
-        with torch.no_grad(), probed(model.module) as image_of:
-            like = image_of(model.input_size)
-            noise = torch.rand(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
-            expected = model.module(noise)
-    finally:
-        for handle in handles:
-            handle.remove()
-    without = {
-        f"{name} ({type(m).__name__})"
-        for name, m in leaves.items()
-        if m in ran and type(m) not in (*_WITH_RULE, *_ACTIVATIONS, *_PASSED_OVER)
-    }
-    if without:
-        shown = ", ".join(sorted(without)[:3]) + (", …" if len(without) > 3 else "")
-        raise ValueError(f"Captum's layer-wise relevance propagation has no rule for {shown}")
+
+    def record(module: nn.Module, *_: Any) -> None:
+        if not any(module.children()):
+            ran.append(module)
+
+    with torch.no_grad(), probing(model, record) as image_of:
+        channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+        like = image_of(channels, *model.input_size)
+        noise = torch.rand(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
+        expected = model.module(noise)
+    _check_rules(model, ran)
     layers: list[nn.Module] = []
     for module in ran:
         if type(module) in _PASSED_OVER:
@@ -114,28 +107,38 @@ def _chain_of(model: Classifier) -> _Chain:
         if isinstance(own, nn.ReLU):
             own.inplace = False
         last = layers[-1] if layers else None
-        if (
-            isinstance(own, nn.BatchNorm2d)
-            and own.running_mean is not None
-            and isinstance(last, nn.Conv2d)
-        ):
-            layers[-1] = fuse_conv_bn_eval(last, own)
+        is_norm = isinstance(own, nn.BatchNorm2d) and own.running_mean is not None
+        if is_norm and isinstance(last, nn.Conv2d):
+            layers[-1] = fuse_conv_bn_eval(last, own)  # type: ignore[arg-type]
         else:
             layers.append(own)
     chain = _Chain(layers).eval()
+    check(
+        _gives(chain, noise, expected),
+        "layer-wise relevance propagation needs a chain of layers, each of which takes what the "
+        f"one before gives; {model.name} has branches, or computes outside of its layers",
+    )
+    return chain
+
+
+def _check_rules(model: Classifier, ran: Collection[nn.Module]) -> None:
+    with_rule = (*_WITH_RULE, *_ACTIVATIONS, *_PASSED_OVER)
+    without = sorted(
+        f"{name} ({type(module).__name__})"
+        for name, module in model.module.named_modules()
+        if module in ran and type(module) not in with_rule
+    )
+    names = ", ".join([*without[:3], "…"] if len(without) > 3 else without)
+    check(not without, f"Captum's layer-wise relevance propagation has no rule for {names}")
+
+
+def _gives(chain: _Chain, images: Tensor, expected: Tensor) -> bool:
     try:
         with torch.no_grad():
-            found = chain(noise)
-        # Half precision rounds in each layer.
-        share = 5e-2 if expected.dtype in (torch.float16, torch.bfloat16) else 1e-3
-        is_same = found.shape == expected.shape and torch.allclose(
-            found, expected, rtol=0, atol=share * float(expected.abs().max())
-        )
+            scores = chain(images)
     except RuntimeError:  # the maps of a branch do not fit the next layer
-        is_same = False
-    if not is_same:
-        raise ValueError(
-            "layer-wise relevance propagation needs a chain of layers, each of which takes what "
-            f"the one before gives; {model.name} has branches, or computes outside of its layers"
-        )
-    return chain
+        return False
+    # Half precision rounds in each layer.
+    share = 5e-2 if expected.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    most = share * float(expected.abs().max())
+    return scores.shape == expected.shape and torch.allclose(scores, expected, rtol=0, atol=most)

@@ -10,21 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_robust import draw
+from captum_robust._checks import check, check_number
+from captum_robust._processes import device_of
 from captum_robust._resize import resize_image
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import DataError, load_image
-from captum_robust.draw import (
-    PREDICTED_COLOR,
-    RGB,
-    amplified,
-    as_rgb,
-    draw_boxes,
-    factor_text,
-    overlay,
-    panel,
-    save_png,
-    verdict,
-)
 from captum_robust.metrics.functional import largest_component, mask_to_box
 from captum_robust.metrics.functional import threshold as threshold_map
 from captum_robust.models import Classifier
@@ -34,12 +25,12 @@ _DISPLAY_SIDE = 360
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """What ``explain_image`` found."""
+    """What :func:`explain_image` says of an image."""
 
     classes: list[tuple[str, float]]
     """The first classes with their probabilities."""
     verdicts: dict[str, str]
-    """Of each method that perturbs the image, what the image became."""
+    """What the image became, for each method that perturbs it."""
     picture: Path
 
 
@@ -76,57 +67,57 @@ def explain_image(
             counterfactual class is the explained one or the prediction.
         ValueError: ``threshold`` outside [0, 1], or ``counterfactual`` without a method for it.
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold: expected a number in [0, 1], got {threshold}")
-    if counterfactual is not None and not any(m.towards for m in methods.values()):
-        raise ValueError(
-            "counterfactual: only methods that perturb the image know it, such as perceptual_ball; "
-            f"got {', '.join(methods)}"
-        )
+    check_number("threshold", threshold, 0, 1)
+    check(
+        counterfactual is None or any(m.towards for m in methods.values()),
+        "counterfactual: only methods that perturb the image know it, such as perceptual_ball; "
+        f"got {', '.join(methods)}",
+    )
     image = load_image(file)
-    device = next(model.parameters()).device
-    x = resize_image(image, model.input_size)[None].to(device)
+    x = resize_image(image, model.input_size)[None].to(device_of(model))
     with torch.no_grad():
         probabilities = model(x)[0].float().softmax(dim=0)
-    if not torch.isfinite(probabilities).all():
-        raise DataError(f"{file}: the model gives no finite scores")
+    check(
+        torch.isfinite(probabilities).all(), f"{file}: the model gives no finite scores", DataError
+    )
     best = probabilities.topk(min(top, len(probabilities)))
-    classes = [
-        (_name(model, int(i)), float(p)) for p, i in zip(best.values, best.indices, strict=True)
-    ]
+    first = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     predicted = int(best.indices[0])
     explained = predicted if target is None else target
     wanted = None if counterfactual is None else _name(model, counterfactual)
-    if counterfactual in (predicted, explained):
-        what = "prediction" if counterfactual == predicted else "explained class"
-        raise DataError(f"{file}: the counterfactual class, {wanted}, is the {what} already")
-    shown = resize_image(image, _display_size(image))
-    groups = [[(as_rgb(shown), _name(model, explained))]]
+    what = "prediction" if counterfactual == predicted else "explained class"
+    check(
+        counterfactual not in (predicted, explained),
+        f"{file}: the counterfactual class, {wanted}, is the {what} already",
+        DataError,
+    )
+    large = resize_image(image, _display_size(image))
+    groups = [[(draw.as_rgb(large), _name(model, explained))]]
     verdicts = {}
     for name, method in methods.items():
+        title = name
         if counterfactual is not None and method.towards is not None:
             method = method.towards(counterfactual)
+        elif counterfactual is not None:
+            title = f"{name}\nof {_name(model, explained)}"  # it can't be asked for the other
         with torch.random.fork_rng():  # the same picture every time, also of methods that draw
             torch.manual_seed(0)
-            found = method.explain(x, torch.tensor([explained], device=device))
-        heat = found.maps.detach().float().cpu()
-        title = name
-        if counterfactual is not None and found.perturbation is None:
-            title = f"{name}\nof {_name(model, explained)}"  # it can't be asked for the other
-        groups.append([(_explained(shown, heat, method, threshold), title)])
-        if (p := found.perturbation) is not None:
-            mark, words = verdict(bool(p.flipped[0]), explained == predicted, wanted)
+            explanation = method.explain(x, torch.tensor([explained], device=x.device))
+        heat = explanation.maps.detach().float().cpu()
+        groups.append([(_with_map(large, heat, method, threshold), title)])
+        if (p := explanation.perturbation) is not None:
+            mark, words = draw.verdict(bool(p.flipped[0]), explained == predicted, wanted)
             verdicts[name] = f"{words} {_name(model, int(p.new_class[0]))}"
-            change, factor = _changed(shown, p)
-            caption = f"its perturbation {factor_text(factor)}\n{mark} {verdicts[name]}"
+            change, factor = _changed(large, p)
+            caption = f"its perturbation {draw.factor_text(factor)}\n{mark} {verdicts[name]}"
             groups[-1].append((change, caption))
     columns = _columns(groups)
     pictures, captions = zip(*_in_rows(groups, columns), strict=True)
-    save_png(picture, panel(pictures, captions, columns))
-    return ExplainedImage(classes, verdicts, picture)
+    draw.save_png(picture, draw.panel(pictures, captions, columns))
+    return ExplainedImage([(_name(model, i), share) for i, share in first], verdicts, picture)
 
 
-def _columns(groups: list[list[tuple[RGB, str]]]) -> int:
+def _columns(groups: list[list[tuple[draw.RGB, str]]]) -> int:
     """Up to four stand in one row; else three, which fit a page and a phone, or two."""
     count = sum(map(len, groups))
     if count < 5:
@@ -139,10 +130,10 @@ def _columns(groups: list[list[tuple[RGB, str]]]) -> int:
     return 2 if paired and places(2) < places(3) else 3  # the one that leaves fewer gaps
 
 
-def _in_rows(groups: list[list[tuple[RGB, str]]], columns: int) -> list[tuple[RGB, str]]:
+def _in_rows(groups: list[list[tuple[draw.RGB, str]]], columns: int) -> list[tuple[draw.RGB, str]]:
     """The pictures in order, with white ones where a group would be broken across two rows."""
     white = (np.full((1, 1, 3), 255, np.uint8), "")
-    cells: list[tuple[RGB, str]] = []
+    cells: list[tuple[draw.RGB, str]] = []
     for group in groups:
         left = -len(cells) % columns
         if left < len(group):
@@ -151,26 +142,26 @@ def _in_rows(groups: list[list[tuple[RGB, str]]], columns: int) -> list[tuple[RG
     return cells
 
 
-def _changed(shown: Tensor, perturbation: Perturbation) -> tuple[RGB, float]:
+def _changed(image: Tensor, perturbation: Perturbation) -> tuple[draw.RGB, float]:
     """The perturbation, amplified, in the size of the image; and the factor."""
     import cv2
 
-    picture, factor = amplified(perturbation.change[0])
-    height, width = shown.shape[1:]
+    picture, factor = draw.amplified(perturbation.change[0])
+    height, width = image.shape[1:]
     resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(resized, dtype=np.uint8), factor
 
 
-def _explained(shown: Tensor, heat: Tensor, method: Method, threshold: float) -> RGB:
-    """The map over the image, with its box, H×W×3."""
+def _with_map(image: Tensor, heat: Tensor, method: Method, threshold: float) -> draw.RGB:
+    """The image under the map, with the map's box, H×W×3."""
     size = (heat.shape[1], heat.shape[2])
     if method.box is not None:
         box = method.box(size)[None]
     else:
         box = mask_to_box(largest_component(threshold_map(heat, "value", threshold)))
-    height, width = shown.shape[1:]
+    height, width = image.shape[1:]
     scale = torch.tensor([width / size[1], height / size[0]] * 2)
-    return draw_boxes(overlay(shown, heat[0]), box * scale, PREDICTED_COLOR)
+    return draw.draw_boxes(draw.overlay(image, heat[0]), box * scale, draw.PREDICTED_COLOR)
 
 
 def _display_size(image: Tensor) -> tuple[int, int]:

@@ -381,7 +381,7 @@ def test_no_image_that_is_classified_right_is_an_error() -> None:
     model = Brightness()
     with pytest.raises(ValueError, match="none of the 2 images right, so there is nothing"):
         robust_accuracy(model, FGSM(model), [(grey(10, 20), torch.tensor([1, 1]))], [0.1])
-    with pytest.raises(ValueError, match="data: no images"):
+    with pytest.raises(ValueError, match="data: expected images, got none"):
         robust_accuracy(model, FGSM(model), [], [0.1])
     with pytest.raises(ValueError, match="epsilons: expected at least one"):
         robust_accuracy(model, FGSM(model), [(grey(10), torch.tensor([0]))], [])

@@ -524,7 +524,7 @@ def test_a_centre_crop_moves_the_boxes(model: Classifier, drawn: Drawn) -> None:
             r"method: .*got 'robust_can'; did you mean",
         ),
         ({"methods": []}, ValueError, "methods: expected at least one"),
-        ({"methods": ["saliency", "saliency"]}, ValueError, "methods: each name once"),
+        ({"methods": ["saliency", "saliency"]}, ValueError, "methods: expected each name once"),
         ({"methods": 3}, TypeError, "methods: expected names, or a mapping"),
         ({"methods": [centre_heat]}, TypeError, "methods: expected names, or a mapping"),
         ({"batch_size": 2.5}, ValueError, "batch_size: expected a whole number"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,6 @@ from captum_robust.attr import BallSettings, Guided, PerceptualBallPerturbation
 from captum_robust.benchmark import Comparison, compare
 from captum_robust.benchmark.measure import picture_of_change
 from captum_robust.benchmark.passes import count_passes
-from captum_robust.catalog import description as configuration
 from captum_robust.catalog import methods
 from captum_robust.catalog.methods import (
     BALL_BLUR,
@@ -159,7 +157,7 @@ def test_a_named_ball_of_other_constants_is_another_run(
 
     run()
     run()
-    monkeypatch.setattr(configuration, "BALL_SETTINGS", BallSettings(max_iterations=3))
+    monkeypatch.setattr(methods, "BALL_SETTINGS", BallSettings(max_iterations=3))
     with pytest.raises(ValueError, match=r"settings\.perturbing_methods.*max_iterations"):
         run()
 
@@ -238,9 +236,7 @@ def test_a_picture_of_noise_stays_below_20_kb(shape: tuple[int, int, int]) -> No
 def test_pictures_are_kept_for_the_gallery_only_and_outcomes_of_all(
     sharp: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The module, which the function of its name hides.
-    module = importlib.import_module("captum_robust.benchmark.compare")
-    monkeypatch.setattr(module, "GALLERY_POOL", 2)
+    monkeypatch.setattr("captum_robust.benchmark.measure.GALLERY_POOL", 2)
     result = compare(sharp, Drawn(4), ["smallest_perturbation"], progress=False)
     rows = result.select(
         "SELECT heat IS NULL AS heat, perturbation IS NULL AS picture, new_class IS NULL AS class "

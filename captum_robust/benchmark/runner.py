@@ -1,0 +1,70 @@
+"""The loop of a run over batches of its images: what is missing is made, and written at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
+
+import torch
+
+from captum_robust._processes import progress_bar, ranks
+from captum_robust.benchmark.batches import Batches, BatchReader, Loaded
+from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
+
+Task = TypeVar("Task")
+Rows: TypeAlias = Iterator[tuple[list[ResultRow], list[AttackRow]]]
+"""The rows of one task after the other."""
+
+
+@dataclass(frozen=True)
+class Runner(ABC, Generic[Task]):
+    """Makes the rows of a run: each task has one of each image.
+
+    Args:
+        reader: of the images.
+        store: of the rows; those that are there are not made again.
+        tasks: in the order in which they are done.
+    """
+
+    reader: BatchReader
+    store: RunStore
+    tasks: Sequence[Task]
+
+    @abstractmethod
+    def missing(self, start: int, stop: int) -> list[Task]:
+        """The tasks that have not all their rows of the positions from start to stop."""
+
+    @abstractmethod
+    def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
+        """What the run keeps of the images themselves."""
+
+    @abstractmethod
+    def rows(self, tasks: Sequence[Task], start: int, clean: Batches) -> Rows:
+        """The rows of each of the tasks, of the batch that begins at ``start``."""
+
+    def run(self, count: int, batch_size: int, unit: str, progress: bool) -> None:
+        """Make all rows of the first ``count`` images, shared between processes; then close."""
+        self.store.write_classes(self.reader.model.class_names or ())
+        with (
+            torch.inference_mode(False),
+            ranks() as (rank, world),
+            progress_bar(count * len(self.tasks), unit, progress and rank == 0) as advance,
+        ):
+            for start in range(rank * batch_size, count, world * batch_size):
+                self._run_batch(start, min(start + batch_size, count), advance)
+        self.store.close()
+
+    def _run_batch(self, start: int, stop: int, advance: Callable[[int], None]) -> None:
+        tasks = self.missing(start, stop)
+        advance((stop - start) * (len(self.tasks) - len(tasks)))
+        if not tasks:
+            return
+        loaded = self.reader.load(start, stop)
+        clean = self.reader.clean(loaded)
+        images = self.image_rows(loaded, clean)
+        for results, attacked in self.rows(tasks, start, clean):
+            self.store.write(results, images, attacked)
+            images = []
+            advance(stop - start)

@@ -1,0 +1,269 @@
+"""Video files: read frame by frame, a few batches ahead, and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from captum_robust._checks import check, printable
+
+Frame: TypeAlias = npt.NDArray[np.uint8]
+"""H×W×3, in OpenCV's order of colours: blue, green, red."""
+
+USUAL_RATE = 25.0
+"""Frames a second of a file or a camera that does not tell."""
+_HIGHEST_RATE = 1000.0
+
+
+@dataclass
+class ReadFrame:
+    """A frame of the source."""
+
+    pixels: Frame
+    image: Frame
+    """What the network sees of it: h×w×3, red, green, blue."""
+    seconds: float | None
+    """How long after the first frame it came from a camera; None: it is of a file."""
+
+
+class VideoSource:
+    """Reads a video file or a camera, once.
+
+    Args:
+        source: a file, or the number of a camera.
+        limit: only the first so many frames.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: the camera does not open, or the file can't be read.
+        ValueError: the file is no video.
+    """
+
+    def __init__(self, source: str | Path | int, limit: int | None) -> None:
+        self.is_camera = isinstance(source, int)
+        self.name = f"camera {source}" if self.is_camera else printable(str(source))
+        self._capture = _opened(source, self.name)
+        self._limit = limit
+        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
+        self.rate = rate if 0 < rate <= _HIGHEST_RATE else USUAL_RATE
+        count = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.announced = int(count) if not self.is_camera and 0 < count < 2**31 else None
+        self.resized = 0
+        self.cut_short = False
+
+    @property
+    def expected(self) -> int | None:
+        """How many frames there will be; None: nobody knows."""
+        return min((n for n in (self._limit, self.announced) if n is not None), default=None)
+
+    def read(self, input_size: tuple[int, int]) -> Generator[ReadFrame]:
+        """All frames up to the first that can't be read, each of the first one's size."""
+        n, first = 0, 0.0
+        size: tuple[int, int] | None = None
+        try:
+            while self._limit is None or n < self._limit:
+                is_read, pixels = self._capture.read()
+                if not is_read or pixels is None:
+                    # OpenCV does not tell a broken frame from the end.
+                    self.cut_short = self.announced is not None and n < self.announced
+                    return
+                now = time.perf_counter()
+                if size is None:
+                    size, first = pixels.shape[:2], now
+                elif pixels.shape[:2] != size:
+                    pixels = _resized(pixels, size)
+                    self.resized += 1
+                n += 1
+                seconds = now - first if self.is_camera else None
+                yield ReadFrame(pixels, _network_image(pixels, input_size), seconds)
+        finally:
+            self._capture.release()
+
+    def why_empty(self) -> str:
+        """Why there was no frame."""
+        if self.is_camera:
+            return "it gives no frames"
+        but = "" if self.announced is None else f", though it announces {self.announced}"
+        return f"no frame of it can be read{but}"
+
+
+def _opened(source: str | Path | int, name: str) -> Any:
+    """OpenCV's reader."""
+    if isinstance(source, int):
+        check(source < 2**31, f"{name}: there is none", OSError)
+        capture = cv2.VideoCapture(source)
+        check(capture.isOpened(), f"{name}: there is none, or another program uses it", OSError)
+        return capture
+    path = Path(source)
+    check(not path.is_dir(), f"{name} is a folder; give a video file", IsADirectoryError)
+    check(path.exists(), f"{name}: no such file", FileNotFoundError)
+    with path.open("rb"):  # says why not, which OpenCV does not
+        pass
+    capture = cv2.VideoCapture(str(source))
+    check(capture.isOpened(), f"{name}: OpenCV can't read it as a video")
+    return capture
+
+
+def _resized(pixels: Frame, size: tuple[int, int]) -> Frame:
+    """The frame at another size (H, W)."""
+    shrinks = pixels.shape[0] > size[0] or pixels.shape[1] > size[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, size[::-1], interpolation=method), dtype=np.uint8)
+
+
+def _network_image(pixels: Frame, size: tuple[int, int]) -> Frame:
+    """The frame at the network's size, h×w×3 in red, green, blue."""
+    # Halving, which is bilinear there, several times as fast as the area method alone.
+    while pixels.shape[0] >= 2 * size[0] and pixels.shape[1] >= 2 * size[1]:
+        half = (pixels.shape[1] // 2, pixels.shape[0] // 2)
+        pixels = np.asarray(cv2.resize(pixels, half, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return _resized(pixels, size)[:, :, ::-1]
+
+
+@contextmanager
+def read_ahead(
+    frames: Generator[ReadFrame], n: int, batches: int
+) -> Iterator[Iterator[list[ReadFrame]]]:
+    """Batches of n frames, read in a thread some batches ahead: reading and network share the time.
+
+    What reading raises is raised where its batch would come.
+    """
+    waiting: queue.Queue[list[ReadFrame] | BaseException] = queue.Queue(batches)
+    stop = threading.Event()
+
+    def send(item: list[ReadFrame] | BaseException) -> None:
+        while not stop.is_set():
+            with suppress(queue.Full):
+                waiting.put(item, timeout=0.1)
+                return
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                batch = list(islice(frames, n))
+                send(batch)
+                if not batch:
+                    break
+            frames.close()
+        except BaseException as error:
+            send(error)
+
+    def received() -> Iterator[list[ReadFrame]]:
+        while item := waiting.get():
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield received()
+    finally:
+        stop.set()
+        thread.join(timeout=5)  # a camera that hangs is left to itself
+
+
+class VideoFile:
+    """A video file of frames of one size, which gets its name when it is complete.
+
+    Until then, and after an error, an older one stays.
+
+    Args:
+        path: the file to write.
+        codec: four letters.
+        rate: frames a second.
+
+    Raises:
+        OSError: it can't be written.
+    """
+
+    def __init__(self, path: Path, codec: str, rate: float) -> None:
+        self.path, self.codec, self.rate = path, codec, rate
+        self.size = (0, 0)
+        """(H, W) of the frames."""
+        self.frames = 0
+        self._written = 0  # more or fewer: a camera's may be repeated or left out
+        self._video: Any = None
+        # With the suffix, by which OpenCV knows the format.
+        self._part = path.with_name(f".{os.getpid()}.{path.name}")
+        try:
+            self._part.touch()
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"{printable(str(path))}: could not be written ({reason})") from None
+
+    def write(self, pixels: Frame, seconds: float | None) -> None:
+        """Add a frame; one of a camera where ``seconds`` after the first belong.
+
+        Raises:
+            ValueError: OpenCV lacks the codec.
+        """
+        if self._video is None:
+            self._open(pixels)
+        copies = 1 if seconds is None else round(seconds * self.rate) + 1 - self._written
+        for _ in range(copies):
+            self._video.write(pixels)
+            self._written += 1
+        self.frames += 1
+
+    def _open(self, like: Frame) -> None:
+        self.size = (like.shape[0], like.shape[1])
+        height, width = self.size
+        fourcc = cv2.VideoWriter.fourcc(*self.codec)
+        self._video = cv2.VideoWriter(str(self._part), fourcc, self.rate, (width, height))
+        what = f"{self.path.suffix} with {self.codec!r}, {width}×{height} pixels"
+        check(self._video.isOpened(), f"codec: OpenCV can't write {what}")
+
+    def complete(self) -> None:
+        """Give the file its name.
+
+        Raises:
+            OSError: not all frames that were written can be read again.
+        """
+        self._video.release()
+        readable = readable_frames(self._part, self._written)  # OpenCV tells of no full disk
+        if readable:
+            os.replace(self._part, self.path)
+        check(
+            readable == self._written,
+            f"{printable(str(self.path))}: only {readable} of {self._written} frames could be "
+            "written; is the disk full?",
+            OSError,
+        )
+
+    def close(self) -> None:
+        """Leave nothing of a file that is not complete."""
+        if self._video is not None:
+            self._video.release()
+        self._part.unlink(missing_ok=True)
+
+
+def readable_frames(path: Path, expected: int) -> int:
+    """How many frames of a file that was written can be read again."""
+    video = cv2.VideoCapture(str(path))
+    try:
+        # The count alone is no proof: it stands at the beginning of some files.
+        if video.get(cv2.CAP_PROP_FRAME_COUNT) >= expected:
+            video.set(cv2.CAP_PROP_POS_FRAMES, expected - 1)
+            if video.read()[0]:
+                return expected
+    finally:
+        video.release()
+    video = cv2.VideoCapture(str(path))
+    count = 0
+    while count < expected and video.grab():
+        count += 1
+    video.release()
+    return count
