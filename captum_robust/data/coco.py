@@ -176,6 +176,6 @@ def _corners(annotation: dict[str, Any], where: str) -> Box:
     try:
         x, y, width, height = map(float, annotation["bbox"])
     except (KeyError, TypeError, ValueError):
-        shown = annotation.get("bbox")
-        raise DataError(f"{where}: expected bbox [x, y, width, height], got {shown!r}") from None
+        got = annotation.get("bbox")
+        raise DataError(f"{where}: expected bbox [x, y, width, height], got {got!r}") from None
     return x, y, x + width, y + height

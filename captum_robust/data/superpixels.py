@@ -23,9 +23,9 @@ from captum_robust._files import checksum, read_facts, write_facts
 
 _FACTS = "captum_robust.superpixels"
 _LEAST_PIXELS = 4
-"""Of a super-pixel: with fewer it is not much of a region."""
+"""A super-pixel of fewer pixels is not much of a region."""
 _SECONDS = 30.0
-"""Between two states of the file, of which a killed run loses at most that much."""
+"""Time between two states of the file: a killed run loses at most that much."""
 
 _REMEDY = "delete the file, or give another"
 

@@ -172,7 +172,7 @@ def maxboxacc_from_ious(
 ) -> Tensor:
     """Return MaxBoxAcc: the accuracy at the best τ of all, averaged over overlap thresholds.
 
-    The best τ is found on the images that are reported, as published.
+    The best τ is tuned on the images that are reported, as published.
 
     Args:
         ious: N×256 overlaps of :func:`maxboxacc_ious`; NaN rows are left out.

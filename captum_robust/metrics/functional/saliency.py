@@ -63,9 +63,9 @@ class SaliencyScores:
     metric: Tensor
     """log(max(area, .05)) - log probability; lower is better."""
     area: Tensor
-    """Of the crop, as a share of the image's."""
+    """The area of the crop as a share of the image's."""
     probability: Tensor
-    """Of the class, for the crop."""
+    """The probability of the class for the crop."""
 
 
 def tightest_box(masks: Tensor, threshold: float = 0.5) -> Tensor:
@@ -330,7 +330,7 @@ def tuned_saliency(
 def lowest_columns(sums: Tensor, sizes: Tensor, single: bool) -> list[int]:
     """Return for each fold the column with the lowest of 2×A sums on the other fold.
 
-    Of equal ones it is the first; arguments and errors are those of
+    Among equal ones the first counts; arguments and errors are those of
     :func:`captum_robust.metrics.functional.folds.best_columns`.
     """
     best = best_columns(-sums[:, None], torch.zeros_like(sums), sizes, single)
