@@ -83,7 +83,7 @@ class Coco(AnnotatedImages):
             self._entries = [e for e in self._entries if self._file(e).is_file()]
         check(self._entries, f"{self._path}: no images with annotations to take")
         self.ids = [
-            entry_id(e.image.get("file_name", f"image_id={e.image['id']}"), e.category)
+            entry_id(str(e.image.get("file_name", f"image_id={e.image['id']}")), e.category)
             for e in self._entries
         ]
         twice = [id for id, times in Counter(self.ids).items() if times > 1][:1]

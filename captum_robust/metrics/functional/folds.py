@@ -30,9 +30,7 @@ def split_folds(samples: int | Sequence[Hashable], seed: int = 0) -> Tensor:
     True
     """
     is_text = isinstance(samples, str)
-    check(
-        not is_text, f"samples: expected a number or a sequence of ids, got {samples!r}", TypeError
-    )
+    check(not is_text, "samples: expected a number or a sequence of ids, got a text", TypeError)
     ids = range(samples) if isinstance(samples, int) else samples
     digests = [blake2b(f"{seed}:{sample}".encode(), digest_size=1).digest() for sample in ids]
     return torch.tensor([digest[0] & 1 for digest in digests], dtype=torch.int64)
