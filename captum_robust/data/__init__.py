@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from captum_robust._checks import unknown_name
+from captum_robust._checks import check, check_choice
 from captum_robust.data.dataset import LocalizationDataset
 from captum_robust.data.fit import FITS, fitted, resize, resize_and_center_crop
 from captum_robust.data.images import load_image
@@ -59,16 +59,14 @@ def load_dataset(kind: str, path: str | Path | None = None, **options: Any) -> L
             a data set without images.
         FileNotFoundError: a folder or file of the data set is missing.
     """
-    if kind not in KINDS:
-        raise unknown_name("kind of data set", kind, KINDS)
+    check_choice("kind of data set", kind, KINDS)
     module, name = KINDS[kind]
     dataset: Callable[..., LocalizationDataset] = getattr(
         import_module(f"captum_robust.data.{module}"), name
     )
     if kind == "samples":
-        if path is not None:
-            raise ValueError(f"the sample set comes with its packages and takes no path: {path}")
+        given = f"the sample set comes with its packages and takes no path, got {path}"
+        check(path is None, f"path: {given}")
         return dataset(**options)
-    if path is None:
-        raise ValueError(f"a data set of kind {kind!r} needs the path of its files")
+    check(path is not None, f"path: a data set of kind {kind!r} needs the path of its files")
     return dataset(path, **options)

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
+from captum_robust._checks import check
+from captum_robust.data.sample import DataError
+
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -87,8 +90,15 @@ class CategoryLabels:
         self._mapping = dict(category_to_class or {})
         self._find = ClassIndex(class_names) if class_names is not None else None
 
-    def __call__(self, category: str) -> int | None:
-        """The index, or None when neither knows the category."""
-        if category in self._mapping:
-            return self._mapping[category]
+    def __call__(self, category: str | None) -> int | None:
+        """The index, or None without a category or when neither knows it."""
+        if category is None or category in self._mapping:
+            return self._mapping.get(category or "")
         return self._find(category) if self._find else None
+
+
+def class_of(wnid: str | None, classes: Mapping[str, int], where: str) -> int | None:
+    """The index of a WordNet id, which must be among the classes; None without one."""
+    known = wnid is None or wnid in classes
+    check(known, f"{where}: {wnid!r} is none of the {len(classes)} classes", DataError)
+    return None if wnid is None else classes[wnid]

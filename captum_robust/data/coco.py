@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_robust._checks import unknown_name
-from captum_robust.data.boxes import Box, check_size, checked_boxes
+from captum_robust._checks import check, check_choice
+from captum_robust.data.annotations import Box, check_size
 from captum_robust.data.classes import CategoryLabels
 from captum_robust.data.coco_mask import union_mask
-from captum_robust.data.dataset import LocalizationDataset
-from captum_robust.data.files import read_text
+from captum_robust.data.dataset import AnnotatedImages, Truth, entry_id
+from captum_robust.data.files import existing, read_text
 from captum_robust.data.images import load_image
-from captum_robust.data.sample import DataError, Sample
+from captum_robust.data.sample import DataError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Entry:
     objects: tuple[dict[str, Any], ...]
 
 
-class Coco(LocalizationDataset):
+class Coco(AnnotatedImages):
     """``annotations/instances_<split>.json`` and its images.
 
     One sample for each pair of an image and a category in it, with that category's boxes
@@ -76,68 +76,61 @@ class Coco(LocalizationDataset):
             self._path, beside = self.root, self.root.parent
         else:
             self._path, beside = self.root / "annotations" / f"instances_{split}.json", self.root
-        if not self._path.is_file():
-            raise FileNotFoundError(f"{self._path}: no such file; expected COCO's instances")
+        existing(self._path, "file", "COCO's instances")
         self._folder = _image_folder(images, beside, split)
         self._entries = self._read(categories)
         if skip_missing:
             self._entries = [e for e in self._entries if self._file(e).is_file()]
-        if not self._entries:
-            raise ValueError(f"{self._path}: no images with annotations to take")
-        self.ids = [_entry_id(entry) for entry in self._entries]
-        twice = [id for id, times in Counter(self.ids).items() if times > 1]
-        if twice:
-            raise ValueError(f"{self._path}: lists the image of {twice[0]!r} more than once")
+        check(self._entries, f"{self._path}: no images with annotations to take")
+        self.ids = [
+            entry_id(str(e.image.get("file_name", f"image_id={e.image['id']}")), e.category)
+            for e in self._entries
+        ]
+        twice = [id for id, times in Counter(self.ids).items() if times > 1][:1]
+        check(not twice, f"{self._path}: lists the image of {''.join(twice)!r} more than once")
 
     def _read(self, categories: Sequence[str] | None) -> list[_Entry]:
         content = _read_json(self._path)
         names = {each["id"]: str(each["name"]) for each in content["categories"]}
         for category in categories or ():
-            if category not in names.values():
-                raise unknown_name("category of COCO", category, names.values())
+            check_choice("category of COCO", category, names.values())
         objects: dict[Any, dict[str, list[dict[str, Any]]]] = {}
         for each in content["annotations"]:
             name = names.get(each.get("category_id"), f"category {each.get('category_id')}")
-            found = objects.setdefault(each.get("image_id"), {})
-            if categories is None or name in categories:
-                of_name = found.setdefault(name, [])
-                if not each.get("iscrowd"):
-                    of_name.append(each)
+            by_name = objects.setdefault(each.get("image_id"), {})
+            if not each.get("iscrowd") and (categories is None or name in categories):
+                by_name.setdefault(name, []).append(each)
         entries = []
         images = {each["id"]: each for each in content["images"]}
         for image_id in [*images, *(id for id in objects if id not in images)]:
             image = images.get(image_id, {"id": image_id})
-            found = objects.get(image_id, {})
-            if not found and image_id not in objects and categories is None:
+            if image_id not in objects and categories is None:
                 entries.append(_Entry(image, None, ()))
-            entries += [_Entry(image, name, tuple(of)) for name, of in sorted(found.items()) if of]
+            by_name = objects.get(image_id, {})
+            entries += [_Entry(image, name, tuple(own)) for name, own in sorted(by_name.items())]
         return entries
 
     def _file(self, entry: _Entry) -> Path:
         return self._folder / str(entry.image.get("file_name", ""))
 
-    def _load(self, index: int) -> Sample:
+    def _wheres(self, entry: _Entry) -> list[str]:
+        return [f"{self._path}: annotation {each.get('id')}" for each in entry.objects]
+
+    def _image(self, index: int) -> tuple[Tensor, str]:
         entry = self._entries[index]
-        wheres = [f"{self._path}: annotation {each.get('id')}" for each in entry.objects]
-        if "file_name" not in entry.image:
-            at = wheres[0] if wheres else str(self._path)
-            raise DataError(f"{at}: no image with id {entry.image['id']} and a file_name")
+        at = next(iter(self._wheres(entry)), self._path)
+        named = "file_name" in entry.image
+        check(named, f"{at}: no image with id {entry.image['id']} and a file_name", DataError)
         path = self._file(entry)
-        image = load_image(path)
-        size = (image.shape[1], image.shape[2])
+        return load_image(path), str(path)
+
+    def _truth(self, index: int, size: tuple[int, int]) -> Truth:
+        entry = self._entries[index]
         stated = (entry.image.get("height", 0), entry.image.get("width", 0))
         check_size(stated, size, f"{self._path}: image {entry.image['id']}")
-        boxes = [
-            (_corners(e, where), where) for e, where in zip(entry.objects, wheres, strict=True)
-        ]
-        return Sample(
-            image=image,
-            label=None if entry.category is None else self._label(entry.category),
-            boxes=checked_boxes(boxes, size),
-            id=self.ids[index],
-            mask=self._mask(entry, size),
-            source=str(path),
-        )
+        pairs = zip(entry.objects, self._wheres(entry), strict=True)
+        boxes = [(_corners(each, where), where) for each, where in pairs]
+        return Truth(self._label(entry.category), boxes, self._mask(entry, size))
 
     def _mask(self, entry: _Entry, size: tuple[int, int]) -> Tensor | None:
         """The union of the objects' masks; None unless all of them have one."""
@@ -153,16 +146,9 @@ class Coco(LocalizationDataset):
             raise DataError(f"{self._path}: segmentation of annotation {ids}: {reason}") from None
 
 
-def _entry_id(entry: _Entry) -> str:
-    name = str(entry.image.get("file_name", f"image_id={entry.image['id']}"))
-    return f"{name}#{entry.category}" if entry.category else name
-
-
 def _image_folder(given: str | Path | None, beside: Path, split: str) -> Path:
     if given is not None:
-        if not Path(given).is_dir():
-            raise FileNotFoundError(f"{given}: no such folder; expected COCO's images")
-        return Path(given)
+        return existing(given, "folder", "COCO's images")
     usual = [beside / split, beside / "images" / split, beside / "images", beside]
     return next((folder for folder in usual if folder.is_dir()), beside)
 
@@ -178,10 +164,10 @@ def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
     needed = {"images": ("id",), "annotations": (), "categories": ("id", "name")}
     for key, fields in needed.items():
         each = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(each, list):
-            raise ValueError(f"{path}: no list {key!r}; expected COCO's instances format")
-        if not all(isinstance(one, dict) and all(f in one for f in fields) for one in each):
-            raise ValueError(f"{path}: every item of {key!r} must be an object with {fields}")
+        is_list = isinstance(each, list)
+        check(is_list, f"{path}: no list {key!r}; expected COCO's instances format")
+        whole = all(isinstance(one, dict) and all(f in one for f in fields) for one in each or ())
+        check(whole, f"{path}: expected every item of {key!r} to be an object with {fields}")
     result: dict[str, list[dict[str, Any]]] = content
     return result
 
@@ -190,6 +176,6 @@ def _corners(annotation: dict[str, Any], where: str) -> Box:
     try:
         x, y, width, height = map(float, annotation["bbox"])
     except (KeyError, TypeError, ValueError):
-        shown = annotation.get("bbox")
-        raise DataError(f"{where}: expected bbox [x, y, width, height], got {shown!r}") from None
+        got = annotation.get("bbox")
+        raise DataError(f"{where}: expected bbox [x, y, width, height], got {got!r}") from None
     return x, y, x + width, y + height

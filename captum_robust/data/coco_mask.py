@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from captum_robust._checks import check
+
 
 def union_mask(segmentations: list[Any], size: tuple[int, int]) -> Tensor:
     """H×W bool: the pixels of any of the objects.
@@ -43,18 +45,18 @@ def _without(segmentation: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         return _fill(segmentation, size)
     _check_code(segmentation, size)
     counts = segmentation["counts"]
-    if not isinstance(counts, list):
-        raise ValueError("a compressed run-length code needs `pip install pycocotools`")
+    is_plain = isinstance(counts, list)
+    check(is_plain, "a compressed run-length code needs `pip install pycocotools`")
     height, width = size
-    if sum(counts) != height * width:
-        raise ValueError(f"run lengths add up to {sum(counts)}, not to {height * width} pixels")
+    total = sum(counts)
+    check(total == height * width, f"run lengths: expected {height * width} pixels, got {total}")
     values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)  # the first run is background
     return values.reshape(width, height).T  # runs go down the columns
 
 
 def _check_code(code: Any, size: tuple[int, int]) -> None:
-    if tuple(code["size"]) != size:
-        raise ValueError(f"run-length code of size {code['size']} for an image of {list(size)}")
+    fits = tuple(code["size"]) == size
+    check(fits, f"run-length code: expected one of size {list(size)}, got {code['size']}")
 
 
 def _fill(polygons: list[list[float]], size: tuple[int, int]) -> npt.NDArray[np.bool_]:

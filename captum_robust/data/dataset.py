@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from operator import index as as_index
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from captum_robust.data.sample import Sample
+from captum_robust._checks import check
+from captum_robust.data.annotations import Box, checked_boxes
+from captum_robust.data.sample import DataError, Sample
+
+Place = TypeVar("Place")
 
 
 class LocalizationDataset(Dataset[Sample], ABC):
@@ -40,10 +46,57 @@ class LocalizationDataset(Dataset[Sample], ABC):
 
     def __getitem__(self, index: int) -> Sample:
         position = as_index(index)
-        if not -len(self) <= position < len(self):
-            raise IndexError(f"index {index} is outside a data set of {len(self)} samples")
+        inside = -len(self) <= position < len(self)
+        check(inside, f"index {index} is outside a data set of {len(self)} samples", IndexError)
         return self._load(position % len(self))
 
     @abstractmethod
     def _load(self, index: int) -> Sample:
         """The sample at ``index``, 0 ≤ index < len(self)."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the annotations say of one image."""
+
+    label: int | None
+    boxes: Sequence[tuple[Box, str]] = ()
+    """Half-open boxes in pixels, each with the file and line that it comes from."""
+    mask: Tensor | None = None
+
+
+class AnnotatedImages(LocalizationDataset):
+    """A data set of image files and annotations, each in its layout."""
+
+    @abstractmethod
+    def _image(self, index: int) -> tuple[Tensor, str]:
+        """The image 3×H×W and where it comes from; :class:`DataError` where there is none."""
+
+    @abstractmethod
+    def _truth(self, index: int, size: tuple[int, int], /) -> Truth:
+        """What is known of the image, whose size is (H, W)."""
+
+    def _load(self, index: int) -> Sample:
+        image, source = self._image(index)
+        size = (image.shape[1], image.shape[2])
+        truth = self._truth(index, size)
+        boxes = checked_boxes(truth.boxes, size)
+        return Sample(image, truth.label, boxes, self.ids[index], truth.mask, source=source)
+
+
+def listed_ids(
+    images: Collection[str], annotated: Collection[str], skip_missing: bool
+) -> list[str]:
+    """The ids of the images and, unless ``skip_missing``, of annotations without one; sorted."""
+    return sorted({*images, *(() if skip_missing else annotated)})
+
+
+def place_of(images: Mapping[str, Place], id: str, annotation: object) -> Place:
+    """Where the image is; :class:`DataError` that names its annotation if there is no image."""
+    check(id in images, f"{annotation}: annotates {id}, but there is no such image", DataError)
+    return images[id]
+
+
+def entry_id(image: str, category: str | None) -> str:
+    """The id of a sample that is one category of an image."""
+    return f"{image}#{category}" if category else image

@@ -9,9 +9,27 @@ import zipfile
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from captum_robust._checks import check
 from captum_robust.data.sample import DataError
+
+
+def existing(path: str | Path, kind: Literal["file", "folder"], expected: str) -> Path:
+    """The path, or ``FileNotFoundError`` that says what was expected there."""
+    path = Path(path)
+    there = path.is_dir() if kind == "folder" else path.is_file()
+    check(there, f"{path}: no such {kind}; expected {expected}", FileNotFoundError)
+    return path
+
+
+def stem_of(name: str) -> str:
+    """The name of a file without folders and suffix.
+
+    >>> stem_of("val/images/val_0.JPEG")
+    'val_0'
+    """
+    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
 def read_bytes(path: Path) -> bytes:
@@ -68,8 +86,7 @@ def open_tree(path: Path) -> FileTree:
     """
     if path.is_dir():
         return _Folder(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a folder, a .tar[.gz] or a .zip")
+    existing(path, "file", "a folder, a .tar[.gz] or a .zip")
     try:
         return _Zip(path) if zipfile.is_zipfile(path) else _Tar(path)
     # A damaged gzip stream raises EOFError or zlib.error, depending on where it breaks.
@@ -134,8 +151,8 @@ class _Tar(FileTree):
                 data = file.read(size)
         except OSError as error:
             raise DataError(f"{self.where(name)}: {error.strerror or error}") from None
-        if len(data) < size:
-            raise DataError(f"{self.where(name)}: the archive ends before the file does")
+        whole = len(data) == size
+        check(whole, f"{self.where(name)}: the archive ends before the file does", DataError)
         return data
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_robust._checks import check_choice
+from captum_robust._checks import check, check_choice
 from captum_robust._resize import resize_image
 from captum_robust.data.sample import DataError, Sample
 
@@ -31,8 +31,8 @@ def resize(sample: Sample, size: int | tuple[int, int]) -> Sample:
     height, width = _pair(size, "size")
     if (height, width) == sample.size:
         return sample
-    if height * width > MAX_PIXELS:
-        raise DataError(f"{sample.id}: refusing to resize to {width}×{height} pixels")
+    few = height * width <= MAX_PIXELS
+    check(few, f"{sample.id}: refusing to resize to {width}×{height} pixels", DataError)
     old_height, old_width = sample.size
     scale = torch.tensor([width / old_width, height / old_height] * 2, dtype=torch.float64)
     return replace(
@@ -61,10 +61,9 @@ def resize_and_center_crop(
     crop_height, crop_width = _pair(crop, "crop")
     resized = resize(sample, _resized(sample.size, resize_to))
     height, width = resized.size
-    if crop_height > height or crop_width > width:
-        raise ValueError(
-            f"crop {crop_height}×{crop_width} is larger than the resized image {height}×{width}"
-        )
+    fits = crop_height <= height and crop_width <= width
+    expected = f"one within the resized image {height}×{width}"
+    check(fits, f"crop: expected {expected}, got {crop_height}×{crop_width}")
     top = round((height - crop_height) / 2)
     left = round((width - crop_width) / 2)
     return crop_to(resized, (left, top, left + crop_width, top + crop_height))
@@ -101,8 +100,8 @@ def crop_to(sample: Sample, window: tuple[int, int, int, int]) -> Sample:
     """
     x0, y0, x1, y1 = window
     height, width = sample.size
-    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-        raise ValueError(f"crop {window} is not a part of the image of {width}×{height} pixels")
+    inside = 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+    check(inside, f"window: expected a part of the image of {width}×{height} pixels, got {window}")
     origin = torch.tensor([x0, y0, x0, y0], dtype=torch.float32)
     far = torch.tensor([x1 - x0, y1 - y0, x1 - x0, y1 - y0], dtype=torch.float32)
     boxes = torch.minimum((sample.boxes - origin).clamp(min=0), far)
@@ -133,6 +132,6 @@ def _resized(size: tuple[int, int], resize_to: int | tuple[int, int]) -> tuple[i
 
 def _pair(size: int | tuple[int, int], name: str) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
-        raise ValueError(f"{name} must be one positive whole number or (H, W), got {size!r}")
-    return pair
+    fits = len(pair) == 2 and all(isinstance(side, int) and side >= 1 for side in pair)
+    check(fits, f"{name}: expected one positive whole number or (H, W), got {size!r}")
+    return pair[0], pair[1]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from torch import Tensor
 
-from captum_robust._checks import unknown_name
-from captum_robust.data.boxes import checked_boxes, mask_box, parse_box
+from captum_robust._checks import check, check_choice, unknown_name
+from captum_robust.data.annotations import mask_box, parse_box
 from captum_robust.data.classes import ClassIndex
-from captum_robust.data.dataset import LocalizationDataset
-from captum_robust.data.files import read_text
-from captum_robust.data.images import list_images, load_image, load_mask
-from captum_robust.data.sample import DataError, Sample
+from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
+from captum_robust.data.files import existing, read_text
+from captum_robust.data.images import list_images, load_image, load_mask, some_images
+from captum_robust.data.sample import DataError
 
 _CORNERS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"))
 
@@ -30,7 +30,7 @@ class _Row:
     where: str
 
 
-class ImageFolder(LocalizationDataset):
+class ImageFolder(AnnotatedImages):
     """Images under one folder, at any depth; the id of each is its path below that folder.
 
     Boxes come from a CSV file with a header and the columns ``file, x0, y0, x1, y1`` (or
@@ -75,31 +75,27 @@ class ImageFolder(LocalizationDataset):
         exif_orientation: bool = False,
         skip_missing: bool = False,
     ) -> None:
-        if labels not in ("names", "sorted", None):
-            raise unknown_name("meaning of labels", labels, ["names", "sorted"])
+        check_choice("meaning of labels", labels, ["names", "sorted", None])
         self.root = Path(root)
         self._exif_orientation = exif_orientation
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"{self.root}: no such folder; expected a folder of images")
-        table = _existing(boxes, self.root / "boxes.csv", Path.is_file, "a CSV file of boxes")
-        mask_folder = _existing(masks, self.root / "masks", Path.is_dir, "a folder of masks")
-        self._table, self._mask_folder = table, mask_folder
-        folder = self.root
-        if (table or mask_folder) and (self.root / "images").is_dir():
-            folder = self.root / "images"
-        self._images = list_images(folder, without=mask_folder)
-        if not self._images:
-            raise ValueError(f"{folder}: no images; expected files such as *.png or *.jpg")
-
-        self._rows = _read_table(table) if table else {}
-        self._masks = _by_stem(list_images(mask_folder)) if mask_folder else {}
+        existing(self.root, "folder", "a folder of images")
+        table = self.root / "boxes.csv"
+        if boxes is not None:
+            table = existing(boxes, "file", "a CSV file of boxes")
+        mask_folder = self.root / "masks"
+        if masks is not None:
+            mask_folder = existing(masks, "folder", "a folder of masks")
+        folder = self.root / "images"
+        if not folder.is_dir() or not (table.is_file() or mask_folder.is_dir()):
+            folder = self.root
+        self._images = some_images(folder, "files such as *.png or *.jpg", without=mask_folder)
+        self._rows = _read_table(table) if table.is_file() else {}
+        self._masks = _by_stem(list_images(mask_folder))
         self._find_class = ClassIndex(class_names)
         self.class_names: Sequence[str] | None = self._find_class.names
         self._folder_class = self._read_folders(labels)
-        ids = set(self._images)
-        if not skip_missing:
-            ids |= set(self._rows) | (set(self._masks) - set(_by_stem(self._images)))
-        self.ids = sorted(ids)
+        lone = self._masks.keys() - _by_stem(self._images)
+        self.ids = listed_ids(self._images, [*self._rows, *lone], skip_missing)
 
     def _read_folders(self, labels: str | None) -> dict[str, int]:
         """Sub-folder → class index; empty where the folders say nothing."""
@@ -110,74 +106,50 @@ class ImageFolder(LocalizationDataset):
             self._find_class = ClassIndex(folders)
             self.class_names = folders
             return {name: index for index, name in enumerate(folders)}
-        found = {name: self._find_class(name) for name in folders}
-        unknown = [name for name, index in found.items() if index is None]
+        indices = {name: self._find_class(name) for name in folders}
+        unknown = [name for name, index in indices.items() if index is None]
         if 0 < len(unknown) < len(folders):
             raise unknown_name("class folder", unknown[0], self._find_class.names)
-        return {name: index for name, index in found.items() if index is not None}
+        return {name: index for name, index in indices.items() if index is not None}
 
-    def _load(self, index: int) -> Sample:
+    def _image(self, index: int) -> tuple[Tensor, str]:
         id = self.ids[index]
-        rows = self._rows.get(id, [])
-        if id not in self._images:
-            where = rows[0].where if rows else str(self._masks[id])
-            raise DataError(f"{where}: annotates {id!r}, but there is no such image")
-        path = self._images[id]
-        image = load_image(path, exif_orientation=self._exif_orientation)
-        size = (image.shape[1], image.shape[2])
-        mask = self._mask(id, size)
-        if rows or mask is None:
-            boxed = [row for row in rows if any(row.corners)]
-            boxes = checked_boxes([(parse_box(r.corners, r.where), r.where) for r in boxed], size)
-        else:
-            boxes = mask_box(mask)
-        return Sample(
-            image=image,
-            label=self._label(id, rows),
-            boxes=boxes,
-            id=id,
-            mask=mask,
-            source=str(path),
-        )
+        rows = self._rows.get(id)
+        path = place_of(self._images, id, rows[0].where if rows else self._masks.get(id))
+        return load_image(path, exif_orientation=self._exif_orientation), str(path)
 
-    def _mask(self, id: str, size: tuple[int, int]) -> Tensor | None:
-        path = self._masks.get(_stem(id))
-        if path is None:
-            return None
-        mask = load_mask(path)
-        if mask.shape != size:
-            raise DataError(
-                f"{path}: the mask has {mask.shape[1]}×{mask.shape[0]} pixels, "
-                f"its image {size[1]}×{size[0]}"
+    def _truth(self, index: int, size: tuple[int, int]) -> Truth:
+        id = self.ids[index]
+        rows, mask = self._rows.get(id, []), None
+        boxes = [(parse_box(r.corners, r.where), r.where) for r in rows if any(r.corners)]
+        if path := self._masks.get(_stem(id)):
+            mask = load_mask(path)
+            height, width = mask.shape
+            check(
+                mask.shape == size,
+                f"{path}: the mask has {width}×{height} pixels, its image {size[1]}×{size[0]}",
+                DataError,
             )
-        return mask
+            if not rows:
+                boxes = [(box, str(path)) for box in mask_box(mask)]
+        return Truth(self._label(id, rows), boxes, mask)
 
     def _label(self, id: str, rows: list[_Row]) -> int | None:
         labelled = [row for row in rows if row.label]
         if not labelled:
             return self._folder_class.get(id.split("/")[0]) if "/" in id else None
+        label = labelled[0].label
         for row in labelled:
-            if row.label != labelled[0].label:
-                raise DataError(
-                    f"{row.where}: label {row.label!r} for {id}, "
-                    f"but {labelled[0].label!r} on an earlier line"
-                )
-        index = self._find_class(labelled[0].label)
+            check(
+                row.label == label,
+                f"{row.where}: label {row.label!r} for {id}, but {label!r} on an earlier line",
+                DataError,
+            )
+        index = self._find_class(label)
         if index is None:
-            error = unknown_name("label", labelled[0].label, self._find_class.names)
+            error = unknown_name("label", label, self._find_class.names)
             raise DataError(f"{labelled[0].where}: {error}")
         return index
-
-
-def _existing(
-    given: str | Path | None, usual: Path, exists: Callable[[Path], bool], expected: str
-) -> Path | None:
-    """The path that the caller gave, which must exist, or the usual one if it does."""
-    if given is None:
-        return usual if exists(usual) else None
-    if not exists(Path(given)):
-        raise FileNotFoundError(f"{given}: no such file or folder; expected {expected}")
-    return Path(given)
 
 
 def _read_table(path: Path) -> dict[str, list[_Row]]:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from captum_robust._checks import check
 from captum_robust.data.sample import DataError
 
 EXTENSIONS = (
@@ -70,8 +71,7 @@ def _decoded(source: str | Path | bytes, name: str | None) -> Iterator[Image.Ima
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
         raise DataError(f"{name}: {error.strerror or error}") from None
-    if not data:
-        raise DataError(f"{name}: the file is empty (0 bytes)")
+    check(data, f"{name}: the file is empty (0 bytes)", DataError)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -102,13 +102,12 @@ def _wide_grey(image: Image.Image) -> npt.NDArray[np.float32]:
     """H×W float32 in [0, 1]."""
     values = np.asarray(image)
     if image.mode == "F":
-        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-            raise ValueError("floating-point pixels must lie in [0, 1]")
+        inside = np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1
+        check(inside, "pixels: expected floating-point ones in [0, 1], got others")
         return values.astype(np.float32)
     # Pillow holds 16-bit grey in 32-bit integers too, so the type alone doesn't tell the range.
     top = 65535 if image.mode != "I" or values.max() <= 65535 else 2**31 - 1
-    if values.min() < 0:
-        raise ValueError("pixels must not be negative")
+    check(values.min() >= 0, "pixels: expected none below 0, got some")
     return (values.astype(np.float64) / top).astype(np.float32)
 
 
@@ -120,7 +119,7 @@ def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
     Links to folders are followed, each real folder once; names that start with a dot are passed
     over (macOS leaves ``._*.jpg`` files in archives).
     """
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     seen = set() if without is None else {os.path.realpath(without)}
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -132,8 +131,15 @@ def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
         for file in files:
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
                 path = Path(folder, file)
-                found[_printable(path.relative_to(root).as_posix())] = path
-    return dict(sorted(found.items()))
+                images[_printable(path.relative_to(root).as_posix())] = path
+    return dict(sorted(images.items()))
+
+
+def some_images(root: Path, expected: str, *, without: Path | None = None) -> dict[str, Path]:
+    """:func:`list_images`, or ``ValueError`` if there are none."""
+    images = list_images(root, without=without)
+    check(images, f"{root}: no images; expected {expected}")
+    return images
 
 
 def _printable(name: str) -> str:

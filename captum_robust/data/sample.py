@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from captum_robust._checks import check_shape
+
 
 class DataError(ValueError):
     """One sample cannot be used; the message is one line that names the file (and line).
@@ -38,15 +40,10 @@ class Sample:
     """Where the image came from, for messages."""
 
     def __post_init__(self) -> None:
-        if self.image.ndim != 3 or self.image.shape[0] != 3:
-            raise ValueError(f"image must be 3×H×W, got shape {tuple(self.image.shape)}")
-        if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
-            raise ValueError(f"boxes must be M×4, got shape {tuple(self.boxes.shape)}")
-        if self.mask is not None and self.mask.shape != self.image.shape[1:]:
-            raise ValueError(
-                f"mask must be {tuple(self.image.shape[1:])} like the image, "
-                f"got {tuple(self.mask.shape)}"
-            )
+        check_shape("image", self.image, "3×H×W")
+        check_shape("boxes", self.boxes, "M×4")
+        if self.mask is not None:
+            check_shape("mask", self.mask, "×".join(map(str, self.size)))
         if self.original_size == (0, 0):
             object.__setattr__(self, "original_size", self.size)
 

@@ -10,15 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from captum_robust.data.boxes import checked_boxes
+from torch import Tensor
+
 from captum_robust.data.classes import imagenet_names
-from captum_robust.data.dataset import LocalizationDataset
+from captum_robust.data.dataset import AnnotatedImages, Truth
 from captum_robust.data.fit import crop_to
 from captum_robust.data.images import load_image
 from captum_robust.data.sample import Sample
 
 
-class SampleSet(LocalizationDataset):
+class SampleSet(AnnotatedImages):
     """Seven photographs from scikit-image, matplotlib and scikit-learn, of seven classes.
 
     Each class is what EfficientNet-Lite0 sees at 224×224, and what the photograph shows; the boxes
@@ -38,20 +39,19 @@ class SampleSet(LocalizationDataset):
         self.root = Path(str(files("captum_robust.data"))) / "samples.json"
         self.ids = [entry["id"] for entry in self._entries]
 
+    def _image(self, index: int) -> tuple[Tensor, str]:
+        path = self._paths[index]
+        return load_image(path), str(path)
+
+    def _truth(self, index: int, _: tuple[int, int]) -> Truth:
+        entry = self._entries[index]
+        return Truth(entry["class_index"], [(tuple(b), "samples.json") for b in entry["boxes"]])
+
     def _load(self, index: int) -> Sample:
-        entry, path = self._entries[index], self._paths[index]
-        image = load_image(path)
-        size = (image.shape[1], image.shape[2])
-        whole = Sample(
-            image=image,
-            label=entry["class_index"],
-            boxes=checked_boxes([(tuple(b), "samples.json") for b in entry["boxes"]], size),
-            id=entry["id"],
-            source=str(path),
-        )
-        if entry["crop"] is None:
+        whole, crop = super()._load(index), self._entries[index]["crop"]
+        if crop is None:
             return whole
-        cropped = crop_to(whole, tuple(entry["crop"]))
+        cropped = crop_to(whole, tuple(crop))
         return replace(cropped, original_size=cropped.size)
 
     def credits(self) -> dict[str, str]:

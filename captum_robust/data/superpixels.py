@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +11,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captum_robust._checks import check_count, check_finite, check_number, printable
-from captum_robust._files import checksum, read_tensors, write_tensors
+from captum_robust._checks import (
+    check,
+    check_count,
+    check_finite,
+    check_number,
+    check_type,
+    printable,
+)
+from captum_robust._files import checksum, read_facts, write_facts
 
 _FACTS = "captum_robust.superpixels"
 _LEAST_PIXELS = 4
-"""Of a super-pixel: with fewer it is not much of a region."""
+"""A super-pixel of fewer pixels is not much of a region."""
 _SECONDS = 30.0
-"""Between two states of the file, of which a killed run loses at most that much."""
+"""Time between two states of the file: a killed run loses at most that much."""
 
 _REMEDY = "delete the file, or give another"
 
@@ -43,34 +49,30 @@ def superpixels(images: Tensor, n_segments: int = 100, *, compactness: float = 1
     """
     check_count("n_segments", n_segments, 1)
     compactness = check_number("compactness", compactness, 0, open_low=True)
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images: expected a tensor of floating point, got {got}")
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
-        raise ValueError(
-            f"images: expected N×1×H×W or N×3×H×W, not empty, got {tuple(images.shape)}"
-        )
+    check_type("images", images, Tensor, "a tensor of floating point")
+    dtype, shape = images.dtype, tuple(images.shape)
+    check(dtype.is_floating_point, f"images: expected floating point, got {dtype}", TypeError)
+    fits = images.ndim == 4 and images.shape[1] in (1, 3) and images.numel() > 0
+    check(fits, f"images: expected N×1×H×W or N×3×H×W, not empty, got {shape}")
     height, width = images.shape[2:]
-    if height * width < _LEAST_PIXELS * n_segments:
-        raise ValueError(
-            f"images: {height}×{width} pixels are too few for {n_segments} super-pixels of at "
-            f"least {_LEAST_PIXELS}; take at most n_segments={height * width // _LEAST_PIXELS}"
-        )
+    check(
+        height * width >= _LEAST_PIXELS * n_segments,
+        f"images: {height}×{width} pixels are too few for {n_segments} super-pixels of at "
+        f"least {_LEAST_PIXELS}; take at most n_segments={height * width // _LEAST_PIXELS}",
+    )
     check_finite(images, "images")
     pixels = images.detach().float().cpu()
     lowest, highest = (float(v) for v in pixels.aminmax())
-    if lowest < 0 or highest > 1:
-        raise ValueError(f"images: expected pixels in [0, 1], got {lowest:.4g} to {highest:.4g}")
+    inside = lowest >= 0 and highest <= 1
+    check(inside, f"images: expected pixels in [0, 1], got {lowest:.4g} to {highest:.4g}")
     from skimage.segmentation import slic
 
     # Grey as colour, whose lightness goes to 100: beside the distance in pixels, grey that goes to
     # 1 counts for nothing.
     pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
-    found = [
-        slic(image, n_segments=n_segments, compactness=compactness, start_label=0)
-        for image in pixels.numpy()
-    ]
-    return torch.stack([torch.from_numpy(s).long() for s in found]).to(images.device)
+    options = {"n_segments": n_segments, "compactness": compactness, "start_label": 0}
+    each = [torch.from_numpy(slic(image, **options)).long() for image in pixels.numpy()]
+    return torch.stack(each).to(images.device)
 
 
 def superpixel_path(root: str | Path, n_segments: int, size: tuple[int, int], part: str) -> Path:
@@ -123,17 +125,20 @@ def cached_superpixels(
     check_count("n_segments", n_segments, 1)
     compactness = check_number("compactness", compactness, 0, open_low=True)
     count = len(images)  # type: ignore[arg-type]
-    if count == 0:
-        raise ValueError("images: there are none")
+    check(count, "images: there are none")
     file = None if path is None else Path(path)
-    if file is not None and file.suffix != ".safetensors":
-        raise ValueError(f"path: expected a name that ends in .safetensors, got {file.name}")
+    if file is not None:
+        named = file.suffix == ".safetensors"
+        check(named, f"path: expected a name that ends in .safetensors, got {file.name}")
     size = _image(images, 0).shape[1:]
     facts = {"n_segments": n_segments, "compactness": compactness, "size": list(size)}
     segments = torch.zeros(count, *size, dtype=torch.uint8)
     sums: list[int] = []
     if file is not None and file.exists():
-        known, sums = _read(file, facts, count)
+        try:
+            known, sums = _read(file, facts, count)
+        except ValueError as error:
+            raise ValueError(f"{error}; {_REMEDY}") from None
         segments = _wide(segments, known)
         segments[: len(known)] = known
     from tqdm import tqdm
@@ -141,21 +146,16 @@ def cached_superpixels(
     known_count, written = len(sums), time.monotonic()
     for i in tqdm(range(count), unit="image", desc="super-pixels", disable=not progress):
         image = _image(images, i)
-        if image.shape[1:] != size:
-            raise ValueError(
-                f"images: expected all of {tuple(size)} pixels, got {tuple(image.shape[1:])} at {i}"
-            )
+        got = tuple(image.shape[1:])
+        check(got == size, f"images: expected all of {tuple(size)} pixels, got {got} at {i}")
         own = checksum([image])
         if i < known_count:
-            if own != sums[i]:
-                raise ValueError(
-                    f"{printable(str(file))} is of other images: number {i} is not the one that it "
-                    f"was made of; {_REMEDY}"
-                )
+            other = f"number {i} is not the one that it was made of; {_REMEDY}"
+            check(own == sums[i], f"{printable(str(file))} is of other images: {other}")
             continue
-        found = superpixels(image[None], n_segments, compactness=compactness)[0]
-        segments = _wide(segments, found)
-        segments[i] = found
+        numbers = superpixels(image[None], n_segments, compactness=compactness)[0]
+        segments = _wide(segments, numbers)
+        segments[i] = numbers
         sums.append(own)
         # The first at once: whether there can be a file is known before the work is done.
         due = i in (0, count - 1) or time.monotonic() - written > _SECONDS
@@ -183,26 +183,18 @@ def _wide(segments: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _write(file: Path, facts: dict[str, Any], segments: Tensor, sums: list[int]) -> None:
-    text = json.dumps({**facts, "checksum": checksum([segments])})
     tensors = {"segments": segments, "checksums": torch.tensor(sums)}
-    write_tensors(file, tensors, {_FACTS: text})
+    write_facts(file, tensors, _FACTS, {**facts, "checksum": checksum([segments])})
 
 
 def _read(file: Path, facts: dict[str, Any], count: int) -> tuple[Tensor, list[int]]:
     """The segments and the checksums of the images that the file holds."""
-    shown = printable(str(file))
-    try:
-        tensors, metadata = read_tensors(file)
-    except ValueError as error:
-        raise ValueError(f"{error}; {_REMEDY}") from None
-    try:
-        theirs = json.loads(metadata[_FACTS])
-        own = theirs.pop("checksum")
-        segments, sums = tensors["segments"], tensors["checksums"]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{shown} holds no super-pixels; {_REMEDY}") from None
-    if theirs != facts:
-        raise ValueError(f"{shown} is of {_told(theirs)}, not of {_told(facts)}; {_REMEDY}")
+    name = printable(str(file))
+    tensors, theirs = read_facts(file, _FACTS, "super-pixels")
+    own = theirs.pop("checksum", None)
+    check({"segments", "checksums"} <= tensors.keys(), f"{name} holds no super-pixels")
+    segments, sums = tensors["segments"], tensors["checksums"]
+    check(theirs == facts, f"{name} is of {_described(theirs)}, not of {_described(facts)}")
     numbers = sums.tolist()
     is_whole = (
         segments.dtype in (torch.uint8, torch.int16, torch.int32)
@@ -211,16 +203,13 @@ def _read(file: Path, facts: dict[str, Any], count: int) -> tuple[Tensor, list[i
         and segments.shape == (len(numbers), *facts["size"])
         and checksum([segments]) == own
     )
-    if not is_whole:
-        raise ValueError(f"{shown} is damaged; {_REMEDY}")
-    if len(numbers) > count:
-        raise ValueError(
-            f"{shown} is of other images: it holds {len(numbers)}, the data set {count}; {_REMEDY}"
-        )
+    check(is_whole, f"{name} is damaged")
+    other = f"it holds {len(numbers)}, the data set {count}"
+    check(len(numbers) <= count, f"{name} is of other images: {other}")
     return segments, numbers
 
 
-def _told(facts: dict[str, Any]) -> str:
+def _described(facts: dict[str, Any]) -> str:
     size = "×".join(str(side) for side in facts.get("size", []))
     return printable(
         f"{facts.get('n_segments')} super-pixels of compactness {facts.get('compactness')} for "

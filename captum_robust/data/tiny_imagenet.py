@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from captum_robust._checks import unknown_name
-from captum_robust.data.boxes import checked_boxes, parse_box
-from captum_robust.data.classes import imagenet_names, imagenet_wnids
-from captum_robust.data.dataset import LocalizationDataset
-from captum_robust.data.files import decode_text, open_tree
+from torch import Tensor
+
+from captum_robust._checks import check, check_choice
+from captum_robust.data.annotations import parse_box
+from captum_robust.data.classes import class_of, imagenet_names, imagenet_wnids
+from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
+from captum_robust.data.files import decode_text, open_tree, stem_of
 from captum_robust.data.images import EXTENSIONS, load_image
-from captum_robust.data.sample import DataError, Sample
+from captum_robust.data.sample import DataError
 
 _Line = tuple[str, list[str], str]
 """wnid, the box's words, file:line."""
 
 
-class TinyImageNet(LocalizationDataset):
+class TinyImageNet(AnnotatedImages):
     """Tiny ImageNet's 64×64 images with a box each, unpacked or not.
 
     Reads ``train/WNID/images/*`` with ``train/WNID/WNID_boxes.txt`` (name x0 y0 x1 y1), and
@@ -50,18 +52,16 @@ class TinyImageNet(LocalizationDataset):
         labels: Literal["imagenet", "wnids"] = "imagenet",
         skip_missing: bool = False,
     ) -> None:
-        if split not in ("val", "train"):
-            raise unknown_name("split of Tiny ImageNet", split, ["val", "train"])
-        if labels not in ("imagenet", "wnids"):
-            raise unknown_name("meaning of labels", labels, ["imagenet", "wnids"])
+        check_choice("split of Tiny ImageNet", split, ["val", "train"])
+        check_choice("meaning of labels", labels, ["imagenet", "wnids"])
         self.root = Path(path)
         self.split = split
         self._tree = open_tree(self.root)
         files = set(self._tree.names)
-        tops = [name.removesuffix("wnids.txt") for name in files if _last(name) == "wnids.txt"]
-        if not tops:
-            raise FileNotFoundError(f"{path}: no wnids.txt in it; expected Tiny ImageNet's layout")
-        self._top = min(tops, key=len)
+        lists = [name for name in files if _last(name) == "wnids.txt"]
+        layout = "expected Tiny ImageNet's layout"
+        check(lists, f"{path}: no wnids.txt in it; {layout}", FileNotFoundError)
+        self._top = min(lists, key=len).removesuffix("wnids.txt")
         self._read_classes(labels)
 
         inside = f"{self._top}{split}/"
@@ -71,18 +71,18 @@ class TinyImageNet(LocalizationDataset):
             if not name.startswith(inside) or _last(name).startswith("."):
                 continue
             if "/images/" in name and name[name.rfind(".") :].lower() in EXTENSIONS:
-                self._images[_stem(name)] = name
+                self._images[stem_of(name)] = name
             elif split == "train" and name.endswith("_boxes.txt"):
                 self._read_lines(name, wnid=name.split("/")[-2])
         if split == "val":
             annotations = f"{inside}val_annotations.txt"
-            if annotations not in files:
-                raise FileNotFoundError(f"{self._tree.where(annotations)}: no such file")
+            there = annotations in files
+            check(there, f"{self._tree.where(annotations)}: no such file", FileNotFoundError)
             self._read_lines(annotations)
-        if not self._images:
-            raise ValueError(f"{self._tree.where(inside)}: no images; expected images/*.JPEG")
-        ids = set(self._images) if skip_missing else set(self._images) | set(self._lines)
-        self.ids = sorted(ids, key=lambda id: (len(id), id))  # val_9 before val_10
+        where = self._tree.where(inside)
+        check(self._images, f"{where}: no images; expected images/*.JPEG")
+        ids = listed_ids(self._images, self._lines, skip_missing)
+        self.ids = sorted(ids, key=len)  # val_9 before val_10
 
     def _read_classes(self, labels: str) -> None:
         self.class_names: Sequence[str] = imagenet_names()
@@ -99,46 +99,31 @@ class TinyImageNet(LocalizationDataset):
     def _read_lines(self, name: str, wnid: str | None = None) -> None:
         where = self._tree.where(name)
         for number, line in enumerate(self._text(name).splitlines(), start=1):
-            words = line.split()
-            if not words:
-                continue
-            label = wnid if wnid is not None else "".join(words[1:2])
-            box = words[1 if wnid is not None else 2 :]
-            self._lines[_stem(words[0])] = (label, box, f"{where}:{number}")
+            file, *words = line.split() or [""]
+            if wnid is not None:
+                words.insert(0, wnid)
+            if file:
+                self._lines[stem_of(file)] = ("".join(words[:1]), words[1:], f"{where}:{number}")
 
-    def _load(self, index: int) -> Sample:
+    def _image(self, index: int) -> tuple[Tensor, str]:
         id = self.ids[index]
-        wnid, words, where = self._lines.get(id, (None, [], ""))
-        if id not in self._images:
-            raise DataError(f"{where}: annotates {id}, but no such image is in {self.split}")
-        name = self._images[id]
+        name = place_of(self._images, id, self._lines[id][2] if id in self._lines else "")
         source = self._tree.where(name)
-        image = load_image(self._tree.read(name), name=source)
-        boxes = []
-        if where:
-            if len(words) != 4:
-                raise DataError(f"{where}: expected four numbers for the box of {id}, got {words}")
-            x0, y0, x1, y1 = parse_box(words, where)
-            boxes.append(((x0, y0, x1 + 1, y1 + 1), where))
-        elif self.split == "train":
-            wnid = name.split("/")[-3]
-        return Sample(
-            image=image,
-            label=None if wnid is None else self._label(wnid, where or source),
-            boxes=checked_boxes(boxes, (image.shape[1], image.shape[2])),
-            id=id,
-            source=source,
-        )
+        return load_image(self._tree.read(name), name=source), source
 
-    def _label(self, wnid: str, where: str) -> int:
-        if wnid not in self._classes:
-            raise DataError(f"{where}: {wnid!r} is none of the {len(self._classes)} classes")
-        return self._classes[wnid]
+    def _truth(self, index: int, _: tuple[int, int]) -> Truth:
+        id = self.ids[index]
+        name = self._images[id]
+        if id not in self._lines:
+            wnid = name.split("/")[-3] if self.split == "train" else None
+            return Truth(class_of(wnid, self._classes, self._tree.where(name)))
+        wnid, words, where = self._lines[id]
+        fits = len(words) == 4
+        check(fits, f"{where}: expected four numbers for the box of {id}, got {words}", DataError)
+        x0, y0, x1, y1 = parse_box(words, where)
+        label = class_of(wnid, self._classes, where)
+        return Truth(label, [((x0, y0, x1 + 1, y1 + 1), where)])
 
 
 def _last(name: str) -> str:
     return name.rsplit("/", 1)[-1]
-
-
-def _stem(name: str) -> str:
-    return _last(name).rsplit(".", 1)[0]

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from captum_robust.data.boxes import Box, check_size, checked_boxes
+from torch import Tensor
+
+from captum_robust._checks import check
+from captum_robust.data.annotations import Box, check_size
 from captum_robust.data.classes import CategoryLabels
-from captum_robust.data.dataset import LocalizationDataset
-from captum_robust.data.files import read_bytes, read_text
-from captum_robust.data.images import list_images, load_image
-from captum_robust.data.sample import DataError, Sample
+from captum_robust.data.dataset import AnnotatedImages, Truth, entry_id
+from captum_robust.data.files import existing, read_bytes, read_text
+from captum_robust.data.images import load_image, some_images
+from captum_robust.data.sample import DataError
 from captum_robust.data.voc_xml import Annotation, read_voc_xml
 
 
@@ -26,7 +29,7 @@ class _Entry:
     error: str = ""
 
 
-class PascalVOC(LocalizationDataset):
+class PascalVOC(AnnotatedImages):
     """``JPEGImages``, ``Annotations`` and ``ImageSets/Main/<split>.txt``: VOC 2007 to 2012.
 
     One sample for each pair of an image and a class in it, with the boxes of that class; its id is
@@ -64,31 +67,26 @@ class PascalVOC(LocalizationDataset):
         self.split = split
         self.class_names = class_names
         self._label = CategoryLabels(category_to_class, class_names)
-        for name in ("JPEGImages", "Annotations"):
-            if not (self.root / name).is_dir():
-                raise FileNotFoundError(
-                    f"{self.root / name}: no such folder; expected Pascal VOC's layout"
-                )
-        self._images = {path.stem: path for path in list_images(self.root / "JPEGImages").values()}
-        if not self._images:
-            raise ValueError(f"{self.root / 'JPEGImages'}: no images; expected *.jpg")
+        folder, _ = (
+            existing(self.root / name, "folder", "Pascal VOC's layout")
+            for name in ("JPEGImages", "Annotations")
+        )
+        self._images = {path.stem: path for path in some_images(folder, "*.jpg").values()}
         stems = self._stems()
         if skip_missing:
             stems = [stem for stem in stems if stem in self._images]
         self._entries = [entry for stem in stems for entry in self._read(stem, difficult)]
-        self.ids = [f"{e.stem}#{e.category}" if e.category else e.stem for e in self._entries]
+        self.ids = [entry_id(entry.stem, entry.category) for entry in self._entries]
 
     def _stems(self) -> list[str]:
         if self.split is None:
             annotated = {path.stem for path in (self.root / "Annotations").glob("*.xml")}
             return sorted(annotated | set(self._images))
         listing = self.root / "ImageSets" / "Main" / f"{self.split}.txt"
-        if not listing.is_file():
-            raise FileNotFoundError(f"{listing}: no such file; expected the split's image names")
+        existing(listing, "file", "the split's image names")
         words = [line.split() for line in read_text(listing).splitlines()]
         stems = list(dict.fromkeys(word[0] for word in words if word))
-        if not stems:
-            raise ValueError(f"{listing}: no images; expected one name a line")
+        check(stems, f"{listing}: no images; expected one name a line")
         return stems
 
     def _read(self, stem: str, difficult: bool) -> list[_Entry]:
@@ -101,24 +99,19 @@ class PascalVOC(LocalizationDataset):
             return [_Entry(stem, error=str(error))]
         return _entries(stem, annotation, difficult)
 
-    def _load(self, index: int) -> Sample:
+    def _image(self, index: int) -> tuple[Tensor, str]:
         entry = self._entries[index]
-        if entry.stem not in self._images:
-            raise DataError(f"{self.root / 'JPEGImages' / entry.stem}.jpg: no such image")
-        if entry.error:
-            raise DataError(entry.error)
+        there = entry.stem in self._images
+        check(there, f"{self.root / 'JPEGImages' / entry.stem}.jpg: no such image", DataError)
+        check(not entry.error, entry.error, DataError)
         path = self._images[entry.stem]
-        image = load_image(path)
-        size = (image.shape[1], image.shape[2])
+        return load_image(path), str(path)
+
+    def _truth(self, index: int, size: tuple[int, int]) -> Truth:
+        entry = self._entries[index]
         if entry.boxes:
             check_size(entry.size, size, str(self.root / "Annotations" / f"{entry.stem}.xml"))
-        return Sample(
-            image=image,
-            label=None if entry.category is None else self._label(entry.category),
-            boxes=checked_boxes(entry.boxes, size),
-            id=self.ids[index],
-            source=str(path),
-        )
+        return Truth(self._label(entry.category), entry.boxes)
 
 
 def _entries(stem: str, annotation: Annotation, difficult: bool) -> list[_Entry]:
@@ -130,6 +123,6 @@ def _entries(stem: str, annotation: Annotation, difficult: bool) -> list[_Entry]
             x0, y0, x1, y1 = each.box
             boxes.setdefault(each.name, []).append(((x0 - 1, y0 - 1, x1, y1), each.where))
     return [
-        _Entry(stem, category, tuple(found), annotation.size)
-        for category, found in sorted(boxes.items())
+        _Entry(stem, category, tuple(own), annotation.size)
+        for category, own in sorted(boxes.items())
     ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from xml.parsers import expat
 
-from captum_robust.data.boxes import Box, parse_box
+from captum_robust._checks import check
+from captum_robust.data.annotations import Box, parse_box
 from captum_robust.data.sample import DataError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -102,8 +103,7 @@ def _annotated(fields: _Fields, name: str) -> AnnotatedObject:
     line = min((fields.lines[c] for c in corners if c in fields.lines), default=fields.line)
     where = f"{name}:{line}"
     label = fields.texts.get("name", "").strip()
-    if not label:
-        raise DataError(f"{name}:{fields.line}: the object has no <name>")
+    check(label, f"{name}:{fields.line}: the object has no <name>", DataError)
     return AnnotatedObject(
         name=label,
         box=parse_box([fields.texts.get(corner) for corner in corners], where),

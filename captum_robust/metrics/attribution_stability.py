@@ -5,19 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from captum_robust.metrics._settings import settings_state
+from captum_robust.metrics._counts import CountMetric
+from captum_robust.metrics.functional.folds import millionths
 from captum_robust.metrics.functional.stability import (
     STABILITY_MEASURES,
     check_measures,
     check_stability_settings,
     stability,
 )
-from captum_robust.metrics.functional.weak_localization import millionths
 
 
-class AttributionStability(Metric):
+class AttributionStability(CountMetric):
     """How far maps stay the same under attack, averaged over the images.
 
     Arguments are those of :func:`captum_robust.metrics.functional.stability`; ``reduce`` is over
@@ -32,8 +31,6 @@ class AttributionStability(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
     sums: Tensor
     images: Tensor
 
@@ -54,15 +51,13 @@ class AttributionStability(Metric):
         self.share = share
         self.strategy = strategy
         self.alpha = alpha
-        empty = torch.zeros(len(self.measures), dtype=torch.int64)
-        self.add_state("sums", empty, dist_reduce_fx="sum")
-        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
-        settings = settings_state(self.measures, reduce, share, strategy, alpha)
-        self.add_state("settings", settings, dist_reduce_fx="max")
+        self._count("sums", len(self.measures))
+        self._count("images")
+        self._keep_apart(self.measures, reduce, share, strategy, alpha)
 
     def update(self, clean: Tensor, attacked: Tensor) -> None:
         """Add images: their clean maps N×H×W, and those under attack A×N×H×W or N×H×W."""
-        found = stability(
+        values = stability(
             clean,
             attacked,
             measures=self.measures,
@@ -71,7 +66,8 @@ class AttributionStability(Metric):
             strategy=self.strategy,
             alpha=self.alpha,
         )
-        self.sums += torch.stack([millionths(v).sum() for v in found.values()]).to(self.sums.device)
+        sums = torch.stack([millionths(v).sum() for v in values.values()])
+        self.sums += sums.to(self.sums.device)
         self.images += len(clean)
 
     def compute(self) -> dict[str, Tensor]:

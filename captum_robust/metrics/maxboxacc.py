@@ -5,10 +5,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from captum_robust.metrics._settings import settings_state
-from captum_robust.metrics.functional._validate import check_choice
+from captum_robust._checks import check_choice
+from captum_robust.metrics._counts import CountMetric
 from captum_robust.metrics.functional.box_accuracy import (
     CONTOURS,
     V2_IOU_THRESHOLDS,
@@ -18,7 +17,7 @@ from captum_robust.metrics.functional.box_accuracy import (
 )
 
 
-class MaxBoxAcc(Metric):
+class MaxBoxAcc(CountMetric):
     """The share of images whose largest component's box overlaps by .5, at the best threshold.
 
     Args:
@@ -35,8 +34,6 @@ class MaxBoxAcc(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
     iou_thresholds: ClassVar[tuple[float, ...]] = (0.5,)
     multi: ClassVar[bool] = False
     hits: Tensor
@@ -44,14 +41,12 @@ class MaxBoxAcc(Metric):
 
     def __init__(self, contours: str = "component", inclusive: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_choice(contours, CONTOURS, "contours")
+        check_choice("contours", contours, CONTOURS)
         self.contours = contours
         self.inclusive = inclusive
-        hits = torch.zeros(len(self.iou_thresholds), 256, dtype=torch.int64)
-        self.add_state("hits", hits, dist_reduce_fx="sum")
-        self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
-        settings = settings_state(self.iou_thresholds, self.multi, contours, inclusive)
-        self.add_state("settings", settings, dist_reduce_fx="max")
+        self._count("hits", len(self.iou_thresholds), 256)
+        self._count("samples")
+        self._keep_apart(self.iou_thresholds, self.multi, contours, inclusive)
 
     def update(self, maps: Tensor, ground_truth: Sequence[Tensor]) -> None:
         """Add images: maps N×H×W, N ground-truth boxes M_i×4; those without a box don't count."""

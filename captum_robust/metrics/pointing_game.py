@@ -5,13 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from captum_robust.metrics._settings import settings_state
-from captum_robust.metrics.functional.pointing import pointing_game_hits
+from captum_robust._checks import check, check_classes, check_count
+from captum_robust.metrics._counts import CountMetric
+from captum_robust.metrics.functional.pointing import (
+    class_hits,
+    mean_over_classes,
+    pointing_game_hits,
+)
 
 
-class PointingGame(Metric):
+class PointingGame(CountMetric):
     """The share of maps whose largest pixel lies on the object, or close to it.
 
     Args:
@@ -29,8 +33,6 @@ class PointingGame(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
     hits: Tensor
     totals: Tensor
 
@@ -38,15 +40,12 @@ class PointingGame(Metric):
         self, num_classes: int | None = None, tolerance: float = 15, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, not {num_classes!r}")
+        check_count("num_classes", num_classes, 1, optional=True)
         self.num_classes = num_classes
         self.tolerance = tolerance
-        empty = torch.zeros(num_classes or 1, dtype=torch.int64)
-        self.add_state("hits", empty, dist_reduce_fx="sum")
-        self.add_state("totals", empty.clone(), dist_reduce_fx="sum")
-        settings = settings_state(num_classes, tolerance)
-        self.add_state("settings", settings, dist_reduce_fx="max")
+        self._count("hits", num_classes or 1)
+        self._count("totals", num_classes or 1)
+        self._keep_apart(num_classes, tolerance)
 
     def update(
         self,
@@ -55,25 +54,17 @@ class PointingGame(Metric):
         classes: Tensor | None = None,
     ) -> None:
         """Add maps N×H×W with N masks or box lists, and N class numbers if classes are averaged."""
-        if (classes is None) != (self.num_classes is None):
-            raise ValueError("classes go with num_classes: give both or neither")
-        hits = pointing_game_hits(maps, ground_truth, self.tolerance)
+        both = (classes is None) == (self.num_classes is None)
+        check(both, "classes: expected them with num_classes, got one without the other")
+        values = pointing_game_hits(maps, ground_truth, self.tolerance)
+        count = len(self.hits)
         if classes is None:
-            classes = torch.zeros(len(hits), dtype=torch.int64)
-        if classes.shape != hits.shape or classes.is_floating_point():
-            raise ValueError(
-                f"classes must be {len(hits)} integers, not {tuple(classes.shape)} of "
-                f"{classes.dtype}"
-            )
-        size = len(self.hits)
-        if ((classes < 0) | (classes >= size)).any():
-            raise ValueError(f"classes must be in [0, {size}), not {classes.tolist()}")
-        counted = ~hits.isnan()
-        classes = classes.to(hits.device)
-        self.hits += torch.bincount(classes[counted & (hits == 1)], minlength=size)
-        self.totals += torch.bincount(classes[counted], minlength=size)
+            classes = torch.zeros(len(values), dtype=torch.int64)
+        check_classes(classes, len(values), count)
+        hits, totals = class_hits(values, classes, count)
+        self.hits += hits.long()
+        self.totals += totals
 
     def compute(self) -> Tensor:
         """Return the accuracy in [0, 1], NaN without maps."""
-        seen = self.totals > 0
-        return (self.hits[seen] / self.totals[seen]).mean()
+        return mean_over_classes(self.hits, self.totals)

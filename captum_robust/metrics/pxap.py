@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from captum_robust.metrics._counts import CountMetric
 from captum_robust.metrics.functional.pixel_precision import (
     THRESHOLDS,
     pxap_from_histograms,
@@ -13,7 +13,7 @@ from captum_robust.metrics.functional.pixel_precision import (
 )
 
 
-class PxAP(Metric):
+class PxAP(CountMetric):
     """The average precision of all pixels of all images against masks.
 
     >>> metric = PxAP()
@@ -23,14 +23,11 @@ class PxAP(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
     histograms: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        empty = torch.zeros(2, THRESHOLDS + 1, dtype=torch.int64)
-        self.add_state("histograms", empty, dist_reduce_fx="sum")
+        self._count("histograms", 2, THRESHOLDS + 1)
 
     def update(self, maps: Tensor, masks: Tensor, ignore: Tensor | None = None) -> None:
         """Add images: maps N×H×W, Boolean masks N×H×W, and pixels that count nowhere."""

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from captum_robust.metrics._settings import settings_state
+from captum_robust._checks import check, check_number, check_shape
+from captum_robust.metrics._counts import FoldMetric
+from captum_robust.metrics.functional._validate import check_each
+from captum_robust.metrics.functional.folds import fold_sums, folds_of, millionths
 from captum_robust.metrics.functional.saliency import (
     Scores,
-    check_level,
     check_thresholds,
     crop_scores,
     lowest_columns,
@@ -19,10 +20,9 @@ from captum_robust.metrics.functional.saliency import (
     saliency_of,
 )
 from captum_robust.metrics.functional.thresholding import check_alpha
-from captum_robust.metrics.functional.weak_localization import millionths, split_folds
 
 
-class SaliencyMetric(Metric):
+class SaliencyMetric(FoldMetric):
     """log(max(a, .05)) - log p of the tightest crop, averaged over the images; lower is better.
 
     See :mod:`captum_robust.metrics.functional.saliency`. The classifier is an argument of
@@ -50,11 +50,7 @@ class SaliencyMetric(Metric):
     -1.1632
     """
 
-    higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
     sums: Tensor
-    samples: Tensor
 
     def __init__(
         self,
@@ -72,7 +68,7 @@ class SaliencyMetric(Metric):
             check_thresholds(thresholds)
             thresholds = {family: tuple(alphas) for family, alphas in thresholds.items()}
         if strategy is None:
-            check_level(threshold)
+            check_number("threshold", threshold)
         else:
             check_alpha(strategy, threshold)
         self.threshold = threshold
@@ -83,11 +79,9 @@ class SaliencyMetric(Metric):
         self.batch_size = batch_size
         self.single = oracle or thresholds is None
         columns = 1 if thresholds is None else sum(map(len, thresholds.values()))
-        sums = torch.zeros(2, columns, dtype=torch.int64)
-        self.add_state("sums", sums, dist_reduce_fx="sum")
-        self.add_state("samples", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
-        settings = settings_state(threshold, strategy, thresholds, oracle, seed)
-        self.add_state("settings", settings, dist_reduce_fx="max")
+        self._count("sums", 2, columns)
+        self._count("samples", 2)
+        self._keep_apart(threshold, strategy, thresholds, oracle, seed)
 
     def update(
         self,
@@ -102,10 +96,9 @@ class SaliencyMetric(Metric):
         Where thresholds are chosen, masks are as large as the images, and an id each (a file name,
         say) puts them into a half.
         """
-        if ids is None and not self.single:
-            raise ValueError("ids are needed to split the images into folds")
-        if ids is not None and len(ids) != len(images):
-            raise ValueError(f"ids has {len(ids)} entries for {len(images)} images")
+        known = ids is not None or self.single
+        check(known, "ids: expected those of the images, for the folds, got None")
+        check_each("ids", ids, len(images))
         if self.thresholds is None:
             scores = saliency_metric(
                 model,
@@ -118,28 +111,17 @@ class SaliencyMetric(Metric):
             )
             values = scores.metric[:, None]
         else:
-            if masks.shape != (len(images), *images.shape[2:]):
-                raise ValueError(
-                    f"masks must be {len(images)}×{images.shape[2]}×{images.shape[3]}, as large as "
-                    f"the images, not {tuple(masks.shape)}"
-                )
+            check_shape("masks", masks, "×".join(map(str, (len(images), *images.shape[2:]))))
             boxes = saliency_boxes(masks, self.thresholds)
-            found = crop_scores(model, images, boxes, classes, batch_size=self.batch_size)
-            values = saliency_of(*found)
-        folds = torch.zeros(len(images), dtype=torch.int64)
-        if not self.single and ids is not None:
-            folds = split_folds(ids, self.seed)
-        whole = millionths(values.cpu().double())
-        for fold in (0, 1):
-            self.sums[fold] += whole[folds == fold].sum(dim=0).to(self.sums.device)
-            self.samples[fold] += int((folds == fold).sum())
+            crops = crop_scores(model, images, boxes, classes, batch_size=self.batch_size)
+            values = saliency_of(*crops)
+        folds = folds_of(len(images), ids, None, self.seed, self.single)
+        sums = fold_sums(millionths(values.cpu().double()), folds)
+        self.sums += sums.to(self.sums.device)
+        self.samples += fold_sums(torch.ones_like(folds), folds).to(self.sums.device)
 
-    def compute(self) -> Tensor:
-        """Return the mean of the metric; NaN without images, or if only one fold has any."""
-        total = self.samples.sum()
-        # Not an error: forward() computes the value of one batch, which may be a single image.
-        if total == 0 or (not self.single and bool((self.samples == 0).any())):
-            return torch.tensor(torch.nan, device=self.device)
+    def _value(self) -> Tensor:
+        """Return the mean of the metric."""
         best = lowest_columns(self.sums, self.samples, self.single)
         picked = sum(self.sums[fold, column] for fold, column in enumerate(best))
-        return picked / (1e6 * total)
+        return picked / (1e6 * self.samples.sum())

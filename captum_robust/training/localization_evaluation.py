@@ -14,6 +14,7 @@ from captum_robust.metrics.functional import (
     best_iou,
     gt_known_localization,
     localization_error,
+    split_folds,
     sweep_boxes,
     top1_localization,
 )
@@ -76,7 +77,7 @@ class LocalizationEvaluation:
             has_box = torch.tensor([len(b) > 0 for b in self.boxes])
             swept = sweep_boxes(masks[has_box, 0], BOX_STRATEGIES)
             truth = [b for b in self.boxes if len(b) > 0]
-            half = torch.arange(len(truth)) % 2
+            half = split_folds(len(truth))  # the first two are not in one fold
             correct = localization_error(
                 {name: best_iou(boxes, truth) for name, boxes in swept.items()}, folds=half
             ).correct

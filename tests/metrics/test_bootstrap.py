@@ -57,9 +57,9 @@ def test_a_paired_difference_is_tighter_than_the_two_alone():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("level", r"level must be in \(0, 1\)"),
-        ("resamples", "resamples must be at least 1"),
-        ("seed", "seed must be a whole number"),
+        ("level", r"level: expected a number in \(0, 1\), got"),
+        ("resamples", "resamples: expected a whole number from 1"),
+        ("seed", "seed: expected a whole number"),
     ],
 )
 @pytest.mark.parametrize("value", ["x", None, [1], math.nan, 1.5, torch.rand(3), True])
@@ -72,13 +72,13 @@ def test_what_is_no_number_is_named(name, message, value):
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(TypeError, match="b must be a tensor, not list"):
+    with pytest.raises(TypeError, match="b: expected a tensor, got list"):
         bootstrap_difference(torch.ones(3), [1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match="nothing but NaN"):
         bootstrap_interval(torch.tensor([float("nan")]))
-    with pytest.raises(ValueError, match="level must be in"):
+    with pytest.raises(ValueError, match="level: expected a number in"):
         bootstrap_interval(torch.ones(3), level=95)
-    with pytest.raises(ValueError, match="a and b must pair up"):
+    with pytest.raises(ValueError, match=r"b: expected the shape of a, \(3,\), got \(2,\)"):
         bootstrap_difference(torch.ones(3), torch.ones(2))
-    with pytest.raises(TypeError, match="values must be a tensor"):
+    with pytest.raises(TypeError, match="values: expected a tensor N, got list"):
         bootstrap_interval([1.0])

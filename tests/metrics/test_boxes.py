@@ -81,9 +81,9 @@ def test_best_iou_of_samples_without_any_box_is_nan():
 
 
 def test_best_iou_refuses_ground_truth_that_does_not_fit():
-    with pytest.raises(ValueError, match="ground_truth has 1 entries for 2 samples"):
+    with pytest.raises(ValueError, match="ground_truth: expected one for each of 2 samples, got 1"):
         best_iou(torch.ones(2, 3, 4), [torch.zeros(0, 4)])
-    with pytest.raises(ValueError, match=r"ground_truth\[0\] needs x0 ≤ x1"):
+    with pytest.raises(ValueError, match=r"ground_truth\[0\]: expected x0 ≤ x1"):
         best_iou(torch.ones(1, 3, 4), [torch.tensor([[3.0, 0, 1, 1]])])
 
 

@@ -157,17 +157,17 @@ def test_facts_say_which_way_is_better():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="ids are needed"):
+    with pytest.raises(ValueError, match="ids: expected those of the images"):
         LocalizationError().update(MAPS, BOXES)
-    with pytest.raises(ValueError, match="ids has 1 entries for 14 maps"):
+    with pytest.raises(ValueError, match="ids: expected one for each of 14 samples, got 1"):
         LocalizationError().update(MAPS, BOXES, ["a"])
-    with pytest.raises(ValueError, match="strategy must be one of"):
+    with pytest.raises(ValueError, match="strategy: expected one of"):
         LocalizationError(["median"])
-    with pytest.raises(ValueError, match="contours must be one of"):
+    with pytest.raises(ValueError, match="contours: expected one of"):
         MaxBoxAcc("exact")
-    with pytest.raises(ValueError, match="classes go with num_classes"):
+    with pytest.raises(ValueError, match="classes: expected them with num_classes"):
         PointingGame().update(MAPS, BOXES, CLASSES)
-    with pytest.raises(ValueError, match=r"classes must be in \[0, 2\)"):
+    with pytest.raises(ValueError, match="classes: expected numbers from 0 to 1, got 2"):
         PointingGame(2).update(MAPS, BOXES, CLASSES)
 
 

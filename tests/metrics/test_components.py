@@ -51,7 +51,7 @@ def test_box_is_tight_and_half_open(mask):
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="connectivity must be 4 or 8, not 6"):
+    with pytest.raises(ValueError, match="connectivity: expected 4 or 8, got 6"):
         largest_component(torch.ones(1, 2, 2, dtype=torch.bool), 6)
-    with pytest.raises(TypeError, match="mask must be Boolean"):
+    with pytest.raises(TypeError, match="mask: expected Boolean, got"):
         mask_to_box(torch.ones(1, 2, 2))

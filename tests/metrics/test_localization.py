@@ -1,3 +1,5 @@
+from hashlib import blake2b
+
 import pytest
 import torch
 
@@ -130,10 +132,17 @@ def test_ids_keep_their_fold_in_any_order_and_company():
     assert (split_folds(ids, seed=1) == folds).float().mean() == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_number_of_samples_is_split_into_equal_halves():
-    assert split_folds(7, seed=5).bincount().tolist() == [4, 3]
-    assert (split_folds(50, seed=5) == split_folds(50, seed=5)).all()
+def test_a_fold_is_the_last_bit_of_the_hash_of_seed_and_id():
+    expected = [blake2b(f"5:{i}".encode(), digest_size=1).digest()[0] % 2 for i in range(50)]
+    assert split_folds(list(range(50)), seed=5).tolist() == expected
+
+
+def test_a_number_of_samples_stands_for_their_numbers():
+    assert (split_folds(50, seed=5) == split_folds([str(i) for i in range(50)], seed=5)).all()
+    assert (split_folds(50, seed=5)[:20] == split_folds(20, seed=5)).all()
     assert not (split_folds(50, seed=5) == split_folds(50, seed=6)).all()
+    with pytest.raises(TypeError, match="samples: expected a number or a sequence of ids"):
+        split_folds("cat.jpg")
 
 
 def test_an_empty_fold_is_refused_with_the_way_out():
@@ -142,25 +151,27 @@ def test_an_empty_fold_is_refused_with_the_way_out():
 
 
 def test_nothing_to_score_is_refused():
-    with pytest.raises(ValueError, match="no sample is left to score: of 2, 2 have no box"):
+    with pytest.raises(
+        ValueError, match="expected a sample to score, got 2, of which 2 have no box"
+    ):
         localization_error(torch.full((2, 20), NAN))
-    with pytest.raises(ValueError, match="no sample is left"):
+    with pytest.raises(ValueError, match="expected a sample to score"):
         localization_error(torch.zeros(0, 20))
 
 
 def test_wrong_arguments_are_named():
     ious = torch.rand(4, 20)
-    with pytest.raises(ValueError, match="protocol must be one of fong2017, maxboxacc"):
+    with pytest.raises(ValueError, match="protocol: expected one of fong2017, maxboxacc"):
         localization_error(ious, protocol="whi")
-    with pytest.raises(ValueError, match="20 columns for 21 alphas"):
+    with pytest.raises(ValueError, match="column for each of 21 alphas, got 20"):
         localization_error(ious, strategy="mean")
-    with pytest.raises(ValueError, match="ids has 1 entries for 4"):
+    with pytest.raises(ValueError, match="ids: expected one for each of 4 samples, got 1"):
         localization_error(ious, ids=["a"])
-    with pytest.raises(ValueError, match="blacklist of ids needs the ids"):
+    with pytest.raises(ValueError, match="ids: expected those of the samples, for the blacklist"):
         localization_error(ious, blacklist=["a"])
-    with pytest.raises(ValueError, match="folds must be 4 zeros and ones"):
+    with pytest.raises(ValueError, match="folds: expected 4 zeros and ones"):
         localization_error(ious, folds=torch.tensor([0, 1, 2, 0]))
-    with pytest.raises(ValueError, match="same number of samples"):
+    with pytest.raises(ValueError, match=r"as many samples in every family, got \[2, 4\]"):
         localization_error({"value": ious, "energy": ious[:2]})
     assert len(alpha_grid("value")) == 20
 
@@ -170,5 +181,5 @@ def test_top1_localization_asks_for_box_and_class():
     label = torch.tensor([True, False, True, False])
     assert gt_known_localization(box) == 0.5
     assert top1_localization(box, label) == 0.25
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="correct_class: expected the shape of correct_box"):
         top1_localization(box, label[:2])

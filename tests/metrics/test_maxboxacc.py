@@ -161,10 +161,10 @@ def test_batch_functions_are_the_two_steps_in_one():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="contours must be one of component, polygon"):
+    with pytest.raises(ValueError, match="contours: expected one of component, polygon"):
         maxboxacc_ious(torch.zeros(1, 4, 4), TRUTH[:1], contours="exact")
-    with pytest.raises(ValueError, match="ground_truth has 3 entries for 1"):
+    with pytest.raises(ValueError, match="ground_truth: expected one for each of 1 samples, got 3"):
         maxboxacc_ious(torch.zeros(1, 4, 4), TRUTH)
-    with pytest.raises(ValueError, match="ious must have shape N×256"):
+    with pytest.raises(ValueError, match="ious: expected N×256, got 3×100"):
         maxboxacc_from_ious(torch.zeros(3, 100))
     assert maxboxacc_ious(torch.zeros(0, 4, 4), []).shape == (0, 256)

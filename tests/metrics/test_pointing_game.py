@@ -78,9 +78,9 @@ def test_accuracy_of_nothing_is_nan():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="tolerance must be positive"):
+    with pytest.raises(ValueError, match="tolerance: expected a positive number"):
         pointing_game_hits(peak(1, 1), [torch.zeros(0, 4)], 0)
-    with pytest.raises(TypeError, match="ground_truth must be Boolean"):
+    with pytest.raises(TypeError, match="ground_truth: expected Boolean"):
         pointing_game_hits(peak(1, 1), torch.zeros(1, 50, 60))
-    with pytest.raises(ValueError, match="classes must be 2 integers"):
+    with pytest.raises(ValueError, match="classes: expected 2 integers"):
         pointing_game_accuracy(torch.ones(2), torch.ones(2))

@@ -61,15 +61,15 @@ def test_histograms_add_up_over_images():
 
 
 def test_a_set_without_object_pixels_is_refused():
-    with pytest.raises(ValueError, match="no pixel on an object"):
+    with pytest.raises(ValueError, match="histograms: expected a pixel on an object"):
         pxap(torch.rand(1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool))
 
 
 def test_wrong_arguments_are_named():
     maps, masks, _ = some_maps()
-    with pytest.raises(TypeError, match="masks must be Boolean"):
+    with pytest.raises(TypeError, match="masks: expected Boolean"):
         pxap_histograms(maps, masks.int())
-    with pytest.raises(ValueError, match="ignore must have the shape of maps"):
+    with pytest.raises(ValueError, match="ignore: expected the shape of maps"):
         pxap_histograms(maps, masks, masks[:1])
     with pytest.raises(ValueError, match="N×2×1001"):
         pxap_from_histograms(torch.zeros(3, 7))

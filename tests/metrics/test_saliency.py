@@ -295,7 +295,7 @@ def test_a_sample_that_is_not_scored_chooses_nothing():
     tuned = tuned_saliency(values, folds=torch.tensor([0, 0, 1]))
     assert tuned.per_sample.isnan().tolist() == [True, False, False]
     assert tuned.per_sample[1:].tolist() == [1, 1]
-    with pytest.raises(ValueError, match=r"folds have \[0, 1\] scored"):
+    with pytest.raises(ValueError, match=r"folds: expected scored samples .* got \[0, 1\]"):
         tuned_saliency(values[[0, 2]], folds=torch.tensor([0, 1]))
     # One threshold needs no halves.
     assert tuned_saliency(values[1:, :1], folds=torch.tensor([0, 0])).per_sample.tolist() == [1, 0]
@@ -335,11 +335,11 @@ def test_the_class_without_images_or_with_one_half_has_no_value(net):
     one = (net, some_images(1), some_maps(1), torch.tensor([0]), IDS[:1])
     assert metric(*one).isnan()
     assert not metric.higher_is_better
-    with pytest.raises(ValueError, match="ids are needed"):
+    with pytest.raises(ValueError, match="ids: expected those of the images"):
         metric.update(*one[:4])
-    with pytest.raises(ValueError, match="2 entries for 1"):
+    with pytest.raises(ValueError, match="ids: expected one for each of 1 samples, got 2"):
         metric.update(*one[:4], IDS[:2])
-    with pytest.raises(ValueError, match="as large as the images"):
+    with pytest.raises(ValueError, match="masks: expected 1×24×20, got 1×12×10"):
         metric.update(net, some_images(1), some_maps(1, (12, 10)), torch.tensor([0]), IDS[:1])
 
 
@@ -367,32 +367,36 @@ def metric_of(net, **changes):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"images": None}, TypeError, "images must be a tensor"),
+        ({"images": None}, TypeError, "images: expected a tensor N×C×H×W"),
         ({"images": torch.ones(2, 3, 24, 20, dtype=torch.uint8)}, TypeError, "floating point"),
         ({"images": torch.rand(3, 24, 20)}, ValueError, "N×C×H×W"),
-        ({"masks": [1]}, TypeError, "masks must be a tensor, not list"),
-        ({"masks": some_maps(3)}, ValueError, "masks must be 2×h×w, or boxes 2×4"),
-        ({"masks": torch.rand(2, 3)}, ValueError, "boxes must be 2×4"),
-        ({"masks": some_maps(2) * math.nan}, ValueError, r"NaN or infinity in sample\(s\) \[0, 1"),
+        ({"masks": [1]}, TypeError, "masks: expected a tensor .*, got list"),
+        ({"masks": some_maps(3)}, ValueError, "masks: expected 2×h×w, or boxes 2×4"),
+        ({"masks": torch.rand(2, 3)}, ValueError, r"or boxes 2×4, got \(2, 3\)"),
+        ({"masks": some_maps(2) * math.nan}, ValueError, "masks: NaN or infinity in sample 0"),
         ({"masks": torch.tensor([[0, 0, 1, 1], [5, 5, 4, 9.0]])}, ValueError, r"sample\(s\) \[1"),
         ({"masks": torch.tensor([[20, 0, 30, 1], [5, 5, 6, 9.0]])}, ValueError, r"sample\(s\) \[0"),
         ({"masks": torch.full((2, 4), math.nan)}, ValueError, r"sample\(s\) \[0, 1"),
-        ({"classes": [0, 1]}, TypeError, "classes must be a tensor"),
+        ({"classes": [0, 1]}, TypeError, "classes: expected a tensor"),
         ({"classes": torch.tensor([0.0, 1.0])}, ValueError, "2 indices"),
         ({"classes": torch.tensor([0])}, ValueError, "2 indices"),
-        ({"classes": torch.tensor([0, 4])}, ValueError, "classes must be from 0 to 3"),
-        ({"classes": torch.tensor([-1, 0])}, ValueError, "classes must be from 0 to 3"),
-        ({"threshold": math.nan}, ValueError, "threshold must be a finite number, not nan"),
-        ({"threshold": "half"}, ValueError, "threshold must be a finite number, not 'half'"),
-        ({"strategy": "median"}, ValueError, "strategy must be one of"),
-        ({"strategy": "value", "threshold": 2.0}, ValueError, r"alpha must be in \[0, 1\]"),
-        ({"size": (0, 4)}, ValueError, "size must be"),
-        ({"batch_size": 0}, ValueError, "batch_size must be"),
-        ({"model": lambda x: x}, ValueError, "model must give scores 2×K"),
+        ({"classes": torch.tensor([0, 4])}, ValueError, "classes: expected numbers from 0 to 3"),
+        ({"classes": torch.tensor([-1, 0])}, ValueError, "classes: expected numbers from 0 to 3"),
+        ({"threshold": math.nan}, ValueError, "threshold: expected a finite number, got nan"),
+        ({"threshold": "half"}, ValueError, "threshold: expected a finite number, got 'half'"),
+        ({"strategy": "median"}, ValueError, "strategy: expected one of"),
+        (
+            {"strategy": "value", "threshold": 2.0},
+            ValueError,
+            r"alpha of strategy 'value': expected a number in \[0, 1\]",
+        ),
+        ({"size": (0, 4)}, ValueError, "size: expected"),
+        ({"batch_size": 0}, ValueError, "batch_size: expected"),
+        ({"model": lambda x: x}, ValueError, "scores of the model: expected 2×K"),
         (
             {"model": lambda x: torch.tensor([[0.0, 1.0], [math.nan, 0.0]])},
             ValueError,
-            r"NaN or infinity for sample\(s\) \[1\]",
+            r"model: expected finite scores, .* sample\(s\) \[1\]",
         ),
     ],
 )
@@ -403,16 +407,18 @@ def test_wrong_arguments_are_named(net, changes, error, message):
 
 def test_wrong_thresholds_are_named():
     maps = some_maps(1)
-    with pytest.raises(ValueError, match=r"must be among .* not \[0\.33\]"):
+    with pytest.raises(ValueError, match=r"thresholds of 'value': expected one of .* got 0\.33"):
         saliency_boxes(maps, {"value": (0.33,)})
-    with pytest.raises(ValueError, match="thresholds must be one of"):
+    with pytest.raises(ValueError, match="thresholds: expected one of"):
         saliency_boxes(maps, {"median": (0.5,)})
     for empty in ({}, {"value": ()}):
         with pytest.raises(ValueError, match="at least one"):
             SaliencyMetric(thresholds=empty)
-    with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"alpha of strategy 'value': expected a number in \[0, 1\]"
+    ):
         SaliencyMetric(1.5, "value")
-    with pytest.raises(ValueError, match="threshold must be a finite number"):
+    with pytest.raises(ValueError, match="threshold: expected a finite number"):
         SaliencyMetric(math.inf)
     for values, message in (
         (torch.rand(3), "N×A"),
@@ -421,17 +427,17 @@ def test_wrong_thresholds_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             tuned_saliency(values)
-    with pytest.raises(TypeError, match="values must be a tensor"):
+    with pytest.raises(TypeError, match="values: expected a tensor"):
         tuned_saliency([[1.0]])
-    with pytest.raises(ValueError, match="1 entries for 2"):
+    with pytest.raises(ValueError, match="ids: expected one for each of 2 samples, got 1"):
         tuned_saliency(torch.rand(2, 2), ids=["a"])
     with pytest.raises(ValueError, match="zeros and ones"):
         tuned_saliency(torch.rand(2, 2), folds=torch.tensor([0, 2]))
-    with pytest.raises(ValueError, match="boxes must have shape N×4"):
+    with pytest.raises(ValueError, match="boxes: expected 1×4, got 1×1×4"):
         crop_and_resize(some_images(1), torch.rand(1, 1, 4), (2, 2))
-    with pytest.raises(TypeError, match="boxes must be a tensor N×4, not list"):
+    with pytest.raises(TypeError, match="boxes: expected a tensor 1×4, got list"):
         crop_and_resize(some_images(1), [[0, 0, 1, 1]], (2, 2))
-    with pytest.raises(ValueError, match="boxes must have shape N×A×4"):
+    with pytest.raises(ValueError, match="boxes: expected 1×A×4, got 1×4"):
         crop_scores(tiny_net(), some_images(1), torch.rand(1, 4), torch.tensor([0]))
 
 

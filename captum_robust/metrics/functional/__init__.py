@@ -30,6 +30,7 @@ from captum_robust.metrics.functional.boxes import (
     whole_image_map,
 )
 from captum_robust.metrics.functional.components import largest_component, mask_to_box
+from captum_robust.metrics.functional.folds import split_folds
 from captum_robust.metrics.functional.pixel_precision import (
     pxap,
     pxap_from_histograms,
@@ -74,7 +75,6 @@ from captum_robust.metrics.functional.weak_localization import (
     Protocol,
     gt_known_localization,
     localization_error,
-    split_folds,
     top1_localization,
 )
 

@@ -4,6 +4,8 @@ Importing this module imports numba, so its callers do it inside their functions
 works on a grid with a border of one pixel that is never inserted: no bounds to check.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -140,15 +142,10 @@ def largest_boxes(
                             parent[other] = root
                             facts[root, AREA] += facts[other, AREA]
                             facts[root, FIRST] = min(facts[root, FIRST], facts[other, FIRST])
-                            facts[root, X0] = min(facts[root, X0], facts[other, X0])
-                            facts[root, Y0] = min(facts[root, Y0], facts[other, Y0])
-                            facts[root, X1] = max(facts[root, X1], facts[other, X1])
-                            facts[root, Y1] = max(facts[root, Y1], facts[other, Y1])
+                            own = facts[other]
+                            _widen(facts, root, own[X0], own[Y0], own[X1], own[Y1])
                     facts[root, FIRST] = min(facts[root, FIRST], here)
-                    facts[root, X0] = min(facts[root, X0], x)
-                    facts[root, Y0] = min(facts[root, Y0], y)
-                    facts[root, X1] = max(facts[root, X1], x)
-                    facts[root, Y1] = max(facts[root, Y1], y)
+                    _widen(facts, root, x, y, x, y)
                 parent[here] = root
                 facts[root, AREA] += 1
                 # Only the component that grew can overtake.
@@ -266,10 +263,7 @@ def best_overlaps(
                 ):
                     if facts[root, SINCE] < step:
                         _note(facts, root, step, runs, boxes, height, width, inclusive)
-                    facts[root, X0] = min(x0, facts[root, X0])
-                    facts[root, Y0] = min(y0, facts[root, Y0])
-                    facts[root, X1] = max(x1, facts[root, X1])
-                    facts[root, Y1] = max(y1, facts[root, Y1])
+                    _widen(facts, root, x0, y0, x1, y1)
         for k in range(inserted):
             y = np.int64((order[i, k] + 0.5) * per_width)
             here = (y + 1) * stride + order[i, k] - y * width + 1
@@ -303,6 +297,15 @@ def _root(parent: np.ndarray, node: int) -> int:
 
 
 @njit(cache=True, nogil=True, inline="always")
+def _widen(facts: np.ndarray, root: Any, x0: Any, y0: Any, x1: Any, y1: Any) -> None:
+    """Let the box of a component also hold the pixels from (x0, y0) to (x1, y1)."""
+    facts[root, X0] = min(facts[root, X0], x0)
+    facts[root, Y0] = min(facts[root, Y0], y0)
+    facts[root, X1] = max(facts[root, X1], x1)
+    facts[root, Y1] = max(facts[root, Y1], y1)
+
+
+@njit(cache=True, nogil=True, inline="always")
 def _neighbours(
     parent: np.ndarray, here: int, stride: int, connectivity: int, near: np.ndarray
 ) -> int:
@@ -310,38 +313,38 @@ def _neighbours(
 
     Next to an inserted edge neighbour, a corner belongs to its component already.
     """
-    found = 0
+    count = 0
     north, west = parent[here - stride], parent[here - 1]
     east, south = parent[here + 1], parent[here + stride]
     if north != ABSENT:
-        near[found] = north
-        found += 1
+        near[count] = north
+        count += 1
     if west != ABSENT:
-        near[found] = west
-        found += 1
+        near[count] = west
+        count += 1
     if east != ABSENT:
-        near[found] = east
-        found += 1
+        near[count] = east
+        count += 1
     if south != ABSENT:
-        near[found] = south
-        found += 1
+        near[count] = south
+        count += 1
     if connectivity == 4:
-        return found
+        return count
     if north == ABSENT:
         if west == ABSENT and parent[here - stride - 1] != ABSENT:
-            near[found] = parent[here - stride - 1]
-            found += 1
+            near[count] = parent[here - stride - 1]
+            count += 1
         if east == ABSENT and parent[here - stride + 1] != ABSENT:
-            near[found] = parent[here - stride + 1]
-            found += 1
+            near[count] = parent[here - stride + 1]
+            count += 1
     if south == ABSENT:
         if west == ABSENT and parent[here + stride - 1] != ABSENT:
-            near[found] = parent[here + stride - 1]
-            found += 1
+            near[count] = parent[here + stride - 1]
+            count += 1
         if east == ABSENT and parent[here + stride + 1] != ABSENT:
-            near[found] = parent[here + stride + 1]
-            found += 1
-    return found
+            near[count] = parent[here + stride + 1]
+            count += 1
+    return count
 
 
 @njit(cache=True, nogil=True)

@@ -1,9 +1,11 @@
 """What the functions of this room accept, checked in one place."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import torch
 from torch import Tensor
+
+from captum_robust._checks import check, check_finite, check_shape, check_type
 
 
 def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
@@ -11,22 +13,12 @@ def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
 
     A Boolean or integer map becomes float32; a half-precision one too, exactly.
     """
-    if not isinstance(maps, Tensor):
-        raise TypeError(f"{name} must be a tensor N×H×W, not {type(maps).__name__}")
-    if maps.dim() != 3:
-        raise ValueError(f"{name} must have shape N×H×W, not {tuple(maps.shape)}")
-    if maps.shape[1] == 0 or maps.shape[2] == 0:
-        raise ValueError(f"{name} must have at least one pixel, not shape {tuple(maps.shape)}")
-    if maps.is_complex():
-        raise TypeError(f"{name} must be real, not {maps.dtype}")
+    _check_pixels(name, maps)
+    check(not maps.is_complex(), f"{name}: expected real numbers, got {maps.dtype}", TypeError)
     maps = on_device_with_float64(maps.detach())
     if maps.dtype != torch.float64:
         maps = maps.to(torch.float32)
-    # The extremes carry NaN and infinity along, several times faster than isfinite on all pixels.
-    finite = maps.amax(dim=(1, 2)).isfinite() & maps.amin(dim=(1, 2)).isfinite()
-    if not finite.all():
-        broken = (~finite).nonzero().flatten().tolist()
-        raise ValueError(f"{name} hold NaN or infinity in sample(s) {broken}")
+    check_finite(maps, name)
     return maps
 
 
@@ -35,51 +27,47 @@ def on_device_with_float64(tensor: Tensor) -> Tensor:
     return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
-def check_mask(mask: Tensor, name: str = "mask") -> Tensor:
-    """Return Boolean masks N×H×W unchanged, or say what is wrong with them."""
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"{name} must be a tensor N×H×W, not {type(mask).__name__}")
-    if mask.dtype != torch.bool:
-        raise TypeError(f"{name} must be Boolean, not {mask.dtype}")
-    if mask.dim() != 3:
-        raise ValueError(f"{name} must have shape N×H×W, not {tuple(mask.shape)}")
-    if mask.shape[1] == 0 or mask.shape[2] == 0:
-        raise ValueError(f"{name} must have at least one pixel, not shape {tuple(mask.shape)}")
-    return on_device_with_float64(mask)
+def check_mask(mask: Tensor, name: str = "mask") -> None:
+    """Refuse what is no Boolean masks N×H×W."""
+    _check_pixels(name, mask)
+    check(mask.dtype == torch.bool, f"{name}: expected Boolean, got {mask.dtype}", TypeError)
+
+
+def _check_pixels(name: str, maps: Tensor) -> None:
+    check_shape(name, maps, "N×H×W")
+    shape = tuple(maps.shape)
+    check(0 not in shape[1:], f"{name}: expected at least one pixel, got shape {shape}")
+
+
+def check_like(name: str, tensor: Tensor, other: str, like: Tensor) -> None:
+    """Hold a tensor to the shape of the ``other`` one."""
+    expected, got = tuple(like.shape), tuple(tensor.shape)
+    check(expected == got, f"{name}: expected the shape of {other}, {expected}, got {got}")
+
+
+def check_each(name: str, values: Sized | None, n: int) -> None:
+    """Hold what may be given for each sample to one entry a sample."""
+    if values is not None:
+        check(len(values) == n, f"{name}: expected one for each of {n} samples, got {len(values)}")
 
 
 def check_box_list(boxes: Sequence[Tensor], n: int, name: str = "ground_truth") -> None:
     """Hold a list of M_i×4 boxes to one entry a sample and to x0 ≤ x1, y0 ≤ y1."""
-    if isinstance(boxes, Tensor) or not isinstance(boxes, Sequence):
-        raise TypeError(
-            f"{name} must be a list of M×4 tensors, one a sample, not {type(boxes).__name__}"
-        )
-    if len(boxes) != n:
-        raise ValueError(f"{name} has {len(boxes)} entries for {n} samples")
+    check_type(name, boxes, Sequence, "a list of tensors M×4, one a sample")
+    check_each(name, boxes, n)
     for i, sample in enumerate(boxes):
-        if not isinstance(sample, Tensor):
-            raise TypeError(f"{name}[{i}] must be a tensor M×4, not {type(sample).__name__}")
-        if sample.dim() != 2 or sample.shape[1] != 4:
-            raise ValueError(f"{name}[{i}] must have shape M×4, not {tuple(sample.shape)}")
+        check_shape(f"{name}[{i}]", sample, "M×4")
         if not (sample[:, :2] <= sample[:, 2:]).all():
-            raise ValueError(f"{name}[{i}] needs x0 ≤ x1 and y0 ≤ y1, not {sample.tolist()}")
+            raise ValueError(f"{name}[{i}]: expected x0 ≤ x1 and y0 ≤ y1, got {sample.tolist()}")
 
 
 def check_connectivity(connectivity: int) -> None:
     """Refuse any neighbourhood but the 4 and the 8 nearest pixels."""
-    if connectivity not in (4, 8):
-        raise ValueError(f"connectivity must be 4 or 8, not {connectivity!r}")
-
-
-def check_choice(value: str, choices: Sequence[str], name: str) -> None:
-    """Refuse a name that is not among the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(sorted(choices))}, not {value!r}")
+    check(connectivity in (4, 8), f"connectivity: expected 4 or 8, got {connectivity!r}")
 
 
 def check_size(size: tuple[int, int]) -> tuple[int, int]:
     """Return (height, width), both positive."""
     height, width = size
-    if height < 1 or width < 1:
-        raise ValueError(f"size must be (height, width), both positive, not {size!r}")
+    check(min(size) >= 1, f"size: expected (height, width), both positive, got {size!r}")
     return int(height), int(width)

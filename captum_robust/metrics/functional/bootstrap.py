@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_robust._checks import as_number
+from captum_robust._checks import check, check_count, check_number, check_shape, check_type
+from captum_robust.metrics.functional._validate import check_like
 
 # Draws held at a time, 8 bytes each.
 CHUNK_DRAWS = 1 << 22
@@ -47,20 +48,15 @@ def bootstrap_interval(
     >>> bootstrap_interval(torch.tensor([1.0, 1.0, float("nan")]))
     Interval(mean=1.0, low=1.0, high=1.0, level=0.95, n=2)
     """
-    if not isinstance(values, Tensor):
-        raise TypeError(f"values must be a tensor, not {type(values).__name__}")
-    if values.dim() != 1:
-        raise ValueError(f"values must have one dimension, not shape {tuple(values.shape)}")
+    check_shape("values", values, "N")
     check_resampling(level, resamples, seed)
     values = values.detach().to(device="cpu", dtype=torch.float64)
     values = values[~values.isnan()]
-    n = len(values)
-    if n == 0:
-        raise ValueError("values hold nothing but NaN: there is no mean to resample")
-    means = resampled_means(values[None], resamples, seed)[0]
-    tail = (1 - level) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(values.mean().item(), low, high, level, n)
+    check(
+        len(values), "values: expected a number, got nothing but NaN: there is no mean to resample"
+    )
+    low, high = percentiles(resampled_means(values[None], resamples, seed)[0], level)
+    return Interval(values.mean().item(), low, high, level, len(values))
 
 
 def bootstrap_difference(
@@ -78,28 +74,25 @@ def bootstrap_difference(
     >>> bootstrap_difference(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])).high
     0.0
     """
-    for name, values in (("a", a), ("b", b)):
-        if not isinstance(values, Tensor):
-            raise TypeError(f"{name} must be a tensor, not {type(values).__name__}")
-    if a.shape != b.shape:
-        raise ValueError(
-            f"a and b must pair up, not have shapes {tuple(a.shape)} and {tuple(b.shape)}"
-        )
+    check_type("a", a, Tensor, "a tensor")
+    check_type("b", b, Tensor, "a tensor")
+    check_like("b", b, "a", a)
     return bootstrap_interval(a.double() - b.double().to(a.device), level, resamples, seed)
 
 
 def check_resampling(level: float, resamples: int, seed: int) -> None:
     """Refuse a confidence or a number of resamples out of range, and a seed that is none."""
-    if not 0 < as_number(level) < 1:
-        raise ValueError(f"level must be in (0, 1), not {level!r}")
-    if not _is_whole(resamples) or resamples < 1:
-        raise ValueError(f"resamples must be at least 1 and whole, not {resamples!r}")
-    if not _is_whole(seed):
-        raise ValueError(f"seed must be a whole number, not {seed!r}")
+    check_number("level", level, 0, 1, open_low=True, open_high=True)
+    check_count("resamples", resamples, 1)
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool)
+    check(is_whole, f"seed: expected a whole number, got {seed!r}")
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def percentiles(means: Tensor, level: float) -> tuple[float, float]:
+    """Return the ends between which a share ``level`` of the means lies."""
+    tail = (1 - level) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def resampled_means(columns: Tensor, resamples: int, seed: int) -> Tensor:

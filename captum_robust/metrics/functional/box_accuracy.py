@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_robust.metrics.functional._validate import check_box_list, check_choice, check_maps
+from captum_robust._checks import check, check_choice, check_number, check_shape
+from captum_robust.metrics.functional._validate import check_box_list, check_maps
 from captum_robust.metrics.functional.box_sweep import CHUNK_PIXELS
 from captum_robust.metrics.functional.boxes import box_iou
 
@@ -65,64 +66,44 @@ def maxboxacc_ious(
     [1.0, 1.0]
     """
     maps = check_maps(maps)
-    check_choice(contours, CONTOURS, "contours")
+    check_choice("contours", contours, CONTOURS)
     check_box_list(ground_truth, len(maps))
     overlaps = torch.empty(len(maps), 256)
     chunk = max(1, CHUNK_PIXELS // (maps.shape[1] * maps.shape[2]))
+    truth = [boxes.detach().to(device="cpu", dtype=torch.float64) for boxes in ground_truth]
     for start in range(0, len(maps), chunk):
+        part = slice(start, start + chunk)
         # Truncates, like the authors' astype(uint8).
-        scaled = min_max(maps[start : start + chunk]) * 255
-        levels = scaled.to(device="cpu", dtype=torch.uint8)
-        truth = [
-            boxes.detach().to(device="cpu", dtype=torch.float64)
-            for boxes in ground_truth[start : start + chunk]
-        ]
+        levels = (min_max(maps[part]) * 255).to(device="cpu", dtype=torch.uint8)
         if contours == "polygon":
-            found = _polygon_overlaps(levels, truth, multi, inclusive)
-        elif multi:
-            found = _best_overlaps(levels, truth, inclusive)
+            pairs = zip(levels, truth[part], strict=True)
+            rows = [_outlined(level, boxes, multi, inclusive) for level, boxes in pairs]
+            overlaps[part] = torch.stack(rows)
         else:
-            found = _largest_overlaps(levels, truth, inclusive)
-        overlaps[start : start + chunk] = found
-    without = torch.tensor([len(boxes) == 0 for boxes in ground_truth], dtype=torch.bool)
+            overlaps[part] = _component_overlaps(levels, truth[part], multi, inclusive)
+    without = torch.tensor([len(boxes) == 0 for boxes in truth], dtype=torch.bool)
     return overlaps.masked_fill(without[:, None], torch.nan).to(maps.device)
 
 
-def _largest_overlaps(levels: Tensor, truth: list[Tensor], inclusive: bool) -> Tensor:
+def _component_overlaps(
+    levels: Tensor, truth: list[Tensor], multi: bool, inclusive: bool
+) -> Tensor:
+    """Return N×256 overlaps of the largest component, or with ``multi`` of the best one."""
     from captum_robust.metrics.functional import _union_find
 
-    height, width = levels.shape[1:]
+    size = (levels.shape[1], levels.shape[2])
     order, above = _union_find.descending_levels(levels.flatten(1).contiguous().numpy())
-    boxes = _union_find.largest_boxes(order, above[:, ::-1].copy(), height, width, 8)
-    predicted = torch.from_numpy(boxes).flip(1).double()
-    overlaps = torch.stack(
-        [
-            _overlap(sample, boxes, (height, width), inclusive)
-            for sample, boxes in zip(predicted, truth, strict=True)
-        ]
-    )
+    if multi:
+        start = torch.tensor([0] + [len(boxes) for boxes in truth]).cumsum(0).numpy()
+        every = torch.cat(truth).numpy()
+        best = _union_find.best_overlaps(order, above, every, start, *size, inclusive)
+        overlaps = torch.from_numpy(best)
+    else:
+        boxes = _union_find.largest_boxes(order, above[:, ::-1].copy(), *size, 8)
+        pairs = zip(torch.from_numpy(boxes).flip(1).double(), truth, strict=True)
+        overlaps = torch.stack([_overlap(box, own, size, inclusive) for box, own in pairs])
     nothing = torch.stack([_nothing(boxes, inclusive) for boxes in truth])
     return torch.where(torch.from_numpy(above) == 0, nothing[:, None], overlaps)
-
-
-def _best_overlaps(levels: Tensor, truth: list[Tensor], inclusive: bool) -> Tensor:
-    from captum_robust.metrics.functional import _union_find
-
-    height, width = levels.shape[1:]
-    order, above = _union_find.descending_levels(levels.flatten(1).contiguous().numpy())
-    start = torch.tensor([0] + [len(boxes) for boxes in truth]).cumsum(0)
-    overlaps = torch.from_numpy(
-        _union_find.best_overlaps(
-            order, above, torch.cat(truth).numpy(), start.numpy(), height, width, inclusive
-        )
-    )
-    nothing = torch.stack([_nothing(boxes, inclusive) for boxes in truth])
-    return torch.where(torch.from_numpy(above) == 0, nothing[:, None], overlaps)
-
-
-def _polygon_overlaps(levels: Tensor, truth: list[Tensor], multi: bool, inclusive: bool) -> Tensor:
-    pairs = zip(levels, truth, strict=True)
-    return torch.stack([_outlined(level, boxes, multi, inclusive) for level, boxes in pairs])
 
 
 def _outlined(level: Tensor, truth: Tensor, multi: bool, inclusive: bool) -> Tensor:
@@ -180,7 +161,6 @@ def maxboxacc_curve(
     Returns:
         float64 in [0, 1], one per τ; NaN when there is no image.
     """
-    _check_ious(ious)
     return read_levels(level_hits(ious, iou_threshold, strict).double().mean(dim=0), interval)
 
 
@@ -192,7 +172,7 @@ def maxboxacc_from_ious(
 ) -> Tensor:
     """Return MaxBoxAcc: the accuracy at the best τ of all, averaged over overlap thresholds.
 
-    The best τ is found on the images that are reported, as published.
+    The best τ is tuned on the images that are reported, as published.
 
     Args:
         ious: N×256 overlaps of :func:`maxboxacc_ious`; NaN rows are left out.
@@ -203,8 +183,7 @@ def maxboxacc_from_ious(
     Returns:
         A float64 scalar in [0, 1]; NaN when there is no image.
     """
-    if not iou_thresholds:
-        raise ValueError("iou_thresholds must name at least one overlap")
+    check(iou_thresholds, "iou_thresholds: expected at least one overlap, got none")
     best = [maxboxacc_curve(ious, t, strict, interval).max() for t in iou_thresholds]
     return torch.stack(best).mean()
 
@@ -230,21 +209,13 @@ def maxboxacc_v2(
 
 def level_hits(ious: Tensor, iou_threshold: float, strict: bool = False) -> Tensor:
     """Return which levels localize, Boolean, for the rows that are not NaN."""
-    _check_ious(ious)
+    check_shape("ious", ious, "N×256")
     ious = ious[~ious.isnan().any(dim=1)]
     return ious > iou_threshold if strict else ious >= iou_threshold
 
 
 def read_levels(by_level: Tensor, interval: float = 0.001) -> Tensor:
     """Read …×256 values at the level ⌊255·τ⌋ of every τ = 0, interval, … below 1."""
-    if not 0 < interval <= 1:
-        raise ValueError(f"interval must be in (0, 1], not {interval!r}")
+    check_number("interval", interval, 0, 1, open_low=True)
     tau = torch.arange(0, 1, interval, dtype=torch.float64, device=by_level.device)
     return by_level[..., (tau * 255).long()]
-
-
-def _check_ious(ious: Tensor) -> None:
-    if not isinstance(ious, Tensor):
-        raise TypeError(f"ious must be a tensor N×256, not {type(ious).__name__}")
-    if ious.dim() != 2 or ious.shape[1] != 256:
-        raise ValueError(f"ious must have shape N×256, not {tuple(ious.shape)}")

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_robust.metrics.functional._validate import check_choice, check_connectivity, check_maps
+from captum_robust._checks import check
+from captum_robust.metrics.functional._validate import check_connectivity, check_maps
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid, kept_counts
 
 # Keeps the sorted copies of a chunk of 224×224 maps within the processor's cache.
@@ -50,18 +51,13 @@ def sweep_boxes(
     """
     maps = check_maps(maps)
     check_connectivity(connectivity)
-    if isinstance(strategies, str):
-        raise TypeError(f"strategies must be a sequence of names, not {strategies!r}")
-    for strategy in strategies:
-        check_choice(strategy, STRATEGIES, "strategy")
+    is_text = isinstance(strategies, str)
+    check(not is_text, f"strategies: expected a sequence of names, got {strategies!r}", TypeError)
     lengths = [len(alpha_grid(strategy)) for strategy in strategies]
     boxes = torch.empty(len(maps), sum(lengths), 4)
     chunk = max(1, CHUNK_PIXELS // maps[0].numel()) if len(maps) else 1
-    for start in range(0, len(maps), chunk):
-        part = maps[start : start + chunk]
-        boxes[start : start + chunk] = _sweep(
-            part, strategies, connectivity, largest_component_only
-        )
+    for part, out in zip(torch.split(maps, chunk), torch.split(boxes, chunk), strict=True):
+        out[:] = _sweep(part, strategies, connectivity, largest_component_only)
     families = torch.split(boxes.to(maps.device), lengths, dim=1)
     return dict(zip(strategies, families, strict=True))
 

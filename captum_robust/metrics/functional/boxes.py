@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
 
+from captum_robust._checks import check, check_number, check_shape, check_type
 from captum_robust.metrics.functional._validate import check_box_list, check_size
 
 
@@ -32,10 +33,9 @@ def box_iou(a: Tensor, b: Tensor, inclusive: bool = False) -> Tensor:
     (0.3333333432674408, 0.5)
     """
     for name, boxes in (("a", a), ("b", b)):
-        if not isinstance(boxes, Tensor):
-            raise TypeError(f"{name} must be a tensor …×4, not {type(boxes).__name__}")
-        if boxes.dim() == 0 or boxes.shape[-1] != 4:
-            raise ValueError(f"{name} must have shape …×4, not {tuple(boxes.shape)}")
+        check_type(name, boxes, Tensor, "a tensor …×4")
+        shape = tuple(boxes.shape)
+        check(shape[-1:] == (4,), f"{name}: expected …×4, got {shape}")
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     a, b = a.to(dtype), b.to(dtype)
     extra = 1 if inclusive else 0
@@ -63,10 +63,7 @@ def best_iou(boxes: Tensor, ground_truth: Sequence[Tensor], inclusive: bool = Fa
     >>> best_iou(box, [torch.tensor([[0.0, 0.0, 2.0, 1.0], [5.0, 5.0, 6.0, 6.0]])]).tolist()
     [[0.5]]
     """
-    if not isinstance(boxes, Tensor):
-        raise TypeError(f"boxes must be a tensor N×A×4, not {type(boxes).__name__}")
-    if boxes.dim() != 3 or boxes.shape[2] != 4:
-        raise ValueError(f"boxes must have shape N×A×4, not {tuple(boxes.shape)}")
+    check_shape("boxes", boxes, "N×A×4")
     check_box_list(ground_truth, len(boxes))
     if not boxes.is_floating_point():
         boxes = boxes.float()
@@ -102,8 +99,7 @@ def center_box(size: tuple[int, int], area_fraction: float = 0.5) -> Tensor:
     [50.0, 25.0, 150.0, 75.0]
     """
     height, width = check_size(size)
-    if not 0 < area_fraction <= 1:
-        raise ValueError(f"area_fraction must be in (0, 1], not {area_fraction!r}")
+    check_number("area_fraction", area_fraction, 0, 1, open_low=True)
     margin = (1 - area_fraction**0.5) / 2
     near = torch.tensor([width * margin, height * margin])
     return torch.cat([near, torch.tensor([width, height]) - near])

@@ -9,7 +9,7 @@ from captum_robust.metrics.functional._validate import check_connectivity, check
 def largest_component(mask: Tensor, connectivity: int = 8) -> Tensor:
     """Keep the connected component with the most pixels.
 
-    Of components of one size, the one whose first pixel comes first in raster order stays.
+    Among components of one size, the one whose first pixel comes first in raster order stays.
 
     Args:
         mask: Boolean masks N×H×W; an empty one stays empty.

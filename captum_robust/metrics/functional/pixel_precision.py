@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from captum_robust.metrics.functional._validate import check_maps, check_mask
+from captum_robust._checks import check, check_shape
+from captum_robust.metrics.functional._validate import check_like, check_maps, check_mask
 from captum_robust.metrics.functional.box_accuracy import min_max
 
 THRESHOLDS = 1000
@@ -29,10 +30,9 @@ def pxap_histograms(maps: Tensor, masks: Tensor, ignore: Tensor | None = None) -
     """
     maps = check_maps(maps)
     for name, mask in (("masks", masks), ("ignore", ignore)):
-        if mask is not None and check_mask(mask, name).shape != maps.shape:
-            raise ValueError(
-                f"{name} must have the shape of maps, {tuple(maps.shape)}, not {tuple(mask.shape)}"
-            )
+        if mask is not None:
+            check_mask(mask, name)
+            check_like(name, mask, "maps", maps)
     scores = min_max(maps)
     edges = torch.arange(THRESHOLDS + 1, dtype=torch.float64, device=maps.device) * 0.001
     edges[-1] = 1
@@ -58,14 +58,12 @@ def pxap_from_histograms(histograms: Tensor) -> Tensor:
     Raises:
         ValueError: when no pixel lies on an object.
     """
-    if histograms.shape[-2:] != (2, THRESHOLDS + 1) or histograms.dim() not in (2, 3):
-        raise ValueError(
-            f"histograms must have shape N×2×{THRESHOLDS + 1}, not {tuple(histograms.shape)}"
-        )
-    total = histograms.view(-1, 2, THRESHOLDS + 1).sum(dim=0).flip(1).cumsum(dim=1).double()
-    false, true = total
-    if not true[-1] > 0:
-        raise ValueError("histograms hold no pixel on an object: the recall is not defined")
+    each = histograms[None] if histograms.dim() == 2 else histograms
+    check_shape("histograms", each, f"N×2×{THRESHOLDS + 1}")
+    false, true = each.sum(dim=0).flip(1).cumsum(dim=1).double()
+    check(
+        true[-1] > 0, "histograms: expected a pixel on an object, got none: recall is not defined"
+    )
     precision = true / (true + false).clamp(min=1)
     recall = true / true[-1]
     gain = torch.diff(recall, prepend=recall.new_zeros(1))

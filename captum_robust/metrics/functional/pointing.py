@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_robust.metrics.functional._validate import check_box_list, check_maps, check_mask
+from captum_robust._checks import check, check_shape
+from captum_robust.metrics.functional._validate import (
+    check_box_list,
+    check_like,
+    check_maps,
+    check_mask,
+)
 from captum_robust.metrics.functional.boxes import covered_pixels
 
 
@@ -35,18 +41,13 @@ def pointing_game_hits(
     0.0
     """
     maps = check_maps(maps)
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be positive, not {tolerance!r}")
+    check(tolerance > 0, f"tolerance: expected a positive number, got {tolerance!r}")
     n, height, width = maps.shape
     largest = maps.flatten(1).argmax(dim=1)
     x, y = largest % width, largest // width
     if isinstance(ground_truth, Tensor):
         check_mask(ground_truth, "ground_truth")
-        if ground_truth.shape != maps.shape:
-            raise ValueError(
-                f"ground_truth must have the shape of maps, {tuple(maps.shape)}, "
-                f"not {tuple(ground_truth.shape)}"
-            )
+        check_like("ground_truth", ground_truth, "maps", maps)
         across = torch.arange(width, device=maps.device) - x[:, None]
         down = torch.arange(height, device=maps.device) - y[:, None]
         squared = (down**2)[:, :, None] + (across**2)[:, None, :]
@@ -90,19 +91,31 @@ def pointing_game_accuracy(hits: Tensor, classes: Tensor | None = None) -> Tenso
     >>> round(pointing_game_accuracy(hits, torch.tensor([7, 7, 7, 2])).item(), 4)
     0.3333
     """
-    if hits.dim() != 1:
-        raise ValueError(f"hits must have one dimension, not shape {tuple(hits.shape)}")
-    counted = ~hits.isnan()
+    check_shape("hits", hits, "N")
     if classes is None:
-        return hits[counted].mean()
-    if classes.shape != hits.shape or classes.is_floating_point():
-        raise ValueError(
-            f"classes must be {len(hits)} integers, one a hit, "
-            f"not {tuple(classes.shape)} of {classes.dtype}"
-        )
+        classes = torch.zeros(len(hits), dtype=torch.int64)
+    got = f"{tuple(classes.shape)} of {classes.dtype}"
+    fits = classes.shape == hits.shape and not classes.is_floating_point()
+    check(fits, f"classes: expected {len(hits)} integers, one a hit, got {got}")
+    numbers = classes - (classes.min() if len(classes) else 0)
+    return mean_over_classes(*class_hits(hits, numbers)).to(hits.dtype)
+
+
+def class_hits(hits: Tensor, classes: Tensor, count: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the hits and the maps of each class, from 0 to the largest or to ``count`` - 1.
+
+    Args:
+        hits: N values of :func:`pointing_game_hits`; NaN ones count nowhere.
+        classes: N integers from 0.
+        count: the least number of classes.
+    """
+    counted = ~hits.isnan()
     hits, classes = hits[counted], classes.to(hits.device)[counted]
-    if len(hits) == 0:
-        return hits.mean()
-    number = classes - classes.min()
-    total = torch.bincount(number)
-    return (torch.bincount(number, weights=hits) / total)[total > 0].mean().to(hits.dtype)
+    total = torch.bincount(classes, minlength=count)
+    return torch.bincount(classes, weights=hits, minlength=count), total
+
+
+def mean_over_classes(hits: Tensor, total: Tensor) -> Tensor:
+    """Return the mean of hits / total over the classes with a map; NaN if there are none."""
+    seen = total > 0
+    return (hits[seen] / total[seen]).mean()

@@ -14,14 +14,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from captum_robust._checks import as_number
+from captum_robust._checks import check, check_count, check_number, check_shape
 from captum_robust._resize import blur_matrix
 from captum_robust.metrics.functional._validate import check_maps
 from captum_robust.metrics.functional.saliency import (
     Scores,
-    check_batch_size,
-    check_classes,
     check_images,
+    check_indices,
     class_scores,
     log_probabilities,
 )
@@ -123,74 +122,52 @@ def _smallest(
 ) -> Tensor:
     check_images(images)
     n = len(images)
-    check_classes(classes, n)
-    check_batch_size(batch_size)
+    check_indices(classes, n)
+    check_count("batch_size", batch_size, 1)
     maps = check_maps(maps).to(images.device)
-    if maps.shape != (n, *images.shape[2:]):
-        raise ValueError(
-            f"maps must be {n}×{images.shape[2]}×{images.shape[3]}, as large as the images, "
-            f"not {tuple(maps.shape)}"
-        )
+    check_shape("maps", maps, "×".join(map(str, (n, *images.shape[2:]))))
     ladder = [float(area) for area in areas]
-    if not ladder or ladder != sorted(set(ladder)) or not 0 < ladder[0] <= ladder[-1] <= 1:
-        raise ValueError(f"areas must increase within (0, 1], not {list(areas)}")
-    if share is not None and not 0 < as_number(share) <= 1:
-        raise ValueError(f"share must be in (0, 1], not {share!r}")
-    found = torch.full((n,), torch.nan, device=images.device)
+    rises = ladder and ladder == sorted(set(ladder)) and 0 < ladder[0] <= ladder[-1] <= 1
+    check(rises, f"areas: expected shares in (0, 1] that increase, got {ladder}")
+    if share is not None:
+        check_number("share", share, 0, 1, open_low=True)
+    smallest = torch.full((n,), torch.nan, device=images.device)
     if n == 0:
-        return found
+        return smallest
     classes = classes.to(images.device)
     removed = _removed(images, removal, seed)
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     place = torch.arange(order.shape[1], device=images.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, place).view(n, 1, *images.shape[2:])
     left = torch.arange(n, device=images.device)
-    wanted = None
+    wanted: Tensor | None = None
+
+    def kept(x: Tensor, samples: Tensor) -> Tensor:
+        """Whether the class is the prediction, or has the probability that is wanted."""
+        scores = _scores(model, x, samples, batch_size)
+        if wanted is None:
+            return scores.argmax(dim=1) == classes[samples]
+        return log_probabilities(scores, classes[samples]).exp() >= wanted[samples]
+
     if share is not None:
-        whole = [
-            log_probabilities(model, x, c, s)
-            for x, c, s in _batches(images, classes, left, size=batch_size)
-        ]
-        wanted = torch.cat(whole).exp() * share
+        whole = _scores(model, images, left, batch_size)
+        wanted = log_probabilities(whole, classes).exp() * share
     if destroys:
-        left = left[_keeps(model, images, classes, left, wanted, batch_size)]
+        left = left[kept(images, left)]
     for area in ladder:
         if len(left) == 0:
             break
         region = rank[left] < max(1, round(area * rank[0].numel()))
         inside, outside = (removed, images) if destroys else (images, removed)
-        shown = torch.where(region, inside[left], outside[left])
-        asked = None if wanted is None else wanted[left]
-        done = _keeps(model, shown, classes[left], left, asked, batch_size) != destroys
-        found[left[done]] = area
+        done = kept(torch.where(region, inside[left], outside[left]), left) != destroys
+        smallest[left[done]] = area
         left = left[~done]
-    return found
+    return smallest
 
 
-def _keeps(
-    model: Scores,
-    images: Tensor,
-    classes: Tensor,
-    samples: Tensor,
-    wanted: Tensor | None,
-    batch_size: int,
-) -> Tensor:
-    """N Boolean: the class is the prediction, or has the probability that is wanted."""
-    if wanted is None:
-        parts = [
-            class_scores(model, x, s).argmax(dim=1) == c
-            for x, c, s in _batches(images, classes, samples, size=batch_size)
-        ]
-    else:
-        parts = [
-            log_probabilities(model, x, c, s).exp() >= w
-            for x, c, s, w in _batches(images, classes, samples, wanted, size=batch_size)
-        ]
-    return torch.cat(parts)
-
-
-def _batches(*tensors: Tensor, size: int) -> list[tuple[Tensor, ...]]:
-    return list(zip(*(torch.split(tensor, size) for tensor in tensors), strict=True))
+def _scores(model: Scores, images: Tensor, samples: Tensor, batch_size: int) -> Tensor:
+    batches = zip(*(torch.split(t, batch_size) for t in (images, samples)), strict=True)
+    return torch.cat([class_scores(model, x, numbers) for x, numbers in batches])
 
 
 def _removed(images: Tensor, removal: Removal | None, seed: int) -> Tensor:
@@ -198,9 +175,7 @@ def _removed(images: Tensor, removal: Removal | None, seed: int) -> Tensor:
         return _blurred(images)
     with torch.no_grad():
         removed = removal(images, torch.Generator().manual_seed(seed))
-    if not isinstance(removed, Tensor) or removed.shape != images.shape:
-        shape = tuple(removed.shape) if isinstance(removed, Tensor) else type(removed).__name__
-        raise ValueError(f"removal must give images {tuple(images.shape)}, not {shape}")
+    check_shape("images from removal", removed, "×".join(map(str, images.shape)))
     return removed.to(images)
 
 

@@ -14,27 +14,33 @@ images here are. A crop is mostly made larger, where antialiasing changes nothin
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import as_number
-from captum_robust.metrics.functional._validate import (
+from captum_robust._checks import (
+    check,
     check_choice,
+    check_classes,
+    check_count,
+    check_number,
+    check_shape,
+    check_type,
+)
+from captum_robust._contexts import evaluation
+from captum_robust.metrics.functional._validate import (
     check_maps,
     check_size,
     on_device_with_float64,
 )
 from captum_robust.metrics.functional.box_sweep import sweep_boxes
 from captum_robust.metrics.functional.components import mask_to_box
+from captum_robust.metrics.functional.folds import best_columns, fold_sums, folds_of, millionths
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
 from captum_robust.metrics.functional.thresholding import threshold as threshold_maps
-from captum_robust.metrics.functional.weak_localization import millionths, split_folds
 
 SMALLEST_AREA = 0.05
 """Smaller crops count as this share of the image."""
@@ -57,9 +63,9 @@ class SaliencyScores:
     metric: Tensor
     """log(max(area, .05)) - log probability; lower is better."""
     area: Tensor
-    """Of the crop, as a share of the image's."""
+    """The area of the crop as a share of the image's."""
     probability: Tensor
-    """Of the class, for the crop."""
+    """The probability of the class for the crop."""
 
 
 def tightest_box(masks: Tensor, threshold: float = 0.5) -> Tensor:
@@ -80,14 +86,8 @@ def tightest_box(masks: Tensor, threshold: float = 0.5) -> Tensor:
     >>> tightest_box(mask).tolist(), tightest_box(mask, 0.8).tolist()
     ([[1.0, 1.0, 5.0, 4.0]], [[4.0, 3.0, 5.0, 4.0]])
     """
-    check_level(threshold)
+    check_number("threshold", threshold)
     return mask_to_box(check_maps(masks, "masks") > threshold)
-
-
-def check_level(threshold: float) -> None:
-    """Refuse a threshold in the unit of the masks that is no finite number."""
-    if not math.isfinite(as_number(threshold)):
-        raise ValueError(f"threshold must be a finite number, not {threshold!r}")
 
 
 def saliency_boxes(
@@ -118,15 +118,12 @@ def saliency_boxes(
 
 def check_thresholds(thresholds: Mapping[str, Sequence[float]]) -> None:
     """Refuse families and thresholds that :func:`saliency_boxes` does not know."""
-    if not thresholds or not all(thresholds.values()):
-        raise ValueError("thresholds must hold at least one of each family that is named")
+    some = thresholds and all(thresholds.values())
+    check(some, f"thresholds: expected at least one of each family, got {thresholds!r}")
     for family, alphas in thresholds.items():
-        check_choice(family, STRATEGIES, "thresholds")
-        missing = [alpha for alpha in alphas if alpha not in alpha_grid(family)]
-        if missing:
-            raise ValueError(
-                f"thresholds of {family!r} must be among {alpha_grid(family)}, not {missing}"
-            )
+        check_choice("thresholds", family, STRATEGIES)
+        for alpha in alphas:
+            check_choice(f"thresholds of {family!r}", alpha, alpha_grid(family))
 
 
 def crop_and_resize(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -153,9 +150,8 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Ten
     [[[[9.0, 10.0], [13.0, 14.0]]]]
     """
     check_images(images)
-    _check_rank(boxes, 2, "N×4")
-    pixels = _whole_pixels(_checked_boxes(boxes, images), (images.shape[2], images.shape[3]))
-    return _crops(images, pixels, check_size(size))
+    check_shape("boxes", boxes, f"{len(images)}×4")
+    return _crops(images, _whole_pixels(boxes, images), check_size(size))
 
 
 def saliency_metric(
@@ -197,12 +193,11 @@ def saliency_metric(
     -1.1632
     """
     check_images(images)
-    if not isinstance(masks, Tensor):
-        raise TypeError(f"masks must be a tensor, not {type(masks).__name__}")
-    if len(masks) != len(images) or masks.dim() not in (2, 3):
-        raise ValueError(
-            f"masks must be {len(images)}×h×w, or boxes {len(images)}×4, not {tuple(masks.shape)}"
-        )
+    n = len(images)
+    check_type("masks", masks, Tensor, f"a tensor {n}×h×w, or boxes {n}×4")
+    shape = tuple(masks.shape)
+    fits = shape == (n, 4) or (shape[:1] == (n,) and masks.dim() == 3)
+    check(fits, f"masks: expected {n}×h×w, or boxes {n}×4, got {shape}")
     boxes = masks
     if masks.dim() == 3:
         if strategy is None:
@@ -253,26 +248,26 @@ def crop_scores(
     """
     check_images(images)
     n = len(images)
-    check_classes(classes, n)
-    check_batch_size(batch_size)
-    _check_rank(boxes, 3, "N×A×4")
+    check_indices(classes, n)
+    check_count("batch_size", batch_size, 1)
+    check_shape("boxes", boxes, f"{n}×A×4")
     images = images.detach()
     height, width = images.shape[2:]
     own: tuple[int, int] = getattr(model, "input_size", (height, width))
     out = check_size(own if size is None else size)
-    pixels = _whole_pixels(_checked_boxes(boxes, images), (height, width))
+    pixels = _whole_pixels(boxes, images)
     sides = pixels[..., 2:] - pixels[..., :2]
     area = sides.prod(dim=2) / (height * width)
     number = torch.arange(n).repeat_interleave(boxes.shape[1])
     # On the CPU: not every device finds equal rows.
     rows = torch.cat([number[:, None], pixels.flatten(0, 1).cpu().long()], dim=1)
     different, which = torch.unique(rows, dim=0, return_inverse=True)
-    found = []
+    parts = []
     for part in torch.split(different.to(images.device), batch_size):
         crops = _crops(images[part[:, 0]], part[:, 1:].float(), out)
-        asked = classes.to(images.device)[part[:, 0]]
-        found.append(log_probabilities(model, crops, asked, part[:, 0]))
-    every = torch.cat(found) if found else torch.zeros(0, device=images.device)
+        scores = class_scores(model, crops, part[:, 0])
+        parts.append(log_probabilities(scores, classes.to(images.device)[part[:, 0]]))
+    every = torch.cat(parts) if parts else torch.zeros(0, device=images.device)
     return area, every[which.to(images.device)].view(area.shape)
 
 
@@ -316,59 +311,35 @@ def tuned_saliency(
     >>> tuned_saliency(values, oracle=True).per_sample.tolist()
     [2.0, 2.0, 0.0, 0.0]
     """
-    if not isinstance(values, Tensor):
-        raise TypeError(f"values must be a tensor N×A, not {type(values).__name__}")
-    if values.dim() != 2 or values.shape[1] == 0:
-        raise ValueError(f"values must have shape N×A, A from 1, not {tuple(values.shape)}")
+    check_shape("values", values, "N×A")
+    n, count = values.shape
+    check(count, "values: expected N×A, A from 1, got none")
     values = on_device_with_float64(values.detach()).double()
-    if values.isinf().any():
-        raise ValueError("values must not hold infinity")
-    n = len(values)
-    single = oracle or values.shape[1] == 1
-    if single:
-        folds = torch.zeros(n, dtype=torch.int64)
-    elif folds is None:
-        if ids is not None and len(ids) != n:
-            raise ValueError(f"ids has {len(ids)} entries for {n} samples")
-        folds = split_folds(n if ids is None else ids, seed)
-    elif folds.shape != (n,) or not ((folds == 0) | (folds == 1)).all():
-        raise ValueError(f"folds must be {n} zeros and ones, not {tuple(folds.shape)}")
-    folds = folds.to(values.device)
+    check(not values.isinf().any(), "values: expected no infinity, got some")
+    single = oracle or count == 1
+    folds = folds_of(n, ids, folds, seed, single).to(values.device)
     scored = ~values.isnan().any(dim=1)
-    members = [scored & (folds == fold) for fold in (0, 1)]
-    sums = torch.stack([millionths(values[of]).sum(dim=0) for of in members])
-    chosen = lowest_columns(sums, torch.stack([of.sum() for of in members]), single)
+    members = folds.masked_fill(~scored, -1)
+    sums, sizes = fold_sums(millionths(values), members), fold_sums(scored, members)
+    chosen = lowest_columns(sums, sizes, single)
     columns = torch.tensor(chosen, device=values.device)[folds]
     picked = values.gather(1, columns[:, None])[:, 0].masked_fill(~scored, torch.nan)
-    return TunedSaliency(picked, columns, tuple(chosen), oracle and values.shape[1] > 1)
+    return TunedSaliency(picked, columns, tuple(chosen), oracle and count > 1)
 
 
 def lowest_columns(sums: Tensor, sizes: Tensor, single: bool) -> list[int]:
-    """Return for each fold the column with the lowest sum on the other fold (the first one).
+    """Return for each fold the column with the lowest of 2×A sums on the other fold.
 
-    Args:
-        sums: 2×A whole numbers.
-        sizes: 2, the scored samples in each fold.
-        single: all samples are in the first fold, which is tuned on itself.
+    Among equal ones the first counts; arguments and errors are those of
+    :func:`captum_robust.metrics.functional.folds.best_columns`.
     """
-    counts = sizes.tolist()
-    if counts[0] == 0 or (not single and counts[1] == 0):
-        raise ValueError(
-            f"the folds have {counts} scored samples; tuning needs one in each. "
-            "Give other folds, another seed or oracle=True"
-        )
-    rows = sums.tolist()
-    return [rows[fold].index(min(rows[fold])) for fold in ((0,) if single else (1, 0))]
+    best = best_columns(-sums[:, None], torch.zeros_like(sums), sizes, single)
+    return [column for (column,) in best]
 
 
-def log_probabilities(model: Scores, images: Tensor, classes: Tensor, samples: Tensor) -> Tensor:
-    """Return the log probability N of each image's class; float32, without gradients."""
-    scores = class_scores(model, images, samples)
-    largest = int(classes.amax()) if len(classes) else 0
-    if largest >= scores.shape[1] or (len(classes) and int(classes.amin()) < 0):
-        raise ValueError(
-            f"classes must be from 0 to {scores.shape[1] - 1}, the model's, not {classes.tolist()}"
-        )
+def log_probabilities(scores: Tensor, classes: Tensor) -> Tensor:
+    """Return the log probability N of each image's class, of scores N×K."""
+    check_classes(classes, len(scores), scores.shape[1])
     return scores.log_softmax(dim=1).gather(1, classes[:, None])[:, 0]
 
 
@@ -377,58 +348,38 @@ def class_scores(model: Scores, images: Tensor, samples: Tensor) -> Tensor:
 
     ``samples`` are the numbers of the images in the caller's batch, for errors.
     """
-    with torch.no_grad(), _evaluation(model):
+    with torch.no_grad(), evaluation(model):
         scores = model(images)
-    if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(images):
-        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"model must give scores {len(images)}×K, not {shape}")
+    check_shape("scores of the model", scores, f"{len(images)}×K")
     scores = scores.float()
     finite = scores.isfinite().all(dim=1)
     if not finite.all():
         broken = sorted(set(samples[~finite].tolist()))
-        raise ValueError(f"model gives NaN or infinity for sample(s) {broken}")
+        raise ValueError(f"model: expected finite scores, got others for sample(s) {broken}")
     return scores
 
 
 def check_images(images: Tensor) -> None:
     """Refuse what is no batch N×C×H×W of floating point."""
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a tensor N×C×H×W, not {type(images).__name__}")
-    if not images.is_floating_point():
-        raise TypeError(f"images must be floating point, not {images.dtype}")
-    if images.dim() != 4 or 0 in images.shape[1:]:
-        raise ValueError(f"images must have shape N×C×H×W, not {tuple(images.shape)}")
+    check_shape("images", images, "N×C×H×W")
+    dtype, shape = images.dtype, tuple(images.shape)
+    check(dtype.is_floating_point, f"images: expected floating point, got {dtype}", TypeError)
+    check(0 not in shape[1:], f"images: expected at least one pixel, got shape {shape}")
 
 
-def check_classes(classes: Tensor, n: int) -> None:
+def check_indices(classes: Tensor, n: int) -> None:
     """Refuse what is not one class index an image."""
-    if not isinstance(classes, Tensor):
-        raise TypeError(f"classes must be a tensor, not {type(classes).__name__}")
-    if classes.dtype != torch.int64 or classes.shape != (n,):
-        raise ValueError(
-            f"classes must be {n} indices (int64), not {tuple(classes.shape)} of {classes.dtype}"
-        )
+    check_type("classes", classes, Tensor, f"a tensor of {n} indices")
+    got = f"{tuple(classes.shape)} of {classes.dtype}"
+    fits = classes.dtype == torch.int64 and classes.shape == (n,)
+    check(fits, f"classes: expected {n} indices (int64), got {got}")
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Refuse what is no whole number from 1."""
-    if not isinstance(batch_size, int) or batch_size is True or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number from 1, not {batch_size!r}")
+def _whole_pixels(boxes: Tensor, images: Tensor) -> Tensor:
+    """The boxes N×…×4 of the pixels whose centre lies in each; at least the one in its middle.
 
-
-def _check_rank(boxes: Tensor, rank: int, shape: str) -> None:
-    if not isinstance(boxes, Tensor):
-        raise TypeError(f"boxes must be a tensor {shape}, not {type(boxes).__name__}")
-    if boxes.dim() != rank:
-        raise ValueError(f"boxes must have shape {shape}, not {tuple(boxes.shape)}")
-
-
-def _checked_boxes(boxes: Tensor, images: Tensor) -> Tensor:
-    """Boxes N×…×4 as float32 on the images' device."""
-    if len(boxes) != len(images) or boxes.shape[-1] != 4:
-        raise ValueError(
-            f"boxes must be {len(images)}×4, one row an image, not {tuple(boxes.shape)}"
-        )
+    They are float32, on the images' device.
+    """
     boxes = boxes.detach().to(device=images.device, dtype=torch.float32)
     near, far = boxes[..., :2], boxes[..., 2:]
     end = boxes.new_tensor([images.shape[3], images.shape[2]])
@@ -437,20 +388,16 @@ def _checked_boxes(boxes: Tensor, images: Tensor) -> Tensor:
     if not fits.all():
         broken = (~fits).flatten(1).any(dim=1).nonzero().flatten().tolist()
         raise ValueError(
-            f"boxes need x0 ≤ x1, y0 ≤ y1 and a part within the image: see sample(s) {broken}"
+            "boxes: expected x0 ≤ x1, y0 ≤ y1 and a part within the image, got others in "
+            f"sample(s) {broken}"
         )
-    return boxes
-
-
-def _whole_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The boxes …×4 of the pixels whose centre lies in each; at least the one in its middle."""
-    end = boxes.new_tensor([size[1], size[0]])
-    near = (boxes[..., :2] - 0.5).ceil().clamp(min=0)
-    far = torch.minimum((boxes[..., 2:] - 0.5).ceil(), end)
-    middle = ((boxes[..., :2] + boxes[..., 2:]) / 2).floor().clamp(min=0)
-    middle = torch.minimum(middle, end - 1)
-    thin = far <= near
-    return torch.cat([torch.where(thin, middle, near), torch.where(thin, middle + 1, far)], dim=-1)
+    first = (near - 0.5).ceil().clamp(min=0)
+    stop = torch.minimum((far - 0.5).ceil(), end)
+    middle = torch.minimum(((near + far) / 2).floor().clamp(min=0), end - 1)
+    thin = stop <= first
+    return torch.cat(
+        [torch.where(thin, middle, first), torch.where(thin, middle + 1, stop)], dim=-1
+    )
 
 
 def _crops(images: Tensor, pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -474,18 +421,3 @@ def _resampling(start: Tensor, stop: Tensor, pixels: int, out: int) -> Tensor:
     inside = (position > start[:, None]) & (position < stop[:, None])
     weight = weight * inside[:, None]
     return weight / weight.sum(dim=2, keepdim=True)
-
-
-@contextmanager
-def _evaluation(model: Any) -> Iterator[None]:
-    """Evaluation mode of a module; as before afterwards."""
-    if not isinstance(model, torch.nn.Module):
-        yield
-        return
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -18,9 +18,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from captum_robust._checks import as_number
-from captum_robust.metrics.functional._validate import check_choice, check_maps
-from captum_robust.metrics.functional.bootstrap import check_resampling, resampled_means
+from captum_robust._checks import check, check_choice, check_number, check_shape
+from captum_robust.metrics.functional._validate import check_like, check_maps
+from captum_robust.metrics.functional.bootstrap import (
+    check_resampling,
+    percentiles,
+    resampled_means,
+)
 from captum_robust.metrics.functional.boxes import box_iou
 from captum_robust.metrics.functional.components import largest_component, mask_to_box
 from captum_robust.metrics.functional.thresholding import check_alpha, threshold
@@ -76,11 +80,11 @@ def structural_similarity(clean: Tensor, attacked: Tensor) -> Tensor:
     is a ``ValueError``.
     """
     a, b = _pair(clean, attacked)
-    if min(a.shape[1:]) < SSIM_WINDOW:
-        raise ValueError(
-            f"clean: structural similarity needs maps of at least {SSIM_WINDOW}×{SSIM_WINDOW} "
-            f"pixels, not {a.shape[1]}×{a.shape[2]}; enlarge them to the size of the image"
-        )
+    check(
+        min(a.shape[1:]) >= SSIM_WINDOW,
+        f"clean: expected maps of at least {SSIM_WINDOW}×{SSIM_WINDOW} pixels for the structural "
+        f"similarity, got {a.shape[1]}×{a.shape[2]}; enlarge them to the size of the image",
+    )
     if len(a) == 0:
         return torch.zeros(0, dtype=torch.float64, device=a.device)
     from torchmetrics.functional.image import structural_similarity_index_measure
@@ -121,7 +125,7 @@ def top_k_intersection(clean: Tensor, attacked: Tensor, share: float = 0.1) -> T
     0.5
     """
     a, b = _pair(clean, attacked)
-    check_share(share)
+    check_number("share", share, 0, 1, open_low=True)
     count = max(1, round(share * a[0].numel())) if len(a) else 1
     return torch.minimum(_places(a, count), _places(b, count)).sum(dim=1) / count
 
@@ -206,38 +210,32 @@ def stability(
     """
     check_measures(measures)
     check_stability_settings(reduce, share, strategy, alpha)
-    if not isinstance(attacked, Tensor):
-        raise TypeError(f"attacked must be a tensor A×N×H×W, not {type(attacked).__name__}")
-    attacks = attacked[None] if attacked.dim() == 3 else attacked
-    if attacks.dim() != 4:
-        raise ValueError(f"attacked must have shape A×N×H×W or N×H×W, not {tuple(attacked.shape)}")
-    if len(attacks) == 0:
-        raise ValueError("attacked must hold the maps of at least one attack")
+    single = isinstance(attacked, Tensor) and attacked.dim() == 3
+    attacks = attacked[None] if single else attacked
+    check_shape("attacked", attacks, "A×N×H×W")
+    check(len(attacks), "attacked: expected the maps of at least one attack, got none")
     chosen = _MEASURES | {
         "top_k": lambda a, b: top_k_intersection(a, b, share),
         "box_iou": lambda a, b: map_box_iou(a, b, strategy, alpha),
     }
-    found = {}
-    for name in measures:
-        values = torch.stack([chosen[name](clean, maps) for maps in attacks])
-        found[name] = values.mean(dim=0) if reduce == "mean" else values.amin(dim=0)
-    return found
+    each = {n: torch.stack([chosen[n](clean, maps) for maps in attacks]) for n in measures}
+    return {n: v.mean(dim=0) if reduce == "mean" else v.amin(dim=0) for n, v in each.items()}
 
 
 def check_measures(measures: Sequence[str]) -> None:
     """Refuse names that :func:`stability` does not know."""
-    if isinstance(measures, str) or not isinstance(measures, Sequence):
-        raise TypeError(f"measures must be a sequence of names, not {measures!r}")
+    is_list = isinstance(measures, Sequence) and not isinstance(measures, str)
+    check(is_list, f"measures: expected a sequence of names, got {measures!r}", TypeError)
     for name in measures:
-        check_choice(name, STABILITY_MEASURES, "measures")
-    if not measures or len(set(measures)) < len(measures):
-        raise ValueError(f"measures must be at least one, and each once, not {list(measures)}")
+        check_choice("measures", name, STABILITY_MEASURES)
+    once = measures and len(set(measures)) == len(measures)
+    check(once, f"measures: expected at least one, and each once, got {list(measures)}")
 
 
 def check_stability_settings(reduce: str, share: float, strategy: str, alpha: float) -> None:
     """Refuse settings that :func:`stability` does not know."""
-    check_choice(reduce, _REDUCTIONS, "reduce")
-    check_share(share)
+    check_choice("reduce", reduce, _REDUCTIONS)
+    check_number("share", share, 0, 1, open_low=True)
     check_alpha(strategy, alpha)
 
 
@@ -307,21 +305,17 @@ def gap_closed(
         "baseline_clean": baseline_clean,
     }
     for name, values in named.items():
-        if not isinstance(values, Tensor):
-            raise TypeError(f"{name} must be a tensor, not {type(values).__name__}")
-        if values.dim() != 1 or values.shape != attacked.shape:
-            shapes = ", ".join(str(tuple(v.shape)) for v in named.values())
-            raise ValueError(f"{name} must be N numbers, as many as the others, not {shapes}")
-        if values.is_complex():
-            raise TypeError(f"{name} must be real, not {values.dtype}")
+        check_shape(name, values, "N")
+        check_like(name, values, "attacked", attacked)
+        dtype = values.dtype
+        check(not dtype.is_complex, f"{name}: expected real numbers, got {dtype}", TypeError)
     check_resampling(level, resamples, seed)
     columns = torch.stack([v.detach().to("cpu", torch.float64) for v in named.values()])
     columns = columns[:, ~columns.isnan().any(dim=0)]
-    if columns.isinf().any():
-        raise ValueError("attacked, baseline_attacked, baseline_clean: expected no infinity")
+    names = ", ".join(named)
+    check(not columns.isinf().any(), f"{names}: expected no infinity, got some")
     n = columns.shape[1]
-    if n == 0:
-        raise ValueError("attacked: no image has all three outcomes")
+    check(n, f"{names}: expected an image with all three outcomes, got none")
     ours, hit, clean = columns.mean(dim=1).tolist()
     gap = hit - clean
     means = resampled_means(columns, resamples, seed)
@@ -336,18 +330,14 @@ def gap_closed(
         )
         return GapClosed(math.nan, math.nan, math.nan, level, n, gap, without, reason)
     ratios = ((means[1] - means[0]) / gaps)[is_open]
-    tail = (1 - level) / 2
-    low, high = ratios.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = percentiles(ratios, level)
     return GapClosed((hit - ours) / gap, low, high, level, n, gap, without, None)
 
 
 def _pair(clean: Tensor, attacked: Tensor) -> tuple[Tensor, Tensor]:
     """Checked maps of one shape, dtype and device."""
     a, b = check_maps(clean, "clean"), check_maps(attacked, "attacked")
-    if a.shape != b.shape:
-        raise ValueError(
-            f"attacked must have the shape of clean, {tuple(a.shape)}, not {tuple(b.shape)}"
-        )
+    check_like("attacked", b, "clean", a)
     dtype = torch.promote_types(a.dtype, b.dtype)
     return a.to(dtype), b.to(device=a.device, dtype=dtype)
 
@@ -361,9 +351,9 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
         scaled = values / values.abs().amax(dim=1, keepdim=True).clamp(min=1e-300)
         scaled = scaled - scaled.mean(dim=1, keepdim=True)
         centered.append(scaled / scaled.norm(dim=1, keepdim=True).clamp(min=1e-300))
-    found: Tensor = (centered[0] * centered[1]).sum(dim=1).clamp(-1, 1)
-    found = found.masked_fill(constant[0] ^ constant[1], 0)
-    return found.masked_fill(constant[0] & constant[1], 1)
+    cosine: Tensor = (centered[0] * centered[1]).sum(dim=1).clamp(-1, 1)
+    cosine = cosine.masked_fill(constant[0] ^ constant[1], 0)
+    return cosine.masked_fill(constant[0] & constant[1], 1)
 
 
 def _ranks(maps: Tensor) -> Tensor:
@@ -390,9 +380,3 @@ def _unit_range(maps: Tensor) -> Tensor:
     low, high = precise.amin(dim=(1, 2), keepdim=True), precise.amax(dim=(1, 2), keepdim=True)
     scaled = (precise - low) / torch.where(high > low, high - low, 1)
     return scaled.to(maps.dtype)
-
-
-def check_share(share: float) -> None:
-    """Refuse a share of the pixels out of range."""
-    if not 0 < as_number(share) <= 1:
-        raise ValueError(f"share must be in (0, 1], not {share!r}")

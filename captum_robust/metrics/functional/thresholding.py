@@ -1,10 +1,12 @@
 """Which pixels of a heat map a threshold keeps: the families of Fong & Vedaldi (2017)."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from captum_robust._checks import as_number
-from captum_robust.metrics.functional._validate import check_choice, check_maps
+from captum_robust._checks import check_choice, check_number
+from captum_robust.metrics.functional._validate import check_maps
 
 STRATEGIES = ("value", "mean", "energy", "percentile")
 
@@ -20,7 +22,7 @@ def alpha_grid(strategy: str) -> tuple[float, ...]:
     >>> len(alpha_grid("energy"))
     20
     """
-    check_choice(strategy, STRATEGIES, "strategy")
+    check_choice("strategy", strategy, STRATEGIES)
     if strategy == "mean":
         return tuple(i / 2 for i in range(21))
     return tuple(i / 20 for i in range(20))
@@ -72,11 +74,9 @@ def threshold(maps: Tensor, strategy: str, alpha: float) -> Tensor:
 
 def check_alpha(strategy: str, alpha: float) -> None:
     """Refuse a threshold that the family does not define."""
-    check_choice(strategy, STRATEGIES, "strategy")
-    upper = float("inf") if strategy == "mean" else 1.0
-    if not 0 <= as_number(alpha) <= upper or alpha == float("inf"):
-        allowed = "finite and at least 0" if strategy == "mean" else "in [0, 1]"
-        raise ValueError(f"alpha must be {allowed} for strategy {strategy!r}, not {alpha!r}")
+    check_choice("strategy", strategy, STRATEGIES)
+    highest = math.inf if strategy == "mean" else 1
+    check_number(f"alpha of strategy {strategy!r}", alpha, 0, highest)
 
 
 def kept_counts(descending: Tensor, strategy: str, alphas: tuple[float, ...]) -> Tensor:

@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
-from captum_robust.metrics.functional._validate import check_choice
-from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
+from captum_robust._checks import check, check_choice, check_number, check_shape
+from captum_robust.metrics.functional._validate import check_like
+from captum_robust.metrics.functional.folds import best_columns, fold_sums, folds_of, millionths
+from captum_robust.metrics.functional.thresholding import alpha_grid
 
 
 @dataclass(frozen=True)
@@ -73,32 +74,6 @@ class LocalizationResult:
         return wrong.masked_fill(~self.scored, torch.nan)
 
 
-def split_folds(samples: int | Sequence[Hashable], seed: int = 0) -> Tensor:
-    """Divide samples into two folds, to tune a threshold on one and report on the other.
-
-    Args:
-        samples: their number: random halves, equal up to one. Or their ids: the fold of an id
-            follows from its text and the seed alone, so that every process of a distributed run
-            agrees without asking, in any order; halves of about the same size.
-        seed: another seed, another split.
-
-    Returns:
-        N int64, 0 or 1.
-
-    >>> split_folds(6).bincount().tolist()
-    [3, 3]
-    >>> split_folds(["cat.jpg", "dog.jpg"])[1] == split_folds(["dog.jpg"])[0]
-    tensor(True)
-    """
-    if isinstance(samples, int):
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randperm(samples, generator=generator) % 2
-    if isinstance(samples, str):
-        raise TypeError(f"samples must be a number or a sequence of ids, not {samples!r}")
-    digests = [blake2b(f"{seed}:{sample}".encode(), digest_size=1).digest() for sample in samples]
-    return torch.tensor([digest[0] & 1 for digest in digests], dtype=torch.int64)
-
-
 def localization_error(
     ious: Tensor | Mapping[str, Tensor],
     *,
@@ -146,37 +121,26 @@ def localization_error(
     """
     names, overlaps = _columns(ious, strategy, alphas)
     n = len(overlaps)
-    if ids is not None and len(ids) != n:
-        raise ValueError(f"ids has {len(ids)} entries for {n} samples")
     thresholds, strict = correctness_rule(protocol, iou_threshold, strict)
+    # With a single threshold there is nothing to tune.
+    single = oracle or len(names) == 1
+    folds = folds_of(n, ids, folds, seed, single).to(overlaps.device)
     without = overlaps.isnan().any(dim=1)
     listed = _listed(blacklist, ids, n).to(overlaps.device)
     scored = ~(without | listed)
-    if not scored.any():
-        raise ValueError(
-            f"no sample is left to score: of {n}, {int(without.sum())} have no box and "
-            f"{int(listed.sum())} are blacklisted"
-        )
-    correct = correct_columns(overlaps, thresholds, strict) & scored[:, None, None]
-    # With a single threshold there is nothing to tune.
-    single = oracle or len(names) == 1
-    if single:
-        folds = torch.zeros(n, dtype=torch.int64)
-    elif folds is None:
-        folds = split_folds(n if ids is None else ids, seed)
-    elif folds.shape != (n,) or not ((folds == 0) | (folds == 1)).all():
-        raise ValueError(f"folds must be {n} zeros and ones, not {tuple(folds.shape)}")
-    folds = folds.to(overlaps.device)
-    counts = torch.stack([correct[folds == fold].sum(dim=0) for fold in (0, 1)])
-    sizes = torch.stack([scored[folds == fold].sum() for fold in (0, 1)])
-    overlap = millionths(overlaps)
-    sums = torch.stack([overlap[scored & (folds == fold)].sum(dim=0) for fold in (0, 1)])
-    best = best_columns(counts, sums, sizes, single)
+    total = int(scored.sum())
+    check(
+        total,
+        f"ious: expected a sample to score, got {n}, of which {int(without.sum())} have no box "
+        f"and {int(listed.sum())} are blacklisted",
+    )
+    correct = correct_columns(overlaps, thresholds, strict)
+    folds = folds.masked_fill(~scored, -1)
+    best = best_columns(*localization_sums(overlaps, correct, folds), single)
     picked = torch.zeros(n, len(thresholds), dtype=torch.bool, device=overlaps.device)
     for fold, columns in enumerate(best):
         for t, column in enumerate(columns):
             picked[:, t] |= (folds == fold) & correct[:, t, column]
-    total = int(scored.sum())
     return LocalizationResult(
         error=1 - picked.sum().item() / (total * len(thresholds)),
         correct=picked if len(thresholds) > 1 else picked[:, 0],
@@ -193,10 +157,10 @@ def correctness_rule(
     protocol: str, iou_threshold: float | None = None, strict: bool | None = None
 ) -> tuple[tuple[float, ...], bool]:
     """Return a protocol's overlap thresholds and strictness, with the given ones in their place."""
-    check_choice(protocol, tuple(PROTOCOLS), "protocol")
+    check_choice("protocol", protocol, PROTOCOLS)
     rule = PROTOCOLS[protocol]
-    if iou_threshold is not None and not 0 <= iou_threshold <= 1:
-        raise ValueError(f"iou_threshold must be in [0, 1], not {iou_threshold!r}")
+    if iou_threshold is not None:
+        check_number("iou_threshold", iou_threshold, 0, 1)
     thresholds = rule.iou_thresholds if iou_threshold is None else (iou_threshold,)
     return thresholds, rule.strict if strict is None else strict
 
@@ -207,39 +171,18 @@ def correct_columns(overlaps: Tensor, thresholds: Sequence[float], strict: bool)
     return overlaps[:, None] > wanted if strict else overlaps[:, None] >= wanted
 
 
-def millionths(overlaps: Tensor) -> Tensor:
-    """Return overlaps in [0, 1] as whole numbers, whose sum does not depend on the order."""
-    return (overlaps * 1e6).round().long()
-
-
-def best_columns(
-    counts: Tensor, overlap_sums: Tensor, sizes: Tensor, single: bool
-) -> list[list[int]]:
-    """Return for each fold the column (threshold) to score it with, at each overlap.
+def localization_sums(
+    overlaps: Tensor, correct: Tensor, folds: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what tuning needs of each fold: 2×T×C correct boxes, 2×C overlaps, 2 samples.
 
     Args:
-        counts: 2×T×C correct boxes in each fold.
-        overlap_sums: 2×C, the :func:`millionths` of each fold's scored samples added up; among
-            columns with as many correct boxes the largest sum wins, and of those the first.
-        sizes: 2, the scored samples in each fold.
-        single: all samples are in the first fold, which is tuned on itself.
-
-    Raises:
-        ValueError: when a fold is empty.
+        overlaps: N×C; they add up in :func:`millionths`.
+        correct: N×T×C of :func:`correct_columns`.
+        folds: N; samples that are not scored are in neither 0 nor 1.
     """
-    if not single and (sizes == 0).any():
-        raise ValueError(
-            f"the folds have {sizes.tolist()} samples; tuning needs one in each. "
-            "Give other folds, another seed or oracle=True"
-        )
-    sources = (0,) if single else (1, 0)
-    best = []
-    for fold in sources:
-        sums = overlap_sums[fold].tolist()
-        # Not argmax over the tensor: of equal maxima it may return any on some devices.
-        ranked = [list(zip(row, sums, strict=True)) for row in counts[fold].tolist()]
-        best.append([row.index(max(row)) for row in ranked])
-    return best
+    counts, sums = fold_sums(correct, folds), fold_sums(millionths(overlaps), folds)
+    return counts, sums, fold_sums(torch.ones_like(folds), folds)
 
 
 def gt_known_localization(correct_box: Tensor) -> Tensor:
@@ -257,11 +200,7 @@ def top1_localization(correct_box: Tensor, correct_class: Tensor) -> Tensor:
     >>> top1_localization(torch.tensor([True, True]), torch.tensor([True, False])).item()
     0.5
     """
-    if correct_box.shape != correct_class.shape:
-        raise ValueError(
-            f"correct_box and correct_class must have one shape, not {tuple(correct_box.shape)} "
-            f"and {tuple(correct_class.shape)}"
-        )
+    check_like("correct_class", correct_class, "correct_box", correct_box)
     return (correct_box.bool() & correct_class.to(correct_box.device).bool()).double().mean()
 
 
@@ -272,42 +211,34 @@ def _columns(
 ) -> tuple[list[tuple[str, float]], Tensor]:
     """Line the families up: the (strategy, alpha) of C columns, and N×C overlaps."""
     families = {strategy: ious} if isinstance(ious, Tensor) else ious
-    if not families:
-        raise ValueError("ious must hold the overlaps of at least one family")
+    check(families, "ious: expected the overlaps of at least one family, got none")
     names: list[tuple[str, float]] = []
     for family, overlaps in families.items():
-        if not isinstance(overlaps, Tensor):
-            raise TypeError(f"ious of {family!r} must be a tensor, not {type(overlaps).__name__}")
-        if overlaps.dim() != 2:
-            raise ValueError(f"ious of {family!r} must be N×A, not {tuple(overlaps.shape)}")
-        if alphas is None:
-            check_choice(family, STRATEGIES, "strategy")
-            grid: Sequence[float] = alpha_grid(family)
-        else:
-            grid = alphas[family] if isinstance(alphas, Mapping) else alphas
-        if len(grid) != overlaps.shape[1]:
-            raise ValueError(
-                f"ious of {family!r} have {overlaps.shape[1]} columns for {len(grid)} alphas"
-            )
+        check_shape(f"ious of {family!r}", overlaps, "N×A")
+        given = alphas[family] if isinstance(alphas, Mapping) else alphas
+        grid = alpha_grid(family) if given is None else given
+        columns = overlaps.shape[1]
+        check(
+            len(grid) == columns,
+            f"ious of {family!r}: expected a column for each of {len(grid)} alphas, got {columns}",
+        )
         names += [(family, float(alpha)) for alpha in grid]
-    if len({len(overlaps) for overlaps in families.values()}) > 1:
-        raise ValueError("ious must have the same number of samples in every family")
+    counts = sorted({len(overlaps) for overlaps in families.values()})
+    check(len(counts) == 1, f"ious: expected as many samples in every family, got {counts}")
     return names, torch.cat(list(families.values()), dim=1)
 
 
 def _listed(
     blacklist: Tensor | Collection[Hashable] | None, ids: Sequence[Hashable] | None, n: int
 ) -> Tensor:
+    """Return N Boolean: the samples that the blacklist takes out."""
+    if isinstance(blacklist, Tensor):
+        got = f"{tuple(blacklist.shape)} of {blacklist.dtype}"
+        fits = blacklist.dtype == torch.bool and blacklist.shape == (n,)
+        check(fits, f"blacklist: expected {n} truth values or a collection of ids, got {got}")
+        return blacklist
     if blacklist is None:
         return torch.zeros(n, dtype=torch.bool)
-    if isinstance(blacklist, Tensor):
-        if blacklist.dtype != torch.bool or blacklist.shape != (n,):
-            raise ValueError(
-                f"blacklist must be {n} truth values or a collection of ids, "
-                f"not {tuple(blacklist.shape)} of {blacklist.dtype}"
-            )
-        return blacklist
-    if ids is None:
-        raise ValueError("a blacklist of ids needs the ids of the samples")
+    check(ids is not None, "ids: expected those of the samples, for the blacklist, got None")
     names = set(blacklist)
-    return torch.tensor([sample in names for sample in ids], dtype=torch.bool)
+    return torch.tensor([sample in names for sample in ids or ()], dtype=torch.bool)

@@ -8,17 +8,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from captum_robust._checks import check
 from captum_robust.data.sample import DataError
 
 TOLERANCE = 1.0
 """Pixels that a box may reach beyond its image; it is then clipped."""
 
 Box = tuple[float, float, float, float]
-
-
-def no_boxes() -> Tensor:
-    """0×4 float32."""
-    return torch.zeros(0, 4)
 
 
 def parse_box(values: Sequence[str | None], where: str) -> Box:
@@ -40,15 +36,14 @@ def checked_boxes(boxes: Iterable[tuple[Box, str]], size: tuple[int, int]) -> Te
     rows = []
     for box, where in boxes:
         x0, y0, x1, y1 = box
-        shown = f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
-        if not all(map(math.isfinite, box)):
-            raise DataError(f"{where}: {shown} is not finite")
-        if x1 <= x0 or y1 <= y0:
-            raise DataError(f"{where}: {shown} has no area; expected x0 < x1 and y0 < y1")
+        name = f"{where}: box ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
+        check(all(map(math.isfinite, box)), f"{name} is not finite", DataError)
+        has_area = x0 < x1 and y0 < y1
+        check(has_area, f"{name} has no area; expected x0 < x1 and y0 < y1", DataError)
         clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
         reach = max(abs(given - kept) for given, kept in zip(box, clipped, strict=True))
-        if reach > TOLERANCE or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            raise DataError(f"{where}: {shown} lies outside the image of {width}×{height} pixels")
+        inside = reach <= TOLERANCE and clipped[2] > clipped[0] and clipped[3] > clipped[1]
+        check(inside, f"{name} lies outside the image of {width}×{height} pixels", DataError)
         rows.append(clipped)
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
 
@@ -62,10 +57,9 @@ def check_size(annotated: tuple[int, int] | None, size: tuple[int, int], where: 
         )
 
 
-def mask_box(mask: Tensor) -> Tensor:
-    """The box around the nonzero pixels of an H×W mask: 1×4, or 0×4 for an empty mask."""
+def mask_box(mask: Tensor) -> list[Box]:
+    """The half-open box around the nonzero pixels of an H×W mask; none around an empty one."""
     ys, xs = torch.nonzero(mask, as_tuple=True)
     if len(ys) == 0:
-        return no_boxes()
-    corners = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-    return torch.stack(corners).to(torch.float32)[None]
+        return []
+    return [(float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))]

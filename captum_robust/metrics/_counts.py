@@ -1,0 +1,52 @@
+"""What the metric classes share: whole numbers that add up, and settings that keep them apart."""
+
+from zlib import crc32
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class CountMetric(Metric):
+    """A metric whose states are whole numbers, summed over batches and processes.
+
+    So its value does not depend on batches, order or sharding.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    def _count(self, name: str, *shape: int) -> None:
+        """Add a state of zeros, int64."""
+        self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _keep_apart(self, *settings: object) -> None:
+        """Add a number for the settings as a state reduced by "max".
+
+        ``MetricCollection`` lets metrics share their states once these have been equal after a
+        first batch; this one differs wherever the settings do.
+        """
+        number = torch.tensor(crc32(repr(settings).encode()))
+        self.add_state("settings", number, dist_reduce_fx="max")
+
+
+class FoldMetric(CountMetric):
+    """A metric with a threshold that is tuned on one fold of the images and read on the other.
+
+    ``samples`` counts the images of each fold; with ``single`` all are in the first one.
+    """
+
+    higher_is_better = False
+    single: bool
+    samples: Tensor
+
+    def _value(self) -> Tensor:
+        """Return the value of the images so far, where each fold that is needed has any."""
+        raise NotImplementedError
+
+    def compute(self) -> Tensor:
+        """Return the value; NaN without images, or if only one of two folds has any."""
+        # Not an error: forward() computes the value of one batch, which may be a single image.
+        if not self.samples[: 1 if self.single else 2].all():
+            return torch.tensor(torch.nan, device=self.device)
+        return self._value()
