@@ -32,7 +32,7 @@ from typing import Annotated
 
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam
-from harness import Photographs, enlarged, mean, photographs, predicted, study
+from harness import Photographs, enlarged, grad_cams, mean, photographs, predicted, study
 from torch import Tensor
 
 from captum_robust import PerceptualBallPerturbation, RobustCAM
@@ -110,7 +110,7 @@ def methods_of(model: Classifier, epsilon: float, steps: int, n: int) -> dict[st
 
     return {
         "grad_cam": Method(
-            lambda x, y: enlarged(cam.attribute(x, y).detach().clamp(min=0), size),
+            lambda x, y: grad_cams(model, x, y),
             ExplanationAttack(cam, epsilon, steps, k=SHARE, beta=None),
             n,
         ),

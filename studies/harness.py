@@ -160,6 +160,11 @@ def listed(
     return parse
 
 
+def numbered(text: str) -> tuple[int, ...]:
+    """Parse whole numbers with commas between them."""
+    return tuple(map(int, text.split(",")))
+
+
 def machine(device: str = "cpu", packages: Sequence[str] = ()) -> str:
     """Return date, device, threads and versions; a GPU is told not to round to TF32."""
     where = "CPU"
@@ -350,12 +355,14 @@ def enlarged(maps: Tensor, size: tuple[int, int] = (224, 224)) -> Tensor:
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def grad_cams(model: Classifier, x: Tensor, classes: Tensor, size: int = BATCH) -> Tensor:
-    """Return the positive part of Captum's Grad-CAM N×H×W, at the size of the images."""
+def grad_cams(
+    model: Classifier, x: Tensor, classes: Tensor, size: int = BATCH, *, signed: bool = False
+) -> Tensor:
+    """Return Captum's Grad-CAM N×H×W at the size of the images, its positive part unless signed."""
     cam = LayerGradCam(model, model.cam_layer)
 
     def explain(part: Tensor, target: Tensor) -> Tensor:
-        return cam.attribute(part, target, relu_attributions=True).detach()
+        return cam.attribute(part, target, relu_attributions=not signed).detach()
 
     return enlarged(in_batches(explain, x, classes, size=size), x.shape[2:])
 

@@ -62,9 +62,6 @@ class Configuration:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-Names = Annotated[tuple[str, ...], "names, separated by commas", listed()]
-
-
 def blocks(first: int, last: int) -> tuple[int, ...]:
     """The numbers from first to last."""
     return tuple(range(first, last + 1))
@@ -85,6 +82,7 @@ CONFIGURATIONS = {
     ),
     "no layers": Configuration((), (4, 8, 12), settings={"perceptual_weight": 0.0}),
 }
+Names = Annotated[tuple[str, ...], "names, separated by commas", listed(CONFIGURATIONS)]
 
 
 def folded(model: Classifier) -> Classifier:
