@@ -362,7 +362,7 @@ def grad_cams(
     cam = LayerGradCam(model, model.cam_layer)
 
     def explain(part: Tensor, target: Tensor) -> Tensor:
-        return cam.attribute(part, target, relu_attributions=not signed).detach()
+        return cam.attribute(part, target, relu_attributions=not signed).detach().float()
 
     return enlarged(in_batches(explain, x, classes, size=size), x.shape[2:])
 
