@@ -29,19 +29,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import harness
 import torch
 from captum.attr import LayerGradCam, Saliency
-from harness import (
-    fixed_boxes,
-    grad_cams,
-    in_batches,
-    listed,
-    numbered,
-    predicted,
-    race,
-    study,
-    tiny_imagenet,
-)
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Subset
@@ -113,13 +103,13 @@ class Options:
     """What is trained; the same for all stages."""
 
     classes: int = 100
-    seeds: Annotated[tuple[int, ...], "separated by commas", numbered] = (0, 1, 2)
+    seeds: Annotated[tuple[int, ...], "separated by commas", harness.numbered] = (0, 1, 2)
     device: Annotated[str, "auto or cpu"] = "auto"
 
 
 def images_of(path: Path, split: str, classes: int) -> LabelledImages:
     """Return the images of the first classes."""
-    return LabelledImages(tiny_imagenet(path, split, classes), SIZE, classes=range(classes))
+    return LabelledImages(harness.tiny_imagenet(path, split, classes), SIZE, classes=range(classes))
 
 
 def segments_of(images: LabelledImages, out: Path, part: str) -> Tensor:
@@ -148,7 +138,7 @@ def train(
     out: Path,
     options: Options,
     *,
-    variants: Annotated[tuple[str, ...], "separated by ;", listed(VARIANTS, ";")] = (OURS,),
+    variants: Annotated[tuple[str, ...], "separated by ;", harness.listed(VARIANTS, ";")] = (OURS,),
     pretraining_epochs: int = 20,
     epochs: int = 2,
 ) -> None:
@@ -255,11 +245,11 @@ class Validation:
 
     def right(self, model: Classifier) -> Tensor:
         """Return N, whether the class is right."""
-        return predicted(model, self.x, BATCH) == self.labels
+        return harness.predicted(model, self.x, BATCH) == self.labels
 
     def cam(self, model: Classifier) -> Tensor:
         """Return class activation maps of the labels: of this network Grad-CAM is the same map."""
-        return grad_cams(model, self.x, self.labels, BATCH, signed=True)
+        return harness.grad_cams(model, self.x, self.labels, BATCH, signed=True)
 
     def gradient(self, model: Classifier) -> Tensor:
         """Return Simonyan's maps, the largest absolute gradient over the channels."""
@@ -267,7 +257,7 @@ class Validation:
         def explained(x: Tensor, y: Tensor) -> Tensor:
             return Saliency(model).attribute(x.clone().requires_grad_(), y).amax(dim=1).detach()
 
-        return in_batches(explained, self.x, self.labels, size=BATCH)
+        return harness.in_batches(explained, self.x, self.labels, size=BATCH)
 
     def lrp(self, model: Classifier) -> Tensor:
         """Return the positive relevance, summed over the channels."""
@@ -276,7 +266,7 @@ class Validation:
         def explained(x: Tensor, y: Tensor) -> Tensor:
             return relevance(x, y).sum(dim=1).relu()
 
-        return in_batches(explained, self.x, self.labels, size=BATCH)
+        return harness.in_batches(explained, self.x, self.labels, size=BATCH)
 
     @torch.no_grad()
     def removal(self, network: LocalizationNetwork, pooled: bool) -> Tensor:
@@ -285,7 +275,7 @@ class Validation:
         def masked(x: Tensor, segments: Tensor) -> Tensor:
             return network(x, segments if pooled else None)[:, 0]
 
-        return in_batches(masked, self.x, self.segments, size=BATCH)
+        return harness.in_batches(masked, self.x, self.segments, size=BATCH)
 
     def correct(self, maps: Tensor) -> Tensor:
         """Return N, at the threshold, family and blur that are best for the other half."""
@@ -310,7 +300,7 @@ def table_of_seed(out: Path, seed: int, val: Validation) -> dict[str, tuple[Tens
     """Return for each row N correct boxes and N correct classes."""
     model = load_classifier(CLASSIFIER, classifier_file(out, seed))
     right = val.right(model)
-    fixed = fixed_boxes(SIZE, val.boxes)
+    fixed = harness.fixed_boxes(SIZE, val.boxes)
     centre = torch.stack([center_box(SIZE, area) for area in AREAS])
     ious = best_iou(centre.expand(len(right), -1, 4), val.boxes)
     tuned = localization_error({"value": ious}, alphas={"value": AREAS}, folds=val.folds).correct
@@ -414,7 +404,7 @@ def artefacts(out: Path, seed: int, file: Path, val: Validation) -> list[float]:
     moved = network.remove(val.x, masks.roll(1, dims=0))
 
     def fooled(model: Classifier, x: Tensor) -> float:
-        wrong = predicted(model, x, BATCH) != val.labels
+        wrong = harness.predicted(model, x, BATCH) != val.labels
         return float(wrong[val.right(model)].double().mean())
 
     return [
@@ -472,7 +462,7 @@ def times(data: Path, out: Path, options: Options) -> None:  # noqa: ARG001
             "super-pixels (SLIC)": partial(superpixels, x),
             "CAM": partial(cam.attribute, x, target),
         }
-        laps = race(calls, 9)
+        laps = harness.race(calls, 9)
         print(f"batch of {batch}")
         for name, own in laps.items():
             passes = own.median / laps["classifier, one pass"].median
@@ -480,4 +470,4 @@ def times(data: Path, out: Path, options: Options) -> None:  # noqa: ARG001
 
 
 if __name__ == "__main__":
-    study(__doc__, train, table, necessity, times)
+    harness.study(__doc__, train, table, necessity, times)

@@ -29,20 +29,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import harness
 import torch
 from captum.attr import Saliency
-from harness import (
-    Photographs,
-    difference,
-    fixed_boxes,
-    grad_cams,
-    in_batches,
-    mean,
-    predicted,
-    race,
-    study,
-    tiny_imagenet,
-)
 from torch import Tensor
 from torch.utils.data import Subset
 from torchvision.transforms import GaussianBlur
@@ -126,7 +115,7 @@ def train(options: Options, name: str, images: LabelledImages) -> Classifier:
     return model.eval()
 
 
-def survivors(model: Classifier, shown: Photographs, epsilon: float, steps: int) -> Tensor:
+def survivors(model: Classifier, shown: harness.Photographs, epsilon: float, steps: int) -> Tensor:
     """Return N: whether the attacked image is still classified right."""
     attack = PGD(model, epsilon / 255, steps, random_start=True)
 
@@ -134,7 +123,7 @@ def survivors(model: Classifier, shown: Photographs, epsilon: float, steps: int)
         details = attack.perturb(x, labels, return_details=True)[1]
         return ~details.already & ~details.fooled
 
-    return in_batches(survives, shown.images, shown.labels, size=BATCH)
+    return harness.in_batches(survives, shown.images, shown.labels, size=BATCH)
 
 
 def gradient_maps(model: Classifier, x: Tensor, labels: Tensor) -> Tensor:
@@ -144,7 +133,7 @@ def gradient_maps(model: Classifier, x: Tensor, labels: Tensor) -> Tensor:
     return GaussianBlur(2 * round(3 * BLUR) + 1, BLUR)(gradient)[:, 0]
 
 
-def box_errors(maps: Tensor, shown: Photographs) -> LocalizationResult:
+def box_errors(maps: Tensor, shown: harness.Photographs) -> LocalizationResult:
     """Return the errors of the boxes, thresholds chosen on the other half of the images."""
     swept = sweep_boxes(maps, FAMILIES)
     return localization_error(
@@ -169,30 +158,30 @@ def print_rows(title: str, values: dict[str, Tensor]) -> None:
     """Print the mean of each network, and the paired difference between them."""
     print(title)
     for name, each in values.items():
-        print_row(name, mean(each))
-    print_row("robust - standard", difference(values["madry"], values["standard"]))
+        print_row(name, harness.mean(each))
+    print_row("robust - standard", harness.difference(values["madry"], values["standard"]))
 
 
-def print_tables(models: dict[str, Classifier], shown: Photographs) -> None:
+def print_tables(models: dict[str, Classifier], shown: harness.Photographs) -> None:
     """Print the tables."""
     x, labels = shown.images, shown.labels
     print(f"\naccuracy on {len(shown)} validation images")
     right: dict[str, Tensor] = {}
     for name, model in models.items():
-        right[name] = (predicted(model, x, BATCH) == labels).double()
-        print_row(f"{name}, clean", mean(right[name]))
+        right[name] = (harness.predicted(model, x, BATCH) == labels).double()
+        print_row(f"{name}, clean", harness.mean(right[name]))
         for epsilon in EPSILONS:
             for steps in (10, 20):
                 kept = survivors(model, shown, epsilon, steps)
-                print_row(f"{name}, PGD-{steps} at {epsilon}/255", mean(kept))
-    print_row("robust - standard, clean", difference(right["madry"], right["standard"]))
+                print_row(f"{name}, PGD-{steps} at {epsilon}/255", harness.mean(kept))
+    print_row("robust - standard, clean", harness.difference(right["madry"], right["standard"]))
 
     print("\nlocalization error of fixed boxes")
-    for name, failed in fixed_boxes(SIZE, shown.boxes).items():
-        print_row(name, mean(failed))
+    for name, failed in harness.fixed_boxes(SIZE, shown.boxes).items():
+        print_row(name, harness.mean(failed))
     both = (right["madry"] * right["standard"]).bool()
     for title, maps_of in (
-        ("Grad-CAM", grad_cams),
+        ("Grad-CAM", harness.grad_cams),
         (f"absolute gradient of the image, blurred by {BLUR:g} px", gradient_maps),
     ):
         maps = {name: maps_of(model, x, labels) for name, model in models.items()}
@@ -200,7 +189,9 @@ def print_tables(models: dict[str, Classifier], shown: Photographs) -> None:
     print_stability(models, shown)
 
 
-def compare_maps(title: str, maps: dict[str, Tensor], shown: Photographs, both: Tensor) -> None:
+def compare_maps(
+    title: str, maps: dict[str, Tensor], shown: harness.Photographs, both: Tensor
+) -> None:
     """Print how well the maps of the two networks place the object, and how sharp they are."""
     masks = torch.stack([boxes_to_mask(b, SIZE) for b in shown.boxes])
     errors, inside, area = {}, {}, {}
@@ -213,31 +204,31 @@ def compare_maps(title: str, maps: dict[str, Tensor], shown: Photographs, both: 
         inside[name] = (in_box / mass).masked_fill(mass == 0, torch.nan)
         area[name] = half_mass_area(own)
         chosen = ", ".join(f"{family} {alpha:g}" for ((family, alpha),) in result.chosen)
-        print_row(name, mean(errors[name]), f"  thresholds: {chosen}")
-    print_row("robust - standard", difference(errors["madry"], errors["standard"]))
+        print_row(name, harness.mean(errors[name]), f"  thresholds: {chosen}")
+    print_row("robust - standard", harness.difference(errors["madry"], errors["standard"]))
     of_both = {name: each.masked_fill(~both, torch.nan) for name, each in errors.items()}
     name = f"the same, both right (n={int(both.sum())})"
-    print_row(name, difference(of_both["madry"], of_both["standard"]))
+    print_row(name, harness.difference(of_both["madry"], of_both["standard"]))
     print_rows(f"{title}: share of the map's mass inside the box", inside)
-    print_row("box's share of the image", mean(masks.double().flatten(1).mean(dim=1)))
+    print_row("box's share of the image", harness.mean(masks.double().flatten(1).mean(dim=1)))
     print_rows(f"{title}: share of the image that holds half of the map's mass", area)
     for name in maps:
         if empty := int(area[name].isnan().sum()):
             print(f"  {name}: {empty} maps without anything positive are left out")
 
 
-def print_stability(models: dict[str, Classifier], shown: Photographs) -> None:
+def print_stability(models: dict[str, Classifier], shown: harness.Photographs) -> None:
     """Print what becomes of Grad-CAM of the predicted class under PGD-10, all steps taken."""
 
     def maps_of(model: Classifier, images: Tensor) -> Tensor:
-        return grad_cams(model, images, predicted(model, images, BATCH))
+        return harness.grad_cams(model, images, harness.predicted(model, images, BATCH))
 
     for epsilon in EPSILONS:
         print(f"\nGrad-CAM of the predicted class under PGD-10 at {epsilon}/255, all steps taken")
         kept, errors = {}, {}
         for name, model in models.items():
             attack = PGD(model, epsilon / 255, 10, random_start=True, early_stop=False)
-            attacked = in_batches(attack.perturb, shown.images, shown.labels, size=BATCH)
+            attacked = harness.in_batches(attack.perturb, shown.images, shown.labels, size=BATCH)
             maps = maps_of(model, attacked)
             kept[name] = spearman_correlation(maps_of(model, shown.images), maps)
             errors[name] = box_errors(maps, shown).per_sample_error
@@ -275,7 +266,9 @@ def print_costs(epsilon: float) -> None:
             "PGD": partial(with_pgd, steps),
         }
         # Processor time: other programs may run beside this one.
-        laps = race({name: partial(step, a) for name, a in attacks.items()}, 7, warm_up=False)
+        laps = harness.race(
+            {name: partial(step, a) for name, a in attacks.items()}, 7, warm_up=False
+        )
         plain, own, pgd = (statistics.median(each.cpu) for each in laps.values())
         print(
             f"  {steps} steps: plain {plain:.3f} s, inner attack {own:.3f} s, PGD {pgd:.3f} s; "
@@ -299,13 +292,13 @@ def main(
         files = {name: options.out / name / "model.safetensors" for name in METHODS}
         models = {name: load_classifier("small_resnet", file) for name, file in files.items()}
     else:
-        part = tiny_imagenet(options.data, "train", options.classes)
+        part = harness.tiny_imagenet(options.data, "train", options.classes)
         images = LabelledImages(part, SIZE, classes=range(options.classes))
         print(f"{len(images)} images of {len(images.class_names)} classes, a tenth held out")
         models = {name: train(options, name, images) for name in METHODS}
-    part = tiny_imagenet(options.data, "val", options.classes)
-    print_tables(models, Photographs.of([resize(sample, SIZE) for sample in part]))
+    part = harness.tiny_imagenet(options.data, "val", options.classes)
+    print_tables(models, harness.Photographs.of([resize(sample, SIZE) for sample in part]))
 
 
 if __name__ == "__main__":
-    study(__doc__, main, threads=1)
+    harness.study(__doc__, main, threads=1)

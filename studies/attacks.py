@@ -29,23 +29,10 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import captum.robust
+import harness
 import torch
 import torch.nn.functional as F
-from harness import (
-    Laps,
-    in_batches,
-    installed,
-    interval,
-    mean,
-    parts,
-    photographs,
-    predicted,
-    race,
-    ratio,
-    rounded,
-    study,
-    to_bytes,
-)
+from harness import Laps, installed, ratio
 from torch import Tensor
 
 from captum_robust._resize import resize_image
@@ -82,7 +69,7 @@ class Victim:
     def of(cls, folder: Path, n: int, batch: int) -> Victim:
         """Return the published network with the first n images."""
         model = load_classifier("efficientnet_lite0").eval()
-        shown = photographs(folder, n, model.input_size)
+        shown = harness.photographs(folder, n, model.input_size)
         return cls(model, shown.images, shown.labels, batch)
 
     def where_right(self, n: int | None = None) -> Victim:
@@ -92,11 +79,11 @@ class Victim:
 
     def right_as_bytes(self, images: Tensor) -> Tensor:
         """Return whether each image, saved with 8 bits, is classified right in float32."""
-        return predicted(self.model, rounded(images)) == self.y
+        return harness.predicted(self.model, harness.rounded(images)) == self.y
 
     def attacked(self, attack: Attacker) -> Tensor:
         """Return all images, attacked batch by batch."""
-        return in_batches(attack, self.x, self.y, size=self.batch)
+        return harness.in_batches(attack, self.x, self.y, size=self.batch)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -178,7 +165,7 @@ def speed(
 def race_attacks(victim: Victim, attacks: dict[str, Attacker], rounds: int) -> dict[str, Laps]:
     """Return the times of attacks on all images, without a round to warm up: they are long."""
     timed = {name: partial(victim.attacked, attack) for name, attack in attacks.items()}
-    return race(timed, rounds, warm_up=False)
+    return harness.race(timed, rounds, warm_up=False)
 
 
 def deepfool_contenders(model: Classifier, norm: str, **ours: Attacker) -> dict[str, Attacker]:
@@ -209,7 +196,7 @@ def say_deepfool(victim: Victim, laps: dict[str, Laps]) -> None:
     """Print one row a contender, the first of which the others are compared with."""
     first = next(iter(laps.values()))
     for name, taken in laps.items():
-        fooled = predicted(victim.model, taken.result) != victim.y
+        fooled = harness.predicted(victim.model, taken.result) != victim.y
         norm = (taken.result - victim.x).flatten(1).norm(dim=1)[fooled].mean()
         print(
             f"    {name:18} {ratio(taken.wall, first.wall):26} {fooled.float().mean():.3f} "
@@ -233,7 +220,7 @@ def race_universal(victim: Victim, n: int, rounds: int) -> None:
         attack = UniversalPerturbation(model, 10 / 255)
         attack.fit(x.split(victim.batch), passes=1, progress=False)
 
-    laps = race(
+    laps = harness.race(
         {
             "the fit": fit,
             f"one forward and backward pass in batches of {victim.batch}": partial(
@@ -254,13 +241,13 @@ def strength(imagenet: Path, *, images: int = 200, batch: int = 16) -> None:
     victim = Victim.of(imagenet, images, batch)
     print(f"robust accuracy after rounding to 8 bit, n={len(victim)}, 95 % interval")
     clean = victim.right_as_bytes(victim.x)
-    print(f"    {'clean':28} {mean(clean, '.4f')}", flush=True)
+    print(f"    {'clean':28} {harness.mean(clean, '.4f')}", flush=True)
     for levels in LEVELS:
         attacks = pgd_contenders(victim.model, levels / 255)
         for name in ("ours", "foolbox"):
             if name in attacks:
                 right = victim.right_as_bytes(victim.attacked(attacks[name])) & clean
-                print(f"    {f'{levels}/255 {name}':28} {mean(right, '.4f')}", flush=True)
+                print(f"    {f'{levels}/255 {name}':28} {harness.mean(right, '.4f')}", flush=True)
 
 
 def ranks(imagenet: Path, *, images: int = 200, batch: int = 16) -> None:
@@ -281,7 +268,7 @@ def ranks(imagenet: Path, *, images: int = 200, batch: int = 16) -> None:
     for name, attack in attacks.items():
         analysis = rank_analysis(model, victim.x, victim.attacked(attack.perturb), batch_size=16)
         shares = [
-            interval(analysis.share(direction, k), ".2f")
+            harness.interval(analysis.share(direction, k), ".2f")
             for direction in ("adversarial_in_clean", "clean_in_adversarial")
             for k in (2, 5)
         ]
@@ -315,12 +302,12 @@ def minimal(
         ours: tuple[Tensor, Tensor] | None = None
         for name, attack in attacks.items():
             made = victim.attacked(attack)
-            fooled = predicted(model, made) != victim.y
+            fooled = harness.predicted(model, made) != victim.y
             as_bytes = ~victim.right_as_bytes(made)
             largest, euclidean = sizes_of(made - victim.x)
             sizes = euclidean if norm == "L2" else largest
             ours = ours or (sizes, fooled)
-            less = mean((ours[0] - sizes)[ours[1] & fooled], "+.5f")
+            less = harness.mean((ours[0] - sizes)[ours[1] & fooled], "+.5f")
             print(
                 f"    {name:20} {fooled.float().mean():.3f}  {as_bytes.float().mean():.3f}  "
                 f"{sizes[fooled].mean():.5f} {sizes[fooled].median():.5f}  {less}",
@@ -352,7 +339,7 @@ def adv_lib_deepfool(model: Classifier, norm: str, x: Tensor, y: Tensor) -> Tens
         seen = TopTen(model, classes)
         return df(seen, image, place, steps=50, norm=order, return_unsuccessful=True)
 
-    return in_batches(attack, x, y, size=1)
+    return harness.in_batches(attack, x, y, size=1)
 
 
 def universal(
@@ -368,13 +355,15 @@ def universal(
     """Fit one perturbation a model, and what each does to each."""
     size = (224, 224)  # of all three: they take any size
     files = list_images(train).values()
-    pixels = torch.stack([to_bytes(resize_image(load_image(file), size)) for file in files])
-    shown = photographs(imagenet, images, size)
+    pixels = torch.stack([harness.to_bytes(resize_image(load_image(file), size)) for file in files])
+    shown = harness.photographs(imagenet, images, size)
     names = [f"efficientnet_lite{i}" for i in range(models)]
     victims = {name: load_classifier(name).eval() for name in names}
     found = {}
     for name, model in victims.items():
-        accuracy = (predicted(model, rounded(shown.images)) == shown.labels).float().mean()
+        accuracy = (
+            (harness.predicted(model, harness.rounded(shown.images)) == shown.labels).float().mean()
+        )
         print(f"{name}: top-1 accuracy at 224 px {accuracy:.3f}")
         attack, file = UniversalPerturbation(model, 10 / 255), out / f"{name}.safetensors"
         if file.exists():
@@ -400,11 +389,11 @@ class Batches:
         return -(-len(self.images) // self.size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for (part,) in parts(self.images, size=self.size):
+        for (part,) in harness.parts(self.images, size=self.size):
             yield part
 
 
 if __name__ == "__main__":
     sys.modules.setdefault("visdom", ModuleType("visdom"))  # adv-lib asks for it, for its plots
     stages = (speed, strength, ranks, minimal, universal)
-    study(__doc__, *stages, threads=1, packages=("foolbox", "torchattacks"))
+    harness.study(__doc__, *stages, threads=1, packages=("foolbox", "torchattacks"))

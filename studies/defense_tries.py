@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import harness
 import torch
 from defenses import (
     ADAPTIVE_STRENGTHS,
@@ -25,17 +26,6 @@ from defenses import (
     methods_of,
     of,
     shown_in,
-)
-from harness import (
-    classifier,
-    enlarged,
-    failures,
-    file_of,
-    kept,
-    mean,
-    photographs,
-    study,
-    to_bytes,
 )
 from torch import Tensor
 
@@ -57,8 +47,8 @@ def defense_tries(
     data: Path, out: Path, *, limit: Annotated[int, "images of the table"] = 48
 ) -> None:
     """Print a line a try: its error on the first images, clean and attacked at 2 and 8/255."""
-    model, shown = classifier(), photographs(data)
-    images, labels = to_bytes(shown.images), shown.labels
+    model, shown = harness.classifier(), harness.photographs(data)
+    images, labels = harness.to_bytes(shown.images), shown.labels
     transforms = default_transforms()
     cam = RobustCAM(model, model.cam_layer)
 
@@ -70,20 +60,20 @@ def defense_tries(
         for strength in ADAPTIVE_STRENGTHS:
             attack = adaptive_attack(bare_pgd(model, strength), through, **settings)
             flip = partial(flipped, attack, images[:limit], labels[:limit], bfloat16=True)
-            file = file_of(out, "images", f"{name} pgd {strength}")
-            seen[f"{strength}/255"] = kept(file, flip, limit)["x"]
+            file = harness.file_of(out, "images", f"{name} pgd {strength}")
+            seen[f"{strength}/255"] = harness.kept(file, flip, limit)["x"]
         return seen
 
     def line(name: str, maps: Maps, seen: dict[str, Tensor]) -> None:
         ious = {
-            c: kept(
-                file_of(out, "tries", f"{limit} {name}, {c}"),
+            c: harness.kept(
+                harness.file_of(out, "tries", f"{limit} {name}, {c}"),
                 lambda v=v: measured(Method(maps), model, v, shown.boxes),
             )["ious"]
             for c, v in seen.items()
         }
-        errors = [failures(ious[c][:limit], shown.half, ious["clean"]) for c in seen]
-        print(f"{name:44s}", *map(mean, errors), flush=True)
+        errors = [harness.failures(ious[c][:limit], shown.half, ious["clean"]) for c in seen]
+        print(f"{name:44s}", *map(harness.mean, errors), flush=True)
 
     print(f"n={limit}; error clean, and under PGD through the transforms at 2 and at 8/255")
     bare = {c: shown_in(out, c)[: max(TUNED, limit)] for c in CHOSEN_ON}
@@ -116,7 +106,7 @@ def passed(
 
 def energy(model: Classifier, transforms: tuple[Transform, ...]) -> Maps:
     """Return the mean square of the features over channels and transforms, without any class."""
-    return lambda x: enlarged(passed(model, transforms, x)[0].square().mean(dim=(0, 2)))
+    return lambda x: harness.enlarged(passed(model, transforms, x)[0].square().mean(dim=(0, 2)))
 
 
 def averaged_features(model: Classifier, transforms: tuple[Transform, ...]) -> Maps:
@@ -128,11 +118,11 @@ def averaged_features(model: Classifier, transforms: tuple[Transform, ...]) -> M
         features, scores = passed(model, transforms, x)
         top = scores.float().mean(dim=0).topk(5, dim=1).indices
         classes = (weight[top] * ladder[None, :, None]).sum(dim=1)
-        mean = features.float().mean(dim=0)
-        return enlarged(torch.einsum("nc,nchw->nhw", classes, mean).clamp(min=0))
+        average = features.float().mean(dim=0)
+        return harness.enlarged(torch.einsum("nc,nchw->nhw", classes, average).clamp(min=0))
 
     return maps
 
 
 if __name__ == "__main__":
-    study(__doc__, defense_tries)
+    harness.study(__doc__, defense_tries)

@@ -35,32 +35,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import harness
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam
-from harness import (
-    BATCH,
-    attacked,
-    best_column,
-    classifier,
-    difference,
-    enlarged,
-    failures,
-    file_of,
-    fixed_boxes,
-    grad_cams,
-    in_batches,
-    interval,
-    kept,
-    listed,
-    mean,
-    overlaps,
-    parts,
-    photographs,
-    predicted,
-    race,
-    study,
-    to_bytes,
-)
+from harness import file_of, kept, mean
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -112,7 +90,7 @@ NAMES = (
 )
 Maps = Callable[[Tensor], Tensor]
 """Images N×3×H×W -> maps N×H×W of the predicted class."""
-Names = Annotated[tuple[str, ...], "names, separated by commas", listed(NAMES)]
+Names = Annotated[tuple[str, ...], "names, separated by commas", harness.listed(NAMES)]
 Limit = Annotated[int, "only the first so many images"]
 
 
@@ -141,11 +119,13 @@ def methods_of(model: Classifier) -> dict[str, Method]:
     ig = TopClasses(IntegratedGradients(model), 3)
     slow = {"share": 0.25, "bfloat16": False}
     methods = (
-        Method(lambda x: grad_cams(model, x, predicted(model, x)), movable=one_class),
+        Method(
+            lambda x: harness.grad_cams(model, x, harness.predicted(model, x)), movable=one_class
+        ),
         Method(of(robust), movable=robust),
         Method(of(behind[0]), behind[0], Defended(one_class, transforms)),
         Method(of(behind[1]), behind[1], behind[1]),
-        Method(lambda x: ball.explain(x, predicted(model, x)).maps, **slow),
+        Method(lambda x: ball.explain(x, harness.predicted(model, x)).maps, **slow),
         Method(of(ig, n_steps=10, internal_batch_size=32), **slow),
     )
     return dict(zip(NAMES, methods, strict=True))
@@ -167,8 +147,8 @@ def flipped(attack: PGD, x: Tensor, labels: Tensor, *, bfloat16: bool = False) -
     Whatever the precision of the attack, it is judged in float32.
     """
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-        images = attacked(attack, x, labels)
-    return {"x": images, "right": predicted(attack.forward_func, images) == labels}
+        images = harness.attacked(attack, x, labels)
+    return {"x": images, "right": harness.predicted(attack.forward_func, images) == labels}
 
 
 def bare_pgd(model: Classifier, strength: int) -> PGD:
@@ -183,43 +163,50 @@ def images(
     universal: Annotated[Path | None, "file of a universal perturbation"] = None,
 ) -> None:
     """Keep images that flip the label of the bare model."""
-    model, shown = classifier(), photographs(data)
-    clean = kept(file_of(out, "images", "clean"), lambda: {"x": to_bytes(shown.images)})["x"]
+    model, shown = harness.classifier(), harness.photographs(data)
+    clean = kept(file_of(out, "images", "clean"), lambda: {"x": harness.to_bytes(shown.images)})[
+        "x"
+    ]
     attacks: dict[str, Any] = {f"pgd {s}/255": bare_pgd(model, s) for s in STRENGTHS}
     attacks["deepfool"] = DeepFool(model, quantize=True)
     if universal is not None:
         attacks["universal"] = UniversalPerturbation.load(universal, model)
     for name, attack in attacks.items():
         flip = partial(flipped, attack, clean, shown.labels)
-        right = predicted(model, kept(file_of(out, "images", name), flip)["x"]) == shown.labels
+        right = (
+            harness.predicted(model, kept(file_of(out, "images", name), flip)["x"]) == shown.labels
+        )
         print(f"{name}: accuracy {right.float().mean():.4f}")
 
 
 def features(out: Path) -> None:
     """Keep scores N×K and last features N×C×h×w under every single transform, for `choose`."""
-    model = classifier()
+    model = harness.classifier()
 
     @torch.no_grad()
     def make(condition: str, transform: Transform) -> dict[str, Tensor]:
         scores, last = [], []
         half = torch.autocast("cpu", dtype=torch.bfloat16)
         with half, outputs_of([model.cam_layer]) as outputs:
-            for (x,) in parts(shown_in(out, condition)):
+            for (x,) in harness.parts(shown_in(out, condition)):
                 scores.append(model(transform(x)).float())
                 last.append(outputs[0].half())
         return {"scores": torch.cat(scores), "features": torch.cat(last)}
 
     for condition, (name, transform) in itertools.product(CHOSEN_ON, POOL.items()):
-        kept(file_of(out, "features", f"{condition}, {name}"), partial(make, condition, transform))
+        kept(
+            file_of(out, "features", f"{condition}, {name}"),
+            partial(make, condition, transform),
+        )
 
 
 def ensemble_maps(
     names: tuple[str, ...], k: int, held: dict[str, dict[str, Tensor]], weight: Tensor
 ) -> Tensor:
     """Return maps N×h×w of Defended(RobustCAM) of those transforms, from the held features."""
-    mean = torch.stack([held[n]["scores"] for n in names]).mean(dim=0)
+    average = torch.stack([held[n]["scores"] for n in names]).mean(dim=0)
     ladder = torch.tensor([2.0**-i for i in range(1, k + 1)])
-    classes = (weight[mean.topk(k, dim=1).indices] * ladder[None, :, None]).sum(dim=1)
+    classes = (weight[average.topk(k, dim=1).indices] * ladder[None, :, None]).sum(dim=1)
     total = torch.zeros(())
     for name in names:
         maps = torch.einsum("nc,nchw->nhw", classes, held[name]["features"].float()).clamp(min=0)
@@ -243,7 +230,7 @@ def candidates() -> list[tuple[tuple[str, ...], int]]:
 
 def choose(data: Path, out: Path) -> None:
     """Print the ensemble that one half prefers, reported on the other half."""
-    shown, model = photographs(data), classifier()
+    shown, model = harness.photographs(data), harness.classifier()
     half, weight = shown.half, model.module.classifier.weight.detach()
     held = {
         c: {n: load_file(file_of(out, "features", f"{c}, {n}")) for n in POOL} for c in CHOSEN_ON
@@ -252,8 +239,8 @@ def choose(data: Path, out: Path) -> None:
 
     def ious_of(file: str, names: tuple[str, ...], k: int) -> dict[str, Tensor]:
         def make(condition: str) -> dict[str, Tensor]:
-            maps = enlarged(ensemble_maps(names, k, held[condition], weight))
-            return {"ious": overlaps(maps, shown.boxes)}
+            maps = harness.enlarged(ensemble_maps(names, k, held[condition], weight))
+            return {"ious": harness.overlaps(maps, shown.boxes)}
 
         return {
             c: kept(file_of(out, "chosen", f"{file} {c}"), partial(make, c))["ious"]
@@ -261,7 +248,7 @@ def choose(data: Path, out: Path) -> None:
         }
 
     def failures_of(ious: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {c: failures(ious[c], half, ious["clean"]) for c in CHOSEN_ON}
+        return {c: harness.failures(ious[c], half, ious["clean"]) for c in CHOSEN_ON}
 
     def print_means(name: str, failed: dict[str, Tensor]) -> None:
         print(f"{name:52s}", *(f"{each.mean():.4f}" for each in failed.values()))
@@ -278,7 +265,7 @@ def choose(data: Path, out: Path) -> None:
         other = half != side
 
         def errors(ious: dict[str, Tensor], rows: Tensor, tuned: Tensor = other) -> list[Tensor]:
-            threshold = best_column(ious["clean"][tuned])
+            threshold = harness.best_column(ious["clean"][tuned])
             return [(ious[c][rows][:, threshold] <= 0.5).float() for c in CHOSEN_ON]
 
         totals = {name: sum(e.mean() for e in errors(i, other)) for name, i in every.items()}
@@ -293,7 +280,7 @@ def choose(data: Path, out: Path) -> None:
         line = f"  {c:12s} {mean(chosen[c])}"
         if c != "clean":
             closed = gap_closed(chosen[c], plain[c], plain["clean"])
-            line += f"  gap closed {interval(closed, '.2f')}"
+            line += f"  gap closed {harness.interval(closed, '.2f')}"
         print(line)
 
 
@@ -317,18 +304,18 @@ def measured(
     half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=method.bfloat16)
     with count_passes(model) as passes, half, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        maps = in_batches(lambda batch: method.maps(batch).detach(), x)
+        maps = harness.in_batches(lambda batch: method.maps(batch).detach(), x)
     seconds = time.perf_counter() - began
     spent = torch.tensor([seconds, passes.forward, passes.backward], dtype=torch.float64) / len(x)
-    return {"ious": overlaps(maps.float(), boxes[: len(x)]), "spent": spent}
+    return {"ious": harness.overlaps(maps.float(), boxes[: len(x)]), "spent": spent}
 
 
 class Bench:
     """Methods on attacked images; what is in OUT is not computed again."""
 
     def __init__(self, data: Path, out: Path, limit: int | None) -> None:
-        self.out, self.model, shown = out, classifier(), photographs(data, limit)
-        self.x, self.y, self.boxes = to_bytes(shown.images), shown.labels, shown.boxes
+        self.out, self.model, shown = out, harness.classifier(), harness.photographs(data, limit)
+        self.x, self.y, self.boxes = harness.to_bytes(shown.images), shown.labels, shown.boxes
         self.methods = methods_of(self.model)
 
     def made(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -350,7 +337,7 @@ def methods(
     out: Path,
     *,
     methods: Names = NAMES,
-    conditions: Annotated[tuple[str, ...], "the same", listed(CONDITIONS)] = CONDITIONS,
+    conditions: Annotated[tuple[str, ...], "the same", harness.listed(CONDITIONS)] = CONDITIONS,
     limit: Limit | None = None,
 ) -> None:
     """Keep the boxes of every method on every condition."""
@@ -414,15 +401,15 @@ def moved_images(
             beta=None,
             random_start=False,
         )
-        return to_bytes(attack.perturb(batch))
+        return harness.to_bytes(attack.perturb(batch))
 
     # Second derivatives of all transformed images at once would not fit into memory.
-    return {"x": in_batches(move, x, inside, size=max(1, BATCH // 8))}
+    return {"x": harness.in_batches(move, x, inside, size=max(1, harness.BATCH // 8))}
 
 
 def table(data: Path, out: Path) -> None:
     """Print the errors of all methods that have run, and the gap closed."""
-    shown = photographs(data)
+    shown = harness.photographs(data)
     conditions = (
         *CONDITIONS,
         *(f"adaptive pgd {s}/255" for s in ADAPTIVE_STRENGTHS),
@@ -442,18 +429,18 @@ def table(data: Path, out: Path) -> None:
     )
     for (name, condition), row in rows.items():
         n = len(row["ious"])
-        failed = failures(row["ious"], shown.half, rows[name, "clean"]["ious"])
-        plain = failures(baseline["clean"][:n], shown.half, baseline["clean"])
+        failed = harness.failures(row["ious"], shown.half, rows[name, "clean"]["ious"])
+        plain = harness.failures(baseline["clean"][:n], shown.half, baseline["clean"])
         line = f"{name:20s} {condition:24s} n={n:<4d} {mean(failed)}"
         # Of a method without a defence, the attack on the bare model is that which knows.
         against = condition.replace("adaptive ", "")
         if condition == "clean" and name != "grad_cam":
-            line += f"  {difference(failed, plain)}"
+            line += f"  {harness.difference(failed, plain)}"
         elif name != "grad_cam" and against != "clean" and against in baseline:
-            fooled = failures(baseline[against][:n], shown.half, baseline["clean"])
-            line += f"  {interval(gap_closed(failed, fooled, plain), '.2f')}"
+            fooled = harness.failures(baseline[against][:n], shown.half, baseline["clean"])
+            line += f"  {harness.interval(gap_closed(failed, fooled, plain), '.2f')}"
         print(line)
-    for name, failed in fixed_boxes(SIZE, shown.boxes).items():
+    for name, failed in harness.fixed_boxes(SIZE, shown.boxes).items():
         print(f"{name:20s} {'any':24s} n={len(failed):<4d} {mean(failed)}")
     print("passes forward and backward an image, clean:")
     for (name, condition), row in rows.items():
@@ -464,8 +451,8 @@ def table(data: Path, out: Path) -> None:
 
 def cost(out: Path, *, rounds: int = 5) -> None:
     """Print transforms through the classifier as one batch, against a loop over transforms."""
-    model = classifier()
-    x = shown_in(out, "clean")[:BATCH] / 255
+    model = harness.classifier()
+    x = shown_in(out, "clean")[: harness.BATCH] / 255
     transforms = default_transforms()
     robust, grad_cam = RobustCAM(model, model.cam_layer), LayerGradCam(model, model.cam_layer)
     behind = Defended(grad_cam, transforms)
@@ -487,10 +474,12 @@ def cost(out: Path, *, rounds: int = 5) -> None:
         "defended grad_cam": lambda: behind.attribute(x),
         "  one transform at a time": lambda: in_turns.attribute(x),
         "  loop by hand": lambda: loop(x),
-        "defended grad_cam, image by image": lambda: in_batches(behind.attribute, x, size=1),
-        "  loop by hand, image by image": lambda: in_batches(loop, x, size=1),
+        "defended grad_cam, image by image": lambda: harness.in_batches(
+            behind.attribute, x, size=1
+        ),
+        "  loop by hand, image by image": lambda: harness.in_batches(loop, x, size=1),
     }
-    laps = race(timed, rounds)
+    laps = harness.race(timed, rounds)
     print(f"{len(transforms)} transforms, batch of {len(x)}, median of {rounds} rounds")
     print("ms an image; times the classifier's forward pass; forward passes an image")
     for name, run in timed.items():
@@ -502,4 +491,4 @@ def cost(out: Path, *, rounds: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    study(__doc__, images, features, choose, methods, adaptive, moved, table, cost)
+    harness.study(__doc__, images, features, choose, methods, adaptive, moved, table, cost)

@@ -22,21 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import harness
 import torch
 import torch.nn.functional as F
-from harness import (
-    attacked,
-    file_of,
-    in_batches,
-    interval,
-    kept,
-    margin,
-    parts,
-    photographs,
-    predicted,
-    study,
-    to_bytes,
-)
+from harness import file_of, kept
 from torch import Tensor, nn
 
 from captum_robust._contexts import outputs_of
@@ -65,7 +54,7 @@ ATTACKS: dict[str, tuple[str, Callable[[Classifier], Any]]] = {
 
 def share_of(hits: Tensor, form: str = ".3f") -> str:
     """Return the share that is true, with Wilson's 95 % interval."""
-    return interval(Share.of(int(hits.sum()), len(hits)), form)
+    return harness.interval(Share.of(int(hits.sum()), len(hits)), form)
 
 
 class Squashed:
@@ -93,8 +82,8 @@ class Attacked:
         self.model = load_classifier("efficientnet_lite0").requires_grad_(False)
 
         def read() -> dict[str, Tensor]:
-            shown = photographs(self.data / "imagenet-val-400")
-            return {"x": to_bytes(shown.images), "y": shown.labels}
+            shown = harness.photographs(self.data / "imagenet-val-400")
+            return {"x": harness.to_bytes(shown.images), "y": shown.labels}
 
         clean = kept(file_of(self.cache, "clean"), read)
         self.x, self.y = clean["x"][: self.images], clean["y"][: self.images]
@@ -108,7 +97,7 @@ class Attacked:
             attack = ATTACKS[name][1](self.model)
             if name == "universal":
                 attack.fit(Squashed(self.data / "imagenet-train-1000", self.batch))
-            return {"x": attacked(attack, self.x, self.y, self.batch)}
+            return {"x": harness.attacked(attack, self.x, self.y, self.batch)}
 
         return kept(file_of(self.cache, name), make, len(self.x))["x"]
 
@@ -118,7 +107,7 @@ class Attacked:
         def make() -> dict[str, Tensor]:
             scores, means = [], []
             with torch.no_grad(), outputs_of([self.model.cam_layer]) as outputs:
-                for (part,) in parts(images(), size=self.batch):
+                for (part,) in harness.parts(images(), size=self.batch):
                     scores.append(self.model(part))
                     means.append(outputs[0].mean(dim=(2, 3)))
             return {"scores": torch.cat(scores), "means": torch.cat(means)}
@@ -227,7 +216,7 @@ def adaptive(
     fitted = even.nonzero()[:fit, 0]
     test = (~even & seen.is_right).nonzero()[:adaptive, 0]
     detector = SafetyNet(seen.model, seen.model.cam_layer, bins)
-    detector.fit(*([part for (part,) in parts(images[fitted])] for images in (x, of_pgd)))
+    detector.fit(*([part for (part,) in harness.parts(images[fitted])] for images in (x, of_pgd)))
     alarms = detector.predict(x[test] / 255)
     print(
         f"fitted on PGD 2/255 of n={len(fitted)} images; tested on n={len(test)} others that are "
@@ -243,7 +232,7 @@ def adaptive(
             key = f"adaptive_{level}_{weight:g}_{steps}_{fit}_{len(test)}_{bins}"
             made = kept(
                 file_of(cache, key),
-                lambda attack=attack: {"x": attacked(attack, x[test], y[test])},
+                lambda attack=attack: {"x": harness.attacked(attack, x[test], y[test])},
             )["x"]
             best |= say_evasion(f"{level}/255, knows, weight {weight:g}", detector, made, y[test])
         print(
@@ -263,7 +252,7 @@ def knowing(detector: SafetyNet, epsilon: float, weight: float, steps: int) -> P
     def loss(scores: Tensor, label: Tensor) -> Tensor:
         suspicion = (scores[:, -1] - threshold + 0.1).clamp(min=0)
         # No more of either than is needed: the rest of the ball is for the other one.
-        return margin(scores[:, :-1], label).clamp(max=1) - weight * suspicion
+        return harness.margin(scores[:, :-1], label).clamp(max=1) - weight * suspicion
 
     # Steps of one level: a smaller change would be lost where the image is rounded to 8 bits.
     return PGD(with_suspicion, epsilon, steps, 1 / 255, loss_func=loss, early_stop=False)
@@ -271,8 +260,8 @@ def knowing(detector: SafetyNet, epsilon: float, weight: float, steps: int) -> P
 
 def say_evasion(name: str, detector: SafetyNet, x: Tensor, y: Tensor) -> Tensor:
     """Print one row; return which images are fooled and not detected."""
-    fooled = predicted(detector.model, x) != y
-    caught = in_batches(detector.predict, x)
+    fooled = harness.predicted(detector.model, x) != y
+    caught = harness.in_batches(detector.predict, x)
     evades = fooled & ~caught
     print(
         f"    {name:32} {float(fooled.float().mean()):.3f}  "
@@ -361,11 +350,11 @@ class Memory:
             for i in of_class[: self.per_class]:
                 sample = resize(train[i], size)
                 classes[sample.label] = number
-                images["x_train"].append(to_bytes(sample.image))
+                images["x_train"].append(harness.to_bytes(sample.image))
                 labels["y_train"].append(number)
         for sample in load_dataset("tiny-imagenet", path, split="val"):
             if sample.label in classes:
-                images["x_val"].append(to_bytes(resize(sample, size).image))
+                images["x_val"].append(harness.to_bytes(resize(sample, size).image))
                 labels["y_val"].append(classes[sample.label])
         tensors = {name: torch.stack(each) for name, each in images.items()}
         return tensors | {name: torch.tensor(each) for name, each in labels.items()}
@@ -404,18 +393,18 @@ class Memory:
         """Return the images uint8 that PGD makes on a head."""
         attack = PGD(victim, levels / 255, self.memory_steps, loss_func=loss, early_stop=False)
         key = f"tiny_{self.size}_{len(x)}_{levels}_{name}_{self.memory_steps}"
-        return self.kept(key, lambda: {"x": attacked(attack, x, y, 25)})["x"]
+        return self.kept(key, lambda: {"x": harness.attacked(attack, x, y, 25)})["x"]
 
 
 def relative_margin(scores: Tensor, label: Tensor) -> Tensor:
     """Return how far the best other class leads, whatever the scale of the scores."""
     # A power of small cosines may be 1e-30, and must not vanish on its way through the network.
-    return margin(scores, label) / scores.detach().abs().amax(dim=1).clamp(min=1e-30)
+    return harness.margin(scores, label) / scores.detach().abs().amax(dim=1).clamp(min=1e-30)
 
 
 def right(victim: WithHead, x: Tensor, y: Tensor) -> Tensor:
     """Return whether each image uint8 is classified right."""
-    return predicted(victim, x, 32) == y
+    return harness.predicted(victim, x, 32) == y
 
 
 def accuracy(hits: Tensor) -> str:
@@ -432,7 +421,9 @@ def memory(data: Path, options: Memory) -> None:
 
     @torch.no_grad()
     def features() -> dict[str, Tensor]:
-        return {k: in_batches(trunk.features, tiny[f"x_{k}"], size=32) for k in ("train", "val")}
+        return {
+            k: harness.in_batches(trunk.features, tiny[f"x_{k}"], size=32) for k in ("train", "val")
+        }
 
     v = options.kept(f"features_{key}", features)
     y, y_val = tiny["y_train"], tiny["y_val"]
@@ -515,4 +506,4 @@ def say_stillness(victims: dict[str, WithHead], x: Tensor, y: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    study(__doc__, roc, adaptive, memory)
+    harness.study(__doc__, roc, adaptive, memory)

@@ -14,18 +14,8 @@ that was stopped goes on. Nothing is chosen here.
 from pathlib import Path
 from typing import Annotated, Any
 
+import harness
 import torch
-from harness import (
-    Photographs,
-    attacked,
-    mean,
-    parts,
-    predicted,
-    rounded,
-    study,
-    tiny_imagenet,
-    to_bytes,
-)
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -114,12 +104,16 @@ def input_transforms(
     further: Annotated[int, "epochs on transformed ones, after that"] = 4,
 ) -> None:
     """Train, attack, print."""
-    images = LabelledImages(tiny_imagenet(data, "train", classes), SIZE, classes=range(classes))
+    images = LabelledImages(
+        harness.tiny_imagenet(data, "train", classes), SIZE, classes=range(classes)
+    )
     chosen, rest = held_out_split(images.labels, 0.1, 0)
     clean = Subset(images, chosen)
     x, labels = torch.stack([i for i, _ in clean]), [int(label) for _, label in clean]
     bank = torch.stack([images[i][0] for i in rest])
-    held_out = Photographs.of([resize(s, SIZE) for s in tiny_imagenet(data, "val", classes)])
+    held_out = harness.Photographs.of(
+        [resize(s, SIZE) for s in harness.tiny_imagenet(data, "val", classes)]
+    )
     truth = held_out.labels
     defences: dict[str, tuple[Transform, ...]] = {
         "bit depth 3": (BitDepth(3),),
@@ -132,13 +126,13 @@ def input_transforms(
     attacks = {"fgsm 4/255": FGSM(base, 4 / 255)} | {
         f"pgd {s}/255": pgd(base, s) for s in STRENGTHS
     }
-    photos = rounded(held_out.images)
-    seen = {"clean": to_bytes(photos)} | {
-        name: attacked(attack, photos, truth, BATCH) for name, attack in attacks.items()
+    photos = harness.rounded(held_out.images)
+    seen = {"clean": harness.to_bytes(photos)} | {
+        name: harness.attacked(attack, photos, truth, BATCH) for name, attack in attacks.items()
     }
 
     def accuracy(model: Any, images: Tensor) -> str:
-        return f"{mean(predicted(model, images, BATCH) == truth):20s}"
+        return f"{harness.mean(harness.predicted(model, images, BATCH) == truth):20s}"
 
     columns = [*seen, *(f"knows, {s}/255" for s in STRENGTHS)]
     print(
@@ -151,7 +145,9 @@ def input_transforms(
         if len(transforms) > 1:
             transformed: Dataset[Any] = Cropped(clean)
         else:
-            made = [to_bytes(transforms[0](batch)) for (batch,) in parts(x, size=BATCH)]
+            made = [
+                harness.to_bytes(transforms[0](batch)) for (batch,) in harness.parts(x, size=BATCH)
+            ]
             transformed = Transformed(torch.cat(made), labels)
         own = train(out / name, transformed, images.class_names, further, base)
         for regime, model in (("tested on", base), ("trained and tested on", own)):
@@ -159,9 +155,9 @@ def input_transforms(
             cells = [accuracy(behind, v) for v in seen.values()]
             for strength in STRENGTHS:
                 through = adaptive_attack(pgd(model, strength), transforms)
-                cells.append(accuracy(behind, attacked(through, photos, truth, BATCH)))
+                cells.append(accuracy(behind, harness.attacked(through, photos, truth, BATCH)))
             print(f"{name + ', ' + regime:34s}", *cells, flush=True)
 
 
 if __name__ == "__main__":
-    study(__doc__, input_transforms)
+    harness.study(__doc__, input_transforms)

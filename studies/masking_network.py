@@ -21,20 +21,9 @@ error on DATA, and how the mask of a wrong class compares.
 from pathlib import Path
 from typing import Annotated, Any
 
+import harness
 import torch
-from harness import (
-    BATCH,
-    classifier,
-    difference,
-    failures,
-    in_batches,
-    listed,
-    mean,
-    overlaps,
-    photographs,
-    predicted,
-    study,
-)
+from harness import difference, mean
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -84,7 +73,7 @@ def folder_of(out: Path, variant: str) -> Path:
 def masks_of(network: MaskingNetwork, images: Tensor, classes: Tensor) -> Tensor:
     """Return the masks of the classes, N×H×W."""
     method = RealTimeMasking(network)
-    return in_batches(lambda x, c: method.attribute(x, c)[:, 0], images, classes)
+    return harness.in_batches(lambda x, c: method.attribute(x, c)[:, 0], images, classes)
 
 
 def another(classes: Tensor, count: int, seed: int = 0) -> Tensor:
@@ -95,7 +84,7 @@ def another(classes: Tensor, count: int, seed: int = 0) -> Tensor:
 
 def side_by_side(network: MaskingNetwork, images: Tensor, labels: Tensor) -> None:
     """Print whether the mask goes where the class is."""
-    right = (predicted(network.encoder, images) == labels).nonzero()[:, 0]
+    right = (harness.predicted(network.encoder, images) == labels).nonzero()[:, 0]
     first, second = right[: len(right) // 2], right[len(right) // 2 : len(right) // 2 * 2]
     different = labels[first] != labels[second]
     first, second = first[different], second[different]
@@ -122,17 +111,19 @@ def classes(
     limit: Limit = None,
 ) -> None:
     """Print whether the mask follows the class that is asked for."""
-    model = classifier()
+    model = harness.classifier()
     if network is None:
         masking = RealTimeMasking.from_pretrained("efficientnet_lite0", model=model).network
     else:
         masking = load_masking_network(network, model)
     masking.to(memory_format=torch.channels_last)
-    shown = photographs(data, limit)
+    shown = harness.photographs(data, limit)
     side_by_side(masking, shown.images, shown.labels)
     masks = masks_of(masking, shown.images, shown.labels)
     others = masks_of(masking, shown.images, another(shown.labels, 1000))
-    fails, fails_other = (failures(overlaps(m, shown.boxes), shown.half) for m in (masks, others))
+    fails, fails_other = (
+        harness.failures(harness.overlaps(m, shown.boxes), shown.half) for m in (masks, others)
+    )
     print(f"single photographs, n={len(shown)}")
     print(f"  mean mask, label        {mean(masks.mean(dim=(1, 2)))}")
     print(f"  mean mask, random class {mean(others.mean(dim=(1, 2)))}")
@@ -145,16 +136,18 @@ def train(
     images: Path,
     out: Path,
     *,
-    variants: Annotated[tuple[str, ...], "separated by commas", listed(VARIANTS)] = tuple(VARIANTS),
+    variants: Annotated[tuple[str, ...], "separated by commas", harness.listed(VARIANTS)] = tuple(
+        VARIANTS
+    ),
     epochs: int = 20,
 ) -> None:
     """Train one network a variant; started again it goes on."""
-    model = classifier()
+    model = harness.classifier()
     usable = CroppedImages(load_dataset("folder", images), SIZE)
     training, _ = held_out_split([0] * len(usable), 0.1, seed=0)
     settings = TrainingSettings(
         epochs=epochs,
-        batch_size=BATCH,
+        batch_size=harness.BATCH,
         learning_rate=3e-3,
         weight_decay=1e-4,
         precision="bfloat16",
@@ -171,8 +164,8 @@ def train(
 
 def table(data: Path, out: Path, *, limit: Limit = None) -> None:
     """Print what each variant is worth."""
-    model = classifier()
-    shown = photographs(data, limit)
+    model = harness.classifier()
+    shown = harness.photographs(data, limit)
     images, labels = shown.images, shown.labels
     print(f"n={len(shown)}, true class; differences to the first row, 95 % intervals")
     print(f"{'':28s}{'saliency metric':>28s}{'localization error':>30s}  mean mask: label, random")
@@ -184,8 +177,8 @@ def table(data: Path, out: Path, *, limit: Limit = None) -> None:
         network = load_masking_network(file, model).to(memory_format=torch.channels_last)
         masks = masks_of(network, images, labels)
         others = masks_of(network, images, another(labels, 1000))
-        metric = saliency_metric(model, images, masks, labels, batch_size=BATCH).metric
-        fails = failures(overlaps(masks, shown.boxes), shown.half)
+        metric = saliency_metric(model, images, masks, labels, batch_size=harness.BATCH).metric
+        fails = harness.failures(harness.overlaps(masks, shown.boxes), shown.half)
         means = f"{masks.mean():.3f}  {others.mean():.3f}"
         print(f"{name:28s}{mean(metric):>28s}{mean(fails):>30s}  {means}")
         if first is None:
@@ -196,4 +189,4 @@ def table(data: Path, out: Path, *, limit: Limit = None) -> None:
 
 
 if __name__ == "__main__":
-    study(__doc__, classes, train, table)
+    harness.study(__doc__, classes, train, table)

@@ -32,20 +32,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import harness
 import torch
-from harness import (
-    Laps,
-    in_batches,
-    margin,
-    mean,
-    parts,
-    photographs,
-    pink_noise,
-    predicted,
-    race,
-    ratio,
-    study,
-)
 from torch import Tensor
 
 from captum_robust import PerceptualBallPerturbation
@@ -88,7 +76,7 @@ def objective(
     classes: Tensor,
 ) -> Tensor:
     """Return J of each of N images that were moved by N×3×H×W."""
-    value = (margin(scores, classes) + MARGIN_TARGET) ** 2
+    value = (harness.margin(scores, classes) + MARGIN_TARGET) ** 2
     value = value + PIXEL_WEIGHT * moved.square().mean((1, 2, 3))
     for feature, reference in zip(features, references, strict=True):
         value = value + PERCEPTUAL_WEIGHT * (feature - reference).square().mean((1, 2, 3))
@@ -103,7 +91,7 @@ def final_objective(model: Classifier, images: Tensor, moved: Tensor, classes: T
         features = features_of(model, x + d)
         return objective(model.module[2:](features[-1]), features, features_of(model, x), d, c)
 
-    return in_batches(final, images, moved, classes, size=8)
+    return harness.in_batches(final, images, moved, classes, size=8)
 
 
 def one_by_one(
@@ -195,7 +183,7 @@ def contenders(
     } | {name: partial(baseline, *facts) for name, facts in BASELINES.items()}
 
 
-def print_race(laps: dict[str, Laps], final: dict[str, Tensor], n: int) -> None:
+def print_race(laps: dict[str, harness.Laps], final: dict[str, Tensor], n: int) -> None:
     """Print speed, final J and images that did not move of each contender, and the ratios."""
     print(
         f"  {'':34}{'images/s':>9}{'wall s':>8}{'CPU s':>8}{'mean J':>10}{'median J':>10}"
@@ -214,8 +202,8 @@ def print_race(laps: dict[str, Laps], final: dict[str, Tensor], n: int) -> None:
         same = final[name].mean() <= (1 + TOLERANCE) * final[REFERENCE].mean()
         print(f"  {name}" + ("" if same else ", at a higher J: the ratios do not count"))
         for slow in BASELINES:
-            wall = ratio(laps[slow].wall, laps[name].wall)
-            cpu = ratio(laps[slow].cpu, laps[name].cpu)
+            wall = harness.ratio(laps[slow].wall, laps[name].wall)
+            cpu = harness.ratio(laps[slow].cpu, laps[name].cpu)
             print(f"    {slow:32} wall {wall:24} CPU {cpu:24} goal {GOALS[slow[:3]]}")
 
 
@@ -293,7 +281,7 @@ def row_of(
     """Return one line of the table of iterations: what they cost and give."""
     maps, objectives, steps, evaluations = [], [], [], []
     wall = 0.0
-    for x, c in parts(images, classes, size=batch):
+    for x, c in harness.parts(images, classes, size=batch):
         start = time.perf_counter()
         with autocast(x, precision):
             moved, iterations_, evaluations_ = ours(model, x, c, iterations, batch)
@@ -314,7 +302,7 @@ def row_of(
         return line
     boxes = sweep_boxes(torch.cat(maps))
     result = localization_error({name: best_iou(b, truth) for name, b in boxes.items()})
-    return f"{line}  {mean(result.per_sample_error)}"
+    return f"{line}  {harness.mean(result.per_sample_error)}"
 
 
 def perceptual_ball(
@@ -331,12 +319,12 @@ def perceptual_ball(
     largest = max(batch_sizes)
     n, truth = max(images, largest), None
     if data is None:
-        x = pink_noise(n, (size, size)).to(device)
+        x = harness.pink_noise(n, (size, size)).to(device)
     else:
-        shown = photographs(data, n, (size, size))
+        shown = harness.photographs(data, n, (size, size))
         x, truth = shown.images.to(device), shown.boxes[:images]
     model = load_classifier("efficientnet_lite0").to(device)
-    y = predicted(model, x, largest)
+    y = harness.predicted(model, x, largest)
     print(
         f"EfficientNet-Lite0, published weights, {'photographs' if data else 'pink noise'},"
         f" {size}x{size} pixels, the predicted class"
@@ -349,7 +337,7 @@ def perceptual_ball(
         flush=True,
     )
     timed = contenders(model, first, of_first, iterations, batch_sizes)
-    laps = race(timed, rounds, device=device)
+    laps = harness.race(timed, rounds, device=device)
     final = {
         name: final_objective(model, first, taken.result, of_first) for name, taken in laps.items()
     }
@@ -362,7 +350,9 @@ def perceptual_ball(
 
     x, y = x[:images], y[:images]
     print(f"\n2. {len(x)} images, batches of {largest}, float32: mean lowest J so far")
-    lowest = in_batches(partial(lowest_so_far, model, count=EVALUATIONS[-1]), x, y, size=largest)
+    lowest = harness.in_batches(
+        partial(lowest_so_far, model, count=EVALUATIONS[-1]), x, y, size=largest
+    )
     print("  evaluations" + "".join(f"{e:9}" for e in EVALUATIONS))
     print("  J          " + "".join(f"{lowest[:, e - 1].mean():9.4f}" for e in EVALUATIONS))
 
@@ -380,4 +370,4 @@ def perceptual_ball(
 
 
 if __name__ == "__main__":
-    study(__doc__, perceptual_ball, threads=1)
+    harness.study(__doc__, perceptual_ball, threads=1)

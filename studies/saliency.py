@@ -24,21 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import harness
 import numpy as np
 import torch
-from harness import (
-    BATCH,
-    Photographs,
-    difference,
-    interval,
-    kept,
-    listed,
-    mean,
-    parts,
-    photographs,
-    predicted,
-    study,
-)
+from harness import difference, interval, mean
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -78,10 +67,10 @@ REGIONS = ", regions.safetensors"
 class Options:
     """What is explained, how, and for which class."""
 
-    methods: Annotated[tuple[str, ...], "names, separated by commas", listed()] = LISTED
+    methods: Annotated[tuple[str, ...], "names, separated by commas", harness.listed()] = LISTED
     networks: Annotated[tuple[Path, ...], "masking networks"] = ()
     device: str = "cpu"
-    targets: Annotated[tuple[str, ...], "label, prediction", listed(TARGETS)] = TARGETS
+    targets: Annotated[tuple[str, ...], "label, prediction", harness.listed(TARGETS)] = TARGETS
     limit: Annotated[int | None, "only the first so many images"] = None
 
     def load(self) -> tuple[Classifier, dict[str, Any]]:
@@ -112,7 +101,7 @@ def run(
                 {name: method},
                 out=out / target / name,
                 target=target,
-                batch_size=BATCH,
+                batch_size=harness.BATCH,
                 saliency_metric=True,
                 limit=options.limit,
                 precision=precision,
@@ -122,11 +111,11 @@ def run(
 def regions(data: Path, out: Path, options: Options) -> None:
     """Find the smallest regions that keep the class, and that take it; one file a method."""
     model, methods = options.load()
-    shown = photographs(data, options.limit, model.input_size)
+    shown = harness.photographs(data, options.limit, model.input_size)
     for name, method in methods.items():
         (built,) = build_methods(model, {name: method}).values()
         for target in options.targets:
-            kept(
+            harness.kept(
                 out / target / f"{name}{REGIONS}",
                 lambda built=built, target=target: regions_of(model, shown, built, target),
                 len(shown),
@@ -135,13 +124,13 @@ def regions(data: Path, out: Path, options: Options) -> None:
 
 
 def regions_of(
-    model: Classifier, shown: Photographs, method: Any, target: str
+    model: Classifier, shown: harness.Photographs, method: Any, target: str
 ) -> dict[str, Tensor]:
     """Return shares of the images, NaN where no share is enough."""
     device = next(model.parameters()).device
     found: dict[str, list[Tensor]] = {"sufficient": [], "destroying": []}
-    for images, labels in parts(shown.images.to(device), shown.labels.to(device)):
-        classes = labels if target == "label" else predicted(model, images)
+    for images, labels in harness.parts(shown.images.to(device), shown.labels.to(device)):
+        classes = labels if target == "label" else harness.predicted(model, images)
         maps = method.explain(images, classes).maps.detach()
         sufficient = smallest_sufficient_region(model, images, maps, classes)
         destroying = smallest_destroying_region(model, images, maps, classes)
@@ -242,4 +231,4 @@ def print_regions(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    study(__doc__, run, regions, table)
+    harness.study(__doc__, run, regions, table)
