@@ -25,7 +25,8 @@ from captum_robust.attacks import (
     LBFGSAttack,
     LeastLikelyClass,
 )
-from tests.attacks.conftest import Net
+from tests.networks import PixelNet as Net
+from tests.networks import Rounding
 
 
 @dataclass(frozen=True)
@@ -502,13 +503,6 @@ def test_aiming_at_the_class_it_has_is_an_error(case: Case, net: Net, x: Tensor)
         case.make(net).perturb(x, predicted(net, x), epsilon=case.epsilon, targeted=True)
     with pytest.raises(ValueError, match="target: a targeted attack needs"):
         case.make(net).perturb(x, epsilon=case.epsilon, targeted=True)
-
-
-class Rounding(nn.Module):
-    """Cuts the graph, as an operation without a derivative does."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.detach().round()
 
 
 @those(lambda c: c.needs_gradients)

@@ -29,7 +29,8 @@ from captum_robust.attacks import (
     recorded_gradients,
     smooth_activations,
 )
-from tests.attacks.conftest import Net
+from tests.networks import Grid
+from tests.networks import PixelNet as Net
 
 EPSILON = 0.05
 MAKERS: dict[str, Callable[[nn.Module, nn.Module], Attribution]] = {
@@ -255,15 +256,7 @@ def test_tuple_targets_index_scores_of_more_dimensions(x: Tensor) -> None:
     torch.manual_seed(0)
     net = Net(classes=24).eval()
 
-    class Grid(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x).reshape(-1, 4, 2, 3)
-
-    grid = Grid()
+    grid = Grid(net)
     label = predicted(lambda x: grid(x)[:, :, 1, 2], x)
     targets = [(int(c), 1, 2) for c in label]
     moved = ExplanationAttack(Saliency(grid), EPSILON, 3).perturb(x, targets)

@@ -18,7 +18,7 @@ from captum_robust.attacks.fooling import (
     polynomial_change,
 )
 from captum_robust.models import load_classifier
-from tests.attacks.conftest import Net
+from tests.networks import PixelNet as Net
 
 
 def linear(weight: list[list[float]], bias: list[float] | None = None) -> nn.Linear:

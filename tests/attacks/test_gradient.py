@@ -19,7 +19,8 @@ from captum_robust.attacks import (
     LeastLikelyClass,
     most_likely_class_map,
 )
-from tests.attacks.conftest import Net
+from tests.networks import Counted
+from tests.networks import PixelNet as Net
 
 
 def entropy(scores: Tensor, classes: Tensor) -> Tensor:
@@ -297,21 +298,9 @@ def test_a_transform_that_draws_is_seeded_and_leaves_the_generator(net: Net, x: 
     assert torch.equal(attack.perturb(x), first)
 
 
-class Counting(nn.Module):
-    """Counts the images it sees."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.seen = model, [0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen[0] += len(x)
-        return self.model(x)
-
-
 def test_a_fooled_image_costs_nothing_more() -> None:
     # Scores (x, .4): an image at .45 falls in one step of .0625, one at .95 in no step.
-    model = Counting(nn.Identity())
+    model = Counted(nn.Identity())
 
     def scores(x: Tensor) -> Tensor:
         return torch.cat([model(x), torch.full_like(x, 0.4)], dim=1)
@@ -326,7 +315,7 @@ def test_a_fooled_image_costs_nothing_more() -> None:
     # was left alone in the batch; the details look at both again without being counted.
     assert details.forward_passes.tolist() == [2, 6]
     assert details.backward_passes.tolist() == [1, 4]
-    assert model.seen[0] == 2 + 6 + 2
+    assert sum(model.calls) == 2 + 6 + 2
 
 
 def test_fooled_means_fooled_as_an_8_bit_image() -> None:

@@ -10,7 +10,8 @@ from captum.robust import MinParamPerturbation
 from torch import Tensor, nn
 
 from captum_robust.attacks import FGSM, PGD, EnsembleTransfer, SubstituteAttack, held_out
-from tests.attacks.conftest import Net
+from tests.networks import PixelNet as Net
+from tests.networks import Rounding
 
 
 def linear(weight: list[list[float]], bias: list[float] | None = None) -> nn.Linear:
@@ -182,10 +183,6 @@ def test_tuple_targets_pick_each_models_scores(x: Tensor) -> None:
 
 
 def test_the_model_without_a_gradient_is_named(net: Net, x: Tensor) -> None:
-    class Rounding(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return images.detach().round()
-
     with torch.random.fork_rng():
         cut = nn.Sequential(nn.Flatten(), Rounding(), nn.Linear(576, 6))
     # The scores of the second have a graph, to its weights; the mean of both, one to the inputs.

@@ -20,6 +20,7 @@ from captum_robust import PerceptualBallPerturbation
 from captum_robust.attr import BallDetails, BallSettings
 from captum_robust.attr.perceptual_ball import PAPER
 from captum_robust.optim import minimize
+from tests.networks import Called
 
 CLASSES = 5
 
@@ -1097,15 +1098,12 @@ def test_a_tuple_of_inputs_is_moved_together(net: Net, x: Tensor) -> None:
     def model(x: Tensor, grey: Tensor) -> Tensor:
         return net(x * 0.7 + grey)
 
-    class Joined(nn.Module):
-        def forward(self, both: Tensor) -> Tensor:
-            return model(both[:, :3], both[:, 3:])
-
+    both = Called(lambda x: model(x[:, :3], x[:, 3:]))
     options: dict[str, Any] = {"max_iterations": 10}
     found = PerceptualBallPerturbation(model, net.relu2).attribute((x, grey), 0, **options)
     assert isinstance(found, tuple)
     assert [f.shape for f in found] == [x.shape, grey.shape]
-    joined = PerceptualBallPerturbation(Joined(), ()).forward_func
+    joined = PerceptualBallPerturbation(both, ()).forward_func
     expected = PerceptualBallPerturbation(lambda b: joined(b), net.relu2).attribute(
         torch.cat([x, grey], dim=1), 0, **options
     )
