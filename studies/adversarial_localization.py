@@ -41,13 +41,11 @@ from captum_robust.attr import AdversarialLocalization
 from captum_robust.catalog.relevance import RelevancePropagation
 from captum_robust.data.superpixels import cached_superpixels, superpixels
 from captum_robust.metrics.functional import (
-    alpha_grid,
     best_iou,
     bootstrap_interval,
     center_box,
     localization_error,
     split_folds,
-    sweep_boxes,
 )
 from captum_robust.models import Classifier, load_classifier, save_classifier
 from captum_robust.nn import (
@@ -72,7 +70,6 @@ from captum_robust.training.loop import Batch
 
 SIZE = (64, 64)
 BATCH = 50
-FAMILIES = ("value", "mean", "energy")
 BLURS = (0, 2, 4, 8)
 """Standard deviations in pixels."""
 AREAS = tuple(i / 20 for i in range(4, 21))
@@ -118,19 +115,14 @@ def segments_of(images: LabelledImages, out: Path, part: str) -> Tensor:
     return cached_superpixels(images, file, progress=True)
 
 
-def folder_of(out: Path, seed: int, name: str) -> Path:
-    """Return where a run is."""
-    return out / f"seed{seed}" / name.replace(" ", "_").replace(",", "")
-
-
 def network_file(out: Path, seed: int, variant: str) -> Path:
     """Return where a variant's localization network is."""
-    return folder_of(out, seed, variant) / "localization.safetensors"
+    return harness.folder_of(out, f"seed{seed}", variant) / "localization.safetensors"
 
 
 def classifier_file(out: Path, seed: int) -> Path:
     """Return where the training on clean images leaves its classifier."""
-    return folder_of(out, seed, CLASSIFIER) / "model.safetensors"
+    return harness.folder_of(out, f"seed{seed}", CLASSIFIER) / "model.safetensors"
 
 
 def train(
@@ -165,7 +157,7 @@ def train(
             Augmented(Subset(images, training)),
             replace(settings, epochs=pretraining_epochs, learning_rate=2e-3, weight_decay=1e-3),
             held_out=Subset(images, held_out),
-            out=folder_of(out, seed, CLASSIFIER),
+            out=classifier_file(out, seed).parent,
             progress=True,
         )
         save_classifier(model, classifier_file(out, seed))
@@ -189,7 +181,7 @@ def train_variant(
     model = load_classifier(CLASSIFIER, classifier_file(out, seed))
     network = LocalizationNetwork(CorruptionNetwork(width=16), model)
     network.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
-    kept = {"out": folder_of(out, seed, variant), "progress": True}
+    kept = {"out": network_file(out, seed, variant).parent, "progress": True}
     if variant == TAUGHT:
         taught = Augmented(Subset(SegmentedImages(images, filled_boxes(images.boxes)), training))
         fit(network.corruption, taught, box_loss, replace(settings, learning_rate=2e-3), **kept)
@@ -279,13 +271,11 @@ class Validation:
 
     def correct(self, maps: Tensor) -> Tensor:
         """Return N, at the threshold, family and blur that are best for the other half."""
-        ious, alphas = {}, {}
-        for blur in BLURS:
-            blurred = maps if blur == 0 else gaussian_blur(maps[:, None], 6 * blur + 1, blur)[:, 0]
-            for family, boxes in sweep_boxes(blurred, FAMILIES).items():
-                name = f"{family}, blur {blur}"
-                ious[name], alphas[name] = best_iou(boxes, self.boxes), alpha_grid(family)
-        return localization_error(ious, alphas=alphas, folds=self.folds).correct
+        blurred = {
+            f"blur {b}": gaussian_blur(maps[:, None], 6 * b + 1, b)[:, 0] if b else maps
+            for b in BLURS
+        }
+        return harness.tuned(blurred, self.boxes, folds=self.folds).correct
 
     def correct_removal(self, network: LocalizationNetwork, pooled: bool) -> Tensor:
         """Return the same of the log-odds of removal, from the least of each image on.

@@ -40,19 +40,14 @@ from captum_robust.attacks import PGD
 from captum_robust.data import resize
 from captum_robust.defenses import adversarial_training, standard_loss
 from captum_robust.metrics.functional import (
-    LocalizationResult,
-    best_iou,
     boxes_to_mask,
-    localization_error,
     spearman_correlation,
-    sweep_boxes,
 )
 from captum_robust.models import Classifier, load_classifier, save_classifier
 from captum_robust.training import Augmented, LabelledImages, TrainingSettings, held_out_split
 from captum_robust.training.adversarial import InnerAttack
 
 EPSILONS = (2, 4, 8)
-FAMILIES = ("value", "mean", "energy")
 SIZE = (64, 64)
 # The blur of 8 px that this project uses at 224, at this size.
 BLUR = 8 * SIZE[0] / 224
@@ -133,14 +128,6 @@ def gradient_maps(model: Classifier, x: Tensor, labels: Tensor) -> Tensor:
     return GaussianBlur(2 * round(3 * BLUR) + 1, BLUR)(gradient)[:, 0]
 
 
-def box_errors(maps: Tensor, shown: harness.Photographs) -> LocalizationResult:
-    """Return the errors of the boxes, thresholds chosen on the other half of the images."""
-    swept = sweep_boxes(maps, FAMILIES)
-    return localization_error(
-        {family: best_iou(boxes, shown.boxes) for family, boxes in swept.items()}, ids=shown.ids
-    )
-
-
 def half_mass_area(maps: Tensor) -> Tensor:
     """Return for each map the share of the pixels, the largest first, with half of its mass."""
     ordered = maps.flatten(1).sort(dim=1, descending=True).values.double().cumsum(dim=1)
@@ -197,7 +184,7 @@ def compare_maps(
     errors, inside, area = {}, {}, {}
     print(f"\n{title}, labelled class: localization error")
     for name, own in maps.items():
-        result = box_errors(own, shown)
+        result = harness.tuned(own, shown.boxes, ids=shown.ids)
         errors[name] = result.per_sample_error
         mass = own.double().flatten(1).sum(dim=1)
         in_box = (own.double() * masks).flatten(1).sum(dim=1)
@@ -231,7 +218,7 @@ def print_stability(models: dict[str, Classifier], shown: harness.Photographs) -
             attacked = harness.in_batches(attack.perturb, shown.images, shown.labels, size=BATCH)
             maps = maps_of(model, attacked)
             kept[name] = spearman_correlation(maps_of(model, shown.images), maps)
-            errors[name] = box_errors(maps, shown).per_sample_error
+            errors[name] = harness.tuned(maps, shown.boxes, ids=shown.ids).per_sample_error
         print_rows("Spearman's correlation with the clean map", kept)
         print_rows("localization error", errors)
 

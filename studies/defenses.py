@@ -42,7 +42,6 @@ from harness import file_of, kept, mean
 from safetensors.torch import load_file
 from torch import Tensor
 
-from captum_robust._contexts import outputs_of
 from captum_robust.attacks import PGD, DeepFool, ExplanationAttack, UniversalPerturbation
 from captum_robust.attr import Defended, RobustCAM, TopClasses
 from captum_robust.benchmark.passes import count_passes
@@ -183,15 +182,11 @@ def features(out: Path) -> None:
     """Keep scores N×K and last features N×C×h×w under every single transform, for `choose`."""
     model = harness.classifier()
 
-    @torch.no_grad()
     def make(condition: str, transform: Transform) -> dict[str, Tensor]:
-        scores, last = [], []
-        half = torch.autocast("cpu", dtype=torch.bfloat16)
-        with half, outputs_of([model.cam_layer]) as outputs:
-            for (x,) in harness.parts(shown_in(out, condition)):
-                scores.append(model(transform(x)).float())
-                last.append(outputs[0].half())
-        return {"scores": torch.cat(scores), "features": torch.cat(last)}
+        batches = (transform(x) for (x,) in harness.parts(shown_in(out, condition)))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scores, last = harness.scores_and_features(model, batches, Tensor.half)
+        return {"scores": scores.float(), "features": last}
 
     for condition, (name, transform) in itertools.product(CHOSEN_ON, POOL.items()):
         kept(

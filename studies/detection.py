@@ -105,12 +105,10 @@ class Attacked:
         """Return scores N×K, and the mean N×C of each channel behind the last ReLU."""
 
         def make() -> dict[str, Tensor]:
-            scores, means = [], []
-            with torch.no_grad(), outputs_of([self.model.cam_layer]) as outputs:
-                for (part,) in harness.parts(images(), size=self.batch):
-                    scores.append(self.model(part))
-                    means.append(outputs[0].mean(dim=(2, 3)))
-            return {"scores": torch.cat(scores), "means": torch.cat(means)}
+            batches = (part for (part,) in harness.parts(images(), size=self.batch))
+            average = partial(torch.mean, dim=(2, 3))
+            scores, means = harness.scores_and_features(self.model, batches, average)
+            return {"scores": scores, "means": means}
 
         return kept(file_of(self.cache, f"activations_{name}_{len(self.x)}"), make)
 
@@ -407,11 +405,6 @@ def right(victim: WithHead, x: Tensor, y: Tensor) -> Tensor:
     return harness.predicted(victim, x, 32) == y
 
 
-def accuracy(hits: Tensor) -> str:
-    """Return an accuracy and its interval."""
-    return share_of(hits, ".2f")
-
-
 def memory(data: Path, options: Memory) -> None:
     """Accuracy of the memory and of a linear head on the same features, clean and attacked."""
     model = load_classifier("efficientnet_lite0").requires_grad_(False)
@@ -440,7 +433,7 @@ def memory(data: Path, options: Memory) -> None:
     for name, victim in victims.items():
         with torch.no_grad():
             hits = victim.scores(v["val"]).argmax(dim=1) == y_val
-        print(f"    {name:8} {accuracy(hits)}", flush=True)
+        print(f"    {name:8} {share_of(hits, '.2f')}", flush=True)
     # Every so many, so that each class has its share.
     rows = torch.arange(0, len(y_val), max(1, len(y_val) // options.attacked))[: options.attacked]
     x, y_val = tiny["x_val"][rows], y_val[rows]
@@ -459,12 +452,12 @@ def say_attacked(victims: dict[str, WithHead], x: Tensor, y: Tensor, options: Me
     linear = victims["linear"]
     worst = {name: right(victim, x, y) for name, victim in victims.items()}
     for name, hits in worst.items():
-        print(f"    clean    {name:8} {accuracy(hits)}", flush=True)
+        print(f"    clean    {name:8} {share_of(hits, '.2f')}", flush=True)
     for levels in options.memory_levels:
         of_linear = options.images("linear", linear, relative_margin, levels, x, y)
         if levels not in options.white_box:
             for name, victim in victims.items():
-                hits = accuracy(right(victim, of_linear, y))
+                hits = share_of(right(victim, of_linear, y), ".2f")
                 print(f"    {levels}/255  {name:8} {'':38}  {hits}", flush=True)
             continue
         for name, victim in victims.items():
@@ -478,13 +471,15 @@ def say_attacked(victims: dict[str, WithHead], x: Tensor, y: Tensor, options: Me
                 ]
             each = [right(victim, images, y) for images in made]
             worst[name] = torch.stack([worst[name], *each]).all(dim=0)
-            columns = [accuracy(hits) for hits in each]
+            columns = [share_of(hits, ".2f") for hits in each]
             if name != "linear":
                 hits = right(linear, made[0], y)
                 worst["linear"] &= hits
-                columns += [accuracy(hits), accuracy(worst[name])]
+                columns += [share_of(seen, ".2f") for seen in (hits, worst[name])]
             print(f"    {levels}/255  {name:8} {'  '.join(columns)}", flush=True)
-        print(f"    {levels}/255  linear, worst of all {accuracy(worst['linear'])}", flush=True)
+        print(
+            f"    {levels}/255  linear, worst of all {share_of(worst['linear'], '.2f')}", flush=True
+        )
 
 
 def say_stillness(victims: dict[str, WithHead], x: Tensor, y: Tensor) -> None:

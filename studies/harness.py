@@ -1,7 +1,7 @@
 """What the studies share, so that each of them holds its question only.
 
-- The command line: :func:`study` makes it from the signatures of a script's stages, and prints the
-  machine, the versions and the date before the numbers.
+- The command line: ``study`` makes it from the signatures of a script's stages, and prints the
+  machine, the versions and the date before the numbers; see ``command_line.py``.
 - The images: :func:`photographs`, :func:`tiny_imagenet`, :func:`pink_noise`; work in batches.
 - What is not computed twice: :func:`kept`.
 - Boxes from maps, and thresholds that are tuned on the other half: :func:`failures`.
@@ -11,185 +11,48 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import datetime
-import importlib.metadata
-import importlib.util
-import inspect
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from captum.attr import LayerGradCam
+from command_line import installed as installed
+from command_line import listed as listed
+from command_line import numbered as numbered
+from command_line import study as study
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_robust._contexts import outputs_of
 from captum_robust._files import write_tensors
+from captum_robust.attr import RealTimeMasking
 from captum_robust.data import LocalizationDataset, Sample, load_dataset, resize
 from captum_robust.metrics.functional import (
     STRATEGIES,
+    LocalizationResult,
+    alpha_grid,
     best_iou,
     bootstrap_difference,
     bootstrap_interval,
     center_box,
+    localization_error,
     split_folds,
     sweep_boxes,
     whole_image_box,
 )
 from captum_robust.models import Classifier, load_classifier
+from captum_robust.nn import MaskingNetwork, load_masking_network
 
 BATCH = 16
-
-# -- The command line -----------------------------------------------------------------------------
-
-
-def study(
-    doc: str | None,
-    *stages: Callable[..., int | None],
-    threads: int | None = None,
-    packages: Sequence[str] = (),
-) -> None:
-    """Run the stage that the command line asks for, and leave with the code that it returns.
-
-    The command line follows from the signature of a stage. Its parameters are arguments in their
-    order, those behind ``*`` are options; a parameter whose type is a dataclass stands for its
-    fields. ``tuple[int, ...]`` takes several values, ``bool`` is a flag, ``Literal`` gives the
-    choices. Of ``Annotated[type, …]`` a text is the help and a function parses the value.
-
-    Args:
-        doc: the docstring of the script.
-        stages: one function, or several of which the first argument names one.
-        threads: of torch, unless ``--threads`` says otherwise; None: as many as torch takes.
-        packages: whose versions are printed besides.
-    """
-    shape: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(description=doc, **shape)
-    if len(stages) == 1:
-        commands = {stages[0]: parser}
-    else:
-        choice = parser.add_subparsers(required=True, metavar="stage")
-        commands = {
-            stage: choice.add_parser(
-                stage.__name__,
-                help=(stage.__doc__ or "").splitlines()[0].replace("%", "%%"),
-                description=stage.__doc__,
-                **shape,
-            )
-            for stage in stages
-        }
-    for stage, command in commands.items():
-        command.set_defaults(call=_declared(command, stage))
-        command.add_argument("--threads", type=int, default=threads, help="of torch")
-    given = vars(parser.parse_args())
-    if given["threads"] is not None:
-        torch.set_num_threads(given["threads"])
-    print(machine(given.get("device", "cpu"), packages), flush=True)
-    sys.exit(given["call"](given))
-
-
-def _declared(
-    parser: argparse.ArgumentParser, function: Callable[..., Any]
-) -> Callable[[Mapping[str, Any]], Any]:
-    """Add an argument for each parameter; return what calls the function with their values."""
-    hints = get_type_hints(function, include_extras=True)
-    values: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        hint = hints[parameter.name]
-        if is_dataclass(hint):
-            values[parameter.name] = _declared(parser, hint)
-        else:
-            _declare(parser, parameter, hint)
-            values[parameter.name] = lambda given, name=parameter.name: given[name]
-    return lambda given: function(**{name: value(given) for name, value in values.items()})
-
-
-def _declare(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: Any) -> None:
-    """Add the argument of one parameter."""
-    settings: dict[str, Any] = {}
-    extras: tuple[Any, ...] = ()
-    if get_origin(hint) is Annotated:
-        hint, *extras = get_args(hint)
-    hint = next((a for a in get_args(hint) if type(None) in get_args(hint)), hint)
-    if get_origin(hint) is tuple:
-        hint, settings["nargs"] = get_args(hint)[0], "*"
-    if get_origin(hint) is Literal:
-        settings["choices"] = get_args(hint)
-        hint = type(settings["choices"][0])
-    settings["type"] = hint
-    for extra in extras:
-        if isinstance(extra, str):
-            settings["help"] = extra.replace("%", "%%")
-        else:
-            settings["type"] = extra
-            settings.pop("nargs", None)
-    missing = parameter.default is parameter.empty
-    if hint is bool:
-        settings = {"action": "store_true", "help": settings.get("help")}
-    if not missing:
-        settings["default"] = parameter.default
-    if parameter.kind is not parameter.KEYWORD_ONLY:
-        parser.add_argument(parameter.name, **settings, **({} if missing else {"nargs": "?"}))
-    else:
-        flag = f"--{parameter.name.replace('_', '-')}"
-        parser.add_argument(flag, required=missing, **settings)
-
-
-def listed(
-    known: Collection[str] | None = None, separator: str = ","
-) -> Callable[[str], tuple[str, ...]]:
-    """Return what parses names with a separator between them, each of which must be known."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(name for name in map(str.strip, text.split(separator)) if name)
-        for name in names:
-            if known is not None and name not in known:
-                raise argparse.ArgumentTypeError(f"no {name!r}; known: {', '.join(known)}")
-        return names
-
-    return parse
-
-
-def numbered(text: str) -> tuple[int, ...]:
-    """Parse whole numbers with commas between them."""
-    return tuple(map(int, text.split(",")))
-
-
-def machine(device: str = "cpu", packages: Sequence[str] = ()) -> str:
-    """Return date, device, threads and versions; a GPU is told not to round to TF32."""
-    where = "CPU"
-    if device.startswith("cuda"):
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        where = torch.cuda.get_device_name(device)
-    versions = [f"{p} {version(p)}" for p in ("torch", "captum", *packages, "captum-robust")]
-    return (
-        f"{datetime.date.today()}, {where}, {platform.machine()}, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f}, {torch.get_num_threads()} torch thread(s); Python "
-        f"{platform.python_version()}, {', '.join(versions)}"
-    )
-
-
-def version(package: str) -> str:
-    """Return the installed version, or "–"."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return "–"
-
-
-def installed(module: str) -> bool:
-    """Whether a peer is there to compare with."""
-    return importlib.util.find_spec(module) is not None
-
 
 # -- Classifier and images ------------------------------------------------------------------------
 
@@ -201,6 +64,13 @@ def classifier() -> Classifier:
     """
     model = load_classifier("efficientnet_lite0").requires_grad_(False)
     return model.to(memory_format=torch.channels_last)
+
+
+def masking_network(file: Path | None, model: Classifier) -> MaskingNetwork:
+    """Return the masking network of a file, or that of the package."""
+    if file is not None:
+        return load_masking_network(file, model).eval()
+    return RealTimeMasking.from_pretrained("efficientnet_lite0", model=model).network.eval()
 
 
 @dataclass(frozen=True)
@@ -311,6 +181,19 @@ def predicted(model: Callable[[Tensor], Tensor], x: Tensor, size: int = BATCH) -
     return in_batches(lambda part: model(part).argmax(dim=1), x, size=size)
 
 
+@torch.no_grad()
+def scores_and_features(
+    model: Classifier, batches: Iterable[Tensor], keep: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the scores of all batches, and what is kept of the features behind the last layer."""
+    scores, features = [], []
+    with outputs_of([model.cam_layer]) as outputs:
+        for x in batches:
+            scores.append(model(x))
+            features.append(keep(outputs[0]))
+    return torch.cat(scores), torch.cat(features)
+
+
 def attacked(attack: Any, x: Tensor, labels: Tensor, size: int = BATCH) -> Tensor:
     """Return the 8-bit images that an attack makes, uint8."""
     return in_batches(lambda a, b: to_bytes(attack.perturb(a, b)), x, labels, size=size)
@@ -323,6 +206,11 @@ def file_of(folder: Path, *names: str) -> Path:
     """Return where the tensors of a name lie: sub-folders first, the name last."""
     *folders, name = names
     return folder.joinpath(*folders, f"{name.replace('/', '_').replace(' ', '_')}.safetensors")
+
+
+def folder_of(out: Path, *names: str) -> Path:
+    """Return where a run is, by names that a shell need not quote."""
+    return out.joinpath(*(name.replace(" ", "_").replace(",", "") for name in names))
 
 
 def kept(
@@ -372,6 +260,25 @@ def overlaps(maps: Tensor, boxes: list[Tensor]) -> Tensor:
     swept = [sweep_boxes(part, STRATEGIES) for part in maps.split(100)]
     drawn = torch.cat([torch.cat([s[name] for name in STRATEGIES], dim=1) for s in swept])
     return best_iou(drawn, boxes)
+
+
+def tuned(
+    maps: Mapping[str, Tensor] | Tensor,
+    boxes: list[Tensor],
+    families: Sequence[str] = ("value", "mean", "energy"),
+    **split: Any,
+) -> LocalizationResult:
+    """Return the errors at the threshold that is best for the other half.
+
+    ``maps`` may be several versions of the maps, of which one is chosen along with the threshold;
+    ``split`` are the ids or folds of the images.
+    """
+    ious, alphas = {}, {}
+    for version, own in maps.items() if isinstance(maps, Mapping) else (("", maps),):
+        for family, drawn in sweep_boxes(own, families).items():
+            name = f"{family}, {version}" if version else family
+            ious[name], alphas[name] = best_iou(drawn, boxes), alpha_grid(family)
+    return localization_error(ious, alphas=alphas, **split)
 
 
 def best_column(ious: Tensor) -> Tensor:

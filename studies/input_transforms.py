@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import harness
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from captum_robust.attacks import FGSM, PGD
 from captum_robust.data import resize
@@ -41,19 +41,6 @@ BATCH = 50
 STRENGTHS = (2, 4, 8)
 BANK = 50_000
 CROPS = 10
-
-
-class Transformed(Dataset[Any]):
-    """Images that were transformed before."""
-
-    def __init__(self, images: Tensor, labels: list[int]) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index].float() / 255, self.labels[index]
 
 
 class Cropped(Dataset[Any]):
@@ -148,7 +135,7 @@ def input_transforms(
             made = [
                 harness.to_bytes(transforms[0](batch)) for (batch,) in harness.parts(x, size=BATCH)
             ]
-            transformed = Transformed(torch.cat(made), labels)
+            transformed = TensorDataset(torch.cat(made) / 255, torch.tensor(labels))
         own = train(out / name, transformed, images.class_names, further, base)
         for regime, model in (("tested on", base), ("trained and tested on", own)):
             behind = DefendedModel(model, transforms)

@@ -35,7 +35,6 @@ from captum_robust.nn import (
     EvidenceRemoval,
     MaskingNetwork,
     PaperObjective,
-    load_masking_network,
     save_masking_network,
 )
 from captum_robust.training import (
@@ -63,11 +62,6 @@ LEARNED = "class vectors learned"
 
 
 Limit = Annotated[int | None, "only the first so many images of DATA"]
-
-
-def folder_of(out: Path, variant: str) -> Path:
-    """Return where a variant's network is."""
-    return out / variant.replace(" ", "_").replace(",", "")
 
 
 def masks_of(network: MaskingNetwork, images: Tensor, classes: Tensor) -> Tensor:
@@ -112,11 +106,7 @@ def classes(
 ) -> None:
     """Print whether the mask follows the class that is asked for."""
     model = harness.classifier()
-    if network is None:
-        masking = RealTimeMasking.from_pretrained("efficientnet_lite0", model=model).network
-    else:
-        masking = load_masking_network(network, model)
-    masking.to(memory_format=torch.channels_last)
+    masking = harness.masking_network(network, model).to(memory_format=torch.channels_last)
     shown = harness.photographs(data, limit)
     side_by_side(masking, shown.images, shown.labels)
     masks = masks_of(masking, shown.images, shown.labels)
@@ -156,7 +146,7 @@ def train(
         torch.manual_seed(0)
         network = MaskingNetwork(model, learned_classes=name == LEARNED)
         network.to(memory_format=torch.channels_last)
-        folder, shown = folder_of(out, name), Unlabelled(Subset(usable, training))
+        folder, shown = harness.folder_of(out, name), Unlabelled(Subset(usable, training))
         masking_training(network, shown, settings, out=folder, progress=True, **VARIANTS[name])
         save_masking_network(network, folder / "masking.safetensors", half=True)
     print(f"{len(variants)} networks, {len(training)} images, {epochs} epochs")
@@ -171,10 +161,10 @@ def table(data: Path, out: Path, *, limit: Limit = None) -> None:
     print(f"{'':28s}{'saliency metric':>28s}{'localization error':>30s}  mean mask: label, random")
     first: tuple[Tensor, Tensor] | None = None
     for name in VARIANTS:
-        file = folder_of(out, name) / "masking.safetensors"
+        file = harness.folder_of(out, name) / "masking.safetensors"
         if not file.is_file():
             continue
-        network = load_masking_network(file, model).to(memory_format=torch.channels_last)
+        network = harness.masking_network(file, model).to(memory_format=torch.channels_last)
         masks = masks_of(network, images, labels)
         others = masks_of(network, images, another(labels, 1000))
         metric = saliency_metric(model, images, masks, labels, batch_size=harness.BATCH).metric

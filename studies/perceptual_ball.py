@@ -39,11 +39,6 @@ from torch import Tensor
 from captum_robust import PerceptualBallPerturbation
 from captum_robust._contexts import resting
 from captum_robust.attr.perceptual_ball import BallSettings
-from captum_robust.metrics.functional import (
-    best_iou,
-    localization_error,
-    sweep_boxes,
-)
 from captum_robust.models import Classifier, load_classifier
 from captum_robust.optim import minimize
 
@@ -99,8 +94,8 @@ def one_by_one(
 ) -> Tensor:
     """Return the perturbations N×3×H×W that `torch.optim.LBFGS` finds, image by image."""
     head = model.module[2:]
-    perturbations = []
-    for x0, own in zip(images.split(1), classes.split(1), strict=True):
+
+    def minimized(x0: Tensor, own: Tensor) -> Tensor:
         with torch.no_grad():
             references = features_of(model, x0)
         x = x0.clone().requires_grad_()
@@ -108,13 +103,7 @@ def one_by_one(
             [x], max_iter=iterations, history_size=HISTORY, line_search_fn="strong_wolfe"
         )
 
-        def closure(
-            x: Tensor = x,
-            x0: Tensor = x0,
-            own: Tensor = own,
-            references: list[Tensor] = references,
-            optimizer: torch.optim.Optimizer = optimizer,
-        ) -> Tensor:
+        def closure() -> Tensor:
             optimizer.zero_grad()
             features = features_of(model, x)
             scores = head(features[-1]) if shared else model(x)
@@ -123,9 +112,11 @@ def one_by_one(
             return loss
 
         optimizer.step(closure)
-        perturbations.append((x - x0).detach())
+        return (x - x0).detach()
+
+    perturbations = harness.in_batches(minimized, images, classes, size=1)
     model.zero_grad()
-    return torch.cat(perturbations)
+    return perturbations
 
 
 def ours(
@@ -300,8 +291,7 @@ def row_of(
     )
     if truth is None:
         return line
-    boxes = sweep_boxes(torch.cat(maps))
-    result = localization_error({name: best_iou(b, truth) for name, b in boxes.items()})
+    result = harness.tuned(torch.cat(maps), truth)
     return f"{line}  {harness.mean(result.per_sample_error)}"
 
 

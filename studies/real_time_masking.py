@@ -16,12 +16,12 @@ from typing import Annotated
 
 import torch
 from captum.attr import LayerGradCam
-from harness import classifier, photographs, race, ratio, study
+from harness import classifier, masking_network, photographs, race, ratio, study
 from torch import Tensor
 
 from captum_robust import IterativeMask, RealTimeMasking
 from captum_robust.benchmark.passes import count_passes
-from captum_robust.nn import CodeObjective, EvidenceRemoval, blend, load_masking_network
+from captum_robust.nn import CodeObjective, EvidenceRemoval, blend
 
 OBJECTIVE = CodeObjective()
 
@@ -105,11 +105,8 @@ def real_time_masking(
     """Print both tables."""
     torch.manual_seed(0)
     model = classifier()
-    if network is None:
-        method = RealTimeMasking.from_pretrained("efficientnet_lite0", model=model)
-    else:
-        method = RealTimeMasking(load_masking_network(network, model))
-    method.network.to(memory_format=torch.channels_last).eval()
+    method = RealTimeMasking(masking_network(network, model))
+    method.network.to(memory_format=torch.channels_last)
     costs(method, rounds)
     if iterative:
         kind = "samples" if images is None else "imagenet"

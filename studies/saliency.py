@@ -42,7 +42,6 @@ from captum_robust.metrics.functional import (
 )
 from captum_robust.metrics.functional.saliency import SALIENCY_THRESHOLDS, saliency_of
 from captum_robust.models import Classifier, load_classifier
-from captum_robust.nn import load_masking_network
 from captum_robust.report.comparison import TRUE_BOX
 from captum_robust.runs.store import unpack
 
@@ -78,7 +77,7 @@ class Options:
         model = load_classifier("efficientnet_lite0").to(self.device)
         methods: dict[str, Any] = {name: name for name in self.methods}
         for file in self.networks:
-            methods[file.stem] = RealTimeMasking(load_masking_network(file, model))
+            methods[file.stem] = RealTimeMasking(harness.masking_network(file, model))
         return model, methods
 
 

@@ -17,13 +17,12 @@ from typing import Annotated
 import cv2
 import numpy as np
 import torch
-from harness import peak_mib, race, study
+from harness import masking_network, peak_mib, race, study
 from torch import Tensor
 
-from captum_robust.attr import RealTimeMasking
 from captum_robust.data import load_dataset
 from captum_robust.models import load_classifier
-from captum_robust.nn import MaskingNetwork, load_masking_network
+from captum_robust.nn import MaskingNetwork
 from captum_robust.show.video import annotate_video
 
 RATE = 25
@@ -87,19 +86,9 @@ def annotate(source: str, out: str) -> None:
     annotate_video(source, out, NoWork(), smooth=0.8)
 
 
-def network_of(name: str | None) -> MaskingNetwork:
-    """Return the masking network of that file, an untrained one, or that of the package."""
-    model = load_classifier("efficientnet_lite0")
-    if name is None:
-        return RealTimeMasking.from_pretrained("efficientnet_lite0", model=model).network.eval()
-    if name == "untrained":
-        return MaskingNetwork(model).eval()
-    return load_masking_network(name, model)
-
-
 def video(
     *,
-    network: Annotated[str | None, "a .safetensors file, or untrained; else that shipped"] = None,
+    network: Annotated[Path | None, "a .safetensors file, or untrained; else that shipped"] = None,
     frames: int = 100,
     size: Annotated[int, "side of the frames, in pixels"] = 224,
     batch_sizes: tuple[int, ...] = (1, 4, 8),
@@ -111,7 +100,11 @@ def video(
 ) -> None:
     """Print the tables."""
     cv2.setNumThreads(torch.get_num_threads())
-    masking = network_of(network)
+    model = load_classifier("efficientnet_lite0")
+    if network == Path("untrained"):
+        masking = MaskingNetwork(model).eval()
+    else:
+        masking = masking_network(network, model)
     print(f"EfficientNet-Lite0, {frames} frames of {size}×{size}")
     pictures = panned(frames, size)
     with tempfile.TemporaryDirectory() as scratch:
