@@ -41,10 +41,10 @@ from captum_robust.nn import DenseAssociativeMemory
 POWERS = (2, 3, 10, 20, 30)
 HELD_OUT = Literal["pgd1", "pgd2", "pgd4", "pgd8", "fgsm4", "deepfool", "universal"]
 ATTACKS: dict[str, tuple[str, Callable[[Classifier], Any]]] = {
-    "pgd1": ("PGD 1/255", lambda model: PGD(model, 1 / 255, early_stop=False)),
-    "pgd2": ("PGD 2/255", lambda model: PGD(model, 2 / 255, early_stop=False)),
-    "pgd4": ("PGD 4/255", lambda model: PGD(model, 4 / 255, early_stop=False)),
-    "pgd8": ("PGD 8/255", lambda model: PGD(model, 8 / 255, early_stop=False)),
+    **{
+        f"pgd{s}": (f"PGD {s}/255", lambda model, s=s: PGD(model, s / 255, early_stop=False))
+        for s in (1, 2, 4, 8)
+    },
     "fgsm4": ("FGSM 4/255", lambda model: FGSM(model, 4 / 255, early_stop=False)),
     "deepfool": ("DeepFool, L2", lambda model: DeepFool(model, quantize=True)),
     "universal": ("universal, 10/255", lambda model: UniversalPerturbation(model, 10 / 255)),
