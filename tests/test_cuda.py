@@ -117,7 +117,7 @@ def test_detector_and_its_file(tmp_path: Path) -> None:
     clean, attacked = test_detection.images(40, 0), test_detection.images(40, 0, attacked=True)
 
     def scores(device: str) -> Tensor:
-        net = made(test_detection.Net, device)
+        net = made(test_detection.TokenNet, device)
         fitted = SafetyNet(net, test_detection.LAYERS).fit(clean.to(device), attacked.to(device))
         fitted.save(tmp_path / "detector.safetensors")
         loaded = SafetyNet.load(tmp_path / "detector.safetensors", net)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.networks import PixelNet as Net
+from tests.networks import PixelNet
 
 
 @pytest.fixture
-def net() -> Net:
+def net() -> PixelNet:
     torch.manual_seed(0)
-    return Net().eval()
+    return PixelNet().eval()
 
 
 @pytest.fixture
