@@ -52,9 +52,9 @@ ATTACKS: dict[str, tuple[str, Callable[[Classifier], Any]]] = {
 """Name -> how the tables call it, and the attack."""
 
 
-def share_of(hits: Tensor, form: str = ".3f") -> str:
+def share_of(hits: Tensor) -> str:
     """Return the share that is true, with Wilson's 95 % interval."""
-    return harness.interval(Share.of(int(hits.sum()), len(hits)), form)
+    return harness.interval(Share.of(int(hits.sum()), len(hits)))
 
 
 class Squashed:
@@ -433,7 +433,7 @@ def memory(data: Path, options: Memory) -> None:
     for name, victim in victims.items():
         with torch.no_grad():
             hits = victim.scores(v["val"]).argmax(dim=1) == y_val
-        print(f"    {name:8} {share_of(hits, '.2f')}", flush=True)
+        print(f"    {name:8} {share_of(hits)}", flush=True)
     # Every so many, so that each class has its share.
     rows = torch.arange(0, len(y_val), max(1, len(y_val) // options.attacked))[: options.attacked]
     x, y_val = tiny["x_val"][rows], y_val[rows]
@@ -452,13 +452,13 @@ def say_attacked(victims: dict[str, WithHead], x: Tensor, y: Tensor, options: Me
     linear = victims["linear"]
     worst = {name: right(victim, x, y) for name, victim in victims.items()}
     for name, hits in worst.items():
-        print(f"    clean    {name:8} {share_of(hits, '.2f')}", flush=True)
+        print(f"    clean    {name:8} {share_of(hits)}", flush=True)
     for levels in options.memory_levels:
         of_linear = options.images("linear", linear, relative_margin, levels, x, y)
         if levels not in options.white_box:
             for name, victim in victims.items():
                 hits = share_of(right(victim, of_linear, y), ".2f")
-                print(f"    {levels}/255  {name:8} {'':38}  {hits}", flush=True)
+                print(f"    {levels}/255  {name:8} {'':44}  {hits}", flush=True)
             continue
         for name, victim in victims.items():
             made = [of_linear]
@@ -477,9 +477,7 @@ def say_attacked(victims: dict[str, WithHead], x: Tensor, y: Tensor, options: Me
                 worst["linear"] &= hits
                 columns += [share_of(seen, ".2f") for seen in (hits, worst[name])]
             print(f"    {levels}/255  {name:8} {'  '.join(columns)}", flush=True)
-        print(
-            f"    {levels}/255  linear, worst of all {share_of(worst['linear'], '.2f')}", flush=True
-        )
+        print(f"    {levels}/255  linear, worst of all {share_of(worst['linear'])}", flush=True)
 
 
 def say_stillness(victims: dict[str, WithHead], x: Tensor, y: Tensor) -> None:
