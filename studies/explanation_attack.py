@@ -26,13 +26,13 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import harness
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam
-from harness import Photographs, enlarged, grad_cams, mean, photographs, predicted, study
 from torch import Tensor
 
 from captum_robust import PerceptualBallPerturbation, RobustCAM
@@ -77,22 +77,6 @@ class Method:
     batch: int = 8
 
 
-@dataclass
-class Measured:
-    """Columns of one row of the table, one tensor of values a batch."""
-
-    columns: dict[str, list[Tensor]] = field(default_factory=dict)
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Append the values of a batch."""
-        for name, value in values.items():
-            self.columns.setdefault(name, []).append(value.double())
-
-    def line(self) -> str:
-        """Return means and intervals."""
-        return "".join(f"{mean(torch.cat(values)):>24}" for values in self.columns.values())
-
-
 def methods_of(model: Classifier, epsilon: float, steps: int, n: int) -> dict[str, Method]:
     """Return what is attacked, by name."""
     size = model.input_size
@@ -110,12 +94,12 @@ def methods_of(model: Classifier, epsilon: float, steps: int, n: int) -> dict[st
 
     return {
         "grad_cam": Method(
-            lambda x, y: grad_cams(model, x, y),
+            lambda x, y: harness.grad_cams(model, x, y),
             ExplanationAttack(cam, epsilon, steps, k=SHARE, beta=None),
             n,
         ),
         "robust_cam": Method(
-            lambda x, y: enlarged(robust.attribute(x, y, k=5).clamp(min=0), size),
+            lambda x, y: harness.enlarged(robust.attribute(x, y, k=5).clamp(min=0), size),
             ExplanationAttack(robust, epsilon, steps, k=SHARE, beta=None),
             n,
         ),
@@ -195,19 +179,19 @@ def measured_maps(method: Method, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     return maps, box_of(maps if method.box_maps is None else method.box_maps(x, y))
 
 
-def classified_right(model: Classifier, data: Path, n: int) -> Photographs:
+def classified_right(model: Classifier, data: Path, n: int) -> harness.Photographs:
     """Return the first n images that are classified correctly."""
-    every = photographs(data, None, model.input_size)
-    right = (predicted(model, every.images) == every.labels).nonzero()[:n, 0].tolist()
+    every = harness.photographs(data, None, model.input_size)
+    right = (harness.predicted(model, every.images) == every.labels).nonzero()[:n, 0].tolist()
     boxes, ids = ([column[i] for i in right] for column in (every.boxes, every.ids))
-    return Photographs(every.images[right], every.labels[right], boxes, ids)
+    return harness.Photographs(every.images[right], every.labels[right], boxes, ids)
 
 
 def measure(
-    model: Classifier, method: Method, shown: Photographs, noisy: Tensor, region: bool
-) -> tuple[dict[str, Measured], float, Tensor]:
+    model: Classifier, method: Method, shown: harness.Photographs, noisy: Tensor, region: bool
+) -> tuple[dict[str, list[dict[str, Tensor]]], float, Tensor]:
     """Return the rows of one method, processor seconds, and the first batch as attacked."""
-    rows = {"clean": Measured(), "noise": Measured(), "attacked": Measured()}
+    rows: dict[str, list[dict[str, Tensor]]] = {"clean": [], "noise": [], "attacked": []}
     seconds, first = 0.0, torch.empty(0)
     for at in torch.arange(method.images).split(method.batch):
         x, y, boxes = shown.images[at], shown.labels[at], [shown.boxes[int(i)] for i in at]
@@ -218,13 +202,13 @@ def measure(
             x, y, region=inside if region else None, return_details=True
         )
         seconds += time.process_time() - start
-        still = predicted(model, noisy[at]) == y
+        still = harness.predicted(model, noisy[at]) == y
         for row, moved, kept in (
             ("clean", x, torch.ones_like(still)),
             ("noise", noisy[at], still),
             ("attacked", attacked, details.label_kept),
         ):
-            rows[row].add(compared(method, clean, moved, y, kept, boxes))
+            rows[row].append(compared(method, clean, moved, y, kept, boxes))
         first = first if len(first) else attacked
         print(f"  {int(at[-1]) + 1} of {method.images}", file=sys.stderr, flush=True)
     return rows, seconds, first
@@ -256,13 +240,14 @@ def explanation_attack(
         method = every[name]
         rows, seconds, attacked = measure(model, method, shown, noisy, region)
         if not panels:
-            print(f"{'':32}" + "".join(f"{c:>24}" for c in rows["clean"].columns))
-        for row, measured in rows.items():
-            print(f"{name:22}{row:10}{measured.line()}")
+            print(f"{'':32}" + "".join(f"{column:>24}" for column in rows["clean"][0]))
+        for row, batches in rows.items():
+            values = harness.gathered(batches).values()
+            print(f"{name:22}{row:10}" + "".join(f"{harness.mean(v):>24}" for v in values))
         print(
             f"  n={method.images}, {seconds / method.images:.1f} CPU seconds an image", flush=True
         )
-        if not all(bool(kept.all()) for kept in rows["attacked"].columns["label_kept"]):
+        if not all(bool(batch["label_kept"].all()) for batch in rows["attacked"]):
             return 1
         panels[name] = pictures(method, shown.images, attacked, shown.labels)
         if picture:
@@ -282,4 +267,4 @@ def pictures(method: Method, x: Tensor, attacked: Tensor, y: Tensor) -> list[RGB
 
 
 if __name__ == "__main__":
-    study(__doc__, explanation_attack, threads=1)
+    harness.study(__doc__, explanation_attack, threads=1)

@@ -175,6 +175,15 @@ def in_batches(call: Callable[..., Tensor], *tensors: Tensor, size: int = BATCH)
     return torch.cat([call(*batch) for batch in parts(*tensors, size=size)])
 
 
+def gathered(batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of all batches by name."""
+    columns: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        for name, values in batch.items():
+            columns.setdefault(name, []).append(values)
+    return {name: torch.cat(column) for name, column in columns.items()}
+
+
 @torch.no_grad()
 def predicted(model: Callable[[Tensor], Tensor], x: Tensor, size: int = BATCH) -> Tensor:
     """Return the classes N with the highest scores, for pixels in [0, 1] or uint8."""

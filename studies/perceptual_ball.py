@@ -270,28 +270,28 @@ def row_of(
     precision: str,
 ) -> str:
     """Return one line of the table of iterations: what they cost and give."""
-    maps, objectives, steps, evaluations = [], [], [], []
     wall = 0.0
+    batches = []
     for x, c in harness.parts(images, classes, size=batch):
         start = time.perf_counter()
         with autocast(x, precision):
-            moved, iterations_, evaluations_ = ours(model, x, c, iterations, batch)
-        maps.append(PerceptualBallPerturbation.saliency(moved, BLUR).cpu())
+            moved, steps, evaluations = ours(model, x, c, iterations, batch)
+        maps = PerceptualBallPerturbation.saliency(moved, BLUR).cpu()
         wall += time.perf_counter() - start
-        objectives.append(final_objective(model, x, moved, c))
-        steps.append(iterations_)
-        evaluations.append(evaluations_)
-    spent, taken = torch.cat(evaluations).double(), torch.cat(steps).double()
+        j = final_objective(model, x, moved, c)
+        batches.append({"maps": maps, "j": j, "steps": steps, "evaluations": evaluations})
+    found = harness.gathered(batches)
+    spent, taken = found["evaluations"].double(), found["steps"].double()
     counts = f"{spent.mean():.1f}, {spent.median():.0f}, {spent.max():.0f}"
     # The evaluation at the image itself belongs to no iteration.
     each = (spent - 1).sum() / taken.sum()
     line = (
-        f"  {iterations:10}  {precision:8}{torch.cat(objectives).mean():9.4f}  {counts:32}"
+        f"  {iterations:10}  {precision:8}{found['j'].mean():9.4f}  {counts:32}"
         f"{each:13.2f}{len(images) / wall:10.2f}"
     )
     if truth is None:
         return line
-    result = harness.tuned(torch.cat(maps), truth)
+    result = harness.tuned(found["maps"], truth)
     return f"{line}  {harness.mean(result.per_sample_error)}"
 
 

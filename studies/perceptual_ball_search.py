@@ -22,8 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import harness
 import torch
-from harness import Photographs, difference, kept, listed, mean, overlaps, parts, photographs, study
+from harness import difference, kept, listed, mean, overlaps, parts, photographs, study
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -150,13 +151,9 @@ def _watch(x: Tensor, shots: dict[int, Tensor]) -> Callable[[Tensor, Tensor, lis
     return watch
 
 
-def gathered(batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+def in_halves(batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the maps of all batches by name, in half precision."""
-    columns: dict[str, list[Tensor]] = {}
-    for found in batches:
-        for key, maps in found.items():
-            columns.setdefault(key, []).append(maps.detach().half())
-    return {key: torch.cat(column) for key, column in columns.items()}
+    return harness.gathered({k: m.detach().half() for k, m in batch.items()} for batch in batches)
 
 
 def maps(data: Path, out: Path, *, configurations: Names = tuple(CONFIGURATIONS)) -> None:
@@ -169,7 +166,7 @@ def maps(data: Path, out: Path, *, configurations: Names = tuple(CONFIGURATIONS)
     def make(name: str) -> dict[str, Tensor]:
         torch.manual_seed(0)
         batches = parts(shown.images, shown.labels, gradient, size=BATCH)
-        return gathered(
+        return in_halves(
             perturb(model, x, y, g.float(), CONFIGURATIONS[name]) for x, y, g in batches
         )
 
@@ -177,7 +174,7 @@ def maps(data: Path, out: Path, *, configurations: Names = tuple(CONFIGURATIONS)
         kept(out / f"{name}.safetensors", partial(make, name))
 
 
-def guides_of(model: Classifier, shown: Photographs) -> dict[str, Tensor]:
+def guides_of(model: Classifier, shown: harness.Photographs) -> dict[str, Tensor]:
     """Return the normalised input gradient, class activation maps, and the baselines' maps."""
     cam = RobustCAM(model, model.cam_layer)
     cams = {"cam": cam, "fine": MultiScale(cam, (FINE,)), "several": MultiScale(cam, SEVERAL)}
@@ -198,7 +195,7 @@ def guides_of(model: Classifier, shown: Photographs) -> dict[str, Tensor]:
             }
         )
 
-    return gathered(guides(x, y) for x, y in parts(shown.images, shown.labels, size=BATCH))
+    return in_halves(guides(x, y) for x, y in parts(shown.images, shown.labels, size=BATCH))
 
 
 def boxes(data: Path, out: Path, *, configurations: Names = tuple(CONFIGURATIONS)) -> None:

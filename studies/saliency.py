@@ -127,15 +127,17 @@ def regions_of(
 ) -> dict[str, Tensor]:
     """Return shares of the images, NaN where no share is enough."""
     device = next(model.parameters()).device
-    found: dict[str, list[Tensor]] = {"sufficient": [], "destroying": []}
-    for images, labels in harness.parts(shown.images.to(device), shown.labels.to(device)):
+
+    def regions(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         classes = labels if target == "label" else harness.predicted(model, images)
         maps = method.explain(images, classes).maps.detach()
-        sufficient = smallest_sufficient_region(model, images, maps, classes)
-        destroying = smallest_destroying_region(model, images, maps, classes)
-        found["sufficient"].append(sufficient.cpu())
-        found["destroying"].append(destroying.cpu())
-    return {name: torch.cat(values) for name, values in found.items()}
+        return {
+            "sufficient": smallest_sufficient_region(model, images, maps, classes).cpu(),
+            "destroying": smallest_destroying_region(model, images, maps, classes).cpu(),
+        }
+
+    batches = harness.parts(shown.images.to(device), shown.labels.to(device))
+    return harness.gathered(regions(*batch) for batch in batches)
 
 
 def table(out: Path, *, protocol: Annotated[str, "which boxes are correct"] = "fong2017") -> None:
