@@ -126,8 +126,8 @@ def input_transforms(
         f"n={len(truth)}, {len(labels)} images to train on, {epochs} epochs, "
         f"{further} more on transformed images"
     )
-    print(f"{'':34s}", *(f"{c:20s}" for c in columns))
-    print(f"{'no transform':34s}", *(accuracy(base, v) for v in seen.values()))
+    print(f"{'':40s}", *(f"{c:20s}" for c in columns))
+    print(f"{'no transform':40s}", *(accuracy(base, v) for v in seen.values()))
     for name, transforms in defences.items():
         if len(transforms) > 1:
             transformed: Dataset[Any] = Cropped(clean)
@@ -143,7 +143,7 @@ def input_transforms(
             for strength in STRENGTHS:
                 through = adaptive_attack(pgd(model, strength), transforms)
                 cells.append(accuracy(behind, harness.attacked(through, photos, truth, BATCH)))
-            print(f"{name + ', ' + regime:34s}", *cells, flush=True)
+            print(f"{name + ', ' + regime:40s}", *cells, flush=True)
 
 
 if __name__ == "__main__":
