@@ -185,8 +185,8 @@ def features(out: Path) -> None:
     def make(condition: str, transform: Transform) -> dict[str, Tensor]:
         batches = (transform(x) for (x,) in harness.parts(shown_in(out, condition)))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            scores, last = harness.scores_and_features(model, batches, Tensor.half)
-        return {"scores": scores.float(), "features": last}
+            scores, last = harness.scores_and_features(model, batches, lambda x: x)
+        return {"scores": scores.float(), "features": last.half()}
 
     for condition, (name, transform) in itertools.product(CHOSEN_ON, POOL.items()):
         kept(
