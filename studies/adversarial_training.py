@@ -21,80 +21,55 @@ only measures networks that an earlier call trained.
 its PGD class in its place, in turns.
 """
 
-import argparse
-import datetime
-import os
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
+import harness
 import torch
-from captum.attr import LayerGradCam, Saliency
+from captum.attr import Saliency
 from torch import Tensor
 from torch.utils.data import Subset
 from torchvision.transforms import GaussianBlur
 
 from captum_robust.attacks import PGD
-from captum_robust.data import LocalizationDataset, Sample, load_dataset, resize
+from captum_robust.data import resize
 from captum_robust.defenses import adversarial_training, standard_loss
 from captum_robust.metrics.functional import (
-    LocalizationResult,
-    best_iou,
-    bootstrap_difference,
-    bootstrap_interval,
     boxes_to_mask,
-    center_box,
-    localization_error,
     spearman_correlation,
-    sweep_boxes,
-    whole_image_box,
 )
 from captum_robust.models import Classifier, load_classifier, save_classifier
 from captum_robust.training import Augmented, LabelledImages, TrainingSettings, held_out_split
 from captum_robust.training.adversarial import InnerAttack
 
 EPSILONS = (2, 4, 8)
-FAMILIES = ("value", "mean", "energy")
-SIZE = 64
+SIZE = (64, 64)
 # The blur of 8 px that this project uses at 224, at this size.
-BLUR = 8 * SIZE / 224
+BLUR = 8 * SIZE[0] / 224
+BATCH = 50
+METHODS = ("madry", "standard")
 
 
-class Part(LocalizationDataset):
-    """Some samples of another data set."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is trained, and on what."""
 
-    kind = "part"
-
-    def __init__(self, whole: LocalizationDataset, positions: Sequence[int]) -> None:
-        self.whole, self.positions = whole, list(positions)
-        self.root, self.class_names = whole.root, whole.class_names
-        self.ids = [whole.ids[p] for p in self.positions]
-
-    def _load(self, index: int) -> Sample:
-        return self.whole[self.positions[index]]
-
-
-def training_part(path: Path, classes: int) -> LocalizationDataset:
-    """Return the training images of the first classes, whose ids begin with the WordNet id."""
-    whole = load_dataset("tiny-imagenet", path, split="train", labels="wnids")
-    first = {}
-    for position, name in enumerate(whole.ids):
-        first.setdefault(name.split("_")[0], position)
-    wanted = {wnid for wnid, position in first.items() if (whole[position].label or 0) < classes}
-    return Part(whole, [p for p, name in enumerate(whole.ids) if name.split("_")[0] in wanted])
+    data: Annotated[Path | None, "Tiny ImageNet, folder or archive"] = None
+    out: Path = Path("adversarial-training")
+    classes: int = 20
+    epochs: int = 30
+    epsilon: Annotated[float, "levels of 255, in training"] = 4
+    steps: Annotated[int, "of the inner attack"] = 3
+    learning_rate: float = 0.1
+    seed: int = 0
 
 
-def validation_samples(path: Path, classes: int) -> list[Sample]:
-    """Return the validation images of the first classes."""
-    whole = load_dataset("tiny-imagenet", path, split="val", labels="wnids")
-    samples = [whole[i] for i in range(len(whole))]
-    return [resize(s, SIZE) for s in samples if s.label is not None and s.label < classes]
-
-
-def train(options: argparse.Namespace, name: str, images: LabelledImages) -> Classifier:
+def train(options: Options, name: str, images: LabelledImages) -> Classifier:
     """Return the network trained by method ``name``, from the folder of an earlier run if whole."""
     torch.manual_seed(options.seed)
     model = load_classifier("small_resnet", None, class_names=images.class_names)
@@ -135,48 +110,22 @@ def train(options: argparse.Namespace, name: str, images: LabelledImages) -> Cla
     return model.eval()
 
 
-def survivors(model: Classifier, x: Tensor, labels: Tensor, epsilon: float, steps: int) -> Tensor:
-    """Return N floats: 1 where the attacked image is still classified right."""
+def survivors(model: Classifier, shown: harness.Photographs, epsilon: float, steps: int) -> Tensor:
+    """Return N: whether the attacked image is still classified right."""
     attack = PGD(model, epsilon / 255, steps, random_start=True)
-    kept = []
-    for part, target in zip(x.split(50), labels.split(50), strict=True):
-        details = attack.perturb(part, target, return_details=True)[1]
-        kept.append(~details.already & ~details.fooled)
-    return torch.cat(kept).double()
 
+    def survives(x: Tensor, labels: Tensor) -> Tensor:
+        details = attack.perturb(x, labels, return_details=True)[1]
+        return ~details.already & ~details.fooled
 
-def grad_cams(model: Classifier, x: Tensor, labels: Tensor) -> Tensor:
-    """Return the positive parts of Grad-CAM, N×H×W, of the labelled classes."""
-    cam = LayerGradCam(model, model.cam_layer)
-    maps = [
-        cam.attribute(part, target, relu_attributions=True).detach()
-        for part, target in zip(x.split(50), labels.split(50), strict=True)
-    ]
-    size = (SIZE, SIZE)
-    return torch.nn.functional.interpolate(torch.cat(maps), size, mode="bilinear")[:, 0]
+    return harness.in_batches(survives, shown.images, shown.labels, size=BATCH)
 
 
 def gradient_maps(model: Classifier, x: Tensor, labels: Tensor) -> Tensor:
     """Return the largest absolute gradient over the channels, blurred, N×H×W."""
     images = x.clone().requires_grad_()
-    found = Saliency(model).attribute(images, labels, abs=True).amax(dim=1, keepdim=True)
-    return GaussianBlur(2 * round(3 * BLUR) + 1, BLUR)(found)[:, 0]
-
-
-def predictions(model: Classifier, x: Tensor) -> Tensor:
-    """Return the predicted classes."""
-    with torch.no_grad():
-        return model(x).argmax(dim=1)
-
-
-def box_errors(maps: Tensor, samples: list[Sample]) -> LocalizationResult:
-    """Return the errors of the boxes, thresholds chosen on the other half of the images."""
-    boxes = [s.boxes for s in samples]
-    found = sweep_boxes(maps, FAMILIES)
-    return localization_error(
-        {family: best_iou(b, boxes) for family, b in found.items()},
-        ids=[s.id for s in samples],
-    )
+    gradient = Saliency(model).attribute(images, labels, abs=True).amax(dim=1, keepdim=True)
+    return GaussianBlur(2 * round(3 * BLUR) + 1, BLUR)(gradient)[:, 0]
 
 
 def half_mass_area(maps: Tensor) -> Tensor:
@@ -187,192 +136,156 @@ def half_mass_area(maps: Tensor) -> Tensor:
     return share.masked_fill(half[:, 0] == 0, torch.nan)
 
 
-def row(name: str, values: Tensor) -> str:
-    """Return a line of a table: mean and interval."""
-    interval = bootstrap_interval(values)
-    return f"  {name:34}{interval.mean:8.3f}  [{interval.low:.3f}, {interval.high:.3f}]"
+def print_row(name: str, text: str, more: str = "") -> None:
+    """Print a line of a table."""
+    print(f"  {name:34}{text:>24}{more}", flush=True)
 
 
-def difference(name: str, values: dict[str, Tensor]) -> str:
-    """Return a line of a table: the paired difference and its interval."""
-    interval = bootstrap_difference(values["madry"], values["standard"])
-    return f"  {name:34}{interval.mean:+8.3f}  [{interval.low:+.3f}, {interval.high:+.3f}]"
+def print_rows(title: str, values: dict[str, Tensor]) -> None:
+    """Print the mean of each network, and the paired difference between them."""
+    print(title)
+    for name, each in values.items():
+        print_row(name, harness.mean(each))
+    print_row("robust - standard", harness.difference(values["madry"], values["standard"]))
 
 
-def measure(models: dict[str, Classifier], samples: list[Sample]) -> None:
+def print_tables(models: dict[str, Classifier], shown: harness.Photographs) -> None:
     """Print the tables."""
-    x = torch.stack([s.image for s in samples])
-    labels = torch.tensor([s.label for s in samples])
-    boxes = [s.boxes for s in samples]
-    print(f"\naccuracy on {len(samples)} validation images")
+    x, labels = shown.images, shown.labels
+    print(f"\naccuracy on {len(shown)} validation images")
     right: dict[str, Tensor] = {}
     for name, model in models.items():
-        right[name] = (predictions(model, x) == labels).double()
-        print(row(f"{name}, clean", right[name]))
+        right[name] = (harness.predicted(model, x, BATCH) == labels).double()
+        print_row(f"{name}, clean", harness.mean(right[name]))
         for epsilon in EPSILONS:
             for steps in (10, 20):
-                kept = survivors(model, x, labels, epsilon, steps)
-                print(row(f"{name}, PGD-{steps} at {epsilon}/255", kept), flush=True)
-    print(difference("robust - standard, clean", right))
+                kept = survivors(model, shown, epsilon, steps)
+                print_row(f"{name}, PGD-{steps} at {epsilon}/255", harness.mean(kept))
+    print_row("robust - standard, clean", harness.difference(right["madry"], right["standard"]))
 
     print("\nlocalization error of fixed boxes")
-    for name, box in (
-        ("centre box", center_box((SIZE, SIZE))),
-        ("whole image", whole_image_box((SIZE, SIZE))),
-    ):
-        ious = best_iou(box.expand(len(samples), 1, 4), boxes)[:, 0]
-        print(row(name, (ious <= 0.5).double()))
+    for name, failed in harness.fixed_boxes(SIZE, shown.boxes).items():
+        print_row(name, harness.mean(failed))
     both = (right["madry"] * right["standard"]).bool()
     for title, maps_of in (
-        ("Grad-CAM", grad_cams),
+        ("Grad-CAM", harness.grad_cams),
         (f"absolute gradient of the image, blurred by {BLUR:g} px", gradient_maps),
     ):
         maps = {name: maps_of(model, x, labels) for name, model in models.items()}
-        compare_maps(title, maps, samples, both)
-    print_stability(models, x, samples)
+        compare_maps(title, maps, shown, both)
+    print_stability(models, shown)
 
 
-def compare_maps(title: str, maps: dict[str, Tensor], samples: list[Sample], both: Tensor) -> None:
+def compare_maps(
+    title: str, maps: dict[str, Tensor], shown: harness.Photographs, both: Tensor
+) -> None:
     """Print how well the maps of the two networks place the object, and how sharp they are."""
-    boxes = [s.boxes for s in samples]
-    masks = torch.stack([boxes_to_mask(b, (SIZE, SIZE)) for b in boxes])
+    masks = torch.stack([boxes_to_mask(b, SIZE) for b in shown.boxes])
     errors, inside, area = {}, {}, {}
     print(f"\n{title}, labelled class: localization error")
-    for name, found in maps.items():
-        result = box_errors(found, samples)
+    for name, own in maps.items():
+        result = harness.tuned(own, shown.boxes, ids=shown.ids)
         errors[name] = result.per_sample_error
-        mass = found.double().flatten(1).sum(dim=1)
-        in_box = (found.double() * masks).flatten(1).sum(dim=1)
+        mass = own.double().flatten(1).sum(dim=1)
+        in_box = (own.double() * masks).flatten(1).sum(dim=1)
         inside[name] = (in_box / mass).masked_fill(mass == 0, torch.nan)
-        area[name] = half_mass_area(found)
+        area[name] = half_mass_area(own)
         chosen = ", ".join(f"{family} {alpha:g}" for ((family, alpha),) in result.chosen)
-        print(row(name, errors[name]) + f"  thresholds: {chosen}")
-    print(difference("robust - standard", errors))
+        print_row(name, harness.mean(errors[name]), f"  thresholds: {chosen}")
+    print_row("robust - standard", harness.difference(errors["madry"], errors["standard"]))
+    of_both = {name: each.masked_fill(~both, torch.nan) for name, each in errors.items()}
     name = f"the same, both right (n={int(both.sum())})"
-    print(difference(name, {n: e.masked_fill(~both, torch.nan) for n, e in errors.items()}))
-    print(f"{title}: share of the map's mass inside the box")
-    print(row("box's share of the image", masks.double().flatten(1).mean(dim=1)))
+    print_row(name, harness.difference(of_both["madry"], of_both["standard"]))
+    print_rows(f"{title}: share of the map's mass inside the box", inside)
+    print_row("box's share of the image", harness.mean(masks.double().flatten(1).mean(dim=1)))
+    print_rows(f"{title}: share of the image that holds half of the map's mass", area)
     for name in maps:
-        print(row(name, inside[name]))
-    print(difference("robust - standard", inside))
-    print(f"{title}: share of the image that holds half of the map's mass")
-    for name in maps:
-        print(row(name, area[name]))
-    print(difference("robust - standard", area))
-    for name in maps:
-        empty = int(area[name].isnan().sum())
-        if empty:
+        if empty := int(area[name].isnan().sum()):
             print(f"  {name}: {empty} maps without anything positive are left out")
 
 
-def print_stability(models: dict[str, Classifier], x: Tensor, samples: list[Sample]) -> None:
+def print_stability(models: dict[str, Classifier], shown: harness.Photographs) -> None:
     """Print what becomes of Grad-CAM of the predicted class under PGD-10, all steps taken."""
-    labels = torch.tensor([s.label for s in samples])
+
+    def maps_of(model: Classifier, images: Tensor) -> Tensor:
+        return harness.grad_cams(model, images, harness.predicted(model, images, BATCH))
+
     for epsilon in EPSILONS:
         print(f"\nGrad-CAM of the predicted class under PGD-10 at {epsilon}/255, all steps taken")
         kept, errors = {}, {}
         for name, model in models.items():
             attack = PGD(model, epsilon / 255, 10, random_start=True, early_stop=False)
-            parts = zip(x.split(50), labels.split(50), strict=True)
-            attacked = torch.cat([attack.perturb(part, target) for part, target in parts])
-            clean_maps, maps = (grad_cams(model, i, predictions(model, i)) for i in (x, attacked))
-            kept[name] = spearman_correlation(clean_maps, maps)
-            errors[name] = box_errors(maps, samples).per_sample_error
-        for title, values in (
-            ("Spearman's correlation with the clean map", kept),
-            ("localization error", errors),
-        ):
-            print(title)
-            for name in models:
-                print(row(name, values[name]))
-            print(difference("robust - standard", values))
+            attacked = harness.in_batches(attack.perturb, shown.images, shown.labels, size=BATCH)
+            maps = maps_of(model, attacked)
+            kept[name] = spearman_correlation(maps_of(model, shown.images), maps)
+            errors[name] = harness.tuned(maps, shown.boxes, ids=shown.ids).per_sample_error
+        print_rows("Spearman's correlation with the clean map", kept)
+        print_rows("localization error", errors)
 
 
-def timing(options: argparse.Namespace) -> None:
+def print_costs(epsilon: float) -> None:
     """Print the cost of a training step with each inner attack, and of a plain one."""
     torch.manual_seed(0)
     model = load_classifier("small_resnet", None, class_names=[str(i) for i in range(20)])
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    x, labels = torch.rand(64, 3, SIZE, SIZE), torch.randint(0, 20, (64,))
-    epsilon = options.epsilon / 255
+    x, labels = torch.rand(64, 3, *SIZE), torch.randint(0, 20, (64,))
 
-    def step(name: str, steps: int) -> float:
-        # Processor time: other programs may run beside this one.
-        start = time.process_time()
+    def step(attack: Callable[[], Tensor]) -> None:
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            attacked = x
-            if name == "inner":
-                attacked = InnerAttack(epsilon, steps)(model, x, labels, 0)
-            elif name == "PGD":
-                model.eval()
-                attacked = PGD(
-                    model,
-                    epsilon,
-                    steps,
-                    random_start=True,
-                    early_stop=False,
-                    keep_best=False,
-                    quantize=False,
-                ).perturb(x, labels)
+            attacked = attack()
             model.train()
             loss = standard_loss(model, (attacked, labels), 0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return time.process_time() - start
+
+    def with_pgd(steps: int) -> Tensor:
+        model.eval()
+        as_inner = {"early_stop": False, "keep_best": False, "quantize": False}
+        return PGD(model, epsilon, steps, random_start=True, **as_inner).perturb(x, labels)
 
     print("processor time of a training step of 64 images, median of 7 rounds in turns")
     for steps in (3, 7):
-        taken: dict[str, list[float]] = {"plain": [], "inner": [], "PGD": []}
-        for _ in range(7):
-            for name, times in taken.items():
-                times.append(step(name, steps))
-        plain, inner, pgd = (statistics.median(times) for times in taken.values())
+        inner = InnerAttack(epsilon, steps)
+        attacks: dict[str, Callable[[], Tensor]] = {
+            "plain": lambda: x,
+            "inner": lambda inner=inner: inner(model, x, labels, 0),
+            "PGD": partial(with_pgd, steps),
+        }
+        # Processor time: other programs may run beside this one.
+        laps = harness.race(
+            {name: partial(step, a) for name, a in attacks.items()}, 7, warm_up=False
+        )
+        plain, own, pgd = (statistics.median(each.cpu) for each in laps.values())
         print(
-            f"  {steps} steps: plain {plain:.3f} s, inner attack {inner:.3f} s, PGD {pgd:.3f} s; "
-            f"PGD / inner {pgd / inner:.2f}, inner / plain {inner / plain:.1f}"
+            f"  {steps} steps: plain {plain:.3f} s, inner attack {own:.3f} s, PGD {pgd:.3f} s; "
+            f"PGD / inner {pgd / own:.2f}, inner / plain {own / plain:.1f}"
         )
 
 
-def main() -> int:
+def main(
+    options: Options,
+    *,
+    measure: Annotated[bool, "only measure what an earlier call trained"] = False,
+    timing: Annotated[bool, "only what a training step costs"] = False,
+) -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="Tiny ImageNet, folder or archive")
-    parser.add_argument("--out", type=Path, default=Path("adversarial-training"))
-    parser.add_argument("--classes", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--epsilon", type=float, default=4, help="levels of 255, in training")
-    parser.add_argument("--steps", type=int, default=3, help="of the inner attack")
-    parser.add_argument("--learning-rate", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--measure", action="store_true")
-    parser.add_argument("--timing", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print(
-        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, one thread used; "
-        f"Python {platform.python_version()}, torch {torch.__version__}"
-    )
-    if options.timing:
-        timing(options)
-        return 0
+    if timing:
+        print_costs(options.epsilon / 255)
+        return
     if options.data is None:
-        parser.error("--data is needed")
-    if options.measure:
-        models = {
-            name: load_classifier("small_resnet", options.out / name / "model.safetensors")
-            for name in ("madry", "standard")
-        }
-        measure(models, validation_samples(options.data, options.classes))
-        return 0
-    images = LabelledImages(
-        training_part(options.data, options.classes), SIZE, classes=range(options.classes)
-    )
-    print(f"{len(images)} images of {len(images.class_names)} classes, a tenth of them held out")
-    models = {name: train(options, name, images) for name in ("madry", "standard")}
-    measure(models, validation_samples(options.data, options.classes))
-    return 0
+        raise SystemExit("--data is needed")
+    if measure:
+        files = {name: options.out / name / "model.safetensors" for name in METHODS}
+        models = {name: load_classifier("small_resnet", file) for name, file in files.items()}
+    else:
+        part = harness.tiny_imagenet(options.data, "train", options.classes)
+        images = LabelledImages(part, SIZE, classes=range(options.classes))
+        print(f"{len(images)} images of {len(images.class_names)} classes, a tenth held out")
+        models = {name: train(options, name, images) for name in METHODS}
+    part = harness.tiny_imagenet(options.data, "val", options.classes)
+    print_tables(models, harness.Photographs.of([resize(sample, SIZE) for sample in part]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.study(__doc__, main, threads=1)

@@ -20,26 +20,22 @@ round, and the median counts, with the smallest and the largest beside it.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import importlib.metadata
-import importlib.util
-import os
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import captum.robust
+import harness
 import torch
 import torch.nn.functional as F
+from harness import Laps, installed, ratio
 from torch import Tensor
 
+from captum_robust._resize import resize_image
 from captum_robust.attacks import (
     FGSM,
     PGD,
@@ -48,49 +44,64 @@ from captum_robust.attacks import (
     rank_analysis,
     transfer_matrix,
 )
-from captum_robust.data import load_dataset, load_image, resize
-from captum_robust.metrics.functional import bootstrap_interval
+from captum_robust.attacks.outcome import sizes_of
+from captum_robust.data import load_image
+from captum_robust.data.images import list_images
 from captum_robust.models import Classifier, load_classifier
 
 STEPS = 10
 LEVELS = (1, 2, 4, 8)
 
 
-def installed(package: str) -> bool:
-    """Whether a peer is there to compare with."""
-    return importlib.util.find_spec(package) is not None
+Attacker = Callable[[Tensor, Tensor], Tensor]
 
 
-def photographs(folder: str, n: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the first n images N×3×H×W and their labels N."""
-    dataset = load_dataset("imagenet", folder)
-    samples = [resize(dataset[i], size) for i in range(min(n, len(dataset)))]
-    return torch.stack([s.image for s in samples]), torch.tensor([s.label for s in samples])
+@dataclass(frozen=True)
+class Victim:
+    """The classifier as it is loaded, and the images that it is attacked on."""
+
+    model: Classifier
+    x: Tensor
+    y: Tensor
+    batch: int
+
+    @classmethod
+    def of(cls, folder: Path, n: int, batch: int) -> Victim:
+        """Return the published network with the first n images."""
+        model = load_classifier("efficientnet_lite0").eval()
+        shown = harness.photographs(folder, n, model.input_size)
+        return cls(model, shown.images, shown.labels, batch)
+
+    def where_right(self, n: int | None = None) -> Victim:
+        """Return the same with those of the first images that are classified right."""
+        right = self.right_as_bytes(self.x)
+        return Victim(self.model, self.x[right][:n], self.y[right][:n], self.batch)
+
+    def right_as_bytes(self, images: Tensor) -> Tensor:
+        """Return whether each image, saved with 8 bits, is classified right in float32."""
+        return harness.predicted(self.model, harness.rounded(images)) == self.y
+
+    def attacked(self, attack: Attacker) -> Tensor:
+        """Return all images, attacked batch by batch."""
+        return harness.in_batches(attack, self.x, self.y, size=self.batch)
+
+    def __len__(self) -> int:
+        return len(self.x)
 
 
-def batches(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the images and labels in batches."""
-    yield from zip(x.split(size), y.split(size), strict=True)
+def foolbox_attack(model: Classifier, kind: str, **settings: Any) -> Attacker:
+    """Return an attack of foolbox's."""
+    import foolbox
 
-
-@torch.no_grad()
-def right_as_bytes(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
-    """Return whether each image, saved with 8 bits, is classified right in float32."""
-    rounded = (x * 255).round() / 255
-    return torch.cat([model(part).argmax(dim=1) for part in rounded.split(16)]) == y
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
+    epsilon = {"epsilon": settings.pop("epsilon")} if "epsilon" in settings else {}
+    attack = getattr(foolbox.attacks, kind)(**settings)
+    return lambda x, y: attack.run(wrapped, x, y, **epsilon)
 
 
 def entropy(scores: Tensor, classes: Tensor) -> Tensor:
     """Return the loss that Captum's PGD needs: its own default goes wrong on scores."""
     return F.cross_entropy(scores, classes, reduction="none")
-
-
-def in_batches(attack: Attacker, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the attacked images of all batches."""
-    return torch.cat([attack(x, y) for x, y in parts])
-
-
-Attacker = Callable[[Tensor, Tensor], Tensor]
 
 
 def pgd_contenders(model: Classifier, epsilon: float) -> dict[str, Attacker]:
@@ -112,11 +123,8 @@ def pgd_contenders(model: Classifier, epsilon: float) -> dict[str, Attacker]:
         "Captum": lambda x, y: captums.perturb(x, epsilon, step, STEPS, y),
     }
     if installed("foolbox"):
-        import foolbox
-
-        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
-        theirs = foolbox.attacks.LinfPGD(steps=STEPS, rel_stepsize=0.25, random_start=False)
-        found["foolbox"] = lambda x, y: theirs.run(wrapped, x, y, epsilon=epsilon)
+        settings = {"steps": STEPS, "rel_stepsize": 0.25, "random_start": False}
+        found["foolbox"] = foolbox_attack(model, "LinfPGD", epsilon=epsilon, **settings)
     if installed("torchattacks"):
         import torchattacks
 
@@ -125,119 +133,84 @@ def pgd_contenders(model: Classifier, epsilon: float) -> dict[str, Attacker]:
     return found
 
 
-def race(
-    timed: dict[str, Callable[[], Any]], rounds: int
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Return the wall-clock seconds of each contender in each round, and its last result."""
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    results: dict[str, Any] = {}
-    for number in range(rounds):
-        names = list(timed)
-        by = number % len(names)
-        for name in names[by:] + names[:by]:
-            began = time.perf_counter()
-            results[name] = timed[name]()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds, results
-
-
-def ratio(slow: list[float], fast: list[float]) -> str:
-    """Return median (smallest to largest) of how many times longer the first took."""
-    each = sorted(s / f for s, f in zip(slow, fast, strict=True))
-    return f"{statistics.median(each):6.2f} ({each[0]:.2f} to {each[-1]:.2f})"
-
-
-def speed(options: argparse.Namespace) -> None:
+def speed(
+    imagenet: Path,
+    *,
+    images: int = 16,
+    batch: int = 16,
+    rounds: int = 3,
+    levels: tuple[float, ...] = (1.0, 8.0),
+    deepfool: Annotated[int, "images"] = 16,
+    universal: Annotated[int, "images"] = 16,
+) -> None:
     """PGD at all strengths, DeepFool, and the universal perturbation."""
-    model = load_classifier("efficientnet_lite0").eval()
-    x, y = photographs(options.imagenet, options.images, model.input_size)
-    model(x[:2])
-    print(f"PGD, {STEPS} steps of a quarter of the radius, batches of {options.batch}, n={len(x)}")
-    for levels in options.levels:
-        parts = list(batches(x, y, options.batch))
-        contenders = pgd_contenders(model, levels / 255)
-        timed = {name: partial(in_batches, attack, parts) for name, attack in contenders.items()}
-        seconds, results = race(timed, options.rounds)
-        print(f"\n  {levels:g}/255: times as long as ours; robust accuracy; ms an image")
-        for name, taken in seconds.items():
-            accuracy = right_as_bytes(model, results[name], y).float().mean()
-            each = 1000 * statistics.median(taken) / len(x)
+    victim = Victim.of(imagenet, images, batch)
+    victim.model(victim.x[:2])
+    print(f"PGD, {STEPS} steps of a quarter of the radius, batches of {batch}, n={len(victim)}")
+    for level in levels:
+        contenders = pgd_contenders(victim.model, level / 255)
+        laps = race_attacks(victim, contenders, rounds)
+        print(f"\n  {level:g}/255: times as long as ours; robust accuracy; ms an image")
+        for name, taken in laps.items():
+            accuracy = victim.right_as_bytes(taken.result).float().mean()
             print(
-                f"    {name:16} {ratio(taken, seconds['ours']):26} {accuracy:.3f} {each:8.0f}",
+                f"    {name:16} {ratio(taken.wall, laps['ours'].wall):26} {accuracy:.3f} "
+                f"{1000 * taken.median / len(victim):8.0f}",
                 flush=True,
             )
-    race_deepfool(model, x, y, options)
-    race_universal(model, x, options)
+    race_deepfool(victim.where_right(deepfool), rounds)
+    race_universal(victim, universal, rounds)
 
 
-def race_deepfool(model: Classifier, x: Tensor, y: Tensor, options: argparse.Namespace) -> None:
-    """DeepFool beside foolbox's and torchattacks', on images that are classified right."""
-    right = right_as_bytes(model, x, y)
-    x, y = x[right][: options.deepfool], y[right][: options.deepfool]
-    attack = DeepFool(model)
-    timed: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: torch.cat([attack.perturb(a, b) for a, b in batches(x, y, options.batch)])
-    }
+def race_attacks(victim: Victim, attacks: dict[str, Attacker], rounds: int) -> dict[str, Laps]:
+    """Return the times of attacks on all images, without a round to warm up: they are long."""
+    timed = {name: partial(victim.attacked, attack) for name, attack in attacks.items()}
+    return harness.race(timed, rounds, warm_up=False)
+
+
+def deepfool_contenders(model: Classifier, norm: str, **ours: Attacker) -> dict[str, Attacker]:
+    """Return ours, and foolbox's where it is installed."""
     if installed("foolbox"):
-        import foolbox
+        settings = {"steps": 50, "candidates": 10, "overshoot": 0.02}
+        ours["foolbox"] = foolbox_attack(model, f"{norm.title()}DeepFoolAttack", **settings)
+    return ours
 
-        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
-        theirs = foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=10, overshoot=0.02)
-        timed["foolbox"] = lambda: torch.cat(
-            [theirs.run(wrapped, a, b) for a, b in batches(x, y, options.batch)]
-        )
-    seconds, results = race(timed, options.rounds)
-    print(f"\nDeepFool, L2, 10 classes, batches of {options.batch}, n={len(x)}")
+
+def race_deepfool(victim: Victim, rounds: int) -> None:
+    """Print DeepFool beside foolbox's and torchattacks', on images that are classified right."""
+    ours = DeepFool(victim.model).perturb
+    contenders = deepfool_contenders(victim.model, "L2", ours=ours)
+    print(f"\nDeepFool, L2, 10 classes, batches of {victim.batch}, n={len(victim)}")
     print("    times as long as ours; fooled; mean L2 norm; ms an image")
-    for name, taken in seconds.items():
-        say_deepfool(model, name, results[name], x, y, ratio(taken, seconds["ours"]), taken)
+    say_deepfool(victim, race_attacks(victim, contenders, rounds))
     if installed("torchattacks"):
         import torchattacks
 
-        one, its = x[:1], y[:1]
-        slow = torchattacks.DeepFool(model, steps=50, overshoot=0.02)
-        race_of_one = {
-            "ours, one image": lambda: attack.perturb(one, its),
-            "torchattacks, one": lambda: slow(one, its),
-        }
-        seconds, results = race(race_of_one, 1)
-        base = seconds["ours, one image"]
-        for name, taken in seconds.items():
-            say_deepfool(model, name, results[name], one, its, ratio(taken, base), taken)
+        one = Victim(victim.model, victim.x[:1], victim.y[:1], 1)
+        slow = torchattacks.DeepFool(victim.model, steps=50, overshoot=0.02)
+        contenders = {"ours, one image": ours, "torchattacks, one": slow}
+        say_deepfool(one, race_attacks(one, contenders, 1))
 
 
-@torch.no_grad()
-def say_deepfool(
-    model: Classifier,
-    name: str,
-    found: Tensor,
-    x: Tensor,
-    y: Tensor,
-    times: str,
-    taken: list[float],
-) -> None:
-    """Print one row."""
-    fooled = torch.cat([model(part).argmax(dim=1) for part in found.split(16)]) != y
-    norm = (found - x).flatten(1).norm(dim=1)[fooled].mean()
-    each = 1000 * statistics.median(taken) / len(x)
-    print(
-        f"    {name:18} {times:26} {fooled.float().mean():.3f} {norm:.4f} {each:8.0f}", flush=True
-    )
+def say_deepfool(victim: Victim, laps: dict[str, Laps]) -> None:
+    """Print one row a contender, the first of which the others are compared with."""
+    first = next(iter(laps.values()))
+    for name, taken in laps.items():
+        fooled = harness.predicted(victim.model, taken.result) != victim.y
+        norm = (taken.result - victim.x).flatten(1).norm(dim=1)[fooled].mean()
+        print(
+            f"    {name:18} {ratio(taken.wall, first.wall):26} {fooled.float().mean():.3f} "
+            f"{norm:.4f} {1000 * taken.median / len(victim):8.0f}",
+            flush=True,
+        )
 
 
-def race_universal(model: Classifier, x: Tensor, options: argparse.Namespace) -> None:
-    """One pass of the fit beside one forward and backward pass an image."""
-    x = x[: options.universal]
+def race_universal(victim: Victim, n: int, rounds: int) -> None:
+    """Print one pass of the fit beside one forward and backward pass an image."""
+    model, x = victim.model, victim.x[:n]
 
-    def plain() -> None:
-        for part in x.split(options.batch):
-            leaf = part.clone().requires_grad_()
-            scores = model(leaf)
-            entropy(scores, scores.argmax(dim=1)).sum().backward()
-        model.zero_grad(set_to_none=True)
-
-    def one_by_one() -> None:
-        for part in x.split(1):
+    def plain(size: int) -> None:
+        for part in x.split(size):
             leaf = part.clone().requires_grad_()
             scores = model(leaf)
             entropy(scores, scores.argmax(dim=1)).sum().backward()
@@ -245,48 +218,42 @@ def race_universal(model: Classifier, x: Tensor, options: argparse.Namespace) ->
 
     def fit() -> None:
         attack = UniversalPerturbation(model, 10 / 255)
-        attack.fit(x.split(options.batch), passes=1, progress=False)
+        attack.fit(x.split(victim.batch), passes=1, progress=False)
 
-    seconds, _ = race({"fit": fit, "plain": plain, "one": one_by_one}, options.rounds)
+    laps = harness.race(
+        {
+            "the fit": fit,
+            f"one forward and backward pass in batches of {victim.batch}": partial(
+                plain, victim.batch
+            ),
+            "the same image by image": partial(plain, 1),
+        },
+        rounds,
+        warm_up=False,
+    )
     print(f"\nuniversal perturbation, one pass, n={len(x)}, times as long as the fit:")
-    for name, said in (
-        ("plain", f"one forward and backward pass in batches of {options.batch}"),
-        ("one", "the same image by image"),
-    ):
-        print(f"    {ratio(seconds[name], seconds['fit']):26} {said}", flush=True)
+    for name in list(laps)[1:]:
+        print(f"    {ratio(laps[name].wall, laps['the fit'].wall):26} {name}", flush=True)
 
 
-def strength(options: argparse.Namespace) -> None:
+def strength(imagenet: Path, *, images: int = 200, batch: int = 16) -> None:
     """Robust accuracy of ours and of foolbox's PGD."""
-    model = load_classifier("efficientnet_lite0").eval()
-    x, y = photographs(options.imagenet, options.images, model.input_size)
-    print(f"robust accuracy after rounding to 8 bit, n={len(x)}, 95 % interval")
-    clean = right_as_bytes(model, x, y)
-    say_accuracy("clean", clean)
+    victim = Victim.of(imagenet, images, batch)
+    print(f"robust accuracy after rounding to 8 bit, n={len(victim)}, 95 % interval")
+    clean = victim.right_as_bytes(victim.x)
+    print(f"    {'clean':28} {harness.mean(clean, '.4f')}", flush=True)
     for levels in LEVELS:
-        attacks = pgd_contenders(model, levels / 255)
+        attacks = pgd_contenders(victim.model, levels / 255)
         for name in ("ours", "foolbox"):
             if name in attacks:
-                found = [attacks[name](a, b) for a, b in batches(x, y, options.batch)]
-                right = right_as_bytes(model, torch.cat(found), y)
-                say_accuracy(f"{levels}/255 {name}", right & clean)
+                right = victim.right_as_bytes(victim.attacked(attacks[name])) & clean
+                print(f"    {f'{levels}/255 {name}':28} {harness.mean(right, '.4f')}", flush=True)
 
 
-def say_accuracy(name: str, right: Tensor) -> None:
-    """Print one row."""
-    interval = bootstrap_interval(right.double())
-    print(
-        f"    {name:28} {right.double().mean():.4f} [{interval.low:.4f}, {interval.high:.4f}]",
-        flush=True,
-    )
-
-
-def ranks(options: argparse.Namespace) -> None:
+def ranks(imagenet: Path, *, images: int = 200, batch: int = 16) -> None:
     """Figure 1 of Prakash et al.: 38 % second, 64 % among the first five there."""
-    model = load_classifier("efficientnet_lite0").eval()
-    x, y = photographs(options.imagenet, options.images, model.input_size)
-    right = right_as_bytes(model, x, y)
-    x, y = x[right], y[right]
+    victim = Victim.of(imagenet, images, batch).where_right()
+    model = victim.model
     attacks: dict[str, Any] = {
         "FGSM 1/255": FGSM(model, 1 / 255),
         "FGSM 8/255": FGSM(model, 8 / 255),
@@ -295,66 +262,55 @@ def ranks(options: argparse.Namespace) -> None:
         "PGD 8/255, all steps": PGD(model, 8 / 255, STEPS, early_stop=False),
         "DeepFool": DeepFool(model),
     }
-    print(f"images classified right: n={len(x)}. How many changed their class; of those, with 95 %")
-    print(
-        "intervals: the new class was second, was in the first five; the old one is second, is in"
-    )
-    print("the first five")
+    print(f"images classified right: n={len(victim)}. How many changed their class; of those, with")
+    print("95 % intervals: the new class was second, was in the first five; the old one is second,")
+    print("is in the first five")
     for name, attack in attacks.items():
-        found = torch.cat([attack.perturb(a, b) for a, b in batches(x, y, options.batch)])
-        analysis = rank_analysis(model, x, found, batch_size=16)
+        analysis = rank_analysis(model, victim.x, victim.attacked(attack.perturb), batch_size=16)
         shares = [
-            analysis.share(direction, k)
+            harness.interval(analysis.share(direction, k), ".2f")
             for direction in ("adversarial_in_clean", "clean_in_adversarial")
             for k in (2, 5)
         ]
-        shown = "  ".join(f"{s.value:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in shares)
-        print(f"    {name:26} {analysis.changed:4}  {shown}", flush=True)
+        print(f"    {name:26} {analysis.changed:4}  {'  '.join(shares)}", flush=True)
 
 
-def minimal(options: argparse.Namespace) -> None:
+def minimal(
+    imagenet: Path,
+    *,
+    images: int = 200,
+    batch: int = 16,
+    norms: tuple[str, ...] = ("L2", "Linf"),
+) -> None:
     """Fooling rate and norm of DeepFool beside foolbox's and adv-lib's."""
-    model = load_classifier("efficientnet_lite0").eval()
-    x, y = photographs(options.imagenet, options.images, model.input_size)
-    right = right_as_bytes(model, x, y)
-    x, y = x[right], y[right]
-    for norm in options.norms:
-        found = {
+    victim = Victim.of(imagenet, images, batch).where_right()
+    model = victim.model
+    for norm in norms:
+        attacks = {
             "ours": DeepFool(model, norm).perturb,
             "ours, refine=0": DeepFool(model, norm, refine=0).perturb,
             "ours, quantize": DeepFool(model, norm, quantize=True).perturb,
         }
-        if installed("foolbox"):
-            import foolbox
-
-            wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
-            kind = foolbox.attacks.L2DeepFoolAttack
-            kind = kind if norm == "L2" else foolbox.attacks.LinfDeepFoolAttack
-            theirs = kind(steps=50, candidates=10, overshoot=0.02)
-            found["foolbox"] = lambda a, b, theirs=theirs, w=wrapped: theirs.run(w, a, b)
+        attacks = deepfool_contenders(model, norm, **attacks)
         if installed("adv_lib"):
-            found["adv-lib, 10 classes"] = partial(adv_lib_deepfool, model, norm)
+            attacks["adv-lib, 10 classes"] = partial(adv_lib_deepfool, model, norm)
+        print(f"\nDeepFool, {norm}, images classified right: n={len(victim)}. Of each: fooled;")
         print(
-            f"\nDeepFool, {norm}, images classified right: n={len(x)}. Of each: fooled; fooled when"
+            "fooled when saved with 8 bits; norm, mean and median; ours less it, over images that"
         )
-        print("saved with 8 bits; norm, mean and median; ours less it, over images that both fool")
+        print("both fool")
         ours: tuple[Tensor, Tensor] | None = None
-        for name, attack in found.items():
-            images = torch.cat([attack(a, b) for a, b in batches(x, y, options.batch)])
-            with torch.no_grad():
-                scores = torch.cat([model(part) for part in images.split(16)])
-            fooled = scores.argmax(dim=1) != y
-            as_bytes = ~right_as_bytes(model, images, y)
-            change = (images - x).flatten(1)
-            norms = change.norm(dim=1) if norm == "L2" else change.abs().amax(dim=1)
-            ours = ours or (norms, fooled)
-            both = ours[1] & fooled
-            less = (ours[0] - norms)[both].double()
-            interval = bootstrap_interval(less)
+        for name, attack in attacks.items():
+            made = victim.attacked(attack)
+            fooled = harness.predicted(model, made) != victim.y
+            as_bytes = ~victim.right_as_bytes(made)
+            largest, euclidean = sizes_of(made - victim.x)
+            sizes = euclidean if norm == "L2" else largest
+            ours = ours or (sizes, fooled)
+            less = harness.mean((ours[0] - sizes)[ours[1] & fooled], "+.5f")
             print(
                 f"    {name:20} {fooled.float().mean():.3f}  {as_bytes.float().mean():.3f}  "
-                f"{norms[fooled].mean():.5f} {norms[fooled].median():.5f}  {less.mean():+.5f} "
-                f"[{interval.low:+.5f}, {interval.high:+.5f}]",
+                f"{sizes[fooled].mean():.5f} {sizes[fooled].median():.5f}  {less}",
                 flush=True,
             )
 
@@ -375,44 +331,51 @@ def adv_lib_deepfool(model: Classifier, norm: str, x: Tensor, y: Tensor) -> Tens
     """Return adv-lib's, image by image: with 1000 classes it takes 999 backward passes a step."""
     from adv_lib.attacks.deepfool import df
 
-    found = []
-    for image, label in zip(x.split(1), y.split(1), strict=True):
+    def attack(image: Tensor, label: Tensor) -> Tensor:
         with torch.no_grad():
             classes = model(image).topk(10).indices
         place = (classes == label).nonzero()[:, 1]
-        shown = TopTen(model, classes)
         order = 2 if norm == "L2" else float("inf")
-        found.append(df(shown, image, place, steps=50, norm=order, return_unsuccessful=True))
-    return torch.cat(found)
+        seen = TopTen(model, classes)
+        return df(seen, image, place, steps=50, norm=order, return_unsuccessful=True)
+
+    return harness.in_batches(attack, x, y, size=1)
 
 
-def universal(options: argparse.Namespace) -> None:
+def universal(
+    train: Path,
+    imagenet: Path,
+    *,
+    out: Path = Path("universal-perturbations"),
+    images: int = 400,
+    batch: int = 16,
+    models: int = 3,
+    bfloat16: bool = False,
+) -> None:
     """Fit one perturbation a model, and what each does to each."""
-    files = sorted(
-        p for p in Path(options.train).rglob("*") if p.suffix.lower() in {".jpeg", ".jpg", ".png"}
-    )
-    names = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")[: options.models]
-    models = {name: load_classifier(name).eval() for name in names}
     size = (224, 224)  # of all three: they take any size
-    train = torch.stack([squashed(file, size) for file in files])
-    x, y = photographs(options.imagenet, options.images, size)
+    files = list_images(train).values()
+    pixels = torch.stack([harness.to_bytes(resize_image(load_image(file), size)) for file in files])
+    shown = harness.photographs(imagenet, images, size)
+    names = [f"efficientnet_lite{i}" for i in range(models)]
+    victims = {name: load_classifier(name).eval() for name in names}
     found = {}
-    for name, model in models.items():
-        print(f"{name}: top-1 accuracy at 224 px {right_as_bytes(model, x, y).float().mean():.3f}")
-        attack = UniversalPerturbation(model, 10 / 255)
-        file = Path(options.out) / f"{name}.safetensors"
+    for name, model in victims.items():
+        accuracy = (
+            (harness.predicted(model, harness.rounded(shown.images)) == shown.labels).float().mean()
+        )
+        print(f"{name}: top-1 accuracy at 224 px {accuracy:.3f}")
+        attack, file = UniversalPerturbation(model, 10 / 255), out / f"{name}.safetensors"
         if file.exists():
             attack = UniversalPerturbation.load(file, model)
         else:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.bfloat16):
-                attack.fit(
-                    Batches(train, options.batch), checkpoint=file.with_suffix(".checkpoint")
-                )
+            out.mkdir(parents=True, exist_ok=True)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+                attack.fit(Batches(pixels, batch), checkpoint=file.with_suffix(".checkpoint"))
             attack.save(file)
         found[name] = attack.perturbation
-    print(f"\nfooling rate on n={len(x)} images it was not fitted on; rows: fitted on")
-    table = transfer_matrix(found, models, x.split(16))
+    print(f"\nfooling rate on n={len(shown)} images it was not fitted on; rows: fitted on")
+    table = transfer_matrix(found, victims, shown.images.split(16))
     print(table.to_string(float_format="{:.3f}".format))
 
 
@@ -426,67 +389,11 @@ class Batches:
         return -(-len(self.images) // self.size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for part in self.images.split(self.size):
-            yield part.float() / 255
-
-
-def squashed(file: Path, size: tuple[int, int]) -> Tensor:
-    """Return the whole image at the given size, uint8."""
-    image = load_image(file)
-    small = F.interpolate(image[None], size=size, mode="bilinear", antialias=True)
-    return (small[0].clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def main() -> int:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--batch", type=int, default=16)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, run, n in (
-        ("speed", speed, 16),
-        ("strength", strength, 200),
-        ("ranks", ranks, 200),
-        ("minimal", minimal, 200),
-        ("universal", universal, 400),
-    ):
-        command = commands.add_parser(name, help=run.__doc__)
-        if name == "universal":
-            command.add_argument("train")
-            command.add_argument("--out", default="universal-perturbations")
-            command.add_argument("--models", type=int, default=3)
-            command.add_argument("--bfloat16", action="store_true")
-        command.add_argument("imagenet")
-        command.add_argument("--images", type=int, default=n)
-        command.set_defaults(run=run)
-        if name == "minimal":
-            command.add_argument("--norms", nargs="+", default=["L2", "Linf"])
-        if name == "speed":
-            command.add_argument("--rounds", type=int, default=3)
-            command.add_argument("--levels", type=float, nargs="+", default=[1.0, 8.0])
-            command.add_argument("--deepfool", type=int, default=16, help="images")
-            command.add_argument("--universal", type=int, default=16, help="images")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    sys.modules.setdefault("visdom", ModuleType("visdom"))  # adv-lib asks for it, for its plots
-    packages = ("torch", "captum", "foolbox", "torchattacks", "captum-robust")
-    versions = [f"{p} {importlib.metadata.version(p)}" for p in packages if has_version(p)]
-    print(
-        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{options.threads} torch thread(s); {', '.join(versions)}"
-    )
-    options.run(options)
-    return 0
-
-
-def has_version(package: str) -> bool:
-    """Whether the package is installed."""
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        for (part,) in harness.parts(self.images, size=self.size):
+            yield part
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.modules.setdefault("visdom", ModuleType("visdom"))  # adv-lib asks for it, for its plots
+    stages = (speed, strength, ranks, minimal, universal)
+    harness.study(__doc__, *stages, threads=1, packages=("foolbox", "torchattacks"))

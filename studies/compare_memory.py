@@ -6,22 +6,17 @@ Runs the command in a process of its own for each number of images and prints th
 memory of each, on drawn images unless a data set is given. The report is written too.
 """
 
-import argparse
-import datetime
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
+from harness import peak_mib, study
 from PIL import Image
 
 
 def draw(folder: Path, n: int) -> None:
     """Write n images of 500×375 noise with a bright square, and boxes.csv."""
+    folder.mkdir()
     lines = ["file,x0,y0,x1,y1"]
     for i in range(n):
         pixels = np.random.default_rng(i).integers(0, 90, (375, 500, 3), dtype=np.uint8)
@@ -31,42 +26,25 @@ def draw(folder: Path, n: int) -> None:
     (folder / "boxes.csv").write_text("\n".join(lines) + "\n")
 
 
-def peak_mib(arguments: list[str]) -> float:
-    """Peak resident memory of one process in MiB."""
-    command = [sys.executable, "-m", "captum_robust", "compare", *arguments]
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            said.seek(0)
-            sys.exit(said.read())
-    return usage.ru_maxrss / 1024
-
-
-def main() -> None:
+def compare_memory(
+    kind: str = "folder",
+    path: Path | None = None,
+    *,
+    images: tuple[int, ...] = (50, 200, 800),
+    methods: str = "robust_cam,saliency,center_box",
+) -> None:
     """Print a table of images and peak memory."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", nargs="?", default="folder")
-    parser.add_argument("path", nargs="?", type=Path)
-    parser.add_argument("--images", type=int, nargs="+", default=[50, 200, 800])
-    parser.add_argument("--methods", default="robust_cam,saliency,center_box")
-    options = parser.parse_args()
-    print(
-        f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{datetime.date.today()}; methods {options.methods}"
-    )
-    print("images  peak MiB")
+    print(f"methods {methods}\nimages  peak MiB")
     with tempfile.TemporaryDirectory() as scratch:
-        path = options.path
         if path is None:
             path = Path(scratch) / "drawn"
-            path.mkdir()
-            draw(path, max(options.images))
-        for n in options.images:
+            draw(path, max(images))
+        for n in images:
             out = Path(scratch) / f"run-{n}"
-            arguments = [options.kind, str(path), "--limit", str(n), "--out", str(out)]
-            print(f"{n:6d}  {peak_mib([*arguments, '--methods', options.methods]):8.0f}")
+            command = ["-m", "captum_robust", "compare", kind, str(path), "--limit", str(n)]
+            peak = peak_mib([*command, "--out", str(out), "--methods", methods])
+            print(f"{n:6d}  {peak:8.0f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    study(__doc__, compare_memory)

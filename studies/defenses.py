@@ -25,26 +25,27 @@ defended method's own transforms: PGD on the averaged scores with the gradients 
 map leaves the boxes while the (averaged) class stays. What is in OUT is not computed again.
 """
 
-import argparse
 import itertools
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import harness
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam
-from safetensors.torch import load_file, save_file
+from harness import file_of, kept, mean
+from safetensors.torch import load_file
 from torch import Tensor
 
 from captum_robust.attacks import PGD, DeepFool, ExplanationAttack, UniversalPerturbation
 from captum_robust.attr import Defended, RobustCAM, TopClasses
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.catalog.methods import METHODS, heat_map
-from captum_robust.data import LocalizationDataset, load_dataset, resize
 from captum_robust.defenses import (
     JPEG,
     DefendedModel,
@@ -57,22 +58,10 @@ from captum_robust.defenses import (
     adaptive_attack,
     default_transforms,
 )
-from captum_robust.metrics.functional import (
-    STRATEGIES,
-    best_iou,
-    bootstrap_difference,
-    bootstrap_interval,
-    boxes_to_mask,
-    center_box,
-    gap_closed,
-    split_folds,
-    sweep_boxes,
-    whole_image_box,
-)
-from captum_robust.models import Classifier, load_classifier
+from captum_robust.metrics.functional import boxes_to_mask, gap_closed
+from captum_robust.models import Classifier
 
-SIZE = 224
-BATCH = 16
+SIZE = (224, 224)
 STRENGTHS = (1, 2, 4, 8)
 ADAPTIVE_STRENGTHS = (2, 8)
 CONDITIONS = ("clean", *(f"pgd {s}/255" for s in STRENGTHS), "deepfool", "universal")
@@ -90,16 +79,18 @@ POOL: dict[str, Transform] = {
     "mirrored": HorizontalFlip(),
 }
 CANDIDATES = 48
+NAMES = (
+    "grad_cam",
+    "robust_cam",
+    "defended grad_cam",
+    "defended robust_cam",
+    "perceptual_ball_cam",
+    "top_classes ig",
+)
 Maps = Callable[[Tensor], Tensor]
 """Images N×3×H×W -> maps N×H×W of the predicted class."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """The annotated boxes of the images, in pixels, and the half that each image is in."""
-
-    boxes: list[Tensor]
-    half: Tensor
+Names = Annotated[tuple[str, ...], "names, separated by commas", harness.listed(NAMES)]
+Limit = Annotated[int, "only the first so many images"]
 
 
 @dataclass(frozen=True)
@@ -118,143 +109,99 @@ class Method:
 
 
 def methods_of(model: Classifier) -> dict[str, Method]:
-    """Ours, and Captum's Grad-CAM that they are measured against."""
-    layer = model.cam_layer
-    grad_cam, robust = LayerGradCam(model, layer), RobustCAM(model, layer)
+    """Return ours, and Captum's Grad-CAM that they are measured against."""
+    layer, transforms = model.cam_layer, default_transforms()
+    robust = RobustCAM(model, layer)
     one_class = RobustCAM(model, layer, base="gradcam")  # Grad-CAM's map, with a graph
     ball = METHODS["perceptual_ball_cam"](model)
-    transforms = default_transforms()
-    behind = Defended(grad_cam, transforms), Defended(robust, transforms)
-
-    def predicted(maps: Callable[[Tensor, Tensor], Tensor]) -> Maps:
-        def explain(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                return maps(x, model(x).argmax(dim=1))
-
-        return explain
-
-    return {
-        "grad_cam": Method(
-            predicted(lambda x, t: heat_map(grad_cam.attribute(x, t), (SIZE, SIZE))),
-            movable=one_class,
+    behind = Defended(LayerGradCam(model, layer), transforms), Defended(robust, transforms)
+    ig = TopClasses(IntegratedGradients(model), 3)
+    slow = {"share": 0.25, "bfloat16": False}
+    methods = (
+        Method(
+            lambda x: harness.grad_cams(model, x, harness.predicted(model, x)), movable=one_class
         ),
-        "robust_cam": Method(of(robust), movable=robust),
-        "defended grad_cam": Method(of(behind[0]), behind[0], Defended(one_class, transforms)),
-        "defended robust_cam": Method(of(behind[1]), behind[1], behind[1]),
-        "perceptual_ball_cam": Method(
-            predicted(lambda x, t: ball.explain(x, t).maps), share=0.25, bfloat16=False
-        ),
-        "top_classes ig": Method(
-            of(TopClasses(IntegratedGradients(model), 3), n_steps=10, internal_batch_size=32),
-            share=0.25,
-            bfloat16=False,
-        ),
-    }
+        Method(of(robust), movable=robust),
+        Method(of(behind[0]), behind[0], Defended(one_class, transforms)),
+        Method(of(behind[1]), behind[1], behind[1]),
+        Method(lambda x: ball.explain(x, harness.predicted(model, x)).maps, **slow),
+        Method(of(ig, n_steps=10, internal_batch_size=32), **slow),
+    )
+    return dict(zip(NAMES, methods, strict=True))
 
 
 def of(attribution: Any, **options: Any) -> Maps:
-    """The maps of an attribution that finds the predicted class itself."""
-    return lambda x: heat_map(attribution.attribute(x, **options), (SIZE, SIZE))
+    """Return the maps of an attribution that finds the predicted class itself."""
+    return lambda x: heat_map(attribution.attribute(x, **options), SIZE)
 
 
-def load_data(path: Path) -> tuple[Tensor, Tensor, Data]:
-    """Images N×3×224×224 of whole levels, labels N, and the boxes."""
-    dataset: LocalizationDataset = load_dataset("imagenet", path)
-    samples = [resize(dataset[i], (SIZE, SIZE)) for i in range(len(dataset))]
-    images = torch.stack([s.image for s in samples]).mul(255).round().to(torch.uint8)
-    labels = torch.tensor([-1 if s.label is None else s.label for s in samples])
-    return images, labels, Data([s.boxes for s in samples], split_folds(list(dataset.ids)))
+def shown_in(out: Path, condition: str) -> Tensor:
+    """Return the images of a condition, uint8, which `images` has kept."""
+    return load_file(file_of(out, "images", condition))["x"]
 
 
-def file_of(out: Path, kind: str, name: str) -> Path:
-    """Where a result lies."""
-    return out / kind / f"{name.replace('/', '_').replace(' ', '_')}.safetensors"
+def flipped(attack: PGD, x: Tensor, labels: Tensor, *, bfloat16: bool = False) -> dict[str, Tensor]:
+    """Return 8-bit images away from their labels, and which the attacked model still gets right.
+
+    Whatever the precision of the attack, it is judged in float32.
+    """
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+        images = harness.attacked(attack, x, labels)
+    return {"x": images, "right": harness.predicted(attack.forward_func, images) == labels}
 
 
-def batches(x: Tensor) -> Iterator[Tensor]:
-    """Float images, batch by batch."""
-    return (b.float() / 255 for b in x.split(BATCH))
+def bare_pgd(model: Classifier, strength: int) -> PGD:
+    """Return an attack of ten steps, none of which is left out."""
+    return PGD(model, strength / 255, steps=10, early_stop=False)
 
 
-def to_levels(x: Tensor) -> Tensor:
-    """8-bit images."""
-    return x.mul(255).round().to(torch.uint8)
-
-
-def kept(file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What the file holds; made and written where there is none."""
-    if not file.exists():
-        began = time.time()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(make(), file.with_suffix(".part"))
-        file.with_suffix(".part").rename(file)
-        print(f"{file.stem}: {time.time() - began:.0f} s", file=sys.stderr, flush=True)
-    return load_file(file)
-
-
-def first_of(
-    file: Path, count: int, make: Callable[[], dict[str, Tensor]], of: str = "x"
-) -> dict[str, Tensor]:
-    """Of the first so many images what the file holds; made anew where it holds fewer."""
-    if file.exists() and len(load_file(file)[of]) < count:
-        file.unlink()
-    return {n: v[:count] if len(v) >= count else v for n, v in kept(file, make).items()}
-
-
-def attack_images(data: Path, out: Path, universal: Path | None) -> None:
-    """Images that flip the label of the bare model."""
-    model = frozen()
-    images, labels, _ = load_data(data)
-    kept(file_of(out, "images", "clean"), lambda: {"x": images})
+def images(
+    data: Path,
+    out: Path,
+    *,
+    universal: Annotated[Path | None, "file of a universal perturbation"] = None,
+) -> None:
+    """Keep images that flip the label of the bare model."""
+    model, shown = harness.classifier(), harness.photographs(data)
+    clean = kept(file_of(out, "images", "clean"), lambda: {"x": harness.to_bytes(shown.images)})[
+        "x"
+    ]
     attacks: dict[str, Any] = {f"pgd {s}/255": bare_pgd(model, s) for s in STRENGTHS}
     attacks["deepfool"] = DeepFool(model, quantize=True)
     if universal is not None:
         attacks["universal"] = UniversalPerturbation.load(universal, model)
     for name, attack in attacks.items():
-        found = kept(
-            file_of(out, "images", name), lambda attack=attack: flipped(attack, images, labels)
-        )["x"]
-        with torch.no_grad():
-            classes = torch.cat([model(x).argmax(dim=1) for x in batches(found)])
-        print(f"{name}: accuracy {(classes == labels).float().mean():.4f}")
+        flip = partial(flipped, attack, clean, shown.labels)
+        right = (
+            harness.predicted(model, kept(file_of(out, "images", name), flip)["x"]) == shown.labels
+        )
+        print(f"{name}: accuracy {right.float().mean():.4f}")
 
 
-def frozen() -> Classifier:
-    """The classifier, its weights laid out as convolutions of half precision are fastest with."""
-    model = load_classifier("efficientnet_lite0").requires_grad_(False)
-    return model.to(memory_format=torch.channels_last)
+def features(out: Path) -> None:
+    """Keep scores N×K and last features N×C×h×w under every single transform, for `choose`."""
+    model = harness.classifier()
 
+    def make(condition: str, transform: Transform) -> dict[str, Tensor]:
+        batches = (transform(x) for (x,) in harness.parts(shown_in(out, condition)))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scores, last = harness.scores_and_features(model, batches, lambda x: x)
+        return {"scores": scores.float(), "features": last.half()}
 
-def keep_features(out: Path) -> None:
-    """Of every single transform, for `choose`."""
-    model = frozen()
-    for condition, name in itertools.product(CHOSEN_ON, POOL):
+    for condition, (name, transform) in itertools.product(CHOSEN_ON, POOL.items()):
         kept(
             file_of(out, "features", f"{condition}, {name}"),
-            lambda condition=condition, name=name: features(
-                model, POOL[name], load_file(file_of(out, "images", condition))["x"]
-            ),
+            partial(make, condition, transform),
         )
-
-
-def features(model: Classifier, transform: Transform, x: Tensor) -> dict[str, Tensor]:
-    """Scores N×K and last features N×C×h×w, in half precision."""
-    found: list[Tensor] = []
-    handle = model.cam_layer.register_forward_hook(lambda *a: found.append(a[2].half()))
-    bfloat16 = torch.autocast("cpu", dtype=torch.bfloat16)
-    with torch.no_grad(), bfloat16:
-        scores = torch.cat([model(transform(b)).float() for b in batches(x)])
-    handle.remove()
-    return {"scores": scores, "features": torch.cat(found)}
 
 
 def ensemble_maps(
     names: tuple[str, ...], k: int, held: dict[str, dict[str, Tensor]], weight: Tensor
 ) -> Tensor:
-    """Maps N×h×w of Defended(RobustCAM) of those transforms, from the held features."""
-    mean = torch.stack([held[n]["scores"] for n in names]).mean(dim=0)
+    """Return maps N×h×w of Defended(RobustCAM) of those transforms, from the held features."""
+    average = torch.stack([held[n]["scores"] for n in names]).mean(dim=0)
     ladder = torch.tensor([2.0**-i for i in range(1, k + 1)])
-    classes = (weight[mean.topk(k, dim=1).indices] * ladder[None, :, None]).sum(dim=1)
+    classes = (weight[average.topk(k, dim=1).indices] * ladder[None, :, None]).sum(dim=1)
     total = torch.zeros(())
     for name in names:
         maps = torch.einsum("nc,nchw->nhw", classes, held[name]["features"].float()).clamp(min=0)
@@ -263,28 +210,8 @@ def ensemble_maps(
     return total / len(names)
 
 
-def ious_of(maps: Tensor, boxes: list[Tensor]) -> Tensor:
-    """N×A, the best overlap of the box of each threshold of each strategy."""
-    swept = [sweep_boxes(m, STRATEGIES) for m in maps.split(100)]
-    predicted = torch.cat([torch.cat([s[name] for name in STRATEGIES], dim=1) for s in swept])
-    return best_iou(predicted, boxes)
-
-
-def two_fold(tuned_on: Tensor, ious: Tensor, half: Tensor) -> Tensor:
-    """Failures of the first images, at the threshold best for the other half of ``tuned_on``.
-
-    Both are of the first images; of ``tuned_on`` there may be more.
-    """
-    failures = torch.zeros(len(ious))
-    for side in (0, 1):
-        tuned, reported = half[: len(tuned_on)] != side, half[: len(ious)] == side
-        best = (tuned_on[tuned] <= 0.5).float().mean(dim=0).argmin()
-        failures[reported] = (ious[reported][:, best] <= 0.5).float()
-    return failures
-
-
 def candidates() -> list[tuple[tuple[str, ...], int]]:
-    """Every transform alone, and random ensembles of 3 to 5; with one class, and with five."""
+    """Return every transform alone and random ensembles of 3 to 5, with one class and with five."""
     generator = torch.Generator().manual_seed(0)
     found: list[tuple[tuple[str, ...], int]] = [((name,), 5) for name in POOL]
     while len(found) < CANDIDATES:
@@ -297,69 +224,66 @@ def candidates() -> list[tuple[tuple[str, ...], int]]:
 
 
 def choose(data: Path, out: Path) -> None:
-    """The ensemble that one half prefers, reported on the other half."""
-    _, _, known = load_data(data)
-    weight = frozen().module.classifier.weight.detach()
+    """Print the ensemble that one half prefers, reported on the other half."""
+    shown, model = harness.photographs(data), harness.classifier()
+    half, weight = shown.half, model.module.classifier.weight.detach()
     held = {
         c: {n: load_file(file_of(out, "features", f"{c}, {n}")) for n in POOL} for c in CHOSEN_ON
     }
-    _check_is_defended(out, held["clean"], weight)
-    baseline = {
-        c: kept(
-            file_of(out, "chosen", f"grad_cam {c}"),
-            lambda c=c: {
-                "ious": ious_of(
-                    enlarged(ensemble_maps(("as it is",), 1, held[c], weight)), known.boxes
-                )
-            },
-        )["ious"]
-        for c in CHOSEN_ON
-    }
-    listed = candidates()
-    found = [
-        {
-            c: kept(
-                file_of(out, "chosen", f"{'+'.join(names)} k={k} {c}"),
-                lambda c=c, names=names, k=k: {
-                    "ious": ious_of(enlarged(ensemble_maps(names, k, held[c], weight)), known.boxes)
-                },
-            )["ious"]
+    check_is_defended(out, model, held["clean"], weight)
+
+    def ious_of(file: str, names: tuple[str, ...], k: int) -> dict[str, Tensor]:
+        def make(condition: str) -> dict[str, Tensor]:
+            maps = harness.enlarged(ensemble_maps(names, k, held[condition], weight))
+            return {"ious": harness.overlaps(maps, shown.boxes)}
+
+        return {
+            c: kept(file_of(out, "chosen", f"{file} {c}"), partial(make, c))["ious"]
             for c in CHOSEN_ON
         }
-        for names, k in listed
-    ]
-    plain = {c: two_fold(baseline["clean"], baseline[c], known.half) for c in CHOSEN_ON}
-    n = len(known.half)
-    print(f"{len(listed)} ensembles, error clean, at 2 and at 8/255, both halves (n={n})")
-    print(f"{'grad_cam':52s}", *(f"{plain[c].mean():.4f}" for c in CHOSEN_ON))
-    chosen = {c: torch.zeros(len(known.half)) for c in CHOSEN_ON}
+
+    def failures_of(ious: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {c: harness.failures(ious[c], half, ious["clean"]) for c in CHOSEN_ON}
+
+    def print_means(name: str, failed: dict[str, Tensor]) -> None:
+        print(f"{name:52s}", *(f"{each.mean():.4f}" for each in failed.values()))
+
+    plain = failures_of(ious_of("grad_cam", ("as it is",), 1))
+    every = {
+        f"{' + '.join(names)}, k={k}": ious_of(f"{'+'.join(names)} k={k}", names, k)
+        for names, k in candidates()
+    }
+    print(f"{len(every)} ensembles, error clean, at 2 and at 8/255, both halves (n={len(half)})")
+    print_means("grad_cam", plain)
+    chosen = {c: torch.zeros(len(half)) for c in CHOSEN_ON}
     for side in (0, 1):
-        other = known.half != side
-        best, least = -1, float("inf")
-        for i, ious in enumerate(found):
-            threshold = (ious["clean"][other] <= 0.5).float().mean(dim=0).argmin()
-            errors = [(ious[c][other][:, threshold] <= 0.5).float().mean() for c in CHOSEN_ON]
-            if sum(errors) < least:
-                best, least = i, float(sum(errors))
-        threshold = (found[best]["clean"][other] <= 0.5).float().mean(dim=0).argmin()
-        for c in CHOSEN_ON:
-            chosen[c][~other] = (found[best][c][~other][:, threshold] <= 0.5).float()
-        print(f"half {1 - side} chooses {' + '.join(listed[best][0])}, k={listed[best][1]}")
-    for (names, k), ious in zip(listed, found, strict=True):
-        errors = [two_fold(ious["clean"], ious[c], known.half).mean() for c in CHOSEN_ON]
-        print(f"{' + '.join(names) + f', k={k}':52s}", *(f"{e:.4f}" for e in errors))
+        other = half != side
+
+        def errors(ious: dict[str, Tensor], rows: Tensor, tuned: Tensor = other) -> list[Tensor]:
+            threshold = harness.best_column(ious["clean"][tuned])
+            return [(ious[c][rows][:, threshold] <= 0.5).float() for c in CHOSEN_ON]
+
+        totals = {name: sum(e.mean() for e in errors(i, other)) for name, i in every.items()}
+        best = min(totals, key=lambda name: float(totals[name]))
+        for c, failed in zip(CHOSEN_ON, errors(every[best], ~other), strict=True):
+            chosen[c][~other] = failed
+        print(f"half {1 - side} chooses {best}")
+    for name, ious in every.items():
+        print_means(name, failures_of(ious))
     print("chosen on one half, reported on the other:")
     for c in CHOSEN_ON:
-        line = f"  {c:12s} {interval(chosen[c])}"
+        line = f"  {c:12s} {mean(chosen[c])}"
         if c != "clean":
-            line += f"  gap closed {gap(chosen[c], plain[c], plain['clean'])}"
+            closed = gap_closed(chosen[c], plain[c], plain["clean"])
+            line += f"  gap closed {harness.interval(closed, '.2f')}"
         print(line)
 
 
-def _check_is_defended(out: Path, held: dict[str, dict[str, Tensor]], weight: Tensor) -> None:
-    """The held features give what Defended gives, up to bfloat16."""
-    model = frozen()
-    x = load_file(file_of(out, "images", "clean"))["x"][:4].float() / 255
+def check_is_defended(
+    out: Path, model: Classifier, held: dict[str, dict[str, Tensor]], weight: Tensor
+) -> None:
+    """Print whether the held features give what Defended gives, up to bfloat16."""
+    x = shown_in(out, "clean")[:4] / 255
     names = ("jpeg 40", "mirrored", "blur 2")
     few = {n: {k: v[:4] for k, v in held[n].items()} for n in names}
     ours = ensemble_maps(names, 5, few, weight)
@@ -367,151 +291,101 @@ def _check_is_defended(out: Path, held: dict[str, dict[str, Tensor]], weight: Te
     print(f"largest difference to Defended on four images: {(ours - theirs[:, 0]).abs().max():.3f}")
 
 
-def enlarged(maps: Tensor) -> Tensor:
-    """At the size of the images."""
-    return torch.nn.functional.interpolate(maps[:, None], (SIZE, SIZE), mode="bilinear")[:, 0]
-
-
-def interval(failures: Tensor) -> str:
-    """A mean with its 95 % interval."""
-    found = bootstrap_interval(failures)
-    return f"{failures.mean():.4f} [{found.low:.3f}, {found.high:.3f}]"
-
-
-def gap(ours: Tensor, attacked: Tensor, clean: Tensor) -> str:
-    """The gap closed with its 95 % interval."""
-    found = gap_closed(ours, attacked, clean)
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
-def run_methods(
-    data: Path,
-    out: Path,
-    names: list[str] | None,
-    conditions: list[str] | None,
-    limit: int | None,
-) -> None:
-    """Boxes of every method on every condition."""
-    model = frozen()
-    _, _, known = load_data(data)
-    methods = methods_of(model)
-    for condition, name in itertools.product(conditions or CONDITIONS, names or methods):
-        file = file_of(out, "images", condition)
-        if not file.exists():
-            print(f"no images of {condition!r}", file=sys.stderr)
-            continue
-        x = load_file(file)["x"]
-        count = min(limit or len(x), round(methods[name].share * len(x)))
-        first_of(
-            file_of(out, "methods", f"{name}, {condition}"),
-            count,
-            lambda x=x[:count], name=name: measured(methods[name], model, x, known.boxes),
-            of="ious",
-        )
-
-
 def measured(
     method: Method, model: Classifier, x: Tensor, boxes: list[Tensor]
 ) -> dict[str, Tensor]:
-    """Overlaps N×A, with the time and the classifier passes an image."""
-    maps, began = [], time.perf_counter()
-    with count_passes(model) as passes:
-        for batch in batches(x):
-            half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=method.bfloat16)
-            with half, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                maps.append(method.maps(batch).detach())
+    """Return overlaps N×A, with the time and the classifier passes an image."""
+    began = time.perf_counter()
+    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=method.bfloat16)
+    with count_passes(model) as passes, half, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        maps = harness.in_batches(lambda batch: method.maps(batch).detach(), x)
     seconds = time.perf_counter() - began
     spent = torch.tensor([seconds, passes.forward, passes.backward], dtype=torch.float64) / len(x)
-    return {"ious": ious_of(torch.cat(maps), boxes[: len(x)]), "spent": spent}
+    return {"ious": harness.overlaps(maps.float(), boxes[: len(x)]), "spent": spent}
 
 
-def run_adaptive(data: Path, out: Path, names: list[str] | None, limit: int) -> None:
-    """The defended methods on images whose label was flipped through their own transforms."""
-    model = frozen()
-    images, labels, known = load_data(data)
-    x, y, boxes = images[:limit], labels[:limit], known.boxes[:limit]
-    methods = methods_of(model)
-    for strength, name in itertools.product(ADAPTIVE_STRENGTHS, names or methods):
-        method = methods[name]
-        if method.defended is None:
+class Bench:
+    """Methods on attacked images; what is in OUT is not computed again."""
+
+    def __init__(self, data: Path, out: Path, limit: int | None) -> None:
+        self.out, self.model, shown = out, harness.classifier(), harness.photographs(data, limit)
+        self.x, self.y, self.boxes = harness.to_bytes(shown.images), shown.labels, shown.boxes
+        self.methods = methods_of(self.model)
+
+    def made(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return attacked images of all that are asked for."""
+        return kept(file_of(self.out, "images", name), make, len(self.x))
+
+    def measure(self, name: str, condition: str, x: Tensor) -> None:
+        """Keep the overlaps of a method on images."""
+        kept(
+            file_of(self.out, "methods", f"{name}, {condition}"),
+            lambda: measured(self.methods[name], self.model, x, self.boxes),
+            len(x),
+            of="ious",
+        )
+
+
+def methods(
+    data: Path,
+    out: Path,
+    *,
+    methods: Names = NAMES,
+    conditions: Annotated[tuple[str, ...], "the same", harness.listed(CONDITIONS)] = CONDITIONS,
+    limit: Limit | None = None,
+) -> None:
+    """Keep the boxes of every method on every condition."""
+    bench = Bench(data, out, None)
+    for condition, name in itertools.product(conditions, methods):
+        if not file_of(out, "images", condition).exists():
+            print(f"no images of {condition!r}", file=sys.stderr)
             continue
-        attack = adaptive_attack(
-            bare_pgd(model, strength), method.defended.transforms, transforms_per_eval=1
-        )
-        shown = first_of(
-            file_of(out, "images", f"adaptive pgd {strength}"),
-            limit,
-            lambda attack=attack: flipped(attack, x, y, bfloat16=True),
-        )
+        x = shown_in(out, condition)
+        count = min(limit or len(x), round(bench.methods[name].share * len(x)))
+        bench.measure(name, condition, x[:count])
+
+
+def adaptive(data: Path, out: Path, *, methods: Names = NAMES, limit: Limit = 100) -> None:
+    """Keep those of the defended methods where the label was flipped through their transforms."""
+    bench = Bench(data, out, limit)
+    for strength, name in itertools.product(ADAPTIVE_STRENGTHS, methods):
+        defended = bench.methods[name].defended
+        if defended is None:
+            continue
+        pgd = bare_pgd(bench.model, strength)
+        attack = adaptive_attack(pgd, defended.transforms, transforms_per_eval=1)
+        flip = partial(flipped, attack, bench.x, bench.y, bfloat16=True)
+        shown = bench.made(f"adaptive pgd {strength}", flip)
         print(
             f"adaptive pgd {strength}/255, n={limit}: behind the transforms "
-            f"{interval(shown['right'].float())} right"
+            f"{mean(shown['right'])} right"
         )
-        first_of(
-            file_of(out, "methods", f"{name}, adaptive pgd {strength}/255"),
-            limit,
-            lambda shown=shown["x"], method=method: measured(method, model, shown, boxes),
-            of="ious",
-        )
+        bench.measure(name, f"adaptive pgd {strength}/255", shown["x"])
 
 
-def bare_pgd(model: Classifier, strength: int) -> PGD:
-    """Of ten steps, none of which is left out."""
-    return PGD(model, strength / 255, steps=10, early_stop=False)
-
-
-def flipped(attack: PGD, x: Tensor, labels: Tensor, *, bfloat16: bool = False) -> dict[str, Tensor]:
-    """8-bit images away from their labels, and which the attacked model still gets right.
-
-    Whatever the precision of the attack, it is judged in float32.
-    """
-    images, right = [], []
-    for batch, label in zip(batches(x), labels.split(BATCH), strict=True):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-            images.append(to_levels(attack.perturb(batch, label)))
-        with torch.no_grad():
-            scores = attack.forward_func(images[-1].float() / 255)
-        right.append(scores.argmax(dim=1) == label)
-    return {"x": torch.cat(images), "right": torch.cat(right)}
-
-
-def run_moved(data: Path, out: Path, names: list[str] | None, limit: int) -> None:
-    """Methods on images whose map was moved through the method itself while the class stayed."""
-    model = frozen()
-    images, _, known = load_data(data)
-    x, boxes = images[:limit], known.boxes[:limit]
-    methods = methods_of(model)
-    inside = torch.stack([boxes_to_mask(b, (SIZE, SIZE)) for b in boxes]).float()
-    for strength, name in itertools.product(ADAPTIVE_STRENGTHS, names or methods):
-        method = methods[name]
+def moved(data: Path, out: Path, *, methods: Names = NAMES, limit: Limit = 32) -> None:
+    """Keep those where the map was moved through the method itself while the class stayed."""
+    bench = Bench(data, out, limit)
+    inside = torch.stack([boxes_to_mask(b, SIZE) for b in bench.boxes]).float()
+    for strength, name in itertools.product(ADAPTIVE_STRENGTHS, methods):
+        method = bench.methods[name]
         if method.movable is None:
             continue
-        shown = first_of(
-            file_of(out, "images", f"{name} moved {strength}"),
-            limit,
-            lambda method=method, e=strength / 255: moved_maps(method, model, x, inside, e),
-        )["x"]
-        first_of(
-            file_of(out, "methods", f"{name}, explanation attack {strength}/255"),
-            limit,
-            lambda shown=shown, method=method: measured(method, model, shown, boxes),
-            of="ious",
-        )
+        move = partial(moved_images, method, bench.model, bench.x, inside, strength / 255)
+        shown = bench.made(f"{name} moved {strength}", move)["x"]
+        bench.measure(name, f"explanation attack {strength}/255", shown)
 
 
-def moved_maps(
+def moved_images(
     method: Method, model: Classifier, x: Tensor, inside: Tensor, epsilon: float
 ) -> dict[str, Tensor]:
-    """Images whose map left the annotated boxes while the class stayed."""
-    assert method.movable is not None
+    """Return images whose map left the annotated boxes while the class stayed."""
     scores: Any = model
     if method.defended is not None:
         scores = DefendedModel(model, method.defended.transforms)
-    found = []
-    # Second derivatives of all transformed images at once would not fit into memory.
-    few = max(1, BATCH // 8)
-    for batch, region in zip((x.float() / 255).split(few), inside.split(few), strict=True):
+
+    def move(batch: Tensor, region: Tensor) -> Tensor:
         attack = ExplanationAttack(
             method.movable,
             epsilon,
@@ -522,56 +396,47 @@ def moved_maps(
             beta=None,
             random_start=False,
         )
-        found.append(to_levels(attack.perturb(batch)))
-    return {"x": torch.cat(found)}
+        return harness.to_bytes(attack.perturb(batch))
+
+    # Second derivatives of all transformed images at once would not fit into memory.
+    return {"x": harness.in_batches(move, x, inside, size=max(1, harness.BATCH // 8))}
 
 
-def print_table(data: Path, out: Path) -> None:
-    """Errors of all methods that have run, and the gap closed."""
-    _, _, known = load_data(data)
-    files = sorted((out / "methods").glob("*.safetensors"))
-    if not files:
+def table(data: Path, out: Path) -> None:
+    """Print the errors of all methods that have run, and the gap closed."""
+    shown = harness.photographs(data)
+    conditions = (
+        *CONDITIONS,
+        *(f"adaptive pgd {s}/255" for s in ADAPTIVE_STRENGTHS),
+        *(f"explanation attack {s}/255" for s in ADAPTIVE_STRENGTHS),
+    )
+    files = {
+        (name, condition): file_of(out, "methods", f"{name}, {condition}")
+        for name, condition in itertools.product(NAMES, conditions)
+    }
+    rows = {key: load_file(file) for key, file in files.items() if file.exists()}
+    if not rows:
         raise SystemExit("nothing has run yet")
-    rows = {}
-    for name in (
-        "grad_cam",
-        "robust_cam",
-        "defended grad_cam",
-        "defended robust_cam",
-        "perceptual_ball_cam",
-        "top_classes ig",
-    ):
-        for condition in (
-            *CONDITIONS,
-            *(f"adaptive pgd {s}/255" for s in ADAPTIVE_STRENGTHS),
-            *(f"explanation attack {s}/255" for s in ADAPTIVE_STRENGTHS),
-        ):
-            file = file_of(out, "methods", f"{name}, {condition}")
-            if file.exists():
-                rows[name, condition] = load_file(file)
     baseline = {c: rows["grad_cam", c]["ious"] for c in CONDITIONS if ("grad_cam", c) in rows}
     print(
         "error, 95 % interval; gap closed to Grad-CAM on the same images; of clean images the "
         "difference to it"
     )
     for (name, condition), row in rows.items():
-        ious = row["ious"]
-        n = len(ious)
-        failures = two_fold(rows[name, "clean"]["ious"], ious, known.half)
-        plain = two_fold(baseline["clean"], baseline["clean"][:n], known.half)
-        line = f"{name:20s} {condition:24s} n={n:<4d} {interval(failures)}"
+        n = len(row["ious"])
+        failed = harness.failures(row["ious"], shown.half, rows[name, "clean"]["ious"])
+        plain = harness.failures(baseline["clean"][:n], shown.half, baseline["clean"])
+        line = f"{name:20s} {condition:24s} n={n:<4d} {mean(failed)}"
         # Of a method without a defence, the attack on the bare model is that which knows.
         against = condition.replace("adaptive ", "")
         if condition == "clean" and name != "grad_cam":
-            found = bootstrap_difference(failures, plain)
-            line += f"  {found.mean:+.4f} [{found.low:+.3f}, {found.high:+.3f}]"
+            line += f"  {harness.difference(failed, plain)}"
         elif name != "grad_cam" and against != "clean" and against in baseline:
-            attacked = two_fold(baseline["clean"], baseline[against][:n], known.half)
-            line += f"  {gap(failures, attacked, plain)}"
+            fooled = harness.failures(baseline[against][:n], shown.half, baseline["clean"])
+            line += f"  {harness.interval(gap_closed(failed, fooled, plain), '.2f')}"
         print(line)
-    for name, box in (("centre box", center_box), ("whole image", whole_image_box)):
-        failures = best_iou(box((SIZE, SIZE)).expand(len(known.boxes), 1, 4), known.boxes) <= 0.5
-        print(f"{name:20s} {'any':24s} n={len(failures):<4d} {interval(failures[:, 0].float())}")
+    for name, failed in harness.fixed_boxes(SIZE, shown.boxes).items():
+        print(f"{name:20s} {'any':24s} n={len(failed):<4d} {mean(failed)}")
     print("passes forward and backward an image, clean:")
     for (name, condition), row in rows.items():
         if condition == "clean":
@@ -579,12 +444,14 @@ def print_table(data: Path, out: Path) -> None:
             print(f"  {name:20s} {forward:6.1f} {backward:6.1f}")
 
 
-def print_cost(out: Path, rounds: int) -> None:
-    """Transforms through the classifier as one batch, against a loop over transforms."""
-    model = frozen()
-    x = load_file(file_of(out, "images", "clean"))["x"][:BATCH].float() / 255
+def cost(out: Path, *, rounds: int = 5) -> None:
+    """Print transforms through the classifier as one batch, against a loop over transforms."""
+    model = harness.classifier()
+    x = shown_in(out, "clean")[: harness.BATCH] / 255
     transforms = default_transforms()
     robust, grad_cam = RobustCAM(model, model.cam_layer), LayerGradCam(model, model.cam_layer)
+    behind = Defended(grad_cam, transforms)
+    in_turns = Defended(grad_cam, transforms, transforms_per_eval=1)
 
     def loop(batch: Tensor) -> Tensor:
         """What a user would write: find the class, then explain it, transform by transform."""
@@ -593,85 +460,30 @@ def print_cost(out: Path, rounds: int) -> None:
             target = torch.stack([model(s) for s in shown]).mean(dim=0).argmax(dim=1)
         return torch.stack([grad_cam.attribute(s, target) for s in shown]).mean(dim=0)
 
-    def one_by_one(explain: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
-        return lambda: [explain(x[i : i + 1]) for i in range(len(x))]
-
-    def only_transforms() -> None:
-        for t in transforms:
-            t(x)
-
-    def forward() -> None:
-        with torch.no_grad():
-            model(x)
-
     timed: dict[str, Callable[[], Any]] = {
-        "classifier forward": forward,
-        "transforms alone": only_transforms,
+        "classifier forward": torch.no_grad()(lambda: model(x)),
+        "transforms alone": lambda: [t(x) for t in transforms],
         "grad_cam": lambda: grad_cam.attribute(x, model(x).argmax(dim=1)),
         "robust_cam": lambda: robust.attribute(x),
         "defended robust_cam": lambda: Defended(robust, transforms).attribute(x),
-        "defended grad_cam": lambda: Defended(grad_cam, transforms).attribute(x),
-        "  one transform at a time": lambda: Defended(
-            grad_cam, transforms, transforms_per_eval=1
-        ).attribute(x),
+        "defended grad_cam": lambda: behind.attribute(x),
+        "  one transform at a time": lambda: in_turns.attribute(x),
         "  loop by hand": lambda: loop(x),
-        "defended grad_cam, image by image": one_by_one(Defended(grad_cam, transforms).attribute),
-        "  loop by hand, image by image": one_by_one(loop),
+        "defended grad_cam, image by image": lambda: harness.in_batches(
+            behind.attribute, x, size=1
+        ),
+        "  loop by hand, image by image": lambda: harness.in_batches(loop, x, size=1),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(rounds):
-        for name, run in timed.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    passes = {}
+    laps = harness.race(timed, rounds)
+    print(f"{len(transforms)} transforms, batch of {len(x)}, median of {rounds} rounds")
+    print("ms an image; times the classifier's forward pass; forward passes an image")
     for name, run in timed.items():
         with count_passes(model) as counted:
             run()
-        passes[name] = counted.forward / len(x)
-    print(f"{len(transforms)} transforms, batch of {len(x)}, median of {rounds} rounds")
-    print("ms an image; times the classifier's forward pass; forward passes an image")
-    unit = sorted(seconds["classifier forward"])[rounds // 2]
-    for name, values in seconds.items():
-        median = sorted(values)[rounds // 2]
-        print(f"{name:36s} {1000 * median / len(x):8.1f} {median / unit:7.2f} {passes[name]:6.1f}")
-
-
-def main() -> None:
-    """One stage."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    stages = ["images", "features", "choose", "methods", "adaptive", "moved", "table", "cost"]
-    parser.add_argument("stage", choices=stages)
-    parser.add_argument("paths", nargs="+", type=Path, help="DATA OUT, or OUT")
-    parser.add_argument("--universal", type=Path, help="file of a universal perturbation")
-    parser.add_argument("--methods", help="names, separated by commas")
-    parser.add_argument("--conditions", help=f"of {', '.join(CONDITIONS)}, separated by commas")
-    parser.add_argument("--limit", type=int, help="only the first so many images")
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    needs = 1 if arguments.stage in ("features", "cost") else 2
-    if len(arguments.paths) != needs:
-        parser.error(f"{arguments.stage}: expected {'OUT' if needs == 1 else 'DATA OUT'}")
-    data, out = arguments.paths[0], arguments.paths[-1]
-    names = arguments.methods.split(",") if arguments.methods else None
-    conditions = arguments.conditions.split(",") if arguments.conditions else None
-    if arguments.stage == "images":
-        attack_images(data, out, arguments.universal)
-    elif arguments.stage == "features":
-        keep_features(out)
-    elif arguments.stage == "choose":
-        choose(data, out)
-    elif arguments.stage == "methods":
-        run_methods(data, out, names, conditions, arguments.limit)
-    elif arguments.stage == "adaptive":
-        run_adaptive(data, out, names, arguments.limit or 100)
-    elif arguments.stage == "moved":
-        run_moved(data, out, names, arguments.limit or 32)
-    elif arguments.stage == "table":
-        print_table(data, out)
-    else:
-        print_cost(out, arguments.rounds)
+        median, passes = laps[name].median, counted.forward / len(x)
+        times = median / laps["classifier forward"].median
+        print(f"{name:36s} {1000 * median / len(x):8.1f} {times:7.2f} {passes:6.1f}")
 
 
 if __name__ == "__main__":
-    main()
+    harness.study(__doc__, images, features, choose, methods, adaptive, moved, table, cost)

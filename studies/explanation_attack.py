@@ -22,26 +22,22 @@ of 8 px), its error the share of boxes with an overlap of at most .5 with every 
 and 95 % bootstrap intervals.
 """
 
-import argparse
-import datetime
 import math
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-import captum
+import harness
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam
-from robust_cam import version
 from torch import Tensor
 
 from captum_robust import PerceptualBallPerturbation, RobustCAM
 from captum_robust.attacks import ExplanationAttack
 from captum_robust.attr import BallSettings
-from captum_robust.data import load_dataset, resize
 from captum_robust.draw import (
     PREDICTED_COLOR,
     RGB,
@@ -52,7 +48,6 @@ from captum_robust.draw import (
 )
 from captum_robust.metrics.functional import (
     best_iou,
-    bootstrap_interval,
     box_iou,
     boxes_to_mask,
     largest_component,
@@ -82,35 +77,6 @@ class Method:
     batch: int = 8
 
 
-@dataclass
-class Measured:
-    """Columns of one row of the table, one tensor of values a batch."""
-
-    columns: dict[str, list[Tensor]] = field(default_factory=dict)
-
-    def add(self, **values: Tensor) -> None:
-        """Append the values of a batch."""
-        for name, value in values.items():
-            self.columns.setdefault(name, []).append(value.double())
-
-    def line(self) -> str:
-        """Return means and intervals."""
-        shown = []
-        for values in self.columns.values():
-            interval = bootstrap_interval(torch.cat(values))
-            text = f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-            shown.append(f"{text:>24}")
-        return "".join(shown)
-
-
-def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the positive part of maps N×1×h×w as N×H×W."""
-    positive = maps.clamp(min=0)
-    return torch.nn.functional.interpolate(positive, size, mode="bilinear", align_corners=False)[
-        :, 0
-    ]
-
-
 def methods_of(model: Classifier, epsilon: float, steps: int, n: int) -> dict[str, Method]:
     """Return what is attacked, by name."""
     size = model.input_size
@@ -128,12 +94,12 @@ def methods_of(model: Classifier, epsilon: float, steps: int, n: int) -> dict[st
 
     return {
         "grad_cam": Method(
-            lambda x, y: enlarged(cam.attribute(x, y).detach(), size),
+            lambda x, y: harness.grad_cams(model, x, y),
             ExplanationAttack(cam, epsilon, steps, k=SHARE, beta=None),
             n,
         ),
         "robust_cam": Method(
-            lambda x, y: enlarged(robust.attribute(x, y, k=5), size),
+            lambda x, y: harness.enlarged(robust.attribute(x, y, k=5).clamp(min=0), size),
             ExplanationAttack(robust, epsilon, steps, k=SHARE, beta=None),
             n,
         ),
@@ -213,96 +179,81 @@ def measured_maps(method: Method, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     return maps, box_of(maps if method.box_maps is None else method.box_maps(x, y))
 
 
-def images_of(model: Classifier, data: str, n: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return the first n images that are classified correctly, their labels and boxes."""
-    images, labels, boxes = [], [], []
-    dataset = load_dataset("imagenet", data)
-    for i in range(len(dataset)):
-        sample = resize(dataset[i], model.input_size)
-        with torch.no_grad():
-            is_right = int(model(sample.image[None]).argmax()) == sample.label
-        if is_right:
-            images.append(sample.image)
-            labels.append(sample.label)
-            boxes.append(sample.boxes)
-        if len(images) == n:
-            break
-    return torch.stack(images), torch.tensor(labels), boxes
+def classified_right(model: Classifier, data: Path, n: int) -> harness.Photographs:
+    """Return the first n images that are classified correctly."""
+    every = harness.photographs(data, None, model.input_size)
+    right = (harness.predicted(model, every.images) == every.labels).nonzero()[:n, 0].tolist()
+    boxes, ids = ([column[i] for i in right] for column in (every.boxes, every.ids))
+    return harness.Photographs(every.images[right], every.labels[right], boxes, ids)
 
 
-def main() -> int:
+def measure(
+    model: Classifier, method: Method, shown: harness.Photographs, noisy: Tensor, region: bool
+) -> tuple[dict[str, list[dict[str, Tensor]]], float, Tensor]:
+    """Return the rows of one method, processor seconds, and the first batch as attacked."""
+    rows: dict[str, list[dict[str, Tensor]]] = {"clean": [], "noise": [], "attacked": []}
+    seconds, first = 0.0, torch.empty(0)
+    for at in torch.arange(method.images).split(method.batch):
+        x, y, boxes = shown.images[at], shown.labels[at], [shown.boxes[int(i)] for i in at]
+        clean = measured_maps(method, x, y)
+        inside = torch.stack([boxes_to_mask(b, model.input_size) for b in boxes]).float()
+        start = time.process_time()
+        attacked, details = method.attack.perturb(
+            x, y, region=inside if region else None, return_details=True
+        )
+        seconds += time.process_time() - start
+        still = harness.predicted(model, noisy[at]) == y
+        for row, moved, kept in (
+            ("clean", x, torch.ones_like(still)),
+            ("noise", noisy[at], still),
+            ("attacked", attacked, details.label_kept),
+        ):
+            rows[row].append(compared(method, clean, moved, y, kept, boxes))
+        first = first if len(first) else attacked
+        print(f"  {int(at[-1]) + 1} of {method.images}", file=sys.stderr, flush=True)
+    return rows, seconds, first
+
+
+def explanation_attack(
+    *,
+    data: Annotated[Path, "an ImageNet validation folder"],
+    images: int = 32,
+    steps: int = 20,
+    epsilon: Annotated[float, "in 255ths"] = 2,
+    region: Annotated[bool, "move out of the annotated boxes"] = False,
+    methods: Annotated[tuple[str, ...], "some of them only"] = (),
+    picture: Annotated[str | None, "where to save the maps of one image"] = None,
+) -> int:
     """Print the table; return 1 if a label was lost."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="an ImageNet validation folder")
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--epsilon", type=float, default=2, help="in 255ths")
-    parser.add_argument("--region", action="store_true", help="move out of the annotated boxes")
-    parser.add_argument("--methods", nargs="*", help="some of them only")
-    parser.add_argument("--picture", help="where to save the maps of one image")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
     model = load_classifier("efficientnet_lite0")
-    images, labels, truth = images_of(model, options.data, options.images)
-    epsilon = options.epsilon / 255
-    methods = methods_of(model, epsilon, options.steps, len(images))
-    methods = {m: methods[m] for m in options.methods or methods}
+    shown = classified_right(model, data, images)
+    every = methods_of(model, epsilon / 255, steps, len(shown))
     print(
-        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, one thread used; "
-        f"Python {platform.python_version()}, torch {torch.__version__}, Captum "
-        f"{captum.__version__}, captum_robust {version('captum-robust')}"
-    )
-    print(
-        f"EfficientNet-Lite0, {tuple(model.input_size)} pixels, epsilon {options.epsilon:g}/255, "
-        f"{options.steps} steps, out of the {'boxes' if options.region else 'top positions'}"
+        f"EfficientNet-Lite0, {tuple(model.input_size)} pixels, epsilon {epsilon:g}/255, "
+        f"{steps} steps, out of the {'boxes' if region else 'top positions'}"
     )
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, images[:1].shape, generator=generator) * 2 - 1
-    noisy = (images + epsilon * signs).clamp(0, 1)
-    shown: dict[str, list[RGB]] = {}
-    is_header = True
-    for name, method in methods.items():
-        n = method.images
-        table = {"clean": Measured(), "noise": Measured(), "attacked": Measured()}
-        seconds = 0.0
-        for at in torch.arange(n).split(method.batch):
-            x, y, boxes = images[at], labels[at], [truth[int(i)] for i in at]
-            clean = measured_maps(method, x, y)
-            start = time.process_time()
-            region = None
-            if options.region:
-                masks = [boxes_to_mask(b, model.input_size) for b in boxes]
-                region = torch.stack(masks).float()
-            attacked, details = method.attack.perturb(x, y, region=region, return_details=True)
-            seconds += time.process_time() - start
-            with torch.no_grad():
-                still = model(noisy[at]).argmax(dim=1) == y
-            certain = torch.ones_like(still)
-            for row, moved, kept in (
-                ("clean", x, certain),
-                ("noise", noisy[at], still),
-                ("attacked", attacked, details.label_kept),
-            ):
-                table[row].add(**compared(method, clean, moved, y, kept, boxes))
-            if int(at[0]) == 0:
-                shown[name] = pictures(method, x, attacked, y)
-            print(f"  {name}: {int(at[-1]) + 1} of {n}", file=sys.stderr, flush=True)
-        if is_header:
-            columns = "".join(f"{c:>24}" for c in table["clean"].columns)
-            print(f"{'':32}{columns}")
-            is_header = False
-        for row, measured in table.items():
-            print(f"{name:22}{row:10}{measured.line()}")
-        print(f"  n={n}, {seconds / n:.1f} CPU seconds an image", flush=True)
-        if not all(bool(c.all()) for c in table["attacked"].columns["label_kept"]):
+    signs = torch.randint(0, 2, shown.images[:1].shape, generator=generator) * 2 - 1
+    noisy = (shown.images + epsilon / 255 * signs).clamp(0, 1)
+    panels: dict[str, list[RGB]] = {}
+    for name in methods or every:
+        method = every[name]
+        rows, seconds, attacked = measure(model, method, shown, noisy, region)
+        if not panels:
+            print(f"{'':32}" + "".join(f"{column:>24}" for column in rows["clean"][0]))
+        for row, batches in rows.items():
+            values = harness.gathered(batches).values()
+            print(f"{name:22}{row:10}" + "".join(f"{harness.mean(v):>24}" for v in values))
+        print(
+            f"  n={method.images}, {seconds / method.images:.1f} CPU seconds an image", flush=True
+        )
+        if not all(bool(batch["label_kept"].all()) for batch in rows["attacked"]):
             return 1
-        if options.picture:
-            columns = list(shown.values())
-            captions = [f"{name}, {row}" for row in ("clean", "attacked") for name in shown]
-            save_png(
-                options.picture,
-                panel([c[row] for row in (0, 1) for c in columns], captions, len(columns)),
-            )
+        panels[name] = pictures(method, shown.images, attacked, shown.labels)
+        if picture:
+            captions = [f"{name}, {row}" for row in ("clean", "attacked") for name in panels]
+            cells = [column[row] for row in (0, 1) for column in panels.values()]
+            save_png(picture, panel(cells, captions, len(panels)))
     return 0
 
 
@@ -316,4 +267,4 @@ def pictures(method: Method, x: Tensor, attacked: Tensor, y: Tensor) -> list[RGB
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.study(__doc__, explanation_attack, threads=1)

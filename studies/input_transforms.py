@@ -11,16 +11,16 @@ gradient (BPDA). Accuracy on the validation images of these classes, 95 % bootst
 that was stopped goes on. Nothing is chosen here.
 """
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import harness
 import torch
-from adversarial_training import training_part, validation_samples
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from captum_robust.attacks import FGSM, PGD
+from captum_robust.data import resize
 from captum_robust.defenses import (
     JPEG,
     BitDepth,
@@ -33,26 +33,14 @@ from captum_robust.defenses import (
     adversarial_training,
     crop_ensemble,
 )
-from captum_robust.metrics.functional import bootstrap_interval
 from captum_robust.models import Classifier, load_classifier
 from captum_robust.training import Augmented, LabelledImages, TrainingSettings, held_out_split
 
+SIZE = (64, 64)
+BATCH = 50
 STRENGTHS = (2, 4, 8)
 BANK = 50_000
 CROPS = 10
-
-
-class Transformed(Dataset[Any]):
-    """Images that were transformed before."""
-
-    def __init__(self, images: Tensor, labels: list[int]) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index].float() / 255, self.labels[index]
 
 
 class Cropped(Dataset[Any]):
@@ -89,40 +77,31 @@ def train(
     return model.eval().requires_grad_(False)
 
 
-def accuracy(model: Any, x: Tensor, labels: Tensor) -> str:
-    """Return the share that is classified right, with its interval."""
-    with torch.no_grad():
-        right = torch.cat([model(b).argmax(dim=1) for b in x.split(50)]) == labels
-    found = bootstrap_interval(right.float())
-    return f"{found.mean:.3f} [{found.low:.2f},{found.high:.2f}]"
+def pgd(model: Classifier, strength: int) -> PGD:
+    """Return an attack of ten steps, none of which is left out."""
+    return PGD(model, strength / 255, steps=10, early_stop=False)
 
 
-def attacked(attack: PGD, x: Tensor, labels: Tensor) -> Tensor:
-    """Return 8-bit images."""
-    pairs = zip(x.split(50), labels.split(50), strict=True)
-    return torch.cat([attack.perturb(b, y) for b, y in pairs]).mul(255).round() / 255
-
-
-def main() -> None:
+def input_transforms(
+    *,
+    data: Annotated[Path, "Tiny ImageNet, folder or archive"],
+    out: Annotated[Path, "folder of the runs"],
+    classes: int = 20,
+    epochs: Annotated[int, "on images as they are"] = 12,
+    further: Annotated[int, "epochs on transformed ones, after that"] = 4,
+) -> None:
     """Train, attack, print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--classes", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=12, help="on images as they are")
-    parser.add_argument("--further", type=int, default=4, help="and then on transformed ones")
-    options = parser.parse_args()
     images = LabelledImages(
-        training_part(options.data, options.classes), (64, 64), classes=range(options.classes)
+        harness.tiny_imagenet(data, "train", classes), SIZE, classes=range(classes)
     )
     chosen, rest = held_out_split(images.labels, 0.1, 0)
     clean = Subset(images, chosen)
-    x = torch.stack([image for image, _ in clean])
-    labels = [int(label) for _, label in clean]
+    x, labels = torch.stack([i for i, _ in clean]), [int(label) for _, label in clean]
     bank = torch.stack([images[i][0] for i in rest])
-    samples = validation_samples(options.data, options.classes)
-    shown = torch.stack([s.image for s in samples]).mul(255).round() / 255
-    truth = torch.tensor([s.label for s in samples])
+    held_out = harness.Photographs.of(
+        [resize(s, SIZE) for s in harness.tiny_imagenet(data, "val", classes)]
+    )
+    truth = held_out.labels
     defences: dict[str, tuple[Transform, ...]] = {
         "bit depth 3": (BitDepth(3),),
         "jpeg 75": (JPEG(75),),
@@ -130,36 +109,42 @@ def main() -> None:
         "quilting": (Quilting.fit(bank, patches=BANK),),
         f"{CROPS} crops": crop_ensemble(CROPS),
     }
-    base = train(options.out / "as it is", clean, images.class_names, options.epochs)
+    base = train(out / "as it is", clean, images.class_names, epochs)
     attacks = {"fgsm 4/255": FGSM(base, 4 / 255)} | {
-        f"pgd {s}/255": PGD(base, s / 255, steps=10, early_stop=False) for s in STRENGTHS
+        f"pgd {s}/255": pgd(base, s) for s in STRENGTHS
     }
-    seen = {"clean": shown} | {n: attacked(a, shown, truth) for n, a in attacks.items()}
-    knowing = [PGD(base, s / 255, steps=10, early_stop=False) for s in STRENGTHS]
+    photos = harness.rounded(held_out.images)
+    seen = {"clean": harness.to_bytes(photos)} | {
+        name: harness.attacked(attack, photos, truth, BATCH) for name, attack in attacks.items()
+    }
+
+    def accuracy(model: Any, images: Tensor) -> str:
+        return f"{harness.mean(harness.predicted(model, images, BATCH) == truth):20s}"
+
     columns = [*seen, *(f"knows, {s}/255" for s in STRENGTHS)]
     print(
-        f"n={len(truth)}, {len(labels)} images to train on, {options.epochs} epochs, "
-        f"{options.further} more on transformed images"
+        f"n={len(truth)}, {len(labels)} images to train on, {epochs} epochs, "
+        f"{further} more on transformed images"
     )
-    print(f"{'':34s}", *(f"{c:18s}" for c in columns))
-    print(f"{'no transform':34s}", *(f"{accuracy(base, v, truth):18s}" for v in seen.values()))
+    print(f"{'':40s}", *(f"{c:20s}" for c in columns))
+    print(f"{'no transform':40s}", *(accuracy(base, v) for v in seen.values()))
     for name, transforms in defences.items():
         if len(transforms) > 1:
             transformed: Dataset[Any] = Cropped(clean)
         else:
-            made = [transforms[0](b).mul(255).round().to(torch.uint8) for b in x.split(50)]
-            transformed = Transformed(torch.cat(made), labels)
-        own = train(options.out / name, transformed, images.class_names, options.further, base)
+            made = [
+                harness.to_bytes(transforms[0](batch)) for (batch,) in harness.parts(x, size=BATCH)
+            ]
+            transformed = TensorDataset(torch.cat(made) / 255, torch.tensor(labels))
+        own = train(out / name, transformed, images.class_names, further, base)
         for regime, model in (("tested on", base), ("trained and tested on", own)):
             behind = DefendedModel(model, transforms)
-            cells = [accuracy(behind, v, truth) for v in seen.values()]
-            for attack in knowing:
-                through = adaptive_attack(
-                    PGD(model, attack.epsilon, steps=10, early_stop=False), transforms
-                )
-                cells.append(accuracy(behind, attacked(through, shown, truth), truth))
-            print(f"{name + ', ' + regime:34s}", *(f"{c:18s}" for c in cells), flush=True)
+            cells = [accuracy(behind, v) for v in seen.values()]
+            for strength in STRENGTHS:
+                through = adaptive_attack(pgd(model, strength), transforms)
+                cells.append(accuracy(behind, harness.attacked(through, photos, truth, BATCH)))
+            print(f"{name + ', ' + regime:40s}", *cells, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    harness.study(__doc__, input_transforms)

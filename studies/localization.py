@@ -8,19 +8,13 @@ levels). The two take turns within one run, on one thread; the median round coun
 must be identical, or the run fails.
 """
 
-import argparse
-import datetime
-import os
-import platform
-import statistics
-import sys
-import time
 from collections.abc import Callable
+from typing import Annotated
 
 import cv2
-import numba
 import numpy as np
 import torch
+from harness import race, study
 
 from captum_robust.metrics.functional import alpha_grid, maxboxacc_ious, sweep_boxes
 
@@ -117,40 +111,20 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return shared / (area_a + area_b - shared)
 
 
-def race(
-    ours: Callable[[], torch.Tensor], plain: Callable[[], torch.Tensor], rounds: int
-) -> tuple[float, float, int]:
-    """Return the median seconds of both, taking turns, and how many results differ."""
-    mismatches = int((ours() != plain()).sum())
-    seconds: dict[Callable[[], torch.Tensor], list[float]] = {ours: [], plain: []}
-    for _ in range(rounds):
-        for run, taken in seconds.items():
-            start = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - start)
-    return statistics.median(seconds[ours]), statistics.median(seconds[plain]), mismatches
-
-
-def main() -> int:
+def localization(
+    *,
+    n: Annotated[int, "maps of each kind"] = 16,
+    size: Annotated[int, "side of the maps in pixels"] = 224,
+    rounds: int = 5,
+) -> int:
     """Print the table; return 1 if any result differs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=16, help="maps of each kind")
-    parser.add_argument("--size", type=int, default=224, help="side of the maps in pixels")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    print(
-        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, one thread used; "
-        f"Python {platform.python_version()}, torch {torch.__version__}, numba "
-        f"{numba.__version__}, OpenCV {cv2.__version__}, NumPy {np.__version__}"
-    )
-    print(f"n={options.n} maps of {options.size}×{options.size}, median of {options.rounds} rounds")
+    print(f"n={n} maps of {size}×{size}, median of {rounds} rounds")
     print(f"{'map':8}{'boxes of':14}{'ours/s':>9}{'plain/s':>9}{'ratio':>8}{'differ':>8}")
-    truth = synthetic_boxes(options.n, options.size)
+    truth = synthetic_boxes(n, size)
     differ = 0
     for kind, grain in GRAIN.items():
-        maps = synthetic_maps(options.n, options.size, grain)
+        maps = synthetic_maps(n, size, grain)
         contests: dict[str, tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]] = {
             "3 families": (
                 lambda maps=maps: torch.cat(list(sweep_boxes(maps, FAMILIES).values()), dim=1),
@@ -166,15 +140,16 @@ def main() -> int:
             ),
         }
         for name, (ours, plain) in contests.items():
-            fast, slow, mismatches = race(ours, plain, options.rounds)
+            fast, slow = race({"ours": ours, "plain": plain}, rounds).values()
+            mismatches = int((fast.result != slow.result).sum())
             differ += mismatches
             print(
-                f"{kind:8}{name:14}{options.n / fast:9.0f}{options.n / slow:9.1f}"
-                f"{slow / fast:8.1f}{mismatches:8}"
+                f"{kind:8}{name:14}{n / fast.median:9.0f}{n / slow.median:9.1f}"
+                f"{slow.median / fast.median:8.1f}{mismatches:8}"
             )
     print("all boxes are identical" if differ == 0 else f"{differ} results differ")
     return int(differ > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    study(__doc__, localization, threads=1, packages=("numba", "opencv-python", "numpy"))

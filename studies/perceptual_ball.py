@@ -25,30 +25,20 @@ Without `--data` (an ImageNet validation folder in Kaggle's layout) the images a
 enough for timings, but their J is not that of photographs.
 """
 
-import argparse
-import datetime
-import os
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
 
-import captum
+import harness
 import torch
-from robust_cam import pink_noise, race, version
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_robust import PerceptualBallPerturbation
+from captum_robust._contexts import resting
 from captum_robust.attr.perceptual_ball import BallSettings
-from captum_robust.data import load_dataset, resize
-from captum_robust.metrics.functional import (
-    best_iou,
-    bootstrap_interval,
-    localization_error,
-    sweep_boxes,
-)
 from captum_robust.models import Classifier, load_classifier
 from captum_robust.optim import minimize
 
@@ -61,8 +51,6 @@ EVALUATIONS = (1, 2, 4, 8, 12, 16, 24, 32)
 ITERATIONS = (4, 8, 12, 20, 30)
 MORE_ITERATIONS = (1.25, 1.5, 2, 3)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-Timed = dict[str, list[tuple[float, float]]]
 
 
 def features_of(model: Classifier, x: Tensor) -> list[Tensor]:
@@ -83,23 +71,22 @@ def objective(
     classes: Tensor,
 ) -> Tensor:
     """Return J of each of N images that were moved by N×3×H×W."""
-    own = scores.gather(1, classes[:, None])[:, 0]
-    others = scores.scatter(1, classes[:, None], -torch.inf).amax(1)
-    value = (own - others - MARGIN_TARGET) ** 2 + PIXEL_WEIGHT * moved.square().mean((1, 2, 3))
+    value = (harness.margin(scores, classes) + MARGIN_TARGET) ** 2
+    value = value + PIXEL_WEIGHT * moved.square().mean((1, 2, 3))
     for feature, reference in zip(features, references, strict=True):
         value = value + PERCEPTUAL_WEIGHT * (feature - reference).square().mean((1, 2, 3))
     return value
 
 
+@torch.no_grad()
 def final_objective(model: Classifier, images: Tensor, moved: Tensor, classes: Tensor) -> Tensor:
     """Return J of each image in float32, whatever it was minimised in."""
-    values = []
-    with torch.no_grad():
-        for x, d, c in zip(images.split(8), moved.split(8), classes.split(8), strict=True):
-            features = features_of(model, x + d)
-            scores = model.module[2:](features[-1])
-            values.append(objective(scores, features, features_of(model, x), d, c))
-    return torch.cat(values)
+
+    def final(x: Tensor, d: Tensor, c: Tensor) -> Tensor:
+        features = features_of(model, x + d)
+        return objective(model.module[2:](features[-1]), features, features_of(model, x), d, c)
+
+    return harness.in_batches(final, images, moved, classes, size=8)
 
 
 def one_by_one(
@@ -107,8 +94,8 @@ def one_by_one(
 ) -> Tensor:
     """Return the perturbations N×3×H×W that `torch.optim.LBFGS` finds, image by image."""
     head = model.module[2:]
-    perturbations = []
-    for x0, own in zip(images.split(1), classes.split(1), strict=True):
+
+    def minimized(x0: Tensor, own: Tensor) -> Tensor:
         with torch.no_grad():
             references = features_of(model, x0)
         x = x0.clone().requires_grad_()
@@ -116,13 +103,7 @@ def one_by_one(
             [x], max_iter=iterations, history_size=HISTORY, line_search_fn="strong_wolfe"
         )
 
-        def closure(
-            x: Tensor = x,
-            x0: Tensor = x0,
-            own: Tensor = own,
-            references: list[Tensor] = references,
-            optimizer: torch.optim.Optimizer = optimizer,
-        ) -> Tensor:
+        def closure() -> Tensor:
             optimizer.zero_grad()
             features = features_of(model, x)
             scores = head(features[-1]) if shared else model(x)
@@ -131,9 +112,11 @@ def one_by_one(
             return loss
 
         optimizer.step(closure)
-        perturbations.append((x - x0).detach())
+        return (x - x0).detach()
+
+    perturbations = harness.in_batches(minimized, images, classes, size=1)
     model.zero_grad()
-    return torch.cat(perturbations)
+    return perturbations
 
 
 def ours(
@@ -151,16 +134,6 @@ def ours(
     ball = PerceptualBallPerturbation(model, layers, settings=settings)
     moved, details = ball.attribute(images, classes, internal_batch_size=batch, return_details=True)
     return moved, details.iterations, details.evaluations
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """While it lasts, no parameter requires a gradient."""
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        model.requires_grad_(True)
 
 
 def autocast(images: Tensor, precision: str) -> torch.autocast:
@@ -182,62 +155,47 @@ GOALS = {"(a)": "at least 2.0", "(b)": "at least 1.5"}
 
 
 def contenders(
-    model: Classifier, images: Tensor, classes: Tensor, iterations: int, batches: list[int]
-) -> tuple[dict[str, Callable[[], None]], dict[str, Tensor]]:
-    """Return name -> what is timed, and the perturbations that each leaves behind."""
-    found: dict[str, Tensor] = {}
+    model: Classifier, images: Tensor, classes: Tensor, iterations: int, batches: tuple[int, ...]
+) -> dict[str, Callable[[], Tensor]]:
+    """Return name -> what is timed and returns the perturbations."""
 
-    def batched(name: str, batch: int, precision: str) -> Callable[[], None]:
-        def run() -> None:
-            with autocast(images, precision):
-                found[name] = ours(model, images, classes, iterations, batch)[0]
+    def batched(batch: int, precision: str) -> Tensor:
+        with autocast(images, precision):
+            return ours(model, images, classes, iterations, batch)[0]
 
-        return run
+    def baseline(shared: bool, freeze: bool, precision: str) -> Tensor:
+        with autocast(images, precision), resting(model.parameters() if freeze else ()):
+            return one_by_one(model, images, classes, iterations, shared)
 
-    def baseline(name: str, shared: bool, freeze: bool, precision: str) -> Callable[[], None]:
-        def run() -> None:
-            with autocast(images, precision):
-                if freeze:
-                    with frozen(model):
-                        found[name] = one_by_one(model, images, classes, iterations, shared)
-                else:
-                    found[name] = one_by_one(model, images, classes, iterations, shared)
-
-        return run
-
-    timed = {}
-    for precision in PRECISIONS:
-        for batch in batches:
-            name = f"ours, batch of {batch}, {precision}"
-            timed[name] = batched(name, batch, precision)
-    for name, facts in BASELINES.items():
-        timed[name] = baseline(name, *facts)
-    return timed, found
+    return {
+        f"ours, batch of {batch}, {precision}": partial(batched, batch, precision)
+        for precision in PRECISIONS
+        for batch in batches
+    } | {name: partial(baseline, *facts) for name, facts in BASELINES.items()}
 
 
-def print_race(seconds: Timed, final: dict[str, Tensor], found: dict[str, Tensor], n: int) -> None:
+def print_race(laps: dict[str, harness.Laps], final: dict[str, Tensor], n: int) -> None:
     """Print speed, final J and images that did not move of each contender, and the ratios."""
     print(
         f"  {'':34}{'images/s':>9}{'wall s':>8}{'CPU s':>8}{'mean J':>10}{'median J':>10}"
         f"{'unmoved':>9}"
     )
-    for name, taken in seconds.items():
-        wall, cpu = (statistics.median(column) / n for column in zip(*taken, strict=True))
+    for name, taken in laps.items():
+        wall, cpu = (statistics.median(column) / n for column in (taken.wall, taken.cpu))
         j = final[name]
-        unmoved = int((found[name].flatten(1) == 0).all(1).sum())
+        unmoved = int((taken.result.flatten(1) == 0).all(1).sum())
         print(
             f"  {name:34}{1 / wall:9.2f}{wall:8.3f}{cpu:8.3f}{j.mean():10.4f}{j.median():10.4f}"
             f"{unmoved:9}"
         )
     print("  seconds are those of one image. How many times faster:")
-    for name in (name for name in seconds if name.startswith("ours")):
+    for name in (name for name in laps if name.startswith("ours")):
         same = final[name].mean() <= (1 + TOLERANCE) * final[REFERENCE].mean()
         print(f"  {name}" + ("" if same else ", at a higher J: the ratios do not count"))
         for slow in BASELINES:
-            pairs = list(zip(seconds[slow], seconds[name], strict=True))
-            wall, cpu = (sorted(s[i] / f[i] for s, f in pairs) for i in (0, 1))
-            shown = [f"{statistics.median(r):5.2f} [{r[0]:.2f}, {r[-1]:.2f}]" for r in (wall, cpu)]
-            print(f"    {slow:32} wall {shown[0]:22} CPU {shown[1]:22} goal {GOALS[slow[:3]]}")
+            wall = harness.ratio(laps[slow].wall, laps[name].wall)
+            cpu = harness.ratio(laps[slow].cpu, laps[name].cpu)
+            print(f"    {slow:32} wall {wall:24} CPU {cpu:24} goal {GOALS[slow[:3]]}")
 
 
 def check_objectives(final: dict[str, Tensor]) -> bool:
@@ -302,23 +260,6 @@ def lowest_so_far(model: Classifier, images: Tensor, classes: Tensor, count: int
     return values[:, :count].cummin(1).values
 
 
-def print_iterations(
-    model: Classifier, images: Tensor, classes: Tensor, truth: list[Tensor] | None, batch: int
-) -> None:
-    """Print what each number of iterations costs and gives."""
-    print(
-        f"  {'iterations':>10}  {'':8}{'J':>9}  {'evaluations: mean, median, most':32}"
-        f"{'an iteration':>13}{'images/s':>10}{'  error [95 % interval]' if truth else ''}"
-    )
-    for iterations in ITERATIONS:
-        for precision in PRECISIONS:
-            print(
-                f"  {iterations:10}  {precision:8}"
-                + row_of(model, images, classes, truth, batch, iterations, precision),
-                flush=True,
-            )
-
-
 def row_of(
     model: Classifier,
     images: Tensor,
@@ -328,108 +269,95 @@ def row_of(
     iterations: int,
     precision: str,
 ) -> str:
-    """Return one line of that table."""
-    maps, objectives, steps, evaluations = [], [], [], []
+    """Return one line of the table of iterations: what they cost and give."""
     wall = 0.0
-    for x, c in zip(images.split(batch), classes.split(batch), strict=True):
+    batches = []
+    for x, c in harness.parts(images, classes, size=batch):
         start = time.perf_counter()
         with autocast(x, precision):
-            moved, iterations_, evaluations_ = ours(model, x, c, iterations, batch)
-        maps.append(PerceptualBallPerturbation.saliency(moved, BLUR).cpu())
+            moved, steps, evaluations = ours(model, x, c, iterations, batch)
+        maps = PerceptualBallPerturbation.saliency(moved, BLUR).cpu()
         wall += time.perf_counter() - start
-        objectives.append(final_objective(model, x, moved, c))
-        steps.append(iterations_)
-        evaluations.append(evaluations_)
-    spent, taken = torch.cat(evaluations).double(), torch.cat(steps).double()
+        j = final_objective(model, x, moved, c)
+        batches.append({"maps": maps, "j": j, "steps": steps, "evaluations": evaluations})
+    found = harness.gathered(batches)
+    spent, taken = found["evaluations"].double(), found["steps"].double()
     counts = f"{spent.mean():.1f}, {spent.median():.0f}, {spent.max():.0f}"
     # The evaluation at the image itself belongs to no iteration.
     each = (spent - 1).sum() / taken.sum()
-    shown = (
-        f"{torch.cat(objectives).mean():9.4f}  {counts:32}{each:13.2f}{len(images) / wall:10.2f}"
+    line = (
+        f"  {iterations:10}  {precision:8}{found['j'].mean():9.4f}  {counts:32}"
+        f"{each:13.2f}{len(images) / wall:10.2f}"
     )
     if truth is None:
-        return shown
-    boxes = sweep_boxes(torch.cat(maps))
-    result = localization_error({name: best_iou(b, truth) for name, b in boxes.items()})
-    interval = bootstrap_interval(result.per_sample_error)
-    return f"{shown}  {result.error:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+        return line
+    result = harness.tuned(found["maps"], truth)
+    return f"{line}  {harness.mean(result.per_sample_error)}"
 
 
-def images_of(data: str | None, n: int, size: int) -> tuple[Tensor, list[Tensor] | None]:
-    """Return the first n images N×3×H×W of a data set and their boxes, or noise and None."""
-    if data is None:
-        return pink_noise(n, (size, size)), None
-    dataset = load_dataset("imagenet", data)
-    samples = [resize(dataset[i], (size, size)) for i in range(min(n, len(dataset)))]
-    return torch.stack([s.image for s in samples]), [s.boxes for s in samples]
-
-
-def main() -> int:
+def perceptual_ball(
+    *,
+    data: Annotated[Path | None, "ImageNet validation folder; pink noise without it"] = None,
+    images: Annotated[int, "of tables 2 and 3"] = 32,
+    batch_sizes: tuple[int, ...] = (8, 16),
+    iterations: int = BallSettings().max_iterations,
+    rounds: int = 5,
+    size: Annotated[int, "side of the images in pixels"] = 224,
+    device: str = "cpu",
+) -> int:
     """Print the tables; return 1 if a float32 batch ends too high."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="ImageNet validation folder; pink noise without it")
-    parser.add_argument("--images", type=int, default=32, help="of tables 2 and 3")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--iterations", type=int, default=BallSettings().max_iterations)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
-    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device, batches = options.device, options.batch_sizes
-    if device.startswith("cuda"):
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
-    largest = max(batches)
-    images, truth = images_of(options.data, max(options.images, largest), options.size)
-    images = images.to(device)
+    largest = max(batch_sizes)
+    n, truth = max(images, largest), None
+    if data is None:
+        x = harness.pink_noise(n, (size, size)).to(device)
+    else:
+        shown = harness.photographs(data, n, (size, size))
+        x, truth = shown.images.to(device), shown.boxes[:images]
     model = load_classifier("efficientnet_lite0").to(device)
-    with torch.no_grad():
-        classes = torch.cat([model(x).argmax(1) for x in images.split(largest)])
-    timed_images, timed_classes = images[:largest], classes[:largest]
+    y = harness.predicted(model, x, largest)
     print(
-        f"{datetime.date.today()}, {where}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} torch thread(s); Python {platform.python_version()}, torch "
-        f"{torch.__version__}, Captum {captum.__version__}, captum_robust "
-        f"{version('captum-robust')}"
-    )
-    print(
-        f"EfficientNet-Lite0, published weights, {'photographs' if options.data else 'pink noise'},"
-        f" {options.size}x{options.size} pixels, the predicted class"
+        f"EfficientNet-Lite0, published weights, {'photographs' if data else 'pink noise'},"
+        f" {size}x{size} pixels, the predicted class"
     )
 
+    first, of_first = x[:largest], y[:largest]
     print(
-        f"\n1. {len(timed_images)} images, at most {options.iterations} iterations; median "
-        f"[smallest, largest] of n={options.rounds} rounds",
+        f"\n1. {len(first)} images, at most {iterations} iterations; median (smallest to largest) "
+        f"of n={rounds} rounds",
         flush=True,
     )
-    timed, found = contenders(model, timed_images, timed_classes, options.iterations, batches)
-    seconds = race({name: (run, 1) for name, run in timed.items()}, options.rounds, device)
+    timed = contenders(model, first, of_first, iterations, batch_sizes)
+    laps = harness.race(timed, rounds, device=device)
     final = {
-        name: final_objective(model, timed_images, found[name], timed_classes) for name in timed
+        name: final_objective(model, first, taken.result, of_first) for name, taken in laps.items()
     }
-    print_race(seconds, final, found, len(timed_images))
+    print_race(laps, final, len(first))
     holds = check_objectives(final)
-    for batch in batches:
+    for batch in batch_sizes:
         goal = final[f"ours, batch of {batch}, float32"].mean().item()
         if not final[f"ours, batch of {batch}, bfloat16"].mean() <= goal * 1.01:
-            print_time_to_reach(model, timed_images, timed_classes, options.iterations, batch, goal)
+            print_time_to_reach(model, first, of_first, iterations, batch, goal)
 
-    images, classes = images[: options.images], classes[: options.images]
-    truth = truth and truth[: options.images]
-    print(f"\n2. {len(images)} images, batches of {largest}, float32: mean lowest J so far")
-    pairs = zip(images.split(largest), classes.split(largest), strict=True)
-    lowest = torch.cat([lowest_so_far(model, x, c, EVALUATIONS[-1]) for x, c in pairs])
+    x, y = x[:images], y[:images]
+    print(f"\n2. {len(x)} images, batches of {largest}, float32: mean lowest J so far")
+    lowest = harness.in_batches(
+        partial(lowest_so_far, model, count=EVALUATIONS[-1]), x, y, size=largest
+    )
     print("  evaluations" + "".join(f"{e:9}" for e in EVALUATIONS))
     print("  J          " + "".join(f"{lowest[:, e - 1].mean():9.4f}" for e in EVALUATIONS))
 
     error = f"; error of boxes, blurred by {BLUR}, threshold tuned on the other half"
-    print(f"\n3. {len(images)} images, batches of {largest}{error if truth else ''}")
-    print_iterations(model, images, classes, truth, largest)
+    print(f"\n3. {len(x)} images, batches of {largest}{error if truth else ''}")
+    print(
+        f"  {'iterations':>10}  {'':8}{'J':>9}  {'evaluations: mean, median, most':32}"
+        f"{'an iteration':>13}{'images/s':>10}{'  error [95 % interval]' if truth else ''}"
+    )
+    for number in ITERATIONS:
+        for precision in PRECISIONS:
+            print(row_of(model, x, y, truth, largest, number, precision), flush=True)
     print("\nall objectives agree" if holds else f"\nsome J is more than {TOLERANCE:.0%} too high")
     return int(not holds)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.study(__doc__, perceptual_ball, threads=1)

@@ -16,31 +16,27 @@ Batch norms are folded into the convolutions before them, which changes the scor
 a third off the time.
 """
 
-import argparse
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import harness
 import torch
-from safetensors.torch import load_file, save_file
+from harness import difference, kept, listed, mean, overlaps, parts, photographs, study
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from captum_robust.attr import BallSettings, MultiScale, PerceptualBallPerturbation, RobustCAM
 from captum_robust.attr.perceptual_ball import _Ball
 from captum_robust.catalog.methods import METHODS
-from captum_robust.data import LocalizationDataset, load_dataset, resize
 from captum_robust.metrics.functional import (
     alpha_grid,
     best_iou,
-    bootstrap_difference,
-    bootstrap_interval,
     localization_error,
     split_folds,
-    sweep_boxes,
 )
 from captum_robust.metrics.functional.thresholding import STRATEGIES
 from captum_robust.models import Classifier, load_classifier
@@ -87,6 +83,7 @@ CONFIGURATIONS = {
     ),
     "no layers": Configuration((), (4, 8, 12), settings={"perceptual_weight": 0.0}),
 }
+Names = Annotated[tuple[str, ...], "names, separated by commas", listed(CONFIGURATIONS)]
 
 
 def folded(model: Classifier) -> Classifier:
@@ -112,13 +109,6 @@ def folded(model: Classifier) -> Classifier:
     for stage in (model.module.stem, model.module.head):
         stage[0], stage[1] = fuse(stage[0], stage[1]), nn.Identity()
     return model
-
-
-def images_of(dataset: LocalizationDataset, first: int) -> tuple[Tensor, Tensor]:
-    """A batch of images and their labels."""
-    last = min(len(dataset), first + BATCH)
-    found = [resize(dataset[i], (SIDE, SIDE)) for i in range(first, last)]
-    return torch.stack([s.image for s in found]), torch.tensor([s.label for s in found])
 
 
 def perturb(
@@ -161,93 +151,86 @@ def _watch(x: Tensor, shots: dict[int, Tensor]) -> Callable[[Tensor, Tensor, lis
     return watch
 
 
-def make_maps(data: str, out: Path, names: list[str]) -> None:
-    """Write the maps of each configuration, and the guides."""
-    out.mkdir(parents=True, exist_ok=True)
+def in_halves(batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the maps of all batches by name, in half precision."""
+    return harness.gathered({k: m.detach().half() for k, m in batch.items()} for batch in batches)
+
+
+def maps(data: Path, out: Path, *, configurations: Names = tuple(CONFIGURATIONS)) -> None:
+    """Write the maps of each configuration, and the guides: the better part of an hour."""
     model = load_classifier("efficientnet_lite0")
-    dataset = load_dataset("imagenet", data)
-    if not (out / "guides.safetensors").exists():
-        make_guides(model, dataset, out)
-    gradient = load_file(out / "guides.safetensors")["gradient"]
+    shown = photographs(data)
+    gradient = kept(out / "guides.safetensors", lambda: guides_of(model, shown))["gradient"]
     model = folded(model)
-    for name in names:
-        file = out / f"{name}.safetensors"
-        if file.exists():
-            continue
-        start = time.time()
+
+    def make(name: str) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        kept: dict[str, list[Tensor]] = {}
-        for first in range(0, len(dataset), BATCH):
-            x, target = images_of(dataset, first)
-            g = gradient[first : first + len(x)].float()
-            for key, maps in perturb(model, x, target, g, CONFIGURATIONS[name]).items():
-                kept.setdefault(key, []).append(maps.half())
-        save_file({k: torch.cat(v) for k, v in kept.items()}, file)
-        print(f"{name}: {time.time() - start:.0f} s", flush=True)
+        batches = parts(shown.images, shown.labels, gradient, size=BATCH)
+        return in_halves(
+            perturb(model, x, y, g.float(), CONFIGURATIONS[name]) for x, y, g in batches
+        )
+
+    for name in configurations:
+        kept(out / f"{name}.safetensors", partial(make, name))
 
 
-def make_guides(model: Classifier, dataset: LocalizationDataset, out: Path) -> None:
-    """Write the normalised input gradient, class activation maps, and the baselines' maps."""
+def guides_of(model: Classifier, shown: harness.Photographs) -> dict[str, Tensor]:
+    """Return the normalised input gradient, class activation maps, and the baselines' maps."""
     cam = RobustCAM(model, model.cam_layer)
-    fine, several = MultiScale(cam, (FINE,)), MultiScale(cam, SEVERAL)
+    cams = {"cam": cam, "fine": MultiScale(cam, (FINE,)), "several": MultiScale(cam, SEVERAL)}
     methods = {name: METHODS[name](model) for name in BASELINES}
-    kept: dict[str, list[Tensor]] = {}
-    for first in range(0, len(dataset), BATCH):
-        x, target = images_of(dataset, first)
-        x.requires_grad_()
-        (g,) = torch.autograd.grad(model(x).gather(1, target[:, None]).sum(), x)
-        x = x.detach()
-        found = {
-            "gradient": g.abs() / g.abs().amax(dim=(1, 2, 3), keepdim=True),
-            "cam": cam.attribute(x, target, k=1, upsample=True)[:, 0],
-            "fine": fine.attribute(x, target, k=1, upsample=True)[:, 0].clamp(min=0),
-            "several": several.attribute(x, target, k=1, upsample=True)[:, 0].clamp(min=0),
-        }
-        for name, method in methods.items():
-            found[f"baseline {name}"] = method.explain(x, target).maps
-        for key, maps in found.items():
-            kept.setdefault(key, []).append(maps.detach().half().contiguous())
-    save_file({k: torch.cat(v) for k, v in kept.items()}, out / "guides.safetensors")
+
+    def guides(x: Tensor, target: Tensor) -> dict[str, Tensor]:
+        leaf = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(model(leaf).gather(1, target[:, None]).sum(), leaf)
+        return (
+            {"gradient": g.abs() / g.abs().amax(dim=(1, 2, 3), keepdim=True)}
+            | {
+                name: each.attribute(x, target, k=1, upsample=True)[:, 0].clamp(min=0)
+                for name, each in cams.items()
+            }
+            | {
+                f"baseline {name}": method.explain(x, target).maps
+                for name, method in methods.items()
+            }
+        )
+
+    return in_halves(guides(x, y) for x, y in parts(shown.images, shown.labels, size=BATCH))
 
 
-def overlaps(maps: Tensor, boxes: list[Tensor], fixed: Tensor | None = None) -> Tensor:
-    """The overlap at every threshold of every family, N×A."""
-    swept = sweep_boxes(maps, STRATEGIES)
-    drawn = torch.cat([swept[s] for s in STRATEGIES], dim=1)
-    return best_iou(drawn if fixed is None else fixed.expand_as(drawn), boxes).half()
-
-
-def make_boxes(data: str, out: Path, names: list[str]) -> None:
-    """Write the overlaps of every variant."""
-    dataset = load_dataset("imagenet", data)
-    truth = [resize(dataset[i], (SIDE, SIDE)).boxes for i in range(len(dataset))]
-    (out / "boxes").mkdir(exist_ok=True)
+def boxes(data: Path, out: Path, *, configurations: Names = tuple(CONFIGURATIONS)) -> None:
+    """Write the overlaps of every variant: minutes."""
+    truth = photographs(data).boxes
     stored = load_file(out / "guides.safetensors")
     guides = {name: stored[name].float() for name in ("cam", "fine", "several")}
     # The root of a map in [0, 1] flattens it, and leaves more of the choice to the perturbation.
     guides |= {f"root-{name}": guides[name].sqrt() for name in ("fine", "several")}
-    file = out / "boxes" / "baselines.safetensors"
-    if not file.exists():
+
+    def baselines() -> dict[str, Tensor]:
         model = load_classifier("efficientnet_lite0")
-        found = {k: overlaps(v, truth) for k, v in guides.items()}
+        found = {k: overlaps(v, truth).half() for k, v in guides.items()}
         for name in BASELINES:
-            box = METHODS[name](model).box
-            fixed = None if box is None else box((SIDE, SIDE))
-            found[name] = overlaps(stored[f"baseline {name}"].float(), truth, fixed)
-        save_file(found, file)
-    for name in names:
-        source, file = out / f"{name}.safetensors", out / "boxes" / f"{name}.safetensors"
-        if file.exists() or not source.exists():
-            continue
+            box, own = METHODS[name](model).box, stored[f"baseline {name}"].float()
+            ious = overlaps(own, truth)
+            if box is not None:
+                ious = best_iou(box((SIDE, SIDE)).expand(*ious.shape, 4), truth)
+            found[name] = ious.half()
+        return found
+
+    def variants(source: Path) -> dict[str, Tensor]:
         found = {}
         for key, raw in load_file(source).items():
             for blur in BLURS:
-                maps = PerceptualBallPerturbation.saliency(raw.float()[:, None], blur)
+                blurred = PerceptualBallPerturbation.saliency(raw.float()[:, None], blur)
                 for guide, factor in {"none": None, **guides}.items():
-                    guided = maps if factor is None else maps * factor
-                    found[f"{key}, blur {blur}, {guide}"] = overlaps(guided, truth)
-        save_file(found, file)
-        print(name, len(found), flush=True)
+                    guided = blurred if factor is None else blurred * factor
+                    found[f"{key}, blur {blur}, {guide}"] = overlaps(guided, truth).half()
+        return found
+
+    kept(out / "boxes" / "baselines.safetensors", baselines)
+    for name in configurations:
+        if (source := out / f"{name}.safetensors").exists():
+            kept(out / "boxes" / f"{name}.safetensors", partial(variants, source))
 
 
 def choose(variants: dict[str, Tensor]) -> Any:
@@ -261,7 +244,7 @@ def choose(variants: dict[str, Tensor]) -> Any:
     return localization_error(ious, alphas=alphas)
 
 
-def print_table(out: Path) -> None:
+def table(out: Path) -> None:
     """Print the error of the baselines and of every group of variants."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, ious in load_file(out / "boxes" / "baselines.safetensors").items():
@@ -289,33 +272,13 @@ def print_table(out: Path) -> None:
     for name, variants in sorted(groups.items()):
         result = choose(variants)
         wrong = result.per_sample_error
-        interval = bootstrap_interval(wrong)
-        difference = bootstrap_difference(wrong, reference)
-        halves = [wrong[folds == fold].mean().item() for fold in (0, 1)]
+        halves = "   ".join(f"{wrong[folds == fold].mean():.3f}" for fold in (0, 1))
         chosen = "; ".join(f"{c[0][0]} {c[0][1]:g}" for c in result.chosen)
         print(
-            f"{result.error:.3f} [{interval.low:.3f}, {interval.high:.3f}]  {halves[0]:.3f}   "
-            f"{halves[1]:.3f}  {difference.mean:+.3f} [{difference.low:+.3f}, "
-            f"{difference.high:+.3f}]  {len(variants):>8}  {name}; {chosen}"
+            f"{mean(wrong)}  {halves}  {difference(wrong, reference)}  {len(variants):>8}  {name}; "
+            f"{chosen}"
         )
 
 
-def main() -> None:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=["maps", "boxes", "table"])
-    parser.add_argument("paths", nargs="+", metavar="DATA OUT")
-    parser.add_argument("--configurations", help="names, separated by commas")
-    arguments = parser.parse_args()
-    names = arguments.configurations.split(",") if arguments.configurations else [*CONFIGURATIONS]
-    out = Path(arguments.paths[-1])
-    if arguments.step == "maps":
-        make_maps(arguments.paths[0], out, names)
-    elif arguments.step == "boxes":
-        make_boxes(arguments.paths[0], out, names)
-    else:
-        print_table(out)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    study(__doc__, maps, boxes, table)

@@ -17,22 +17,12 @@ alone with LayerGradCam's, by the largest difference relative to the map's large
 fails where that is above 1e-5. Timings never fail it.
 """
 
-import argparse
-import contextlib
-import datetime
-import importlib.metadata
-import importlib.util
-import itertools
-import os
-import platform
 import statistics
-import sys
-import time
 from collections.abc import Callable
 
-import captum
 import torch
 from captum.attr import LayerGradCam
+from harness import Laps, installed, pink_noise, race, ratio, study
 from torch import Tensor
 
 from captum_robust import RobustCAM
@@ -41,7 +31,7 @@ from captum_robust.models import Classifier, load_classifier
 K = 5
 TOLERANCE = 1e-5
 WEIGHTS = {"efficientnet_lite0": "DEFAULT"}  # from the package index; the others are random
-GRAD_CAM = importlib.util.find_spec("pytorch_grad_cam") is not None
+GRAD_CAM = installed("pytorch_grad_cam")
 
 
 def load(name: str, device: str) -> tuple[Classifier, str]:
@@ -50,16 +40,6 @@ def load(name: str, device: str) -> tuple[Classifier, str]:
     weights = WEIGHTS.get(name)
     said = "random weights, seed 0" if weights is None else "published weights"
     return load_classifier(name, weights=weights).to(device), said
-
-
-def pink_noise(n: int, size: tuple[int, int]) -> Tensor:
-    """Return n seeded images N×3×H×W in [0, 1], with the 1/f spectrum of photographs."""
-    noise = torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(0))
-    fy, fx = torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])[None]
-    frequency = (fy**2 + fx**2).sqrt()
-    smooth = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency.clamp(min=1 / max(size)), size)
-    low, high = smooth.amin((1, 2, 3), True), smooth.amax((1, 2, 3), True)
-    return (smooth - low) / (high - low)
 
 
 def top_classes(model: Classifier, images: Tensor) -> Tensor:
@@ -83,8 +63,8 @@ def disagreement(model: Classifier, images: Tensor, base: str) -> float:
     return torch.stack(worst).max().item()  # NaN stays NaN, and is no agreement
 
 
-def contenders(model: Classifier, images: Tensor) -> dict[str, tuple[Callable[[], object], int]]:
-    """Return name -> what is timed, and how often a round."""
+def contenders(model: Classifier, images: Tensor) -> dict[str, Callable[[], object]]:
+    """Return name -> what is timed."""
     classes = top_classes(model, images).unbind(1)
     layer = model.cam_layer
     auto, head = RobustCAM(model, layer), RobustCAM(model, layer, base="gradcam")
@@ -98,12 +78,12 @@ def contenders(model: Classifier, images: Tensor) -> dict[str, tuple[Callable[[]
         for target in classes:
             layer_grad_cam.attribute(images, target)
 
-    timed: dict[str, tuple[Callable[[], object], int]] = {
-        "forward": (forward, 3),
-        "RobustCAM": (lambda: auto.attribute(images, k=K), 3),
-        "RobustCAM, gradcam": (lambda: head.attribute(images, k=K), 3),
-        "RobustCAM, upsampled": (lambda: auto.attribute(images, k=K, upsample=True), 3),
-        "LayerGradCam x5": (captum_maps, 1),
+    timed: dict[str, Callable[[], object]] = {
+        "forward": forward,
+        "RobustCAM": lambda: auto.attribute(images, k=K),
+        "RobustCAM, gradcam": lambda: head.attribute(images, k=K),
+        "RobustCAM, upsampled": lambda: auto.attribute(images, k=K, upsample=True),
+        "LayerGradCam x5": captum_maps,
     }
     if GRAD_CAM:
         from pytorch_grad_cam import GradCAM
@@ -117,10 +97,12 @@ def contenders(model: Classifier, images: Tensor) -> dict[str, tuple[Callable[[]
                 for column in targets:
                     cam(input_tensor=images, targets=column)
 
-        timed["GradCAM x5"] = (grad_cam_maps, 1)
+        timed["GradCAM x5"] = grad_cam_maps
     return timed
 
 
+REPEATS = {"forward": 3, "RobustCAM": 3, "RobustCAM, gradcam": 3, "RobustCAM, upsampled": 3}
+"""The quick ones run so often a round."""
 RATIOS = (
     ("(a) RobustCAM / forward", "RobustCAM", "forward", "at most 1.10"),
     ("    with base='gradcam' / forward", "RobustCAM, gradcam", "forward", ""),
@@ -129,96 +111,42 @@ RATIOS = (
 )
 
 
-def race(
-    timed: dict[str, tuple[Callable[[], object], int]], rounds: int, device: str
-) -> dict[str, list[tuple[float, float]]]:
-    """Return for each contender (wall, CPU) seconds a call in each round, after one warm-up."""
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in timed}
-    turns = max(times for _, times in timed.values())
-    for number in range(-1, rounds):
-        spent = dict.fromkeys(timed, (0.0, 0.0))
-        for turn, name in itertools.product(range(turns), rotated(list(timed), number)):
-            run, times = timed[name]
-            if turn >= times:
-                continue
-            wait()
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            wait()
-            now = time.perf_counter() - wall, time.process_time() - cpu
-            spent[name] = spent[name][0] + now[0], spent[name][1] + now[1]
-        if number >= 0:
-            for name, (wall, cpu) in spent.items():
-                seconds[name].append((wall / timed[name][1], cpu / timed[name][1]))
-    return seconds
-
-
-def rotated(names: list[str], by: int) -> list[str]:
-    """Return the names from another one on in each round: none always follows the same load."""
-    by %= len(names)
-    return names[by:] + names[:by]
-
-
-def version(package: str) -> str:
-    """Return the installed version, or "–"."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return "–"
-
-
-def print_times(seconds: dict[str, list[tuple[float, float]]]) -> None:
+def print_times(laps: dict[str, Laps]) -> None:
     """Print the times of each contender, and the ratios."""
-    for name, taken in seconds.items():
-        wall, cpu = (statistics.median(column) for column in zip(*taken, strict=True))
-        print(f"  {name:38} {1000 * wall:7.0f} ms wall {1000 * cpu:7.0f} ms CPU a call")
+    for name, taken in laps.items():
+        wall, cpu = (1000 * statistics.median(column) for column in (taken.wall, taken.cpu))
+        print(f"  {name:38} {wall:7.0f} ms wall {cpu:7.0f} ms CPU a call")
     for label, slow, fast, goal in RATIOS:
-        if slow not in seconds:
-            continue
-        pairs = list(zip(seconds[slow], seconds[fast], strict=True))
-        wall, cpu = (sorted(s[i] / f[i] for s, f in pairs) for i in (0, 1))
-        shown = [f"{statistics.median(r):6.2f} ({r[0]:.2f} to {r[-1]:.2f})" for r in (wall, cpu)]
-        print(
-            f"  {label:38} wall {shown[0]:24} CPU {shown[1]:24}{goal and ' goal ' + goal}".rstrip()
-        )
+        if slow in laps:
+            wall = ratio(laps[slow].wall, laps[fast].wall)
+            cpu = ratio(laps[slow].cpu, laps[fast].cpu)
+            print(f"  {label:38} wall {wall:24} CPU {cpu:24}{goal and ' goal ' + goal}".rstrip())
 
 
-def main() -> int:
+def robust_cam(
+    *,
+    models: tuple[str, ...] = ("efficientnet_lite0", "resnet50"),
+    batch: int = 16,
+    rounds: int = 5,
+    device: str = "cpu",
+) -> int:
     """Print the tables; return 1 if any map differs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["efficientnet_lite0", "resnet50"])
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = options.device
-    if device.startswith("cuda"):
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
-    print(
-        f"{datetime.date.today()}, {where}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} torch thread(s); Python {platform.python_version()}, torch "
-        f"{torch.__version__}, Captum {captum.__version__}, grad-cam {version('grad-cam')}, "
-        f"captum_robust {version('captum-robust')}"
-    )
-    print(f"k={K}, batch of {options.batch}, median (smallest to largest) of n={options.rounds}")
+    print(f"k={K}, batch of {batch}, median (smallest to largest) of n={rounds}")
     if not GRAD_CAM:
         print("(c) is left out: pip install grad-cam ttach")
     agree = True
-    for name in options.models:
-        model, said = load(name, device)
-        images = pink_noise(options.batch, model.input_size).to(device)
-        print(f"\n{name}, {said}, {images.shape[2]}x{images.shape[3]} pixels")
-        for base, shown in (("gradcam", "base='gradcam'"), ("cam", "base='cam', over h·w,")):
+    for name in models:
+        model, weights = load(name, device)
+        images = pink_noise(batch, model.input_size).to(device)
+        print(f"\n{name}, {weights}, {images.shape[2]}x{images.shape[3]} pixels")
+        for base, label in (("gradcam", "base='gradcam'"), ("cam", "base='cam', over h·w,")):
             worst = disagreement(model, images, base)
             agree &= worst <= TOLERANCE
-            print(f"  {shown} differs from LayerGradCam by at most {worst:.1e} of a map's peak")
-        print_times(race(contenders(model, images), options.rounds, device))
+            print(f"  {label} differs from LayerGradCam by at most {worst:.1e} of a map's peak")
+        print_times(race(contenders(model, images), rounds, repeats=REPEATS, device=device))
     print("\nall maps agree" if agree else f"\nsome maps differ by more than {TOLERANCE}")
     return int(not agree)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    study(__doc__, robust_cam, threads=1, packages=("grad-cam",))

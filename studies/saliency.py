@@ -19,33 +19,32 @@ masking``) are methods by the name of the file. `table` prints what is there: me
 fewer images stand beside others, so read n; differences to Grad-CAM are on the images of both.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import harness
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from harness import difference, interval, mean
+from safetensors.torch import load_file
 from torch import Tensor
 
 from captum_robust.attr import RealTimeMasking
 from captum_robust.benchmark import Comparison, compare
 from captum_robust.catalog.methods import build_methods
-from captum_robust.data import LocalizationDataset, load_dataset, resize
+from captum_robust.data import load_dataset
 from captum_robust.metrics.functional import (
-    bootstrap_difference,
     bootstrap_interval,
     smallest_destroying_region,
     smallest_sufficient_region,
 )
 from captum_robust.metrics.functional.saliency import SALIENCY_THRESHOLDS, saliency_of
 from captum_robust.models import Classifier, load_classifier
-from captum_robust.nn import load_masking_network
 from captum_robust.report.comparison import TRUE_BOX
 from captum_robust.runs.store import unpack
 
-BATCH = 16
 LISTED = (
     "grad_cam",
     "robust_cam",
@@ -60,19 +59,40 @@ LISTED = (
 )
 TARGETS = ("label", "prediction")
 BASELINE = "grad_cam"
+REGIONS = ", regions.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is explained, how, and for which class."""
+
+    methods: Annotated[tuple[str, ...], "names, separated by commas", harness.listed()] = LISTED
+    networks: Annotated[tuple[Path, ...], "masking networks"] = ()
+    device: str = "cpu"
+    targets: Annotated[tuple[str, ...], "label, prediction", harness.listed(TARGETS)] = TARGETS
+    limit: Annotated[int | None, "only the first so many images"] = None
+
+    def load(self) -> tuple[Classifier, dict[str, Any]]:
+        """Return the classifier, and what ``compare`` takes by the name of the method."""
+        model = load_classifier("efficientnet_lite0").to(self.device)
+        methods: dict[str, Any] = {name: name for name in self.methods}
+        for file in self.networks:
+            methods[file.stem] = RealTimeMasking(harness.masking_network(file, model))
+        return model, methods
 
 
 def run(
-    model: Classifier,
-    dataset: LocalizationDataset,
+    data: Path,
     out: Path,
-    methods: dict[str, Any],
-    targets: list[str],
-    options: dict[str, Any],
+    options: Options,
+    *,
+    precision: Annotated[str, "float32 or bfloat16"] = "float32",
 ) -> None:
-    """One folder a method and target."""
+    """Compare the methods, in one folder a method and target."""
+    model, methods = options.load()
+    dataset = load_dataset("imagenet", data)
     for name, method in methods.items():
-        for target in targets:
+        for target in options.targets:
             print(f"{name}, {target}", file=sys.stderr, flush=True)
             compare(
                 model,
@@ -80,64 +100,48 @@ def run(
                 {name: method},
                 out=out / target / name,
                 target=target,
-                batch_size=BATCH,
+                batch_size=harness.BATCH,
                 saliency_metric=True,
-                **options,
+                limit=options.limit,
+                precision=precision,
             )
 
 
-def regions(
-    model: Classifier,
-    dataset: LocalizationDataset,
-    out: Path,
-    methods: dict[str, Any],
-    targets: list[str],
-    limit: int | None,
-) -> None:
-    """A file a method and target."""
-    count = min(limit or len(dataset), len(dataset))
+def regions(data: Path, out: Path, options: Options) -> None:
+    """Find the smallest regions that keep the class, and that take it; one file a method."""
+    model, methods = options.load()
+    shown = harness.photographs(data, options.limit, model.input_size)
     for name, method in methods.items():
-        for target in targets:
-            file = out / target / f"{name}, regions.safetensors"
-            if file.exists() and len(load_file(file)["sufficient"]) >= count:
-                continue
-            print(f"{name}, {target}: regions", file=sys.stderr, flush=True)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            found = regions_of(model, dataset, {name: method}, target, count)
-            save_file(found, file.with_suffix(".part"))
-            file.with_suffix(".part").rename(file)
+        (built,) = build_methods(model, {name: method}).values()
+        for target in options.targets:
+            harness.kept(
+                out / target / f"{name}{REGIONS}",
+                lambda built=built, target=target: regions_of(model, shown, built, target),
+                len(shown),
+                of="sufficient",
+            )
 
 
 def regions_of(
-    model: Classifier,
-    dataset: LocalizationDataset,
-    method: dict[str, Any],
-    target: str,
-    count: int,
+    model: Classifier, shown: harness.Photographs, method: Any, target: str
 ) -> dict[str, Tensor]:
-    """Shares of the images, NaN where no share is enough."""
-    (built,) = build_methods(model, method).values()
+    """Return shares of the images, NaN where no share is enough."""
     device = next(model.parameters()).device
-    found: dict[str, list[Tensor]] = {"sufficient": [], "destroying": []}
-    for start in range(0, count, BATCH):
-        samples = [
-            resize(dataset[i], model.input_size) for i in range(start, min(start + BATCH, count))
-        ]
-        images = torch.stack([s.image for s in samples]).to(device)
-        with torch.no_grad():
-            classes = model(images).argmax(dim=1)
-        if target == "label":
-            classes = torch.tensor([s.label for s in samples], device=device)
-        maps = built.explain(images, classes).maps.detach()
-        sufficient = smallest_sufficient_region(model, images, maps, classes)
-        destroying = smallest_destroying_region(model, images, maps, classes)
-        found["sufficient"].append(sufficient.cpu())
-        found["destroying"].append(destroying.cpu())
-    return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def regions(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        classes = labels if target == "label" else harness.predicted(model, images)
+        maps = method.explain(images, classes).maps.detach()
+        return {
+            "sufficient": smallest_sufficient_region(model, images, maps, classes).cpu(),
+            "destroying": smallest_destroying_region(model, images, maps, classes).cpu(),
+        }
+
+    batches = harness.parts(shown.images.to(device), shown.labels.to(device))
+    return harness.gathered(regions(*batch) for batch in batches)
 
 
-def print_table(out: Path, protocol: str) -> None:
-    """Everything that has run."""
+def table(out: Path, *, protocol: Annotated[str, "which boxes are correct"] = "fong2017") -> None:
+    """Print everything that has run."""
     for target in TARGETS:
         folders = [folder.parent for folder in (out / target).glob("*/run.json")]
         names = sorted((f.name for f in folders), key=in_order)
@@ -153,8 +157,7 @@ def print_table(out: Path, protocol: str) -> None:
         for method, comparison in there.items():
             print(line(method, comparison, protocol))
         # The annotated boxes are the same in every run: those of the one with most images.
-        longest = max(there.values(), key=len)
-        print(line(TRUE_BOX, longest, protocol))
+        print(line(TRUE_BOX, max(there.values(), key=len), protocol))
         if BASELINE in frames:
             print(f"less {BASELINE} on the same images: saliency metric; error")
             for method in there:
@@ -163,14 +166,13 @@ def print_table(out: Path, protocol: str) -> None:
         print("saliency metric at half of the map's maximum, nothing chosen")
         for method, comparison in there.items():
             if len(found := at_half(comparison, method)):
-                of = bootstrap_interval(found)
-                print(f"{method:22s} {of.mean:.3f} [{of.low:.3f}, {of.high:.3f}] n={of.n}")
+                print(f"{method:22s} {mean(found)} n={len(found)}")
         print_regions(out / target)
         print()
 
 
 def at_half(comparison: Comparison, method: str) -> Tensor:
-    """The saliency metric of each image at the threshold .5 of the largest value."""
+    """Return the saliency metric of each image at the threshold .5 of the largest value."""
     column = SALIENCY_THRESHOLDS["value"].index(0.5)
     rows = comparison.select(
         "SELECT crops FROM results WHERE method = ? AND attack = 'clean' AND crops IS NOT NULL "
@@ -184,91 +186,50 @@ def at_half(comparison: Comparison, method: str) -> Tensor:
 
 
 def in_order(method: str) -> tuple[int, str]:
-    """As they are listed, networks of the user's after their like."""
+    """Return the place of a method as they are listed, networks of the user's after their like."""
     place = LISTED.index(method if method in LISTED else "real_time_masking")
     return place, method
 
 
 def line(method: str, comparison: Comparison, protocol: str) -> str:
-    """One row of the table; the annotated box misses nothing by definition."""
+    """Return one row of the table; the annotated box misses nothing by definition."""
     row = comparison.saliency_table().set_index("method").loc[method]
-    interval = f"{row['saliency']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    metric = f"{row['saliency']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
     error, chosen = "0", "-"
     if method != TRUE_BOX:
         of = comparison.table(protocol=protocol).set_index("method").loc[method]
         error = f"{of['error']:.4f} [{of['error_low']:.3f}, {of['error_high']:.3f}]"
         chosen = of["threshold"]
     return (
-        f"{method:22s} {row['n']:4d} {interval:24s} {row['area']:6.3f} {row['probability']:6.3f} "
+        f"{method:22s} {row['n']:4d} {metric:24s} {row['area']:6.3f} {row['probability']:6.3f} "
         f"{error:22s} {row['threshold']}; {chosen}"
     )
 
 
 def differences(ours, theirs) -> str:
-    """Of the metric and of the error, paired."""
+    """Return the paired differences of the metric and of the error."""
     both = ours.merge(theirs, left_index=True, right_index=True, suffixes=("", "_theirs"))
-    parts = []
+    columns = []
     for column in ("saliency", "localized"):
         known = both[[column, f"{column}_theirs"]].dropna()
         mine, other = (torch.tensor(known[c].to_numpy(float)) for c in known)
         if column == "localized":
             mine, other = 1 - mine, 1 - other
-        found = bootstrap_difference(mine, other)
-        parts.append(f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] (n={found.n})")
-    return "; ".join(parts)
+        columns.append(f"{difference(mine, other)} (n={len(mine)})")
+    return "; ".join(columns)
 
 
 def print_regions(folder: Path) -> None:
-    """Mean shares; an image that no share is enough for counts as the whole of it."""
-    ending = ", regions.safetensors"
-    names = [file.name.removesuffix(ending) for file in folder.glob(f"*{ending}")]
-    files = {m: folder / f"{m}{ending}" for m in sorted(names, key=in_order)}
-    if not files:
-        return
-    print("smallest sufficient region; smallest destroying region (of images it can be destroyed)")
-    for method, file in files.items():
-        held = load_file(file)
+    """Print mean shares; an image that no share is enough for counts as the whole of it."""
+    names = [file.name.removesuffix(REGIONS) for file in folder.glob(f"*{REGIONS}")]
+    if names:
+        print("smallest sufficient region; smallest destroying region (of those with one)")
+    for method in sorted(names, key=in_order):
+        held = load_file(folder / f"{method}{REGIONS}")
         enough = bootstrap_interval(held["sufficient"].nan_to_num(1.0))
         gone = bootstrap_interval(held["destroying"])
-        print(
-            f"{method:22s} {enough.mean:.3f} [{enough.low:.3f}, {enough.high:.3f}] n={enough.n}; "
-            f"{gone.mean:.3f} [{gone.low:.3f}, {gone.high:.3f}] n={gone.n}"
-        )
-
-
-def main() -> None:
-    """One stage."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("stage", choices=["run", "regions", "table"])
-    parser.add_argument("paths", nargs="+", type=Path, help="DATA OUT, or OUT")
-    parser.add_argument("--methods", default=",".join(LISTED), help="names, separated by commas")
-    parser.add_argument("--networks", type=Path, nargs="*", default=[], help="masking networks")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--targets", default=",".join(TARGETS), help="label, prediction")
-    parser.add_argument("--limit", type=int, help="only the first so many images")
-    parser.add_argument("--precision", default="float32", help="float32 or bfloat16")
-    parser.add_argument("--protocol", default="fong2017", help="which boxes are correct")
-    arguments = parser.parse_args()
-    if len(arguments.paths) != (1 if arguments.stage == "table" else 2):
-        parser.error(
-            f"{arguments.stage}: expected {'OUT' if arguments.stage == 'table' else 'DATA OUT'}"
-        )
-    out = arguments.paths[-1]
-    if arguments.stage == "table":
-        print_table(out, arguments.protocol)
-        return
-    model = load_classifier("efficientnet_lite0").to(arguments.device)
-    dataset = load_dataset("imagenet", arguments.paths[0])
-    methods: dict[str, Any] = {name: name for name in arguments.methods.split(",") if name}
-    for file in arguments.networks:
-        methods[file.stem] = RealTimeMasking(load_masking_network(file, model))
-    targets = arguments.targets.split(",")
-    if arguments.stage == "run":
-        options = {"limit": arguments.limit, "precision": arguments.precision}
-        run(model, dataset, out, methods, targets, options)
-    else:
-        regions(model, dataset, out, methods, targets, arguments.limit)
+        print(f"{method:22s} {interval(enough)} n={enough.n}; {interval(gone)} n={gone.n}")
 
 
 if __name__ == "__main__":
-    main()
+    harness.study(__doc__, run, regions, table)

@@ -9,19 +9,16 @@ which contenders take turns; "surrogate" is forward and backward together.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from harness import race, rounded, study
 from torch import Tensor
 
+from captum_robust._resize import resize_image
 from captum_robust.data import load_image
 from captum_robust.data.images import list_images
 from captum_robust.defenses import (
@@ -41,39 +38,26 @@ from captum_robust.defenses import (
 ROUNDS = 3
 
 
-def main() -> None:
-    """All tables, one after the other."""
-    parser = argparse.ArgumentParser(description="What the input transforms cost.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--patches", type=int, default=100_000)
-    arguments = parser.parse_args()
-    files = list(list_images(arguments.folder).values())
-    if len(files) <= arguments.images:
-        parser.error(f"{len(files)} images in {arguments.folder}, too few")
-    loaded = torch.cat([square(load_image(f)) for f in files])
-    x, rest = loaded[: arguments.images], loaded[arguments.images :]
-    print(
-        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {len(x)} images 224×224"
-    )
+def transforms(folder: Path, *, images: int = 8, patches: int = 100_000) -> None:
+    """Print all tables, one after the other."""
+    files = list(list_images(folder).values())
+    if len(files) <= images:
+        raise SystemExit(f"{len(files)} images in {folder}, too few")
+    loaded = torch.stack([rounded(resize_image(load_image(f), (224, 224))) for f in files])
+    x, rest = loaded[:images], loaded[images:]
     start = time.perf_counter()
-    quilting = Quilting.fit(rest, arguments.patches)
-    print(f"bank of {arguments.patches} patches: {time.perf_counter() - start:.1f} s\n")
+    quilting = Quilting.fit(rest, patches)
+    print(
+        f"{len(x)} images 224×224; bank of {patches} patches: {time.perf_counter() - start:.1f} s"
+    )
     each(x, quilting)
     denoising(x)
     search(x, quilting)
 
 
-def square(image: Tensor) -> Tensor:
-    """1×3×224×224 of an image 3×H×W, in 8 bits."""
-    resized = F.interpolate(image[None], (224, 224), mode="bilinear", antialias=True)
-    return (resized * 255).round().clamp(0, 255) / 255
-
-
 def each(x: Tensor, quilting: Quilting) -> None:
     """Each transform, and its surrogate with the backward pass."""
-    transforms: list[Transform] = [
+    listed: list[Transform] = [
         JPEG(75),
         BitDepth(3),
         GaussianBlur(1),
@@ -87,8 +71,8 @@ def each(x: Tensor, quilting: Quilting) -> None:
         TotalVariation(),
         quilting,
     ]
-    print(f"{'ms an image':64}{'exact':>8}{'surrogate':>11}")
-    for transform in transforms:
+    print(f"\n{'ms an image':64}{'exact':>8}{'surrogate':>11}")
+    for transform in listed:
         exact, surrogate = taking_turns(
             x, lambda i, t=transform: t(i), lambda i, t=transform: backward(t, i)
         )
@@ -173,18 +157,14 @@ def backward(transform: Transform, x: Tensor) -> Tensor:
     return gradient
 
 
-def taking_turns(x: Tensor, *contenders: Callable[[Tensor], Tensor]) -> list[float]:
-    """Processor milliseconds an image of each, the median of the rounds."""
-    times: list[list[float]] = [[] for _ in contenders]
+def taking_turns(x: Tensor, *contenders: Callable[[Tensor], object]) -> list[float]:
+    """Return the processor milliseconds an image of each, the median of the rounds."""
     for contender in contenders:
         contender(x[:1])
-    for _ in range(ROUNDS):
-        for contender, found in zip(contenders, times, strict=True):
-            start = time.process_time()
-            contender(x)
-            found.append((time.process_time() - start) / len(x) * 1000)
-    return [statistics.median(found) for found in times]
+    runs = {str(i): lambda c=contender: c(x) for i, contender in enumerate(contenders)}
+    laps = race(runs, ROUNDS, warm_up=False).values()
+    return [1000 * statistics.median(each.cpu) / len(x) for each in laps]
 
 
 if __name__ == "__main__":
-    main()
+    study(__doc__, transforms)

@@ -9,25 +9,20 @@ that of a process of its own for each length, with that network too, on the same
 needed.
 """
 
-import argparse
-import datetime
-import os
-import platform
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
 import torch
+from harness import masking_network, peak_mib, race, study
 from torch import Tensor
 
 from captum_robust.data import load_dataset
 from captum_robust.models import load_classifier
-from captum_robust.nn import MaskingNetwork, load_masking_network
+from captum_robust.nn import MaskingNetwork
 from captum_robust.show.video import annotate_video
 
 RATE = 25
@@ -80,85 +75,67 @@ def read(path: Path) -> None:
 
 def report(name: str, work: Callable[[], object], n: int) -> None:
     """Print milliseconds a frame; the best of three runs by wall time."""
-    seen = []
-    for _ in range(3):
-        wall, cpu = time.perf_counter(), time.process_time()
-        work()
-        seen.append((time.perf_counter() - wall, time.process_time() - cpu))
-    wall, cpu = min(seen)
+    laps = race({name: work}, 3, warm_up=False)[name]
+    wall, cpu = min(zip(laps.wall, laps.cpu, strict=True))
     print(f"{name:36}{wall / n * 1e3:9.2f}{cpu / n * 1e3:12.2f}{n / wall:12.1f}", flush=True)
 
 
-def peak_mib(path: Path, out: Path) -> float:
-    """Peak resident memory of annotating the video in a process of its own, in MiB."""
-    command = [sys.executable, __file__, "--annotate", str(path), str(out)]
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit("the process for memory failed")
-    return usage.ru_maxrss / 1024
+def annotate(source: str, out: str) -> None:
+    """Annotate a video with a network that does no work, in a process of its own."""
+    torch.set_num_threads(1)
+    annotate_video(source, out, NoWork(), smooth=0.8)
 
 
-def main() -> None:
+def video(
+    *,
+    network: Annotated[Path | None, "a .safetensors file, or untrained; else that shipped"] = None,
+    frames: int = 100,
+    size: Annotated[int, "side of the frames, in pixels"] = 224,
+    batch_sizes: tuple[int, ...] = (1, 4, 8),
+    lengths: Annotated[tuple[int, ...], "frames of the videos for memory, or none"] = (
+        200,
+        2000,
+        20000,
+    ),
+) -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", help="a .safetensors file, or untrained; else that shipped")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--size", type=int, default=224, help="side of the frames, in pixels")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--lengths", type=int, nargs="*", default=[200, 2000, 20000])
-    parser.add_argument("--annotate", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(1 if options.annotate else options.threads)
-    cv2.setNumThreads(options.threads)
-    if options.annotate:
-        annotate_video(options.annotate[0], options.annotate[1], NoWork(), smooth=0.8)
-        return
-    if options.network is None:
-        from captum_robust.attr import RealTimeMasking
-
-        network = RealTimeMasking.from_pretrained("efficientnet_lite0").network.eval()
-    elif options.network == "untrained":
-        network = MaskingNetwork(load_classifier("efficientnet_lite0")).eval()
+    cv2.setNumThreads(torch.get_num_threads())
+    model = load_classifier("efficientnet_lite0")
+    if network == Path("untrained"):
+        masking = MaskingNetwork(model).eval()
     else:
-        network = load_masking_network(options.network, load_classifier("efficientnet_lite0"))
-    print(
-        f"torch {torch.__version__}, OpenCV {cv2.__version__}, {platform.machine()}, "
-        f"{options.threads} threads of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
-        f"{datetime.date.today()}; EfficientNet-Lite0, {options.frames} frames of "
-        f"{options.size}×{options.size}"
-    )
-    frames = panned(options.frames, options.size)
+        masking = masking_network(network, model)
+    print(f"EfficientNet-Lite0, {frames} frames of {size}×{size}")
+    pictures = panned(frames, size)
     with tempfile.TemporaryDirectory() as scratch:
         source, out = Path(scratch) / "in.mp4", Path(scratch) / "out.mp4"
-        write(source, frames, options.frames)
+        write(source, pictures, frames)
         print(f"{'':36}{'ms wall':>9}{'ms of CPU':>12}{'frames/s':>12}")
-        report("decode", lambda: read(source), options.frames)
-        report("encode", lambda: write(out, frames, options.frames), options.frames)
-        report("all but the network", lambda: annotate_video(source, out, NoWork()), options.frames)
+        report("decode", lambda: read(source), frames)
+        report("encode", lambda: write(out, pictures, frames), frames)
+        report("all but the network", lambda: annotate_video(source, out, NoWork()), frames)
         for precision in ("float32", "bfloat16"):
-            for n in options.batch_sizes:
+            for n in batch_sizes:
                 x = torch.rand(n, 224, 224, 3).permute(0, 3, 1, 2)
 
                 def run(x: Tensor = x, precision: str = precision) -> None:
                     half = precision == "bfloat16"
                     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-                        for _ in range(-(-options.frames // len(x))):
-                            network.masks_and_scores(x)
-
-                report(f"network, {precision}, batches of {n}", run, options.frames)
+                        for _ in range(-(-frames // len(x))):
+                            masking.masks_and_scores(x)
 
                 def whole(n: int = n, precision: str = precision) -> None:
-                    annotate_video(source, out, network, batch_size=n, precision=precision)
+                    annotate_video(source, out, masking, batch_size=n, precision=precision)
 
-                report(f"end to end, {precision}, batches of {n}", whole, options.frames)
-        if options.lengths:
-            print("frames   peak MiB")
-        for length in options.lengths:
-            write(source, frames, length)
-            print(f"{length:6d}{peak_mib(source, out):11.0f}", flush=True)
+                report(f"network, {precision}, batches of {n}", run, frames)
+                report(f"end to end, {precision}, batches of {n}", whole, frames)
+        print("frames   peak MiB")
+        for length in lengths:
+            write(source, pictures, length)
+            code = f"from video import annotate; annotate({str(source)!r}, {str(out)!r})"
+            peak = peak_mib(["-c", code], Path(__file__).parent)
+            print(f"{length:6d}{peak:11.0f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    study(__doc__, video, threads=2, packages=("opencv-python",))

@@ -20,9 +20,10 @@ from captum_robust.models import load_classifier, save_classifier
 from captum_robust.nn import EvidenceRemoval, load_masking_network, save_masking_network
 from captum_robust.training import TrainingSettings, masking_training
 from tests.attacks import test_contract as attacks
-from tests.attacks.conftest import Net
 from tests.attr import test_contract as attributions
 from tests.defenses import test_detection, test_quilting, test_transforms
+from tests.networks import Net, PixelNet
+from tests.networks import drawn as smooth_images
 from tests.training import test_masking
 
 DEVICE = "cuda"
@@ -69,7 +70,7 @@ def check_ranks(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("case", attributions.CASES, ids=lambda c: c.name)
 def test_attributions(case: attributions.Case) -> None:
     def result(device: str) -> Any:
-        net, target = made(attributions.Net, device), torch.tensor([0, 3, 5], device=device)
+        net, target = made(Net, device), torch.tensor([0, 3, 5], device=device)
         return case.make(net, net.conv2).attribute(drawn().to(device), target)
 
     is_iterative = case.name in ("perceptual_ball", "iterative_mask")
@@ -85,7 +86,7 @@ FOOLING = attacks.Case("fooling", lambda net: FoolingImage(net, steps=4), epsilo
 @pytest.mark.parametrize("case", [*attacks.CASES, EXPLANATION, FOOLING], ids=lambda c: c.name)
 def test_attacks(case: attacks.Case) -> None:
     def change(device: str) -> Tensor:
-        net, x = made(Net, device), drawn().to(device)
+        net, x = made(PixelNet, device), drawn().to(device)
         return case.make(net).perturb(x, attacks.predicted(net, x), epsilon=case.epsilon) - x
 
     check_ranks(*on_both(change))
@@ -93,7 +94,7 @@ def test_attacks(case: attacks.Case) -> None:
 
 def test_universal_perturbation_and_its_file(tmp_path: Path) -> None:
     def change(device: str) -> Tensor:
-        net, x = made(Net, device), drawn(12).to(device)
+        net, x = made(PixelNet, device), drawn(12).to(device)
         UniversalPerturbation(net, 0.1).fit(x.split(4), passes=2).save(tmp_path / "v.safetensors")
         return UniversalPerturbation.load(tmp_path / "v.safetensors", net).perturb(x) - x
 
@@ -106,7 +107,7 @@ TRANSFORMS = {**test_transforms.MAKE, "quilting": lambda: Quilting(test_quilting
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize("way", ["__call__", "surrogate"])
 def test_transforms_of_defences(name: str, way: str) -> None:
-    x, transform = test_transforms.drawn(), TRANSFORMS[name]()
+    x, transform = smooth_images(), TRANSFORMS[name]()
     found, expected = on_both(lambda device: getattr(transform, way)(x.to(device)))
     # One of a hundred values may be rounded to another level, or come from another patch.
     assert float(((found - expected).abs() > 1e-3).float().mean()) < 0.01
@@ -116,7 +117,7 @@ def test_detector_and_its_file(tmp_path: Path) -> None:
     clean, attacked = test_detection.images(40, 0), test_detection.images(40, 0, attacked=True)
 
     def scores(device: str) -> Tensor:
-        net = made(test_detection.Net, device)
+        net = made(test_detection.TokenNet, device)
         fitted = SafetyNet(net, test_detection.LAYERS).fit(clean.to(device), attacked.to(device))
         fitted.save(tmp_path / "detector.safetensors")
         loaded = SafetyNet.load(tmp_path / "detector.safetensors", net)

@@ -310,7 +310,7 @@ def test_each_perceptual_layer_runs_once_unchanged_and_depends_on_the_image(name
 
 
 def test_perceptual_layers_pass_over_what_runs_twice_is_overwritten_or_ignores_the_image() -> None:
-    class Net(nn.Module):
+    class ManyActivations(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.good = nn.Conv2d(3, 4, 3), nn.ReLU()
@@ -322,7 +322,7 @@ def test_perceptual_layers_pass_over_what_runs_twice_is_overwritten_or_ignores_t
             x = self.overwritten(x).mul_(2)
             return (x + self.blind(self.grid)).mean((2, 3))
 
-    net = Net().train()
+    net = ManyActivations().train()
     net.conv.weight.requires_grad_(False)
     assert find_perceptual_layers(net, (3, 8, 8)) == (net.good,)
     with torch.inference_mode():
@@ -334,7 +334,7 @@ def test_perceptual_layers_pass_over_what_runs_twice_is_overwritten_or_ignores_t
 
 
 def test_a_net_with_functional_activations_has_its_convolutions_as_perceptual_layers() -> None:
-    class Net(nn.Module):
+    class Grey(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv1, self.conv2 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
@@ -342,7 +342,7 @@ def test_a_net_with_functional_activations_has_its_convolutions_as_perceptual_la
         def forward(self, x: Tensor) -> Tensor:
             return self.conv2(self.conv1(x).relu()).relu().mean((2, 3))
 
-    model = Classifier(Net(), mean=(0.5,), std=(0.5,), input_size=8)  # one channel
+    model = Classifier(Grey(), mean=(0.5,), std=(0.5,), input_size=8)  # one channel
     assert model.perceptual_layers == (model.module.conv2,)
 
 

@@ -25,7 +25,7 @@ from captum_robust.attacks import (
     LBFGSAttack,
     LeastLikelyClass,
 )
-from tests.attacks.conftest import Net
+from tests.networks import PixelNet, Rounding
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def length(change: Tensor, norm: str) -> float:
 
 
 @cases
-def test_is_a_perturbation_with_captums_keywords(case: Case, net: Net) -> None:
+def test_is_a_perturbation_with_captums_keywords(case: Case, net: PixelNet) -> None:
     attack = case.make(net)
     assert isinstance(attack, Perturbation)
     names = list(inspect.signature(attack.perturb).parameters)
@@ -126,7 +126,7 @@ def test_is_a_perturbation_with_captums_keywords(case: Case, net: Net) -> None:
 
 
 @cases
-def test_result_is_a_detached_image_in_the_ball(case: Case, net: Net, x: Tensor) -> None:
+def test_result_is_a_detached_image_in_the_ball(case: Case, net: PixelNet, x: Tensor) -> None:
     result = case.make(net).perturb(x, predicted(net, x), epsilon=case.epsilon)
     assert result.shape == x.shape
     assert result.dtype == x.dtype
@@ -140,7 +140,7 @@ def test_result_is_a_detached_image_in_the_ball(case: Case, net: Net, x: Tensor)
 
 
 @those(lambda c: c.leaves_label)
-def test_the_loss_of_the_label_grows(case: Case, net: Net, x: Tensor) -> None:
+def test_the_loss_of_the_label_grows(case: Case, net: PixelNet, x: Tensor) -> None:
     label = predicted(net, x)
     result = case.make(net).perturb(x, label, epsilon=case.epsilon)
     entropy = nn.CrossEntropyLoss(reduction="none")
@@ -151,7 +151,7 @@ def test_the_loss_of_the_label_grows(case: Case, net: Net, x: Tensor) -> None:
 
 
 @aimed
-def test_the_loss_of_the_target_falls(case: Case, net: Net, x: Tensor) -> None:
+def test_the_loss_of_the_target_falls(case: Case, net: PixelNet, x: Tensor) -> None:
     target = (predicted(net, x) + 1) % 6
     result = case.make(net).perturb(x, target, epsilon=case.epsilon, targeted=True)
     entropy = nn.CrossEntropyLoss(reduction="none")
@@ -160,7 +160,7 @@ def test_the_loss_of_the_target_falls(case: Case, net: Net, x: Tensor) -> None:
 
 
 @cases
-def test_each_form_of_target_is_read(case: Case, net: Net, x: Tensor) -> None:
+def test_each_form_of_target_is_read(case: Case, net: PixelNet, x: Tensor) -> None:
     attack = case.make(net)
     same = torch.full((3,), int(predicted(net, x)[0]))
     expected = attack.perturb(x, same, epsilon=case.epsilon)
@@ -169,7 +169,7 @@ def test_each_form_of_target_is_read(case: Case, net: Net, x: Tensor) -> None:
 
 
 @cases
-def test_without_a_target_it_is_the_prediction(case: Case, net: Net, x: Tensor) -> None:
+def test_without_a_target_it_is_the_prediction(case: Case, net: PixelNet, x: Tensor) -> None:
     attack = case.make(net)
     expected = attack.perturb(x, predicted(net, x), epsilon=case.epsilon)
     assert torch.equal(attack.perturb(x, epsilon=case.epsilon), expected)
@@ -178,7 +178,7 @@ def test_without_a_target_it_is_the_prediction(case: Case, net: Net, x: Tensor) 
 @cases
 def test_scores_with_more_dimensions_take_tuples(case: Case, x: Tensor) -> None:
     torch.manual_seed(0)
-    flat = Net(classes=24).eval()
+    flat = PixelNet(classes=24).eval()
 
     def grid(images: Tensor) -> Tensor:
         return flat(images).reshape(-1, 4, 2, 3)
@@ -195,7 +195,7 @@ def test_scores_with_more_dimensions_take_tuples(case: Case, x: Tensor) -> None:
 
 
 @cases
-def test_a_tuple_is_mirrored_with_a_tuple(case: Case, net: Net, x: Tensor) -> None:
+def test_a_tuple_is_mirrored_with_a_tuple(case: Case, net: PixelNet, x: Tensor) -> None:
     other = x.flip(3) / 4
     first, second = case.make(net).perturb((x, other), epsilon=case.epsilon)
     assert first.shape == second.shape == x.shape
@@ -206,7 +206,7 @@ def test_a_tuple_is_mirrored_with_a_tuple(case: Case, net: Net, x: Tensor) -> No
 
 
 @cases
-def test_a_mask_keeps_the_rest_as_it_was(case: Case, net: Net, x: Tensor) -> None:
+def test_a_mask_keeps_the_rest_as_it_was(case: Case, net: PixelNet, x: Tensor) -> None:
     mask = torch.zeros(1, 1, 12, 16)
     mask[..., 4:] = 1
     result = case.make(net).perturb(x, epsilon=case.epsilon, mask=mask)
@@ -215,7 +215,7 @@ def test_a_mask_keeps_the_rest_as_it_was(case: Case, net: Net, x: Tensor) -> Non
 
 
 @cases
-def test_additional_forward_args_follow_their_samples(case: Case, net: Net, x: Tensor) -> None:
+def test_additional_forward_args_follow_their_samples(case: Case, net: PixelNet, x: Tensor) -> None:
     attack = case.make(net)
     other = x.flip(0) / 4
 
@@ -232,7 +232,7 @@ def test_additional_forward_args_follow_their_samples(case: Case, net: Net, x: T
 
 
 @cases
-def test_batch_equals_one_by_one(case: Case, net: Net, x: Tensor) -> None:
+def test_batch_equals_one_by_one(case: Case, net: PixelNet, x: Tensor) -> None:
     attack = case.make(net)
     label = predicted(net, x)
     label[1] = (label[1] + 1) % 6  # misclassified
@@ -248,7 +248,7 @@ def test_batch_equals_one_by_one(case: Case, net: Net, x: Tensor) -> None:
 
 
 @those(lambda c: c.early_stop)
-def test_a_misclassified_image_comes_back_as_it_was(case: Case, net: Net, x: Tensor) -> None:
+def test_a_misclassified_image_comes_back_as_it_was(case: Case, net: PixelNet, x: Tensor) -> None:
     attack = case.make(net)
     wrong = (predicted(net, x) + 1) % 6
     result, details = attack.perturb(x, wrong, epsilon=case.epsilon, return_details=True)
@@ -258,7 +258,7 @@ def test_a_misclassified_image_comes_back_as_it_was(case: Case, net: Net, x: Ten
 
 
 @cases
-def test_details_say_what_the_bytes_say(case: Case, net: Net, x: Tensor) -> None:
+def test_details_say_what_the_bytes_say(case: Case, net: PixelNet, x: Tensor) -> None:
     label = predicted(net, x)
     result, details = case.make(net).perturb(x, epsilon=case.epsilon, return_details=True)
     found = predicted(net, (result * 255).round() / 255)
@@ -272,12 +272,12 @@ def test_details_say_what_the_bytes_say(case: Case, net: Net, x: Tensor) -> None
 
 
 @cases
-def test_without_strength_nothing_changes(case: Case, net: Net, x: Tensor) -> None:
+def test_without_strength_nothing_changes(case: Case, net: PixelNet, x: Tensor) -> None:
     assert torch.equal(case.make(net).perturb(x, epsilon=0.0), x)
 
 
 @cases
-def test_the_same_call_gives_the_same_images(case: Case, net: Net, x: Tensor) -> None:
+def test_the_same_call_gives_the_same_images(case: Case, net: PixelNet, x: Tensor) -> None:
     attack = case.make(net)
     first = attack.perturb(x, epsilon=case.epsilon)
     torch.rand(7)
@@ -286,7 +286,9 @@ def test_the_same_call_gives_the_same_images(case: Case, net: Net, x: Tensor) ->
 
 @cases
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_callers_world_is_left_as_it_was(case: Case, net: Net, x: Tensor, fails: bool) -> None:
+def test_the_callers_world_is_left_as_it_was(
+    case: Case, net: PixelNet, x: Tensor, fails: bool
+) -> None:
     net.train()
     net.head.eval()
     net.conv1.weight.requires_grad_(False)
@@ -328,7 +330,9 @@ def test_the_callers_world_is_left_as_it_was(case: Case, net: Net, x: Tensor, fa
 
 
 @cases
-def test_grad_mode_and_frozen_parameters_do_not_matter(case: Case, net: Net, x: Tensor) -> None:
+def test_grad_mode_and_frozen_parameters_do_not_matter(
+    case: Case, net: PixelNet, x: Tensor
+) -> None:
     attack = case.make(net)
     expected = attack.perturb(x, epsilon=case.epsilon)
     with torch.no_grad():
@@ -340,12 +344,12 @@ def test_grad_mode_and_frozen_parameters_do_not_matter(case: Case, net: Net, x: 
 
 
 @cases
-def test_memory_format_channels_and_autocast(case: Case, net: Net, x: Tensor) -> None:
+def test_memory_format_channels_and_autocast(case: Case, net: PixelNet, x: Tensor) -> None:
     attack = case.make(net)
     expected = attack.perturb(x, epsilon=case.epsilon)
     strided = x.contiguous(memory_format=torch.channels_last)
     assert torch.equal(attack.perturb(strided, epsilon=case.epsilon), expected)
-    grey = Net(channels=1).eval()
+    grey = PixelNet(channels=1).eval()
     assert case.make(grey).perturb(x[:, :1], epsilon=case.epsilon).shape == (3, 1, 12, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = attack.perturb(x, epsilon=case.epsilon)
@@ -356,7 +360,7 @@ def test_memory_format_channels_and_autocast(case: Case, net: Net, x: Tensor) ->
 @cases
 def test_a_model_may_write_to_its_inputs(case: Case) -> None:
     torch.manual_seed(0)
-    grey = Net(channels=1).eval()
+    grey = PixelNet(channels=1).eval()
     x = torch.rand(2, 1, 12, 16)  # one channel: in channels_last and as it is the same memory
     before = x.clone()
     found = case.make(lambda images: grey(images.mul_(0.5))).perturb(x, epsilon=case.epsilon)
@@ -366,7 +370,7 @@ def test_a_model_may_write_to_its_inputs(case: Case) -> None:
 
 
 @cases
-def test_arguments_of_inference_mode_are_taken(case: Case, net: Net, x: Tensor) -> None:
+def test_arguments_of_inference_mode_are_taken(case: Case, net: PixelNet, x: Tensor) -> None:
     attack = case.make(lambda images, factor: net(images * factor))
     expected = attack.perturb(x, epsilon=case.epsilon, additional_forward_args=x.flip(0))
     with torch.inference_mode():
@@ -375,7 +379,9 @@ def test_arguments_of_inference_mode_are_taken(case: Case, net: Net, x: Tensor) 
 
 
 @cases
-def test_no_gradient_in_half_precision_changes_nothing(case: Case, net: Net, x: Tensor) -> None:
+def test_no_gradient_in_half_precision_changes_nothing(
+    case: Case, net: PixelNet, x: Tensor
+) -> None:
     half = x.half()
     attack = case.make(lambda images: net(images.float()))
     found = attack.perturb(half, epsilon=case.epsilon, mask=torch.zeros(1, 1, 1, 1))
@@ -398,7 +404,7 @@ def test_a_model_that_views_its_features_works(case: Case, x: Tensor) -> None:
 
 
 @cases
-def test_captums_harnesses_take_it(case: Case, net: Net, x: Tensor) -> None:
+def test_captums_harnesses_take_it(case: Case, net: PixelNet, x: Tensor) -> None:
     label = predicted(net, x)
     attack = case.make(net)
 
@@ -449,7 +455,7 @@ def test_captums_harness_finds_the_least_epsilon_of_a_linear_model() -> None:
 
 
 @cases
-def test_wrong_inputs_are_named(case: Case, net: Net, x: Tensor) -> None:
+def test_wrong_inputs_are_named(case: Case, net: PixelNet, x: Tensor) -> None:
     attack = case.make(net)
     with pytest.raises(ValueError, match="inputs: the batch is empty"):
         attack.perturb(x[:0])
@@ -477,13 +483,13 @@ def test_wrong_inputs_are_named(case: Case, net: Net, x: Tensor) -> None:
 
 @cases
 @pytest.mark.parametrize("epsilon", [-0.1, float("nan"), float("inf"), "much"])
-def test_a_wrong_epsilon_is_named(case: Case, net: Net, x: Tensor, epsilon: Any) -> None:
+def test_a_wrong_epsilon_is_named(case: Case, net: PixelNet, x: Tensor, epsilon: Any) -> None:
     with pytest.raises(ValueError, match="epsilon: expected"):
         case.make(net).perturb(x, epsilon=epsilon)
 
 
 @those(lambda c: c.ball is not None)
-def test_an_epsilon_above_the_range_is_named(case: Case, net: Net, x: Tensor) -> None:
+def test_an_epsilon_above_the_range_is_named(case: Case, net: PixelNet, x: Tensor) -> None:
     above = 1.01 if case.ball == "Linf" else 1.01 * (3 * 12 * 16) ** 0.5
     with pytest.raises(ValueError, match="epsilon: expected a number from 0 to"):
         case.make(net).perturb(x, epsilon=above)
@@ -491,24 +497,17 @@ def test_an_epsilon_above_the_range_is_named(case: Case, net: Net, x: Tensor) ->
 
 @cases
 @pytest.mark.parametrize("target", [6, -1, [0, 1, 6], torch.tensor([0, 9, 1])])
-def test_a_target_out_of_range_is_named(case: Case, net: Net, x: Tensor, target: Any) -> None:
+def test_a_target_out_of_range_is_named(case: Case, net: PixelNet, x: Tensor, target: Any) -> None:
     with pytest.raises(ValueError, match=r"target: class .* the model has the classes 0 to 5"):
         case.make(net).perturb(x, target, epsilon=case.epsilon)
 
 
 @aimed
-def test_aiming_at_the_class_it_has_is_an_error(case: Case, net: Net, x: Tensor) -> None:
+def test_aiming_at_the_class_it_has_is_an_error(case: Case, net: PixelNet, x: Tensor) -> None:
     with pytest.raises(ValueError, match="target: the model gives sample 0 the class"):
         case.make(net).perturb(x, predicted(net, x), epsilon=case.epsilon, targeted=True)
     with pytest.raises(ValueError, match="target: a targeted attack needs"):
         case.make(net).perturb(x, epsilon=case.epsilon, targeted=True)
-
-
-class Rounding(nn.Module):
-    """Cuts the graph, as an operation without a derivative does."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.detach().round()
 
 
 @those(lambda c: c.needs_gradients)
@@ -517,7 +516,7 @@ def test_the_layer_that_breaks_the_graph_is_named(case: Case, x: Tensor) -> None
     with pytest.raises(ValueError, match=r"layer '1' \(Rounding\) breaks the graph"):
         case.make(broken).perturb(x, epsilon=1e-3)
 
-    class Undifferentiable(Net):
+    class Undifferentiable(PixelNet):
         def forward(self, x: Tensor, *_: Any) -> Tensor:
             with torch.no_grad():
                 return super().forward(x)

@@ -30,7 +30,7 @@ from captum_robust.attacks import (
     smooth_activations,
 )
 from captum_robust.attacks.map_objectives import rank_correlation
-from tests.attacks.conftest import Net
+from tests.networks import Grid, PixelNet
 
 EPSILON = 0.05
 MAKERS: dict[str, Callable[[nn.Module, nn.Module], Attribution]] = {
@@ -45,7 +45,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {"integrated_gradients": {"n_steps": 4}}
 makers = pytest.mark.parametrize("name", MAKERS)
 
 
-def attack_of(name: str, net: Net, **options: Any) -> ExplanationAttack:
+def attack_of(name: str, net: PixelNet, **options: Any) -> ExplanationAttack:
     options = {"steps": 6, "attribution_arguments": ARGUMENTS.get(name)} | options
     return ExplanationAttack(MAKERS[name](net, net.conv2), EPSILON, **options)
 
@@ -56,7 +56,7 @@ def predicted(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def details_of(net: Net, x: Tensor) -> Callable[..., tuple[Tensor, ExplanationDetails]]:
+def details_of(net: PixelNet, x: Tensor) -> Callable[..., tuple[Tensor, ExplanationDetails]]:
     def run(name: str, **options: Any) -> tuple[Tensor, ExplanationDetails]:
         attack = attack_of(name, net, **options)
         return attack.perturb(x, predicted(net, x), return_details=True)
@@ -66,7 +66,7 @@ def details_of(net: Net, x: Tensor) -> Callable[..., tuple[Tensor, ExplanationDe
 
 @makers
 def test_the_label_and_the_ball_are_kept_and_the_map_moves(
-    name: str, net: Net, x: Tensor, details_of: Callable[..., Any]
+    name: str, net: PixelNet, x: Tensor, details_of: Callable[..., Any]
 ) -> None:
     moved, details = details_of(name)
     label = predicted(net, x)
@@ -86,7 +86,7 @@ def test_the_label_and_the_ball_are_kept_and_the_map_moves(
 
 @makers
 def test_it_moves_the_map_more_than_noise_of_the_same_size(
-    name: str, net: Net, x: Tensor, details_of: Callable[..., Any]
+    name: str, net: PixelNet, x: Tensor, details_of: Callable[..., Any]
 ) -> None:
     _, details = details_of(name, steps=10)
     # The objective is also computed here, from its definition.
@@ -114,7 +114,7 @@ def test_it_moves_the_map_more_than_noise_of_the_same_size(
 @pytest.mark.parametrize("objective", ["top_k", "mass_center", "target_map", "region"])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_every_objective_rises_in_either_ball(
-    objective: str, norm: str, net: Net, x: Tensor
+    objective: str, norm: str, net: PixelNet, x: Tensor
 ) -> None:
     corner = torch.zeros(1, 12, 16)
     corner[:, :6, :8] = 1
@@ -191,7 +191,7 @@ def test_a_model_of_one_class_has_no_label_to_lose() -> None:
     torch.testing.assert_close(moved, torch.tensor([[0.375, 0.625, 0.625]]))
 
 
-def test_misclassified_images_come_back_unchanged(net: Net, x: Tensor) -> None:
+def test_misclassified_images_come_back_unchanged(net: PixelNet, x: Tensor) -> None:
     label = predicted(net, x)
     label[1] = (label[1] + 1) % 6
     moved, details = attack_of("saliency", net).perturb(x, label, return_details=True)
@@ -203,7 +203,7 @@ def test_misclassified_images_come_back_unchanged(net: Net, x: Tensor) -> None:
     assert details.top_k_intersection[1] == 1
 
 
-def test_nothing_moves_without_room(net: Net, x: Tensor) -> None:
+def test_nothing_moves_without_room(net: PixelNet, x: Tensor) -> None:
     for options in ({"epsilon": 0.0}, {"mask": torch.zeros_like(x)}):
         moved, details = attack_of("saliency", net).perturb(
             x, predicted(net, x), return_details=True, **options
@@ -212,7 +212,7 @@ def test_nothing_moves_without_room(net: Net, x: Tensor) -> None:
         assert not details.moved.any()
 
 
-def test_the_mask_says_where_the_input_may_change(net: Net, x: Tensor) -> None:
+def test_the_mask_says_where_the_input_may_change(net: PixelNet, x: Tensor) -> None:
     mask = torch.zeros(1, 1, 12, 16)
     mask[..., :8] = 1
     moved = attack_of("saliency", net).perturb(x, predicted(net, x), mask=mask)
@@ -221,7 +221,7 @@ def test_the_mask_says_where_the_input_may_change(net: Net, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", ["saliency", "robust_cam"])
-def test_batch_equals_one_by_one(name: str, net: Net, x: Tensor) -> None:
+def test_batch_equals_one_by_one(name: str, net: PixelNet, x: Tensor) -> None:
     net, x = net.double(), x.double()
     label = predicted(net, x)
     region = torch.rand(3, 12, 16, generator=torch.Generator().manual_seed(2))
@@ -233,7 +233,7 @@ def test_batch_equals_one_by_one(name: str, net: Net, x: Tensor) -> None:
     torch.testing.assert_close(batch, single)
 
 
-def test_tuples_and_additional_arguments_go_through(net: Net, x: Tensor) -> None:
+def test_tuples_and_additional_arguments_go_through(net: PixelNet, x: Tensor) -> None:
     inputs = (x, x.flip(0))
     with torch.no_grad():
         label = net(*inputs, 0.5).argmax(dim=1)
@@ -254,17 +254,9 @@ def test_tuples_and_additional_arguments_go_through(net: Net, x: Tensor) -> None
 
 def test_tuple_targets_index_scores_of_more_dimensions(x: Tensor) -> None:
     torch.manual_seed(0)
-    net = Net(classes=24).eval()
+    net = PixelNet(classes=24).eval()
 
-    class Grid(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x).reshape(-1, 4, 2, 3)
-
-    grid = Grid()
+    grid = Grid(net)
     label = predicted(lambda x: grid(x)[:, :, 1, 2], x)
     targets = [(int(c), 1, 2) for c in label]
     moved = ExplanationAttack(Saliency(grid), EPSILON, 3).perturb(x, targets)
@@ -274,7 +266,7 @@ def test_tuple_targets_index_scores_of_more_dimensions(x: Tensor) -> None:
     torch.testing.assert_close(moved, expected)
 
 
-def test_spearman_is_scipys(net: Net, x: Tensor) -> None:
+def test_spearman_is_scipys(net: PixelNet, x: Tensor) -> None:
     clean, other = (LayerGradCam(net, net.relu).attribute(z, 1).clamp(min=0) for z in (x, x**2))
     found = rank_correlation(clean.detach(), other.detach())
     pairs = zip(clean.detach().flatten(1), other.detach().flatten(1), strict=True)
@@ -283,7 +275,9 @@ def test_spearman_is_scipys(net: Net, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("make", ["occlusion", "ball"])
-def test_an_attribution_without_gradient_needs_a_surrogate(make: str, net: Net, x: Tensor) -> None:
+def test_an_attribution_without_gradient_needs_a_surrogate(
+    make: str, net: PixelNet, x: Tensor
+) -> None:
     arguments: dict[str, Any] = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)}
     attribution: Attribution = Occlusion(net)
     if make == "ball":
@@ -300,7 +294,7 @@ def test_an_attribution_without_gradient_needs_a_surrogate(make: str, net: Net, 
     assert torch.equal(predicted(net, moved), label)
 
 
-def test_captums_harnesses_run_it(net: Net, x: Tensor) -> None:
+def test_captums_harnesses_run_it(net: PixelNet, x: Tensor) -> None:
     attack: Attack = attack_of("saliency", net)
     label = predicted(net, x)
 
@@ -338,7 +332,7 @@ def test_captums_harnesses_run_it(net: Net, x: Tensor) -> None:
     assert outside(moved) >= limit
 
 
-def test_the_seed_decides_and_the_global_generator_does_not_move(net: Net, x: Tensor) -> None:
+def test_the_seed_decides_and_the_global_generator_does_not_move(net: PixelNet, x: Tensor) -> None:
     label = predicted(net, x)
     state = torch.get_rng_state()
     first, again, other = (
@@ -350,7 +344,7 @@ def test_the_seed_decides_and_the_global_generator_does_not_move(net: Net, x: Te
 
 
 @makers
-def test_the_callers_world_is_left_as_it_was(name: str, net: Net, x: Tensor) -> None:
+def test_the_callers_world_is_left_as_it_was(name: str, net: PixelNet, x: Tensor) -> None:
     label = predicted(net, x)
     net.conv1.weight.requires_grad_(False)
     net.conv2.weight.grad = torch.ones_like(net.conv2.weight)
@@ -389,7 +383,7 @@ def test_the_callers_world_is_left_as_it_was(name: str, net: Net, x: Tensor) -> 
     assert world() == before
 
 
-def test_bfloat16_autocast_runs(net: Net, x: Tensor) -> None:
+def test_bfloat16_autocast_runs(net: PixelNet, x: Tensor) -> None:
     label = predicted(net, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         moved, details = attack_of("saliency", net).perturb(x, label, return_details=True)
@@ -416,7 +410,7 @@ def test_bfloat16_autocast_runs(net: Net, x: Tensor) -> None:
     ids=str,
 )
 def test_wrong_arguments_are_named(
-    error: type[Exception], match: str, options: dict[str, Any], net: Net
+    error: type[Exception], match: str, options: dict[str, Any], net: PixelNet
 ) -> None:
     if match.startswith("region"):
         options = options | {"region": torch.full((1, 4, 4), 2.0)}
@@ -424,7 +418,7 @@ def test_wrong_arguments_are_named(
         ExplanationAttack(Saliency(net), **options)
 
 
-def test_wrong_calls_are_named(net: Net, x: Tensor) -> None:
+def test_wrong_calls_are_named(net: PixelNet, x: Tensor) -> None:
     label = predicted(net, x)
     with pytest.raises(ValueError, match="targeted: this attack keeps the label"):
         attack_of("saliency", net).perturb(x, label, targeted=True)
@@ -554,7 +548,9 @@ def test_an_own_forward_of_the_caller_is_put_back() -> None:
     assert relu.forward is own
 
 
-def test_smooth_activations_let_the_gradient_of_a_relu_network_move(net: Net, x: Tensor) -> None:
+def test_smooth_activations_let_the_gradient_of_a_relu_network_move(
+    net: PixelNet, x: Tensor
+) -> None:
     # Without them the second derivative of the piecewise linear network is zero.
     label = predicted(net, x)
     stiff = attack_of("saliency", net, beta=None, random_start=False)

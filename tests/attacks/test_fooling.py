@@ -18,7 +18,7 @@ from captum_robust.attacks.fooling import (
     polynomial_change,
 )
 from captum_robust.models import load_classifier
-from tests.attacks.conftest import Net
+from tests.networks import PixelNet
 
 
 def linear(weight: list[list[float]], bias: list[float] | None = None) -> nn.Linear:
@@ -39,7 +39,7 @@ class Steep(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = Net()
+        self.net = PixelNet()
 
     def forward(self, *args: Any) -> Tensor:
         return 60 * self.net(*args)

@@ -19,7 +19,7 @@ from captum_robust.attacks import (
     LeastLikelyClass,
     most_likely_class_map,
 )
-from tests.attacks.conftest import Net
+from tests.networks import Counted, PixelNet
 
 
 def entropy(scores: Tensor, classes: Tensor) -> Tensor:
@@ -262,7 +262,7 @@ def test_draws_of_half_a_batch_get_the_arguments_of_their_samples() -> None:
 
 
 def test_a_transform_draws_the_same_for_a_sample_whatever_becomes_of_the_others(
-    net: Net, x: Tensor
+    net: PixelNet, x: Tensor
 ) -> None:
     def shifted(images: Tensor) -> Tensor:  # one draw for all of them
         return images.roll(int(torch.randint(12, ())), dims=-2) * torch.rand(())
@@ -276,7 +276,7 @@ def test_a_transform_draws_the_same_for_a_sample_whatever_becomes_of_the_others(
 
 
 def test_only_the_generators_that_are_put_back_are_seeded(
-    net: Net, x: Tensor, monkeypatch: pytest.MonkeyPatch
+    net: PixelNet, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
         raise AssertionError("seeds the graphics cards, where nothing is drawn")
@@ -285,7 +285,9 @@ def test_only_the_generators_that_are_put_back_are_seeded(
     PGD(net, 0.1, 1, transform=lambda images: images * torch.rand(())).perturb(x)
 
 
-def test_a_transform_that_draws_is_seeded_and_leaves_the_generator(net: Net, x: Tensor) -> None:
+def test_a_transform_that_draws_is_seeded_and_leaves_the_generator(
+    net: PixelNet, x: Tensor
+) -> None:
     def noisy(images: Tensor) -> Tensor:
         return (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
 
@@ -297,21 +299,9 @@ def test_a_transform_that_draws_is_seeded_and_leaves_the_generator(net: Net, x: 
     assert torch.equal(attack.perturb(x), first)
 
 
-class Counting(nn.Module):
-    """Counts the images it sees."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.seen = model, [0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen[0] += len(x)
-        return self.model(x)
-
-
 def test_a_fooled_image_costs_nothing_more() -> None:
     # Scores (x, .4): an image at .45 falls in one step of .0625, one at .95 in no step.
-    model = Counting(nn.Identity())
+    model = Counted(nn.Identity())
 
     def scores(x: Tensor) -> Tensor:
         return torch.cat([model(x), torch.full_like(x, 0.4)], dim=1)
@@ -326,7 +316,7 @@ def test_a_fooled_image_costs_nothing_more() -> None:
     # was left alone in the batch; the details look at both again without being counted.
     assert details.forward_passes.tolist() == [2, 6]
     assert details.backward_passes.tolist() == [1, 4]
-    assert model.seen[0] == 2 + 6 + 2
+    assert sum(model.calls) == 2 + 6 + 2
 
 
 def test_fooled_means_fooled_as_an_8_bit_image() -> None:
@@ -378,14 +368,14 @@ def test_the_best_iterate_is_kept() -> None:
     torch.testing.assert_close(last, torch.tensor([[0.45]]))
 
 
-def test_an_early_stop_never_fools_fewer(net: Net, x: Tensor) -> None:
+def test_an_early_stop_never_fools_fewer(net: PixelNet, x: Tensor) -> None:
     _, some = PGD(net, 0.1, 5).perturb(x, return_details=True)
     _, every = PGD(net, 0.1, 5, early_stop=False, keep_best=False).perturb(x, return_details=True)
     assert (some.fooled | ~every.fooled).all()
     assert (some.forward_passes <= every.forward_passes + 2).all()
 
 
-def test_the_least_likely_class_is_aimed_at(net: Net, x: Tensor) -> None:
+def test_the_least_likely_class_is_aimed_at(net: PixelNet, x: Tensor) -> None:
     least = net(x).argmin(dim=1)
     _, details = LeastLikelyClass(net, 0.2).perturb(x, return_details=True)
     assert torch.equal(details.label, least)
@@ -417,7 +407,9 @@ def test_the_map_of_the_most_likely_class_by_hand() -> None:
     assert of_other.sign.tolist() == [[-1.0, 1.0, 0.0]]
 
 
-def test_equal_scores_leave_another_class_than_the_label_to_aim_at(net: Net, x: Tensor) -> None:
+def test_equal_scores_leave_another_class_than_the_label_to_aim_at(
+    net: PixelNet, x: Tensor
+) -> None:
     attack = LeastLikelyClass(lambda images: 0 * net(images))
     result, details = attack.perturb(x, return_details=True)
     assert torch.equal(result, x)
@@ -426,7 +418,7 @@ def test_equal_scores_leave_another_class_than_the_label_to_aim_at(net: Net, x: 
 
 
 @pytest.mark.parametrize("make", [FGSM, PGD, LeastLikelyClass])
-def test_one_class_is_an_error(make: Callable[..., PGD], net: Net, x: Tensor) -> None:
+def test_one_class_is_an_error(make: Callable[..., PGD], net: PixelNet, x: Tensor) -> None:
     with pytest.raises(ValueError, match="at least two classes, got one"):
         make(lambda images: net(images)[:, :1]).perturb(x)
 
@@ -436,7 +428,7 @@ def wrong(make: Callable[[], object], name: str) -> None:
         make()
 
 
-def test_wrong_options_are_named(net: Net, x: Tensor) -> None:
+def test_wrong_options_are_named(net: PixelNet, x: Tensor) -> None:
     wrong(lambda: PGD(net, steps=-1), "steps")
     wrong(lambda: PGD(net, steps=2.5), "steps")  # type: ignore[arg-type]
     wrong(lambda: PGD(net, step_size=0.0), "step_size")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sys
 import types
 from collections.abc import Callable
@@ -370,17 +369,13 @@ def test_one_class_is_an_error(make: Callable[..., Attack]) -> None:
 
 @pytest.mark.data
 def test_photographs_need_less_than_by_foolbox(
-    adv_lib_deepfool: Callable[..., Tensor],
+    real_data: Path, adv_lib_deepfool: Callable[..., Tensor]
 ) -> None:
     from captum_robust.data import load_dataset, resize
     from captum_robust.models import load_classifier
 
-    project = Path(__file__).parents[2]
-    folder = project / os.environ.get("CAPTUM_ROBUST_DATA", "../shared/data")
-    if not folder.is_dir():
-        pytest.skip(f"no real images at {folder} (set CAPTUM_ROBUST_DATA)")
     model = load_classifier("efficientnet_lite0")
-    dataset = load_dataset("imagenet", folder / "imagenet-val-400")
+    dataset = load_dataset("imagenet", real_data / "imagenet-val-400")
     samples = [resize(dataset[i], model.input_size) for i in range(2)]
     x = torch.stack([s.image for s in samples])
     label = predicted(model, x)

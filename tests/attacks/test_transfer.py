@@ -10,7 +10,7 @@ from captum.robust import MinParamPerturbation
 from torch import Tensor, nn
 
 from captum_robust.attacks import FGSM, PGD, EnsembleTransfer, SubstituteAttack, held_out
-from tests.attacks.conftest import Net
+from tests.networks import PixelNet, Rounding
 
 
 def linear(weight: list[list[float]], bias: list[float] | None = None) -> nn.Linear:
@@ -20,12 +20,12 @@ def linear(weight: list[list[float]], bias: list[float] | None = None) -> nn.Lin
     return net.eval()
 
 
-def nets(n: int = 3) -> list[Net]:
+def nets(n: int = 3) -> list[PixelNet]:
     found = []
     with torch.random.fork_rng():
         for seed in range(n):
             torch.manual_seed(seed)
-            found.append(Net().eval())
+            found.append(PixelNet().eval())
     return found
 
 
@@ -138,7 +138,7 @@ def test_early_stop_ends_a_sample_when_all_models_are_fooled() -> None:
     torch.testing.assert_close(result, expected)
 
 
-def test_one_model_is_pgd(net: Net, x: Tensor) -> None:
+def test_one_model_is_pgd(net: PixelNet, x: Tensor) -> None:
     options: dict[str, Any] = {"epsilon": 0.1, "steps": 5, "early_stop": True}
     ours = EnsembleTransfer([net], **options).perturb(x)
     torch.testing.assert_close(ours, PGD(net, **options).perturb(x), atol=1e-6, rtol=0)
@@ -162,7 +162,7 @@ def test_draws_of_a_transform_are_judged_by_their_mean(x: Tensor) -> None:
 def test_tuple_targets_pick_each_models_scores(x: Tensor) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        flat = [Net(classes=8).eval() for _ in range(2)]
+        flat = [PixelNet(classes=8).eval() for _ in range(2)]
 
     def grid(model: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda images: model(images).reshape(-1, 4, 2)
@@ -181,11 +181,7 @@ def test_tuple_targets_pick_each_models_scores(x: Tensor) -> None:
     assert torch.equal(details.already, of_columns.already)
 
 
-def test_the_model_without_a_gradient_is_named(net: Net, x: Tensor) -> None:
-    class Rounding(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return images.detach().round()
-
+def test_the_model_without_a_gradient_is_named(net: PixelNet, x: Tensor) -> None:
     with torch.random.fork_rng():
         cut = nn.Sequential(nn.Flatten(), Rounding(), nn.Linear(576, 6))
     # The scores of the second have a graph, to its weights; the mean of both, one to the inputs.

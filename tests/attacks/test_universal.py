@@ -19,6 +19,7 @@ from captum_robust.attacks import (
     transfer_matrix,
     universal,
 )
+from tests.networks import Called
 
 EPSILON = 0.125
 
@@ -469,11 +470,8 @@ def test_a_missing_folder_is_noticed_before_the_fit(tmp_path: Path) -> None:
 def test_a_model_that_takes_no_channels_last_is_fitted_too() -> None:
     net = network()
 
-    class View(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return net(x.view(len(x), -1).view(x.shape))
-
-    attack = UniversalPerturbation(View(), EPSILON).fit(batches(), passes=2)
+    viewing = Called(lambda x: net(x.view(len(x), -1).view(x.shape)))
+    attack = UniversalPerturbation(viewing, EPSILON).fit(batches(), passes=2)
     assert attack.perturbation.any()
 
 

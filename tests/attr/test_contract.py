@@ -23,6 +23,7 @@ from captum_robust import (
 from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
 from captum_robust.defenses import Transform
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, MaskingNetwork
+from tests.networks import Called, Grid, Net
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,6 @@ class Doubled(Transform):
 
     def align(self, maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, None]:
         return nn.functional.interpolate(maps, size, mode="bilinear"), None
-
-
-class Called(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *arguments: Any) -> Tensor:
-        return self.function(*arguments)
 
 
 def masking_of(f: Callable[..., Tensor], layer: nn.Module) -> RealTimeMasking:
@@ -181,37 +171,6 @@ CASES = [
 cases = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 
 
-class Net(nn.Module):
-    """A small classifier with in-place ReLUs, one of them used twice."""
-
-    def __init__(self, channels: int = 3, classes: int = 6, pooled: bool = True) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, 4, 3, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(4, 8, 3, padding=1)
-        self.relu = nn.ReLU(inplace=True)
-        self.pool = nn.AdaptiveAvgPool2d(1 if pooled else 2)
-        self.head = nn.Linear(8 if pooled else 32, classes)
-        self.body = nn.Sequential()  # only there to be a layer that never runs
-
-    def forward(self, x: Tensor, other: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        if other is not None:
-            x = x + scale * other
-        x = self.relu(self.conv1(x))
-        x = self.relu(self.conv2(x))
-        return self.head(self.pool(x).flatten(1))
-
-
-class Grid(nn.Module):
-    """Scores N×K×2×3, for tuple targets."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Net(classes=24)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).reshape(-1, 4, 2, 3)
-
-
 @pytest.fixture
 def net() -> Net:
     torch.manual_seed(0)
@@ -266,7 +225,7 @@ def test_every_form_of_target_means_the_same(case: Case, net: Net, x: Tensor) ->
 @cases
 def test_tuple_targets_index_scores_of_more_dimensions(case: Case, x: Tensor) -> None:
     torch.manual_seed(0)
-    grid = Grid().eval()
+    grid = Grid(Net(classes=24)).eval()
     attribution = case.make(grid, grid.net.conv2)
     flat = case.make(lambda x: grid(x)[:, :, 1, 2], grid.net.conv2)
     expected = flat.attribute(x, 3)

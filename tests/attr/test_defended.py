@@ -38,7 +38,7 @@ from captum_robust.defenses import (
 )
 
 
-class Net(nn.Module):
+class CountingNet(nn.Module):
     """Counts the images that it is shown."""
 
     def __init__(self) -> None:
@@ -67,8 +67,8 @@ class Times(Transform):
 
 
 @pytest.fixture
-def net() -> Net:
-    return Net().eval()
+def net() -> CountingNet:
+    return CountingNet().eval()
 
 
 @pytest.fixture
@@ -124,7 +124,9 @@ def test_the_class_is_the_best_of_the_averaged_scores() -> None:
 
 
 @pytest.mark.parametrize("one_size", [True, False])
-def test_all_top_classes_come_from_the_averaged_scores(net: Net, x: Tensor, one_size: bool) -> None:
+def test_all_top_classes_come_from_the_averaged_scores(
+    net: CountingNet, x: Tensor, one_size: bool
+) -> None:
     transforms = [GaussianBlur(1.0), GaussianNoise(0.4), Resize(scale=2, restore=one_size)]
     options = {"k": 3, "normalize": None, "upsample": True}
     result = Defended(RobustCAM(net, net.relu), transforms).attribute(x, **options)
@@ -138,12 +140,14 @@ def test_all_top_classes_come_from_the_averaged_scores(net: Net, x: Tensor, one_
     torch.testing.assert_close(result, maps, rtol=1e-4, atol=1e-5)
 
 
-def test_robust_cam_needs_one_pass_a_transform(net: Net, x: Tensor) -> None:
+def test_robust_cam_needs_one_pass_a_transform(net: CountingNet, x: Tensor) -> None:
     Defended(RobustCAM(net, net.relu), [Times(1.0), Times(0.5), Times(0.2)]).attribute(x)
     assert net.calls == [6]
 
 
-def test_others_need_one_more_to_find_the_class_and_none_with_a_target(net: Net, x: Tensor) -> None:
+def test_others_need_one_more_to_find_the_class_and_none_with_a_target(
+    net: CountingNet, x: Tensor
+) -> None:
     defended = Defended(Saliency(net), [Times(1.0), Times(0.5)])
     defended.attribute(x)
     assert net.calls == [4, 4]
@@ -152,7 +156,7 @@ def test_others_need_one_more_to_find_the_class_and_none_with_a_target(net: Net,
     assert net.calls == [4]
 
 
-def test_a_batch_holds_at_most_so_many_transforms(net: Net, x: Tensor) -> None:
+def test_a_batch_holds_at_most_so_many_transforms(net: CountingNet, x: Tensor) -> None:
     transforms = [Times(1.0), Times(0.5), Times(0.2)]
     whole = Defended(RobustCAM(net, net.relu), transforms)
     expected = whole.attribute(x)
@@ -164,7 +168,7 @@ def test_a_batch_holds_at_most_so_many_transforms(net: Net, x: Tensor) -> None:
 
 @pytest.mark.parametrize("target", [None, 1])
 def test_images_of_a_chunk_are_made_when_it_is_their_turn(
-    net: Net, x: Tensor, target: int | None
+    net: CountingNet, x: Tensor, target: int | None
 ) -> None:
     happened: list[str] = []
 
@@ -185,7 +189,7 @@ def test_images_of_a_chunk_are_made_when_it_is_their_turn(
 
 
 def test_chunks_of_several_sizes_are_combined_in_the_order_of_the_transforms(
-    net: Net, x: Tensor
+    net: CountingNet, x: Tensor
 ) -> None:
     crops = crop_ensemble(3, 0.7, seed=0)
     transforms = [Resize(0.5, restore=False), crops[0], Identity(), crops[1], crops[2]]
@@ -211,7 +215,7 @@ def test_chunks_of_several_sizes_are_combined_in_the_order_of_the_transforms(
     ],
 )
 def test_it_is_around_any_attribution_with_all_default_transforms_as_batch(
-    net: Net, x: Tensor, make: Any
+    net: CountingNet, x: Tensor, make: Any
 ) -> None:
     attribution = make(net)
     plain = attribution.attribute(x.clone().requires_grad_(), target=1)
@@ -222,7 +226,7 @@ def test_it_is_around_any_attribution_with_all_default_transforms_as_batch(
     assert result.abs().amax() > 0
 
 
-def test_occlusion_with_its_own_arguments(net: Net, x: Tensor) -> None:
+def test_occlusion_with_its_own_arguments(net: CountingNet, x: Tensor) -> None:
     defended = Defended(Occlusion(net), [Identity(), HorizontalFlip()])
     result = defended.attribute(x, 1, sliding_window_shapes=(3, 4, 4), strides=(3, 4, 4))
     mirrored = Occlusion(net).attribute(
@@ -234,7 +238,7 @@ def test_occlusion_with_its_own_arguments(net: Net, x: Tensor) -> None:
     torch.testing.assert_close(result, (plain + mirrored.flip(3)) / 2, rtol=1e-4, atol=1e-6)
 
 
-def test_one_transform_that_changes_nothing_changes_nothing(net: Net, x: Tensor) -> None:
+def test_one_transform_that_changes_nothing_changes_nothing(net: CountingNet, x: Tensor) -> None:
     for attribution in (Saliency(net), RobustCAM(net, net.relu)):
         plain = attribution.attribute(x.clone().requires_grad_(), target=2)
         torch.testing.assert_close(Defended(attribution, Identity()).attribute(x, 2), plain)
@@ -245,7 +249,7 @@ def test_a_mirrored_image_has_its_map_back_where_it_was(x: Tensor) -> None:
     torch.testing.assert_close(Defended(brightness, HorizontalFlip()).attribute(x), x)
 
 
-def test_mirroring_does_not_blur_the_map_of_a_layer(net: Net, x: Tensor) -> None:
+def test_mirroring_does_not_blur_the_map_of_a_layer(net: CountingNet, x: Tensor) -> None:
     expected = RobustCAM(net, net.relu).attribute(x.flip(3), 1).flip(3)
     result = Defended(RobustCAM(net, net.relu), HorizontalFlip()).attribute(x, 1)
     torch.testing.assert_close(result, expected)
@@ -318,7 +322,7 @@ def test_the_convergence_delta_of_a_layer_is_none_of_its_maps(x: Tensor, combine
                 torch.testing.assert_close(ours, theirs.flip(-1).to(ours))
 
 
-def test_a_noise_tunnel_around_a_neuron_takes_no_target(net: Net, x: Tensor) -> None:
+def test_a_noise_tunnel_around_a_neuron_takes_no_target(net: CountingNet, x: Tensor) -> None:
     tunnel = NoiseTunnel(NeuronGradient(net, net.relu))
     options: dict[str, Any] = {"neuron_selector": (0, 1, 1), "nt_samples": 2, "stdevs": 0.0}
     expected = tunnel.attribute(x, **options)
@@ -336,7 +340,7 @@ def test_inputs_of_a_tuple_have_as_many_samples(x: Tensor) -> None:
 @pytest.mark.parametrize("combine", ["mean", "normalized_mean", "median"])
 def test_maps_in_half_precision_are_moved_back(x: Tensor, combine: str) -> None:
     moving = [CropAndRescale(0.5), Resize(scale=0.5, restore=False), HorizontalFlip()]
-    half, full = Net().eval().bfloat16(), Net().eval()
+    half, full = CountingNet().eval().bfloat16(), CountingNet().eval()
     x = x.bfloat16()
     result = Defended(RobustCAM(half, half.relu), moving, combine).attribute(x, 1, k=1)
     expected = Defended(RobustCAM(full, full.relu), moving, combine).attribute(x.float(), 1, k=1)
@@ -346,7 +350,9 @@ def test_maps_in_half_precision_are_moved_back(x: Tensor, combine: str) -> None:
     assert aligned.dtype == torch.bfloat16
 
 
-def test_a_layers_map_keeps_its_resolution_where_the_image_is_resized(net: Net, x: Tensor) -> None:
+def test_a_layers_map_keeps_its_resolution_where_the_image_is_resized(
+    net: CountingNet, x: Tensor
+) -> None:
     for transforms in ([Resize(scale=2, restore=False)], [Resize(scale=0.5, restore=False)]):
         result = Defended(LayerGradCam(net, net.relu), transforms).attribute(x, 1)
         assert result.shape == (2, 1, 8, 12)
@@ -369,7 +375,7 @@ def test_targets_arguments_and_baselines_of_each_sample_go_to_all_of_its_images(
 
 
 def test_the_same_numbers_each_time_and_the_callers_generator_as_it_was(
-    net: Net, x: Tensor
+    net: CountingNet, x: Tensor
 ) -> None:
     defended = Defended(RobustCAM(net, net.relu), default_transforms())
     state = torch.get_rng_state()
@@ -379,7 +385,7 @@ def test_the_same_numbers_each_time_and_the_callers_generator_as_it_was(
     torch.testing.assert_close(defended.attribute(x[1:]), first[1:], rtol=1e-4, atol=1e-5)
 
 
-def test_the_map_can_be_differentiated_through_the_surrogates(net: Net, x: Tensor) -> None:
+def test_the_map_can_be_differentiated_through_the_surrogates(net: CountingNet, x: Tensor) -> None:
     defended = Defended(RobustCAM(net, net.relu), [JPEG(40), GaussianBlur(1.0), HorizontalFlip()])
     leaf = x.clone().requires_grad_()
     result = defended.differentiable(leaf, 1, normalize=None)
@@ -391,7 +397,7 @@ def test_the_map_can_be_differentiated_through_the_surrogates(net: Net, x: Tenso
 
 
 def test_of_a_differentiable_transform_the_gradient_is_that_of_finite_differences(
-    net: Net, x: Tensor
+    net: CountingNet, x: Tensor
 ) -> None:
     net, x = net.double(), x.double()
     defended = Defended(RobustCAM(net, net.relu), [GaussianBlur(1.0), HorizontalFlip()])
@@ -408,14 +414,14 @@ def test_of_a_differentiable_transform_the_gradient_is_that_of_finite_difference
     )
 
 
-def test_the_explanation_attack_goes_through_it(net: Net, x: Tensor) -> None:
+def test_the_explanation_attack_goes_through_it(net: CountingNet, x: Tensor) -> None:
     defended = Defended(RobustCAM(net, net.relu), [GaussianBlur(1.0), Identity()])
     attack = ExplanationAttack(defended, epsilon=8 / 255, steps=5, beta=None)
     _, details = attack.perturb(x, return_details=True)
     assert (details.objective_after > details.objective_before).all()
 
 
-def test_what_cannot_be_differentiated_says_so(net: Net, x: Tensor) -> None:
+def test_what_cannot_be_differentiated_says_so(net: CountingNet, x: Tensor) -> None:
     with pytest.raises(TypeError, match=r"LayerGradCam has no method differentiable.*RobustCAM"):
         Defended(LayerGradCam(net, net.relu), Identity()).differentiable(x)
 
@@ -457,7 +463,7 @@ def test_what_does_not_fit_is_refused_when_it_is_made(
 
 
 def test_a_layer_without_positions_and_a_transform_that_moves_are_refused_when_made(
-    net: Net,
+    net: CountingNet,
 ) -> None:
     for attribution in (LayerActivation(net, net.head), LayerGradCam(net, net.head)):
         with pytest.raises(ValueError, match=r"HorizontalFlip.*Linear, has no positions"):
@@ -467,25 +473,29 @@ def test_a_layer_without_positions_and_a_transform_that_moves_are_refused_when_m
         Defended(NeuronGradient(net, net.relu), HorizontalFlip())
 
 
-def test_a_transform_that_lies_about_its_size_is_refused_when_it_runs(net: Net, x: Tensor) -> None:
+def test_a_transform_that_lies_about_its_size_is_refused_when_it_runs(
+    net: CountingNet, x: Tensor
+) -> None:
     with pytest.raises(ValueError, match=r"Smaller.*makes \(2, 3, 8, 12\) of \(2, 3, 16, 24\)"):
         Defended(Saliency(net), Smaller()).attribute(x, 1)
 
 
-def test_pixels_out_of_range_and_what_is_no_image_are_refused(net: Net, x: Tensor) -> None:
+def test_pixels_out_of_range_and_what_is_no_image_are_refused(net: CountingNet, x: Tensor) -> None:
     with pytest.raises(ValueError, match="sample 1 has values from"):
         Defended(Saliency(net), JPEG()).attribute(torch.cat([x[:1], 3 * x[1:]]), 1)
     with pytest.raises(ValueError, match="expected images N×C×H×W"):
         Defended(Saliency(pixels), Identity()).attribute(torch.rand(2, 5), 1)
 
 
-def test_a_baseline_of_the_inputs_size_does_not_fit_resized_images(net: Net, x: Tensor) -> None:
+def test_a_baseline_of_the_inputs_size_does_not_fit_resized_images(
+    net: CountingNet, x: Tensor
+) -> None:
     defended = Defended(IntegratedGradients(net), Resize(scale=0.5, restore=False))
     with pytest.raises(ValueError, match=r"baselines: it has the size of the inputs"):
         defended.attribute(x, 1, baselines=torch.zeros_like(x))
 
 
-def test_a_mask_or_baseline_that_would_have_to_move_is_refused(net: Net, x: Tensor) -> None:
+def test_a_mask_or_baseline_that_would_have_to_move_is_refused(net: CountingNet, x: Tensor) -> None:
     halves = (torch.arange(24) < 6).long().expand(1, 1, 16, 24)
     features, path = FeatureAblation(net), IntegratedGradients(net)
     with pytest.raises(ValueError, match=r"feature_mask: it differs .* HorizontalFlip"):
@@ -526,7 +536,7 @@ def test_top_classes_worked_by_hand() -> None:
     torch.testing.assert_close(own, torch.tensor([[8.0, -4.0]] * 2))
 
 
-def test_top_classes_of_a_class_activation_map_are_robust_cam(net: Net, x: Tensor) -> None:
+def test_top_classes_of_a_class_activation_map_are_robust_cam(net: CountingNet, x: Tensor) -> None:
     expected = RobustCAM(net, net.relu).attribute(x, normalize=None)
     options = {"relu_attributions": False}
     result = TopClasses(LayerGradCam(net, net.relu)).attribute(x, **options)
@@ -534,7 +544,7 @@ def test_top_classes_of_a_class_activation_map_are_robust_cam(net: Net, x: Tenso
     assert TopClasses(LayerGradCam(net, net.relu), 3).k == 3
 
 
-def test_top_classes_take_no_more_than_there_are(net: Net, x: Tensor) -> None:
+def test_top_classes_take_no_more_than_there_are(net: CountingNet, x: Tensor) -> None:
     net.calls.clear()
     TopClasses(Saliency(net), 50).attribute(x)
     assert len(net.calls) == 1 + 6
@@ -568,7 +578,7 @@ def test_top_classes_refuse_what_does_not_fit(
         TopClasses(**{"attribution": Saliency(pixels)} | arguments)
 
 
-def test_a_ranking_that_does_not_rank_is_refused(net: Net, x: Tensor) -> None:
+def test_a_ranking_that_does_not_rank_is_refused(net: CountingNet, x: Tensor) -> None:
     for attribution in (TopClasses(Saliency(net)), RobustCAM(net, net.relu)):
         with pytest.raises(ValueError, match=r"ranking: expected numbers \(2, 6\), got \(2, 1\)"):
             attribution.attribute(x, ranking=lambda scores: scores[:, :1])
@@ -576,6 +586,6 @@ def test_a_ranking_that_does_not_rank_is_refused(net: Net, x: Tensor) -> None:
             attribution.attribute(x, ranking=5)  # type: ignore[arg-type]
 
 
-def test_top_classes_refuse_an_attribution_without_classes(net: Net) -> None:
+def test_top_classes_refuse_an_attribution_without_classes(net: CountingNet) -> None:
     with pytest.raises(ValueError, match="LayerActivation takes no target"):
         TopClasses(LayerActivation(net, net.relu))

@@ -15,7 +15,7 @@ from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective
 BLUR = EvidenceRemoval("blur")  # draws nothing
 
 
-class Net(nn.Module):
+class OneConvolution(nn.Module):
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, 6, 3, stride=2, padding=1)
@@ -37,9 +37,9 @@ class BrightSquare(nn.Module):
 
 
 @pytest.fixture
-def net() -> Net:
+def net() -> OneConvolution:
     torch.manual_seed(0)
-    return Net().eval()
+    return OneConvolution().eval()
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def squares() -> tuple[Tensor, list[tuple[slice, slice]]]:
 # The descent
 
 
-def written_out(net: Net, x: Tensor, target: int, steps: int) -> Tensor:
+def written_out(net: OneConvolution, x: Tensor, target: int, steps: int) -> Tensor:
     """The mask 1×1×H×W of one image, by torch's SGD on the authors' objective, blur only."""
     cells = torch.full((1, 2, 32, 32), 0.5, requires_grad=True)
     optimizer = torch.optim.SGD([cells], lr=0.1, momentum=0.9, nesterov=True)
@@ -94,7 +94,9 @@ def written_out(net: Net, x: Tensor, target: int, steps: int) -> Tensor:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])
-def test_steps_are_those_of_sgd_on_the_authors_objective(net: Net, x: Tensor, steps: int) -> None:
+def test_steps_are_those_of_sgd_on_the_authors_objective(
+    net: OneConvolution, x: Tensor, steps: int
+) -> None:
     method = IterativeMask(net, removal=BLUR, image_noise=0, steps=steps)
     masks = method.attribute(x, 2)
     for i in range(len(x)):
@@ -104,7 +106,7 @@ def test_steps_are_those_of_sgd_on_the_authors_objective(net: Net, x: Tensor, st
         )
 
 
-def test_without_momentum_it_is_plain_descent(net: Net, x: Tensor) -> None:
+def test_without_momentum_it_is_plain_descent(net: OneConvolution, x: Tensor) -> None:
     """One step of plain descent with 1.9 times the rate is the first one of Nesterov's."""
     first = IterativeMask(net, removal=BLUR, image_noise=0, steps=1).attribute(x, 2)
     plain = IterativeMask(
@@ -146,7 +148,7 @@ def test_the_objective_falls_and_its_course_is_told(found: tuple[Tensor, MaskDet
     ).all()
 
 
-def test_the_last_objective_is_that_of_the_returned_mask(net: Net, x: Tensor) -> None:
+def test_the_last_objective_is_that_of_the_returned_mask(net: OneConvolution, x: Tensor) -> None:
     masks, details = IterativeMask(net, removal=BLUR, image_noise=0, steps=3).attribute(
         x, 2, return_details=True
     )
@@ -160,7 +162,7 @@ def test_the_last_objective_is_that_of_the_returned_mask(net: Net, x: Tensor) ->
     torch.testing.assert_close(details.objective[:, -1], terms["total"].detach())
 
 
-def test_a_step_costs_two_images_a_sample(net: Net, x: Tensor) -> None:
+def test_a_step_costs_two_images_a_sample(net: OneConvolution, x: Tensor) -> None:
     method = IterativeMask(net, steps=4)
     with count_passes(net) as passes:
         method.attribute(x, 2)
@@ -173,7 +175,9 @@ def test_a_step_costs_two_images_a_sample(net: Net, x: Tensor) -> None:
     assert (passes.forward, passes.backward) == (2 * 3 * 5, 2 * 3 * 4)
 
 
-def test_without_a_target_each_sample_is_asked_for_its_prediction(net: Net, x: Tensor) -> None:
+def test_without_a_target_each_sample_is_asked_for_its_prediction(
+    net: OneConvolution, x: Tensor
+) -> None:
     def by_brightness(x: Tensor) -> Tensor:
         brightness = x.mean(dim=(1, 2, 3))
         return (
@@ -191,7 +195,7 @@ def test_without_a_target_each_sample_is_asked_for_its_prediction(net: Net, x: T
 # What is drawn
 
 
-class Recorder(Net):
+class Recorder(OneConvolution):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
@@ -216,13 +220,13 @@ def test_evidence_is_drawn_anew_for_both_images_of_a_step_and_alike_for_all_samp
     assert (kept_and_destroyed < 0.67).all()
 
 
-def test_another_seed_draws_otherwise(net: Net, x: Tensor) -> None:
+def test_another_seed_draws_otherwise(net: OneConvolution, x: Tensor) -> None:
     results = [IterativeMask(net, steps=3, seed=seed).attribute(x, 1) for seed in (0, 0, 1)]
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
 
-def test_without_a_seed_it_draws_from_torchs_generator(net: Net, x: Tensor) -> None:
+def test_without_a_seed_it_draws_from_torchs_generator(net: OneConvolution, x: Tensor) -> None:
     method = IterativeMask(net, steps=3, seed=None)
     torch.manual_seed(5)
     first, second = method.attribute(x, 1), method.attribute(x, 1)
@@ -235,7 +239,7 @@ def test_without_a_seed_it_draws_from_torchs_generator(net: Net, x: Tensor) -> N
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_working_on_few_at_once_changes_nothing(net: Net, x: Tensor, size: int) -> None:
+def test_working_on_few_at_once_changes_nothing(net: OneConvolution, x: Tensor, size: int) -> None:
     offset = torch.tensor([[0.0, 3, 0, 0], [0, 0, 5, 0], [1, 0, 0, 0]])
     method = IterativeMask(net, steps=4)
     target = [0, 3, 1]
@@ -248,7 +252,7 @@ def test_working_on_few_at_once_changes_nothing(net: Net, x: Tensor, size: int) 
 
 
 def test_an_argument_as_long_as_a_part_of_the_batch_is_not_one_row_a_sample(x: Tensor) -> None:
-    net = Net()
+    net = OneConvolution()
     shapes = []
 
     def scores(x: Tensor, per_channel: Tensor) -> Tensor:
@@ -263,7 +267,7 @@ def test_an_argument_as_long_as_a_part_of_the_batch_is_not_one_row_a_sample(x: T
 
 
 def test_an_input_that_does_not_count_is_masked_and_leaves_the_other_alone(
-    net: Net, x: Tensor
+    net: OneConvolution, x: Tensor
 ) -> None:
     kwargs: dict[str, Any] = {"removal": BLUR, "image_noise": 0, "steps": 12}
     alone = IterativeMask(net, **kwargs).attribute(x, 2)
@@ -274,7 +278,7 @@ def test_an_input_that_does_not_count_is_masked_and_leaves_the_other_alone(
     assert (both[1].mean(dim=(1, 2, 3)) < 0.45).all()  # from .5: only area and smoothness count
 
 
-def test_the_objective_of_two_inputs_holds_both_masks(net: Net, x: Tensor) -> None:
+def test_the_objective_of_two_inputs_holds_both_masks(net: OneConvolution, x: Tensor) -> None:
     kwargs: dict[str, Any] = {"removal": BLUR, "image_noise": 0, "steps": 1}
     _, alone = IterativeMask(net, **kwargs).attribute(x, 2, return_details=True)
     _, both = IterativeMask(lambda x, _: net(x), **kwargs).attribute((x, x), 2, return_details=True)
@@ -284,7 +288,7 @@ def test_the_objective_of_two_inputs_holds_both_masks(net: Net, x: Tensor) -> No
     torch.testing.assert_close(both.objective[:, 0], expected)
 
 
-def test_a_model_that_views_its_features_gives_the_same(net: Net, x: Tensor) -> None:
+def test_a_model_that_views_its_features_gives_the_same(net: OneConvolution, x: Tensor) -> None:
     def viewed(x: Tensor) -> Tensor:
         features = net.conv(x).relu()
         if not features.is_contiguous():
@@ -298,13 +302,13 @@ def test_a_model_that_views_its_features_gives_the_same(net: Net, x: Tensor) -> 
     )
 
 
-def test_half_precision_inputs_give_masks_of_that_type(net: Net, x: Tensor) -> None:
+def test_half_precision_inputs_give_masks_of_that_type(net: OneConvolution, x: Tensor) -> None:
     masks = IterativeMask(net.bfloat16(), steps=3).attribute(x.bfloat16(), 1)
     assert masks.dtype == torch.bfloat16
     assert torch.isfinite(masks).all()
 
 
-def test_double_precision_goes_through(net: Net, x: Tensor) -> None:
+def test_double_precision_goes_through(net: OneConvolution, x: Tensor) -> None:
     masks = IterativeMask(net.double(), steps=3).attribute(x.double(), 1)
     assert masks.dtype == torch.float64
 
@@ -330,7 +334,7 @@ def test_double_precision_goes_through(net: Net, x: Tensor) -> None:
     ],
 )
 def test_a_bad_option_is_named(
-    net: Net, kwargs: dict[str, Any], error: type[Exception], message: str
+    net: OneConvolution, kwargs: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         IterativeMask(net, **kwargs)
@@ -345,13 +349,13 @@ def test_a_bad_option_is_named(
     ],
 )
 def test_a_bad_option_of_a_call_is_named(
-    net: Net, x: Tensor, kwargs: dict[str, Any], message: str
+    net: OneConvolution, x: Tensor, kwargs: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         IterativeMask(net).attribute(x, 1, **kwargs)
 
 
-def test_inputs_that_are_no_images_are_named(net: Net, x: Tensor) -> None:
+def test_inputs_that_are_no_images_are_named(net: OneConvolution, x: Tensor) -> None:
     with pytest.raises(ValueError, match=r"images N×C×H×W, got \(3, 5\) at position 1"):
         IterativeMask(net).attribute((x, torch.rand(3, 5)), 1)
     with pytest.raises(ValueError, match=r"batches of 3 and 2"):
@@ -362,7 +366,7 @@ def test_inputs_that_are_no_images_are_named(net: Net, x: Tensor) -> None:
         IterativeMask(net).attribute(x[:, :, :0], 1)
 
 
-def test_scores_of_one_class_or_of_none_are_an_error(net: Net, x: Tensor) -> None:
+def test_scores_of_one_class_or_of_none_are_an_error(net: OneConvolution, x: Tensor) -> None:
     for scores_of in (lambda x: net(x)[:, :1], lambda x: net(x)[:, 0]):
         with pytest.raises(ValueError, match="at least two classes"):
             IterativeMask(scores_of).attribute(x, 0)
@@ -372,7 +376,7 @@ def test_scores_of_one_class_or_of_none_are_an_error(net: Net, x: Tensor) -> Non
         IterativeMask(lambda x: net(x)[:4]).attribute(x, 0)
 
 
-def test_scores_without_a_gradient_are_an_error(net: Net, x: Tensor) -> None:
+def test_scores_without_a_gradient_are_an_error(net: OneConvolution, x: Tensor) -> None:
     def cut(x: Tensor) -> Tensor:
         with torch.no_grad():
             return net(x)
@@ -381,7 +385,9 @@ def test_scores_without_a_gradient_are_an_error(net: Net, x: Tensor) -> None:
         IterativeMask(cut).attribute(x, 0)
 
 
-def test_equal_scores_of_kept_and_destroyed_image_alone_are_no_error(net: Net, x: Tensor) -> None:
+def test_equal_scores_of_kept_and_destroyed_image_alone_are_no_error(
+    net: OneConvolution, x: Tensor
+) -> None:
     """At the first step both are half the image and half its blur."""
     mask = 0.5 / 1.001
 
@@ -395,7 +401,9 @@ def test_equal_scores_of_kept_and_destroyed_image_alone_are_no_error(net: Net, x
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_gradient_that_is_nan_names_the_sample(net: Net, x: Tensor, steps: int) -> None:
+def test_a_gradient_that_is_nan_names_the_sample(
+    net: OneConvolution, x: Tensor, steps: int
+) -> None:
     def steep(x: Tensor) -> Tensor:
         """The root has an infinite slope at the zeros that it is taken of."""
         rooted = (0 * x[2 :: len(x) // 2 if len(x) == 6 else 1]).sum(dim=(1, 2, 3), keepdim=True)

@@ -20,11 +20,12 @@ from captum_robust import PerceptualBallPerturbation
 from captum_robust.attr import BallDetails, BallSettings
 from captum_robust.attr.perceptual_ball import PAPER
 from captum_robust.optim import minimize
+from tests.networks import Called
 
 CLASSES = 5
 
 
-class Net(nn.Module):
+class TwoConvolutions(nn.Module):
     """Two convolutions with in-place ReLUs and a head, small enough for hundreds of passes."""
 
     def __init__(self, classes: int = CLASSES) -> None:
@@ -43,9 +44,9 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def net() -> Net:
+def net() -> TwoConvolutions:
     torch.manual_seed(0)
-    return Net().double().eval()
+    return TwoConvolutions().double().eval()
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def capture_objective(
 @pytest.mark.parametrize("normalize_layers", [False, True])
 @pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
 def test_value_and_gradient_are_the_papers_formula(
-    net: Net,
+    net: TwoConvolutions,
     x: Tensor,
     target: int,
     normalize_layers: bool,
@@ -189,7 +190,7 @@ def test_value_and_gradient_are_the_papers_formula(
 
 @pytest.mark.parametrize("target", [None, 1])
 def test_the_first_evaluation_is_the_formula_at_x(
-    net: Net, x: Tensor, target: int | None, monkeypatch: pytest.MonkeyPatch
+    net: TwoConvolutions, x: Tensor, target: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = PerceptualBallPerturbation(net, net.relu2)
     _, _, (value, gradient, _) = capture_objective(monkeypatch, method, x, target)
@@ -217,7 +218,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_batch_ends_where_torchs_lbfgs_ends_on_each_image(
-    net: Net, x: Tensor, variant: str
+    net: TwoConvolutions, x: Tensor, variant: str
 ) -> None:
     changes, arguments = VARIANTS[variant]
     settings = BallSettings(**{"max_iterations": 12, **changes})
@@ -240,7 +241,7 @@ def test_a_batch_ends_where_torchs_lbfgs_ends_on_each_image(
         assert details.evaluations[row] == evaluations
 
 
-def test_a_layer_of_zeros_can_be_normalised(net: Net, x: Tensor) -> None:
+def test_a_layer_of_zeros_can_be_normalised(net: TwoConvolutions, x: Tensor) -> None:
     layer = nn.ReLU()
 
     def model(x: Tensor) -> Tensor:
@@ -395,7 +396,7 @@ def test_with_little_weight_the_step_is_deepfools() -> None:
 
 @pytest.mark.parametrize(("margin_target", "flipped"), [(-2.0, True), (2.0, False)])
 def test_only_a_negative_margin_target_changes_the_class(
-    net: Net, x: Tensor, margin_target: float, flipped: bool
+    net: TwoConvolutions, x: Tensor, margin_target: float, flipped: bool
 ) -> None:
     _, details = PerceptualBallPerturbation(net, net.relu2).attribute(
         x, perceptual_weight=0.1, margin_target=margin_target, return_details=True
@@ -411,7 +412,7 @@ def test_only_a_negative_margin_target_changes_the_class(
 @pytest.mark.parametrize("counterfactual", [None, [2, 3, 1, 4]])
 @pytest.mark.parametrize("line_search", ["strong_wolfe", "fixed"])
 def test_every_detail_is_that_of_x_and_the_attribution(
-    net: Net, x: Tensor, bounds: Any, counterfactual: list[int] | None, line_search: str
+    net: TwoConvolutions, x: Tensor, bounds: Any, counterfactual: list[int] | None, line_search: str
 ) -> None:
     layers = (net.relu1, net.relu2)
     settings = BallSettings(
@@ -461,7 +462,7 @@ def test_every_detail_is_that_of_x_and_the_attribution(
 )
 @pytest.mark.parametrize("size", [None, 1, 3])
 def test_an_evaluation_is_one_forward_pass_the_first_one_included(
-    net: Net, x: Tensor, settings: BallSettings, size: int | None
+    net: TwoConvolutions, x: Tensor, settings: BallSettings, size: int | None
 ) -> None:
     seen: list[int] = []
     net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
@@ -476,7 +477,7 @@ def test_an_evaluation_is_one_forward_pass_the_first_one_included(
 # --- counterfactuals ---
 
 
-def test_a_counterfactual_class_wins_where_it_is_asked_for(net: Net, x: Tensor) -> None:
+def test_a_counterfactual_class_wins_where_it_is_asked_for(net: TwoConvolutions, x: Tensor) -> None:
     method = PerceptualBallPerturbation(net, net.relu2)
     predicted = net(x).argmax(dim=1)
     for shift in range(1, CLASSES):
@@ -496,7 +497,7 @@ def test_a_counterfactual_class_wins_where_it_is_asked_for(net: Net, x: Tensor) 
         assert (details.margin < 0).all()
 
 
-def test_every_form_of_counterfactual_means_the_same(net: Net, x: Tensor) -> None:
+def test_every_form_of_counterfactual_means_the_same(net: TwoConvolutions, x: Tensor) -> None:
     method = PerceptualBallPerturbation(net, net.relu2, settings=BallSettings(max_iterations=3))
     expected = method.attribute(x, 0, counterfactual=2)
     for form in (
@@ -540,7 +541,7 @@ def test_every_form_of_counterfactual_means_the_same(net: Net, x: Tensor) -> Non
 )
 @pytest.mark.parametrize("size", [None, 1, 2])
 def test_a_wrong_counterfactual_is_named(
-    net: Net, x: Tensor, counterfactual: Any, message: str, size: int | None
+    net: TwoConvolutions, x: Tensor, counterfactual: Any, message: str, size: int | None
 ) -> None:
     method = PerceptualBallPerturbation(net, net.relu2, settings=BallSettings(max_iterations=1))
     with pytest.raises(ValueError, match=f"counterfactual: {message}"):
@@ -550,7 +551,7 @@ def test_a_wrong_counterfactual_is_named(
 # --- bounds ---
 
 
-def test_bounds_hold_and_are_used_to_the_full(net: Net, x: Tensor) -> None:
+def test_bounds_hold_and_are_used_to_the_full(net: TwoConvolutions, x: Tensor) -> None:
     x = torch.cat([x, torch.ones_like(x[:1]), torch.zeros_like(x[:1])])
     method = PerceptualBallPerturbation(net, net.relu2)
     free = x + method.attribute(x, 0, perceptual_weight=0.01, pixel_weight=0.01)
@@ -569,7 +570,9 @@ def count_passes(net: nn.Module) -> list[int]:
     return seen
 
 
-def test_inputs_outside_of_the_bounds_name_the_sample_before_any_pass(net: Net, x: Tensor) -> None:
+def test_inputs_outside_of_the_bounds_name_the_sample_before_any_pass(
+    net: TwoConvolutions, x: Tensor
+) -> None:
     seen = count_passes(net)
     x[2, 0, 1, 1] = 1.25
     with pytest.raises(ValueError, match=r"inputs: sample 2 has values from .* to 1.25, outside"):
@@ -618,7 +621,7 @@ def test_inputs_outside_of_the_bounds_name_the_sample_before_any_pass(net: Net, 
     ],
 )
 def test_a_wrong_option_is_named_before_any_pass(
-    net: Net, x: Tensor, name: str, value: Any
+    net: TwoConvolutions, x: Tensor, name: str, value: Any
 ) -> None:
     seen = count_passes(net)
     with pytest.raises(ValueError, match=f"{name}: expected"):
@@ -631,7 +634,7 @@ def test_a_wrong_option_is_named_before_any_pass(
 
 
 def test_an_argument_goes_before_the_settings_and_those_before_the_defaults(
-    net: Net, x: Tensor
+    net: TwoConvolutions, x: Tensor
 ) -> None:
     changes: dict[str, Any] = {
         "perceptual_weight": 3.0,
@@ -681,7 +684,7 @@ def test_the_papers_variants_keep_its_layers_of_vgg19() -> None:
         PerceptualBallPerturbation.paper_unguided(torchvision.models.resnet18())
 
 
-def test_a_tolerance_ends_samples_earlier(net: Net, x: Tensor) -> None:
+def test_a_tolerance_ends_samples_earlier(net: TwoConvolutions, x: Tensor) -> None:
     method = PerceptualBallPerturbation(net, net.relu2)
     _, exact = method.attribute(x, 0, max_iterations=60, return_details=True)
     _, coarse = method.attribute(x, 0, max_iterations=60, tolerance=0.05, return_details=True)
@@ -691,7 +694,7 @@ def test_a_tolerance_ends_samples_earlier(net: Net, x: Tensor) -> None:
 
 
 def test_the_map_tolerance_ends_the_samples_that_have_settled_and_no_other(
-    net: Net, x: Tensor, monkeypatch: pytest.MonkeyPatch
+    net: TwoConvolutions, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Fewer iterations must not mean fewer evaluations, or a search might be cut short.
     monkeypatch.setattr(
@@ -718,7 +721,7 @@ def test_the_map_tolerance_ends_the_samples_that_have_settled_and_no_other(
 # --- layers ---
 
 
-def test_wrong_layers_are_named(net: Net, x: Tensor) -> None:
+def test_wrong_layers_are_named(net: TwoConvolutions, x: Tensor) -> None:
     with pytest.raises(TypeError, match="layers: expected modules, got str at position 1"):
         PerceptualBallPerturbation(net, (net.relu1, "relu2"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="layers: number 2, ReLU, was already given"):
@@ -740,7 +743,9 @@ def test_wrong_layers_are_named(net: Net, x: Tensor) -> None:
     )
 
 
-def test_a_layer_that_takes_no_hook_leaves_none_on_the_others(net: Net, x: Tensor) -> None:
+def test_a_layer_that_takes_no_hook_leaves_none_on_the_others(
+    net: TwoConvolutions, x: Tensor
+) -> None:
     class Scripted(nn.ReLU):
         def register_forward_hook(self, *_: Any, **__: Any) -> Any:
             raise RuntimeError("not supported on ScriptModules")
@@ -757,7 +762,7 @@ class Branches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = Net()
+        self.net = TwoConvolutions()
         self.embedding = nn.Embedding(4, 3)
         self.side = nn.Conv2d(3, 3, 1)
         self.shut = nn.Conv2d(3, 3, 1)
@@ -882,7 +887,7 @@ def test_a_model_that_views_its_features_works(x: Tensor) -> None:
 # --- models without an answer ---
 
 
-def test_scores_that_are_no_tensor_are_a_clear_error(net: Net, x: Tensor) -> None:
+def test_scores_that_are_no_tensor_are_a_clear_error(net: TwoConvolutions, x: Tensor) -> None:
     for wrap, got in ((lambda y: (y, y), "tuple"), (lambda y: {"logits": y}, "dict")):
         method = PerceptualBallPerturbation(lambda x, wrap=wrap: wrap(net(x)), net.relu1)
         with pytest.raises(
@@ -891,7 +896,7 @@ def test_scores_that_are_no_tensor_are_a_clear_error(net: Net, x: Tensor) -> Non
             method.attribute(x)
 
 
-def test_scores_of_one_class_are_a_clear_error(net: Net, x: Tensor) -> None:
+def test_scores_of_one_class_are_a_clear_error(net: TwoConvolutions, x: Tensor) -> None:
     for one in (lambda x: net(x)[:, :1], lambda x: net(x)[:, 0]):
         with pytest.raises(ValueError, match="a margin needs scores N×K of at least two classes"):
             PerceptualBallPerturbation(one, ()).attribute(x)
@@ -901,7 +906,7 @@ def test_scores_of_one_class_are_a_clear_error(net: Net, x: Tensor) -> None:
 @pytest.mark.parametrize("n", [1, 4])
 @pytest.mark.parametrize("kind", ["weights of zero", "detached", "other input"])
 def test_constant_scores_are_a_clear_error(
-    net: Net, x: Tensor, kind: str, n: int, size: int | None
+    net: TwoConvolutions, x: Tensor, kind: str, n: int, size: int | None
 ) -> None:
     model: Any = net
     if kind == "weights of zero":
@@ -923,7 +928,7 @@ def dead_image(x: Tensor, value: float) -> tuple[nn.Module, Tensor]:
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.net = Net().double()
+            self.net = TwoConvolutions().double()
             self.gate = nn.ReLU()
 
         def forward(self, x: Tensor) -> Tensor:
@@ -953,7 +958,9 @@ def test_a_flat_image_stays_as_it_is_in_a_batch_and_alone(x: Tensor, value: floa
     assert details.flipped.tolist() == [False]
 
 
-def test_nan_in_the_inputs_names_the_sample_before_any_pass(net: Net, x: Tensor) -> None:
+def test_nan_in_the_inputs_names_the_sample_before_any_pass(
+    net: TwoConvolutions, x: Tensor
+) -> None:
     seen = count_passes(net)
     x[3, 1, 2, 2] = math.nan
     with pytest.raises(ValueError, match=r"inputs: NaN or infinity in sample 3"):
@@ -961,7 +968,9 @@ def test_nan_in_the_inputs_names_the_sample_before_any_pass(net: Net, x: Tensor)
     assert seen == []
 
 
-def test_nan_in_the_scores_names_the_sample_of_the_whole_batch(net: Net, x: Tensor) -> None:
+def test_nan_in_the_scores_names_the_sample_of_the_whole_batch(
+    net: TwoConvolutions, x: Tensor
+) -> None:
     x = torch.cat([x, x])
     x[5] += 5
 
@@ -977,7 +986,7 @@ def test_nan_in_the_scores_names_the_sample_of_the_whole_batch(net: Net, x: Tens
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nan_everywhere_but_at_the_start_names_the_sample(
-    net: Net, x: Tensor, dtype: torch.dtype
+    net: TwoConvolutions, x: Tensor, dtype: torch.dtype
 ) -> None:
     net, x = net.to(dtype), x.to(dtype)
 
@@ -996,7 +1005,7 @@ def test_nan_everywhere_but_at_the_start_names_the_sample(
 # --- batches ---
 
 
-def test_parts_of_a_batch_equal_the_whole(net: Net, x: Tensor) -> None:
+def test_parts_of_a_batch_equal_the_whole(net: TwoConvolutions, x: Tensor) -> None:
     x = torch.cat([x, x.flip(0) * 0.5, x.flip(3)])
     method = PerceptualBallPerturbation(net, (net.relu1, net.relu2))
     expected, details = method.attribute(x, max_iterations=12, return_details=True)
@@ -1013,7 +1022,7 @@ def test_parts_of_a_batch_equal_the_whole(net: Net, x: Tensor) -> None:
 
 @pytest.mark.parametrize("size", [None, 1, 2, 3])
 def test_each_sample_keeps_its_target_and_arguments_when_others_have_left(
-    net: Net, x: Tensor, size: int | None
+    net: TwoConvolutions, x: Tensor, size: int | None
 ) -> None:
     offset = torch.tensor(
         [[9.0, 0, 0, 0, 0], [0, 3.0, 0, 0, 0], [0, 0, 0, 0, 40.0], [0, 0, 1.0, 0, 0]],
@@ -1040,7 +1049,7 @@ def test_each_sample_keeps_its_target_and_arguments_when_others_have_left(
 
 @pytest.mark.parametrize("size", [None, 2])
 def test_an_argument_that_is_not_one_row_a_sample_stays_whole(
-    net: Net, x: Tensor, size: int | None
+    net: TwoConvolutions, x: Tensor, size: int | None
 ) -> None:
     # As long as a part of the batch is, but not as the batch.
     pair = torch.tensor([0.2, 0.9], dtype=torch.float64)
@@ -1060,7 +1069,7 @@ def test_an_argument_that_is_not_one_row_a_sample_stays_whole(
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])
-def test_tuple_targets_keep_their_sample(net: Net, x: Tensor, size: int | None) -> None:
+def test_tuple_targets_keep_their_sample(net: TwoConvolutions, x: Tensor, size: int | None) -> None:
     # N×K×2 scores: the second index says which of two score vectors counts.
     def model(x: Tensor) -> Tensor:
         return torch.stack([net(x), net(x.flip(3)).flip(1)], dim=2)
@@ -1079,7 +1088,7 @@ def test_tuple_targets_keep_their_sample(net: Net, x: Tensor, size: int | None) 
 @pytest.mark.parametrize("target", [[1], [1, 2], torch.tensor([1, 2]), torch.ones(4, 1, dtype=int)])
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_target_of_the_wrong_length_is_no_better_in_parts(
-    net: Net, x: Tensor, target: Any, size: int
+    net: TwoConvolutions, x: Tensor, target: Any, size: int
 ) -> None:
     method = PerceptualBallPerturbation(net, net.relu2, settings=BallSettings(max_iterations=1))
     with pytest.raises(Exception) as whole:  # noqa: PT011
@@ -1091,21 +1100,18 @@ def test_a_target_of_the_wrong_length_is_no_better_in_parts(
 # --- inputs ---
 
 
-def test_a_tuple_of_inputs_is_moved_together(net: Net, x: Tensor) -> None:
+def test_a_tuple_of_inputs_is_moved_together(net: TwoConvolutions, x: Tensor) -> None:
     grey = torch.rand(4, 1, 8, 10, dtype=torch.float64)
 
     def model(x: Tensor, grey: Tensor) -> Tensor:
         return net(x * 0.7 + grey)
 
-    class Joined(nn.Module):
-        def forward(self, both: Tensor) -> Tensor:
-            return model(both[:, :3], both[:, 3:])
-
+    both = Called(lambda x: model(x[:, :3], x[:, 3:]))
     options: dict[str, Any] = {"max_iterations": 10}
     found = PerceptualBallPerturbation(model, net.relu2).attribute((x, grey), 0, **options)
     assert isinstance(found, tuple)
     assert [f.shape for f in found] == [x.shape, grey.shape]
-    joined = PerceptualBallPerturbation(Joined(), ()).forward_func
+    joined = PerceptualBallPerturbation(both, ()).forward_func
     expected = PerceptualBallPerturbation(lambda b: joined(b), net.relu2).attribute(
         torch.cat([x, grey], dim=1), 0, **options
     )
@@ -1119,7 +1125,7 @@ def test_a_tuple_of_inputs_is_moved_together(net: Net, x: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_perturbation_has_the_type_of_its_input(
-    net: Net, x: Tensor, dtype: torch.dtype
+    net: TwoConvolutions, x: Tensor, dtype: torch.dtype
 ) -> None:
     exact = PerceptualBallPerturbation(net, net.relu2).attribute(x, 0, max_iterations=3)
     net.to(dtype)
@@ -1132,7 +1138,7 @@ def test_the_perturbation_has_the_type_of_its_input(
     assert alike.min() > (0.8 if dtype == torch.bfloat16 else 0.99999)
 
 
-def test_a_model_that_changes_the_type_works(net: Net, x: Tensor) -> None:
+def test_a_model_that_changes_the_type_works(net: TwoConvolutions, x: Tensor) -> None:
     exact = PerceptualBallPerturbation(net, net.relu2).attribute(x, 0, tolerance=0.01)
     for model in (lambda x: net(x).float(), lambda x: net(x.double())):
         found = PerceptualBallPerturbation(model, net.relu2).attribute(x, 0, tolerance=0.01)
@@ -1145,7 +1151,9 @@ def test_a_model_that_changes_the_type_works(net: Net, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("size", [None, 1])
-def test_tensors_of_inference_mode_are_welcome(net: Net, x: Tensor, size: int | None) -> None:
+def test_tensors_of_inference_mode_are_welcome(
+    net: TwoConvolutions, x: Tensor, size: int | None
+) -> None:
     def model(x: Tensor, each: Tensor, common: Tensor) -> Tensor:
         return net(x * each[:, None, None, None] * common)
 
@@ -1158,7 +1166,7 @@ def test_tensors_of_inference_mode_are_welcome(net: Net, x: Tensor, size: int | 
     torch.testing.assert_close(found.clone(), expected)
 
 
-def test_whole_numbers_can_not_be_perturbed(net: Net) -> None:
+def test_whole_numbers_can_not_be_perturbed(net: TwoConvolutions) -> None:
     with pytest.raises(TypeError, match=r"inputs: expected floating point, got torch\.int64"):
         PerceptualBallPerturbation(net, ()).attribute(torch.ones(2, 3, 8, 10, dtype=torch.long), 0)
 

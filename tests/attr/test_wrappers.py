@@ -22,6 +22,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_robust.attr import Guided, MultiScale, PerceptualBallPerturbation, RobustCAM
+from tests.networks import Called, ChannelMeans, Counted
 
 W = torch.tensor([[1.0, -2.0, 4.0], [0.0, 3.0, -1.0]])
 X = torch.tensor([[1.0, 1.0, 1.0], [2.0, 0.0, -1.0]])  # predicted: class 0 (3, 2), class 1 (-2, 1)
@@ -43,19 +44,6 @@ class Fixed(Attribution):
         self, inputs: Any, target: Any = None, additional_forward_args: Any = None
     ) -> Any:
         return self.result
-
-
-class Counted(nn.Module):
-    """Counts its forward passes."""
-
-    def __init__(self, scores: Any = linear) -> None:
-        super().__init__()
-        self.scores = scores
-        self.passes = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.passes += 1
-        return self.scores(x)
 
 
 class Cam(nn.Module):
@@ -192,12 +180,9 @@ def test_each_tensor_of_a_tuple_is_guided_by_its_own_gradient() -> None:
 def test_one_map_guides_all_tensors_of_a_tuple(image: Tensor) -> None:
     net = Cam([[1.0, -1.0], [0.0, 1.0]])
 
-    class Two(nn.Module):
-        def forward(self, a: Tensor, b: Tensor) -> Tensor:
-            return net(a) + b.mean(dim=(1, 2, 3)).unsqueeze(1)
-
+    two = Called(lambda a, b: net(a) + b.mean(dim=(1, 2, 3)).unsqueeze(1))
     finer = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
-    guide = LayerGradCam(Two(), net.layer)
+    guide = LayerGradCam(two, net.layer)
     results = Guided(Fixed((image, finer)), guide).attribute((image, finer), 0)
     alone = Guided(Fixed(image), LayerGradCam(net, net.layer)).attribute(image, 0)
     torch.testing.assert_close(results[0], alone)
@@ -246,13 +231,13 @@ def test_scores_of_more_dimensions_need_a_target_as_in_captum() -> None:
 
 
 def test_no_forward_pass_is_wasted(image: Tensor) -> None:
-    counted = Counted()
+    counted = Counted(linear)
     Guided(InputXGradient(counted)).attribute(X, 0)
-    assert counted.passes == 2
+    assert len(counted.calls) == 2
     Guided(InputXGradient(counted)).attribute(X)
-    assert counted.passes == 2 + 3
+    assert len(counted.calls) == 2 + 3
     Guided(Guided(InputXGradient(counted))).attribute(X)  # of three, and one for all of them
-    assert counted.passes == 5 + 4
+    assert len(counted.calls) == 5 + 4
 
     # These find the predicted class by themselves, or do not ask for any.
     cam = Cam([[1.0], [2.0]])
@@ -260,15 +245,15 @@ def test_no_forward_pass_is_wasted(image: Tensor) -> None:
     grey = image[:, :1]
     robust = RobustCAM(counted, cam.layer)
     Guided(robust, robust).attribute(grey, upsample=True)
-    assert counted.passes == 2
+    assert len(counted.calls) == 2
     Guided(robust, Guided(robust, robust)).attribute(
         grey, upsample=True, guide_arguments={"upsample": True}
     )
-    assert counted.passes == 2 + 3
+    assert len(counted.calls) == 2 + 3
     neuron = NeuronGradient(counted, cam.layer)
     selector = {"neuron_selector": (0, 0, 0)}
     Guided(neuron, neuron).attribute(grey, **selector, guide_arguments=selector)
-    assert counted.passes == 5 + 2
+    assert len(counted.calls) == 5 + 2
 
 
 def test_what_comes_with_the_attributions_stays_with_them() -> None:
@@ -467,16 +452,9 @@ def test_the_power_is_a_positive_number(power: Any) -> None:
         Guided(Fixed(X), power=power)
 
 
-class Means(nn.Module):
-    """Scores of any size of image; the classes are the mean of one channel each."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
-
-
 def test_multi_scale_averages_the_maps_of_each_size_scaled_to_one() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), Means()).eval()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), ChannelMeans()).eval()
     x = torch.rand(2, 3, 8, 12)
     cam = RobustCAM(net, net[1], base="gradcam")
     result = MultiScale(cam, (1, 1.5)).attribute(x, 1, normalize=None)
@@ -504,18 +482,20 @@ def test_multi_scale_explains_the_class_of_the_image_as_it_is() -> None:
 
 def test_multi_scale_of_one_scale_is_the_map_scaled_to_one() -> None:
     x = torch.rand(2, 3, 4, 4) - 0.5
-    plain = InputXGradient(Means()).attribute(x, 0)
-    result = MultiScale(InputXGradient(Means()), (1,)).attribute(x, 0)
+    plain = InputXGradient(ChannelMeans()).attribute(x, 0)
+    result = MultiScale(InputXGradient(ChannelMeans()), (1,)).attribute(x, 0)
     torch.testing.assert_close(result, plain / plain.abs().amax(dim=(1, 2, 3), keepdim=True))
 
 
 def test_a_map_of_zeros_stays_zeros_at_every_scale() -> None:
-    assert not MultiScale(InputXGradient(Means())).attribute(torch.zeros(1, 3, 4, 4), 0).any()
+    assert (
+        not MultiScale(InputXGradient(ChannelMeans())).attribute(torch.zeros(1, 3, 4, 4), 0).any()
+    )
 
 
 def test_multi_scale_guides() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), Means()).eval()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), ChannelMeans()).eval()
     x = torch.rand(2, 3, 8, 8)
     guide = MultiScale(RobustCAM(net, net[1]), (1, 1.5))
     guided = Guided(InputXGradient(net), guide).attribute(x, 1)
@@ -525,7 +505,7 @@ def test_multi_scale_guides() -> None:
 
 
 def test_white_stays_white_at_every_scale() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), Means(), nn.Linear(2, 3)).eval()
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), ChannelMeans(), nn.Linear(2, 3)).eval()
     white = torch.ones(1, 1, 64, 64)
     method = PerceptualBallPerturbation(net, ())
     MultiScale(method, (0.7,)).attribute(white, bounds=(0, 1), max_iterations=1)
@@ -536,11 +516,11 @@ def test_white_stays_white_at_every_scale() -> None:
 )
 def test_scales_are_positive_numbers(scales: Any) -> None:
     with pytest.raises(ValueError, match="scales"):
-        MultiScale(InputXGradient(Means()), scales)
+        MultiScale(InputXGradient(ChannelMeans()), scales)
 
 
 def test_multi_scale_takes_images_only() -> None:
     with pytest.raises(ValueError, match="N×C×H×W"):
         MultiScale(InputXGradient(lambda x: x)).attribute(torch.rand(2, 3), 0)
     with pytest.raises(TypeError, match="attribution"):
-        MultiScale(Means())  # type: ignore[arg-type]
+        MultiScale(ChannelMeans())  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -347,16 +346,14 @@ def test_a_photograph_is_a_data_set_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_attacked_photographs_fool_efficientnet_after_reading(tmp_path: Path) -> None:
+def test_attacked_photographs_fool_efficientnet_after_reading(
+    real_data: Path, tmp_path: Path
+) -> None:
     from captum_robust.data import load_dataset
 
-    project = Path(__file__).parents[2]
-    folder = project / os.environ.get("CAPTUM_ROBUST_DATA", "../shared/data") / "imagenet-val-400"
-    if not folder.is_dir():
-        pytest.skip(f"no real images at {folder} (set CAPTUM_ROBUST_DATA)")
     model = load_classifier("efficientnet_lite0")
     attacks = build_attacks(model, ["pgd"], [1])
-    data = load_dataset("imagenet", folder)
+    data = load_dataset("imagenet", real_data / "imagenet-val-400")
     result = attack(tmp_path / "run", data, attacks, model=model, limit=4)
     frame = result.to_dataframe()
     fooled = frame[frame["fooled"] == 1]

@@ -1,4 +1,3 @@
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,15 +6,6 @@ import pytest
 from PIL import Image
 
 PROJECT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def real_data() -> Path:
-    """The folder of real images, or a skip that says where it was looked for."""
-    folder = PROJECT / os.environ.get("CAPTUM_ROBUST_DATA", "../shared/data")
-    if not folder.is_dir():
-        pytest.skip(f"no real images at {folder} (set CAPTUM_ROBUST_DATA)")
-    return folder
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from captum_robust.attacks import PGD
 from captum_robust.defenses import ROC, SafetyNet
 
 
-class Net(nn.Module):
+class TokenNet(nn.Module):
     """Images N×3×8×8 -> scores N×4, with an in-place ReLU that is used twice, and tokens."""
 
     def __init__(self) -> None:
@@ -39,9 +39,9 @@ LAYERS = ["conv2", "relu"]
 
 
 @pytest.fixture
-def net() -> Net:
+def net() -> TokenNet:
     torch.manual_seed(0)
-    return Net().eval()
+    return TokenNet().eval()
 
 
 def images(n: int, seed: int, attacked: bool = False) -> Tensor:
@@ -53,11 +53,11 @@ def images(n: int, seed: int, attacked: bool = False) -> Tensor:
 
 
 @pytest.fixture
-def fitted(net: Net) -> SafetyNet:
+def fitted(net: TokenNet) -> SafetyNet:
     return SafetyNet(net, LAYERS).fit(images(40, 0), images(40, 0, attacked=True))
 
 
-def outputs_of(net: Net, x: Tensor) -> tuple[Tensor, Tensor]:
+def outputs_of(net: TokenNet, x: Tensor) -> tuple[Tensor, Tensor]:
     """conv2's output, and that of the second call of the ReLU: written down once more."""
     conv2 = net.conv2(net.conv1(4 * x - 2).relu())
     tokens = net.tokens(conv2.relu().flatten(2).transpose(1, 2))
@@ -71,7 +71,7 @@ def test_what_was_not_seen_in_fitting_is_told_apart(fitted: SafetyNet) -> None:
     assert fitted.predict(clean).float().mean() < 0.2
 
 
-def test_gradient_attacks_are_detected(net: Net) -> None:
+def test_gradient_attacks_are_detected(net: TokenNet) -> None:
     x, attack = images(64, 3), PGD(net, 0.1, early_stop=False)
     attacked = attack.perturb(x)
     detector = SafetyNet(net, LAYERS).fit(x[:40], attacked[:40])
@@ -80,7 +80,9 @@ def test_gradient_attacks_are_detected(net: Net) -> None:
 
 @pytest.mark.parametrize("bins", [2, 4, None])
 @pytest.mark.parametrize("gamma", [None, 0.03])
-def test_scores_are_those_of_scikit_learn(net: Net, bins: int | None, gamma: float | None) -> None:
+def test_scores_are_those_of_scikit_learn(
+    net: TokenNet, bins: int | None, gamma: float | None
+) -> None:
     clean, attacked, x = images(30, 0), images(20, 1, attacked=True), images(25, 2)
     detector = SafetyNet(net, LAYERS, bins, gamma=gamma, penalty=3.0).fit(clean, attacked)
     codes = torch.cat([detector.codes(clean), detector.codes(attacked)]).double().numpy()
@@ -91,7 +93,7 @@ def test_scores_are_those_of_scikit_learn(net: Net, bins: int | None, gamma: flo
 
 
 @torch.no_grad()
-def test_codes_are_quartiles_of_the_clean_activations(net: Net, fitted: SafetyNet) -> None:
+def test_codes_are_quartiles_of_the_clean_activations(net: TokenNet, fitted: SafetyNet) -> None:
     codes = fitted.codes(images(40, 0))
     conv2, last = outputs_of(net, images(40, 0))
     assert codes.shape == (40, 6 + 5)
@@ -104,7 +106,7 @@ def test_codes_are_quartiles_of_the_clean_activations(net: Net, fitted: SafetyNe
 
 
 @torch.no_grad()
-def test_without_bins_activations_are_standardised(net: Net) -> None:
+def test_without_bins_activations_are_standardised(net: TokenNet) -> None:
     clean = images(40, 0)
     detector = SafetyNet(net, "conv2", bins=None).fit(clean, images(40, 0, attacked=True))
     x = images(7, 4)
@@ -126,7 +128,7 @@ def test_without_bins_activations_are_standardised(net: Net) -> None:
     ],
 )
 def test_summaries_of_maps_tokens_and_vectors(
-    net: Net, summary: str, layer: str, shape: int
+    net: TokenNet, summary: str, layer: str, shape: int
 ) -> None:
     clean = images(20, 0)
     detector = SafetyNet(net, layer, bins=None, summary=summary)
@@ -138,7 +140,7 @@ def test_summaries_of_maps_tokens_and_vectors(
         torch.testing.assert_close(codes, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_batches_give_what_one_tensor_gives(net: Net, fitted: SafetyNet) -> None:
+def test_batches_give_what_one_tensor_gives(net: TokenNet, fitted: SafetyNet) -> None:
     clean, attacked = images(40, 0), images(40, 0, attacked=True)
     labels = torch.zeros(13)
 
@@ -157,7 +159,7 @@ def test_a_batch_gives_what_its_images_give_one_by_one(fitted: SafetyNet) -> Non
     torch.testing.assert_close(fitted.score(x), one_by_one, rtol=1e-4, atol=1e-5)
 
 
-def test_the_threshold_is_set_on_images_that_the_machine_has_not_seen(net: Net) -> None:
+def test_the_threshold_is_set_on_images_that_the_machine_has_not_seen(net: TokenNet) -> None:
     clean, attacked = images(50, 0), images(50, 0, attacked=True)
     detector = SafetyNet(net, "conv2", bins=None).fit(clean, attacked, false_positive_rate=0.1)
     held_out = torch.empty(50)
@@ -170,7 +172,7 @@ def test_the_threshold_is_set_on_images_that_the_machine_has_not_seen(net: Net) 
     assert int((held_out > detector.threshold - 1e-5).sum()) == 6
 
 
-def test_what_was_made_of_a_held_out_image_is_held_out_too(net: Net) -> None:
+def test_what_was_made_of_a_held_out_image_is_held_out_too(net: TokenNet) -> None:
     # Of every fifth clean image none is attacked, of the others the attacks come in another order.
     clean, attacked = images(40, 0), images(40, 0, attacked=True)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:30]
@@ -184,7 +186,7 @@ def test_what_was_made_of_a_held_out_image_is_held_out_too(net: Net) -> None:
     assert detector.threshold == pytest.approx(float(held_out.sort().values[37]), abs=1e-4)
 
 
-def test_attacks_without_sources_are_of_the_clean_images_over_and_over(net: Net) -> None:
+def test_attacks_without_sources_are_of_the_clean_images_over_and_over(net: TokenNet) -> None:
     clean, attacked = images(20, 0), images(20, 0, attacked=True)
     twice = torch.cat([attacked, attacked])
     numbers = list(range(20)) * 2
@@ -206,7 +208,7 @@ def test_attacks_without_sources_are_of_the_clean_images_over_and_over(net: Net)
         ([0, 5, 0, 5, 0, 5], "attacked: all images are made of number 0, 5, … of the clean"),
     ],
 )
-def test_wrong_sources_are_named(net: Net, sources: Any, message: str) -> None:
+def test_wrong_sources_are_named(net: TokenNet, sources: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SafetyNet(net, LAYERS).fit(images(6, 0), images(6, 0, attacked=True), sources=sources)
 
@@ -220,7 +222,7 @@ def test_calibration_rejects_no_larger_share_of_clean_images(
     assert int(fitted.predict(clean).sum()) == rejected
 
 
-def test_detector_survives_the_disk(fitted: SafetyNet, net: Net, tmp_path: Path) -> None:
+def test_detector_survives_the_disk(fitted: SafetyNet, net: TokenNet, tmp_path: Path) -> None:
     path = tmp_path / "detector.safetensors"
     fitted.save(path)
     loaded = SafetyNet.load(path, net)
@@ -234,7 +236,7 @@ def test_detector_survives_the_disk(fitted: SafetyNet, net: Net, tmp_path: Path)
 
 
 def test_scoring_needs_no_scikit_learn(
-    fitted: SafetyNet, net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fitted: SafetyNet, net: TokenNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted.save(tmp_path / "a.safetensors")
     monkeypatch.setitem(sys.modules, "sklearn.svm", None)
@@ -243,7 +245,9 @@ def test_scoring_needs_no_scikit_learn(
         fitted.fit(images(40, 0), images(40, 1))
 
 
-def test_a_layer_outside_of_the_model_has_to_be_given_to_load(net: Net, tmp_path: Path) -> None:
+def test_a_layer_outside_of_the_model_has_to_be_given_to_load(
+    net: TokenNet, tmp_path: Path
+) -> None:
     detector = SafetyNet(lambda x: net(x), net.conv2)
     detector.fit(images(20, 0), images(20, 0, attacked=True)).save(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="does not name them; give the modules"):
@@ -252,7 +256,9 @@ def test_a_layer_outside_of_the_model_has_to_be_given_to_load(net: Net, tmp_path
     assert torch.equal(loaded.score(images(3, 1)), detector.score(images(3, 1)))
 
 
-def test_a_file_that_holds_no_detector_says_so(fitted: SafetyNet, net: Net, tmp_path: Path) -> None:
+def test_a_file_that_holds_no_detector_says_so(
+    fitted: SafetyNet, net: TokenNet, tmp_path: Path
+) -> None:
     path = tmp_path / "a.safetensors"
     with pytest.raises(FileNotFoundError, match="no such file"):
         SafetyNet.load(path, net)
@@ -286,7 +292,7 @@ def test_a_file_that_holds_no_detector_says_so(fitted: SafetyNet, net: Net, tmp_
             SafetyNet.load(path, net)
 
 
-def test_the_surrogate_scores_like_the_detector(fitted: SafetyNet, net: Net) -> None:
+def test_the_surrogate_scores_like_the_detector(fitted: SafetyNet, net: TokenNet) -> None:
     x = images(6, 1).requires_grad_()
     output, scores = fitted.surrogate(x)
     torch.testing.assert_close(output, net(x))
@@ -323,7 +329,7 @@ def test_an_attack_through_the_surrogate_lowers_the_score(fitted: SafetyNet) -> 
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_callers_world_is_left_as_it_was(net: Net, fails: bool) -> None:
+def test_the_callers_world_is_left_as_it_was(net: TokenNet, fails: bool) -> None:
     net.conv1.weight.requires_grad_(False)
     net.conv2.train()
     hooked: list[nn.Module] = []
@@ -353,7 +359,7 @@ def test_the_callers_world_is_left_as_it_was(net: Net, fails: bool) -> None:
     assert torch.is_grad_enabled()
 
 
-def test_what_inference_mode_fitted_can_be_attacked(net: Net) -> None:
+def test_what_inference_mode_fitted_can_be_attacked(net: TokenNet) -> None:
     with torch.inference_mode():
         clean = images(20, 0)
         detector = SafetyNet(net, LAYERS).fit(clean, images(20, 0, attacked=True))
@@ -363,7 +369,7 @@ def test_what_inference_mode_fitted_can_be_attacked(net: Net) -> None:
     assert gradient.abs().sum() > 0
 
 
-def test_half_precision_inputs_and_autocast(net: Net, fitted: SafetyNet) -> None:
+def test_half_precision_inputs_and_autocast(net: TokenNet, fitted: SafetyNet) -> None:
     x = images(8, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         scores = fitted.score(x)
@@ -440,7 +446,7 @@ def test_the_interval_draws_from_its_seed_alone() -> None:
     ],
 )
 def test_wrong_arguments_are_named(
-    net: Net, arguments: dict[str, Any], error: type[Exception], message: str
+    net: TokenNet, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         SafetyNet(**{"model": net, "layers": "conv2"} | arguments)
@@ -465,7 +471,7 @@ NAN = images(6, 0).index_fill(0, torch.tensor([2]), torch.nan)
     ],
 )
 def test_wrong_images_are_named(
-    net: Net, clean: Any, attacked: Any, error: type[Exception], message: str
+    net: TokenNet, clean: Any, attacked: Any, error: type[Exception], message: str
 ) -> None:
     detector = SafetyNet(net, LAYERS)
     with pytest.raises(error, match=message):
@@ -487,7 +493,7 @@ def test_a_temperature_is_positive(fitted: SafetyNet, temperature: float) -> Non
         fitted.surrogate(images(2, 0), temperature)
 
 
-def test_nothing_works_before_fitting(net: Net, tmp_path: Path) -> None:
+def test_nothing_works_before_fitting(net: TokenNet, tmp_path: Path) -> None:
     detector, x = SafetyNet(net, LAYERS), images(6, 0)
     for call in (
         lambda: detector.score(x),
@@ -502,7 +508,7 @@ def test_nothing_works_before_fitting(net: Net, tmp_path: Path) -> None:
             call()
 
 
-def test_activations_that_are_no_numbers_of_a_batch_are_named(net: Net) -> None:
+def test_activations_that_are_no_numbers_of_a_batch_are_named(net: TokenNet) -> None:
     class Strange(nn.Module):
         def __init__(self, make: Any) -> None:
             super().__init__()
@@ -526,7 +532,7 @@ def test_activations_that_are_no_numbers_of_a_batch_are_named(net: Net) -> None:
         fit(lambda x: x / 0)
 
 
-def test_flattened_units_ask_for_images_of_the_size_fitted_on(net: Net) -> None:
+def test_flattened_units_ask_for_images_of_the_size_fitted_on(net: TokenNet) -> None:
     detector = SafetyNet(net, "conv2", summary="flatten")
     detector.fit(images(20, 0), images(20, 0, attacked=True))
     with pytest.raises(ValueError, match="they give 600 activations, the detector was fitted on"):

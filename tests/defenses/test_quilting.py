@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_robust.defenses import PRESETS, GaussianBlur, Quilting
 from captum_robust.transforms.patch_bank import PatchBank
 from captum_robust.transforms.transform import as_transforms
-from tests.defenses.test_transforms import drawn
+from tests.networks import drawn
 
 
 def eight_bit(x: Tensor) -> Tensor:

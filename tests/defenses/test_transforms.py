@@ -31,6 +31,7 @@ from captum_robust.defenses import (
 )
 from captum_robust.transforms.jpeg import BRIGHTNESS, COLOUR, quantisation_table
 from captum_robust.transforms.transform import as_transforms
+from tests.networks import drawn
 
 MAKE: dict[str, Callable[[], Transform]] = {
     "identity": Identity,
@@ -52,15 +53,6 @@ MAKE: dict[str, Callable[[], Transform]] = {
 }
 # Quilting has its own: its bank is of so many channels.
 every = pytest.mark.parametrize("transform", [m() for m in MAKE.values()], ids=list(MAKE))
-
-
-def drawn(n: int = 3, channels: int = 3, height: int = 22, width: int = 17) -> Tensor:
-    """Smooth images with some noise on them."""
-    generator = torch.Generator().manual_seed(height * width + channels)
-    coarse = torch.rand(n, channels, 4, 4, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
-    noise = torch.randn(n, channels, height, width, generator=generator)
-    return (smooth + 0.03 * noise).clamp(0, 1)
 
 
 @every

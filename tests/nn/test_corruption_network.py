@@ -11,35 +11,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captum_robust.models import Classifier, load_classifier
-from captum_robust.nn import CorruptionNetwork, SimpleConvNet
-
-NAMES = ["ant", "bee", "cat"]
-
-
-def randomize(network: nn.Module) -> None:
-    """Weights and statistics that are none of the initial ones."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=generator))
-        for name, b in network.named_buffers():
-            if name.endswith("running_mean"):
-                b.copy_(0.1 * torch.randn(b.shape, generator=generator))
-
-
-def classifier_of(width: int = 4) -> Classifier:
-    torch.manual_seed(0)
-    net = SimpleConvNet(3, width)
-    return Classifier(
-        net, mean=(0.4, 0.5, 0.6), std=(0.2,) * 3, input_size=64, class_names=NAMES, name="simple"
-    ).eval()
-
-
-def trunk_of() -> nn.Module:
-    """Another network with maps at four scales."""
-    torch.manual_seed(1)
-    return SimpleConvNet(2, 3).eval()
+from captum_robust.models import load_classifier
+from captum_robust.nn import CorruptionNetwork
+from tests.networks import classifier_of, randomize, trunk_of
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from captum_robust.nn import (
     read_localization_facts,
     save_localization_network,
 )
-from tests.nn.test_corruption_network import NAMES, classifier_of, randomize, trunk_of
+from tests.networks import NAMES, classifier_of, randomize, trunk_of
 
 FACTS = "captum_robust.localization_network"
 

@@ -31,6 +31,7 @@ from captum_robust.training import (
 )
 from captum_robust.training import localization as module
 from captum_robust.training.localization_evaluation import total_variation
+from tests.networks import Called, ChannelMeans
 
 SIDE = 16
 NEVER = CollapseWatch(0.0, 1.0)
@@ -170,12 +171,8 @@ def test_only_the_layers_that_were_asked_for_are_trained(count: int | None) -> N
 def test_the_mask_finds_what_a_classifier_that_stands_still_looks_at() -> None:
     """The colour is all that tells the classes apart; the background need not be removed."""
 
-    class Colors(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return 40 * (x - 0.5).relu().mean(dim=(2, 3))
-
     network = networks()
-    network.classifier = Colors()
+    network.classifier = Called(lambda x: 40 * (x - 0.5).relu().mean(dim=(2, 3)))
     images, segments, labels, boxes = squares(48)
     dataset = TensorDataset(images, segments, labels)
     evaluation = LocalizationEvaluation(network, dataset, boxes)
@@ -398,19 +395,12 @@ class Fixed(CorruptionNetwork):
         return 100 * ((x - 0.425).abs().amax(dim=1, keepdim=True) - 0.15)
 
 
-class BySum(nn.Module):
-    """The class with the largest channel."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
-
-
 def test_the_evaluation_says_what_hand_counting_says() -> None:
     images, segments, labels, boxes = squares(12)
     labels = labels.clone()
     labels[:3] = (labels[:3] + 1) % 3  # three that the classifier gets wrong
     boxes[:4] = [torch.tensor([[0.0, 0.0, 1.0, 1.0]])] * 4  # four that the mask misses
-    network = LocalizationNetwork(Fixed(width=2), BySum(), fill=0.5)
+    network = LocalizationNetwork(Fixed(width=2), ChannelMeans(), fill=0.5)
     dataset = TensorDataset(images, segments, labels)
     found = LocalizationEvaluation(network, dataset, boxes, batch_size=5)()
     assert found["clean_accuracy"] == pytest.approx(9 / 12)
@@ -425,7 +415,7 @@ def test_the_evaluation_says_what_hand_counting_says() -> None:
 
 def test_images_without_a_box_are_not_scored() -> None:
     images, segments, labels, boxes = squares(12)
-    network = LocalizationNetwork(Fixed(width=2), BySum(), fill=0.5)
+    network = LocalizationNetwork(Fixed(width=2), ChannelMeans(), fill=0.5)
     boxes[1::2] = [torch.zeros(0, 4)] * 6
     boxes[0] = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
     found = LocalizationEvaluation(network, TensorDataset(images, segments, labels), boxes)()
@@ -459,7 +449,7 @@ def test_clean_training_names_what_is_wrong() -> None:
     with pytest.raises(TypeError, match=r"expected scores N×K, got \(1, 3, 16, 16\)"):
         clean_training(nn.Conv2d(3, 3, 1), TensorDataset(images, labels), settings())
     with pytest.raises(ValueError, match="batch_size: 30, but there are 24"):
-        clean_training(BySum(), TensorDataset(images, labels), settings(batch_size=30))
+        clean_training(ChannelMeans(), TensorDataset(images, labels), settings(batch_size=30))
 
 
 def test_without_boxes_it_says_that_it_cannot_score() -> None:
@@ -563,7 +553,10 @@ def test_a_network_or_data_set_that_is_none_is_refused() -> None:
         localization_training(one, data(), settings())
     with pytest.raises(ValueError, match="does not name its layers"):
         localization_training(
-            LocalizationNetwork(Fixed(width=2), BySum()), data(), settings(), trainable_layers=2
+            LocalizationNetwork(Fixed(width=2), ChannelMeans()),
+            data(),
+            settings(),
+            trainable_layers=2,
         )
     with pytest.raises(ValueError, match="boxes: expected those of 24 images, got 1"):
         LocalizationEvaluation(networks(), data(), [torch.zeros(1, 4)])

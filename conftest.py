@@ -1,0 +1,20 @@
+"""What the tests of all rooms share: the real images, for those with the mark ``data``."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = Path(__file__).parent / os.environ.get("CAPTUM_ROBUST_DATA", "../shared/data")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs real images where there are none, and say where that is."""
+    if item.get_closest_marker("data") and not REAL_DATA.is_dir():
+        pytest.skip(f"no real images at {REAL_DATA} (set CAPTUM_ROBUST_DATA)")
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of the real images."""
+    return REAL_DATA
