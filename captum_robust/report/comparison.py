@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from captum_robust.report.scoring import Scoring, Tables
+    from captum_robust.report.run_tables import Tables
+    from captum_robust.report.scoring import Scoring
 
 __all__ = ["ATTACK_POOL", "CLEAN", "GALLERY_POOL", "STRATEGY_ORDER", "Comparison"]
 
@@ -54,7 +55,8 @@ class Comparison:
         return Scoring(self._results)
 
     def _tables(self, protocol: str = "whi2020", oracle: bool = False) -> Tables:
-        from captum_robust.report.scoring import Tables, Tuning
+        from captum_robust.report.run_tables import Tables
+        from captum_robust.report.scoring import Tuning
 
         return Tables(self._scoring, Tuning(protocol, oracle))
 

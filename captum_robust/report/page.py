@@ -22,7 +22,8 @@ from captum_robust.report.plots import (
     svg_uri,
 )
 from captum_robust.report.results import GALLERY_POOL, Results
-from captum_robust.report.scoring import TRUE_BOX, Tables
+from captum_robust.report.run_tables import Tables
+from captum_robust.report.scoring import TRUE_BOX
 from captum_robust.report.tables import (
     ATTACK_COLUMNS,
     COLUMNS,

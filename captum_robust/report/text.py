@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from captum_robust.report.outcomes import attacks_text
-from captum_robust.report.scoring import Tables
+from captum_robust.report.run_tables import Tables
 from captum_robust.report.tables import (
     COLUMNS,
     FEW,
