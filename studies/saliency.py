@@ -42,7 +42,7 @@ from captum_robust.metrics.functional import (
 )
 from captum_robust.metrics.functional.saliency import SALIENCY_THRESHOLDS, saliency_of
 from captum_robust.models import Classifier, load_classifier
-from captum_robust.report.comparison import TRUE_BOX
+from captum_robust.report.scoring import TRUE_BOX
 from captum_robust.runs.store import unpack
 
 LISTED = (

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from captum_robust.catalog.attacks import LEVELS, strength_of
 from captum_robust.metrics.functional import bootstrap_interval
+from captum_robust.report.results import attacked_rows
+from captum_robust.report.tables import ATTACK_COLUMNS, text_table
 from captum_robust.runs.store import RunStore
 
 if TYPE_CHECKING:
@@ -95,16 +97,8 @@ def attack_table(
 
     rows = []
     for attack in attacks:
-        found = list(
-            store.select(
-                "SELECT a.already, a.fooled, a.linf, a.l2, a.skipped, a.error, i.label, "
-                "a.predicted <> a.label AS lost "
-                "FROM attacked a JOIN images i USING (position) "
-                "WHERE a.attack = ? AND i.error IS NULL ORDER BY position",
-                (attack,),
-            )
-        )
-        done = [row for row in found if row["error"] is None and not row["skipped"]]
+        every = attacked_rows(store, attack)
+        done = [row for row in every if row["error"] is None and not row["skipped"]]
         summary = summarize_attack(
             torch.tensor([row["already"] for row in done], dtype=torch.bool),
             torch.tensor([row["fooled"] for row in done], dtype=torch.bool),
@@ -121,8 +115,8 @@ def attack_table(
                 "epsilon": None if levels is None else levels / LEVELS,
                 **vars(summary),
                 "unlabelled": sum(row["label"] is None for row in done),
-                "skipped": sum(bool(row["skipped"]) for row in found),
-                "failed": sum(row["error"] is not None for row in found),
+                "skipped": sum(bool(row["skipped"]) for row in every),
+                "failed": sum(row["error"] is not None for row in every),
             }
         )
     counted = [field.name for field in fields(AttackSummary)]
@@ -147,24 +141,6 @@ def attacks_text(table: pd.DataFrame, aimed_at: str | None = None) -> str:
         table: of :func:`attack_table`.
         aimed_at: the class of a targeted attack.
     """
-    import pandas as pd
-
-    shown = pd.DataFrame({"attack": table["attack"], "n": table["n"]})
-    shown["clean accuracy"] = _texts(table["clean_accuracy"], "{:.3f}")
-    shown["already wrong"] = table["already_wrong"]
-    shown["fooled"] = [
-        f"{share} of {n}" if n else "-"
-        for share, n in zip(_texts(table["fooled"], "{:.3f}"), table["n_right"], strict=True)
-    ]
-    shown["robust accuracy"] = [
-        f"{row.robust_accuracy:.3f} [{row.robust_low:.3f}, {row.robust_high:.3f}]" if row.n else "-"
-        for row in table.itertuples()
-    ]
-    shown["Linf"] = _texts(table["linf"] * LEVELS, "{:.1f}/255")
-    shown["L2"] = _texts(table["l2"], "{:.2f}")
-    for column in ("skipped", "failed"):
-        if table[column].any():
-            shown[column] = table[column]
     towards = "" if aimed_at is None else f", and now {aimed_at}"
     note = (
         f"fooled: of those classified right before{towards}; robust accuracy: share of all n "
@@ -172,8 +148,4 @@ def attacks_text(table: pd.DataFrame, aimed_at: str | None = None) -> str:
     )
     if unlabelled := int(table["unlabelled"].max()):
         note += f"\nwithout a label: {unlabelled}; there the prediction counts as the label"
-    return f"{shown.to_string(index=False)}\n{note}"
-
-
-def _texts(values: pd.Series[float], form: str) -> list[str]:
-    return ["-" if math.isnan(value) else form.format(value) for value in values]
+    return f"{text_table(table, ATTACK_COLUMNS, ['attack', 'n'])}\n{note}"

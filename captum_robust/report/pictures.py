@@ -19,14 +19,11 @@ from captum_robust.draw import (
     overlay,
     verdict,
 )
-from captum_robust.report.comparison import ATTACK_POOL, CLEAN, GALLERY_POOL, boxes_of
-from captum_robust.report.plots import method_styles
+from captum_robust.report.results import CLEAN, Results
 from captum_robust.runs.store import unpack
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from captum_robust.report.comparison import Comparison
 
 _LONGER_SIDE = 208
 _JPEG_QUALITY = 72
@@ -137,68 +134,51 @@ class Trio:
     """For each attack: clean, attacked, defended."""
 
 
-def build_strips(comparison: Comparison) -> list[AttackedEntry]:
+def build_strips(results: Results, rows: pd.DataFrame) -> list[AttackedEntry]:
     """The first images that were classified right before every attack, with all that was done.
 
     Only of those whose pictures the run has kept; baselines' maps are left out.
     """
-    styles = method_styles(comparison)
-    shown = [m for m in comparison.methods if not styles[m].baseline] or comparison.methods
-    pictures = (1 + len(comparison.attacked_sets)) * (2 + len(shown))
-    positions = _shown_positions(comparison, min(_STRIPS, _STRIP_PICTURES // pictures))
-    rows = comparison.to_dataframe(first=ATTACK_POOL)
+    shown = results.compared
+    pictures = (1 + len(results.attacked_sets)) * (2 + len(shown))
+    positions = results.right_before(min(_STRIPS, _STRIP_PICTURES // pictures))
     rows = rows[rows["method"].isin(shown)]
-    return [_attacked_entry(comparison, rows, position) for position in positions]
+    return [_attacked_entry(results, rows, position) for position in positions]
 
 
-def _shown_positions(comparison: Comparison, most: int) -> list[int]:
-    """The first images that were right before every plain attack, and whose pictures are kept."""
-    plain = list(comparison.configuration["attacks"])
-    kept = comparison.select(
-        "SELECT position FROM attacked JOIN images USING (position) "
-        "WHERE NOT already AND attacked.picture IS NOT NULL AND images.picture IS NOT NULL "
-        f"AND attack IN ({', '.join('?' * len(plain))}) "
-        "GROUP BY position HAVING count(*) = ? ORDER BY position LIMIT ?",
-        (*plain, len(plain), max(1, most)),
-    )
-    return [row["position"] for row in kept]
-
-
-def build_trios(comparison: Comparison) -> list[Trio]:
+def build_trios(results: Results, rows: pd.DataFrame) -> list[Trio]:
     """Clean, attacked, defended: of the first images that were right, under the outer attacks.
 
     The undefended method is the one that is "grad_cam", or the first that is no baseline. Empty
     without it, a defended method or an attack.
     """
-    kinds = comparison.configuration["methods"]
-    styles = method_styles(comparison)
-    rows = comparison.to_dataframe(first=ATTACK_POOL)
+    kinds = results.kinds
     has_class = rows[rows["decided"].notna()]["method"].unique()
-    defended = [m for m in comparison.methods if m in has_class][:_TRIO_DEFENDED]
-    bare = [m for m in comparison.methods if m not in defended and not styles[m].baseline]
+    defended = [m for m in results.methods if m in has_class][:_TRIO_DEFENDED]
+    bare = [m for m in results.methods if m not in defended and m not in results.baselines]
     bare.sort(key=lambda m: kinds[m] != "grad_cam")  # stable: the others in order
-    attacks = list(comparison.configuration["attacks"])
+    attacks = results.plain_attacks
     if not (bare and defended and attacks):
         return []
     plain = list(dict.fromkeys([attacks[0], attacks[-1]]))
-    adaptive = {a: f"{a}, adaptive" for a in plain if f"{a}, adaptive" in comparison.attacks}
+    adaptive = {a: f"{a}, adaptive" for a in plain if f"{a}, adaptive" in results.attacks}
     entries = []
-    for position in _shown_positions(comparison, _STRIPS):
-        image = comparison.select("SELECT * FROM images WHERE position = ?", (position,))[0]
-        clean = _shots(comparison, rows, image, CLEAN, [bare[0]])
+    for position in results.right_before(_STRIPS):
+        image = results.image(position)
+        clean = _shots(results, rows, image, CLEAN, [bare[0]])
         under = []
         for attack in plain:
-            shots = _shots(comparison, rows, image, attack, [bare[0], *defended])
+            shots = _shots(results, rows, image, attack, [bare[0], *defended])
             if attack in adaptive:
-                shots += _shots(comparison, rows, image, adaptive[attack], defended)
+                shots += _shots(results, rows, image, adaptive[attack], defended)
             under.append((attack, [*clean, *shots]))
-        name = comparison.class_name(image["label"])
+        name = results.class_name(image["label"])
         entries.append(Trio(image["image"], name, under))
     return entries
 
 
 def _shots(
-    comparison: Comparison,
+    results: Results,
     rows: pd.DataFrame,
     image: dict[str, Any],
     attack: str,
@@ -206,6 +186,7 @@ def _shots(
 ) -> list[Shot]:
     """The maps of some methods over the images that each was shown."""
     position = image["position"]
+    attacked = results.attacked(position)
     shots = []
     for method in methods:
         here = rows[
@@ -213,32 +194,23 @@ def _shots(
         ]
         picture = image["picture"]
         if attack != CLEAN:
-            found = comparison.select(
-                "SELECT a.picture FROM results r JOIN attacked a ON a.position = r.position "
-                "AND a.attack = coalesce(r.source, r.attack) "
-                "WHERE r.position = ? AND r.attack = ? AND r.method = ?",
-                (position, attack, method),
-            )
-            picture = found[0]["picture"] if found else None
+            picture = attacked.get(results.images_of(method, attack), {}).get("picture")
         if here.empty or picture is None:
             continue
         canvas = _Canvas.of(image, picture)
-        (tile,) = _tiles(comparison, here, position, attack, canvas)
+        (tile,) = _tiles(results, here, position, attack, canvas)
         first: Any = here.iloc[0]
         decided = first["predicted"] if first["decided"] != first["decided"] else first["decided"]
-        # NaN where the method failed on the image.
-        number = None if decided != decided else int(decided)
-        shots.append(Shot(attack, comparison.class_name(number), tile))
+        shots.append(Shot(attack, results.class_name(decided), tile))
     return shots
 
 
-def _attacked_entry(comparison: Comparison, rows: pd.DataFrame, position: int) -> AttackedEntry:
-    image = comparison.select("SELECT * FROM images WHERE position = ?", (position,))[0]
-    found = comparison.select("SELECT * FROM attacked WHERE position = ?", (position,))
-    attacked = {row["attack"]: row for row in found}
+def _attacked_entry(results: Results, rows: pd.DataFrame, position: int) -> AttackedEntry:
+    image = results.image(position)
+    attacked = results.attacked(position)
     mine = rows[rows["position"] == position]
     strips = []
-    for name in (CLEAN, *comparison.attacked_sets):
+    for name in (CLEAN, *results.attacked_sets):
         here = mine[mine["source"] == name]
         row = attacked.get(name)
         if here.empty or (name != CLEAN and (row is None or row["picture"] is None)):
@@ -253,33 +225,28 @@ def _attacked_entry(comparison: Comparison, rows: pd.DataFrame, position: int) -
                 change="" if row is None else _jpeg_uri(canvas.fitted(row["change"])),
                 factor="" if row is None else factor_text(row["amplification"]),
                 # Of an image that is attacked through transforms, the class of their mean scores.
-                predicted_class=comparison.class_name(
-                    int((first if row is None else row)["predicted"])
-                ),
+                predicted_class=results.class_name((first if row is None else row)["predicted"]),
                 confidence=float((first if row is None else row)["confidence"]),
                 fooled=None if row is None else bool(row["fooled"]),
-                tiles=_tiles(comparison, here, position, attack, canvas),
+                tiles=_tiles(results, here, position, attack, canvas),
             )
         )
-    return AttackedEntry(image["image"], comparison.class_name(image["label"]), strips)
+    return AttackedEntry(image["image"], results.class_name(image["label"]), strips)
 
 
-def build_gallery(comparison: Comparison) -> Gallery:
+def build_gallery(results: Results, rows: pd.DataFrame) -> Gallery:
     """Choose the images by the mean overlap over the methods that are no baselines, and draw them.
 
     The boxes are those at the threshold that the table uses. Clean images only: see
     :func:`build_strips` for attacked ones.
     """
-    styles = method_styles(comparison)
-    shown = [m for m in comparison.methods if not styles[m].baseline] or comparison.methods
-    rows = comparison.to_dataframe(first=GALLERY_POOL)
+    shown = results.compared
     if "iou" not in rows:
         return Gallery([], [], 0, shown)
-    kept = comparison.select("SELECT position FROM images WHERE picture IS NOT NULL")
     rows = rows[
         (rows["attack"] == CLEAN)
         & rows["method"].isin(shown)
-        & rows["position"].isin([row["position"] for row in kept])
+        & rows["position"].isin(results.pictured())
     ]
     means = rows.groupby("position")["iou"].mean().dropna()
     ranked = means.sort_values(ascending=False, kind="stable")
@@ -290,7 +257,7 @@ def build_gallery(comparison: Comparison) -> Gallery:
 
     def entries(positions: Sequence[int]) -> list[Entry]:
         return [
-            _entry(comparison, rows[rows["position"] == p], int(p), float(ranked[p]))
+            _entry(results, rows[rows["position"] == p], int(p), float(ranked[p]))
             for p in positions
         ]
 
@@ -313,7 +280,7 @@ class _Canvas:
         stored = _decoded(picture)
         height, width = stored.shape[:2]
         size = _tile_size(image["width"], image["height"])
-        truth = np.array(boxes_of(image["boxes"])).reshape(-1, 4) * [*size, *size]
+        truth = np.array(image["boxes"]).reshape(-1, 4) * [*size, *size]
         scale = np.array([size[0] / width, size[1] / height] * 2)
         return cls(_sized(stored, size), truth, scale)
 
@@ -336,8 +303,8 @@ def _sized(rgb: RGB, size: tuple[int, int]) -> RGB:
     return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _entry(comparison: Comparison, rows: pd.DataFrame, position: int, mean_iou: float) -> Entry:
-    row = comparison.select("SELECT * FROM images WHERE position = ?", (position,))[0]
+def _entry(results: Results, rows: pd.DataFrame, position: int, mean_iou: float) -> Entry:
+    row = results.image(position)
     canvas = _Canvas.of(row, row["picture"])
     first: Any = rows.iloc[0]
     predicted = None if first["predicted"] != first["predicted"] else int(first["predicted"])
@@ -345,43 +312,36 @@ def _entry(comparison: Comparison, rows: pd.DataFrame, position: int, mean_iou: 
         image=row["image"],
         picture=_jpeg_uri(draw_boxes(canvas.picture, canvas.truth)),
         mean_iou=mean_iou,
-        true_class=comparison.class_name(row["label"]),
-        predicted_class=comparison.class_name(predicted),
+        true_class=results.class_name(row["label"]),
+        predicted_class=results.class_name(predicted),
         confidence=float(first["confidence"]),
         mistaken=row["label"] is not None and row["label"] != predicted,
-        tiles=_tiles(comparison, rows, position, CLEAN, canvas),
+        tiles=_tiles(results, rows, position, CLEAN, canvas),
     )
 
 
 def _tiles(
-    comparison: Comparison, rows: pd.DataFrame, position: int, attack: str, canvas: _Canvas
+    results: Results, rows: pd.DataFrame, position: int, attack: str, canvas: _Canvas
 ) -> list[Tile]:
     """The maps of one image under one attack, of the methods in ``rows``."""
-    kept = {
-        r["method"]: r
-        for r in comparison.select(
-            "SELECT method, heat, perturbation, amplification, predicted, explained, new_class, "
-            "flipped FROM results WHERE position = ? AND attack = ? AND heat IS NOT NULL",
-            (position, attack),
-        )
-    }
+    kept = results.maps(position, attack)
     by_method = {r["method"]: r for r in rows.to_dict("records")}
     return [
-        _tile(comparison, by_method[method], kept.get(method), canvas)
-        for method in comparison.methods
+        _tile(results, by_method[method], kept.get(method), canvas)
+        for method in results.methods
         if method in by_method
     ]
 
 
 def _tile(
-    comparison: Comparison, row: dict[Any, Any], kept: dict[str, Any] | None, canvas: _Canvas
+    results: Results, row: dict[Any, Any], kept: dict[str, Any] | None, canvas: _Canvas
 ) -> Tile:
     if kept is None:  # the method failed on this image
         return Tile(row["method"], "", None, False)
     values = unpack(kept["heat"], np.uint8)
     side = round(len(values) ** 0.5)
     drawn = draw_boxes(overlay(canvas.picture, values.reshape(side, side)), canvas.truth)
-    change = None if kept["perturbation"] is None else _change(comparison, kept, canvas)
+    change = None if kept["perturbation"] is None else _change(results, kept, canvas)
     if math.isnan(iou := float(row.get("iou", math.nan))):  # no box to compare with
         return Tile(row["method"], _jpeg_uri(drawn), None, False, change)
     box = np.array([[row[c] for c in ("x0", "y0", "x1", "y1")]]) * canvas.scale
@@ -389,10 +349,10 @@ def _tile(
     return Tile(row["method"], _jpeg_uri(drawn), iou, bool(row["localized"]), change)
 
 
-def _change(comparison: Comparison, kept: dict[str, Any], canvas: _Canvas) -> Change:
+def _change(results: Results, kept: dict[str, Any], canvas: _Canvas) -> Change:
     drawn = canvas.fitted(kept["perturbation"])
     mark, words = verdict(bool(kept["flipped"]), kept["predicted"] == kept["explained"])
-    new_class = comparison.class_name(kept["new_class"])
+    new_class = results.class_name(kept["new_class"])
     return Change(_jpeg_uri(drawn), factor_text(kept["amplification"]), mark, words, new_class)
 
 

@@ -5,10 +5,13 @@ Figures are made without pyplot, so nothing of the caller's matplotlib state cha
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from captum_robust._checks import check_choice
 from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
 from captum_robust.metrics.functional import STRATEGIES
 
@@ -16,8 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from captum_robust.report.comparison import Comparison
 
 # Of Okabe & Ito's colours, told apart in all common kinds of colour blindness, those that have a
 # contrast of 3:1 with white and with the report's dark ground. Further methods repeat them dashed.
@@ -55,12 +56,11 @@ class Style:
     """Its box is always the same, so its error is a reference line."""
 
 
-def method_styles(comparison: Comparison) -> dict[str, Style]:
-    """A line style for each method, in the run's order; baselines are grey."""
+def method_styles(kinds: Mapping[str, str]) -> dict[str, Style]:
+    """A line style for each method, given what it is in the catalog; baselines are grey."""
     styles: dict[str, Style] = {}
     coloured = grey = 0
-    for method in comparison.methods:
-        kind = comparison.configuration["methods"][method]
+    for method, kind in kinds.items():
         if kind in BASELINES:
             dash = _DASHES[(grey + 1) % len(_DASHES)]
             styles[method] = Style(_GREY, dash, baseline=True, fixed=kind in FIXED_BOXES)
@@ -71,7 +71,9 @@ def method_styles(comparison: Comparison) -> dict[str, Style]:
     return styles
 
 
-def plot_comparison(comparison: Comparison) -> Figure:
+def plot_comparison(
+    table: pd.DataFrame, curves: pd.DataFrame, styles: Mapping[str, Style]
+) -> Figure:
     """Error of each method with its interval, beside error against threshold for each family.
 
     Baselines are grey; those whose box is fixed are also lines to compare with. Each attack has a
@@ -80,43 +82,47 @@ def plot_comparison(comparison: Comparison) -> Figure:
     Raises:
         ImportError: matplotlib is missing.
     """
-    table = comparison.table()
     if "error" not in table:
         figure = _figure(figsize=(6, 2))
         figure.text(0.5, 0.5, "No image has a box that could be scored.", ha="center", va="center")
         return figure
-    styles = method_styles(comparison)
+    attacked = bool((table["attack"] != table["attack"].iloc[0]).any())
     table = table[table["error"].notna()]
     rows = len(table) + table["attack"].nunique()
     figure = _figure(figsize=(13, max(6.0, 1.8 + 0.34 * rows)), layout="constrained")
     halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
     left, right = halves
-    _draw_errors(left, table, styles, comparison)
-    _draw_families(right, comparison.curves(), styles, STRATEGIES)
+    _draw_errors(left, table, styles, attacked)
+    _draw_families(right, curves, styles, STRATEGIES)
     return figure
 
 
-def plot_curves(comparison: Comparison, strategy: str, attack: str = "clean") -> Figure:
+def plot_curves(curves: pd.DataFrame, styles: Mapping[str, Style], strategy: str) -> Figure:
     """Error against the threshold α of one family.
 
     Args:
-        comparison: the run.
+        curves: as from :meth:`Comparison.curves`.
+        styles: of the methods, as from :func:`method_styles`.
         strategy: one of ``captum_robust.metrics.functional.STRATEGIES``.
-        attack: "clean" or the name of an attack of the run.
 
     Raises:
-        ValueError: an unknown family or attack.
+        ValueError: an unknown family.
         ImportError: matplotlib is missing.
     """
-    from captum_robust._checks import unknown_name
-
-    if strategy not in STRATEGIES:
-        raise unknown_name("strategy", strategy, STRATEGIES)
-    if attack not in comparison.attacks:
-        raise unknown_name("attack", attack, comparison.attacks)
-    figure = _figure(figsize=(7, 5.5), layout="constrained")
-    _draw_families(figure, comparison.curves(attack), method_styles(comparison), (strategy,))
+    check_choice("strategy", strategy, STRATEGIES)
+    figure = _figure(figsize=(6, 5), layout="constrained")
+    _draw_families(figure, curves, styles, (strategy,))
     return figure
+
+
+def svg_uri(figure: Figure) -> str:
+    """The figure as an image that a page can hold, a data URI."""
+    import matplotlib as mpl
+
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "report", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def plot_robust_accuracy(series: Mapping[str, pd.DataFrame]) -> Figure:
@@ -245,7 +251,7 @@ def _figure(**options: Any) -> Figure:
 
 
 def _draw_errors(
-    figure: Any, table: pd.DataFrame, styles: dict[str, Style], comparison: Comparison
+    figure: Any, table: pd.DataFrame, styles: Mapping[str, Style], attacked: bool
 ) -> None:
     axes: Axes = figure.subplots()
     beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
@@ -254,7 +260,7 @@ def _draw_errors(
     row = 0
     for attack, block in table.groupby("attack", sort=False):
         first = row
-        if len(comparison.attacks) > 1:
+        if attacked:
             axes.text(0, row, _short(str(attack)), weight="bold", parse_math=False, **beside)
             row += 1
         for entry in block.to_dict("records"):
@@ -286,7 +292,7 @@ def _draw_errors(
 
 
 def _draw_families(
-    figure: Any, curves: pd.DataFrame, styles: dict[str, Style], strategies: tuple[str, ...]
+    figure: Any, curves: pd.DataFrame, styles: Mapping[str, Style], strategies: tuple[str, ...]
 ) -> None:
     columns = 1 if len(strategies) == 1 else 2
     grid = figure.subplots(-(-len(strategies) // columns), columns, sharey=True, squeeze=False)

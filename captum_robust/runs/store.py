@@ -18,26 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_robust._files import check_same_run
+
 _LOCK_SECONDS = 120
-# Columns that the first runs did not have yet; they are added when such a run is opened.
-_LATER = {
-    "results": {
-        "new_class": "INTEGER",
-        "flipped": "INTEGER",
-        "margin": "REAL",
-        "perturbation": "BLOB",
-        "amplification": "REAL",
-        "decided": "INTEGER",
-        "source": "TEXT",
-        "spearman": "REAL",
-        "pearson": "REAL",
-        "ssim": "REAL",
-        "top_k": "REAL",
-        "box_iou": "REAL",
-        "crops": "BLOB",
-    },
-    "images": {"true_crop": "BLOB"},
-}
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS images (
     position INTEGER PRIMARY KEY,
@@ -203,7 +186,6 @@ class RunStore:
             self._enter_wal_mode()
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_SCHEMA)
-            self._add_later_columns()
             self.count(0, 0)
         except sqlite3.Error as error:
             raise ValueError(
@@ -213,7 +195,7 @@ class RunStore:
     def _claim(self, described: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if described.exists():
-            _refuse_other(_read(described), self.configuration, self.folder)
+            check_same_run(self.folder, _read(described), self.configuration, "versions")
             return
         strangers = [p.name for p in self.folder.iterdir() if not p.name.startswith("run.json")]
         if any(not name.startswith("rows.sqlite") for name in strangers):
@@ -228,7 +210,7 @@ class RunStore:
         try:
             os.link(part, described)
         except FileExistsError:
-            _refuse_other(_read(described), self.configuration, self.folder)
+            check_same_run(self.folder, _read(described), self.configuration, "versions")
         except OSError:  # a file system without links
             part.replace(described)
         finally:
@@ -249,21 +231,6 @@ class RunStore:
                 if "locked" not in str(error) or time.monotonic() > end:
                     raise
                 time.sleep(0.01)
-
-    def _add_later_columns(self) -> None:
-        if not self._missing_columns():
-            return
-        with self._transaction() as database:
-            # Again: another process may have added them.
-            for table, name in self._missing_columns():
-                database.execute(f"ALTER TABLE {table} ADD COLUMN {name} {_LATER[table][name]}")
-
-    def _missing_columns(self) -> list[tuple[str, str]]:
-        missing: list[tuple[str, str]] = []
-        for table, columns in _LATER.items():
-            there = {row[1] for row in self._database.execute(f"PRAGMA table_info({table})")}
-            missing += [(table, name) for name in columns if name not in there]
-        return missing
 
     def close(self) -> None:
         """Close the database; the rows are safe without it."""
@@ -363,31 +330,3 @@ def _read(described: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"model", "dataset", "settings"} <= content.keys():
         raise ValueError(f"{described} is not a run's description")
     return content
-
-
-def _refuse_other(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    """Compare all that rows depend on; package versions are only for the record."""
-    before, after = _flat(old), _flat(new)
-    lines = []
-    for key in sorted(before.keys() | after.keys()):
-        if not key.startswith("versions.") and before.get(key) != after.get(key):
-            there, here = str(before.get(key, "(none)")), str(after.get(key, "(none)"))
-            # Of long ones the part where they begin to differ, character by character.
-            start = max(0, len(os.path.commonprefix([there, here])) - 60)  # noqa: RUF071
-            stop = start + 120
-            there, here = (
-                ("…" if start else "") + s[start:stop] + ("…" if len(s) > stop else "")
-                for s in (there, here)
-            )
-            lines.append(f"{key}: {there} there, {here} here")
-    if lines:
-        raise ValueError(f"{folder} holds another run ({'; '.join(lines)}); give another folder")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix[:-1]: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat.update(_flat(inner, f"{prefix}{key}."))
-    return flat

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from captum_robust.benchmark import Comparison
 from captum_robust.data import DataError, Sample
 from captum_robust.models import Classifier
+from captum_robust.report import pictures
+from captum_robust.report.results import GALLERY_POOL
 
 
 @dataclass
@@ -68,3 +71,15 @@ def drawn() -> Drawn:
 def centre_heat(images: Tensor, _: Tensor) -> Tensor:
     """A method of the user's own: brightness."""
     return images.mean(dim=1)
+
+
+def gallery_of(run: Comparison) -> pictures.Gallery:
+    return pictures.build_gallery(run._results, run.to_dataframe(first=GALLERY_POOL))
+
+
+def strips_of(run: Comparison) -> list[pictures.AttackedEntry]:
+    return pictures.build_strips(run._results, run.to_dataframe(first=GALLERY_POOL))
+
+
+def trios_of(run: Comparison) -> list[pictures.Trio]:
+    return pictures.build_trios(run._results, run.to_dataframe(first=GALLERY_POOL))

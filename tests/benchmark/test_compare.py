@@ -17,9 +17,12 @@ from captum_robust.benchmark import METHODS, Comparison, compare
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.catalog.methods import heat_map
 from captum_robust.data import Sample, resize
-from captum_robust.metrics.functional import alpha_grid, best_iou, sweep_boxes
+from captum_robust.metrics import LocalizationError
+from captum_robust.metrics.functional import alpha_grid, best_iou, split_folds, sweep_boxes
+from captum_robust.metrics.functional.weak_localization import best_columns
 from captum_robust.models import Classifier
-from captum_robust.report.comparison import STRATEGY_ORDER, _Tuning
+from captum_robust.report.comparison import STRATEGY_ORDER
+from captum_robust.report.scoring import Tuning
 from captum_robust.runs.store import ResultRow, RunStore, unpack
 
 from .conftest import Drawn, centre_heat, make_classifier
@@ -454,8 +457,8 @@ def test_two_fold_tuning_scores_each_half_with_the_others_best_threshold(
     result = compare(model, Drawn(n=9), ["saliency"], progress=False)
     packed = result.select("SELECT ious FROM results ORDER BY position")
     correct = np.stack([unpack(row["ious"]) for row in packed]) > 0.5
-    folds = np.array([result._halves(seed=0)[i] for i in range(9)])
-    assert sorted(np.bincount(folds)) == [4, 5]
+    folds = split_folds([f"{i}.png" for i in range(9)]).numpy()
+    assert min(np.bincount(folds)) > 0
     wrong = 0
     for fold in (0, 1):
         best = correct[folds != fold].sum(axis=0).argmax()
@@ -464,6 +467,26 @@ def test_two_fold_tuning_scores_each_half_with_the_others_best_threshold(
     oracle = result.table(oracle=True)
     assert oracle["error"][0] == pytest.approx(1 - correct.mean(axis=0).max())
     assert oracle["tuned"][0] == "oracle"
+
+
+def test_the_table_is_what_the_metric_class_says_of_the_same_maps(
+    model: Classifier, drawn: Drawn
+) -> None:
+    def noisy(images: Tensor, _: Tensor) -> Tensor:
+        return images.mean(dim=1).flip(2) * images[:, 0]
+
+    result = compare(model, Drawn(n=9), {"noisy": noisy}, progress=False)
+    metric = LocalizationError(STRATEGY_ORDER)
+    for i in range(9):
+        sample = resize(Drawn(n=9)[i], (32, 32))
+        metric.update(noisy(sample.image[None], torch.zeros(1)), [sample.boxes], [f"{i}.png"])
+    names = [f"{s} {a:g}" for s in STRATEGY_ORDER for a in alpha_grid(s)]
+    best = best_columns(metric.correct, metric.overlaps, metric.samples, single=False)
+    table = result.table()
+    assert table["tuned"][0] == "two-fold"
+    assert 0 < table["error"][0] == pytest.approx(float(metric.compute()))
+    chosen = dict.fromkeys(names[column] for (column,) in best)
+    assert table["threshold"][0] == ", ".join(chosen)
 
 
 def test_one_family_of_thresholds_gives_its_own_error(model: Classifier, drawn: Drawn) -> None:
@@ -482,10 +505,10 @@ def test_another_seed_gives_all_methods_the_same_other_halves(model: Classifier)
     result._store._database.execute(
         "UPDATE results SET ious = NULL WHERE method = 'saliency' AND position = 0"
     )
-    halves = result._halves(seed=1)
-    assert halves != result._halves(seed=0)
+    halves = split_folds([f"{i}.png" for i in range(9)], seed=1)
+    assert halves.tolist() != split_folds([f"{i}.png" for i in range(9)]).tolist()
     for method in ("saliency", "robust_cam"):
-        scored = result._score(method, "clean", _Tuning(seed=1))
+        scored = result._scoring.score(method, "clean", Tuning(seed=1))
         assert scored is not None
         assert scored.folds.tolist() == [halves[int(p)] for p in scored.positions]
 

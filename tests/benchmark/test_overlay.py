@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import matplotlib
@@ -135,7 +136,7 @@ def test_a_write_that_fails_leaves_the_old_file(
         save_png(target, np.zeros((2, 2, 3), np.uint8))
     assert target.read_bytes() == b"old"
     monkeypatch.undo()
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space"):
         save_png(target, np.zeros((2, 2, 3), np.uint8))
     assert target.read_bytes() == b"old"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,11 +32,9 @@ from captum_robust.catalog.methods import (
 from captum_robust.data import DataError, Sample, resize
 from captum_robust.draw import amplified, verdict
 from captum_robust.models import Classifier
-from captum_robust.report.pictures import build_gallery
-from captum_robust.runs.store import _LATER, RunStore
 from captum_robust.show.explain import explain_image
 
-from .conftest import Drawn, make_classifier
+from .conftest import Drawn, gallery_of, make_classifier
 
 
 def make_sharp() -> Classifier:
@@ -267,43 +264,6 @@ def test_an_interrupted_run_keeps_its_perturbations(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(rows(whole), rows(again))
 
 
-def make_old(folder: Path) -> None:
-    """A run as it was before there were perturbations, of which a method is still missing."""
-    compare(make_classifier(), Drawn(), ["saliency", "center_box"], out=folder, progress=False)
-    store = RunStore(folder)
-    store._database.execute("DELETE FROM results WHERE method = 'saliency'")
-    for table, columns in _LATER.items():
-        for name in columns:
-            store._database.execute(f"ALTER TABLE {table} DROP COLUMN {name}")
-    store.close()
-
-
-def test_a_run_of_an_older_version_opens_and_goes_on(tmp_path: Path) -> None:
-    make_old(tmp_path)
-    old = Comparison(tmp_path)
-    assert old.table()["n"].tolist() == [6, 0]
-    assert "<html" in old.to_html(tmp_path / "report.html").read_text(encoding="utf-8")
-    (tmp_path / "report.html").unlink()
-    methods = ["saliency", "center_box"]
-    new = compare(make_classifier(), Drawn(), methods, out=tmp_path, progress=False)
-    assert new.table()["n"].tolist() == [6, 6]
-
-
-def test_processes_that_open_an_older_run_together_do_not_collide(tmp_path: Path) -> None:
-    def total(_: int) -> int:
-        store = RunStore(tmp_path)
-        n = store.total()
-        store.close()
-        return n
-
-    for _ in range(3):
-        (tmp_path / "rows.sqlite").unlink(missing_ok=True)
-        (tmp_path / "run.json").unlink(missing_ok=True)
-        make_old(tmp_path)
-        with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(total, range(8))) == [6] * 8
-
-
 def test_the_flipped_share_counts_images_whose_explained_class_came_first(
     sharp: Classifier,
 ) -> None:
@@ -323,7 +283,7 @@ def test_the_gallery_shows_each_perturbation_with_its_outcome(
     sharp.class_names = ["<script>alert(1)</script>"] * 4
     methods = ["smallest_perturbation", "saliency"]
     result = compare(sharp, Drawn(), methods, target="prediction", out=tmp_path, progress=False)
-    gallery = build_gallery(result)
+    gallery = gallery_of(result)
     frame = result.to_dataframe().set_index(["image", "method"])
     scales = {
         row["image"]: row["amplification"]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from captum_robust.benchmark import METHODS, Comparison, compare
 from captum_robust.metrics.functional import STRATEGIES
-from captum_robust.report.plots import method_styles, plot_comparison, plot_curves
+from captum_robust.report.plots import Style, method_styles, plot_curves
 
 from .conftest import Drawn, centre_heat, make_classifier
 
@@ -34,13 +34,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     return compare(make_classifier(), Drawn(), methods, noise, out=folder, progress=False)
 
 
+def styles_of(run: Comparison) -> dict[str, Style]:
+    return method_styles(run.configuration["methods"])
+
+
 def axes_of(figure: Figure) -> list[Any]:
     figure.canvas.draw()
     return figure.get_axes()
 
 
 def test_rows_are_those_of_the_table_in_its_order(run: Comparison) -> None:
-    left = axes_of(plot_comparison(run))[0]
+    left = axes_of(run.plot())[0]
     labels = [t.get_text() for t in left.get_yticklabels()]
     methods = list(run.table()["method"])
     assert [label[:20] for label in labels] == [method[:20] for method in methods]
@@ -51,7 +55,7 @@ def test_rows_are_those_of_the_table_in_its_order(run: Comparison) -> None:
 
 
 def test_curves_are_those_of_the_comparison(run: Comparison) -> None:
-    panels = axes_of(plot_comparison(run))[1:]
+    panels = axes_of(run.plot())[1:]
     assert [a.get_title() for a in panels] == list(STRATEGIES)
     curves = run.curves()
     for axes, strategy in zip(panels, STRATEGIES, strict=True):
@@ -62,7 +66,7 @@ def test_curves_are_those_of_the_comparison(run: Comparison) -> None:
 
 
 def test_every_method_is_in_the_legend_under_its_own_name(run: Comparison) -> None:
-    figure = plot_curves(run, "value", attack="noise")
+    figure = plot_curves(run.curves("noise"), styles_of(run), "value")
     figure.canvas.draw()
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names[:2] == ["_hidden", "$costs$"]
@@ -70,7 +74,7 @@ def test_every_method_is_in_the_legend_under_its_own_name(run: Comparison) -> No
 
 
 def test_no_label_covers_another(run: Comparison) -> None:
-    figure = plot_comparison(run)
+    figure = run.plot()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
@@ -94,7 +98,7 @@ def test_all_methods_differ_in_line_and_only_baselines_are_grey(tmp_path: Path) 
     untrained = dict.fromkeys(("real_time_masking", "adversarial_localization"), centre_heat)
     methods = {**{name: name for name in METHODS}, **untrained}
     run = compare(make_classifier(), Drawn(2), methods, out=tmp_path, progress=False)
-    styles = method_styles(run)
+    styles = method_styles(run.configuration["methods"])
     assert len({(s.color, s.dash) for s in styles.values()}) == len(METHODS)
     grey = {m for m, s in styles.items() if len({s.color[i : i + 2] for i in (1, 3, 5)}) == 1}
     assert grey == {"center_box", "whole_image", "random"}
@@ -113,7 +117,7 @@ def test_nothing_of_the_callers_matplotlib_changes(run: Comparison) -> None:
 def test_without_boxes_the_figure_says_so(tmp_path: Path) -> None:
     run = compare(make_classifier(), Drawn(2, broken=(0, 1)), ["saliency"], out=tmp_path,
                   progress=False)  # fmt: skip
-    figure = plot_comparison(run)
+    figure = run.plot()
     figure.canvas.draw()
     assert "No image" in figure.texts[0].get_text()
 
@@ -128,6 +132,6 @@ def test_without_matplotlib_the_error_says_what_to_install(
 
 def test_unknown_names_are_refused(run: Comparison) -> None:
     with pytest.raises(ValueError, match=r"strategy: .*got 'energie'.*'energy'"):
-        plot_curves(run, "energie")
+        plot_curves(run.curves(), styles_of(run), "energie")
     with pytest.raises(ValueError, match=r"attack: .*got 'nois'.*'noise'"):
-        plot_curves(run, "value", "nois")
+        run.curves("nois")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
 import sqlite3
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -16,10 +18,9 @@ import torch
 from captum_robust.benchmark import Comparison, compare
 from captum_robust.data import Sample
 from captum_robust.metrics.functional import pxap
-from captum_robust.report.page import COLUMNS, write_report
-from captum_robust.report.pictures import build_gallery, build_strips
+from captum_robust.report.tables import COLUMNS
 
-from .conftest import Drawn, centre_heat, make_classifier
+from .conftest import Drawn, centre_heat, gallery_of, make_classifier, strips_of
 
 IDS = [
     "<script>alert(1)</script>.png",
@@ -100,6 +101,10 @@ def page(path: Path) -> Page:
     return Page(path)
 
 
+def charts_of(page: Page) -> list[dict[str, str]]:
+    return [a for tag, a in page.elements if tag == "img" and "svg+xml" in a["src"]]
+
+
 def report_of(tmp_path: Path, data: Any, methods: Any = ("saliency", "center_box")) -> Page:
     result = compare(make_classifier(), data, methods, out=tmp_path / "run", progress=False)
     return Page(result.to_html(tmp_path / "report.html"))
@@ -109,15 +114,14 @@ def test_the_page_holds_no_script_no_handler_and_no_address(page: Page) -> None:
     allowed = {"html", "head", "meta", "title", "style", "body", "header", "main", "section"}
     allowed |= {"h1", "h2", "h3", "h4", "p", "dl", "dt", "dd", "div", "span", "strong", "br", "wbr"}
     allowed |= {"table", "thead", "tbody", "tr", "th", "td", "data", "details", "summary"}
-    allowed |= {"ul", "li", "svg", "line", "text", "polyline", "article", "figure", "figcaption"}
-    allowed |= {"img"}
+    allowed |= {"ul", "li", "article", "figure", "figcaption", "img"}
     assert {tag for tag, _ in page.elements} <= allowed
     for tag, attributes in page.elements:
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
             assert name not in ("href", "srcset", "action", "formaction", "data"), (tag, name)
             if name == "src":
-                assert value.startswith("data:image/jpeg;base64,")
+                assert value.startswith(("data:image/jpeg;base64,", "data:image/svg+xml;base64,"))
             assert "url(" not in value
             if name not in ("alt", "aria-label", "content"):
                 assert not re.search(r"(?i)https?:|javascript:|//", value.split(",")[0]), value
@@ -194,13 +198,31 @@ def test_what_flipped_says_of_how_many(run: Comparison, page: Page) -> None:
 def test_tables_and_pictures_are_described(page: Page) -> None:
     assert all(a.get("scope") for tag, a in page.elements if tag == "th")
     assert all(a["alt"] for tag, a in page.elements if tag == "img")
-    charts = [a for tag, a in page.elements if tag == "svg" and "aria-hidden" not in a]
+    charts = charts_of(page)
     assert len(charts) == 4
-    assert all(a["role"] == "img" and "Lowest: " in a["aria-label"] for a in charts)
+    assert all("Lowest: " in a["alt"] for a in charts)
+
+
+def test_a_chart_holds_no_script_and_loads_nothing(page: Page) -> None:
+    for attributes in charts_of(page):
+        drawing = base64.b64decode(attributes["src"].partition(",")[2]).decode()
+        assert drawing.startswith("<?xml")
+        assert "<script" not in drawing
+        assert not re.search(r"""(?:href|src)=["'](?!#)|url\((?!#)|@import""", drawing)
+
+
+def test_without_matplotlib_the_page_says_so_and_tells_the_charts_in_words(
+    run: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = Page(run.to_html(tmp_path / "report.html"))
+    assert charts_of(page) == []
+    assert "matplotlib is not installed" in page.text
+    assert page.text.count("Error against α for the family") == 4
 
 
 def test_the_gallery_ranks_by_mean_overlap_of_the_methods(run: Comparison) -> None:
-    gallery = build_gallery(run)
+    gallery = gallery_of(run)
     frame = run.to_dataframe()
     frame = frame[(frame["attack"] == "clean") & ~frame["method"].isin(["center_box", "random"])]
     means = frame.groupby("image")["iou"].mean().dropna().sort_values(ascending=False)
@@ -217,7 +239,7 @@ def test_the_gallery_ranks_by_mean_overlap_of_the_methods(run: Comparison) -> No
 
 
 def test_mistakes_of_the_classifier_are_marked(run: Comparison, page: Page) -> None:
-    gallery = build_gallery(run)
+    gallery = gallery_of(run)
     mistakes = sum(e.mistaken for e in (*gallery.best, *gallery.worst))
     assert mistakes > 0
     assert page.text.count("classifier wrong") == mistakes
@@ -306,15 +328,13 @@ def test_before_the_first_row_there_is_a_report_too(tmp_path: Path) -> None:
 
 
 def test_pictures_keep_the_shape_of_the_original(tmp_path: Path) -> None:
-    import base64
-
     import cv2
     import numpy as np
 
     run = compare(
         make_classifier(), Drawn(1, size=(40, 80)), ["saliency"], out=tmp_path, progress=False
     )
-    entry = build_gallery(run).best[0]
+    entry = gallery_of(run).best[0]
     data = base64.b64decode(entry.picture.partition(",")[2])
     height, width = cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape[:2]
     assert width == 2 * height
@@ -322,7 +342,7 @@ def test_pictures_keep_the_shape_of_the_original(tmp_path: Path) -> None:
 
 def test_the_gallery_of_many_images_is_bounded(tmp_path: Path) -> None:
     run = compare(make_classifier(), Drawn(30), ["saliency"], out=tmp_path, progress=False)
-    gallery = build_gallery(run)
+    gallery = gallery_of(run)
     assert (len(gallery.best), len(gallery.worst), gallery.pool) == (12, 12, 30)
     images = [entry.image for entry in (*gallery.best, *gallery.worst)]
     assert len(set(images)) == 24
@@ -331,7 +351,7 @@ def test_the_gallery_of_many_images_is_bounded(tmp_path: Path) -> None:
 def test_the_file_is_replaced_whole(run: Comparison, tmp_path: Path) -> None:
     target = tmp_path / "report.html"
     target.write_text("old")
-    assert write_report(run, target) == target
+    assert run.to_html(target) == target
     assert target.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
@@ -426,8 +446,10 @@ def test_the_page_in_a_browser(
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     assert complaints == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
-    widths = tab.evaluate("[...document.images].map((image) => image.naturalWidth)")
-    strips = [strip for entry in build_strips(run) for strip in entry.strips]
+    widths = tab.evaluate(
+        "[...document.images].filter((i) => i.closest('.tiles')).map((i) => i.naturalWidth)"
+    )
+    strips = [strip for entry in strips_of(run) for strip in entry.strips]
     assert strips
     under_attack = sum(1 + bool(strip.change) + len(strip.tiles) for strip in strips)
     assert len(widths) == 6 * (1 + 5 + 1) + under_attack

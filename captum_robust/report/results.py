@@ -1,0 +1,243 @@
+"""The rows of a run: what it holds, and every query of the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from sqlite3 import Row
+from typing import Any
+
+from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
+from captum_robust.metrics.functional import STABILITY_MEASURES, STRATEGIES
+from captum_robust.runs.store import RunStore
+
+STRATEGY_ORDER = STRATEGIES
+"""The families whose boxes follow each other in a row's overlaps."""
+
+CLEAN = "clean"
+
+GALLERY_POOL = 512
+"""Pictures and maps are kept for this many images, so that a run of any length stays small."""
+
+ATTACK_POOL = 48
+"""Attacked pictures, and what was changed in them, are kept for this many images."""
+
+_MEANS = ", ".join(f"avg({m}) AS {m}" for m in STABILITY_MEASURES)
+_LOWEST = ", ".join(f"min({m}) AS {m}" for m in STABILITY_MEASURES)
+
+
+class Results:
+    """The folder of a run, read.
+
+    Args:
+        folder: a run's folder; also one whose run was stopped half-way.
+
+    Raises:
+        FileNotFoundError: no run there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.store = RunStore(Path(folder))
+        self.configuration = self.store.configuration
+        self.kinds: dict[str, str] = self.configuration["methods"]
+        """What each method is in the catalog."""
+        self.methods = list(self.kinds)
+        self.plain_attacks = list(self.configuration["attacks"])
+        self.adaptive: dict[str, Any] = self.configuration.get("adaptive", {})
+        self.attacks = [CLEAN]
+        for attack in self.plain_attacks:
+            self.attacks.append(attack)
+            self.attacks += [a for a, case in self.adaptive.items() if case["of"] == attack]
+        self.attacks += [a for a, case in self.adaptive.items() if case["of"] is None]
+        self.baselines = {m for m in self.methods if self.kinds[m] in BASELINES}
+        self.fixed_boxes = {m for m in self.methods if self.kinds[m] in FIXED_BOXES}
+        self.compared = [m for m in self.methods if m not in self.baselines] or self.methods
+        """The methods that are no baselines; all, where there are no others."""
+
+    @property
+    def attacked_sets(self) -> list[str]:
+        """The sets of attacked images that are to change the class: an attack, or a case of it."""
+        names: list[str] = []
+        for attack in self.attacks[1:]:
+            case = self.adaptive.get(attack)
+            if case is None:
+                names.append(attack)
+            elif case["of"] is not None:
+                names += dict.fromkeys(case["images"].values())
+        return names
+
+    def rows_of(self, method: str, attack: str) -> str | None:
+        """The attack whose rows say how a method does under an attack.
+
+        Itself; of an adaptive attack and a method without a defence, which that does not change,
+        the plain one; None where there are no rows, as of an attack on a map that has no gradient.
+        """
+        case = self.adaptive.get(attack)
+        if case is None or method in case["images"]:
+            return attack
+        plain: str | None = case["of"]
+        return plain
+
+    def images_of(self, method: str, attack: str) -> str:
+        """The set of images that a method was shown under an attack that it has rows of."""
+        images: str = self.adaptive.get(attack, {"images": {}})["images"].get(method, attack)
+        return images
+
+    def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Rows of a query."""
+        return [dict(row) for row in self.store.select(sql, parameters)]
+
+    @cached_property
+    def _class_names(self) -> dict[int, str]:
+        return {r["number"]: r["name"] for r in self.store.select("SELECT * FROM classes")}
+
+    def class_name(self, number: float | None) -> str:
+        """The name of a class; its number where the model has no names; "unknown" without one."""
+        if number is None or number != number:
+            return "unknown"
+        return self._class_names.get(int(number), str(int(number)))
+
+    def counts(self) -> dict[str, int]:
+        """How many images were ``read``, ``broken`` and ``unboxed``, how many maps ``failed``."""
+        (counts,) = self.select(
+            "SELECT count(*) AS read, count(error) AS broken, "
+            "coalesce(sum(error IS NULL AND boxes = '[]'), 0) AS unboxed FROM images"
+        )
+        return counts | {"failed": len(self.failed_maps())}
+
+    def failed_maps(self) -> list[dict[str, Any]]:
+        """Image, method and error of the maps that failed on images that could be read."""
+        return self.select(
+            "SELECT r.image, r.method, r.error FROM results r JOIN images i USING (position) "
+            "WHERE r.error IS NOT NULL AND i.error IS NULL ORDER BY position, method"
+        )
+
+    def broken_images(self) -> list[dict[str, Any]]:
+        """Image and error of those that could not be used by any method."""
+        return self.select(
+            "SELECT image, '(all)' AS method, error FROM images WHERE error IS NOT NULL "
+            "ORDER BY position"
+        )
+
+    def measured(self, method: str, attack: str, value: str, stop: int | None = None) -> list[Row]:
+        """A column of a method under an attack where it has a value, in the images' order.
+
+        Rows have ``position``, ``image``, ``label``, ``class`` (that the method takes the image
+        for) and ``value``; with ``stop`` only those of the positions before it.
+        """
+        sql = (
+            "SELECT r.position, r.image, i.label, coalesce(r.decided, r.predicted) AS class, "
+            f"r.{value} AS value FROM results r JOIN images i USING (position) "
+            f"WHERE r.method = ? AND r.attack = ? AND r.{value} IS NOT NULL "
+            "AND (? IS NULL OR r.position < ?) ORDER BY r.position"
+        )
+        return list(self.store.select(sql, (method, attack, stop, stop)))
+
+    def true_crops(self) -> list[Row]:
+        """``position``, ``image`` and ``value`` of the crops around the largest true boxes."""
+        return list(
+            self.store.select(
+                "SELECT position, image, true_crop AS value FROM images "
+                "WHERE true_crop IS NOT NULL ORDER BY position"
+            )
+        )
+
+    def means(self, method: str, attack: str) -> dict[str, Any]:
+        """What a method costs, how often its class is right and its perturbation flips one."""
+        (means,) = self.select(
+            "SELECT avg(r.forward_passes) AS forward, avg(r.backward_passes) AS backward, "
+            "1000 * avg(r.seconds) AS ms_per_image, count(r.error) AS failed, "
+            "avg(r.flipped) FILTER (WHERE predicted = explained) AS flipped, "
+            "nullif(count(r.flipped) FILTER (WHERE predicted = explained), 0) AS flippable, "
+            "avg(coalesce(r.decided, r.predicted) = i.label) AS accuracy "
+            "FROM results r JOIN images i USING (position) WHERE r.method = ? AND r.attack = ?",
+            (method, attack),
+        )
+        return means
+
+    def is_defended(self) -> bool:
+        """Whether a method takes images for a class of its own."""
+        return bool(self.select("SELECT 1 FROM results WHERE decided IS NOT NULL LIMIT 1"))
+
+    def mean_stability(self, method: str, attack: str) -> dict[str, Any]:
+        """``n`` and the mean of each measure of stability."""
+        (means,) = self.select(
+            f"SELECT count(spearman) AS n, {_MEANS} FROM results WHERE method = ? AND attack = ?",
+            (method, attack),
+        )
+        return means
+
+    def worst_stability(self, method: str) -> dict[str, Any]:
+        """``n`` and, for each measure, the mean of each image's lowest value over all attacks."""
+        (means,) = self.select(
+            f"SELECT count(spearman) AS n, {_MEANS} FROM (SELECT {_LOWEST} FROM results "
+            "WHERE method = ? AND attack <> ? AND spearman IS NOT NULL GROUP BY position)",
+            (method, CLEAN),
+        )
+        return means
+
+    def every_map(self, stop: int) -> list[dict[str, Any]]:
+        """Rows of the images before ``stop``, see :meth:`Comparison.to_dataframe`."""
+        return self.select(
+            "SELECT r.position, r.image, r.method, r.attack, i.label, r.predicted, r.explained,"
+            " r.confidence, r.pointing, r.seconds, r.forward_passes, r.backward_passes,"
+            " coalesce(r.source, r.attack) AS source, r.decided, r.new_class, r.flipped,"
+            " r.margin, a.already AS already_wrong, a.fooled,"
+            f" a.linf, a.l2, {', '.join('r.' + m for m in STABILITY_MEASURES)}, r.error"
+            " FROM results r JOIN images i USING (position) LEFT JOIN attacked a"
+            " ON a.position = r.position AND a.attack = coalesce(r.source, r.attack)"
+            " WHERE r.position < ? ORDER BY r.position, r.attack, r.method",
+            (stop,),
+        )
+
+    def pictured(self) -> list[int]:
+        """The positions of the images whose pictures are kept."""
+        rows = self.store.select("SELECT position FROM images WHERE picture IS NOT NULL")
+        return [row["position"] for row in rows]
+
+    def right_before(self, most: int) -> list[int]:
+        """The first images that were right before every plain attack, and whose pictures are kept.
+
+        At least one, if there is any.
+        """
+        plain = self.plain_attacks
+        rows = self.store.select(
+            "SELECT position FROM attacked JOIN images USING (position) "
+            "WHERE NOT already AND attacked.picture IS NOT NULL AND images.picture IS NOT NULL "
+            f"AND attack IN ({', '.join('?' * len(plain))}) "
+            "GROUP BY position HAVING count(*) = ? ORDER BY position LIMIT ?",
+            (*plain, len(plain), max(1, most)),
+        )
+        return [row["position"] for row in rows]
+
+    def image(self, position: int) -> dict[str, Any]:
+        """The row of an image; its boxes M×4 in fractions of width and height."""
+        (row,) = self.select("SELECT * FROM images WHERE position = ?", (position,))
+        return row | {"boxes": json.loads(row["boxes"]) if row["boxes"] else []}
+
+    def attacked(self, position: int) -> dict[str, dict[str, Any]]:
+        """The rows of an image under each attack."""
+        rows = self.select("SELECT * FROM attacked WHERE position = ?", (position,))
+        return {row["attack"]: row for row in rows}
+
+    def maps(self, position: int, attack: str) -> dict[str, dict[str, Any]]:
+        """The kept map of each method, with what the method changed."""
+        rows = self.select(
+            "SELECT method, heat, perturbation, amplification, predicted, explained, new_class, "
+            "flipped FROM results WHERE position = ? AND attack = ? AND heat IS NOT NULL",
+            (position, attack),
+        )
+        return {row["method"]: row for row in rows}
+
+
+def attacked_rows(store: RunStore, attack: str) -> list[dict[str, Any]]:
+    """What an attack did to each image of a run, in their order."""
+    rows = store.select(
+        "SELECT a.already, a.fooled, a.linf, a.l2, a.skipped, a.error, i.label, "
+        "a.predicted <> a.label AS lost FROM attacked a JOIN images i USING (position) "
+        "WHERE a.attack = ? AND i.error IS NULL ORDER BY position",
+        (attack,),
+    )
+    return [dict(row) for row in rows]

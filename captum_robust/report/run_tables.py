@@ -1,0 +1,64 @@
+"""All tables of a run, for its text and its page."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import pandas as pd
+
+from captum_robust.report.results import CLEAN
+from captum_robust.report.scoring import Scoring, Tuning
+
+
+class Tables:
+    """All tables of a run for its text and its page, each made once, when it is asked for."""
+
+    def __init__(self, scoring: Scoring, tuning: Tuning) -> None:
+        self.scoring = scoring
+        self.results = scoring.results
+        self.tuning = tuning
+
+    @cached_property
+    def attacks(self) -> pd.DataFrame:
+        """What each attack did to the images."""
+        return self.scoring.attack_table()
+
+    @cached_property
+    def methods(self) -> pd.DataFrame:
+        """How each method does under each attack."""
+        return self.scoring.table(self.tuning, attacked=self.attacks)
+
+    @cached_property
+    def clean(self) -> pd.DataFrame:
+        """The rows of the clean images."""
+        return self.methods[self.methods["attack"] == CLEAN]
+
+    @cached_property
+    def stability(self) -> pd.DataFrame:
+        """How far maps under attack are the clean ones."""
+        return self.scoring.stability_table()
+
+    @cached_property
+    def gaps(self) -> pd.DataFrame:
+        """The gap that each method closes."""
+        return self.scoring.gap_table()
+
+    @cached_property
+    def saliency(self) -> pd.DataFrame:
+        """How small a crop the class survives."""
+        return self.scoring.saliency_table(self.tuning.oracle)
+
+    @cached_property
+    def errors(self) -> pd.DataFrame:
+        """The error of each method under each attack."""
+        return self.scoring.error_by_attack(self.methods)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """The error of the clean images at every threshold."""
+        return self.scoring.curves()
+
+    @cached_property
+    def series(self) -> dict[str, pd.DataFrame]:
+        """The error against the strength of each attack."""
+        return self.scoring.error_series(self.methods)

@@ -1,0 +1,454 @@
+"""The tables of a run as data frames: thresholds chosen, errors counted, intervals drawn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from sqlite3 import Row
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from captum_robust._checks import check_choice
+from captum_robust.catalog.attacks import LEVELS, strength_of
+from captum_robust.metrics.functional import (
+    STABILITY_MEASURES,
+    LocalizationResult,
+    TunedSaliency,
+    alpha_grid,
+    bootstrap_interval,
+    gap_closed,
+    localization_error,
+    maxboxacc_from_ious,
+    pointing_game_accuracy,
+    pxap_from_histograms,
+    saliency_of,
+    split_folds,
+    tuned_saliency,
+)
+from captum_robust.report.outcomes import attack_table
+from captum_robust.report.results import CLEAN, STRATEGY_ORDER, Results
+from captum_robust.runs.store import unpack
+
+T = TypeVar("T")
+
+TRUE_BOX = "true box"
+"""The row of the largest annotated box in the table of the saliency metric."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How boxes are judged and their thresholds chosen, see :meth:`Comparison.table`."""
+
+    protocol: str = "whi2020"
+    oracle: bool = False
+    strategies: tuple[str, ...] = STRATEGY_ORDER
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One method under one attack, on the M images whose box was scored."""
+
+    positions: list[int]
+    labels: list[int | None]
+    classes: list[int | None]
+    """What the method takes each image for."""
+    folds: Tensor
+    """M, 0 or 1."""
+    result: LocalizationResult
+    ious: dict[str, Tensor]
+    """M×A for each family."""
+
+    def columns(self) -> Tensor:
+        """M, the column among all families' thresholds that scored each image."""
+        index = {name: i for i, name in enumerate((s, a) for s in self.ious for a in alpha_grid(s))}
+        by_fold = torch.tensor([index[chosen[0]] for chosen in self.result.chosen])
+        return by_fold[self.folds] if len(by_fold) > 1 else by_fold.expand(len(self.positions))
+
+    def top1_error(self) -> float:
+        """The error where the class must be right too, over the images that have a label."""
+        known = torch.tensor([label is not None for label in self.labels])
+        right = torch.tensor([a == b for a, b in zip(self.labels, self.classes, strict=True)])
+        if not known.any():
+            return float("nan")
+        error = self.result.per_sample_error[known]
+        return float(torch.where(right[known], error, torch.ones_like(error)).mean())
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The crops around the maps of one method, at the threshold of each image's half."""
+
+    positions: list[int]
+    """M."""
+    tuned: TunedSaliency
+    area: Tensor
+    """M, like ``probability``."""
+    probability: Tensor
+
+    def interval(self, level: float, seed: int) -> dict[str, float]:
+        """The mean of the metric with its bootstrap interval."""
+        one = bootstrap_interval(self.tuned.per_sample, level=level, seed=seed)
+        return {"n": one.n, "saliency": one.mean, "low": one.low, "high": one.high}
+
+
+class Scoring:
+    """Scores the rows of a run, each method and attack once; anew when the run has gone on."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self._known: dict[Hashable, Any] = {}
+        self._rows = 0
+
+    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
+        if self._rows != (now := self.results.store.total()):
+            self._rows = now
+            self._known.clear()
+        if key not in self._known:
+            self._known[key] = make()
+        value: T = self._known[key]
+        return value
+
+    def score(self, method: str, attack: str, tuning: Tuning = Tuning()) -> Scored | None:
+        """Judge the boxes of a method under an attack that it has rows of; None without boxes."""
+        key = (method, attack, tuning)
+        return self._once(key, lambda: self._score(method, attack, tuning))
+
+    def _score(self, method: str, attack: str, tuning: Tuning) -> Scored | None:
+        rows = self.results.measured(method, attack, "ious")
+        if not rows:
+            return None
+        sizes = [len(alpha_grid(s)) for s in STRATEGY_ORDER]
+        parts = np.split(_values(rows), np.cumsum(sizes)[:-1], axis=1)
+        every = dict(zip(STRATEGY_ORDER, parts, strict=True))
+        ious = {s: torch.from_numpy(every[s]) for s in tuning.strategies}
+        folds, one_sided = _folds(rows, tuning.seed)
+        result = localization_error(
+            ious, protocol=tuning.protocol, folds=folds, oracle=tuning.oracle or one_sided
+        )
+        labels, classes = ([row[name] for row in rows] for name in ("label", "class"))
+        return Scored(_positions(rows), labels, classes, folds, result, ious)
+
+    def crops(self, method: str | None, *, oracle: bool = False, seed: int = 0) -> Crops | None:
+        """The crops of a method on the clean images; without a method, of the true boxes.
+
+        None where there are none.
+        """
+        return self._once(
+            ("crops", method, oracle, seed), lambda: self._crops(method, oracle, seed)
+        )
+
+    def _crops(self, method: str | None, oracle: bool, seed: int) -> Crops | None:
+        results = self.results
+        rows = results.measured(method, CLEAN, "crops") if method else results.true_crops()
+        if not rows:
+            return None
+        area, log_probability = torch.from_numpy(_values(rows)).reshape(len(rows), 2, -1).unbind(1)
+        folds, one_sided = _folds(rows, seed)
+        values = saliency_of(area, log_probability)
+        tuned = tuned_saliency(values, folds=folds, oracle=oracle or one_sided)
+        at = tuned.columns[:, None]
+        probability = log_probability.gather(1, at)[:, 0].exp()
+        return Crops(_positions(rows), tuned, area.gather(1, at)[:, 0], probability)
+
+    def attack_table(self, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+        """See :meth:`Comparison.attack_table`."""
+        results = self.results
+        return attack_table(results.store, results.attacked_sets, level=level, seed=seed)
+
+    def table(
+        self,
+        tuning: Tuning = Tuning(),
+        level: float = 0.95,
+        attacked: pd.DataFrame | None = None,
+    ) -> pd.DataFrame:
+        """See :meth:`Comparison.table`; ``attacked`` is the attack table, if it is at hand."""
+        results = self.results
+        for strategy in tuning.strategies:
+            check_choice("family of thresholds", strategy, STRATEGY_ORDER)
+        attacked = self.attack_table(level, tuning.seed) if attacked is None else attacked
+        names = ["n_right", "already_wrong", "fooled", "robust_accuracy"]
+        shared = attacked.set_index("attack")[names]
+        rows = []
+        for attack in results.attacks:
+            for method in results.methods:
+                source = results.rows_of(method, attack)
+                if source is None:
+                    continue
+                row = self._row(method, source, tuning, level)
+                images = results.images_of(method, source)
+                if images in shared.index:
+                    row |= {name: shared.loc[images, name] for name in names}
+                same_as = None if source == attack else source
+                rows.append(row | {"attack": attack, "same_as": same_as})
+        table = pd.DataFrame(rows)
+        if not results.is_defended():
+            table = table.drop(columns="accuracy")  # the classifier's alone
+        order = {attack: i for i, attack in enumerate(results.attacks)}
+        table = table.sort_values(
+            ["attack", "error"],
+            key=lambda c: c.map(order) if c.name == "attack" else c,
+            ignore_index=True,
+            kind="stable",
+        )
+        return table.dropna(axis="columns", how="all")
+
+    def _row(self, method: str, attack: str, tuning: Tuning, level: float) -> dict[str, Any]:
+        row: dict[str, Any] = {"attack": attack, "method": method, "n": 0, "error": float("nan")}
+        if (scored := self.score(method, attack, tuning)) is not None:
+            row |= self._localization(method, attack, scored, level, tuning.seed)
+        if attack == CLEAN:
+            crops = self.crops(method, oracle=tuning.oracle, seed=tuning.seed)
+            if crops is not None:
+                one = crops.interval(level, tuning.seed)
+                row |= {"saliency": one["saliency"], "saliency_low": one["low"]}
+                row |= {"saliency_high": one["high"], "saliency_n": one["n"]}
+        means = self.results.means(method, attack)
+        row["accuracy"] = means.pop("accuracy")
+        row["pointing"] = self._pointing(method, attack)
+        row["pxap"] = self._pxap(method, attack)
+        return row | means
+
+    def _localization(
+        self, method: str, attack: str, scored: Scored, level: float, seed: int
+    ) -> dict[str, Any]:
+        result = scored.result
+        fixed = method in self.results.fixed_boxes
+        interval = bootstrap_interval(result.per_sample_error, level=level, seed=seed)
+        chosen = dict.fromkeys(f"{s} {a:g}" for fold in result.chosen for s, a in fold)
+        curves = {
+            name: torch.from_numpy(_values(self.results.measured(method, attack, name)))
+            for name in ("maxboxacc", "maxboxacc_v2")
+        }
+        return {
+            "n": result.n,
+            "error": result.error,
+            "error_low": interval.low,
+            "error_high": interval.high,
+            "tuned": "-" if fixed else "oracle" if result.oracle else "two-fold",
+            "threshold": "-" if fixed else ", ".join(chosen),
+            "top1_error": scored.top1_error(),
+            "maxboxacc": float(maxboxacc_from_ious(curves["maxboxacc"], (0.5,))),
+            "maxboxacc_v2": float(maxboxacc_from_ious(curves["maxboxacc_v2"], (0.3, 0.5, 0.7))),
+        }
+
+    def _pointing(self, method: str, attack: str) -> float:
+        rows = self.results.measured(method, attack, "pointing")
+        if not rows:
+            return float("nan")
+        hits = torch.tensor([row["value"] for row in rows])
+        labels = [row["label"] for row in rows]
+        classes = None if None in labels else torch.tensor(labels)
+        return float(pointing_game_accuracy(hits, classes))
+
+    def _pxap(self, method: str, attack: str) -> float:
+        total = torch.zeros(0, dtype=torch.float64)
+        for row in self.results.measured(method, attack, "pxap"):
+            counts = torch.from_numpy(unpack(row["value"], np.int64).astype(np.float64))
+            total = total + counts if len(total) else counts
+        total = total.reshape(2, -1)
+        if not total[1].any():  # no mask, or only empty ones
+            return float("nan")
+        return float(pxap_from_histograms(total))
+
+    def stability_table(self) -> pd.DataFrame:
+        """See :meth:`Comparison.stability_table`."""
+        results = self.results
+        rows = [
+            {"attack": attack, "method": method, **results.mean_stability(method, attack)}
+            for attack in results.attacks[1:]
+            for method in results.methods
+        ]
+        if len(results.attacks) > 2:
+            rows += [
+                {"attack": "worst", "method": method, **results.worst_stability(method)}
+                for method in results.methods
+            ]
+        columns = ["attack", "method", "n", *STABILITY_MEASURES]
+        table = pd.DataFrame([row for row in rows if row["n"]], columns=columns)
+        return table.astype(dict.fromkeys(STABILITY_MEASURES, float))
+
+    def saliency_table(
+        self, oracle: bool = False, level: float = 0.95, seed: int = 0
+    ) -> pd.DataFrame:
+        """See :meth:`Comparison.saliency_table`."""
+        columns = ["method", "n", "saliency", "low", "high", "area", "probability"]
+        columns += ["tuned", "threshold"]
+        rows = []
+        for method in (*self.results.methods, None):
+            crops = self.crops(method, oracle=oracle, seed=seed)
+            if crops is None:
+                continue
+            tuned, chosen = self._chosen_crops(crops.tuned)
+            rows.append(
+                {
+                    "method": TRUE_BOX if method is None else method,
+                    **crops.interval(level, seed),
+                    "area": float(crops.area.double().mean()),
+                    "probability": float(crops.probability.double().mean()),
+                    "tuned": tuned,
+                    "threshold": chosen,
+                }
+            )
+        table = pd.DataFrame(rows, columns=columns)
+        return table.sort_values("saliency", ignore_index=True, kind="stable")
+
+    def _chosen_crops(self, tuned: TunedSaliency) -> tuple[str, str]:
+        """How the thresholds of the crops were chosen, and which; "-" of a fixed box."""
+        if len(tuned.chosen) == 1 and not tuned.oracle:
+            return "-", "-"
+        tried = self.results.configuration["settings"]["saliency_metric"]
+        names = [f"{family} {alpha:g}" for family, alphas in tried.items() for alpha in alphas]
+        chosen = ", ".join(dict.fromkeys(names[column] for column in tuned.chosen))
+        return "two-fold" if len(tuned.chosen) > 1 else "oracle", chosen
+
+    def gap_table(
+        self, baseline: str | None = None, level: float = 0.95, seed: int = 0
+    ) -> pd.DataFrame:
+        """See :meth:`Comparison.gap_table`."""
+        results = self.results
+        if baseline is None:
+            baseline = next((m for m in results.methods if results.kinds[m] == "grad_cam"), None)
+        else:
+            check_choice("method", baseline, results.methods)
+        columns = ["attack", "method", "baseline", "n", "closed", "low", "high"]
+        columns += ["gap", "without_gap", "reason"]
+        rows = []
+        for attack in results.attacks[1:] if baseline is not None else []:
+            for method in results.methods:
+                if method == baseline:
+                    continue
+                cases = ((method, attack), (baseline, attack), (baseline, CLEAN))
+                misses = [self._misses(*case) for case in cases]
+                both = sorted(misses[0].keys() & misses[1].keys() & misses[2].keys())
+                if not both:
+                    continue
+                each = [torch.tensor([of[position] for position in both]) for of in misses]
+                gap = gap_closed(each[0], each[1], each[2], level=level, seed=seed)
+                row = {c: getattr(gap, c) for c in columns if hasattr(gap, c)}
+                row |= {"attack": attack, "method": method, "baseline": baseline}
+                rows.append(row | {"closed": gap.value})
+        return pd.DataFrame(rows, columns=columns)
+
+    def _misses(self, method: str, attack: str) -> dict[int, float]:
+        """Position -> whether the box misses, of the images that were scored."""
+        source = self.results.rows_of(method, attack)
+        scored = None if source is None else self.score(method, source)
+        if scored is None:
+            return {}
+        errors = scored.result.per_sample_error.tolist()
+        return dict(zip(scored.positions, errors, strict=True))
+
+    def error_by_attack(self, table: pd.DataFrame) -> pd.DataFrame:
+        """See :meth:`Comparison.error_by_attack`."""
+        errors = table.set_index(["method", "attack"])["error"].unstack()  # noqa: PD010
+        order = table[table["attack"] == CLEAN]["method"]
+        return errors.loc[list(order), self.results.attacks]
+
+    def error_series(self, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """See :meth:`Comparison.error_series`."""
+        if "error" not in table:
+            return {}
+        clean = table[table["attack"] == CLEAN].assign(epsilon=0.0)
+        parts: dict[str, list[pd.DataFrame]] = {}
+        for attack in self.results.attacks[1:]:
+            name, levels = strength_of(attack)
+            if levels:  # strength 0 is the clean images
+                rows = table[table["attack"] == attack].assign(epsilon=levels / LEVELS)
+                parts.setdefault(name, []).append(rows)
+        series: dict[str, pd.DataFrame] = {}
+        for name, blocks in parts.items():
+            under = pd.concat(blocks)
+            both = pd.concat([clean[clean["method"].isin(under["method"])], under])
+            both = both[both["error"].notna()]
+            series[name] = both.sort_values("epsilon", kind="stable", ignore_index=True)
+        return series
+
+    def curves(self, attack: str = CLEAN) -> pd.DataFrame:
+        """See :meth:`Comparison.curves`."""
+        rows = []
+        for method in self.results.methods:
+            source = self.results.rows_of(method, attack)
+            scored = None if source is None else self.score(method, source)
+            for strategy, ious in (scored.ious if scored else {}).items():
+                errors = 1 - (ious > 0.5).double().mean(dim=0)
+                rows += [
+                    {"method": method, "strategy": strategy, "alpha": alpha, "error": float(e)}
+                    for alpha, e in zip(alpha_grid(strategy), errors, strict=True)
+                ]
+        return pd.DataFrame(rows, columns=["method", "strategy", "alpha", "error"])
+
+    def frame(self, tuning: Tuning = Tuning(), first: int | None = None) -> pd.DataFrame:
+        """See :meth:`Comparison.to_dataframe`."""
+        stop = sys.maxsize if first is None else first
+        rows = pd.DataFrame(self.results.every_map(stop))
+        for parts in (list(self._boxes(tuning, stop)), list(self._crop_rows(tuning.oracle, stop))):
+            if parts:
+                rows = rows.merge(pd.concat(parts), how="left", on=["position", "method", "attack"])
+        return rows
+
+    def _boxes(self, tuning: Tuning, stop: int) -> Iterator[pd.DataFrame]:
+        """The overlap and the box of each image at the threshold of its fold."""
+        for method in self.results.methods:
+            for attack in self.results.attacks:
+                own = self.results.rows_of(method, attack) == attack
+                scored = self.score(method, attack, tuning) if own else None
+                if scored is None:
+                    continue
+                rows = self.results.measured(method, attack, "predicted_boxes", stop)
+                n = len(rows)
+                columns = scored.columns()[:n]
+                overlaps = torch.cat([ious[:n] for ious in scored.ious.values()], dim=1)
+                boxes = np.array(
+                    [
+                        unpack(row["value"], np.int16).reshape(-1, 4)[column]
+                        for row, column in zip(rows, columns.tolist(), strict=True)
+                    ],
+                    dtype=np.float32,
+                )
+                part = pd.DataFrame(boxes.reshape(-1, 4), columns=["x0", "y0", "x1", "y1"])
+                part.insert(0, "iou", overlaps.gather(1, columns[:, None])[:, 0].numpy())
+                correct = scored.result.correct.reshape(len(scored.positions), -1)[:n, 0]
+                part["localized"] = correct.numpy()
+                part["position"] = scored.positions[:n]
+                yield part.assign(method=method, attack=attack)
+
+    def _crop_rows(self, oracle: bool, stop: int) -> Iterator[pd.DataFrame]:
+        """The saliency metric of each clean image and what it is made of."""
+        for method in self.results.methods:
+            crops = self.crops(method, oracle=oracle)
+            if crops is not None:
+                part = pd.DataFrame(
+                    {
+                        "position": crops.positions,
+                        "saliency": crops.tuned.per_sample.numpy(),
+                        "crop_area": crops.area.numpy(),
+                        "crop_probability": crops.probability.numpy(),
+                    }
+                )
+                yield part[part["position"] < stop].assign(method=method, attack=CLEAN)
+
+    def failures(self) -> pd.DataFrame:
+        """See :meth:`Comparison.failures`."""
+        rows = self.results.broken_images() + self.results.failed_maps()
+        return pd.DataFrame(rows, columns=["image", "method", "error"])
+
+
+def _values(rows: Sequence[Row]) -> np.ndarray[Any, Any]:
+    """The unpacked values, a line a row."""
+    return np.stack([unpack(row["value"]) for row in rows])
+
+
+def _positions(rows: Sequence[Row]) -> list[int]:
+    return [row["position"] for row in rows]
+
+
+def _folds(rows: Sequence[Row], seed: int) -> tuple[Tensor, bool]:
+    """The half of each image, which follows from its name, and whether all are in one."""
+    folds = split_folds([row["image"] for row in rows], seed)
+    return folds, bool((folds == folds[0]).all())

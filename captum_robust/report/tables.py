@@ -1,0 +1,423 @@
+"""Tables for the terminal and for the page, both made from one column a measured number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from captum_robust.catalog.attacks import LEVELS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FEW = 50
+"""With fewer images a table says that they are too few to rank methods."""
+_NO_GAP = 0.025
+"""In more of the resamples than this there is no gap: its interval reaches zero."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a number is written: in the terminal, on the page, as an end of an interval there."""
+
+    text: Callable[[float], str]
+    page: Callable[[float], str]
+    end: Callable[[float], str] = str
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+_two_digits, _three_digits = "{:.2f}".format, "{:.3f}".format
+FORMS = {
+    "percent": Form(_three_digits, _percent, _percent),
+    "share": Form("{:.0%}".format, "{:.0%}".format),
+    "count": Form("{:.0f}".format, "{:.0f}".format),
+    "number": Form("{:.4g}".format, _number, _two_digits),
+    "time": Form("{:.1f}".format, _number),
+    "levels": Form(lambda v: f"{LEVELS * v:.1f}/{LEVELS}", lambda v: f"{LEVELS * v:.1f}"),
+    "two digits": Form(_two_digits, _two_digits, _two_digits),
+    "three digits": Form(_three_digits, _three_digits, _two_digits),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    key: str
+    """In the data frame."""
+    label: str
+    """On the page; empty: not there."""
+    form: str
+    """A key of :data:`FORMS`, or "text"."""
+    better: str = ""
+    """ "low", "high", or "" where no value is the best."""
+    meaning: str = ""
+    name: str = ""
+    """In the terminal; empty: not there."""
+    ends: tuple[str, ...] = ()
+    """The columns of its interval."""
+    of: str = ""
+    """The column that says of how many it is the share."""
+    rare: bool = False
+    """The terminal shows it only where it is not 0 everywhere."""
+
+    def text(self, record: Mapping[Any, Any]) -> str:
+        """The value of a row for the terminal, with its interval."""
+        value, form = float(record[self.key]), FORMS[self.form]
+        if math.isnan(value):
+            return "-"
+        text = form.text(value)
+        if self.ends:
+            text += f" [{', '.join(form.text(record[end]) for end in self.ends)}]"
+        return f"{text} of {record[self.of]:.0f}" if self.of and self.form == "percent" else text
+
+    def cell(self, record: Mapping[Any, Any] | None) -> Cell:
+        """The value of a row for the page; a dash without one."""
+        value = math.nan if record is None else record[self.key]
+        if self.form == "text":
+            return Cell(value if isinstance(value, str) else "–", words=True)
+        below = ""
+        if record is not None and self.of and not math.isnan(record[self.of]):
+            below = f"of {record[self.of]:.0f}"
+        value, form = float(value), FORMS[self.form]
+        if record is None or math.isnan(value):
+            return Cell("–", below)
+        if self.ends:
+            below = " to ".join(form.end(record[end]) for end in self.ends)
+        return Cell(form.page(value), below, value)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell on the page, or the head of a column."""
+
+    text: str
+    below: str = ""
+    value: float | None = None
+    best: bool = False
+    words: bool = False
+    """It is text, not a number."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row on the page."""
+
+    name: str
+    baseline: bool
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A finished table for the page."""
+
+    head: str
+    """Of the column of names."""
+    columns: list[Cell]
+    groups: list[tuple[str, list[Line]]]
+    """A title, which may be empty, and its rows."""
+
+
+COLUMNS = (
+    Column(
+        "error",
+        "Error %",
+        "percent",
+        "low",
+        "Weak localization error: the share of images whose predicted box overlaps no true box by "
+        "more than half (intersection over union > 0.5). Below it, the 95 % bootstrap interval.",
+        name="error",
+        ends=("error_low", "error_high"),
+    ),
+    Column(
+        "tuned",
+        "Tuned on",
+        "text",
+        "",
+        "“two-fold”: the rule that turns a map into a box (family and α) was chosen on one half of "
+        "the images and scored on the other, and the other way round, so no image was scored with "
+        "a threshold chosen on it. “oracle”: chosen on the very images that are reported, which "
+        "flatters the method. “-”: the box is fixed.",
+    ),
+    Column(
+        "threshold",
+        "Threshold",
+        "text",
+        "",
+        "The chosen family and α, for the two halves (families: Fong & Vedaldi, 2017).",
+    ),
+    Column(
+        "top1_error",
+        "Top-1 %",
+        "percent",
+        "low",
+        "Top-1 localization error: as Error, but the classifier's first class must be right too, "
+        "as in the ImageNet localization challenge.",
+        name="top-1 error",
+    ),
+    Column(
+        "maxboxacc",
+        "MaxBoxAcc %",
+        "percent",
+        "high",
+        "The share of images placed with an overlap of at least 0.5, at the best threshold τ of "
+        "all on the reported images themselves (Choe et al., 2020): an upper bound, not to be "
+        "compared with 100 % − Error.",
+        name="MaxBoxAcc",
+    ),
+    Column(
+        "maxboxacc_v2",
+        "V2 %",
+        "percent",
+        "high",
+        "MaxBoxAccV2: the same, averaged over overlaps of 0.3, 0.5 and 0.7, where the best of all "
+        "connected regions counts (Choe et al., 2020).",
+        name="V2",
+    ),
+    Column(
+        "pointing",
+        "Pointing %",
+        "percent",
+        "high",
+        "Pointing game: how often the map's largest value lies on the object or less than 15 "
+        "pixels beside it, averaged over the classes (Zhang et al., 2016).",
+        name="pointing",
+    ),
+    Column(
+        "pxap",
+        "PxAP %",
+        "percent",
+        "high",
+        "Average precision of the map's pixels against the object's mask (Choe et al., 2020).",
+        name="PxAP",
+    ),
+    Column(
+        "saliency",
+        "Saliency metric",
+        "number",
+        "low",
+        "How small a crop the class survives: log(max(area, 0.05)) − log probability of the "
+        "explained class in the smallest box around all pixels above a threshold, resized to the "
+        "classifier's input (Dabkowski & Gal, 2017). Lower is better, at least −3. The threshold "
+        "was chosen on one half of the images and scored on the other. Clean images only.",
+        ends=("saliency_low", "saliency_high"),
+    ),
+    Column(
+        "flipped",
+        "Flipped %",
+        "percent",
+        "",
+        "Of methods that perturb the image: the share of images whose label the perturbation "
+        "changed, among those whose explained class was the prediction (below: how many).",
+        name="flipped",
+        of="flippable",
+    ),
+    Column(
+        "accuracy",
+        "Accuracy %",
+        "percent",
+        "high",
+        "The share of the labelled images whose class is right: the classifier's, and of a "
+        "defended method that of the scores averaged over its transforms.",
+    ),
+    Column(
+        "forward",
+        "Forward",
+        "number",
+        "low",
+        "Forward passes of the classifier an image.",
+        name="forward",
+    ),
+    Column("backward", "Backward", "number", "low", "Backward passes an image.", name="backward"),
+    Column(
+        "ms_per_image",
+        "ms / image",
+        "time",
+        "low",
+        "Mean time of a map on this machine.",
+        name="ms/image",
+    ),
+    Column("n", "Scored", "count", "", "Images with a box to score against."),
+    Column(
+        "failed",
+        "Failed",
+        "count",
+        "",
+        "Images without a map, for whatever reason.",
+        name="failed",
+        rare=True,
+    ),
+)
+
+ATTACK_COLUMNS = (
+    Column("clean_accuracy", "Clean accuracy %", "percent", name="clean accuracy"),
+    Column("already_wrong", "Already wrong", "count", name="already wrong", of="n"),
+    Column("fooled", "Fooled %", "percent", name="fooled", of="n_right"),
+    Column(
+        "robust_accuracy",
+        "Robust accuracy %",
+        "percent",
+        name="robust accuracy",
+        ends=("robust_low", "robust_high"),
+    ),
+    Column("linf", "L∞ / 255", "levels", name="Linf"),
+    Column("l2", "L2", "two digits", name="L2"),
+    Column("n", "Attacked", "count"),
+    Column("skipped", "", "count", name="skipped", rare=True),
+    Column("failed", "Failed", "count", name="failed", rare=True),
+)
+STABILITY_COLUMNS = (
+    Column("spearman", "Spearman", "three digits", "high", name="spearman"),
+    Column("pearson", "Pearson", "three digits", "high", name="pearson"),
+    Column("ssim", "SSIM", "three digits", "high", name="SSIM"),
+    Column("top_k", "Top 10 %", "three digits", "high", name="top-k"),
+    Column("box_iou", "Box IoU", "three digits", "high", name="box IoU"),
+)
+SALIENCY_COLUMNS = (
+    Column(
+        "saliency", "Saliency metric", "three digits", name="saliency metric", ends=("low", "high")
+    ),
+    Column("area", "Area %", "percent", name="area"),
+    Column("probability", "Probability %", "percent", name="probability"),
+    Column("n", "Images", "count"),
+    Column("threshold", "Threshold", "text"),
+)
+GAP_CLOSED = Column("closed", "Gap closed", "two digits", name="closed", ends=("low", "high"))
+GAP_COLUMNS = (
+    Column("gap", "", "percent", name="gap"),
+    GAP_CLOSED,
+    Column("without_gap", "", "share", name="no gap"),
+)
+FAILURE_COLUMNS = (Column("method", "Method", "text"), Column("error", "Why", "text"))
+
+
+def text_table(table: pd.DataFrame, columns: Iterable[Column], before: Sequence[str]) -> str:
+    """A table for the terminal: the columns ``before`` as they are, then those with a name."""
+    import pandas as pd
+
+    records = table.to_dict("records")
+    shown: dict[str, Any] = {name: table[name] for name in before}
+    for column in columns:
+        there = column.name and column.key in table
+        if there and not (column.rare and not table[column.key].any()):
+            whole = column.form == "count"
+            texts = [column.text(record) for record in records]
+            shown[column.name] = table[column.key] if whole else texts
+    text: str = pd.DataFrame(shown).to_string(index=False)
+    return text
+
+
+def grid(
+    table: pd.DataFrame,
+    columns: Sequence[Column],
+    baselines: Collection[str] = (),
+    *,
+    head: str = "Method",
+    names: str = "method",
+    by: str | None = None,
+) -> Grid:
+    """A table for the page, the best values among those that are no baselines marked.
+
+    Args:
+        table: the data.
+        columns: those without a label, and those that the table does not have, are left out.
+        baselines: names of rows.
+        head: of the column of names.
+        names: the column of the table with the names of the rows.
+        by: a column whose values are titles of groups of rows.
+    """
+    columns = [c for c in columns if c.label and c.key in table]
+    blocks = [("", table)] if by is None else table.groupby(by, sort=False)
+    groups = []
+    for title, block in blocks:
+        records = block.to_dict("records")
+        cells = [_marked(column, records, names, baselines) for column in columns]
+        lines = [
+            Line(record[names], record[names] in baselines, list(row))
+            for record, row in zip(records, zip(*cells, strict=True), strict=True)
+        ]
+        groups.append((str(title), lines))
+    return Grid(head, [Cell(c.label, words=c.form == "text") for c in columns], groups)
+
+
+def _marked(
+    column: Column, records: list[dict[Any, Any]], names: str, baselines: Collection[str]
+) -> list[Cell]:
+    """The cells of a column; of equal digits at the best value all are marked."""
+    cells = [column.cell(record) for record in records]
+    ranked = [
+        cell
+        for cell, record in zip(cells, records, strict=True)
+        if cell.value is not None and record[names] not in baselines
+    ]
+    if not ranked or not column.better:
+        return cells
+    choose = min if column.better == "low" else max
+    best = choose(ranked, key=lambda cell: cell.value or 0.0).text
+    if all(cell.text == best for cell in ranked):
+        return cells
+    marked = {id(cell) for cell in ranked if cell.text == best}
+    return [replace(cell, best=True) if id(cell) in marked else cell for cell in cells]
+
+
+def errors_grid(
+    table: pd.DataFrame, methods: Iterable[str], attacks: list[str], baselines: Collection[str]
+) -> Grid:
+    """The error of each method under each attack, "=" where it is that under the plain one."""
+    error = next(column for column in COLUMNS if column.key == "error")
+
+    def cell(record: dict[Any, Any] | None) -> Cell:
+        one = error.cell(record)
+        repeated = record is not None and isinstance(record.get("same_as"), str)
+        return replace(one, text=one.text + " =") if repeated else one
+
+    columns = [Cell(attack) for attack in attacks]
+    return _crossed(table, methods, attacks, baselines, cell, "Error %", columns)
+
+
+def gaps_grid(table: pd.DataFrame, baselines: Collection[str]) -> Grid:
+    """The gap that each method closes under each attack, below whose name the gap stands."""
+
+    def cell(record: dict[Any, Any] | None) -> Cell:
+        one = GAP_CLOSED.cell(record)
+        if record is None or one.value is None or not record["without_gap"] > _NO_GAP:
+            return one
+        return replace(one, below=f"{one.below}; no gap in {100 * record['without_gap']:.0f} %")
+
+    gaps = table.groupby("attack", sort=False)["gap"].last()
+    columns = [Cell(str(attack), f"gap {_percent(gap)} points") for attack, gap in gaps.items()]
+    methods = dict.fromkeys(table["method"])
+    return _crossed(table, methods, list(gaps.index), baselines, cell, "Gap closed", columns)
+
+
+def has_unsure_gap(table: pd.DataFrame) -> bool:
+    """Whether an interval of a closed gap leaves out draws that have no gap."""
+    return bool(((table["without_gap"] > _NO_GAP) & table["closed"].notna()).any())
+
+
+def _crossed(
+    table: pd.DataFrame,
+    methods: Iterable[str],
+    attacks: list[str],
+    baselines: Collection[str],
+    cell: Callable[[dict[Any, Any] | None], Cell],
+    head: str,
+    columns: list[Cell],
+) -> Grid:
+    """A row a method, a column an attack."""
+    records = {(r["method"], r["attack"]): r for r in table.to_dict("records")}
+    lines = [
+        Line(m, m in baselines, [cell(records.get((m, attack))) for attack in attacks])
+        for m in methods
+    ]
+    return Grid(head, columns, [("", lines)])
