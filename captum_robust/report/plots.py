@@ -9,7 +9,7 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from captum_robust._checks import check_choice
 from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
@@ -54,6 +54,16 @@ class Style:
     baseline: bool
     fixed: bool
     """Its box is always the same, so its error is a reference line."""
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """How matplotlib draws it."""
+        return {
+            "color": self.color,
+            "dashes": self.dash or (None, None),
+            "linewidth": 1.2 if self.baseline else 1.8,
+            "zorder": 1 if self.baseline else 2,
+        }
 
 
 def method_styles(kinds: Mapping[str, str]) -> dict[str, Style]:
@@ -144,27 +154,21 @@ def plot_robust_accuracy(series: Mapping[str, pd.DataFrame]) -> Figure:
     for i, rows in enumerate(series.values()):
         style = line_style(i)
         rows = rows[rows["n"] > 0].sort_values("epsilon", kind="stable")
-        levels = [255 * e for e in rows["epsilon"]]
-        shown = [100 * a for a in rows["robust_accuracy"]]
-        low, high = ([100 * v for v in rows[c]] for c in ("robust_low", "robust_high"))
-        for x, bottom, top in zip(levels, low, high, strict=True):
-            axes.plot([x, x], [bottom, top], color=style.color, linewidth=1, alpha=0.7)
+        levels, accuracy = list(255 * rows["epsilon"]), list(100 * rows["robust_accuracy"])
+        interval = 100 * rows["robust_low"], 100 * rows["robust_high"]
+        axes.vlines(levels, *interval, color=style.color, linewidth=1, alpha=0.7)
         if levels and levels[0] > 0:
             levels = [0.0, *levels]
-            shown = [100 * float(rows["clean_accuracy"].iloc[0]), *shown]
-        width = overlaid_width(i, len(series))
-        look: dict[str, Any] = {"dashes": style.dash or (None, None), "linewidth": width}
-        handles += axes.plot(levels, shown, "o-", color=style.color, markersize=2.5 + width, **look)
+            accuracy = [100 * float(rows["clean_accuracy"].iloc[0]), *accuracy]
+        # The later ones are thinner, so that none hides another.
+        width = 1.8 + 1.4 * min(len(series) - 1 - i, 4)
+        look = style.line | {"linewidth": width, "markersize": 2.5 + width}
+        handles += axes.plot(levels, accuracy, "o-", **look)
     axes.set_xlabel("strength ε, in levels of an 8-bit image (1/255)")
     axes.set_ylabel("robust accuracy, % of images (bar: 95 % interval)")
     axes.set_ylim(-2, 102)
-    axes.grid(color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if handles:
-        _named_legend(figure, handles, list(series))
-    else:
-        axes.text(0.5, 0.5, "No attack of given strength.", ha="center", transform=axes.transAxes)
+    _plain(axes)
+    _named_legend(figure, handles, list(series), empty=axes)
     return figure
 
 
@@ -186,58 +190,33 @@ def plot_error_series(series: Mapping[str, pd.DataFrame], styles: Mapping[str, S
     strengths = sorted({255 * e for rows in series.values() for e in rows["epsilon"]})
     drawn: dict[str, Any] = {}
     for axes, (name, rows) in zip(panels, series.items(), strict=False):
-        shown = [method for method in styles if (rows["method"] == method).any()]
-        for i, method in enumerate(shown):
+        methods = [method for method in styles if (rows["method"] == method).any()]
+        for i, method in enumerate(methods):
             style, one = styles[method], rows[rows["method"] == method]
-            aside = 0.0 if style.fixed else strengths[-1] * beside(i, len(shown))
-            levels = 255 * one["epsilon"] + aside
-            low, high = 100 * one["error_low"], 100 * one["error_high"]
+            levels, marks = 255 * one["epsilon"], "-"
             if not style.fixed:
-                axes.vlines(levels, low, high, color=style.color, linewidth=1, alpha=0.7)
+                # Moved aside, so that no dot and no interval lies on another.
+                levels, marks = levels + strengths[-1] * (i - (len(methods) - 1) / 2) * 0.009, "o-"
+                interval = 100 * one["error_low"], 100 * one["error_high"]
+                axes.vlines(levels, *interval, color=style.color, linewidth=1, alpha=0.7)
             (drawn[method],) = axes.plot(
-                levels,
-                100 * one["error"],
-                "-" if style.fixed else "o-",
-                color=style.color,
-                dashes=style.dash or (None, None),
-                linewidth=1.2 if style.baseline else 1.8,
-                markersize=4,
-                zorder=1 if style.baseline else 2,
+                levels, 100 * one["error"], marks, markersize=4, **style.line
             )
         axes.set_xticks(strengths, [f"{e:.3g}" for e in strengths])
         axes.set_title(_short(name), parse_math=False)
         axes.set_xlabel("ε, in levels of 255")
         axes.set_ylim(-2, 102)
-        axes.grid(color="#dddddd", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     panels[0].set_ylabel("localization error, % of images (bar: 95 % interval)")
-    if drawn:
-        _named_legend(figure, list(drawn.values()), list(drawn))
-    else:
-        place = {"ha": "center", "transform": panels[0].transAxes}
-        panels[0].text(0.5, 0.5, "No attack of given strength.", **place)
+    _named_legend(figure, list(drawn.values()), list(drawn), empty=panels[0])
     return figure
 
 
 def line_style(i: int) -> Style:
-    """Of the i-th line that is no baseline."""
+    """Return the style of the i-th line that is no baseline."""
     color = _COLORS[i % len(_COLORS)]
     dash = _DASHES[i // len(_COLORS) % len(_DASHES)]
     return Style(color, dash, baseline=False, fixed=False)
-
-
-def beside(i: int, count: int) -> float:
-    """How far the i-th of several lines is moved aside, as a share of the strongest attack's place.
-
-    So no dot and no interval lies on another.
-    """
-    return (i - (count - 1) / 2) * 0.009
-
-
-def overlaid_width(i: int, count: int) -> float:
-    """Of the i-th of several lines: the later ones are thinner, so that none hides another."""
-    return 1.8 + 1.4 * min(count - 1 - i, 4)
 
 
 def _figure(**options: Any) -> Figure:
@@ -286,9 +265,8 @@ def _draw_errors(
     where = "these very images" if "oracle" in set(table["tuned"]) else "the other half"
     title = f"Error on {int(table['n'].max())} images, threshold tuned on {where}"
     figure.suptitle(title, fontsize="large")
-    axes.grid(axis="x", color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    _plain(axes, "x")
+    axes.spines["left"].set_visible(False)
 
 
 def _draw_families(
@@ -302,26 +280,32 @@ def _draw_families(
         for method, style in styles.items():
             one = family[family["method"] == method]
             if len(one):
-                (drawn[method],) = axes.plot(
-                    one["alpha"],
-                    100 * one["error"],
-                    color=style.color,
-                    dashes=style.dash or (None, None),
-                    linewidth=1.2 if style.baseline else 1.8,
-                    zorder=1 if style.baseline else 2,
-                )
+                (drawn[method],) = axes.plot(one["alpha"], 100 * one["error"], **style.line)
         axes.set_title(strategy)
         axes.set_xlabel(FAMILIES[strategy])
-        axes.grid(color="#dddddd", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
         axes.margins(x=0.01)
     for axes in grid[:, 0]:
         axes.set_ylabel("error, % of images")
-    if drawn:
-        _named_legend(figure, list(drawn.values()), list(drawn))
+    _named_legend(figure, list(drawn.values()), list(drawn))
 
 
-def _named_legend(figure: Any, handles: list[Any], names: list[str]) -> None:
+def _plain(axes: Axes, lines: Literal["both", "x"] = "both") -> None:
+    """Light lines behind the data, and no frame above and on the right."""
+    axes.grid(axis=lines, color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _named_legend(
+    figure: Any, handles: list[Any], names: list[str], empty: Axes | None = None
+) -> None:
+    """A legend below the figure; without a line a word on the axes ``empty`` in its stead."""
+    if not handles:
+        if empty is not None:
+            place: dict[str, Any] = {"ha": "center", "transform": empty.transAxes}
+            empty.text(0.5, 0.5, "No attack of given strength.", **place)
+        return
     # The names are set afterwards: a legend leaves out labels that begin with an underscore.
     columns = 3 if max(map(len, names)) <= 20 else 2
     places = [str(i) for i in range(len(names))]
