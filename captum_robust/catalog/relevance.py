@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from captum_robust._captum import EpsilonRule, GammaRule
+from captum_robust._contexts import probing
 from captum_robust.models import Classifier
-from captum_robust.nn.masking_network import probed
+from captum_robust.nn.scales import channels_of
 
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _WITH_RULE = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *_POOLING)
@@ -91,8 +92,8 @@ def _chain_of(model: Classifier) -> _Chain:
     }
     handles = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in leaves.values()]
     try:
-        with torch.no_grad(), probed(model.module) as image_of:
-            like = image_of(model.input_size)
+        with torch.no_grad(), probing(model.module) as image_of:
+            like = image_of(channels_of(model.module), *model.input_size)
             noise = torch.rand(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
             expected = model.module(noise)
     finally:
