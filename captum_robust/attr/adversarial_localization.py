@@ -17,6 +17,7 @@ from captum_robust._captum import (
     is_tuple,
 )
 from captum_robust._checks import check_batch, check_finite, check_images, check_inputs, printable
+from captum_robust._contexts import evaluation
 from captum_robust._scores import ClassScores, model_scores, one_row_a_sample
 from captum_robust.nn import (
     LocalizationNetwork,
@@ -135,28 +136,22 @@ class AdversarialLocalization(Attribution):
         check_images(inputs_tuple)
         regions = self._regions(inputs_tuple, superpixels, segments)
         network = self.network
-        modes = [(m, m.training) for m in network.modules()]
-        try:
-            network.eval()
-            # Outside of inference mode: its tensors can't be kept for a gradient later.
-            with torch.inference_mode(False), torch.no_grad():
-                images = tuple(x.clone() if x.is_inference() else x for x in inputs_tuple)
-                # Clones: a classifier may write to them, in its first, in-place layer.
-                copies = tuple(x.clone() for x in images)
-                scores = model_scores(self.forward_func, copies, additional_forward_args)
-                scores = one_row_a_sample(scores, n)
-                check_finite(scores, "forward_func, scores")
-                if target is not None:
-                    ClassScores(scores, target)
-                attributions = []
-                for x, of_x in zip(images, regions, strict=True):
-                    own = None if of_x is None else of_x.to(x.device)
-                    masks = network(x, own)
-                    check_finite(masks, "masks")
-                    attributions.append(masks.to(x.dtype).expand_as(x).contiguous())
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        # Outside of inference mode: its tensors can't be kept for a gradient later.
+        with evaluation(network), torch.inference_mode(False), torch.no_grad():
+            images = tuple(x.clone() if x.is_inference() else x for x in inputs_tuple)
+            # Clones: a classifier may write to them, in its first, in-place layer.
+            copies = tuple(x.clone() for x in images)
+            scores = model_scores(self.forward_func, copies, additional_forward_args)
+            scores = one_row_a_sample(scores, n)
+            check_finite(scores, "forward_func, scores")
+            if target is not None:
+                ClassScores(scores, target)
+            attributions = []
+            for x, of_x in zip(images, regions, strict=True):
+                own = None if of_x is None else of_x.to(x.device)
+                masks = network(x, own)
+                check_finite(masks, "masks")
+                attributions.append(masks.to(x.dtype).expand_as(x).contiguous())
         return format_output(is_inputs_tuple, tuple(attributions))
 
     def _regions(

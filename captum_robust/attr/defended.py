@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,19 @@ from captum_robust._captum import TargetType, format_output, format_tensor_into_
 from captum_robust._checks import check_batch, check_finite
 from captum_robust._resize import resized
 from captum_robust._scores import ClassScores, model_scores, one_row_a_sample, without_inference
+from captum_robust.attr._transformed import (
+    Group,
+    Part,
+    Result,
+    at_size,
+    check_places,
+    repeated,
+    repeated_target,
+    rows_of_each,
+    size_like,
+    transformed,
+    weighted,
+)
 from captum_robust.attr._wrapped import (
     Wrapper,
     copied,
@@ -30,7 +42,6 @@ from captum_robust.attr._wrapped import (
 from captum_robust.transforms.transform import (
     Transform,
     as_transforms,
-    backward_differentiable,
 )
 
 COMBINATIONS = ("mean", "normalized_mean", "median")
@@ -214,7 +225,7 @@ class Defended(Wrapper):
         in_turn = not graph and (self.transforms_per_eval or count) < count
         kept = None if in_turn else list(self._groups(inputs_tuple, passed, graph))
 
-        def groups() -> Iterable[_Group]:
+        def groups() -> Iterable[Group]:
             return self._groups(inputs_tuple, passed, graph) if kept is None else kept
 
         ranks = getattr(self.attribution, "ranks_classes", False)
@@ -234,17 +245,17 @@ class Defended(Wrapper):
         if target is not None:
             shared["target"] = target
 
-        results: dict[int, _Result] = {}
+        results: dict[int, Result] = {}
         for group in groups():
             each = self._attribute(group, inputs_tuple, is_tuple(inputs), shared | arguments, graph)
             results |= zip(group.numbers, each, strict=True)
         found = [(t, results[i]) for i, t in enumerate(self.transforms)]
         first = found[0][1]
         parts = tuple(
-            self._combined([(t, r.parts[i]) for t, r in found], _size_like(inputs_tuple, i))
+            self._combined([(t, r.parts[i]) for t, r in found], size_like(inputs_tuple, i))
             for i in range(len(first.parts))
         )
-        dtypes = [_size_like(inputs_tuple, i).dtype for i in range(len(parts))]
+        dtypes = [size_like(inputs_tuple, i).dtype for i in range(len(parts))]
         parts = tuple(
             p.to(d if d.is_floating_point else torch.float32).contiguous()
             for p, d in zip(parts, dtypes, strict=True)
@@ -259,7 +270,7 @@ class Defended(Wrapper):
 
     def _groups(
         self, inputs: tuple[Tensor, ...], arguments: dict[str, Any], graph: bool
-    ) -> Iterator[_Group]:
+    ) -> Iterator[Group]:
         """The transformed inputs: those of one size, up to ``transforms_per_eval``, together.
 
         ``ValueError`` for arguments that do not go with them.
@@ -267,16 +278,16 @@ class Defended(Wrapper):
         most = self.transforms_per_eval or self._usual_number(inputs[0])
         made: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
 
-        def group(same: list[tuple[int, tuple[Tensor, ...]]]) -> _Group:
+        def group(same: list[tuple[int, tuple[Tensor, ...]]]) -> Group:
             numbers = tuple(i for i, _ in same)
             shown = tuple(map(torch.cat, zip(*(images for _, images in same), strict=True)))
             transforms = tuple(self.transforms[i] for i in numbers)
             for x, images in zip(inputs, shown, strict=True):
-                _check_places(arguments, x, transforms, images)
-            return _Group(numbers, transforms, shown)
+                check_places(arguments, x, transforms, images)
+            return Group(numbers, transforms, shown)
 
         for i, transform in enumerate(self.transforms):
-            images = _transformed(transform, inputs, graph)
+            images = transformed(transform, inputs, graph)
             size = tuple(x.shape[1:] for x in images)
             same = made.setdefault(size, [])
             same.append((i, images))
@@ -292,7 +303,7 @@ class Defended(Wrapper):
         return max(1, _CPU_BATCH // len(x))
 
     def _average(
-        self, groups: Iterable[_Group], arguments: Any, n: int, target: TargetType = None
+        self, groups: Iterable[Group], arguments: Any, n: int, target: TargetType = None
     ) -> Tensor:
         """The mean class scores N×K; where scores are N×K×…, those that the target selects."""
         total: Tensor | None = None
@@ -313,12 +324,12 @@ class Defended(Wrapper):
 
     def _attribute(
         self,
-        group: _Group,
+        group: Group,
         inputs: tuple[Tensor, ...],
         is_inputs_tuple: bool,
         arguments: dict[str, Any],
         graph: bool,
-    ) -> list[_Result]:
+    ) -> list[Result]:
         """Those of each transform of a group."""
         count, n = len(group.transforms), len(inputs[0])
         passed = {
@@ -346,13 +357,13 @@ class Defended(Wrapper):
                     f"{listed(parts)}"
                 )
         is_layer = is_of_layer(self.attribution)
-        split = [_split(part, count, n) for part in parts]
-        rests = [_split(each, count, n) for each in rest]
-        shown = [_size_like(group.inputs, i).shape[2:] for i in range(len(parts))]
+        split = [rows_of_each(part, count, n) for part in parts]
+        rests = [rows_of_each(each, count, n) for each in rest]
+        shown = [size_like(group.inputs, i).shape[2:] for i in range(len(parts))]
         return [
-            _Result(
+            Result(
                 tuple(
-                    _Part(s[j], (size[0], size[1]), is_layer)
+                    Part(s[j], (size[0], size[1]), is_layer)
                     for s, size in zip(split, shown, strict=True)
                 ),
                 [r[j] for r in rests],
@@ -361,7 +372,7 @@ class Defended(Wrapper):
             for j in range(count)
         ]
 
-    def _combined(self, maps: list[tuple[Transform, _Part]], x: Tensor) -> Tensor:
+    def _combined(self, maps: list[tuple[Transform, Part]], x: Tensor) -> Tensor:
         """One tensor of the results of all transforms, on images like ``x``."""
         size = (x.shape[2], x.shape[3])
         # Before a transform may move it: what has no positions cannot be.
@@ -378,7 +389,7 @@ class Defended(Wrapper):
         ):
             # Windows, and maps of several sizes, meet at the size of the image.
             aligned = [
-                _at_size(a, s, size, t) for (t, _), a, s in zip(maps, aligned, seen, strict=True)
+                at_size(a, s, size, t) for (t, _), a, s in zip(maps, aligned, seen, strict=True)
             ]
         if len({tuple(a.shape) for a in aligned}) > 1:
             raise ValueError(f"attribution: results of different sizes, {listed(tuple(aligned))}")
@@ -390,142 +401,5 @@ class Defended(Wrapper):
         else:
             ones = stack.new_ones(1, 1, *size)
             weight = torch.stack([ones if s is None else s.to(stack) for s in seen])
-            combined = _weighted(stack, weight, median=self.combine == "median")
+            combined = weighted(stack, weight, median=self.combine == "median")
         return combined if resolution is None else resized(combined, resolution)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Transforms whose images have one size, and these, T·N×C×h×w, one transform after another."""
-
-    numbers: tuple[int, ...]
-    """Of the transforms, among all."""
-    transforms: tuple[Transform, ...]
-    inputs: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The attribution of the N images of a transform."""
-
-    values: Tensor
-    shown: tuple[int, int]
-    """The size of the transformed images."""
-    is_layer: bool
-
-    def resolution(self, size: tuple[int, int]) -> tuple[int, int]:
-        """What the map has for images of ``size``: in proportion."""
-        if self.values.ndim != 4:
-            raise ValueError(
-                "attribution: a transform that moves pixels needs results N×C×h×w, got "
-                f"{tuple(self.values.shape)}"
-            )
-        if not self.is_layer:
-            return size
-        height, width = (
-            max(1, round(own * side / shown))
-            for own, side, shown in zip(self.values.shape[2:], size, self.shown, strict=True)
-        )
-        return height, width
-
-
-@dataclass(frozen=True)
-class _Result:
-    parts: tuple[_Part, ...]
-    rest: list[Tensor]
-    is_tuple: bool
-
-
-def _transformed(
-    transform: Transform, inputs: tuple[Tensor, ...], graph: bool
-) -> tuple[Tensor, ...]:
-    if graph:
-        images = tuple(backward_differentiable(transform, x) for x in inputs)
-    else:
-        # Copies: a transform of the user's may write to what it is given.
-        images = tuple(transform(x.detach().clone()) for x in inputs)
-    for x, image in zip(inputs, images, strict=True):
-        if len(image) != len(inputs[0]):
-            raise ValueError(f"inputs: batches of {len(inputs[0])} and {len(image)} samples")
-        if not transform.moves_pixels and image.shape != x.shape:
-            raise ValueError(
-                f"transforms: {transform!r} makes {tuple(image.shape)} of {tuple(x.shape)} and "
-                "does not say how maps get back to the image"
-            )
-        check_finite(image, f"transforms, {transform!r}")
-    return images
-
-
-def repeated(value: Any, times: int, n: int) -> Any:
-    """Tensors of N rows, also within a tuple, that often one after another; all else as it is."""
-    if isinstance(value, tuple):
-        return tuple(repeated(v, times, n) for v in value)
-    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == n and times > 1:
-        return value.repeat(times, *[1] * (value.ndim - 1))
-    return value
-
-
-def repeated_target(target: TargetType, times: int) -> Any:
-    """Targets, one a sample, that often one after another; what holds for all as it is."""
-    if isinstance(target, list):
-        return target * times
-    if isinstance(target, Tensor) and target.ndim == 1 and len(target) > 1:
-        return target.repeat(times)
-    return target
-
-
-def _size_like(inputs: tuple[Tensor, ...], i: int) -> Tensor:
-    """The input that part i of a result belongs to: its own, or the first where there is none."""
-    return inputs[i] if i < len(inputs) else inputs[0]
-
-
-def _split(values: Tensor, count: int, n: int) -> list[Tensor]:
-    """Values of T·N·m rows by transform."""
-    rows = len(values) // (count * n)
-    return list(torch.split(values, n * rows))
-
-
-def _check_places(
-    arguments: dict[str, Any], x: Tensor, transforms: tuple[Transform, ...], shown: Tensor
-) -> None:
-    """``ValueError`` for a tensor of pixels that the transforms of a group would have to move."""
-    moving = next((t for t in transforms if t.moves_pixels), None)
-    if moving is None:
-        return
-    for name, value in arguments.items():
-        for each in value if isinstance(value, tuple) else (value,):
-            if not isinstance(each, Tensor) or each.ndim != 4 or each.shape[2:] != x.shape[2:]:
-                continue
-            if shown.shape[2:] != x.shape[2:]:
-                raise ValueError(
-                    f"{name}: it has the size of the inputs, {tuple(x.shape[2:])}, and does not "
-                    f"fit the images of {moving!r}"
-                )
-            if bool((each != each[:, :, :1, :1]).any()):
-                raise ValueError(
-                    f"{name}: it differs from pixel to pixel, and {moving!r} moves those of the "
-                    "inputs only"
-                )
-
-
-def _at_size(
-    maps: Tensor, seen: Tensor | None, size: tuple[int, int], transform: Transform
-) -> Tensor:
-    """An aligned map on images of ``size``."""
-    if maps.ndim != 4 or (seen is not None and tuple(maps.shape[2:]) != size):
-        raise ValueError(
-            f"transforms: {transform!r} aligned a map to {tuple(maps.shape)}, not to {size}"
-        )
-    return resized(maps, size)
-
-
-def _weighted(stack: Tensor, weight: Tensor, *, median: bool) -> Tensor:
-    """T×N×C×H×W maps combined over T, those positions counting that were seen (T×1×1×H×W)."""
-    total = weight.sum(dim=0)
-    safe = torch.where(total > 0, total, torch.ones_like(total))
-    if not median:
-        return stack.sum(dim=0) / safe
-    unseen = (weight <= 0.5).expand_as(stack)
-    values = stack / weight.clamp(min=0.5)
-    found = values.masked_fill(unseen, torch.nan).nanmedian(dim=0).values
-    return found.nan_to_num(0.0)

@@ -25,6 +25,7 @@ from captum_robust._checks import (
     check_inputs,
     unknown_name,
 )
+from captum_robust._contexts import evaluation
 from captum_robust._scores import ClassScores, one_row_a_sample
 from captum_robust.nn import MaskingNetwork, load_masking_network, upsampled
 
@@ -118,29 +119,23 @@ class RealTimeMasking(Attribution):
         check_images(inputs_tuple)
         arguments = _as_tuple(additional_forward_args)
         network = self.network
-        modes = [(m, m.training) for m in network.modules()]
-        try:
-            network.eval()
-            # Outside of inference mode: its tensors can't be kept for a gradient later.
-            with torch.inference_mode(False), torch.no_grad():
-                images = tuple(x.clone() if x.is_inference() else x for x in inputs_tuple)
-                features, scores = network.encode(*images, *arguments)
-                if not isinstance(scores, Tensor):
-                    raise TypeError(
-                        f"forward_func: expected a tensor of scores, got {type(scores).__name__}"
-                    )
-                scores = one_row_a_sample(scores, n)
-                check_finite(scores, "forward_func, scores")
-                classes = self._classes(scores, target, n)
-                masks = network.decoder(features, classes, confidence)
-                check_finite(masks, "masks")
-                attributions = tuple(
-                    upsampled(masks, (x.shape[2], x.shape[3])).to(x.dtype).expand_as(x).contiguous()
-                    for x in images
+        # Outside of inference mode: its tensors can't be kept for a gradient later.
+        with evaluation(network), torch.inference_mode(False), torch.no_grad():
+            images = tuple(x.clone() if x.is_inference() else x for x in inputs_tuple)
+            features, scores = network.encode(*images, *arguments)
+            if not isinstance(scores, Tensor):
+                raise TypeError(
+                    f"forward_func: expected a tensor of scores, got {type(scores).__name__}"
                 )
-        finally:
-            for module, mode in modes:
-                module.training = mode
+            scores = one_row_a_sample(scores, n)
+            check_finite(scores, "forward_func, scores")
+            classes = self._classes(scores, target, n)
+            masks = network.decoder(features, classes, confidence)
+            check_finite(masks, "masks")
+            attributions = tuple(
+                upsampled(masks, (x.shape[2], x.shape[3])).to(x.dtype).expand_as(x).contiguous()
+                for x in images
+            )
         return format_output(is_inputs_tuple, attributions)
 
     def _classes(self, scores: Tensor, target: TargetType, n: int) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust.models.layers import find_cam_layer, find_perceptual_layers, layer_of, probed
+from captum_robust._contexts import probing
+from captum_robust.models.layers import find_cam_layer, find_perceptual_layers, layer_of
 
 
 class Classifier(nn.Module):
@@ -138,10 +139,9 @@ def takes_size(model: Classifier, size: tuple[int, int]) -> bool:
 
     Vision transformers, and heads without global pooling, take their own size only.
     """
-    channels = model.input_shape[0]
     try:
-        with torch.no_grad(), probed(model, (channels, *size), lambda *_: None) as image:
-            model(image)
+        with torch.no_grad(), probing(model) as image_of:
+            model(image_of(model.input_shape[0], *size))
     except (RuntimeError, AssertionError, ValueError):  # as networks say that a size does not fit
         return False
     return True

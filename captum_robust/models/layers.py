@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import unknown_name
+from captum_robust._contexts import probing
 
 _POOLING = (
     nn.MaxPool2d,
@@ -36,31 +35,6 @@ def layer_of(module: nn.Module, layer: nn.Module | str) -> nn.Module:
     if layer not in named or not layer:
         raise unknown_name("layer", layer, [n for n in named if n])
     return named[layer]
-
-
-@contextmanager
-def probed(
-    module: nn.Module,
-    input_shape: tuple[int, int, int],
-    record: Callable[[nn.Module, Any, Any], None],
-) -> Iterator[Tensor]:
-    """A black image for the network, in evaluation mode, its weights frozen, its parts hooked."""
-    modes = [(m, m.training) for m in module.modules()]
-    frozen = [(p, p.requires_grad) for p in module.parameters()]
-    handles = [m.register_forward_hook(record) for m in module.modules() if m is not module]
-    try:
-        module.eval()
-        for p, _ in frozen:
-            p.requires_grad = False  # lazy parameters refuse requires_grad_()
-        like = next(module.parameters(), torch.empty(0))
-        yield torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for p, needs_grad in frozen:
-            p.requires_grad = needs_grad
-        for m, mode in modes:
-            m.training = mode
 
 
 def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
@@ -101,8 +75,8 @@ def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.M
         elif output.ndim == 3 and output.shape[1] > 1:
             tokens_since_map = True
 
-    with torch.no_grad(), probed(module, input_shape, record) as image:
-        module(image)
+    with torch.no_grad(), probing(module, record) as image_of:
+        module(image_of(*input_shape))
     if not spatial or tokens_since_map:
         reason = "tokens follow the last one" if spatial else "no module gives an N×C×h×w map"
         raise ValueError(f"cam_layer: none found ({reason}); pass the layer yourself")
@@ -153,10 +127,10 @@ def find_perceptual_layers(
     with (
         torch.inference_mode(False),  # its tensors have no versions
         torch.enable_grad(),
-        probed(module, input_shape, record) as image,
+        probing(module, record) as image_of,
     ):
         # Cloned: a network may write into its input, but not into one that asks for a gradient.
-        module(image.requires_grad_().clone())
+        module(image_of(*input_shape).requires_grad_().clone())
     usable = {
         m: i for i, (m, (o, v)) in enumerate(outputs.items()) if runs[m] == 1 and o._version == v
     }

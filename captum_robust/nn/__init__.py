@@ -9,12 +9,12 @@ from captum_robust.nn.localization_network import (
     read_localization_facts,
     save_localization_network,
 )
+from captum_robust.nn.mask_decoder import upsampled
 from captum_robust.nn.mask_objective import CodeObjective, PaperObjective
 from captum_robust.nn.masking_network import (
     MaskingNetwork,
     load_masking_network,
     save_masking_network,
-    upsampled,
 )
 from captum_robust.nn.removal_loss import removal_loss
 from captum_robust.nn.simple_convnet import SimpleConvNet

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from captum_robust._checks import check_count
-from captum_robust.nn.masking_network import UpBlock, find_scales, outputs_of, probed
+from captum_robust._contexts import probing
+from captum_robust._resize import resized
+from captum_robust._scores import at_least_float
+from captum_robust.nn.mask_decoder import UpBlock
+from captum_robust.nn.scales import channels_of, channels_of_maps, features_of, find_scales
 
 _STRIDES = (1, 2, 4, 4)
 """Channels of the own trunk's scales, in multiples of its width."""
 _LARGEST = 4096
 """Pixels a side that a trunk sees: a broken file could tell any number."""
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class CorruptionNetwork(nn.Module):
@@ -33,7 +35,7 @@ class CorruptionNetwork(nn.Module):
             mode: its batch norm keeps its statistics. Where it is the classifier that the network
             is trained against, give a copy. None: four scales of two convolutions.
         layers: of the trunk, whose outputs are the features, from the finest scale to the coarsest;
-            None: found by :func:`captum_robust.nn.masking_network.find_scales`.
+            None: found by :func:`captum_robust.nn.scales.find_scales`.
         width: channels of the finest scale of the own trunk and of the way up.
         input_size: (H, W) of a probe; None: the trunk's ``input_size``, else 64.
         trunk_size: the trunk sees images whose shorter side has so many pixels, bilinearly resized;
@@ -125,22 +127,17 @@ class CorruptionNetwork(nn.Module):
         Several processes wait for the gradient of each weight that asks for one.
         """
         asking = [p for p in self.trunk.parameters() if p.requires_grad]
-        with torch.inference_mode(False), torch.enable_grad(), probed(self.trunk) as image_of:
+        with torch.inference_mode(False), torch.enable_grad(), probing(self.trunk) as image_of:
             for p in asking:
                 p.requires_grad = True
-            maps = self._features(image_of(size))
-            if len(maps) < len(self._layers) or any(
-                not isinstance(m, Tensor) or m.ndim != 4 for m in maps
-            ):
-                raise ValueError(
-                    "layers: expected layers of the trunk, each of which gives maps N×C×h×w"
-                )
+            maps = self._features(image_of(channels_of(self.trunk), *size))
+            channels = channels_of_maps(maps, self._layers, "trunk")
             sums = [m.sum() for m in maps if m.requires_grad]
             gradients = torch.autograd.grad(sums, asking, allow_unused=True) if asking else ()
         for p, gradient in zip(asking, gradients, strict=True):
             if gradient is None:
                 p.requires_grad = False
-        return tuple(int(m.shape[1]) for m in maps)
+        return channels
 
     def _size_seen(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of what the trunk sees of images of a size."""
@@ -151,14 +148,7 @@ class CorruptionNetwork(nn.Module):
 
     def _features(self, x: Tensor) -> list[Tensor]:
         size = (int(x.shape[2]), int(x.shape[3]))
-        if (seen := self._size_seen(size)) != size:
-            # The CPU has no such kernel for half precision.
-            whole = x.float() if x.dtype in _HALF else x
-            whole = F.interpolate(whole, seen, mode="bilinear", align_corners=False, antialias=True)
-            x = whole.to(x.dtype)
-        with outputs_of(self._layers) as found:
-            self.trunk(x)
-        return [found[i] for i in range(len(self._layers)) if i in found]
+        return features_of(self.trunk, self._layers, resized(x, self._size_seen(size)))[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits N×1×H×W in float32, or in the network's precision where that is higher.
@@ -176,10 +166,7 @@ class CorruptionNetwork(nn.Module):
         for block, skip in zip(self.blocks, features[-2::-1], strict=True):
             up = block(up, skip)
         logits = self.logits(up)
-        if logits.dtype in _HALF:
-            logits = logits.float()
-        size = (x.shape[2], x.shape[3])
-        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return resized(at_least_float(logits), (x.shape[2], x.shape[3]), antialias=False)
 
 
 def _own_trunk(width: int) -> nn.Sequential:

@@ -14,7 +14,7 @@ from captum_robust._checks import as_number, check_count, printable
 from captum_robust._files import read_facts, write_network
 from captum_robust.nn.corruption_network import CorruptionNetwork
 from captum_robust.nn.evidence_removal import blend
-from captum_robust.nn.masking_network import name_of
+from captum_robust.nn.scales import check_fit, name_of, shapes_of
 from captum_robust.nn.straight_through import straight_through
 from captum_robust.nn.superpixel_pooling import spread, superpixel_means
 
@@ -235,19 +235,20 @@ def load_localization_network(
             f"{shown} is for {len(facts['class_names'])} other classes than the {len(names)} of "
             "the classifier"
         )
+    does_not_fit = f"{shown} does not fit"
     # Before memory is taken for sizes that a broken file could tell.
     if trunk is None:
         with torch.device("meta"):
             own = CorruptionNetwork(width=facts["width"])
-        _check_shapes(shown, _shapes(own, "corruption."), _part(tensors, "corruption."))
+        check_fit(does_not_fit, shapes_of(own, "corruption."), _part(tensors, "corruption."))
     else:
         prefix = "corruption.trunk."
-        _check_shapes(shown, _shapes(trunk, prefix), _part(tensors, prefix))
+        check_fit(does_not_fit, shapes_of(trunk, prefix), _part(tensors, prefix))
         # Its last block has 3×3 convolutions of so many channels.
         if 9 * facts["width"] ** 2 > sum(t.numel() for t in tensors.values()):
             raise ValueError(f"{shown} does not fit: it holds too little for its width")
     prefix = "classifier."
-    _check_shapes(shown, _shapes(classifier, prefix), _part(tensors, prefix))
+    check_fit(does_not_fit, shapes_of(classifier, prefix), _part(tensors, prefix))
     if trunk is not None:
         trunk, layers = copy.deepcopy((trunk, layers))
         if layers is None:
@@ -261,7 +262,7 @@ def load_localization_network(
         fill=facts["fill"],
         n_segments=facts["n_segments"],
     )
-    _check_shapes(shown, _shapes(network, ""), tensors)
+    check_fit(does_not_fit, shapes_of(network), tensors)
     network.load_state_dict(tensors)
     like = next(classifier.parameters(), torch.empty(0))
     return network.to(like.device).eval()
@@ -274,10 +275,9 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         checked: dict[str, Any] = {
             "width": int(facts["width"]),
             "trunk": None if facts["trunk"] is None else str(facts["trunk"]),
-            # Files of before do not have these three.
-            "trunk_layers": _strings(facts.get("trunk_layers")),
-            "trunk_class_names": _strings(facts.get("trunk_class_names")),
-            "trunk_size": facts.get("trunk_size"),
+            "trunk_layers": _strings(facts["trunk_layers"]),
+            "trunk_class_names": _strings(facts["trunk_class_names"]),
+            "trunk_size": facts["trunk_size"],
             "classifier": str(facts["classifier"]),
             "class_names": _strings(facts["class_names"]),
             "input_size": None
@@ -309,21 +309,8 @@ def _layers_of(shown: str, trunk: nn.Module, names: Sequence[str] | None) -> lis
     return [found[name] for name in names]
 
 
-def _shapes(module: nn.Module, prefix: str) -> dict[str, torch.Size]:
-    return {prefix + name: t.shape for name, t in module.state_dict().items()}
-
-
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name: t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _check_shapes(shown: str, wanted: dict[str, torch.Size], tensors: dict[str, Tensor]) -> None:
-    fitting = {name for name, t in tensors.items() if t.shape == wanted.get(name)}
-    if different := sorted({*tensors, *wanted} - fitting):
-        raise ValueError(
-            f"{shown} does not fit: {printable(different[0])} is missing, of another shape, or "
-            "unknown"
-        )
 
 
 def _of_trunk(name: str | None) -> str:

@@ -18,8 +18,8 @@ from captum_robust._checks import as_number, check_count, unknown_name
 from captum_robust._contexts import seeded
 from captum_robust.metrics.functional import saliency_metric
 from captum_robust.nn import EvidenceRemoval, MaskingNetwork, blend, upsampled
+from captum_robust.nn.mask_decoder import MaskDecoder
 from captum_robust.nn.mask_objective import Objective, PaperObjective
-from captum_robust.nn.masking_network import MaskDecoder
 from captum_robust.training.image_sets import CroppedImages, LabelledImages
 from captum_robust.training.loop import (
     Batch,

@@ -153,7 +153,7 @@ def capture_objective(
         found.extend([objective, x, start])
         raise Captured
 
-    monkeypatch.setattr("captum_robust.attr.perceptual_ball.minimize", instead)
+    monkeypatch.setattr("captum_robust.attr._ball.minimize", instead)
     with pytest.raises(Captured):
         method.attribute(*args, **kwargs)
     return found
@@ -698,7 +698,7 @@ def test_the_map_tolerance_ends_the_samples_that_have_settled_and_no_other(
 ) -> None:
     # Fewer iterations must not mean fewer evaluations, or a search might be cut short.
     monkeypatch.setattr(
-        "captum_robust.attr.perceptual_ball.minimize",
+        "captum_robust.attr._ball.minimize",
         lambda *args, **options: minimize(*args, max_evaluations=1000, **options),
     )
     layers, tolerance = [net.relu2], 0.06

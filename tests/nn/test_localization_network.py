@@ -290,17 +290,6 @@ def test_a_file_of_another_trunk_is_refused(
         load_localization_network(file, classifier_of(), trunk=trunk, layers=layers)
 
 
-def test_a_file_of_before_the_trunks_layers_and_size_is_read(x: Tensor, tmp_path: Path) -> None:
-    file = tmp_path / "n.safetensors"
-    for trunk in (None, trunk_of()):
-        network = LocalizationNetwork(CorruptionNetwork(trunk, width=4), classifier_of())
-        randomize(network)
-        save_localization_network(network.eval(), file)
-        change_facts(file, {}, without=("trunk_layers", "trunk_class_names", "trunk_size"))
-        again = load_localization_network(file, classifier_of(), trunk=trunk)
-        assert torch.equal(again(x), network(x))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -23,7 +23,8 @@ from captum_robust.nn import (
     save_masking_network,
     upsampled,
 )
-from captum_robust.nn.masking_network import DecoderShape, MaskDecoder, find_scales
+from captum_robust.nn.mask_decoder import DecoderShape, MaskDecoder
+from captum_robust.nn.scales import find_scales
 
 
 class Tiny(nn.Module):
