@@ -37,19 +37,8 @@ import torch
 from torch import Tensor
 
 from captum_robust import PerceptualBallPerturbation
-<<<<<<< ours
 from captum_robust._contexts import resting
-from captum_robust.attr.perceptual_ball import BallSettings
-=======
 from captum_robust.attr import BallSettings
-from captum_robust.data import load_dataset, resize
-from captum_robust.metrics.functional import (
-    best_iou,
-    bootstrap_interval,
-    localization_error,
-    sweep_boxes,
-)
->>>>>>> theirs
 from captum_robust.models import Classifier, load_classifier
 from captum_robust.optim import minimize
 

@@ -16,25 +16,9 @@ from captum.attr import Attribution
 from captum_robust._files import checksum
 from captum_robust._processes import device_of
 from captum_robust.attacks import Attack
-<<<<<<< ours
 from captum_robust.attr import AdversarialLocalization, BallSettings, IterativeMask, RealTimeMasking
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog import methods as known
-=======
-from captum_robust.attr import BallSettings
-from captum_robust.attr.adversarial_localization import AdversarialLocalization
-from captum_robust.attr.iterative_mask import IterativeMask
-from captum_robust.attr.real_time_masking import RealTimeMasking, pretrained
-from captum_robust.catalog.methods import (
-    BALL_BLUR,
-    BALL_SETTINGS,
-    DEFENDED,
-    FINE_CAM_POWER,
-    FINE_CAM_SCALE,
-    PERTURBING,
-    WITH_PERCEPTUAL_LAYERS,
-)
->>>>>>> theirs
 from captum_robust.defenses import default_transforms
 from captum_robust.models import Classifier
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective

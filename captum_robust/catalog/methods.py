@@ -26,7 +26,6 @@ from captum_robust._checks import check, check_choice, check_type
 from captum_robust._resize import resized
 from captum_robust.attacks import Attack, ExplanationAttack
 from captum_robust.attr import (
-<<<<<<< ours
     AdversarialLocalization,
     BallSettings,
     Defended,
@@ -39,19 +38,6 @@ from captum_robust.attr import (
     TopClasses,
 )
 from captum_robust.attr.real_time_masking import pretrained
-=======
-    BallSettings,
-    Defended,
-    Guided,
-    MultiScale,
-    PerceptualBallPerturbation,
-    TopClasses,
-)
-from captum_robust.attr.adversarial_localization import AdversarialLocalization
-from captum_robust.attr.iterative_mask import IterativeMask
-from captum_robust.attr.real_time_masking import RealTimeMasking, pretrained
-from captum_robust.attr.robust_cam import RobustCAM
->>>>>>> theirs
 from captum_robust.catalog.relevance import RelevancePropagation
 from captum_robust.defenses import DefendedModel, Transform, default_transforms
 from captum_robust.metrics import functional as metrics

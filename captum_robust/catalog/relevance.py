@@ -13,15 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from captum_robust._captum import EpsilonRule, GammaRule
-<<<<<<< HEAD
 from captum_robust._checks import check
 from captum_robust._contexts import probing
 from captum_robust.models import Classifier
-=======
-from captum_robust._contexts import probing
-from captum_robust.models import Classifier
-from captum_robust.nn.scales import channels_of
->>>>>>> h-attr
 
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _WITH_RULE = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *_POOLING)
@@ -94,7 +88,6 @@ class _Chain(nn.Module):
 def _chain_of(model: Classifier) -> _Chain:
     """A copy of the layers in the order in which they run, which gives the same scores."""
     ran: list[nn.Module] = []
-<<<<<<< HEAD
 
     def record(module: nn.Module, *_: Any) -> None:
         if not any(module.children()):
@@ -106,28 +99,6 @@ def _chain_of(model: Classifier) -> _Chain:
         noise = torch.rand(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
         expected = model.module(noise)
     _check_rules(model, ran)
-=======
-    leaves = {
-        name: module for name, module in model.module.named_modules() if not any(module.children())
-    }
-    handles = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in leaves.values()]
-    try:
-        with torch.no_grad(), probing(model.module) as image_of:
-            like = image_of(channels_of(model.module), *model.input_size)
-            noise = torch.rand(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
-            expected = model.module(noise)
-    finally:
-        for handle in handles:
-            handle.remove()
-    without = {
-        f"{name} ({type(m).__name__})"
-        for name, m in leaves.items()
-        if m in ran and type(m) not in (*_WITH_RULE, *_ACTIVATIONS, *_PASSED_OVER)
-    }
-    if without:
-        shown = ", ".join(sorted(without)[:3]) + (", …" if len(without) > 3 else "")
-        raise ValueError(f"Captum's layer-wise relevance propagation has no rule for {shown}")
->>>>>>> h-attr
     layers: list[nn.Module] = []
     for module in ran:
         if type(module) in _PASSED_OVER:

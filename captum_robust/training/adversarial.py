@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from captum_robust._checks import as_number, check_count, checked_bounds, unknown_name
-from captum_robust._contexts import seeded
+from captum_robust._contexts import evaluation, seeded
 from captum_robust._files import checksum
 from captum_robust.attacks import PGD
 from captum_robust.attacks.ascent import ascend, changed
@@ -93,11 +93,23 @@ class InnerAttack:
     def _climb(self, network: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         norm = norm_of(self.norm)
         length = self.step_size or 2.5 * self.epsilon / self.steps
+<<<<<<< HEAD
         start = images
         if self.random_start:
             generator = torch.Generator().manual_seed(seed)
             n = len(images)
             start = images + norm.random_points((images,), self.epsilon, generator, n)[0]
+=======
+        change = self._random_change(images, seed)
+        with evaluation(network), torch.enable_grad():
+            for _ in range(self.steps):
+                moved = self._within(images + change).requires_grad_()
+                total = F.cross_entropy(_scores(network, moved), labels, reduction="sum")
+                (gradient,) = torch.autograd.grad(total, moved)
+                step = length * steepest((gradient,), self.norm)[0]
+                change = project((moved.detach() - images + step,), self.epsilon, self.norm)[0]
+        return self._within(images + change)
+>>>>>>> h-cli
 
         def look(x: Tensors, _: int) -> tuple[Tensors, Tensors]:
             leaf = x[0].requires_grad_()
@@ -345,25 +357,13 @@ def _check_same_classes(
         counts = []
         for m in (model, *static_models):
             like = next(m.parameters(), image)
-            with evaluation_mode(m):
+            with evaluation(m):
                 counts.append(_scores(m, image.to(like.device)).shape[1])
     for count in counts[1:]:
         if count != counts[0]:
             raise ValueError(
                 f"static_models: one has {count} classes, the model in training {counts[0]}"
             )
-
-
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode; each module's own mode is put back."""
-    training = [m for m in network.modules() if m.training]
-    try:
-        network.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _scores(network: nn.Module, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from captum_robust._checks import printable
-from captum_robust._files import read_tensors, write_tensors
+from captum_robust._files import check_same_run, read_tensors, write_tensors, write_whole
 
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
 
@@ -67,7 +67,7 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer) -> int
     return int(step)
 
 
-def check_same_run(path: Path, configuration: Mapping[str, Any]) -> bool:
+def has_begun(path: Path, configuration: Mapping[str, Any]) -> bool:
     """Whether the file holds this run's configuration; False: there is none yet.
 
     Raises:
@@ -79,32 +79,8 @@ def check_same_run(path: Path, configuration: Mapping[str, Any]) -> bool:
         there: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["configuration"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{printable(str(path))} is damaged; give another folder") from None
-    here = json.loads(json.dumps(configuration))
-    differing = [
-        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
-        for key in sorted({*there, *here})
-        if there.get(key) != here.get(key)
-    ]
-    if differing:
-        raise ValueError(
-            f"{printable(str(path.parent))} holds another run ({'; '.join(differing)}); give "
-            "another folder"
-        )
+    check_same_run(path.parent, there, configuration)
     return True
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
 
 
 class Log:
@@ -122,7 +98,7 @@ class Log:
             return
         if path.is_file():
             self.rows = [r for r in _whole_rows(path) if r["step"] <= until]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows; they are on the disk when this returns.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from captum_robust._contexts import seeded
+from captum_robust._contexts import frozen, seeded
 from captum_robust.training.loop import (
     Batch,
     TrainingResult,
@@ -21,7 +21,6 @@ from captum_robust.training.loop import (
     fit,
     training_device,
 )
-from captum_robust.training.masking import frozen
 
 
 def clean_training(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from captum_robust._checks import as_number, check_count, unknown_name
-from captum_robust._contexts import seeded
+from captum_robust._contexts import frozen, resting, seeded
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, removal_loss
 from captum_robust.nn.removal_loss import FORMS
 from captum_robust.training.clean import CheckedLabels, count_classes
@@ -29,7 +28,6 @@ from captum_robust.training.loop import (
     fit,
     training_device,
 )
-from captum_robust.training.masking import frozen
 
 _LAST_RATE = 10.0
 """Of the learning rate; the corruption network's last layer."""
@@ -405,7 +403,8 @@ def localization_training(
         "clean_share": clean_share,
         "validation": None if validation is None else len(validation.images),  # type: ignore[arg-type]
     }
-    with _only_trained(network.classifier, layers):
+    trained = {p for layer in layers for p in layer.parameters()}
+    with resting(p for p in network.classifier.parameters() if p not in trained):
         return fit(
             opponents,
             CheckedLabels(dataset, classes, superpixels),
@@ -459,17 +458,3 @@ def _check_segments(dataset: Dataset[Any], superpixels: bool, seed: int) -> None
             "superpixels: the data set has no segments; give some "
             "(captum_robust.data.superpixels), or superpixels=False"
         )
-
-
-@contextmanager
-def _only_trained(classifier: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Only the layers' weights ask for gradients; put back afterwards."""
-    trained = {id(p) for layer in layers for p in layer.parameters()}
-    resting = [p for p in classifier.parameters() if id(p) not in trained and p.requires_grad]
-    try:
-        for p in resting:
-            p.requires_grad = False
-        yield
-    finally:
-        for p in resting:
-            p.requires_grad = True

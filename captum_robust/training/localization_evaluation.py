@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from captum_robust._contexts import frozen
 from captum_robust.metrics.functional import (
     best_iou,
     gt_known_localization,
@@ -19,7 +20,6 @@ from captum_robust.metrics.functional import (
     top1_localization,
 )
 from captum_robust.nn import LocalizationNetwork
-from captum_robust.training.masking import frozen
 
 BOX_STRATEGIES = ("value", "mean", "energy")
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -23,14 +20,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from captum_robust._checks import as_number, check_count, unknown_name
-from captum_robust._contexts import seeded
-from captum_robust._files import read_tensors, write_tensors
+from captum_robust._contexts import evaluation, seeded, seeded_elsewhere
+from captum_robust._files import read_tensors, write_tensors, write_whole
 from captum_robust.training.checkpoints import (
     Log,
-    check_same_run,
+    has_begun,
     load_checkpoint,
     save_checkpoint,
-    write_text,
 )
 
 if TYPE_CHECKING:
@@ -199,7 +195,6 @@ def fit(
             nesterov=True,
             weight_decay=settings.weight_decay,
         )
-    modes = [(m, m.training) for m in network.modules()]
     described = {
         **_described(settings, accelerator),
         "data": _fingerprint(dataset, settings.seed),
@@ -212,12 +207,9 @@ def fit(
     run = _Run(network, optimizer, accelerator, settings, folder, count, progress)
     run.best, run.patience, run.observe = best, patience, observe
     resumed_from = run.open(described)
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            run.train(dataset, loss, evaluate)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with evaluation(network), flags:  # puts the modes back; a step trains in training mode
+        run.train(dataset, loss, evaluate)
     return TrainingResult(run.steps, run.log.rows, resumed_from)
 
 
@@ -260,7 +252,7 @@ class _Run:
         """Begin in the folder, or go on from its checkpoint: the number of steps done."""
         if self.out is None:
             return 0
-        is_known = check_same_run(self.out / "run.json", configuration)
+        is_known = has_begun(self.out / "run.json", configuration)
         if is_known and self._checkpoint.is_file():
             self.step = load_checkpoint(self._checkpoint, self.network, self.optimizer)
             self.saved_at = time.monotonic()
@@ -270,7 +262,7 @@ class _Run:
             if not is_known:
                 versions = {p: version(p) for p in ("captum-robust", "torch", "accelerate")}
                 run = {"configuration": dict(configuration), "versions": versions}
-                write_text(self.out / "run.json", json.dumps(run, indent=1) + "\n")
+                write_whole(self.out / "run.json", json.dumps(run, indent=1) + "\n")
             # A run that was killed before its first checkpoint begins again.
             self.log = Log(self.out / "log.jsonl", -1 if self.saved_at is None else self.step)
         return self.step
@@ -526,21 +518,8 @@ class _SeededItems(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         seed = _derived(self.seed, "item", self.epoch, index)
-        with seeded(seed, None), _seeded_elsewhere(seed):
+        with seeded(seed, None), seeded_elsewhere(seed):
             return self.dataset[index]
-
-
-@contextmanager
-def _seeded_elsewhere(seed: int) -> Iterator[None]:
-    """The global generators of Python and NumPy seeded, and put back."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
 
 
 def _derived(seed: int, *parts: object) -> int:

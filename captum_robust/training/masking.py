@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from captum_robust._checks import as_number, check_count, unknown_name
-from captum_robust._contexts import seeded
+from captum_robust._contexts import frozen, seeded
 from captum_robust.metrics.functional import saliency_metric
 from captum_robust.nn import EvidenceRemoval, MaskingNetwork, blend, upsampled
 from captum_robust.nn.mask_decoder import MaskDecoder
@@ -496,21 +495,3 @@ class Board:
         """Finish the file."""
         if self._writer is not None:
             self._writer.close()
-
-
-@contextmanager
-def frozen(*networks: nn.Module) -> Iterator[None]:
-    """The networks in evaluation mode, no weight asking for a gradient; put back afterwards."""
-    modes = [(m, m.training) for network in networks for m in network.modules()]
-    asking = [p for network in networks for p in network.parameters() if p.requires_grad]
-    try:
-        for network in networks:
-            network.eval()
-        for p in asking:
-            p.requires_grad = False
-        yield
-    finally:
-        for p in asking:
-            p.requires_grad = True
-        for m, mode in modes:
-            m.training = mode

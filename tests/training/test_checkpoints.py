@@ -10,7 +10,7 @@ from torch import nn
 
 from captum_robust.training.checkpoints import (
     Log,
-    check_same_run,
+    has_begun,
     load_checkpoint,
     save_checkpoint,
 )
@@ -99,11 +99,11 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_run_is_known_by_its_configuration(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
-    assert not check_same_run(file, {"size": (8, 8)})
+    assert not has_begun(file, {"size": (8, 8)})
     file.write_text(json.dumps({"configuration": {"size": [8, 8], "seed": 0}}))
-    assert check_same_run(file, {"size": (8, 8), "seed": 0})
+    assert has_begun(file, {"size": (8, 8), "seed": 0})
     with pytest.raises(ValueError, match=r"another run \(seed: 0 there, 1 here\)"):
-        check_same_run(file, {"size": (8, 8), "seed": 1})
+        has_begun(file, {"size": (8, 8), "seed": 1})
     file.write_text("{")
     with pytest.raises(ValueError, match=r"run\.json is damaged"):
-        check_same_run(file, {})
+        has_begun(file, {})
