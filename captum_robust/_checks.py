@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check(condition: object, message: str, error: type[Exception] = ValueError) -> None:
@@ -85,6 +85,8 @@ def check_shape(name: str, value: Any, shape: str) -> None:
         ...
     ValueError: boxes: expected M×4, got 2×3
     """
+    from torch import Tensor
+
     check_type(name, value, Tensor, f"a tensor {shape}")
     lengths: dict[str, int] = {}
     parts = shape.split("×")
@@ -119,6 +121,8 @@ def check_finite(tensor: Tensor, where: str, first_sample: int = 0) -> None:
 
     ``first_sample`` is the number of the first row in the caller's batch.
     """
+    import torch
+
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return
     # Smallest and largest pass NaN and infinity on, without a copy of the tensor.
@@ -134,6 +138,8 @@ def check_finite(tensor: Tensor, where: str, first_sample: int = 0) -> None:
 
 def check_batch(inputs: tuple[Tensor, ...]) -> int:
     """The batch size of finite, non-empty inputs; ``TypeError`` or ``ValueError`` otherwise."""
+    from torch import Tensor
+
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs: expected tensors, got {type(x).__name__} at position {i}")
@@ -145,8 +151,10 @@ def check_batch(inputs: tuple[Tensor, ...]) -> int:
 
 def check_classes(classes: Tensor, n: int, count: int) -> None:
     """Before they are indices, of which a wrong one ends all work on a GPU."""
-    if not isinstance(classes, Tensor) or classes.dtype not in (torch.int32, torch.int64):
-        got = classes.dtype if isinstance(classes, Tensor) else type(classes).__name__
+    import torch
+
+    if getattr(classes, "dtype", None) not in (torch.int32, torch.int64):
+        got = classes.dtype if isinstance(classes, torch.Tensor) else type(classes).__name__
         raise TypeError(f"classes: expected a tensor of integers, got {got}")
     if classes.shape != (n,):
         raise ValueError(

@@ -93,23 +93,11 @@ class InnerAttack:
     def _climb(self, network: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         norm = norm_of(self.norm)
         length = self.step_size or 2.5 * self.epsilon / self.steps
-<<<<<<< HEAD
         start = images
         if self.random_start:
             generator = torch.Generator().manual_seed(seed)
             n = len(images)
             start = images + norm.random_points((images,), self.epsilon, generator, n)[0]
-=======
-        change = self._random_change(images, seed)
-        with evaluation(network), torch.enable_grad():
-            for _ in range(self.steps):
-                moved = self._within(images + change).requires_grad_()
-                total = F.cross_entropy(_scores(network, moved), labels, reduction="sum")
-                (gradient,) = torch.autograd.grad(total, moved)
-                step = length * steepest((gradient,), self.norm)[0]
-                change = project((moved.detach() - images + step,), self.epsilon, self.norm)[0]
-        return self._within(images + change)
->>>>>>> h-cli
 
         def look(x: Tensors, _: int) -> tuple[Tensors, Tensors]:
             leaf = x[0].requires_grad_()
@@ -120,7 +108,7 @@ class InnerAttack:
             change = changed((x[0].detach(),), (images,), norm.steepest(gradients), length)
             return (self._within(images + norm.project(change, self.epsilon)[0]),)
 
-        with evaluation_mode(network), torch.enable_grad():
+        with evaluation(network), torch.enable_grad():
             return ascend((self._within(start),), self.steps, look, move)[0]
 
     def _within(self, images: Tensor) -> Tensor:
