@@ -229,14 +229,17 @@ def check_same_run(
         and (ignored is None or not key.startswith(f"{ignored}."))
     ]
     if differing:
-        lines = "; ".join(_difference(key, before.get(key), after.get(key)) for key in differing)
+        lines = "; ".join(
+            _difference(key, before.get(key, "(none)"), after.get(key, "(none)"))
+            for key in differing
+        )
         raise ValueError(
             f"{printable(str(folder))} holds another run ({lines}); give another folder"
         )
 
 
 def _difference(key: str, before: Any, after: Any) -> str:
-    there, here = ("(none)" if value is None else str(value) for value in (before, after))
+    there, here = str(before), str(after)
     # Of long ones the part where they begin to differ, character by character.
     start = max(0, len(os.path.commonprefix([there, here])) - 60)  # noqa: RUF071
     stop = start + 120
