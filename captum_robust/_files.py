@@ -142,16 +142,16 @@ def read_facts(
         ValueError: it is no safetensors file, a torn one, by its name a pickle, or of another kind.
     """
     path = Path(path)
-    shown = printable(str(path))
+    name = printable(str(path))
     if path.suffix in PICKLES and not any_suffix:
-        raise ValueError(f"{shown} may be a pickle, which can run code; expected .safetensors")
+        raise ValueError(f"{name} may be a pickle, which can run code; expected .safetensors")
     tensors, metadata = read_tensors(path)
     try:
         facts = json.loads(_facts_text(metadata, kind))
     except (KeyError, ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
-        raise ValueError(f"{shown} holds no {what}")
+        raise ValueError(f"{name} holds no {what}")
     return tensors, facts
 
 
