@@ -78,11 +78,11 @@ class LocalizationRecipe(Recipe):
         self.images = LabelledImages(dataset, size, fit=s.fit, classes=classes, progress=show)
         self.training, self.testing = labelled_split(self.images, s.held_out, s.seed)
         self.testing = self.testing[: s.evaluation_images]
-        self._segmented: Dataset[Any] = self.images
+        self._examples: Dataset[Any] = self.images
         if s.superpixels:
-            self._segmented = SegmentedImages(self.images, self._superpixels())
+            self._examples = SegmentedImages(self.images, self._superpixels())
         boxes = [self.images.boxes[i] for i in self.testing]
-        measured = Subset(self._segmented, self.testing)
+        measured = Subset(self._examples, self.testing)
         self.evaluation = LocalizationEvaluation(self.network, measured, boxes, s.superpixels)
 
     @property
@@ -125,7 +125,7 @@ class LocalizationRecipe(Recipe):
         s = self.settings
         result = localization_training(
             self.network,
-            self._augmented(Subset(self._segmented, self.training)),
+            self._augmented(Subset(self._examples, self.training)),
             self.loop,
             steps_of_classifier=s.steps_of_classifier,
             area=self.penalty,
