@@ -22,8 +22,9 @@ from captum_robust.training import TrainingSettings, masking_training
 from tests.attacks import test_contract as attacks
 from tests.attacks.conftest import Net
 from tests.attr import test_contract as attributions
-from tests.defenses import test_detection, test_quilting, test_transforms
+from tests.defenses import test_detection
 from tests.training import test_masking
+from tests.transforms import test_quilting, test_transforms
 
 DEVICE = "cuda"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_robust._checks import check_count, printable
-from captum_robust._files import read_tensors, write_tensors
-from captum_robust._resize import blur_matrix
+from captum_robust._checks import check, check_count, check_shape, check_type, printable
+from captum_robust._files import checksum, read_facts, write_facts
+from captum_robust._resize import blurred
 from captum_robust.transforms.patch_bank import PatchBank
 from captum_robust.transforms.transform import Transform
 
-_FORMAT = "captum-robust quilting 1"
+_KIND = "captum-robust quilting 1"
 
 
 class Quilting(Transform):
@@ -62,21 +61,18 @@ class Quilting(Transform):
         neighbors: int = 1,
         seed: int | None = 0,
     ) -> None:
-        if not isinstance(bank, Tensor) or not bank.is_floating_point():
-            got = bank.dtype if isinstance(bank, Tensor) else type(bank).__name__
-            raise TypeError(f"bank: expected a floating-point tensor M×C×p×p, got {got}")
-        if bank.ndim != 4 or bank.shape[2] != bank.shape[3] or 0 in bank.shape:
-            raise ValueError(f"bank: expected patches M×C×p×p, got {tuple(bank.shape)}")
-        if not (bank.amin() >= 0 and bank.amax() <= 1):  # NaN is neither
-            raise ValueError("bank: expected pixels in [0, 1]")
+        _check_images("bank", bank, "M×C×p×p")
+        in_range = bank.amin() >= 0 and bank.amax() <= 1  # NaN is neither
+        check(in_range, "bank: expected pixels in [0, 1]")
         whole = (bank.detach().float() * 255).round().flatten(1)
-        made = PatchBank.of(whole)
-        self._build(made, tuple(bank.shape[1:3]), overlap, seam, neighbors, seed)
+        channels, patch = bank.shape[1:3]
+        self._build(PatchBank.of(whole), channels, patch, overlap, seam, neighbors, seed)
 
     def _build(
         self,
         bank: PatchBank,
-        shape: tuple[int, ...],
+        channels: int,
+        patch: int,
         overlap: int,
         seam: bool,
         neighbors: int,
@@ -85,16 +81,16 @@ class Quilting(Transform):
         super().__init__(seed=seed)
         self._bank = bank
         # Shown with the parameters: two banks are two transforms.
-        self.bank_checksum = f"{zlib.crc32(bank.patches.contiguous().cpu().numpy().data):08x}"
-        self._channels, self.patch = shape
-        check_count("overlap", overlap, 0)
-        if overlap > self.patch // 2:
-            raise ValueError(
-                f"overlap: expected at most half of the patches' {self.patch} pixels, got {overlap}"
-            )
+        self.bank_checksum = f"{checksum([bank.patches]):08x}"
+        check_count("channels", channels, 1)
+        check_count("patch", patch, 1)
+        self._channels, self.patch = channels, patch
+        check_count("overlap", overlap)
+        most = patch // 2
+        check(overlap <= most, f"overlap: expected at most {most}, half of a patch, got {overlap}")
         check_count("neighbors", neighbors, 1)
-        if neighbors > len(bank):
-            raise ValueError(f"neighbors: the bank has {len(bank)} patches, got {neighbors}")
+        most = len(bank)
+        check(neighbors <= most, f"neighbors: expected at most {most}, the bank, got {neighbors}")
         self.overlap = overlap
         self.seam = bool(seam)
         self.neighbors = neighbors
@@ -112,7 +108,7 @@ class Quilting(Transform):
         neighbors: int = 1,
         seed: int = 0,
     ) -> Quilting:
-        """With a bank of patches from random places of images, about as many from each.
+        """The transform whose bank is drawn at random places of images, as many from each.
 
         The published bank has 1,000,000 patches of 20,000 training images.
 
@@ -131,7 +127,7 @@ class Quilting(Transform):
         """
         check_count("patches", patches, 1)
         check_count("patch", patch, 1)
-        check_count("seed", seed, 0)
+        check_count("seed", seed)
         generator = torch.Generator().manual_seed(seed)
         count, image_of = _source(images)
         # So many from each image; what is left over goes to a random choice of them.
@@ -140,11 +136,11 @@ class Quilting(Transform):
         bank = []
         for i in shares.nonzero()[:, 0].tolist():
             name, image = image_of(i)
-            if min(image.shape[1:]) < patch:
-                raise ValueError(
-                    f"images: {name} of {image.shape[1]}×{image.shape[2]} pixels is smaller than "
-                    f"a patch of {patch}×{patch}"
-                )
+            size = "×".join(map(str, image.shape[1:]))
+            fits = min(image.shape[1:]) >= patch
+            check(
+                fits, f"images: {name} of {size} pixels is smaller than a patch of {patch}×{patch}"
+            )
             bank.append(_patches_of(image, patch, int(shares[i]), generator))
         return cls(torch.cat(bank), overlap, seam=seam, neighbors=neighbors, seed=seed)
 
@@ -155,16 +151,14 @@ class Quilting(Transform):
             OSError: it cannot be written.
         """
         settings = {
-            "format": _FORMAT,
             "channels": self._channels,
             "patch": self.patch,
             "overlap": self.overlap,
-            "seam": int(self.seam),
+            "seam": self.seam,
             "neighbors": self.neighbors,
-            "seed": "" if self.seed is None else self.seed,
+            "seed": self.seed,
         }
-        metadata = {name: str(value) for name, value in settings.items()}
-        write_tensors(Path(path), vars(self._bank), metadata)
+        write_facts(path, vars(self._bank), _KIND, settings)
 
     @classmethod
     def load(cls, path: str | Path) -> Quilting:
@@ -174,27 +168,15 @@ class Quilting(Transform):
             FileNotFoundError: no such file.
             ValueError: the file holds something else.
         """
-        tensors, metadata = read_tensors(Path(path))
-        where = printable(str(path))
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(f"{where} holds no quilting ({metadata.get('format')!r})")
+        tensors, settings = read_facts(path, _KIND, "quilting")
+        quilting = cls.__new__(cls)
         try:
-            bank = PatchBank(**tensors).checked()
-            shape = int(metadata["channels"]), int(metadata["patch"])
-            if bank.patches.shape[2] != shape[0] * shape[1] ** 2:
-                raise ValueError(f"patches of {bank.patches.shape[2]} values, not C×p×p")
-            made = cls.__new__(cls)
-            made._build(
-                bank,
-                shape,
-                int(metadata["overlap"]),
-                metadata["seam"] == "1",
-                int(metadata["neighbors"]),
-                int(metadata["seed"]) if metadata["seed"] else None,
-            )
+            bank = PatchBank(**tensors).checked(settings["channels"] * settings["patch"] ** 2)
+            quilting._build(bank, **settings)
         except (KeyError, TypeError, ValueError) as error:
+            where = printable(str(path))
             raise ValueError(f"{where} holds no quilting that can be used ({error})") from None
-        return made
+        return quilting
 
     @property
     def bank(self) -> Tensor:
@@ -204,10 +186,8 @@ class Quilting(Transform):
 
     def _check(self, x: Tensor) -> None:
         super()._check(x)
-        if x.shape[1] != self._channels:
-            raise ValueError(
-                f"inputs: expected {self._channels} channels, as the bank has, got {x.shape[1]}"
-            )
+        own, got = self._channels, x.shape[1]
+        check(got == own, f"inputs: expected {own} channels, as the bank has, got {got}")
 
     def _apply(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -228,8 +208,7 @@ class Quilting(Transform):
         return sewn[:, :, :height, :width]
 
     def _surrogate(self, x: Tensor) -> Tensor:
-        rows, columns = (blur_matrix(n, self.patch / 5).to(x) for n in x.shape[2:])
-        return (rows @ x @ columns.T).clamp(0, 1)
+        return blurred(x, self.patch / 5).clamp(0, 1)
 
     def _chosen(self, nearest: Tensor) -> Tensor:
         """One of the neighbours N×rows×columns×k×d of each place, the same for all images."""
@@ -241,25 +220,25 @@ class Quilting(Transform):
         return nearest[:, row, torch.arange(columns, device=nearest.device), draw]
 
 
+def _check_images(name: str, images: Any, shape: str) -> None:
+    check_shape(name, images, shape)
+    got = images.dtype
+    check(images.is_floating_point(), f"{name}: expected floating point, got {got}", TypeError)
+    check(images.numel(), f"{name}: expected {shape} with pixels, got {tuple(images.shape)}")
+
+
 def _source(images: Any) -> tuple[int, Callable[[int], tuple[str, Tensor]]]:
     """How many images there are, and a function from a number to a name and an image C×H×W."""
     if isinstance(images, Tensor):
-        if images.ndim != 4 or images.numel() == 0:
-            raise ValueError(f"images: expected N×C×H×W, got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise TypeError(f"images: expected floating point, got {images.dtype}")
+        _check_images("images", images, "N×C×H×W")
         return len(images), lambda i: (f"number {i}", images[i])
-    if not isinstance(images, (str, Path)):
-        kind = type(images).__name__
-        raise TypeError(f"images: expected a tensor N×C×H×W or a folder, got {kind}")
+    check_type("images", images, (str, Path), "a tensor N×C×H×W or a folder")
     from captum_robust.data.images import list_images, load_image
 
-    root = Path(images)
-    if not root.is_dir():
-        raise FileNotFoundError(f"images: no folder {printable(str(images))}")
+    root, where = Path(images), printable(str(images))
+    check(root.is_dir(), f"images: no folder {where}", FileNotFoundError)
     files = list(list_images(root).items())
-    if not files:
-        raise ValueError(f"images: no image files in {printable(str(images))}")
+    check(files, f"images: no image files in {where}")
     return len(files), lambda i: (files[i][0], load_image(files[i][1]))
 
 
@@ -274,7 +253,7 @@ def _patches_of(image: Tensor, patch: int, count: int, generator: torch.Generato
 
 
 def _laid(patches: Tensor, overlap: int) -> Tensor:
-    """Patches N×rows×columns×C×p×p, each over those before it, as images N×C×H×W."""
+    """Lay patches N×rows×columns×C×p×p, each over those before it: images N×C×H×W."""
     p = patches.shape[-1]
     step = p - overlap
     # For each line of pixels the last patch on it, and the line's place in that patch.
@@ -288,7 +267,7 @@ def _laid(patches: Tensor, overlap: int) -> Tensor:
 
 
 def _sewn(patches: Tensor, overlap: int) -> Tensor:
-    """As :func:`_laid`, each patch cut along the paths where it differs least from those before.
+    """Sew patches as :func:`_laid` lays them, each cut where it differs least from those before.
 
     A patch meets those to its left, above it, and above it to either side. Patch (i, j) comes in
     step 2·i + j, where all of these are in their place, with all others of that step.

@@ -10,7 +10,7 @@ from skimage.restoration import denoise_tv_bregman, denoise_tv_chambolle
 from torch import Tensor
 
 from captum_robust.defenses import PRESETS, TotalVariation
-from tests.defenses.test_transforms import drawn
+from tests.transforms.test_transforms import drawn
 
 
 def objective(z: Tensor, x: Tensor, mask: Tensor, weight: float) -> Tensor:
