@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_robust._checks import check
+
 TENSORS = ("reference", "scale", "support_vectors", "dual_coefficients")
 
 
@@ -36,7 +38,7 @@ class SupportVectorMachine:
         penalty: float,
         gamma: float | None,
     ) -> SupportVectorMachine:
-        """The one that tells activations N×D from M×D; the two kinds weigh alike."""
+        """Fit a machine that tells activations N×D from M×D; the two kinds weigh alike."""
         deviation, mean = torch.std_mean(clean, dim=0, correction=0)
         # An activation that never changes carries nothing, and must not be divided by zero.
         scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
@@ -51,10 +53,7 @@ class SupportVectorMachine:
         )
         codes = torch.cat([machine.codes(clean), machine.codes(attacked)])
         variance = float(codes.double().var(correction=0))
-        if variance == 0:
-            raise ValueError(
-                "layers: their activations are the same for all images; choose other layers"
-            )
+        check(variance, "layers: their activations are the same for all images; choose others")
         gamma = 1 / (codes.shape[1] * variance) if gamma is None else gamma
         is_attacked = torch.arange(len(codes)) >= len(clean)
         svm = support_vector_classifier()(C=penalty, gamma=gamma, class_weight="balanced")
@@ -72,12 +71,13 @@ class SupportVectorMachine:
         return self.score_of_codes(self.codes(activations))
 
     def codes(self, activations: Tensor, temperature: float | None = None) -> Tensor:
-        """With a temperature, their gradient is that of a sum of sigmoids."""
-        if activations.shape[1] != len(self.scale):
-            raise ValueError(
-                f"inputs: they give {activations.shape[1]} activations, the detector was fitted on "
-                f"{len(self.scale)}; give images of the size that it was fitted on"
-            )
+        """Quantise activations; with a temperature the gradient is that of a sum of sigmoids."""
+        got, own = activations.shape[1], len(self.scale)
+        check(
+            got == own,
+            f"inputs: they give {got} activations, the detector was fitted on {own}; give images "
+            "of the size that it was fitted on",
+        )
         if not self.quantised:
             return (activations - self.reference) / self.scale
         # Level by level: all at once would take bins times the memory.
@@ -135,7 +135,7 @@ def support_vector_classifier() -> Any:
 
 
 def _levels(activations: Tensor, bins: int) -> Tensor:
-    """(bins - 1)×D, between which lie equal shares of N×D activations."""
+    """The thresholds (bins - 1)×D between which lie equal shares of N×D activations."""
     n = len(activations)
     ordered = activations.sort(dim=0).values
     # Midway between two, so that no image lies on a threshold.

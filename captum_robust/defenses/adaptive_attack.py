@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_robust._checks import check_batch, check_count
+from captum_robust._checks import check, check_batch, check_callable, check_count, check_type
 from captum_robust._scores import arguments_of, model_scores, one_row_a_sample
 from captum_robust.attacks import (
     Attack,
@@ -69,18 +69,15 @@ class DefendedModel(nn.Module):
         transforms_per_eval: int | None = None,
     ) -> None:
         super().__init__()
-        if not callable(model):
-            raise TypeError(f"model: expected a model or a function, got {type(model).__name__}")
+        check_callable("model", model)
         check_count("samples", samples, 1)
-        check_count("seed", seed, 0)
-        if transforms_per_eval is not None:
-            check_count("transforms_per_eval", transforms_per_eval, 1)
-        if samples > 1 and not redraw:
-            raise ValueError("samples: without redraw every draw is the same")
+        check_count("seed", seed)
+        check_count("transforms_per_eval", transforms_per_eval, 1, optional=True)
+        check(redraw or samples == 1, "samples: without redraw every draw is the same")
         self.model = model
         self.transforms = as_transforms(transforms)
-        if redraw and not any(t.draws for t in self.transforms):
-            raise ValueError("redraw: none of the transforms draws")
+        draws = any(t.draws for t in self.transforms)
+        check(draws or not redraw, "redraw: none of the transforms draws")
         self.redraw = redraw
         self.samples = samples
         self.transforms_per_eval = transforms_per_eval
@@ -174,17 +171,14 @@ def adaptive_attack(
       (model): Flatten(start_dim=1, end_dim=-1)
     )
     """
-    if not isinstance(attack, Attack):
-        raise TypeError(
-            f"attack: expected a captum_robust.attacks.Attack, got {type(attack).__name__}"
-        )
-    if not can_adapt(attack):
-        raise ValueError(
-            f"attack: {type(attack).__name__} is made of more than the model that it attacks; "
-            "make one of a DefendedModel, or of a Defended attribution"
-        )
-    made = copy.copy(attack)
-    made.forward_func = DefendedModel(
+    check_type("attack", attack, Attack, "a captum_robust.attacks.Attack")
+    check(
+        can_adapt(attack),
+        f"attack: {type(attack).__name__} is made of more than the model that it attacks; make "
+        "one of a DefendedModel, or of a Defended attribution",
+    )
+    adapted = copy.copy(attack)
+    adapted.forward_func = DefendedModel(
         attack.forward_func,
         transforms,
         redraw=redraw,
@@ -192,7 +186,7 @@ def adaptive_attack(
         seed=seed,
         transforms_per_eval=transforms_per_eval,
     )
-    return made
+    return adapted
 
 
 def can_adapt(attack: Any) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_robust._checks import as_number, check_count
+from captum_robust._checks import check, check_count, check_number, check_type
 
 _CHUNK = 1 << 22
 """Numbers held at a time while resampling."""
@@ -66,16 +66,14 @@ class ROC:
         (0.75, inf)
         """
         for name, scores in (("clean_scores", clean_scores), ("attacked_scores", attacked_scores)):
-            if not isinstance(scores, Tensor):
-                raise TypeError(f"{name}: expected a tensor, got {type(scores).__name__}")
-            if scores.ndim != 1 or len(scores) == 0:
-                raise ValueError(f"{name}: expected one a sample, got {tuple(scores.shape)}")
-            if scores.isnan().any():
-                raise ValueError(f"{name}: NaN for sample {int(scores.isnan().nonzero()[0])}")
-        if not 0 < as_number(level) < 1:
-            raise ValueError(f"level: expected a number in (0, 1), got {level!r}")
+            check_type(name, scores, Tensor, "a tensor")
+            is_list = scores.ndim == 1 and len(scores) > 0
+            check(is_list, f"{name}: expected one a sample, got {tuple(scores.shape)}")
+            missing = scores.isnan().nonzero().flatten().tolist()
+            check(not missing, f"{name}: expected numbers, got NaN for samples {missing[:3]}")
+        check_number("level", level, 0, 1, open_low=True, open_high=True)
         check_count("resamples", resamples, 1)
-        check_count("seed", seed, 0)
+        check_count("seed", seed)
         clean, attacked = clean_scores.detach().cpu(), attacked_scores.detach().cpu()
         precise = torch.promote_types(clean.dtype, attacked.dtype)
         both = torch.cat([clean.to(precise), attacked.to(precise)])
@@ -117,11 +115,11 @@ def _resampled_areas(
 ) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     chunk = max(1, _CHUNK // (values + len(clean) + len(attacked)))
-    found = []
+    areas = []
     for done in range(0, resamples, chunk):
         size = min(chunk, resamples - done)
         drawn = [
             p[torch.randint(len(p), (size, len(p)), generator=generator)] for p in (clean, attacked)
         ]
-        found.append(_areas(drawn[0], drawn[1], values))
-    return torch.cat(found)
+        areas.append(_areas(drawn[0], drawn[1], values))
+    return torch.cat(areas)
