@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check
+from captum_robust._checks import check, check_shape
 
 TENSORS = ("reference", "scale", "support_vectors", "dual_coefficients")
 
@@ -105,22 +105,21 @@ class SupportVectorMachine:
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in TENSORS}
 
-    def problem(self, bins: int | None) -> str | None:
-        """What keeps tensors of a file from being a machine."""
+    def checked(self, bins: int | None) -> SupportVectorMachine:
+        """Return this machine.
+
+        Raises:
+            ValueError: the tensors of a file do not make one for so many levels.
+        """
         d, s = len(self.scale), len(self.dual_coefficients)
-        expected = {
-            "reference": (1 if bins is None else bins - 1, d),
-            "scale": (d,),
-            "support_vectors": (s, d),
-            "dual_coefficients": (s,),
-        }
-        for name, shape in expected.items():
+        levels = 1 if bins is None else bins - 1
+        shapes = zip(TENSORS, (f"{levels}×{d}", f"{d}", f"{s}×{d}", f"{s}"), strict=True)
+        for name, shape in shapes:
             t: Tensor = getattr(self, name)
-            if t.shape != shape or t.dtype != torch.float32:
-                return f"{name} is {tuple(t.shape)}, {t.dtype}, not {shape}, torch.float32"
-            if not t.isfinite().all():
-                return f"{name} is not finite"
-        return None
+            check_shape(name, t, shape)
+            check(t.dtype == torch.float32, f"{name}: expected torch.float32, got {t.dtype}")
+            check(t.isfinite().all(), f"{name}: expected finite numbers")
+        return self
 
 
 def support_vector_classifier() -> Any:

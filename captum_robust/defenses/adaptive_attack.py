@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -93,26 +94,22 @@ class DefendedModel(nn.Module):
         """
         n = check_batch((x,))
         has_graph = torch.is_grad_enabled() and x.requires_grad
+        run: Callable[..., Tensor] = self._weighted_scores
+        if has_graph and self.transforms_per_eval is not None:
+            run = partial(checkpoint, run, use_reentrant=False)
         groups: dict[tuple[int, ...], list[tuple[Tensor, float]]] = {}
         for transform, weight in self._weighted():
             # A copy: a transform of the user's may write to what it is given.
             image = backward_differentiable(transform, x) if has_graph else transform(x.clone())
             groups.setdefault(tuple(image.shape[1:]), []).append((image, weight))
-        total: Tensor | None = None
+        parts = []
         for same in groups.values():
             most = self.transforms_per_eval or len(same)
             for i in range(0, len(same), most):
                 images, weights = zip(*same[i : i + most], strict=True)
                 passed = arguments_of(arguments, list(range(n)) * len(images), n)
-                if has_graph and self.transforms_per_eval is not None:
-                    scores = checkpoint(
-                        self._weighted_scores, weights, passed, n, *images, use_reentrant=False
-                    )
-                else:
-                    scores = self._weighted_scores(weights, passed, n, *images)
-                total = scores if total is None else total + scores
-        assert total is not None
-        return total / len(self.transforms)
+                parts.append(run(weights, passed, n, *images))
+        return sum(parts[1:], parts[0]) / len(self.transforms)
 
     def _weighted_scores(
         self, weights: Sequence[float], arguments: Any, n: int, *images: Tensor
@@ -126,16 +123,14 @@ class DefendedModel(nn.Module):
 
     def _weighted(self) -> list[tuple[Transform, float]]:
         """The transforms of one call; the weights of all add up to their number."""
-        if not self.redraw:
-            return [(t, 1.0) for t in self.transforms]
-        drawn: list[tuple[Transform, float]] = []
+        weighted: list[tuple[Transform, float]] = []
         for transform in self.transforms:
-            if not transform.draws:
-                drawn.append((transform, 1.0))
-                continue
-            seeds = torch.randint(_SEEDS, (self.samples,), generator=self._generator)
-            drawn += [(transform.with_seed(s), 1 / self.samples) for s in seeds.tolist()]
-        return drawn
+            if self.redraw and transform.draws:
+                seeds = torch.randint(_SEEDS, (self.samples,), generator=self._generator)
+                weighted += [(transform.with_seed(s), 1 / self.samples) for s in seeds.tolist()]
+            else:
+                weighted.append((transform, 1.0))
+        return weighted
 
 
 def adaptive_attack(

@@ -36,6 +36,7 @@ Images = Tensor | Iterable[Any]
 """Images N×…, or batches of them, or of tuples that begin with them, such as (images, labels)."""
 
 _KIND = "captum_robust.SafetyNet"
+_SETTINGS = ("bins", "summary", "penalty", "gamma")
 _FOLDS = 5
 
 
@@ -155,8 +156,8 @@ class SafetyNet:
                 f"attacked: all images are made of number {fold}, {fold + _FOLDS}, … of the clean "
                 "ones; give some that are made of others",
             )
-            machine = self._fitted(of_clean[fold_of_clean != fold], others)
-            held_out[fold_of_clean == fold] = machine.score(of_clean[fold_of_clean == fold])
+            out = fold_of_clean == fold
+            held_out[out] = self._fitted(of_clean[~out], others).score(of_clean[out])
         self._machine = self._fitted(of_clean, of_attacked)
         self.threshold = _quantile(held_out, false_positive_rate)
         return self
@@ -214,9 +215,8 @@ class SafetyNet:
             RuntimeError: nothing is fitted yet.
             ValueError, TypeError: no images of one kind; as for :meth:`score`.
         """
-        return ROC.of(
-            self._all_scores(clean, "clean"), self._all_scores(attacked, "attacked"), **options
-        )
+        scores = self._all_scores(clean, "clean"), self._all_scores(attacked, "attacked")
+        return ROC.of(*scores, **options)
 
     def surrogate(self, x: Tensor, temperature: float = 0.25) -> tuple[Any, Tensor]:
         """The model's output and the N scores, with a gradient, for who attacks both at once.
@@ -250,12 +250,8 @@ class SafetyNet:
             OSError: the file cannot be written.
         """
         machine = self._fitted_machine()
-        facts = {
+        facts = {name: getattr(self, name) for name in _SETTINGS} | {
             "layers": self.layer_names,
-            "bins": self.bins,
-            "summary": self.summary,
-            "penalty": self.penalty,
-            "gamma": self.gamma,
             "threshold": self.threshold,
             "machine": {"gamma": machine.gamma, "intercept": machine.intercept},
         }
@@ -283,9 +279,19 @@ class SafetyNet:
             ValueError: the file is not safetensors, or holds no detector; or its layers have no
                 names, or such as ``model`` does not have, and none are given.
         """
-        machine, settings, names, threshold = _read(path)
+        tensors, facts = read_facts(path, _KIND, "SafetyNet")
+        where = printable(str(path))
+        try:
+            parts: dict[str, Any] = {name: tensors[name] for name in TENSORS}
+            parts |= {name: float(facts["machine"][name]) for name in ("gamma", "intercept")}
+            machine = SupportVectorMachine(**parts, quantised=facts["bins"] is not None)
+            machine = machine.checked(facts["bins"])
+            settings = {name: facts[name] for name in _SETTINGS}
+            names, threshold = list(facts["layers"]), float(facts["threshold"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{where} holds no SafetyNet that can be used ({error!r})") from None
         is_named = layers is not None or None not in names
-        check(is_named, f"layers: {printable(str(path))} does not name them; give the modules")
+        check(is_named, f"layers: {where} does not name them; give the modules")
         given: Any = names if layers is None else layers
         detector = cls(model, given, **settings, batch_size=batch_size)
         detector._machine, detector.threshold = machine, threshold
@@ -293,9 +299,7 @@ class SafetyNet:
 
     def _fitted_machine(self) -> SupportVectorMachine:
         if self._machine is None:
-            raise RuntimeError(
-                "the detector is not fitted yet: call fit(clean, attacked), or SafetyNet.load(…)"
-            )
+            raise RuntimeError("not fitted yet: call fit(clean, attacked), or SafetyNet.load(…)")
         return self._machine
 
     @torch.inference_mode(False)
@@ -338,10 +342,8 @@ class SafetyNet:
         return SupportVectorMachine.fitted(clean, attacked, self.bins, self.penalty, self.gamma)
 
     def __repr__(self) -> str:
-        layers = [
-            type(m).__name__ if n is None else n
-            for m, n in zip(self.layers, self.layer_names, strict=True)
-        ]
+        named = zip(self.layers, self.layer_names, strict=True)
+        layers = [type(module).__name__ if name is None else name for module, name in named]
         return (
             f"SafetyNet(layers={layers}, bins={self.bins}, summary={self.summary!r}, "
             f"penalty={self.penalty:g}, threshold={self.threshold})"
@@ -371,24 +373,3 @@ def _checked_sources(sources: Tensor | Sequence[int] | None, m: int, n: int) -> 
 
 def _check_rate(rate: float) -> None:
     check_number("false_positive_rate", rate, 0, 1, open_low=True, open_high=True)
-
-
-def _read(
-    path: str | Path,
-) -> tuple[SupportVectorMachine, dict[str, Any], list[str | None], float]:
-    """Read the machine, the settings, the names of the layers and the threshold of a detector."""
-    tensors, facts = read_facts(path, _KIND, "SafetyNet")
-    problem: str | None
-    try:
-        parts: dict[str, Any] = {name: tensors[name] for name in TENSORS}
-        parts |= {name: float(facts["machine"][name]) for name in ("gamma", "intercept")}
-        machine = SupportVectorMachine(**parts, quantised=facts["bins"] is not None)
-        settings = {name: facts[name] for name in ("bins", "summary", "penalty", "gamma")}
-        names, threshold = list(facts["layers"]), float(facts["threshold"])
-        problem = machine.problem(facts["bins"])
-    except KeyError as error:
-        problem = f"no {error}"
-    except (TypeError, ValueError) as error:
-        problem = str(error)
-    check(problem is None, f"{printable(str(path))} holds no SafetyNet: {problem}")
-    return machine, settings, names, threshold

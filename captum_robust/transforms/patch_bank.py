@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check
+from captum_robust._checks import check, check_count
 
 _LEAF = 256
 """A leaf of the tree has at most so many patches."""
@@ -40,12 +42,14 @@ class PatchBank:
     lowest: Tensor
     """L×c, float32: corners of the boxes."""
     highest: Tensor
+    shape: tuple[int, ...]
+    """A patch's, such as C×p×p."""
 
     @classmethod
     @torch.no_grad()
     def of(cls, patches: Tensor) -> PatchBank:
-        """Build the bank of n×d patches, whole numbers from 0 to 255."""
-        values = patches.float()
+        """Build the bank of patches n×…, whole numbers from 0 to 255."""
+        values = patches.flatten(1).float()
         mean = values.mean(dim=0)
         # Coarser components, as autocast makes them, would not bound the distances.
         with torch.autocast(values.device.type, enabled=False):
@@ -62,26 +66,29 @@ class PatchBank:
             order = along[..., 0].argsort(dim=1, stable=True)
             leaves = leaves.gather(1, order).reshape(2 * len(leaves), -1)
         corners = _coordinates(components)[leaves]
-        return cls(patches.to(torch.uint8)[leaves], mean, basis, corners.amin(1), corners.amax(1))
+        held = values.to(torch.uint8)[leaves]
+        return cls(held, mean, basis, corners.amin(1), corners.amax(1), tuple(patches.shape[1:]))
 
-    def checked(self, length: int) -> PatchBank:
+    def checked(self) -> PatchBank:
         """Return this bank.
 
         Raises:
-            ValueError: the tensors do not fit together, or are not of patches of such a length.
+            ValueError: the tensors and the shape do not fit together.
         """
+        for length in self.shape:
+            check_count("shape", length, 1)
         leaves, _, d = self.patches.shape if self.patches.ndim == 3 else (0, 0, 0)
         corners = (leaves, min(d, _COORDINATES) + 1)
         fit = (
             leaves > 0
-            and d == length
+            and d == math.prod(self.shape)
             and self.patches.dtype == torch.uint8
             and self.mean.shape == (d,)
             and self.basis.shape == (d, d)
             and self.lowest.shape == self.highest.shape == corners
         )
-        shapes = {f.name: tuple(getattr(self, f.name).shape) for f in fields(self)}
-        check(fit, f"no bank of patches of {length} values: {shapes}")
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        check(fit, f"no bank of patches {self.shape}: {shapes}")
         return self
 
     def __len__(self) -> int:
@@ -91,7 +98,12 @@ class PatchBank:
         """The bank on another device."""
         if self.patches.device == device:
             return self
-        return PatchBank(*(getattr(self, f.name).to(device) for f in fields(self)))
+        moved: dict[str, Any] = {name: t.to(device) for name, t in self.tensors().items()}
+        return replace(self, **moved)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the shape, by name."""
+        return {name: value for name, value in vars(self).items() if name != "shape"}
 
     def nearest(self, queries: Tensor, k: int = 1) -> Tensor:
         """The ``k`` nearest patches (q×k×d, uint8) of patches q×d, nearest first.

@@ -40,7 +40,7 @@ class Quilting(Transform):
     identity of Athalye et al. (https://arxiv.org/abs/1802.00420).
 
     Args:
-        bank: M×C×p×p patches with pixels in [0, 1]; they are rounded to 8 bits.
+        bank: M×C×p×p patches with pixels in [0, 1]; they are rounded to 8 bits. Or a bank of such.
         overlap: of neighbouring patches in pixels, at most p/2.
         seam: cut along the path of least difference. False: the later patch on top.
         neighbors: draw each patch from so many nearest; 1 draws nothing.
@@ -54,42 +54,28 @@ class Quilting(Transform):
 
     def __init__(
         self,
-        bank: Tensor,
+        bank: Tensor | PatchBank,
         overlap: int = 2,
         *,
         seam: bool = True,
         neighbors: int = 1,
         seed: int | None = 0,
     ) -> None:
-        _check_images("bank", bank, "M×C×p×p")
-        in_range = bank.amin() >= 0 and bank.amax() <= 1  # NaN is neither
-        check(in_range, "bank: expected pixels in [0, 1]")
-        whole = (bank.detach().float() * 255).round().flatten(1)
-        channels, patch = bank.shape[1:3]
-        self._build(PatchBank.of(whole), channels, patch, overlap, seam, neighbors, seed)
-
-    def _build(
-        self,
-        bank: PatchBank,
-        channels: int,
-        patch: int,
-        overlap: int,
-        seam: bool,
-        neighbors: int,
-        seed: int | None,
-    ) -> None:
         super().__init__(seed=seed)
+        if not isinstance(bank, PatchBank):
+            _check_images("bank", bank, "M×C×p×p")
+            in_range = bank.amin() >= 0 and bank.amax() <= 1  # NaN is neither
+            check(in_range, "bank: expected pixels in [0, 1]")
+            bank = PatchBank.of((bank.detach().float() * 255).round())
         self._bank = bank
         # Shown with the parameters: two banks are two transforms.
         self.bank_checksum = f"{checksum([bank.patches]):08x}"
-        check_count("channels", channels, 1)
-        check_count("patch", patch, 1)
-        self._channels, self.patch = channels, patch
+        self.patch = bank.shape[-1]
+        most = self.patch // 2
         check_count("overlap", overlap)
-        most = patch // 2
         check(overlap <= most, f"overlap: expected at most {most}, half of a patch, got {overlap}")
-        check_count("neighbors", neighbors, 1)
         most = len(bank)
+        check_count("neighbors", neighbors, 1)
         check(neighbors <= most, f"neighbors: expected at most {most}, the bank, got {neighbors}")
         self.overlap = overlap
         self.seam = bool(seam)
@@ -151,14 +137,14 @@ class Quilting(Transform):
             OSError: it cannot be written.
         """
         settings = {
-            "channels": self._channels,
+            "channels": self._bank.shape[0],
             "patch": self.patch,
             "overlap": self.overlap,
             "seam": self.seam,
             "neighbors": self.neighbors,
             "seed": self.seed,
         }
-        write_facts(path, vars(self._bank), _KIND, settings)
+        write_facts(path, self._bank.tensors(), _KIND, settings)
 
     @classmethod
     def load(cls, path: str | Path) -> Quilting:
@@ -169,40 +155,36 @@ class Quilting(Transform):
             ValueError: the file holds something else.
         """
         tensors, settings = read_facts(path, _KIND, "quilting")
-        quilting = cls.__new__(cls)
         try:
-            bank = PatchBank(**tensors).checked(settings["channels"] * settings["patch"] ** 2)
-            quilting._build(bank, **settings)
+            channels, patch = settings.pop("channels"), settings.pop("patch")
+            bank = PatchBank(**tensors, shape=(channels, patch, patch))
+            return cls(bank.checked(), **settings)
         except (KeyError, TypeError, ValueError) as error:
             where = printable(str(path))
-            raise ValueError(f"{where} holds no quilting that can be used ({error})") from None
-        return quilting
+            raise ValueError(f"{where} holds no quilting that can be used ({error!r})") from None
 
     @property
     def bank(self) -> Tensor:
         """M×C×p×p, the patches in [0, 1]. A few may appear twice."""
         values = self._bank.patches.flatten(0, 1).float() / 255
-        return values.reshape(-1, self._channels, self.patch, self.patch)
+        return values.reshape(-1, *self._bank.shape)
 
     def _check(self, x: Tensor) -> None:
         super()._check(x)
-        own, got = self._channels, x.shape[1]
+        own, got = self._bank.shape[0], x.shape[1]
         check(got == own, f"inputs: expected {own} channels, as the bank has, got {got}")
 
     def _apply(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         step, p = self.patch - self.overlap, self.patch
         # To the right and below, the border is repeated until the last patch fits.
-        extra = [-(-max(n - p, 0) // step) * step + p - n for n in (width, height)]
-        pixels = (x.float() * 255).round()
-        pixels = F.pad(pixels, (0, extra[0], 0, extra[1]), mode="replicate")
-        # N×C×rows×columns×p×p
-        windows = pixels.unfold(2, p, step).unfold(3, p, step)
+        right, below = (-(-max(n - p, 0) // step) * step + p - n for n in (width, height))
+        pixels = F.pad((x.float() * 255).round(), (0, right, 0, below), mode="replicate")
+        windows = pixels.unfold(2, p, step).unfold(3, p, step)  # N×C×rows×columns×p×p
         windows = windows.permute(0, 2, 3, 1, 4, 5)
-        n, rows, columns = windows.shape[:3]
-        queries = windows.reshape(-1, windows[0, 0, 0].numel())
-        nearest = self._bank.to(x.device).nearest(queries, self.neighbors)
-        nearest = nearest.reshape(n, rows, columns, self.neighbors, -1)
+        bank = self._bank.to(x.device)
+        nearest = bank.nearest(windows.flatten(0, 2).flatten(1), self.neighbors)
+        nearest = nearest.reshape(*windows.shape[:3], self.neighbors, -1)
         chosen = self._chosen(nearest).reshape(windows.shape).float() / 255
         sewn = _sewn(chosen, self.overlap) if self.seam else _laid(chosen, self.overlap)
         return sewn[:, :, :height, :width]

@@ -274,10 +274,14 @@ def test_a_file_that_holds_no_detector_says_so(fitted: SafetyNet, net: Net, tmp_
         "machine": {"gamma": 0.1, "intercept": 0},
     }
     for change, text, message in [
-        ({"scale": torch.ones(3)}, json.dumps(facts), r"reference is \(3, 11\)"),
-        ({"scale": torch.full((11,), torch.nan)}, json.dumps(facts), "scale is not finite"),
-        ({}, json.dumps(facts | {"bins": 3}), r"reference is \(3, 11\)"),
-        ({}, "{}", "no 'machine'"),
+        ({"scale": torch.ones(3)}, json.dumps(facts), r"reference: expected 3×3, got 3×11"),
+        (
+            {"scale": torch.full((11,), torch.nan)},
+            json.dumps(facts),
+            "scale: expected finite numbers",
+        ),
+        ({}, json.dumps(facts | {"bins": 3}), "reference: expected 2×11, got 3×11"),
+        ({}, "{}", "can be used .*machine"),
         ({}, "[]", "holds no SafetyNet"),
         ({}, "nothing", "holds no SafetyNet"),
     ]:

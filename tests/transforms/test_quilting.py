@@ -244,7 +244,7 @@ def test_a_file_of_version_0_1_is_read(tmp_path: Path, seam: str, seed: str) -> 
     made = Quilting(some_bank(), 1, seam=seam == "1", neighbors=2, seed=int(seed) if seed else None)
     settings = {"channels": "3", "patch": "5", "overlap": "1", "seam": seam, "neighbors": "2"}
     metadata = {"format": "captum-robust quilting 1", **settings, "seed": seed}
-    tensors = {name: tensor.contiguous() for name, tensor in vars(made._bank).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in made._bank.tensors().items()}
     save_file(tensors, tmp_path / "bank.safetensors", metadata)
     loaded = Quilting.load(tmp_path / "bank.safetensors")
     assert repr(loaded) == repr(made)
