@@ -42,15 +42,9 @@ class SupportVectorMachine:
         deviation, mean = torch.std_mean(clean, dim=0, correction=0)
         # An activation that never changes carries nothing, and must not be divided by zero.
         scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-        machine = cls(
-            reference=mean[None] if bins is None else _levels(clean, bins),
-            scale=scale,
-            support_vectors=clean[:0],
-            dual_coefficients=clean[:0, 0],
-            gamma=1.0,
-            intercept=0.0,
-            quantised=bins is not None,
-        )
+        reference = mean[None] if bins is None else _levels(clean, bins)
+        none = clean[:0]
+        machine = cls(reference, scale, none, none[:, 0], 1.0, 0.0, quantised=bins is not None)
         codes = torch.cat([machine.codes(clean), machine.codes(attacked)])
         variance = float(codes.double().var(correction=0))
         check(variance, "layers: their activations are the same for all images; choose others")

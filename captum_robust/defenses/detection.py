@@ -140,7 +140,9 @@ class SafetyNet:
             TypeError: images that are not floating point, a layer whose output is no tensor.
             ImportError: no scikit-learn.
         """
-        _check_rate(false_positive_rate)
+        check_number(
+            "false_positive_rate", false_positive_rate, 0, 1, open_low=True, open_high=True
+        )
         support_vector_classifier()  # before the images have gone through the model
         of_clean = self._all_activations(clean, "clean")
         of_attacked = self._all_activations(attacked, "attacked").to(of_clean.device)
@@ -169,7 +171,9 @@ class SafetyNet:
             RuntimeError: nothing is fitted yet.
             ValueError: no images, or a rate that is not in (0, 1).
         """
-        _check_rate(false_positive_rate)
+        check_number(
+            "false_positive_rate", false_positive_rate, 0, 1, open_low=True, open_high=True
+        )
         self.threshold = _quantile(self._all_scores(clean, "clean"), false_positive_rate)
         return self
 
@@ -369,7 +373,3 @@ def _checked_sources(sources: Tensor | Sequence[int] | None, m: int, n: int) -> 
     is_inside = least >= 0 and most < n
     check(is_inside, f"sources: expected numbers from 0 to {n - 1}, got {least} to {most}")
     return numbers.long()
-
-
-def _check_rate(rate: float) -> None:
-    check_number("false_positive_rate", rate, 0, 1, open_low=True, open_high=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_count
+from captum_robust._checks import check, check_count, check_shape
 
 _LEAF = 256
 """A leaf of the tree has at most so many patches."""
@@ -77,18 +77,14 @@ class PatchBank:
         """
         for length in self.shape:
             check_count("shape", length, 1)
-        leaves, _, d = self.patches.shape if self.patches.ndim == 3 else (0, 0, 0)
-        corners = (leaves, min(d, _COORDINATES) + 1)
-        fit = (
-            leaves > 0
-            and d == math.prod(self.shape)
-            and self.patches.dtype == torch.uint8
-            and self.mean.shape == (d,)
-            and self.basis.shape == (d, d)
-            and self.lowest.shape == self.highest.shape == corners
-        )
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
-        check(fit, f"no bank of patches {self.shape}: {shapes}")
+        leaves, d = len(self.patches), math.prod(self.shape)
+        corners = f"{leaves}×{min(d, _COORDINATES) + 1}"
+        shapes = (f"{leaves}×m×{d}", f"{d}", f"{d}×{d}", corners, corners)
+        for (name, tensor), shape in zip(self.tensors().items(), shapes, strict=True):
+            check_shape(name, tensor, shape)
+        kind = self.patches.dtype
+        check(kind == torch.uint8, f"patches: expected torch.uint8, got {kind}")
+        check(len(self), "patches: expected at least one")
         return self
 
     def __len__(self) -> int:
