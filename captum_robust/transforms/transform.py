@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_batch, check_count, check_inputs, check_shape
+from captum_robust._checks import check, check_batch, check_count, check_inputs, check_type
 from captum_robust._scores import at_least_float
 
 Self = TypeVar("Self", bound="Transform")
@@ -97,7 +97,8 @@ class Transform(ABC):
             return compute(at_least_float(x)).to(x.dtype)
 
     def _check(self, x: Tensor) -> None:
-        check_shape("inputs", x, "N×C×H×W")
+        check_type("inputs", x, Tensor, "a tensor N×C×H×W")
+        check(x.ndim == 4, f"inputs: expected images N×C×H×W, got {tuple(x.shape)}")
         check_batch((x,))
         check_inputs((x,), self.bounds)
 
