@@ -238,3 +238,20 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:
         return ValueError(f"{what}: expected one of {', '.join(known)}, got {name!r}{hint}")
     listing = ", ".join(known if len(known) <= 24 else [*known[:24], "…"])
     return ValueError(f"{what}: expected one of {len(known)}, got {name!r}{hint} ({listing})")
+
+
+def check_floating(name: str, value: object) -> None:
+    """``TypeError`` for what is no tensor of floating point."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name}: expected a tensor of floating point, got {_kind_of(value)}")
+
+
+def check_integers(name: str, value: object) -> None:
+    """``TypeError`` for what is no tensor of integers."""
+    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if not isinstance(value, Tensor) or value.dtype not in integers:
+        raise TypeError(f"{name}: expected a tensor of integers, got {_kind_of(value)}")
+
+
+def _kind_of(value: object) -> object:
+    return value.dtype if isinstance(value, Tensor) else type(value).__name__

@@ -343,7 +343,7 @@ def test_files_that_hold_no_such_network_are_refused(
         load_localization_network(file, classifier_of())
     with pytest.raises(ValueError, match="may be a pickle"):
         load_localization_network(tmp_path / "n.pt", classifier_of())
-    with pytest.raises(ValueError, match=r"ends in \.safetensors, got n\.pt"):
+    with pytest.raises(ValueError, match=r"expected a \.safetensors file, got n\.pt"):
         save_localization_network(network, tmp_path / "n.pt")
     save_localization_network(network, file)
     whole = file.read_bytes()
