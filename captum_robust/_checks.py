@@ -242,16 +242,22 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:
 
 def check_floating(name: str, value: object) -> None:
     """``TypeError`` for what is no tensor of floating point."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(f"{name}: expected a tensor of floating point, got {_kind_of(value)}")
+    from torch import Tensor
+
+    is_floating = isinstance(value, Tensor) and value.is_floating_point()
+    check(
+        is_floating, f"{name}: expected a tensor of floating point, got {_kind(value)}", TypeError
+    )
 
 
-def check_integers(name: str, value: object) -> None:
+def check_integers(name: str, value: Any) -> None:
     """``TypeError`` for what is no tensor of integers."""
-    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    if not isinstance(value, Tensor) or value.dtype not in integers:
-        raise TypeError(f"{name}: expected a tensor of integers, got {_kind_of(value)}")
+    import torch
+
+    is_tensor = isinstance(value, torch.Tensor) and value.dtype != torch.bool
+    is_integer = is_tensor and not (value.is_floating_point() or value.is_complex())
+    check(is_integer, f"{name}: expected a tensor of integers, got {_kind(value)}", TypeError)
 
 
-def _kind_of(value: object) -> object:
-    return value.dtype if isinstance(value, Tensor) else type(value).__name__
+def _kind(value: object) -> object:
+    return getattr(value, "dtype", type(value).__name__)
