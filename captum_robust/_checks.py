@@ -252,3 +252,26 @@ def checked_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
     for side in pair:
         check_count(name, side, 1)
     return pair[0], pair[1]
+
+
+def check_floating(name: str, value: object) -> None:
+    """``TypeError`` for what is no tensor of floating point."""
+    from torch import Tensor
+
+    is_floating = isinstance(value, Tensor) and value.is_floating_point()
+    check(
+        is_floating, f"{name}: expected a tensor of floating point, got {_kind(value)}", TypeError
+    )
+
+
+def check_integers(name: str, value: Any) -> None:
+    """``TypeError`` for what is no tensor of integers."""
+    import torch
+
+    is_tensor = isinstance(value, torch.Tensor) and value.dtype != torch.bool
+    is_integer = is_tensor and not (value.is_floating_point() or value.is_complex())
+    check(is_integer, f"{name}: expected a tensor of integers, got {_kind(value)}", TypeError)
+
+
+def _kind(value: object) -> object:
+    return getattr(value, "dtype", type(value).__name__)

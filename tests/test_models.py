@@ -422,7 +422,7 @@ def test_a_saved_classifier_comes_back_by_name_with_its_classes_and_size(tmp_pat
         load_classifier("resnet18", tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match="does not fit the model"):
         load_classifier("small_resnet", tmp_path / "m.safetensors", class_names=names[:2])
-    with pytest.raises(ValueError, match=r"ends in \.safetensors, got m\.pt"):
+    with pytest.raises(ValueError, match=r"expected a \.safetensors file, got m\.pt"):
         save_classifier(model, tmp_path / "m.pt")
 
 

@@ -7,12 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check_count
+from captum_robust._checks import check, check_count, check_shape, check_type
 from captum_robust._contexts import probing
+from captum_robust._processes import device_of
 from captum_robust._resize import resized
 from captum_robust._scores import at_least_float
-from captum_robust.nn.mask_decoder import UpBlock
-from captum_robust.nn.scales import channels_of, channels_of_maps, features_of, find_scales
+from captum_robust.nn.convolutions import WayUp, convolution, in_precision_of, zero_convolution
+from captum_robust.nn.scales import (
+    channels_of,
+    channels_of_maps,
+    check_scales,
+    features_of,
+    find_scales,
+    input_size_of,
+)
 
 _STRIDES = (1, 2, 4, 4)
 """Channels of the own trunk's scales, in multiples of its width."""
@@ -59,46 +67,28 @@ class CorruptionNetwork(nn.Module):
     ) -> None:
         super().__init__()
         check_count("width", width, 1)
-        if trunk_size is not None:
-            check_count("trunk_size", trunk_size, 1)
-            if trunk_size > _LARGEST:
-                raise ValueError(
-                    f"trunk_size: expected at most {_LARGEST} pixels, got {trunk_size}"
-                )
-        if trunk is not None and not isinstance(trunk, nn.Module):
-            raise TypeError(f"trunk: expected a torch.nn.Module, got {type(trunk).__name__}")
-        if trunk is None and layers is not None:
-            raise ValueError("layers: give the trunk that they are of")
+        check_count("trunk_size", trunk_size, 1, optional=True)
+        within = trunk_size is None or trunk_size <= _LARGEST
+        check(within, f"trunk_size: expected at most {_LARGEST} pixels, got {trunk_size}")
+        check_type("trunk", trunk, nn.Module | None, "a torch.nn.Module")
+        check(trunk is not None or layers is None, "layers: expected the trunk that they are of")
         self.width = width
         self.trunk_size = trunk_size
         self.has_own_trunk = trunk is None
         self.trunk = _own_trunk(width) if trunk is None else trunk
-        size = getattr(trunk, "input_size", (64, 64)) if input_size is None else input_size
-        size = (int(size[0]), int(size[1]))
+        size = input_size_of(trunk, input_size, 64)
         if trunk is None:
             layers = list(self.trunk.children())
         seen = self._size_seen(size)
         self._layers = tuple(find_scales(self.trunk, seen) if layers is None else layers)
-        if len(self._layers) < 2:
-            raise ValueError(
-                f"trunk: expected maps at two or more scales, found {len(self._layers)} in "
-                f"{type(trunk).__name__}; give the layers yourself"
-            )
+        check_scales("trunk", trunk, self._layers)
         self.channels = self._probe(size)
         """Of the features, from the finest scale to the coarsest."""
-        inputs, blocks = self.channels[-1], []
-        for number in reversed(range(len(self.channels) - 1)):
-            outputs = width * min(2**number, 4)
-            blocks.append(UpBlock(inputs, self.channels[number], outputs))
-            inputs = outputs
-        self.blocks = nn.ModuleList(blocks)
-        self.logits = nn.Conv2d(inputs, 1, 1)
+        widths = [width * min(2**number, 4) for number in range(len(self.channels) - 1)]
+        device = device_of(self.trunk)
+        self.blocks = WayUp(self.channels[-1], self.channels, widths).to(device)
         # All pixels alike at the start, a half each, where the gradient of the draw is largest.
-        nn.init.zeros_(self.logits.weight)
-        nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
-        like = next(self.trunk.parameters(), torch.empty(0))
-        self.blocks.to(like.device)
-        self.logits.to(like.device)
+        self.logits = zero_convolution(self.blocks.outputs, 1).to(device)
         self._rest_frozen_trunk()
 
     def train(self, mode: bool = True) -> CorruptionNetwork:
@@ -118,8 +108,8 @@ class CorruptionNetwork(nn.Module):
         None: one of them has no name there.
         """
         names = {module: name for name, module in self.trunk.named_modules()}
-        found = [names.get(layer) for layer in self._layers]
-        return None if None in found else found  # type: ignore[return-value]
+        own = [names[layer] for layer in self._layers if layer in names]
+        return own if len(own) == len(self._layers) else None
 
     def _probe(self, size: tuple[int, int]) -> tuple[int, ...]:
         """The features' channels; weights of the trunk that no feature depends on are frozen.
@@ -156,16 +146,9 @@ class CorruptionNetwork(nn.Module):
         Raises:
             ValueError: ``x`` is not N×C×H×W.
         """
-        if x.ndim != 4:
-            raise ValueError(f"x: expected images N×C×H×W, got {tuple(x.shape)}")
-        features = self._features(x)
-        if not torch.is_autocast_enabled(x.device.type):
-            # Those of a trunk in half precision.
-            features = [f.to(self.logits.weight.dtype) for f in features]
-        up = features[-1]
-        for block, skip in zip(self.blocks, features[-2::-1], strict=True):
-            up = block(up, skip)
-        logits = self.logits(up)
+        check_shape("x", x, "N×C×H×W")
+        features = in_precision_of(self.logits, self._features(x))
+        logits = self.logits(self.blocks(features[-1], features))
         return resized(at_least_float(logits), (x.shape[2], x.shape[3]), antialias=False)
 
 
@@ -174,9 +157,7 @@ def _own_trunk(width: int) -> nn.Sequential:
     stages, inputs = [], 3
     for factor in _STRIDES:
         outputs = factor * width
-        halved = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
-        again = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        parts = (halved, nn.BatchNorm2d(outputs), nn.ReLU())
-        stages.append(nn.Sequential(*parts, again, nn.BatchNorm2d(outputs), nn.ReLU()))
+        halved, again = convolution(inputs, outputs, 3, 2), convolution(outputs, outputs, 3)
+        stages.append(nn.Sequential(*halved, *again))
         inputs = outputs
     return nn.Sequential(*stages)

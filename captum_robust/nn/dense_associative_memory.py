@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_robust._checks import as_number, check_count, check_finite, check_number
+from captum_robust._checks import (
+    check,
+    check_count,
+    check_finite,
+    check_floating,
+    check_number,
+    check_shape,
+)
 
 LARGEST_BETA = 1e30
 """Above, a sum of activations could leave the range of float32."""
@@ -69,16 +76,12 @@ class DenseAssociativeMemory(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, number, least in (
-            ("in_features", in_features, 1),
-            ("classes", classes, 2),
-            ("memories", memories, 1),
-            ("n", n, 1),
-            ("seed", seed, 0),
-        ):
-            check_count(name, number, least)
-        if not 0 < as_number(beta) <= LARGEST_BETA:
-            raise ValueError(f"beta: expected a number above 0, to {LARGEST_BETA:g}, got {beta!r}")
+        check_count("in_features", in_features, 1)
+        check_count("classes", classes, 2)
+        check_count("memories", memories, 1)
+        check_count("n", n, 1)
+        check_count("seed", seed)
+        check_number("beta", beta, 0, LARGEST_BETA, open_low=True)
         self.in_features = in_features
         self.classes = classes
         self.memories = memories
@@ -131,8 +134,7 @@ class DenseAssociativeMemory(nn.Module):
             TypeError: classes that are no whole numbers.
         """
         check_count("m", m, 1)
-        if outputs.ndim != 2 or outputs.shape[1] != self.classes:
-            raise ValueError(f"outputs: expected N×{self.classes}, got {tuple(outputs.shape)}")
+        check_shape("outputs", outputs, f"N×{self.classes}")
         self._check_target(target, len(outputs))
         return self._loss(outputs, target, m)
 
@@ -167,26 +169,18 @@ class DenseAssociativeMemory(nn.Module):
             ValueError: fewer features than memories, or an argument out of range; as for
                 :meth:`potentials` and :meth:`loss`.
         """
-        for name, number, least in (
-            ("epochs", epochs, 0),
-            ("m", m, 1),
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-        ):
-            check_count(name, number, least)
+        check_count("epochs", epochs)
+        check_count("m", m, 1)
+        check_count("batch_size", batch_size, 1)
+        check_count("seed", seed)
         check_number("learning_rate", learning_rate, 0, open_low=True)
         self._check_features(features)
         self._check_target(target, len(features))
-        if len(features) < self.memories:
-            raise ValueError(
-                f"features: expected at least as many as memories, {self.memories}, got "
-                f"{len(features)}"
-            )
+        least, n = self.memories, len(features)
+        check(n >= least, f"features: expected at least as many as memories, {least}, got {n}")
         with torch.inference_mode(False):
-            features, target = (
-                features.detach().to(self.center).clone(),
-                target.to(self.center.device, torch.long),
-            )
+            features = features.detach().to(self.center).clone()
+            target = target.to(self.center.device, torch.long)
             generator = torch.Generator().manual_seed(seed)
             self._store(features, target, generator)
             self._train(features, target, generator, epochs, batch_size, learning_rate, m)
@@ -215,9 +209,9 @@ class DenseAssociativeMemory(nn.Module):
         length = math.sqrt(self.in_features)
         self.patterns.copy_(length * F.normalize(features[stored] - self.center, dim=1))
         self.classes_of_patterns.copy_(_signs(target[stored], self.classes).T)
-        shown = others if len(others) > 0 else stored
+        unstored = others if len(others) > 0 else stored
         self.log_beta.zero_()
-        sums = [self._activations(part).sum(dim=1) for part in torch.split(features[shown], 256)]
+        sums = [self._activations(part).sum(dim=1) for part in torch.split(features[unstored], 256)]
         # Where no memory answers, any β is as good.
         self.log_beta.copy_(-torch.cat(sums).median().clamp(min=1 / LARGEST_BETA).log())
 
@@ -258,26 +252,22 @@ class DenseAssociativeMemory(nn.Module):
         return F.normalize(centred, dim=1) @ F.normalize(self.patterns.to(precise), dim=1).T
 
     def _check_features(self, v: Tensor) -> None:
-        if not isinstance(v, Tensor) or not v.is_floating_point():
-            kind = getattr(v, "dtype", type(v).__name__)
-            raise TypeError(f"features: expected a floating-point tensor, got {kind}")
-        if v.ndim != 2 or v.shape[1] != self.in_features:
-            raise ValueError(f"features: expected N×{self.in_features}, got {tuple(v.shape)}")
-        if len(v) == 0:
-            raise ValueError(f"features: the batch is empty (shape {tuple(v.shape)})")
+        check_floating("features", v)
+        check_shape("features", v, f"N×{self.in_features}")
+        check(len(v) > 0, f"features: the batch is empty (shape {tuple(v.shape)})")
         check_finite(v, "features")
 
     def _check_target(self, target: Tensor, n: int) -> None:
-        if not isinstance(target, Tensor) or target.is_floating_point():
-            kind = getattr(target, "dtype", type(target).__name__)
-            raise TypeError(f"target: expected a tensor of classes, got {kind}")
-        if target.shape != (n,):
-            raise ValueError(f"target: expected {n} classes, got {tuple(target.shape)}")
-        if n and (int(target.min()) < 0 or int(target.max()) >= self.classes):
-            raise ValueError(
-                f"target: expected classes from 0 to {self.classes - 1}, got "
-                f"{int(target.min())} to {int(target.max())}"
-            )
+        is_tensor = isinstance(target, Tensor)
+        kind = target.dtype if is_tensor else type(target).__name__
+        are_classes = is_tensor and not target.is_floating_point()
+        check(are_classes, f"target: expected a tensor of classes, got {kind}", TypeError)
+        check(target.shape == (n,), f"target: expected {n} classes, got {tuple(target.shape)}")
+        if n:
+            lowest, highest = torch.stack(target.long().aminmax()).tolist()
+            got = f"got {lowest} to {highest}"
+            within = lowest >= 0 and highest < self.classes
+            check(within, f"target: expected classes from 0 to {self.classes - 1}, {got}")
 
     def extra_repr(self) -> str:
         """The sizes, as ``print`` shows them."""

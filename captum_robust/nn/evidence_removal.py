@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import as_number, unknown_name
+from captum_robust._checks import check_choice, check_number, check_shape
 from captum_robust._resize import blur_matrix
 
 SCHEMES = ("blur", "color", "both")
@@ -45,16 +43,11 @@ class EvidenceRemoval(nn.Module):
         noise: float = 0.055,
     ) -> None:
         super().__init__()
-        if scheme not in SCHEMES:
-            raise unknown_name("scheme", scheme, SCHEMES)
-        if not 0 < as_number(sigma) < math.inf:
-            raise ValueError(f"sigma: expected a finite number above 0, got {sigma!r}")
-        if not 0 <= as_number(color_range) <= 0.5:
-            raise ValueError(f"color_range: expected a number from 0 to .5, got {color_range!r}")
-        if not 0 <= as_number(noise) < math.inf:
-            raise ValueError(f"noise: expected a finite number from 0, got {noise!r}")
-        self.scheme, self.sigma = scheme, float(sigma)
-        self.color_range, self.noise = float(color_range), float(noise)
+        check_choice("scheme", scheme, SCHEMES)
+        self.scheme = scheme
+        self.sigma = check_number("sigma", sigma, 0, open_low=True)
+        self.color_range = check_number("color_range", color_range, 0, 0.5)
+        self.noise = check_number("noise", noise, 0)
 
     def extra_repr(self) -> str:
         """The settings."""
@@ -73,8 +66,7 @@ class EvidenceRemoval(nn.Module):
             generator: what is drawn comes from it, on its device; None: from torch's global one.
             shared: one draw for all images, so that none depends on the batch it is in.
         """
-        if x.ndim != 4:
-            raise ValueError(f"x: expected images N×C×H×W, got {tuple(x.shape)}")
+        check_shape("x", x, "N×C×H×W")
         x = x.detach()
         if self.scheme == "blur":
             return self.blurred(x)
@@ -96,8 +88,7 @@ class EvidenceRemoval(nn.Module):
     def _colored(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         color = 0.5 + self.color_range * (2 * _uniform((*x.shape[:2], 1, 1), x, generator) - 1)
         device = x.device if generator is None else generator.device
-        drawn = torch.randn(x.shape, generator=generator, device=device).to(x)
-        return color + self.noise * drawn
+        return color + self.noise * torch.randn(x.shape, generator=generator, device=device).to(x)
 
 
 def blend(x: Tensor, mask: Tensor, removed: Tensor) -> Tensor:

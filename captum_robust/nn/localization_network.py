@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import as_number, check_count, printable
+from captum_robust._checks import as_number, check, check_count, check_type, printable
 from captum_robust._files import read_facts, write_network
+from captum_robust._processes import device_of
 from captum_robust.nn.corruption_network import CorruptionNetwork
 from captum_robust.nn.evidence_removal import blend
-from captum_robust.nn.scales import check_fit, name_of, shapes_of
+from captum_robust.nn.saved_networks import check_fit, name_of
 from captum_robust.nn.straight_through import straight_through
 from captum_robust.nn.superpixel_pooling import spread, superpixel_means
 
@@ -52,19 +53,14 @@ class LocalizationNetwork(nn.Module):
         n_segments: int | None = 100,
     ) -> None:
         super().__init__()
-        if not isinstance(corruption, CorruptionNetwork):
-            raise TypeError(
-                "corruption: expected a captum_robust.nn.CorruptionNetwork, got "
-                f"{type(corruption).__name__}"
-            )
-        _check_module("classifier", classifier)
-        if n_segments is not None:
-            check_count("n_segments", n_segments, 1)
+        expected = "a captum_robust.nn.CorruptionNetwork"
+        check_type("corruption", corruption, CorruptionNetwork, expected)
+        check_type("classifier", classifier, nn.Module, "a torch.nn.Module")
+        check_count("n_segments", n_segments, 1, optional=True)
         self.corruption = corruption
         self.classifier = classifier
         self.n_segments = n_segments
-        like = next(corruption.parameters(), torch.empty(0))
-        values = torch.tensor(_fill_of(fill, classifier), device=like.device)
+        values = torch.tensor(_fill_of(fill, classifier), device=device_of(corruption))
         # Not persistent: it is written beside the tensors, where a reader sees it.
         self.register_buffer("fill", values.view(1, -1, 1, 1), persistent=False)
 
@@ -113,22 +109,15 @@ class LocalizationNetwork(nn.Module):
         Raises:
             ValueError: masks of another number or size than the images, a fill for other channels.
         """
-        if x.ndim != 4 or mask.shape != (len(x), 1, *x.shape[2:]):
-            raise ValueError(
-                f"mask: expected N×1×H×W for images N×C×H×W, got {tuple(mask.shape)} for "
-                f"{tuple(x.shape)}"
-            )
-        if self.fill.shape[1] not in (1, x.shape[1]):
-            raise ValueError(f"fill: is for {self.fill.shape[1]} channels, got {x.shape[1]}")
+        got = f"{tuple(mask.shape)} for {tuple(x.shape)}"
+        fits = x.ndim == 4 and mask.shape == (len(x), 1, *x.shape[2:])
+        check(fits, f"mask: expected N×1×H×W for images N×C×H×W, got {got}")
+        channels = self.fill.shape[1]
+        check(channels in (1, x.shape[1]), f"fill: is for {channels} channels, got {x.shape[1]}")
         return blend(x, 1 - mask, self.fill)
 
     def _probabilities(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.corruption(x))
-
-
-def _check_module(name: str, value: Any) -> None:
-    if not isinstance(value, nn.Module):
-        raise TypeError(f"{name}: expected a torch.nn.Module, got {type(value).__name__}")
 
 
 def _fill_of(fill: Any, classifier: nn.Module) -> list[float]:
@@ -137,8 +126,8 @@ def _fill_of(fill: Any, classifier: nn.Module) -> list[float]:
         return mean.detach().flatten().tolist() if isinstance(mean, Tensor) else [0.5]
     values = list(fill) if isinstance(fill, (list, tuple)) else [fill]
     numbers = [as_number(v) for v in values]
-    if not numbers or not all(abs(v) < float("inf") for v in numbers):
-        raise ValueError(f"fill: expected a finite number, or one for each channel, got {fill!r}")
+    fits = numbers and all(abs(v) < float("inf") for v in numbers)
+    check(fits, f"fill: expected a finite number, or one for each channel, got {fill!r}")
     return numbers
 
 
@@ -156,23 +145,25 @@ def save_localization_network(
         OSError: the file cannot be written; one that was there before stays.
     """
     corruption, classifier = network.corruption, network.classifier
-    names = getattr(classifier, "class_names", None)
-    size = getattr(classifier, "input_size", None)
     trunk = None if corruption.has_own_trunk else corruption.trunk
-    of_trunk = getattr(trunk, "class_names", None)
     facts = {
         "width": corruption.width,
         "trunk": None if trunk is None else name_of(trunk),
         "trunk_layers": None if trunk is None else corruption.layer_names,
-        "trunk_class_names": None if of_trunk is None else list(of_trunk),
+        "trunk_class_names": _list_of(trunk, "class_names"),
         "trunk_size": corruption.trunk_size,
         "classifier": name_of(classifier),
-        "class_names": None if names is None else list(names),
-        "input_size": None if size is None else list(size),
+        "class_names": _list_of(classifier, "class_names"),
+        "input_size": _list_of(classifier, "input_size"),
         "fill": network.fill.flatten().tolist(),
         "n_segments": network.n_segments,
     }
     write_network(path, network.state_dict(), _FACTS, facts, half=half, card=card)
+
+
+def _list_of(network: nn.Module | None, attribute: str) -> list[Any] | None:
+    values = getattr(network, attribute, None)
+    return None if values is None else list(values)
 
 
 def read_localization_facts(path: str | Path) -> dict[str, Any]:
@@ -215,22 +206,17 @@ def load_localization_network(
     """
     tensors, facts = _read(path)
     shown = printable(str(path))
-    _check_module("classifier", classifier)
-    if trunk is not None:
-        _check_module("trunk", trunk)
-    if name_of(classifier) != facts["classifier"]:
-        raise ValueError(
-            f"{shown} is for the classifier {printable(facts['classifier'])}, not "
-            f"{name_of(classifier)}"
-        )
-    theirs = None if trunk is None else name_of(trunk)
-    if facts["trunk"] != theirs:
-        raise ValueError(
-            f"{shown} is for {_of_trunk(facts['trunk'])}; got {_of_trunk(theirs)} as the argument "
-            "trunk"
-        )
-    names = getattr(classifier, "class_names", None)
-    if names is not None and facts["class_names"] not in (None, list(names)):
+    check_type("classifier", classifier, nn.Module, "a torch.nn.Module")
+    check_type("trunk", trunk, nn.Module | None, "a torch.nn.Module")
+    wanted, own = facts["classifier"], name_of(classifier)
+    check(wanted == own, f"{shown} is for the classifier {printable(wanted)}, not {own}")
+    wanted, own = (
+        _trunk_name(facts["trunk"]),
+        _trunk_name(None if trunk is None else name_of(trunk)),
+    )
+    check(wanted == own, f"{shown} is for {wanted}; got {own} as the argument trunk")
+    names = _list_of(classifier, "class_names")
+    if names is not None and facts["class_names"] not in (None, names):
         raise ValueError(
             f"{shown} is for {len(facts['class_names'])} other classes than the {len(names)} of "
             "the classifier"
@@ -239,17 +225,13 @@ def load_localization_network(
     # Before memory is taken for sizes that a broken file could tell.
     if trunk is None:
         with torch.device("meta"):
-            own = CorruptionNetwork(width=facts["width"])
-        check_fit(does_not_fit, shapes_of(own, "corruption."), _part(tensors, "corruption."))
+            corruption = CorruptionNetwork(width=facts["width"])
+        check_fit(does_not_fit, corruption, tensors, "corruption.")
     else:
-        prefix = "corruption.trunk."
-        check_fit(does_not_fit, shapes_of(trunk, prefix), _part(tensors, prefix))
+        check_fit(does_not_fit, trunk, tensors, "corruption.trunk.")
         # Its last block has 3×3 convolutions of so many channels.
-        if 9 * facts["width"] ** 2 > sum(t.numel() for t in tensors.values()):
-            raise ValueError(f"{shown} does not fit: it holds too little for its width")
-    prefix = "classifier."
-    check_fit(does_not_fit, shapes_of(classifier, prefix), _part(tensors, prefix))
-    if trunk is not None:
+        least, held = 9 * facts["width"] ** 2, sum(t.numel() for t in tensors.values())
+        check(least <= held, f"{does_not_fit}: it holds too little for its width")
         trunk, layers = copy.deepcopy((trunk, layers))
         if layers is None:
             layers = _layers_of(shown, trunk, facts["trunk_layers"])
@@ -262,10 +244,9 @@ def load_localization_network(
         fill=facts["fill"],
         n_segments=facts["n_segments"],
     )
-    check_fit(does_not_fit, shapes_of(network), tensors)
+    check_fit(does_not_fit, network, tensors)
     network.load_state_dict(tensors)
-    like = next(classifier.parameters(), torch.empty(0))
-    return network.to(like.device).eval()
+    return network.to(device_of(classifier)).eval()
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -274,17 +255,15 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         checked: dict[str, Any] = {
             "width": int(facts["width"]),
-            "trunk": None if facts["trunk"] is None else str(facts["trunk"]),
-            "trunk_layers": _strings(facts["trunk_layers"]),
-            "trunk_class_names": _strings(facts["trunk_class_names"]),
+            "trunk": _optional(str, facts["trunk"]),
+            "trunk_layers": _optional(_strings, facts["trunk_layers"]),
+            "trunk_class_names": _optional(_strings, facts["trunk_class_names"]),
             "trunk_size": facts["trunk_size"],
             "classifier": str(facts["classifier"]),
-            "class_names": _strings(facts["class_names"]),
-            "input_size": None
-            if facts["input_size"] is None
-            else tuple(int(side) for side in facts["input_size"]),
+            "class_names": _optional(_strings, facts["class_names"]),
+            "input_size": _optional(_integers, facts["input_size"]),
             "fill": [float(value) for value in facts["fill"]],
-            "n_segments": None if facts["n_segments"] is None else int(facts["n_segments"]),
+            "n_segments": _optional(int, facts["n_segments"]),
         }
         with torch.device("meta"):
             corruption = CorruptionNetwork(width=checked["width"], trunk_size=checked["trunk_size"])
@@ -296,22 +275,26 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, checked
 
 
-def _strings(values: Any) -> list[str] | None:
-    return None if values is None else [str(value) for value in values]
+def _optional(kind: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else kind(value)
+
+
+def _strings(values: Any) -> list[str]:
+    return [str(value) for value in values]
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
 
 
 def _layers_of(shown: str, trunk: nn.Module, names: Sequence[str] | None) -> list[nn.Module] | None:
     if names is None:
         return None
-    found = dict(trunk.named_modules())
-    if missing := [name for name in names if name not in found]:
-        raise ValueError(f"{shown} does not fit: the trunk has no layer {printable(missing[0])}")
-    return [found[name] for name in names]
+    modules = dict(trunk.named_modules())
+    for name in names:
+        check(name in modules, f"{shown} does not fit: the trunk has no layer {printable(name)}")
+    return [modules[name] for name in names]
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name: t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _of_trunk(name: str | None) -> str:
+def _trunk_name(name: str | None) -> str:
     return "no trunk" if name is None else f"the trunk {printable(name)}"

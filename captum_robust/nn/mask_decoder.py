@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from captum_robust._checks import check
+from captum_robust._resize import resized
+from captum_robust.nn.convolutions import WayUp, convolution, in_precision_of, zero_convolution
 
 _EPSILON = 1e-4
 """Of |a| + |b|: where both vanish, so does the mask."""
@@ -30,48 +33,6 @@ class DecoderShape:
     """Channels of the filtered features."""
 
 
-class UpBlock(nn.Module):
-    """Enlarged to the features of the next scale and joined with them; one residual bottleneck.
-
-    The authors' code enlarges by pixel shuffling, which leaves a grid in the masks; here it is
-    bilinear (Odena et al., https://distill.pub/2016/deconv-checkerboard).
-    """
-
-    def __init__(self, inputs: int, skip: int, outputs: int) -> None:
-        super().__init__()
-        joined = max(4, outputs // 2)
-        self.reduce = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-        )
-        self.skip = nn.Sequential(
-            nn.Conv2d(skip, joined, 1, bias=False), nn.BatchNorm2d(joined), nn.ReLU()
-        )
-        self.join = nn.Sequential(
-            nn.Conv2d(outputs + joined, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-        )
-        self.bottleneck = nn.Sequential(
-            nn.Conv2d(outputs, joined, 1, bias=False),
-            nn.BatchNorm2d(joined),
-            nn.ReLU(),
-            nn.Conv2d(joined, joined, 3, padding=1, bias=False),
-            nn.BatchNorm2d(joined),
-            nn.ReLU(),
-            nn.Conv2d(joined, outputs, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-
-    def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        """A map of the size of the finer scale's features."""
-        size = (features.shape[2], features.shape[3])
-        up = upsampled(self.reduce(x), size)
-        x = self.join(torch.cat([up, self.skip(features)], dim=1))
-        return F.relu(x + self.bottleneck(x))
-
-
 class MaskDecoder(nn.Module):
     """Features of several scales and a class -> the mask of that class.
 
@@ -92,13 +53,10 @@ class MaskDecoder(nn.Module):
 
     def __init__(self, shape: DecoderShape, head: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
-        if shape.head != (head is not None):
-            raise ValueError("head: expected exactly where the shape says so")
-        if len(shape.widths) != len(shape.channels) - 1:
-            raise ValueError(
-                f"widths: expected {len(shape.channels) - 1} for {len(shape.channels)} scales, got "
-                f"{shape.widths}"
-            )
+        scales = len(shape.channels)
+        fits = len(shape.widths) == scales - 1
+        check(shape.head == (head is not None), "head: expected exactly where the shape says so")
+        check(fits, f"widths: expected {scales - 1} for {scales} scales, got {shape.widths}")
         self.shape = shape
         deepest = shape.channels[-1]
         weight, bias = (None, None) if head is None else head
@@ -110,20 +68,9 @@ class MaskDecoder(nn.Module):
             nn.init.normal_(self.embedding.weight, std=deepest**-0.5)
         self.scale = nn.Parameter(torch.tensor(0.5 if shape.head else 1.0))
         self.shift = nn.Parameter(torch.tensor(-2.0 if shape.head else 0.0))
-        self.filter = nn.Sequential(
-            nn.Conv2d(deepest, shape.filtered, 1, bias=False),
-            nn.BatchNorm2d(shape.filtered),
-            nn.ReLU(),
-        )
-        blocks = []
-        inputs = shape.filtered + 1
-        for skip, outputs in zip(shape.channels[-2::-1], shape.widths[::-1], strict=True):
-            blocks.append(UpBlock(inputs, skip, outputs))
-            inputs = outputs
-        self.blocks = nn.ModuleList(blocks)
-        self.two_channels = nn.Conv2d(inputs, 2, 1)
-        nn.init.zeros_(self.two_channels.weight)
-        nn.init.zeros_(self.two_channels.bias)  # type: ignore[arg-type]
+        self.filter = convolution(deepest, shape.filtered, 1)
+        self.blocks = WayUp(shape.filtered + 1, shape.channels, shape.widths)
+        self.two_channels = zero_convolution(self.blocks.outputs, 2)
 
     def evidence(self, features: Tensor, classes: Tensor) -> Tensor:
         """Log odds N×h×w that the class is there, of the coarsest features N×C×h×w.
@@ -152,19 +99,15 @@ class MaskDecoder(nn.Module):
             confidence: is taken from the log odds: with 6, only what is surely of the class is
                 shown; with 0, similar things too.
         """
-        if not torch.is_autocast_enabled(features[-1].device.type):
-            # Those of an encoder in half precision.
-            features = [f.to(self.two_channels.weight.dtype) for f in features]
+        features = in_precision_of(self.two_channels, features)
         deepest = features[-1]
         odds = (self.evidence(deepest, classes) - confidence)[:, None]
         gate = torch.sigmoid(odds)
         x = self.filter(deepest * gate.to(deepest.dtype))
         bounded = torch.tanh(odds / _MOST)
         x = torch.cat([x, bounded.to(x.dtype)], dim=1)
-        for block, skip in zip(self.blocks, features[-2::-1], strict=True):
-            x = block(x, skip)
-        start = upsampled(bounded, (x.shape[2], x.shape[3]))
-        start = start * (_MOST / 2)
+        x = self.blocks(x, features)
+        start = upsampled(bounded, (x.shape[2], x.shape[3])) * (_MOST / 2)
         pair = self.two_channels(x).float() + torch.cat([start, -start], dim=1)
         # Above 0: where a channel crosses it, its magnitude leaves a dark line in the mask.
         a, b = pair.clamp(-20, 20).exp().split(1, dim=1)
@@ -174,4 +117,4 @@ class MaskDecoder(nn.Module):
 
 def upsampled(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Masks N×1×h×w at the size of the images."""
-    return F.interpolate(masks, size, mode="bilinear", align_corners=False)
+    return resized(masks, size, antialias=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_robust._checks import as_number, unknown_name
+from captum_robust._checks import check_choice, check_number
 
 Terms = dict[str, Tensor]
 """Name -> N numbers, one a sample, each weighted; ``"total"`` is their sum."""
@@ -20,9 +20,7 @@ class _Weights:
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, each.name)
-            if isinstance(each.default, float) and not 0 <= as_number(value) < math.inf:
-                raise ValueError(f"{each.name}: expected a finite number from 0, got {value!r}")
+            check_number(each.name, getattr(self, each.name), 0)
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class PaperObjective(_Weights):
     def of_mask(self, masks: Tensor) -> Terms:
         """The terms of N×1×H×W masks alone: all that counts for a class that is not there."""
         return {
-            "total_variation": self.total_variation * total_variation(masks),
+            "total_variation": self.total_variation * squared_variation(masks),
             "area": self.area * masks.flatten(1).mean(dim=1),
         }
 
@@ -102,7 +100,7 @@ class CodeObjective(_Weights):
         edge = torch.cat(
             [masks[..., 0, :], masks[..., -1, :], masks[..., 0], masks[..., -1]], dim=-1
         )
-        smooth = total_variation(masks) + self.border * edge.square().flatten(1).sum(dim=1)
+        smooth = squared_variation(masks) + self.border * edge.square().flatten(1).sum(dim=1)
         area = (masks + 5e-4) ** self.area_power
         return {
             "smoothness": self.smoothness * smooth / 2,
@@ -134,19 +132,17 @@ def objective_named(name: str, **weights: float) -> Objective:
     Raises:
         ValueError: an unknown objective or weight, or a weight out of range.
     """
-    if name not in OBJECTIVES:
-        raise unknown_name("objective", name, OBJECTIVES)
+    check_choice("objective", name, OBJECTIVES)
     known = [each.name for each in fields(OBJECTIVES[name])]
     for weight in weights:
-        if weight not in known:
-            raise unknown_name(f"weight of the objective {name!r}", weight, known)
+        check_choice(f"weight of the objective {name!r}", weight, known)
     return OBJECTIVES[name](**weights)
 
 
-def total_variation(masks: Tensor) -> Tensor:
-    """Σ (M_ij - M_i,j+1)² + Σ (M_ij - M_i+1,j)² of each of N×1×H×W masks: N.
+def squared_variation(masks: Tensor) -> Tensor:
+    """Return Σ (M_ij - M_i,j+1)² + Σ (M_ij - M_i+1,j)² of each mask: N, of N×1×H×W.
 
-    >>> total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 0.5]]]]))
+    >>> squared_variation(torch.tensor([[[[0.0, 1.0], [0.0, 0.5]]]]))
     tensor([1.5000])
     """
     down = masks.diff(dim=-2).square().flatten(1).sum(dim=1)

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check_classes, printable
+from captum_robust._checks import check, check_classes, check_type, printable
 from captum_robust._contexts import evaluation, probing
 from captum_robust._files import read_facts, write_network
+from captum_robust._processes import device_of
 from captum_robust.nn.mask_decoder import DecoderShape, MaskDecoder, upsampled
+from captum_robust.nn.saved_networks import check_fit, name_of
 from captum_robust.nn.scales import (
     channels_of,
     channels_of_maps,
-    check_fit,
+    check_scales,
     features_of,
     find_scales,
-    name_of,
-    shapes_of,
+    input_size_of,
 )
 
 _FACTS = "captum_robust.masking_network"
@@ -61,30 +62,18 @@ class MaskingNetwork(nn.Module):
         input_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(encoder, nn.Module):
-            raise TypeError(f"encoder: expected a torch.nn.Module, got {type(encoder).__name__}")
+        check_type("encoder", encoder, nn.Module, "a torch.nn.Module")
         self.encoder = encoder
-        size = getattr(encoder, "input_size", (224, 224)) if input_size is None else input_size
-        self.input_size: tuple[int, int] = (int(size[0]), int(size[1]))
-        found = tuple(find_scales(encoder, self.input_size) if layers is None else layers)
-        if layers is None and len(found) > 4:
-            found = found[-4:]
-        if len(found) < (2 if layers is None else 1):
-            raise ValueError(
-                f"encoder: expected maps at two or more scales, found {len(found)} in "
-                f"{type(encoder).__name__}; give the layers yourself"
-            )
-        self._layers = found  # a tuple: they are not registered twice
+        self.input_size = input_size_of(encoder, input_size, 224)
+        scales = find_scales(encoder, self.input_size)[-4:] if layers is None else layers
+        check_scales("encoder", encoder, scales, 2 if layers is None else 1)
+        self._layers = tuple(scales)  # a tuple: they are not registered twice
         shape, head = self._probe(num_classes, learned_classes)
-        like = next(encoder.parameters(), torch.empty(0))
-        self.decoder = (
-            MaskDecoder(shape, head).to(like.device, torch.float32) if decoder is None else decoder
-        )
-        if decoder is not None and decoder.shape.channels != shape.channels:
-            raise ValueError(
-                f"decoder: is for features of {decoder.shape.channels} channels, the encoder's "
-                f"have {shape.channels}"
-            )
+        if decoder is None:
+            decoder = MaskDecoder(shape, head).to(device_of(encoder), torch.float32)
+        theirs, own = decoder.shape.channels, shape.channels
+        check(theirs == own, f"decoder: is for features of {theirs} channels, not of {own}")
+        self.decoder = decoder
 
     def _probe(
         self, num_classes: int | None, learned_classes: bool
@@ -145,11 +134,9 @@ class MaskingNetwork(nn.Module):
             check_classes(classes, len(x), count)
         features, scores = self.encode(x)
         if classes is None:
-            if scores.shape[1] != count:
-                raise ValueError(
-                    f"classes: the masks are of {count} classes, but the encoder has "
-                    f"{scores.shape[1]} others; say which"
-                )
+            others = f"the encoder has {scores.shape[1]} others; say which"
+            fits = scores.shape[1] == count
+            check(fits, f"classes: the masks are of {count} classes, but {others}")
             classes = scores.argmax(dim=1)
         masks = self.decoder(features, classes, confidence)
         return upsampled(masks, (x.shape[2], x.shape[3])), scores
@@ -203,44 +190,37 @@ def load_masking_network(
         shape = DecoderShape(
             **{**facts, "channels": tuple(facts["channels"]), "widths": tuple(facts["widths"])}
         )
-        wanted = _shapes_of(shape)
+        with torch.device("meta"):
+            head = (torch.empty(0), torch.empty(0)) if shape.head else None
+            decoder = MaskDecoder(shape, head)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
         raise ValueError(f"{shown} holds no masking network") from None
-    if name != name_of(encoder):
-        raise ValueError(f"{shown} is for the encoder {printable(name)}, not {name_of(encoder)}")
-    # Before anything is made of sizes that a broken file could tell.
-    check_fit(f"{shown} does not fit the encoder {name}", wanted, tensors)
+    own_name = name_of(encoder)
+    check(name == own_name, f"{shown} is for the encoder {printable(name)}, not {own_name}")
+    # Before memory is taken for sizes that a broken file could tell.
+    check_fit(f"{shown} does not fit the encoder {name}", decoder, tensors)
     network = MaskingNetwork(
         encoder, layers=layers, num_classes=shape.num_classes, learned_classes=not shape.head
     )
     own = network.decoder.shape
-    if shape.head and not own.head:
-        raise ValueError(
-            f"{shown} is for an encoder {name} with {shape.num_classes} classes, whose vectors are "
-            "the weights of its last layer; this one has no such layer"
-        )
-    if own.channels != shape.channels or own.head != shape.head:
-        raise ValueError(
-            f"{shown} is for an encoder {name} with {shape.num_classes} classes and features of "
-            f"{shape.channels} channels; this one has {own.num_classes} and {own.channels}"
-        )
+    wanted = f"{shown} is for an encoder {name} with {shape.num_classes} classes"
+    check(
+        own.head or not shape.head,
+        f"{wanted}, whose vectors are the weights of its last layer; this one has no such layer",
+    )
+    check(
+        (own.channels, own.head) == (shape.channels, shape.head),
+        f"{wanted} and features of {shape.channels} channels; this one has {own.num_classes} and "
+        f"{own.channels}",
+    )
     if own != shape:
         head = network.decoder.head_weight, network.decoder.head_bias
         network.decoder = MaskDecoder(shape, head if shape.head else None)  # type: ignore[arg-type]
-    if weights is not None and not _are_close(weights, _some_weights(encoder)):
-        raise ValueError(
-            f"{shown} is for an encoder {name} of other weights; load those, or train another"
-        )
+    is_same = weights is None or _are_close(weights, _some_weights(encoder))
+    other = "of other weights; load those, or train another"
+    check(is_same, f"{shown} is for an encoder {name} {other}")
     network.decoder.load_state_dict(tensors)
-    like = next(encoder.parameters(), torch.empty(0))
-    return network.to(like.device).eval()
-
-
-def _shapes_of(shape: DecoderShape) -> dict[str, torch.Size]:
-    """Of the tensors of a decoder, which is not made for that."""
-    with torch.device("meta"):
-        head = (torch.empty(0), torch.empty(0)) if shape.head else None
-        return shapes_of(MaskDecoder(shape, head))
+    return network.to(device_of(encoder)).eval()
 
 
 def _some_weights(encoder: nn.Module) -> list[float]:
@@ -268,17 +248,14 @@ def _head_of(encoder: nn.Module, features: Tensor, scores: Tensor) -> tuple[Tens
     scores are compared, not the shapes alone.
     """
     linear = [m for m in encoder.modules() if isinstance(m, nn.Linear)]
-    if not linear or linear[-1].weight.shape != (scores.shape[1], features.shape[1]):
+    shape = (scores.shape[1], features.shape[1])
+    if not linear or linear[-1].weight.shape != shape or scores.ndim > 2:
         return None
-    if scores.ndim > 2:
-        return None
-    weight = linear[-1].weight.detach()
-    has_bias = linear[-1].bias is not None
-    bias = linear[-1].bias.detach() if has_bias else torch.zeros_like(weight[:, 0])
+    weight, bias = linear[-1].weight.detach(), linear[-1].bias
+    bias = torch.zeros_like(weight[:, 0]) if bias is None else bias.detach()
     pooled = features.float().mean(dim=(2, 3)) @ weight.float().T + bias.float()
     # Half precision rounds in each layer.
     share = 1e-2 if scores.dtype == torch.float32 else 5e-2
     tolerance = share * float((scores.float() - bias.float()).abs().max())
-    if not torch.allclose(pooled, scores.float(), rtol=0, atol=tolerance):
-        return None
-    return weight, bias
+    is_head = torch.allclose(pooled, scores.float(), rtol=0, atol=tolerance)
+    return (weight, bias) if is_head else None

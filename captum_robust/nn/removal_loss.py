@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check_classes, unknown_name
+from captum_robust._checks import check, check_choice, check_classes, check_floating
 
 FORMS = ("bounded", "squared", "literal")
 
@@ -30,16 +30,10 @@ def removal_loss(scores: Tensor, classes: Tensor, form: str = "bounded") -> Tens
     >>> removal_loss(torch.tensor([[5.0, 1.0, 2.0], [0.0, 4.0, 2.0]]), torch.tensor([0, 0]))
     tensor([3.5000, 0.0000])
     """
-    if form not in FORMS:
-        raise unknown_name("form", form, FORMS)
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise TypeError(f"scores: expected a tensor of floating point, got {got}")
-    if scores.ndim != 2 or scores.shape[1] < 2:
-        raise ValueError(
-            f"scores: expected N×K of at least two classes, got {tuple(scores.shape)}: with one "
-            "class there is no other to compare it with"
-        )
+    check_choice("form", form, FORMS)
+    check_floating("scores", scores)
+    fits = scores.ndim == 2 and scores.shape[1] > 1
+    check(fits, f"scores: expected N×K of at least two classes, got {tuple(scores.shape)}")
     n, count = scores.shape
     check_classes(classes, n, count)
     of_class = scores.gather(1, classes.long()[:, None])[:, 0]

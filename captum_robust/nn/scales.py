@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check, printable
+from captum_robust._checks import check
 from captum_robust._contexts import outputs_of, probing
 
 
@@ -39,10 +39,46 @@ def channels_of(network: nn.Module) -> int:
     return 3 if first is None else first.in_channels
 
 
-def name_of(encoder: nn.Module) -> str:
-    """Its own name, or that of its class."""
-    name = getattr(encoder, "name", None)
-    return name if isinstance(name, str) else type(encoder).__name__
+def input_size_of(
+    network: nn.Module | None, given: tuple[int, int] | None, otherwise: int
+) -> tuple[int, int]:
+    """(H, W) that is given, else the network's ``input_size``, else a square."""
+    size = getattr(network, "input_size", (otherwise, otherwise)) if given is None else given
+    return int(size[0]), int(size[1])
+
+
+def check_scales(name: str, network: object, layers: Sequence[nn.Module], least: int = 2) -> None:
+    """``ValueError`` for fewer layers than the ``least`` number of scales."""
+    found = f"found {len(layers)} in {type(network).__name__}; give the layers yourself"
+    check(len(layers) >= least, f"{name}: expected maps at two or more scales, {found}")
+
+
+def lasting_outputs(
+    network: nn.Module, shape: tuple[int, int, int]
+) -> tuple[dict[nn.Module, Tensor], Counter[nn.Module]]:
+    """The outputs of a network's parts for a black image C×H×W, and how often each part runs.
+
+    They are in order of completion, of those parts that run once and return a tensor that depends
+    on the image and that nothing overwrites later.
+    """
+    runs: Counter[nn.Module] = Counter()
+    outputs: dict[nn.Module, tuple[Tensor, int]] = {}
+
+    def record(module: nn.Module, _: Any, output: Any) -> None:
+        runs[module] += 1
+        # The weights are frozen: what needs a gradient depends on the image.
+        if isinstance(output, Tensor) and output.requires_grad:
+            outputs[module] = output, output._version
+
+    with (
+        torch.inference_mode(False),  # its tensors have no versions
+        torch.enable_grad(),
+        probing(network, record) as image_of,
+    ):
+        # Cloned: a network may write into its input, but not into one that asks for a gradient.
+        network(image_of(*shape).requires_grad_().clone())
+    lasting = {m: o for m, (o, version) in outputs.items() if o._version == version}
+    return {m: o for m, o in lasting.items() if runs[m] == 1}, runs
 
 
 def find_scales(
@@ -58,36 +94,19 @@ def find_scales(
     Raises:
         ValueError: no layer gives such a map.
     """
-    runs: Counter[nn.Module] = Counter()
-    outputs: dict[nn.Module, tuple[Tensor, int]] = {}
-
-    def record(module: nn.Module, _: Any, output: Any) -> None:
-        runs[module] += 1
-        if isinstance(output, Tensor) and output.ndim == 4 and output.requires_grad:
-            outputs.pop(module, None)
-            outputs[module] = output, output._version
-
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        probing(encoder, record) as image_of,
-    ):
-        image = image_of(channels_of(encoder), *input_size)
-        encoder(image.requires_grad_().clone())
+    outputs, _ = lasting_outputs(encoder, (channels_of(encoder), *input_size))
     usable = {
         module: stage
-        for module, (output, version) in outputs.items()
-        if runs[module] == 1
-        and output._version == version
-        and (stage := _stage(output, input_size)) is not None
+        for module, output in outputs.items()
+        if output.ndim == 4 and (stage := _stage(output, input_size)) is not None
     }
     inside = _inside_of_coarser(encoder, usable)
     last = {stage: module for module, stage in usable.items() if module not in inside}
-    if not last:
-        raise ValueError(
-            f"encoder: no layer of {type(encoder).__name__} gives an N×C×h×w map smaller than the "
-            "image; give the layers yourself"
-        )
+    check(
+        last,
+        f"encoder: no layer of {type(encoder).__name__} gives an N×C×h×w map smaller than the "
+        "image; give the layers yourself",
+    )
     return tuple(last[stage] for stage in sorted(last))
 
 
@@ -106,24 +125,11 @@ def _inside_of_coarser(encoder: nn.Module, usable: dict[nn.Module, int]) -> set[
     inside: set[nn.Module] = set()
     for block, stage in usable.items():
         parts = [m for m in block.modules() if m is not block]
-        is_plain = isinstance(block, nn.Sequential) and (
-            type(block).forward is nn.Sequential.forward
-        )
-        if is_plain or len(parts) > half:
-            continue
-        inside.update(m for m in parts if usable.get(m, stage) < stage)
+        if not is_plain_sequence(block) and len(parts) <= half:
+            inside.update(m for m in parts if usable.get(m, stage) < stage)
     return inside
 
 
-def shapes_of(module: nn.Module, prefix: str = "") -> dict[str, torch.Size]:
-    """Name in the state dict, behind the prefix -> shape."""
-    return {prefix + name: t.shape for name, t in module.state_dict().items()}
-
-
-def check_fit(where: str, wanted: dict[str, torch.Size], tensors: dict[str, Tensor]) -> None:
-    """``ValueError`` that names the first tensor of a file that is not as wanted."""
-    fitting = {name for name, t in tensors.items() if t.shape == wanted.get(name)}
-    if different := sorted({*tensors, *wanted} - fitting):
-        raise ValueError(
-            f"{where}: {printable(different[0])} is missing, of another shape, or unknown"
-        )
+def is_plain_sequence(module: nn.Module) -> bool:
+    """Whether it runs its parts one after another, and does nothing else."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward

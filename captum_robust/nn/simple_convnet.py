@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from captum_robust.nn.convolutions import convolution
+
 
 class SimpleConvNet(nn.Module):
     """Four convolutions, the mean of their map, one linear layer: N×3×H×W -> scores N×K.
@@ -21,10 +23,10 @@ class SimpleConvNet(nn.Module):
 
     def __init__(self, num_classes: int, width: int = 64) -> None:
         super().__init__()
-        self.block1 = _block(3, width, 5, stride=2)
-        self.block2 = _block(width, 2 * width, 3, stride=2)
-        self.block3 = _block(2 * width, 4 * width, 3, stride=2)
-        self.block4 = _block(4 * width, 4 * width, 3, stride=1)
+        self.block1 = convolution(3, width, 5, stride=2)
+        self.block2 = convolution(width, 2 * width, 3, stride=2)
+        self.block3 = convolution(2 * width, 4 * width, 3, stride=2)
+        self.block4 = convolution(4 * width, 4 * width, 3)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(4 * width, num_classes)
 
@@ -39,11 +41,3 @@ class SimpleConvNet(nn.Module):
             x = block(x)
         scores: Tensor = self.classifier(self.pool(x).flatten(1))
         return scores
-
-
-def _block(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from captum_robust.nn.convolutions import convolution
+
 
 class SmallResNet(nn.Sequential):
     """Two stages of two residual blocks: N×3×64×64 -> scores N×K, by a map N×2w×8×8.
@@ -20,11 +22,7 @@ class SmallResNet(nn.Sequential):
 
     def __init__(self, num_classes: int, width: int = 64) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 5, stride=4, padding=2, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        )
+        self.stem = convolution(3, width, 5, stride=4)
         self.stage1 = nn.Sequential(_Block(width, width), _Block(width, width))
         self.stage2 = nn.Sequential(_Block(width, 2 * width, 2), _Block(2 * width, 2 * width))
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -43,9 +41,7 @@ class _Block(nn.Module):
         self.relu2 = nn.ReLU()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = convolution(inputs, outputs, 1, stride)[:2]
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))

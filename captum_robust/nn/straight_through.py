@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_robust._checks import check, check_floating
+
 
 def straight_through(
     probabilities: Tensor, generator: torch.Generator | None = None, *, literal: bool = False
@@ -30,16 +32,12 @@ def straight_through(
     tensor([0., 1.])
     """
     p = probabilities
-    if not isinstance(p, Tensor) or not p.is_floating_point():
-        got = p.dtype if isinstance(p, Tensor) else type(p).__name__
-        raise TypeError(f"probabilities: expected a tensor of floating point, got {got}")
+    check_floating("probabilities", p)
     known = p.detach()
     # NaN fails each comparison. One wait for a GPU.
-    if not bool(((known >= 0) & (known <= 1)).all()):
-        raise ValueError(
-            "probabilities: expected numbers in [0, 1], got NaN or others; of logits take "
-            "torch.sigmoid"
-        )
+    inside = ((known >= 0) & (known <= 1)).all()
+    others = "got NaN or others; of logits take torch.sigmoid"
+    check(inside, f"probabilities: expected numbers in [0, 1], {others}")
     chance = known if known.dtype == torch.float64 else known.float()
     if literal:
         chance = torch.sigmoid(2 * chance - 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_robust._checks import check, check_floating, check_integers, check_type
+
 
 def superpixel_means(values: Tensor, segments: Tensor) -> Tensor:
     """N×C×S: the mean of each channel over each super-pixel of each image, differentiable.
@@ -25,11 +27,9 @@ def superpixel_means(values: Tensor, segments: Tensor) -> Tensor:
     >>> superpixel_means(values, torch.tensor([[[0, 0], [1, 1]]]))
     tensor([[[2., 5.]]])
     """
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"values: expected a tensor of floating point, got {got}")
-    if values.ndim != 4 or values.numel() == 0:
-        raise ValueError(f"values: expected N×C×H×W, not empty, got {tuple(values.shape)}")
+    check_floating("values", values)
+    fits = values.ndim == 4 and values.numel() > 0
+    check(fits, f"values: expected N×C×H×W, not empty, got {tuple(values.shape)}")
     n, channels, height, width = values.shape
     check_segments(segments, (n, height, width))
     count = _count(segments, height * width)
@@ -57,10 +57,9 @@ def spread(values: Tensor, segments: Tensor) -> Tensor:
     tensor([[[[2., 2.],
               [5., 5.]]]])
     """
-    if not isinstance(values, Tensor):
-        raise TypeError(f"values: expected a tensor, got {type(values).__name__}")
-    if values.ndim != 3 or values.numel() == 0:
-        raise ValueError(f"values: expected N×C×S, not empty, got {tuple(values.shape)}")
+    check_type("values", values, Tensor, "a tensor")
+    fits = values.ndim == 3 and values.numel() > 0
+    check(fits, f"values: expected N×C×S, not empty, got {tuple(values.shape)}")
     n, channels, count = values.shape
     check_segments(segments, (n, None, None))
     _count(segments, count)
@@ -70,26 +69,20 @@ def spread(values: Tensor, segments: Tensor) -> Tensor:
 
 def check_segments(segments: Tensor, shape: tuple[int | None, int | None, int | None]) -> None:
     """Raise unless they are integers of that shape, in which None stands for any size."""
-    if not isinstance(segments, Tensor) or (
-        segments.is_floating_point() or segments.is_complex() or segments.dtype == torch.bool
-    ):
-        got = segments.dtype if isinstance(segments, Tensor) else type(segments).__name__
-        raise TypeError(f"segments: expected a tensor of integers, got {got}")
-    fits = segments.ndim == 3 and all(
-        wanted in (None, got) for wanted, got in zip(shape, segments.shape, strict=True)
-    )
-    if not fits or segments.numel() == 0:
-        wanted = "×".join(
-            letter if size is None else str(size) for letter, size in zip("NHW", shape, strict=True)
-        )
-        raise ValueError(f"segments: expected {wanted}, got {tuple(segments.shape)}")
+    check_integers("segments", segments)
+    sizes = [
+        letter if size is None else str(size) for letter, size in zip("NHW", shape, strict=True)
+    ]
+    expected, got = "×".join(sizes), tuple(segments.shape)
+    fits = len(got) == 3 and all(s in (None, n) for s, n in zip(shape, got, strict=True))
+    check(fits and segments.numel() > 0, f"segments: expected {expected}, got {got}")
 
 
 def _count(segments: Tensor, most: int) -> int:
     """One more than the largest number; before they are indices, which must not be wrong."""
     # One wait for a GPU.
     lowest, highest = torch.stack(segments.aminmax()).tolist()
-    if lowest < 0 or highest >= most:
-        wrong = lowest if lowest < 0 else highest
-        raise ValueError(f"segments: expected numbers from 0 to {most - 1}, got {wrong}")
+    wrong = lowest if lowest < 0 else highest
+    within = 0 <= wrong < most
+    check(within, f"segments: expected numbers from 0 to {most - 1}, got {wrong}")
     return int(highest) + 1
