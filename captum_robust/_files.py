@@ -129,13 +129,50 @@ def write_network(
     write_facts(path, {n: _halved(t) if half else t for n, t in weights.items()}, kind, facts, card)
 
 
+class TensorFile:
+    """A safetensors file that a user handed over, read once for all who look at it.
+
+    Args:
+        path: of the file; its text is that of this object.
+        any_suffix: whether it may have the name of a pickle; it is never opened as one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no safetensors file, a torn one, or by its name a pickle.
+    """
+
+    def __init__(self, path: str | Path, *, any_suffix: bool = False) -> None:
+        self.path = Path(path)
+        is_pickle = self.path.suffix in PICKLES and not any_suffix
+        may_be = "may be a pickle, which can run code; expected .safetensors"
+        check(not is_pickle, f"{printable(str(path))} {may_be}")
+        self.tensors, self._metadata = read_tensors(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def facts(self, kind: str, what: str) -> dict[str, Any]:
+        """The facts that :func:`write_facts` wrote under ``kind``, a new dictionary each time.
+
+        Raises:
+            ValueError: there are none; the file "holds no ``what``".
+        """
+        try:
+            facts = json.loads(_facts_text(self._metadata, kind))
+        except (KeyError, ValueError, RecursionError):
+            facts = None
+        if not isinstance(facts, dict):
+            raise ValueError(f"{printable(str(self))} holds no {what}")
+        return facts
+
+
 def read_facts(
-    path: str | Path, kind: str, what: str, *, any_suffix: bool = False
+    path: str | Path | TensorFile, kind: str, what: str, *, any_suffix: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the facts of a file that a user was handed.
 
     Args:
-        path: a file by :func:`write_facts`.
+        path: a file by :func:`write_facts`, or one that was read already.
         kind: as it was written.
         what: what the file should hold, for messages: "localization network".
         any_suffix: whether it may have the name of a pickle; it is never opened as one.
@@ -144,18 +181,8 @@ def read_facts(
         FileNotFoundError: no such file.
         ValueError: it is no safetensors file, a torn one, by its name a pickle, or of another kind.
     """
-    path = Path(path)
-    name = printable(str(path))
-    if path.suffix in PICKLES and not any_suffix:
-        raise ValueError(f"{name} may be a pickle, which can run code; expected .safetensors")
-    tensors, metadata = read_tensors(path)
-    try:
-        facts = json.loads(_facts_text(metadata, kind))
-    except (KeyError, ValueError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict):
-        raise ValueError(f"{name} holds no {what}")
-    return tensors, facts
+    file = path if isinstance(path, TensorFile) else TensorFile(path, any_suffix=any_suffix)
+    return file.tensors, file.facts(kind, what)
 
 
 def _facts_text(metadata: Mapping[str, str], kind: str) -> str:

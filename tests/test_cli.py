@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from PIL import Image
 
@@ -298,6 +299,34 @@ def test_compare_measures_the_localization_network_of_a_file(
     code, _, err = run(*given, "--methods", "real_time_masking", *network)
     assert code == 2
     assert "holds no masking network" in one_line(err)
+
+
+@pytest.mark.parametrize("command", ["compare", "explain"])
+@pytest.mark.parametrize(
+    "named", [(), ("--model", "simple_convnet", "--weights", "simple.safetensors")]
+)
+def test_the_networks_file_is_read_once(
+    run: Run,
+    localization: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    named: tuple[str, ...],
+) -> None:
+    opened: list[str] = []
+    safe_open = safetensors.safe_open
+
+    def counted(path: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(Path(path).name)
+        return safe_open(path, *arguments, **options)
+
+    monkeypatch.setattr(safetensors, "safe_open", counted)
+    folder = draw(tmp_path / "images", n=1)
+    images = (folder,) if command == "explain" else ("folder", folder)
+    network = ("--methods", "adversarial_localization", "--network", "localization.safetensors")
+    code, _, err = run(command, *images, *named, *network)
+    assert code == 0, err
+    assert opened.count("localization.safetensors") == 1
 
 
 def test_compare_and_explain_take_a_localization_network_with_a_trunk(
@@ -721,6 +750,29 @@ def test_help_names_every_command_and_argument(run: Run) -> None:
     assert "center_box  (baseline)" in out
     assert "iterative_mask  (slow: runs only where it is named)" in out
     assert "pgd  (attack: " in out
+
+
+def test_help_loads_no_torch() -> None:
+    program = """
+import sys
+from typer.main import get_command
+from typer.testing import CliRunner
+from captum_robust.cli.app import app
+
+def check_help(command, names):
+    assert CliRunner().invoke(app, [*names, "--help"]).exit_code == 0, names
+    assert "torch" not in sys.modules, names
+    for name, inner in getattr(command, "commands", {}).items():
+        check_help(inner, [*names, name])
+    print(*names)
+
+check_help(get_command(app), [])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"compare", "video", "train masking"} <= set(done.stdout.splitlines())
 
 
 def test_ctrl_c_says_that_the_run_can_go_on(

@@ -18,6 +18,7 @@ from captum_robust._captum import (
 )
 from captum_robust._checks import check_batch, check_finite, check_images, check_inputs, printable
 from captum_robust._contexts import evaluation
+from captum_robust._files import TensorFile
 from captum_robust._scores import ClassScores, model_scores, one_row_a_sample
 from captum_robust.nn import (
     LocalizationNetwork,
@@ -63,7 +64,11 @@ class AdversarialLocalization(Attribution):
 
     @classmethod
     def from_file(
-        cls, path: str | Path, *, model: nn.Module | None = None, trunk: nn.Module | None = None
+        cls,
+        path: str | Path | TensorFile,
+        *,
+        model: nn.Module | None = None,
+        trunk: nn.Module | None = None,
     ) -> AdversarialLocalization:
         """The network of a file that training wrote, on the CPU or on the device of ``model``.
 

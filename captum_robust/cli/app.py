@@ -57,6 +57,6 @@ def _fail(error: Exception) -> int:
 
 
 def _message(error: Exception) -> str:
-    """Of an error of the command line's parser, or of any other."""
+    """Return the message of an error, of the command line's parser or any other."""
     own = getattr(error, "format_message", None)
     return str(own() if own else error)

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_robust._checks import printable
+from captum_robust._checks import check, printable
 from captum_robust.cli.model_options import Device, Model, Weights, class_number, load_model
 from captum_robust.cli.shared_options import (
     EPSILON_HELP,
     USUAL_MODEL,
+    Fit,
+    Images,
+    Split,
     Steps,
     Universal,
     attacks_of,
+    given_options,
     listed,
     open_dataset,
 )
@@ -63,12 +67,10 @@ def attack(
     weights: Weights = "DEFAULT",
     limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images that are attacked at once.")] = 16,
-    fit: Annotated[
-        str, typer.Option(help="squash the whole image to the model's size, or crop its centre.")
-    ] = "squash",
-    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    fit: Fit = "squash",
+    split: Split = None,
     boxes: Annotated[Path | None, typer.Option(help="folder: CSV with a column label.")] = None,
-    images: Annotated[Path | None, typer.Option(help="coco: folder of the images.")] = None,
+    images: Images = None,
     seed: Annotated[int, typer.Option(help="For attacks that draw.")] = 0,
     device: Device = "auto",
 ) -> None:
@@ -84,14 +86,13 @@ def attack(
 
     given = {"split": split, "boxes": boxes, "images": images}
     classifier = load_model(model, weights, device)
-    options_given = {k: v for k, v in given.items() if v is not None}
-    dataset = _open_images(kind, path, out, options_given, classifier)
+    dataset = _open_images(kind, path, out, given, classifier)
     options = AttackOptions(steps, seed, universal)
     built = attacks_of(classifier, attack, epsilon, SWEPT_EPSILONS, options, whole=True)
     aimed = None if target is None else class_number(classifier, target, "target")
     for name in listed(attack) or []:
-        if aimed is not None and not ATTACKS[name].can_aim:
-            raise ValueError(f"target: {name} cannot move towards a given class")
+        can_aim = aimed is None or ATTACKS[name].can_aim
+        check(can_aim, f"target: {name} cannot move towards a given class")
     result = attack_images(
         classifier,
         dataset,
@@ -111,30 +112,30 @@ def attack(
 def _open_images(
     kind: str | None, path: Path | None, out: Path, options: dict[str, Any], model: Classifier
 ) -> LocalizationDataset:
-    """The data set to attack: by its kind, or what is found at the path."""
-    if path is None and kind is None:
-        raise ValueError("give an image, a folder of images, or --kind samples")
-    if path is not None and path.is_dir() and out.resolve().is_relative_to(path.resolve()):
-        raise ValueError(f"--out {out} lies inside {path}, the images' folder; give another --out")
+    """Open the data set to attack, by its kind, or what is at the path."""
+    there = path is not None or kind is not None
+    check(there, "give an image, a folder of images, or --kind samples")
+    is_inside = path and path.is_dir() and out.resolve().is_relative_to(path.resolve())
+    where = f"--out {out} lies inside {path}, the images' folder"
+    check(not is_inside, f"{where}; give another --out")
     if kind is None and path is not None and not path.is_dir():
         from captum_robust.benchmark.attack_images import Photograph
 
-        if options:
-            given = ", ".join(f"--{name}" for name in options)
-            raise ValueError(f"a single image does not take: {given}")
+        given = ", ".join(f"--{name}" for name in given_options(options))
+        check(not given, f"a single image does not take: {given}")
         return Photograph(path)
     return open_dataset("folder" if kind is None else kind, path, options, model)
 
 
 def _finish_attack(result: AttackRun) -> None:
+    """Write table and curves, and print what became of the images."""
     table = result.write_csv()
     try:
         curves = f", curves: {result.write_curves()}"
     except ImportError as missing:
         curves = f" (no curves: {missing})"
-    shown = result.to_text(SHOWN_ROWS)
-    if shown:
-        typer.echo("\n" + shown)
+    if rows := result.to_text(SHOWN_ROWS):
+        typer.echo("\n" + rows)
     typer.echo("\n" + result.table_text())
     typer.echo("\n" + result.summary())
     failures = result.failures()
@@ -146,9 +147,9 @@ def _finish_attack(result: AttackRun) -> None:
     typer.echo(f"\ntable: {table}{curves}")
     if not result.used():
         raise typer.Exit(2)
-    seen = result.table()
-    if seen["n"].any() and not seen["n_right"].any():
-        raise ValueError(
-            f"the model classifies none of the {seen['n'].max()} images right, so there is nothing "
-            "to attack; do the labels count the model's classes?"
-        )
+    counts = result.table()
+    check(
+        not counts["n"].any() or counts["n_right"].any(),
+        f"the model classifies none of the {counts['n'].max()} images right, so there is nothing "
+        "to attack; do the labels count the model's classes?",
+    )

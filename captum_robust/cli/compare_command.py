@@ -12,18 +12,24 @@ from captum_robust.cli.model_options import Device, Model, Weights
 from captum_robust.cli.shared_options import (
     EPSILON_HELP,
     USUAL_MODEL,
+    Adaptive,
+    AllSteps,
     Attacks,
+    Fit,
+    Images,
     Layer,
     Methods,
     Network,
+    Split,
     Steps,
     Universal,
     attacks_of,
-    check_network,
+    check_attack,
     listed,
     model_for,
     open_dataset,
     print_comparison,
+    read_network,
     with_network,
 )
 
@@ -48,36 +54,20 @@ def compare(
     target: Annotated[str, typer.Option(help="The class to explain: label or prediction.")] = (
         "label"
     ),
-    fit: Annotated[
-        str, typer.Option(help="squash the whole image to the model's size, or crop its centre.")
-    ] = "squash",
+    fit: Fit = "squash",
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Tune thresholds on the reported images.")
     ] = False,
-    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    split: Split = None,
     boxes: Annotated[Path | None, typer.Option(help="folder: CSV of boxes.")] = None,
     masks: Annotated[Path | None, typer.Option(help="folder: parallel folder of masks.")] = None,
-    images: Annotated[Path | None, typer.Option(help="coco: folder of the images.")] = None,
+    images: Images = None,
     attack: Attacks = None,
     epsilon: Annotated[str | None, typer.Option(help=f"{EPSILON_HELP} 8 by default.")] = None,
     steps: Steps = 10,
     universal: Universal = None,
-    all_steps: Annotated[
-        bool,
-        typer.Option(
-            "--all-steps",
-            help="pgd: go on with images that are fooled. Else their change is often much smaller "
-            "than the strength allows, and so is what it does to the maps.",
-        ),
-    ] = False,
-    adaptive: Annotated[
-        bool,
-        typer.Option(
-            "--adaptive",
-            help="Also attack the defended methods through their transforms, and the maps "
-            "themselves, at each strength.",
-        ),
-    ] = False,
+    all_steps: AllSteps = False,
+    adaptive: Adaptive = False,
     saliency_metric: Annotated[
         bool,
         typer.Option(
@@ -103,25 +93,21 @@ def compare(
     from captum_robust.catalog.attacks import COMPARED_EPSILONS
     from captum_robust.catalog.methods import FIXED_BOXES
 
-    if attack is None and (epsilon is not None or universal is not None or adaptive or all_steps):
-        option = "--adaptive" if adaptive else "--all-steps"
-        option = option if universal is None else "--universal"
-        option = option if epsilon is None else "--epsilon"
-        raise ValueError(f"{option} is for attacks: give --attack too, such as --attack pgd")
+    check_attack(
+        attack, epsilon=epsilon, universal=universal, adaptive=adaptive, all_steps=all_steps
+    )
     chosen = listed(methods)
     if chosen:  # every table has the baselines; they cost no classifier pass
         chosen += [name for name in FIXED_BOXES if name not in chosen]
-    check_network(network, chosen)
+    file = read_network(network, chosen)
+    classifier = model_for(file, model, weights, device, layer)
     given = {"split": split, "boxes": boxes, "masks": masks, "images": images}
-    classifier = model_for(network, model, weights, device, layer)
-    dataset = open_dataset(
-        kind, path, {k: v for k, v in given.items() if v is not None}, classifier
-    )
+    dataset = open_dataset(kind, path, given, classifier)
     options = AttackOptions(steps, seed, universal, all_steps)
     result = run(
         classifier,
         dataset,
-        with_network(classifier, chosen, network),
+        with_network(classifier, chosen, file),
         attacks_of(classifier, attack, epsilon, COMPARED_EPSILONS, options),
         out=out,
         limit=limit,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from captum_robust.cli.model_options import Device, load_model
-from captum_robust.cli.shared_options import print_comparison
+from captum_robust.cli.shared_options import USUAL_MODEL, print_comparison
 
 
 def demo(
@@ -21,7 +21,7 @@ def demo(
     from captum_robust.benchmark import compare as run
     from captum_robust.data import load_dataset
 
-    model = load_model("efficientnet_lite0", "DEFAULT", device)
+    model = load_model(USUAL_MODEL, "DEFAULT", device)
     dataset = load_dataset("samples")
     typer.echo(f"{len(dataset)} photographs, EfficientNet-Lite0")
     print_comparison(run(model, dataset, out=out, progress=True), out / "report.html")

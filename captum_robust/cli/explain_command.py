@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captum_robust._checks import printable
+from captum_robust._checks import check_number, printable
 from captum_robust.cli.model_options import Device, Model, Weights, class_number
 from captum_robust.cli.shared_options import (
     USUAL_MODEL,
     Layer,
     Network,
-    check_network,
     listed,
     model_for,
+    read_network,
     with_network,
 )
+
+if TYPE_CHECKING:
+    from captum_robust.show.explain import ExplainedImage
 
 
 def explain(
@@ -59,67 +60,49 @@ def explain(
     """Draw where the classifier looks: one PNG an image, the top classes in the terminal."""
     from captum_robust.catalog.methods import build_methods
     from captum_robust.data import DataError
-    from captum_robust.show.explain import explain_image
+    from captum_robust.show.explain import explain_image, pictures_of
 
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold: expected a number in [0, 1], got {threshold}")
+    check_number("threshold", threshold, 0, 1)
     usual = "robust_cam" if counterfactual is None else "perceptual_ball"
     named = listed(usual if methods is None else methods)
-    check_network(network, named)
-    sources = list(_image_files(path, out))
-    originals = {file.resolve() for _, file in sources}
-    for name, _ in sources:
-        if (out / name).resolve() in originals:
-            raise ValueError(f"{out / name}: would overwrite the image itself; give another --out")
-    classifier = model_for(network, model, weights, device, layer)
-    chosen = build_methods(classifier, with_network(classifier, named, network))
+    trained = read_network(network, named)
+    pictures = pictures_of(path, out)
+    classifier = model_for(trained, model, weights, device, layer)
+    chosen = build_methods(classifier, with_network(classifier, named, trained))
     number = None if target is None else class_number(classifier, target, "target")
     towards = None
     if counterfactual is not None:
         towards = class_number(classifier, counterfactual, "counterfactual")
     failed = 0
-    for name, file in sources:
+    for picture, file in pictures:
         try:
             explained = explain_image(
                 classifier,
                 file,
                 chosen,
-                out / name,
+                picture,
                 target=number,
                 counterfactual=towards,
                 threshold=threshold,
                 top=top,
             )
         except DataError as error:
-            if len(sources) == 1:
+            if len(pictures) == 1:
                 raise
             failed += 1
             typer.echo(f"captum-robust: {printable(str(error))}", err=True)
-            continue
-        typer.echo(printable(f"{file} -> {explained.picture}"))
-        for label, probability in explained.classes:
-            typer.echo(f"  {probability:6.1%}  {label}")
-        for method, verdict in explained.verdicts.items():
-            typer.echo(f"  {method}: {verdict}")
+        else:
+            _say_explained(file, explained)
     if failed:
-        typer.echo(f"{len(sources)} images: {failed} could not be used")
-    if failed == len(sources):
+        typer.echo(f"{len(pictures)} images: {failed} could not be used")
+    if failed == len(pictures):
         raise typer.Exit(2)
 
 
-def _image_files(path: Path, out: Path) -> Iterator[tuple[str, Path]]:
-    """Name of the picture and file of each image; the pictures of an earlier call are none."""
-    from captum_robust.data.images import list_images
-
-    if path.is_dir():
-        found = list_images(path, without=out)
-        if not found:
-            raise ValueError(f"{path}: no images in it")
-        times = Counter(str(Path(name).with_suffix("")) for name in found)
-        for name, file in found.items():
-            stem = str(Path(name).with_suffix(""))
-            yield f"{stem if times[stem] == 1 else name}.png", file
-    elif path.is_file():
-        yield f"{path.stem}.png", path
-    else:
-        raise FileNotFoundError(f"{path}: no such image or folder")
+def _say_explained(file: Path, explained: ExplainedImage) -> None:
+    """Print what was drawn of an image file, its classes, and what methods made of it."""
+    typer.echo(printable(f"{file} -> {explained.picture}"))
+    for label, probability in explained.classes:
+        typer.echo(f"  {probability:6.1%}  {label}")
+    for method, verdict in explained.verdicts.items():
+        typer.echo(f"  {method}: {verdict}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from captum_robust._checks import check, unknown_name
+
 if TYPE_CHECKING:
     from captum_robust.models import Classifier
 
@@ -25,7 +27,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")]
 
 
 def load_model(name: str, weights: str, device: str, layer: str | None = None) -> Classifier:
-    """The classifier on its device."""
+    """Load the classifier onto its device."""
     from captum_robust.models import load_classifier
 
     chosen = chosen_device(device)
@@ -64,13 +66,13 @@ def class_number(model: Classifier, target: str, option: str) -> int:
     Raises:
         ValueError: there is no such class.
     """
-    from captum_robust._checks import unknown_name
     from captum_robust.data.classes import ClassIndex
 
     names = model.class_names or []
     number = ClassIndex(names)(target)
-    if number is None and target.isdecimal():
-        raise ValueError(f"{option}: the model has the classes 0 to {len(names) - 1}, not {target}")
+    is_number = number is None and target.isdecimal()
+    last = len(names) - 1
+    check(not is_number, f"{option}: the model has the classes 0 to {last}, not {target}")
     if number is None:
         raise unknown_name("class", target, names)
     return number

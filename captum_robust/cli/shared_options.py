@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from captum_robust._checks import check
 from captum_robust.cli.model_options import chosen_device, load_model
 
 if TYPE_CHECKING:
+    from captum_robust._files import TensorFile
     from captum_robust.attacks import Attack
     from captum_robust.benchmark import AttackOptions, Comparison
     from captum_robust.data import LocalizationDataset
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 MASKING = "real_time_masking"
 LOCALIZATION = "adversarial_localization"
 USUAL_MODEL = "efficientnet_lite0"
-
 
 Methods = Annotated[
     str | None,
@@ -46,11 +47,32 @@ EPSILON_HELP = (
     "Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8 means 8/255 of "
     "the pixels' range."
 )
+AllSteps = Annotated[
+    bool,
+    typer.Option(
+        "--all-steps",
+        help="pgd: go on with images that are fooled. Else their change is often much smaller "
+        "than the strength allows, and so is what it does to the maps.",
+    ),
+]
 Steps = Annotated[int, typer.Option(help="Of attacks that take several steps.", min=1)]
 Universal = Annotated[
     Path | None,
     typer.Option(help="File of the universal perturbation, for --attack universal."),
 ]
+Adaptive = Annotated[
+    bool,
+    typer.Option(
+        "--adaptive",
+        help="Also attack the defended methods through their transforms, and the maps "
+        "themselves, at each strength.",
+    ),
+]
+Fit = Annotated[
+    str, typer.Option(help="squash the whole image to the model's size, or crop its centre.")
+]
+Split = Annotated[str | None, typer.Option(help="Split of the data set.")]
+Images = Annotated[Path | None, typer.Option(help="coco: folder of the images.")]
 
 
 def listed(methods: str | None) -> list[str] | None:
@@ -58,21 +80,33 @@ def listed(methods: str | None) -> list[str] | None:
     return None if methods is None else [m.strip() for m in methods.split(",") if m.strip()]
 
 
-def check_network(network: Path | None, methods: list[str] | None) -> None:
-    """Before the model is loaded. ``methods`` None: all of them."""
-    trained = {MASKING, LOCALIZATION}
-    if network is not None and methods is not None and trained.isdisjoint(methods):
-        raise ValueError(
-            f"--network is for the methods {MASKING} and {LOCALIZATION}: name one in --methods"
-        )
+def read_network(network: Path | None, methods: list[str] | None) -> TensorFile | None:
+    """Read the file of a trained network, once, before the model is loaded.
+
+    Args:
+        network: the option; None: not given.
+        methods: names; None: all of them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: none of the methods takes a network, or it is no safetensors file.
+    """
+    if network is None:
+        return None
+    from captum_robust._files import TensorFile
+
+    takes_one = methods is None or MASKING in methods or LOCALIZATION in methods
+    both = f"{MASKING} and {LOCALIZATION}"
+    check(takes_one, f"--network is for the methods {both}: name one in --methods")
+    return TensorFile(network)
 
 
 def model_for(
-    network: Path | None, name: str, weights: str, device: str, layer: str | None
+    file: TensorFile | None, name: str, weights: str, device: str, layer: str | None
 ) -> Classifier:
     """The classifier; one without published weights is that of the network's file."""
-    facts = None if network is None else _localization_facts(network)
-    if network is not None and facts is not None and weights.lower() == "default":
+    facts = None if file is None else _localization_facts(file)
+    if file is not None and facts is not None and weights.lower() == "default":
         from captum_robust.attr import AdversarialLocalization
         from captum_robust.models import SMALL_NETWORKS, load_classifier
 
@@ -81,42 +115,48 @@ def model_for(
             names, size = facts["class_names"], facts["input_size"]
             like = load_classifier(own, None, class_names=names, input_size=size, cam_layer=layer)
             like = like.to(chosen_device(device))
-            trained: Classifier = AdversarialLocalization.from_file(
-                network, model=like
-            ).forward_func
+            trained: Classifier = AdversarialLocalization.from_file(file, model=like).forward_func
             return trained
     return load_model(name, weights, device, layer)
 
 
-def with_network(model: Classifier, methods: list[str] | None, network: Path | None) -> Any:
+def with_network(model: Classifier, methods: list[str] | None, file: TensorFile | None) -> Any:
     """The methods, the one that takes a trained network with that of the file."""
-    if network is None or (methods is not None and len(set(methods)) < len(methods)):
+    if file is None or (methods is not None and len(set(methods)) < len(methods)):
         return methods  # a name that is there twice is an error later
     from captum_robust.attr import AdversarialLocalization, RealTimeMasking
     from captum_robust.catalog.methods import usual_methods
     from captum_robust.nn import load_masking_network
 
     asked = [name for name in (MASKING, LOCALIZATION) if methods is None or name in methods]
-    kind = MASKING if _localization_facts(network) is None else LOCALIZATION
+    kind = MASKING if _localization_facts(file) is None else LOCALIZATION
     name = asked[0] if len(asked) == 1 else kind
     trained: RealTimeMasking | AdversarialLocalization
     if name == MASKING:
-        trained = RealTimeMasking(load_masking_network(network, model))
+        trained = RealTimeMasking(load_masking_network(file, model))
     else:
-        trained = AdversarialLocalization.from_file(network, model=model)
+        trained = AdversarialLocalization.from_file(file, model=model)
     if methods is None:
         methods = list(dict.fromkeys([*usual_methods(model), name]))
     return {m: trained if m == name else m for m in methods}
 
 
-def _localization_facts(network: Path) -> dict[str, Any] | None:
+def _localization_facts(file: TensorFile) -> dict[str, Any] | None:
     """What a file says of its localization network; None: it holds none."""
     from captum_robust.nn import read_localization_facts
 
     try:
-        return read_localization_facts(network)
+        return read_localization_facts(file)
     except ValueError:  # what is wrong with it, if anything, the masking network's reader says
         return None
+
+
+def check_attack(attack: str | None, **options: object) -> None:
+    """Raise ``ValueError`` that names the first of the options which is there without --attack."""
+    given = [name for name, value in options.items() if value is not None and value is not False]
+    option = "".join(given[:1]).replace("_", "-")
+    is_used = attack is not None or not given
+    check(is_used, f"--{option} is for attacks: give --attack too, such as --attack pgd")
 
 
 def attacks_of(
@@ -135,27 +175,40 @@ def attacks_of(
         return {}
     chosen = listed(names) or []
     known = [ATTACKS[name] for name in chosen if name in ATTACKS]
-    if epsilon is not None and known and not any(kind.has_strength for kind in known):
-        raise ValueError(f"--epsilon: {', '.join(chosen)} takes no strength")
-    if options.universal is not None and "universal" not in chosen:
-        raise ValueError("--universal is for --attack universal")
+    has_strength = not known or any(kind.has_strength for kind in known)
+    check(epsilon is None or has_strength, f"--epsilon: {', '.join(chosen)} takes no strength")
+    is_used = options.universal is None or "universal" in chosen
+    check(is_used, "--universal is for --attack universal")
     epsilons = list(usual) if epsilon is None else parse_epsilons(epsilon)
     for number in epsilons if whole else []:
-        if number != int(number):
-            raise ValueError(
-                f"epsilon: an image file holds whole levels, so a change of {number:g} is none "
-                "that it can hold; expected whole numbers from 0 to 255"
-            )
+        check(
+            number == int(number),
+            f"epsilon: an image file holds whole levels, so a change of {number:g} is none "
+            "that it can hold; expected whole numbers from 0 to 255",
+        )
     return build_attacks(model, chosen, epsilons, options)
+
+
+def given_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def open_dataset(
     kind: str, path: Path | None, options: dict[str, Any], model: Classifier
 ) -> LocalizationDataset:
-    """Open a data set whose labels count the classes of the model."""
+    """Open a data set whose labels count the classes of the model.
+
+    Args:
+        kind: see :func:`captum_robust.data.load_dataset`.
+        path: of the data set; None: it has none.
+        options: of the kind, None for those that were not given.
+        model: the classes of which are counted.
+    """
     from captum_robust.data import load_dataset
     from captum_robust.data.classes import imagenet_names
 
+    options = given_options(options)
     own: dict[str, Any] = {}
     if kind == "folder":  # names of folders and labels in a CSV are classes of the model
         own = {"class_names": model.class_names}
@@ -170,10 +223,8 @@ def open_dataset(
         raise ValueError(f"a data set of kind {kind!r} does not take all of: {given}") from None
     if "labels" in own:
         names = list(model.class_names or [])
-        if names != list(dataset.class_names or [])[: len(names)]:
-            raise ValueError(
-                f"{path}: the {len(names)} classes of the model are not its first ones"
-            )
+        are_first = names == list(dataset.class_names or [])[: len(names)]
+        check(are_first, f"{path}: the {len(names)} classes of the model are not its first ones")
     return dataset
 
 

@@ -8,14 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_robust._checks import printable
-from captum_robust.cli.model_options import (
-    Device,
-    Model,
-    Weights,
-    class_number,
-    load_model,
-)
+from captum_robust._checks import check, printable
+from captum_robust.cli.model_options import Device, Model, Weights, class_number, load_model
+from captum_robust.cli.shared_options import USUAL_MODEL
 
 if TYPE_CHECKING:
     from captum_robust.show.video import VideoResult
@@ -26,7 +21,7 @@ def video(
         str, typer.Argument(metavar="IN", help="A video file, or the number of a camera.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, .mp4 or .avi.")],
-    model: Model = "efficientnet_lite0",
+    model: Model = USUAL_MODEL,
     weights: Weights = "DEFAULT",
     network: Annotated[
         Path | None,
@@ -92,9 +87,8 @@ def video(
 
 
 def _masks(model: str, weights: str, network: Path | None, method: str | None, device: str) -> Any:
-    """What gives the masks, on its device."""
-    if network is not None and method is not None:
-        raise ValueError("--network and --method: give one of them")
+    """Return what gives the masks, on its device."""
+    check(network is None or method is None, "--network and --method: give one of them")
     classifier = load_model(model, weights, device)
     if method is not None:
         from captum_robust.show.video import MethodMasks
@@ -110,6 +104,7 @@ def _masks(model: str, weights: str, network: Path | None, method: str | None, d
 
 
 def _say_result(result: VideoResult, source: str) -> None:
+    """Print what was written, and warn of what is not as expected."""
     height, width = result.size
     typer.echo(
         printable(

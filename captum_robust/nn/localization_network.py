@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import as_number, check, check_count, check_type, printable
-from captum_robust._files import read_facts, write_network
+from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
 from captum_robust.nn.corruption_network import CorruptionNetwork
 from captum_robust.nn.evidence_removal import blend
@@ -166,7 +166,7 @@ def _list_of(network: nn.Module | None, attribute: str) -> list[Any] | None:
     return None if values is None else list(values)
 
 
-def read_localization_facts(path: str | Path) -> dict[str, Any]:
+def read_localization_facts(path: str | Path | TensorFile) -> dict[str, Any]:
     """What a file of :func:`save_localization_network` says of its networks, beside the weights.
 
     ``classifier`` and ``trunk`` (None: the corruption network's own) are names, ``class_names`` and
@@ -181,7 +181,7 @@ def read_localization_facts(path: str | Path) -> dict[str, Any]:
 
 
 def load_localization_network(
-    path: str | Path,
+    path: str | Path | TensorFile,
     classifier: nn.Module,
     *,
     trunk: nn.Module | None = None,
@@ -249,7 +249,7 @@ def load_localization_network(
     return network.to(device_of(classifier)).eval()
 
 
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: str | Path | TensorFile) -> tuple[dict[str, Tensor], dict[str, Any]]:
     shown = printable(str(path))
     tensors, facts = read_facts(path, _FACTS, "localization network")
     try:

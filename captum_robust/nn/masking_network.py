@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check, check_classes, check_type, printable
 from captum_robust._contexts import evaluation, probing
-from captum_robust._files import read_facts, write_network
+from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
 from captum_robust.nn.mask_decoder import DecoderShape, MaskDecoder, upsampled
 from captum_robust.nn.saved_networks import check_fit, name_of
@@ -171,7 +171,10 @@ def save_masking_network(
 
 
 def load_masking_network(
-    path: str | Path, encoder: nn.Module, *, layers: Sequence[nn.Module] | None = None
+    path: str | Path | TensorFile,
+    encoder: nn.Module,
+    *,
+    layers: Sequence[nn.Module] | None = None,
 ) -> MaskingNetwork:
     """The network of a file that :func:`save_masking_network` wrote, in evaluation mode.
 
