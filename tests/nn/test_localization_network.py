@@ -134,7 +134,9 @@ def test_bad_arguments_are_refused(
     for fill in (float("nan"), (0.5, float("inf"), 0), "grey", ()):
         with pytest.raises(ValueError, match="fill: expected a finite number"):
             LocalizationNetwork(corruption, classifier, fill=fill)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="n_segments: expected a whole number from 1, or None, got 0"):
+    with pytest.raises(
+        ValueError, match="n_segments: expected a whole number from 1, or None, got 0"
+    ):
         LocalizationNetwork(corruption, classifier, n_segments=0)
     with pytest.raises(ValueError, match=r"mask: .*got \(3, 64, 64\)"):
         network.remove(x, torch.zeros(3, 64, 64))
