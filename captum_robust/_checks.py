@@ -240,6 +240,20 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:
     return ValueError(f"{what}: expected one of {len(known)}, got {name!r}{hint} ({listing})")
 
 
+def checked_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of a number of pixels, which means a square, or of such a pair.
+
+    >>> checked_size("size", 224)
+    (224, 224)
+    """
+    pair = (size, size) if isinstance(size, int) else size
+    is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+    check(is_pair, f"{name}: expected a number of pixels or (H, W), got {size!r}")
+    for side in pair:
+        check_count(name, side, 1)
+    return pair[0], pair[1]
+
+
 def check_floating(name: str, value: object) -> None:
     """``TypeError`` for what is no tensor of floating point."""
     from torch import Tensor

@@ -98,8 +98,11 @@ def write_facts(
         card: a text for who gets the file.
 
     Raises:
+        ValueError: the name is one of a pickle, which :func:`read_facts` would refuse.
         OSError: the file cannot be written; one that was there before stays.
     """
+    got = printable(Path(path).name)
+    check(Path(path).suffix not in PICKLES, f"path: expected a .safetensors file, got {got}")
     metadata = {kind: json.dumps(facts)} | ({} if card is None else {_CARD: card})
     write_tensors(Path(path), tensors, metadata)
 
@@ -142,16 +145,16 @@ def read_facts(
         ValueError: it is no safetensors file, a torn one, by its name a pickle, or of another kind.
     """
     path = Path(path)
-    shown = printable(str(path))
+    name = printable(str(path))
     if path.suffix in PICKLES and not any_suffix:
-        raise ValueError(f"{shown} may be a pickle, which can run code; expected .safetensors")
+        raise ValueError(f"{name} may be a pickle, which can run code; expected .safetensors")
     tensors, metadata = read_tensors(path)
     try:
         facts = json.loads(_facts_text(metadata, kind))
     except (KeyError, ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
-        raise ValueError(f"{shown} holds no {what}")
+        raise ValueError(f"{name} holds no {what}")
     return tensors, facts
 
 
@@ -229,14 +232,17 @@ def check_same_run(
         and (ignored is None or not key.startswith(f"{ignored}."))
     ]
     if differing:
-        lines = "; ".join(_difference(key, before.get(key), after.get(key)) for key in differing)
+        lines = "; ".join(
+            _difference(key, before.get(key, "(none)"), after.get(key, "(none)"))
+            for key in differing
+        )
         raise ValueError(
             f"{printable(str(folder))} holds another run ({lines}); give another folder"
         )
 
 
 def _difference(key: str, before: Any, after: Any) -> str:
-    there, here = ("(none)" if value is None else str(value) for value in (before, after))
+    there, here = str(before), str(after)
     # Of long ones the part where they begin to differ, character by character.
     start = max(0, len(os.path.commonprefix([there, here])) - 60)  # noqa: RUF071
     stop = start + 120

@@ -34,8 +34,19 @@ def blur_matrix(size: int, sigma: float) -> Tensor:
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
     weights /= weights.sum()
     rows = torch.arange(size).unsqueeze(1).expand(size, len(offsets))
-    position = (rows + offsets.long()) % (2 * size)
-    columns = torch.where(position < size, position, 2 * size - 1 - position)
+    columns = mirrored(rows + offsets.long(), size)
     matrix = torch.zeros(size, size, dtype=torch.float64)
     matrix.index_put_((rows, columns), weights.expand(size, -1), accumulate=True)
     return matrix
+
+
+def blurred(x: Tensor, sigma: float) -> Tensor:
+    """Images …×H×W under a Gaussian of ``sigma`` pixels, see :func:`blur_matrix`."""
+    rows, columns = (blur_matrix(n, sigma).to(x) for n in x.shape[-2:])
+    return rows @ x @ columns.T
+
+
+def mirrored(positions: Tensor, size: int) -> Tensor:
+    """Whole numbers beyond 0 to ``size`` - 1 mirrored back at the border, whose pixels repeat."""
+    around = positions % (2 * size)
+    return torch.where(around < size, around, 2 * size - 1 - around)

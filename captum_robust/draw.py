@@ -216,11 +216,11 @@ def tag(text: str, size: int, width: int) -> RGB:
 
     font = _font(size)
     margin = max(2, size // 3)
-    shown = _shorten(text, font, max(1, width - 2 * margin))
+    words = _shorten(text, font, max(1, width - 2 * margin))
     # At least one pixel: nothing of the text may fit.
-    length = min(width, round(font.getlength(shown)) + 2 * margin)
+    length = min(width, round(font.getlength(words)) + 2 * margin)
     canvas = Image.new("L", (max(1, length), size + 2 * (margin // 2)))
-    ImageDraw.Draw(canvas).text((margin, margin // 2), shown, fill=255, font=font)
+    ImageDraw.Draw(canvas).text((margin, margin // 2), words, fill=255, font=font)
     return np.asarray(canvas)
 
 
@@ -273,8 +273,8 @@ def _font(size: int = _CAPTION_SIZE) -> Any:
     """DejaVu Sans, which knows ✓, ✗ and ε, from matplotlib where it is installed."""
     from PIL import ImageFont
 
-    found = find_spec("matplotlib")
-    for folder in (found.submodule_search_locations or []) if found else []:
+    package = find_spec("matplotlib")
+    for folder in (package.submodule_search_locations or []) if package else []:
         file = Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
         if file.is_file():
             return ImageFont.truetype(file, size - 1)

@@ -14,7 +14,7 @@ from torchvision.utils import save_image
 
 from captum_robust import cli
 from captum_robust.attr import AdversarialLocalization
-from captum_robust.cli.train_localization import _say_result
+from captum_robust.cli.localization_command import say_result
 from captum_robust.data.superpixels import superpixel_path
 from captum_robust.models import load_classifier, save_classifier
 from captum_robust.training import TrainingResult
@@ -116,7 +116,7 @@ def test_a_finished_run_goes_on_to_the_same_file_in_both_phases(
 def test_a_run_that_stops_between_the_phases_ends_the_same(
     run: Run, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from captum_robust import training
+    from captum_robust.training import localization_recipe
 
     given = ("--images", photographs, *SHORT)
     run(*given, "--out", "whole")
@@ -125,7 +125,7 @@ def test_a_run_that_stops_between_the_phases_ends_the_same(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "localization_training", stop)
+        patched.setattr(localization_recipe, "localization_training", stop)
         code, _, _ = run(*given, "--out", "cut")
         assert code != 0
     assert not (tmp_path / "cut/localization.safetensors").exists()
@@ -239,7 +239,7 @@ def test_it_says_how_often_the_masks_collapsed(
     restarts: int, times: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = TrainingResult(1, [{"step": 1, "loss": 0.5, "restarts": float(restarts)}], 0)
-    _say_result(result, Path("n.safetensors"))
+    say_result(result, Path("n.safetensors"))
     out = capsys.readouterr().out
     assert ("collapsed" in out) == (times is not None)
     assert times is None or f"the masks collapsed {times}, and" in out

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from torchvision.utils import save_image
 
 from captum_robust import cli
-from captum_robust.cli.train_masking import open_for_masking
 from captum_robust.data.classes import imagenet_names, imagenet_wnids
 from captum_robust.models import load_classifier, save_classifier
 from captum_robust.nn import load_masking_network
+from captum_robust.training.masking_recipe import open_for_masking
 
 Run = Callable[..., tuple[int, str, str]]
 NAMES = ("red", "green", "blue")

@@ -21,10 +21,11 @@ from captum_robust.nn import EvidenceRemoval, load_masking_network, save_masking
 from captum_robust.training import TrainingSettings, masking_training
 from tests.attacks import test_contract as attacks
 from tests.attr import test_contract as attributions
-from tests.defenses import test_detection, test_quilting, test_transforms
+from tests.defenses import test_detection
 from tests.networks import Net, PixelNet
 from tests.networks import drawn as smooth_images
 from tests.training import test_masking
+from tests.transforms import test_quilting, test_transforms
 
 DEVICE = "cuda"
 

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from captum_robust._checks import printable
-from captum_robust.cli import train as cli_train
+from captum_robust.cli import train_command as cli_train
 from captum_robust.cli.attack_command import attack
 from captum_robust.cli.compare_command import compare
 from captum_robust.cli.demo_command import demo

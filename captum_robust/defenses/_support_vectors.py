@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_robust._checks import check, check_shape
+
 TENSORS = ("reference", "scale", "support_vectors", "dual_coefficients")
 
 
@@ -36,25 +38,16 @@ class SupportVectorMachine:
         penalty: float,
         gamma: float | None,
     ) -> SupportVectorMachine:
-        """The one that tells activations N×D from M×D; the two kinds weigh alike."""
+        """Fit a machine that tells activations N×D from M×D; the two kinds weigh alike."""
         deviation, mean = torch.std_mean(clean, dim=0, correction=0)
         # An activation that never changes carries nothing, and must not be divided by zero.
         scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-        machine = cls(
-            reference=mean[None] if bins is None else _levels(clean, bins),
-            scale=scale,
-            support_vectors=clean[:0],
-            dual_coefficients=clean[:0, 0],
-            gamma=1.0,
-            intercept=0.0,
-            quantised=bins is not None,
-        )
+        reference = mean[None] if bins is None else _levels(clean, bins)
+        none = clean[:0]
+        machine = cls(reference, scale, none, none[:, 0], 1.0, 0.0, quantised=bins is not None)
         codes = torch.cat([machine.codes(clean), machine.codes(attacked)])
         variance = float(codes.double().var(correction=0))
-        if variance == 0:
-            raise ValueError(
-                "layers: their activations are the same for all images; choose other layers"
-            )
+        check(variance, "layers: their activations are the same for all images; choose others")
         gamma = 1 / (codes.shape[1] * variance) if gamma is None else gamma
         is_attacked = torch.arange(len(codes)) >= len(clean)
         svm = support_vector_classifier()(C=penalty, gamma=gamma, class_weight="balanced")
@@ -72,12 +65,13 @@ class SupportVectorMachine:
         return self.score_of_codes(self.codes(activations))
 
     def codes(self, activations: Tensor, temperature: float | None = None) -> Tensor:
-        """With a temperature, their gradient is that of a sum of sigmoids."""
-        if activations.shape[1] != len(self.scale):
-            raise ValueError(
-                f"inputs: they give {activations.shape[1]} activations, the detector was fitted on "
-                f"{len(self.scale)}; give images of the size that it was fitted on"
-            )
+        """Quantise activations; with a temperature the gradient is that of a sum of sigmoids."""
+        got, own = activations.shape[1], len(self.scale)
+        check(
+            got == own,
+            f"inputs: they give {got} activations, the detector was fitted on {own}; give images "
+            "of the size that it was fitted on",
+        )
         if not self.quantised:
             return (activations - self.reference) / self.scale
         # Level by level: all at once would take bins times the memory.
@@ -105,22 +99,21 @@ class SupportVectorMachine:
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in TENSORS}
 
-    def problem(self, bins: int | None) -> str | None:
-        """What keeps tensors of a file from being a machine."""
+    def checked(self, bins: int | None) -> SupportVectorMachine:
+        """Return this machine.
+
+        Raises:
+            ValueError: the tensors of a file do not make one for so many levels.
+        """
         d, s = len(self.scale), len(self.dual_coefficients)
-        expected = {
-            "reference": (1 if bins is None else bins - 1, d),
-            "scale": (d,),
-            "support_vectors": (s, d),
-            "dual_coefficients": (s,),
-        }
-        for name, shape in expected.items():
+        levels = 1 if bins is None else bins - 1
+        shapes = zip(TENSORS, (f"{levels}×{d}", f"{d}", f"{s}×{d}", f"{s}"), strict=True)
+        for name, shape in shapes:
             t: Tensor = getattr(self, name)
-            if t.shape != shape or t.dtype != torch.float32:
-                return f"{name} is {tuple(t.shape)}, {t.dtype}, not {shape}, torch.float32"
-            if not t.isfinite().all():
-                return f"{name} is not finite"
-        return None
+            check_shape(name, t, shape)
+            check(t.dtype == torch.float32, f"{name}: expected torch.float32, got {t.dtype}")
+            check(t.isfinite().all(), f"{name}: expected finite numbers")
+        return self
 
 
 def support_vector_classifier() -> Any:
@@ -135,7 +128,7 @@ def support_vector_classifier() -> Any:
 
 
 def _levels(activations: Tensor, bins: int) -> Tensor:
-    """(bins - 1)×D, between which lie equal shares of N×D activations."""
+    """The thresholds (bins - 1)×D between which lie equal shares of N×D activations."""
     n = len(activations)
     ordered = activations.sort(dim=0).values
     # Midway between two, so that no image lies on a threshold.

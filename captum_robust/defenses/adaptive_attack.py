@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_robust._checks import check_batch, check_count
+from captum_robust._checks import check, check_batch, check_callable, check_count, check_type
 from captum_robust._scores import arguments_of, model_scores, one_row_a_sample
 from captum_robust.attacks import (
     Attack,
@@ -69,18 +70,15 @@ class DefendedModel(nn.Module):
         transforms_per_eval: int | None = None,
     ) -> None:
         super().__init__()
-        if not callable(model):
-            raise TypeError(f"model: expected a model or a function, got {type(model).__name__}")
+        check_callable("model", model)
         check_count("samples", samples, 1)
-        check_count("seed", seed, 0)
-        if transforms_per_eval is not None:
-            check_count("transforms_per_eval", transforms_per_eval, 1)
-        if samples > 1 and not redraw:
-            raise ValueError("samples: without redraw every draw is the same")
+        check_count("seed", seed)
+        check_count("transforms_per_eval", transforms_per_eval, 1, optional=True)
+        check(redraw or samples == 1, "samples: without redraw every draw is the same")
         self.model = model
         self.transforms = as_transforms(transforms)
-        if redraw and not any(t.draws for t in self.transforms):
-            raise ValueError("redraw: none of the transforms draws")
+        draws = any(t.draws for t in self.transforms)
+        check(draws or not redraw, "redraw: none of the transforms draws")
         self.redraw = redraw
         self.samples = samples
         self.transforms_per_eval = transforms_per_eval
@@ -96,26 +94,22 @@ class DefendedModel(nn.Module):
         """
         n = check_batch((x,))
         has_graph = torch.is_grad_enabled() and x.requires_grad
+        run: Callable[..., Tensor] = self._weighted_scores
+        if has_graph and self.transforms_per_eval is not None:
+            run = partial(checkpoint, run, use_reentrant=False)
         groups: dict[tuple[int, ...], list[tuple[Tensor, float]]] = {}
         for transform, weight in self._weighted():
             # A copy: a transform of the user's may write to what it is given.
             image = backward_differentiable(transform, x) if has_graph else transform(x.clone())
             groups.setdefault(tuple(image.shape[1:]), []).append((image, weight))
-        total: Tensor | None = None
+        parts = []
         for same in groups.values():
             most = self.transforms_per_eval or len(same)
             for i in range(0, len(same), most):
                 images, weights = zip(*same[i : i + most], strict=True)
                 passed = arguments_of(arguments, list(range(n)) * len(images), n)
-                if has_graph and self.transforms_per_eval is not None:
-                    scores = checkpoint(
-                        self._weighted_scores, weights, passed, n, *images, use_reentrant=False
-                    )
-                else:
-                    scores = self._weighted_scores(weights, passed, n, *images)
-                total = scores if total is None else total + scores
-        assert total is not None
-        return total / len(self.transforms)
+                parts.append(run(weights, passed, n, *images))
+        return sum(parts[1:], parts[0]) / len(self.transforms)
 
     def _weighted_scores(
         self, weights: Sequence[float], arguments: Any, n: int, *images: Tensor
@@ -129,39 +123,32 @@ class DefendedModel(nn.Module):
 
     def _weighted(self) -> list[tuple[Transform, float]]:
         """The transforms of one call; the weights of all add up to their number."""
-        if not self.redraw:
-            return [(t, 1.0) for t in self.transforms]
-        drawn: list[tuple[Transform, float]] = []
+        weighted: list[tuple[Transform, float]] = []
         for transform in self.transforms:
-            if not transform.draws:
-                drawn.append((transform, 1.0))
-                continue
-            seeds = torch.randint(_SEEDS, (self.samples,), generator=self._generator)
-            drawn += [(transform.with_seed(s), 1 / self.samples) for s in seeds.tolist()]
-        return drawn
+            if self.redraw and transform.draws:
+                seeds = torch.randint(_SEEDS, (self.samples,), generator=self._generator)
+                weighted += [(transform.with_seed(s), 1 / self.samples) for s in seeds.tolist()]
+            else:
+                weighted.append((transform, 1.0))
+        return weighted
 
 
 def adaptive_attack(
     attack: SomeAttack,
     transforms: Transform | Callable[[Tensor], Tensor] | Sequence[Any],
-    *,
-    redraw: bool = False,
-    samples: int = 1,
-    seed: int = 0,
-    transforms_per_eval: int | None = None,
+    **settings: Any,
 ) -> SomeAttack:
     """The same attack with the same settings, of the model behind the transforms.
 
     Args:
         attack: of the bare model, such as PGD, FGSM or DeepFool; it stays as it is.
-        transforms: the defence, see :class:`DefendedModel`, as are the rest.
-        redraw: the attacker does not know the defender's draws.
-        samples: draws that a step averages then.
-        seed: of these.
-        transforms_per_eval: at most so many transforms in a batch.
+        transforms: the defence, see :class:`DefendedModel`.
+        settings: ``redraw`` (the attacker does not know the defender's draws), ``samples`` (draws
+            that a step averages then), ``seed`` (of these) and ``transforms_per_eval`` (at most so
+            many transforms in a batch), as :class:`DefendedModel` takes them.
 
     Raises:
-        TypeError: ``attack`` is no :class:`captum_robust.attacks.Attack`.
+        TypeError: ``attack`` is no :class:`captum_robust.attacks.Attack`; an unknown setting.
         ValueError: it depends on more than one model that could be exchanged: a fitted universal
             perturbation (fit one on a ``DefendedModel``), an attack on several models or on an
             explanation (attack a ``Defended`` attribution).
@@ -174,25 +161,15 @@ def adaptive_attack(
       (model): Flatten(start_dim=1, end_dim=-1)
     )
     """
-    if not isinstance(attack, Attack):
-        raise TypeError(
-            f"attack: expected a captum_robust.attacks.Attack, got {type(attack).__name__}"
-        )
-    if not can_adapt(attack):
-        raise ValueError(
-            f"attack: {type(attack).__name__} is made of more than the model that it attacks; "
-            "make one of a DefendedModel, or of a Defended attribution"
-        )
-    made = copy.copy(attack)
-    made.forward_func = DefendedModel(
-        attack.forward_func,
-        transforms,
-        redraw=redraw,
-        samples=samples,
-        seed=seed,
-        transforms_per_eval=transforms_per_eval,
+    check_type("attack", attack, Attack, "a captum_robust.attacks.Attack")
+    check(
+        can_adapt(attack),
+        f"attack: {type(attack).__name__} is made of more than the model that it attacks; make "
+        "one of a DefendedModel, or of a Defended attribution",
     )
-    return made
+    adapted = copy.copy(attack)
+    adapted.forward_func = DefendedModel(attack.forward_func, transforms, **settings)
+    return adapted
 
 
 def can_adapt(attack: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import (
-    as_number,
+    check,
     check_batch,
+    check_callable,
+    check_choice,
     check_count,
     check_inputs,
     check_number,
+    check_type,
     printable,
-    unknown_name,
 )
-from captum_robust._files import read_tensors, write_tensors
+from captum_robust._files import read_facts, write_facts
 from captum_robust.defenses._activations import SUMMARIES, layers_of, output_and_activations
 from captum_robust.defenses._support_vectors import (
     TENSORS,
@@ -34,7 +35,8 @@ __all__ = ["ROC", "SUMMARIES", "SafetyNet"]
 Images = Tensor | Iterable[Any]
 """Images N×…, or batches of them, or of tuples that begin with them, such as (images, labels)."""
 
-_FORMAT = "captum_robust.SafetyNet"
+_KIND = "captum_robust.SafetyNet"
+_SETTINGS = ("bins", "summary", "penalty", "gamma")
 _FOLDS = 5
 
 
@@ -91,22 +93,16 @@ class SafetyNet:
         gamma: float | None = None,
         batch_size: int = 32,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model: expected a model or a function, got {type(model).__name__}")
-        if summary not in SUMMARIES:
-            raise unknown_name("summary", summary, SUMMARIES)
-        if bins is not None:
-            check_count("bins", bins, 2)
+        check_callable("model", model)
+        check_choice("summary", summary, SUMMARIES)
+        check_count("bins", bins, 2, optional=True)
         check_count("batch_size", batch_size, 1)
-        check_number("penalty", penalty, 0, open_low=True)
-        if gamma is not None:
-            check_number("gamma", gamma, 0, open_low=True)
         self.model = model
         self.layers, self.layer_names = layers_of(model, layers)
         self.bins = bins
         self.summary = summary
-        self.penalty = float(penalty)
-        self.gamma = None if gamma is None else float(gamma)
+        self.penalty = check_number("penalty", penalty, 0, open_low=True)
+        self.gamma = None if gamma is None else check_number("gamma", gamma, 0, open_low=True)
         self.batch_size = batch_size
         self.threshold = None
         self._machine: SupportVectorMachine | None = None
@@ -144,25 +140,26 @@ class SafetyNet:
             TypeError: images that are not floating point, a layer whose output is no tensor.
             ImportError: no scikit-learn.
         """
-        _check_rate(false_positive_rate)
+        check_number(
+            "false_positive_rate", false_positive_rate, 0, 1, open_low=True, open_high=True
+        )
         support_vector_classifier()  # before the images have gone through the model
         of_clean = self._all_activations(clean, "clean")
         of_attacked = self._all_activations(attacked, "attacked").to(of_clean.device)
         n = len(of_clean)
-        if n < _FOLDS:
-            raise ValueError(f"clean: expected at least {_FOLDS} images, got {n}")
+        check(n >= _FOLDS, f"clean: expected at least {_FOLDS} images, got {n}")
         fold_of_clean = torch.arange(n, device=of_clean.device) % _FOLDS
         fold_of_attacked = fold_of_clean[_checked_sources(sources, len(of_attacked), n)]
         held_out = of_clean.new_empty(n)
         for fold in range(_FOLDS):
             others = of_attacked[fold_of_attacked != fold]
-            if len(others) == 0:
-                raise ValueError(
-                    f"attacked: all images are made of number {fold}, {fold + _FOLDS}, … of the "
-                    "clean ones; give some that are made of others"
-                )
-            machine = self._fitted(of_clean[fold_of_clean != fold], others)
-            held_out[fold_of_clean == fold] = machine.score(of_clean[fold_of_clean == fold])
+            check(
+                len(others),
+                f"attacked: all images are made of number {fold}, {fold + _FOLDS}, … of the clean "
+                "ones; give some that are made of others",
+            )
+            out = fold_of_clean == fold
+            held_out[out] = self._fitted(of_clean[~out], others).score(of_clean[out])
         self._machine = self._fitted(of_clean, of_attacked)
         self.threshold = _quantile(held_out, false_positive_rate)
         return self
@@ -174,7 +171,9 @@ class SafetyNet:
             RuntimeError: nothing is fitted yet.
             ValueError: no images, or a rate that is not in (0, 1).
         """
-        _check_rate(false_positive_rate)
+        check_number(
+            "false_positive_rate", false_positive_rate, 0, 1, open_low=True, open_high=True
+        )
         self.threshold = _quantile(self._all_scores(clean, "clean"), false_positive_rate)
         return self
 
@@ -220,9 +219,8 @@ class SafetyNet:
             RuntimeError: nothing is fitted yet.
             ValueError, TypeError: no images of one kind; as for :meth:`score`.
         """
-        return ROC.of(
-            self._all_scores(clean, "clean"), self._all_scores(attacked, "attacked"), **options
-        )
+        scores = self._all_scores(clean, "clean"), self._all_scores(attacked, "attacked")
+        return ROC.of(*scores, **options)
 
     def surrogate(self, x: Tensor, temperature: float = 0.25) -> tuple[Any, Tensor]:
         """The model's output and the N scores, with a gradient, for who attacks both at once.
@@ -256,17 +254,12 @@ class SafetyNet:
             OSError: the file cannot be written.
         """
         machine = self._fitted_machine()
-        facts = {
+        facts = {name: getattr(self, name) for name in _SETTINGS} | {
             "layers": self.layer_names,
-            "bins": self.bins,
-            "summary": self.summary,
-            "penalty": self.penalty,
-            "gamma": self.gamma,
             "threshold": self.threshold,
             "machine": {"gamma": machine.gamma, "intercept": machine.intercept},
         }
-        metadata = {"format": _FORMAT, "facts": json.dumps(facts)}
-        write_tensors(Path(path), machine.tensors(), metadata)
+        write_facts(path, machine.tensors(), _KIND, facts)
 
     @classmethod
     def load(
@@ -290,28 +283,27 @@ class SafetyNet:
             ValueError: the file is not safetensors, or holds no detector; or its layers have no
                 names, or such as ``model`` does not have, and none are given.
         """
-        machine, facts = _read(path)
-        names = facts["layers"] if layers is None else layers
-        if layers is None and None in facts["layers"]:
-            raise ValueError(f"layers: {printable(str(path))} does not name them; give the modules")
-        found = cls(
-            model,
-            names,
-            facts["bins"],
-            summary=facts["summary"],
-            penalty=facts["penalty"],
-            gamma=facts["gamma"],
-            batch_size=batch_size,
-        )
-        found._machine = machine
-        found.threshold = facts["threshold"]
-        return found
+        tensors, facts = read_facts(path, _KIND, "SafetyNet")
+        where = printable(str(path))
+        try:
+            parts: dict[str, Any] = {name: tensors[name] for name in TENSORS}
+            parts |= {name: float(facts["machine"][name]) for name in ("gamma", "intercept")}
+            machine = SupportVectorMachine(**parts, quantised=facts["bins"] is not None)
+            machine = machine.checked(facts["bins"])
+            settings = {name: facts[name] for name in _SETTINGS}
+            names, threshold = list(facts["layers"]), float(facts["threshold"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{where} holds no SafetyNet that can be used ({error!r})") from None
+        is_named = layers is not None or None not in names
+        check(is_named, f"layers: {where} does not name them; give the modules")
+        given: Any = names if layers is None else layers
+        detector = cls(model, given, **settings, batch_size=batch_size)
+        detector._machine, detector.threshold = machine, threshold
+        return detector
 
     def _fitted_machine(self) -> SupportVectorMachine:
         if self._machine is None:
-            raise RuntimeError(
-                "the detector is not fitted yet: call fit(clean, attacked), or SafetyNet.load(…)"
-            )
+            raise RuntimeError("not fitted yet: call fit(clean, attacked), or SafetyNet.load(…)")
         return self._machine
 
     @torch.inference_mode(False)
@@ -330,18 +322,13 @@ class SafetyNet:
     @torch.no_grad()
     def _all_activations(self, images: Images, name: str) -> Tensor:
         """N×D, of a tensor of images or of batches."""
-        batches = [images] if isinstance(images, Tensor) else images
-        if not isinstance(batches, Iterable):
-            raise TypeError(
-                f"{name}: expected images or batches of them, got {type(images).__name__}"
-            )
-        found = []
-        for batch in batches:
+        check_type(name, images, Iterable, "images or batches of them")
+        activations = []
+        for batch in [images] if isinstance(images, Tensor) else images:
             x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-            found += [self._activations(part)[1] for part in self._parts(x)]
-        if not found:
-            raise ValueError(f"{name}: there are no images")
-        return torch.cat(found)
+            activations += [self._activations(part)[1] for part in self._parts(x)]
+        check(activations, f"{name}: expected images, got none")
+        return torch.cat(activations)
 
     def _parts(self, x: Any) -> Iterator[Tensor]:
         self._check(x)
@@ -359,10 +346,8 @@ class SafetyNet:
         return SupportVectorMachine.fitted(clean, attacked, self.bins, self.penalty, self.gamma)
 
     def __repr__(self) -> str:
-        layers = [
-            type(m).__name__ if n is None else n
-            for m, n in zip(self.layers, self.layer_names, strict=True)
-        ]
+        named = zip(self.layers, self.layer_names, strict=True)
+        layers = [type(module).__name__ if name is None else name for module, name in named]
         return (
             f"SafetyNet(layers={layers}, bins={self.bins}, summary={self.summary!r}, "
             f"penalty={self.penalty:g}, threshold={self.threshold})"
@@ -379,54 +364,12 @@ def _quantile(scores: Tensor, rate: float) -> float:
 def _checked_sources(sources: Tensor | Sequence[int] | None, m: int, n: int) -> Tensor:
     if sources is None:
         return torch.arange(m) % n
-    found = torch.as_tensor(sources).cpu()
-    if found.shape != (m,) or found.is_floating_point() or found.dtype == torch.bool:
-        raise ValueError(
-            f"sources: expected {m} numbers of clean images, got {found.dtype} of shape "
-            f"{tuple(found.shape)}"
-        )
-    if int(found.min()) < 0 or int(found.max()) >= n:
-        raise ValueError(
-            f"sources: expected numbers from 0 to {n - 1}, got {int(found.min())} to "
-            f"{int(found.max())}"
-        )
-    return found.long()
-
-
-def _check_rate(rate: float) -> None:
-    if not 0 < as_number(rate) < 1:
-        raise ValueError(f"false_positive_rate: expected a number in (0, 1), got {rate!r}")
-
-
-def _read(path: str | Path) -> tuple[SupportVectorMachine, dict[str, Any]]:
-    """What a file of :meth:`SafetyNet.save` holds."""
-    tensors, metadata = read_tensors(Path(path))
-    if metadata.get("format") != _FORMAT:
-        raise _no_detector(path, f"its format is {metadata.get('format')!r}")
-    try:
-        facts = json.loads(metadata["facts"])
-        machine = SupportVectorMachine(
-            **{name: tensors[name] for name in TENSORS},
-            gamma=float(facts["machine"]["gamma"]),
-            intercept=float(facts["machine"]["intercept"]),
-            quantised=facts["bins"] is not None,
-        )
-        facts = {
-            "layers": list(facts["layers"]),
-            "bins": None if facts["bins"] is None else int(facts["bins"]),
-            "summary": str(facts["summary"]),
-            "penalty": float(facts["penalty"]),
-            "gamma": None if facts["gamma"] is None else float(facts["gamma"]),
-            "threshold": float(facts["threshold"]),
-        }
-    except KeyError as error:
-        raise _no_detector(path, f"no {error}") from None
-    except (TypeError, ValueError) as error:
-        raise _no_detector(path, str(error)) from None
-    if problem := machine.problem(facts["bins"]):
-        raise _no_detector(path, problem)
-    return machine, facts
-
-
-def _no_detector(path: str | Path, reason: str) -> ValueError:
-    return ValueError(f"{printable(str(path))} holds no SafetyNet: {reason}")
+    numbers = torch.as_tensor(sources).cpu()
+    kind, shape = numbers.dtype, tuple(numbers.shape)
+    is_whole = not (kind.is_floating_point or kind == torch.bool)
+    fits = is_whole and shape == (m,)
+    check(fits, f"sources: expected {m} numbers of clean images, got {kind} of shape {shape}")
+    least, most = int(numbers.min()), int(numbers.max())
+    is_inside = least >= 0 and most < n
+    check(is_inside, f"sources: expected numbers from 0 to {n - 1}, got {least} to {most}")
+    return numbers.long()

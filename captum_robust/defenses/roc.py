@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from captum_robust._checks import as_number, check_count
+from captum_robust._checks import check, check_count, check_number, check_type
 
 _CHUNK = 1 << 22
 """Numbers held at a time while resampling."""
@@ -66,62 +68,47 @@ class ROC:
         (0.75, inf)
         """
         for name, scores in (("clean_scores", clean_scores), ("attacked_scores", attacked_scores)):
-            if not isinstance(scores, Tensor):
-                raise TypeError(f"{name}: expected a tensor, got {type(scores).__name__}")
-            if scores.ndim != 1 or len(scores) == 0:
-                raise ValueError(f"{name}: expected one a sample, got {tuple(scores.shape)}")
-            if scores.isnan().any():
-                raise ValueError(f"{name}: NaN for sample {int(scores.isnan().nonzero()[0])}")
-        if not 0 < as_number(level) < 1:
-            raise ValueError(f"level: expected a number in (0, 1), got {level!r}")
+            check_type(name, scores, Tensor, "a tensor")
+            is_list = scores.ndim == 1 and len(scores) > 0
+            check(is_list, f"{name}: expected one a sample, got {tuple(scores.shape)}")
+            missing = scores.isnan().nonzero().flatten().tolist()
+            check(not missing, f"{name}: expected numbers, got NaN for samples {missing[:3]}")
+        check_number("level", level, 0, 1, open_low=True, open_high=True)
         check_count("resamples", resamples, 1)
-        check_count("seed", seed, 0)
+        check_count("seed", seed)
         clean, attacked = clean_scores.detach().cpu(), attacked_scores.detach().cpu()
         precise = torch.promote_types(clean.dtype, attacked.dtype)
         both = torch.cat([clean.to(precise), attacked.to(precise)])
         values, places = torch.unique(both, return_inverse=True)
-        clean_places, attacked_places = places[: len(clean)], places[len(clean) :]
-        # How many of each kind have each value, from the highest down.
-        rejected = [
-            torch.bincount(p, minlength=len(values)).flip(0).cumsum(0).double() / len(p)
-            for p in (clean_places, attacked_places)
-        ]
-        start = torch.zeros(1, dtype=torch.double)
-        at = values.flip(0).double()
-        areas = _resampled_areas(clean_places, attacked_places, len(values), resamples, seed)
+        kinds = places.split([len(clean), len(attacked)])
+        counts = [_counts(p[None], len(values)) for p in kinds]
+        # The shares of scores that reach a value, from the highest down.
+        false, true = (F.pad(c[0].flip(0).cumsum(0) / c.sum(), (1, 0)) for c in counts)
+        thresholds = F.pad(values.flip(0).double(), (1, 0), value=torch.inf)
+        areas = _resampled_areas(kinds, len(values), resamples, seed)
         tail = (1 - level) / 2
         low, high = areas.quantile(torch.tensor([tail, 1 - tail], dtype=torch.double)).tolist()
-        area = _areas(clean_places[None], attacked_places[None], len(values)).item()
-        return cls(
-            torch.cat([start, rejected[0]]),
-            torch.cat([start, rejected[1]]),
-            torch.cat([start.fill_(torch.inf), at]),
-            area,
-            (low, high),
-            areas,
-        )
+        return cls(false, true, thresholds, _areas(*counts).item(), (low, high), areas)
 
 
-def _areas(clean: Tensor, attacked: Tensor, values: int) -> Tensor:
-    """B areas of B×N and B×M scores, each the place of its value among ``values`` ones."""
-    counts = []
-    for places in (clean, attacked):
-        count = torch.zeros(len(places), values, dtype=torch.double)
-        counts.append(count.scatter_add_(1, places, torch.ones_like(places, dtype=torch.double)))
-    below = counts[0].cumsum(1) - counts[0] / 2
-    return (below * counts[1]).sum(1) / (clean.shape[1] * attacked.shape[1])
+def _counts(places: Tensor, values: int) -> Tensor:
+    """How many of each row of B×N places there are of each value: B×values."""
+    counts = torch.zeros(len(places), values, dtype=torch.double)
+    return counts.scatter_add_(1, places, torch.ones_like(places, dtype=torch.double))
 
 
-def _resampled_areas(
-    clean: Tensor, attacked: Tensor, values: int, resamples: int, seed: int
-) -> Tensor:
+def _areas(clean: Tensor, attacked: Tensor) -> Tensor:
+    """B areas of B×values counts of clean and of attacked scores."""
+    below = clean.cumsum(1) - clean / 2
+    return (below * attacked).sum(1) / (clean[0].sum() * attacked[0].sum())
+
+
+def _resampled_areas(kinds: Sequence[Tensor], values: int, resamples: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    chunk = max(1, _CHUNK // (values + len(clean) + len(attacked)))
-    found = []
+    chunk = max(1, _CHUNK // (values + sum(map(len, kinds))))
+    areas = []
     for done in range(0, resamples, chunk):
         size = min(chunk, resamples - done)
-        drawn = [
-            p[torch.randint(len(p), (size, len(p)), generator=generator)] for p in (clean, attacked)
-        ]
-        found.append(_areas(drawn[0], drawn[1], values))
-    return torch.cat(found)
+        drawn = (p[torch.randint(len(p), (size, len(p)), generator=generator)] for p in kinds)
+        areas.append(_areas(*(_counts(p, values) for p in drawn)))
+    return torch.cat(areas)

@@ -32,7 +32,7 @@ def layer_of(module: nn.Module, layer: nn.Module | str) -> nn.Module:
         is_part = any(layer is m for m in module.modules())
         check(is_part, f"layer: {type(layer).__name__} is not a part of the module")
         return layer
-    named: dict[str, nn.Module] = {name: m for name, m in module.named_modules() if name}
+    named: dict[str, nn.Module] = {name: part for name, part in module.named_modules() if name}
     check_choice("layer", layer, named)
     return named[layer]
 

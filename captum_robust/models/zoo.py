@@ -91,6 +91,12 @@ def load_classifier(
     return model.eval()
 
 
+def published_weights(weights: str) -> str | None:
+    """A command's word for weights as :func:`load_classifier` takes it: "none" is None."""
+    plain = weights.lower()
+    return None if plain == "none" else "DEFAULT" if plain == "default" else weights
+
+
 def save_classifier(model: Classifier, path: str | Path) -> None:
     """Write the weights with name, classes and input size: ``load_classifier(name, path)``.
 

@@ -93,7 +93,7 @@ def _content(tables: Tables) -> dict[str, Any]:
     counts = results.counts()
     frame = tables.scoring.frame(first=GALLERY_POOL)
     gallery = build_gallery(results, frame)
-    shown = (*gallery.best, *gallery.worst)
+    entries = (*gallery.best, *gallery.worst)
     once = table if "same_as" not in table else table[table["same_as"].isna()]
     saliency = tables.saliency.replace({"threshold": {"-": "–"}})
     others = {*baselines, TRUE_BOX}
@@ -109,7 +109,7 @@ def _content(tables: Tables) -> dict[str, Any]:
         "charts": _curves(tables),
         "attacks": _attacks(tables, frame) if len(results.attacks) > 1 else None,
         "gallery": gallery,
-        "changes": any(tile.change for entry in shown for tile in entry.tiles),
+        "changes": any(tile.change for entry in entries for tile in entry.tiles),
         "pool_limit": GALLERY_POOL,
         "failures": grid(
             failures.head(_SHOWN_FAILURES), FAILURE_COLUMNS, head="Image", names="image"

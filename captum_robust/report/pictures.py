@@ -139,10 +139,10 @@ def build_strips(results: Results, rows: pd.DataFrame) -> list[AttackedEntry]:
 
     Only of those whose pictures the run has kept; baselines' maps are left out.
     """
-    shown = results.compared
-    pictures = (1 + len(results.attacked_sets)) * (2 + len(shown))
+    methods = results.compared
+    pictures = (1 + len(results.attacked_sets)) * (2 + len(methods))
     positions = results.right_before(min(_STRIPS, _STRIP_PICTURES // pictures))
-    rows = rows[rows["method"].isin(shown)]
+    rows = rows[rows["method"].isin(methods)]
     return [_attacked_entry(results, rows, position) for position in positions]
 
 
@@ -240,18 +240,18 @@ def build_gallery(results: Results, rows: pd.DataFrame) -> Gallery:
     The boxes are those at the threshold that the table uses. Clean images only: see
     :func:`build_strips` for attacked ones.
     """
-    shown = results.compared
+    methods = results.compared
     if "iou" not in rows:
-        return Gallery([], [], 0, shown)
+        return Gallery([], [], 0, methods)
     rows = rows[
         (rows["attack"] == CLEAN)
-        & rows["method"].isin(shown)
+        & rows["method"].isin(methods)
         & rows["position"].isin(results.pictured())
     ]
     means = rows.groupby("position")["iou"].mean().dropna()
     ranked = means.sort_values(ascending=False, kind="stable")
     changes = rows[rows["new_class"].notna()]["method"].nunique()
-    most = min(_EACH, max(1, _PICTURES // (2 * (len(shown) + changes + 1))))
+    most = min(_EACH, max(1, _PICTURES // (2 * (len(methods) + changes + 1))))
     best = list(ranked.index[: min(most, -(-len(ranked) // 2))])
     worst = list(ranked.index[::-1][: min(most, len(ranked) // 2)])
 
@@ -261,7 +261,7 @@ def build_gallery(results: Results, rows: pd.DataFrame) -> Gallery:
             for p in positions
         ]
 
-    return Gallery(entries(best), entries(worst), len(ranked), shown)
+    return Gallery(entries(best), entries(worst), len(ranked), methods)
 
 
 @dataclass(frozen=True)

@@ -306,14 +306,14 @@ def text_table(table: pd.DataFrame, columns: Iterable[Column], before: Sequence[
     import pandas as pd
 
     records = table.to_dict("records")
-    shown: dict[str, Any] = {name: table[name] for name in before}
+    cells: dict[str, Any] = {name: table[name] for name in before}
     for column in columns:
         there = column.name and column.key in table
         if there and not (column.rare and not table[column.key].any()):
             whole = column.form == "count"
             texts = [column.text(record) for record in records]
-            shown[column.name] = table[column.key] if whole else texts
-    text: str = pd.DataFrame(shown).to_string(index=False)
+            cells[column.name] = table[column.key] if whole else texts
+    text: str = pd.DataFrame(cells).to_string(index=False)
     return text
 
 

@@ -50,21 +50,21 @@ def _clean_text(tables: Tables) -> str:
 
 
 def _errors_text(tables: Tables) -> str:
-    shown = tables.errors.map(lambda e: "-" if math.isnan(e) else f"{e:.3f}")
-    for method in shown.index:
-        for attack in shown.columns:
+    errors = tables.errors.map(lambda e: "-" if math.isnan(e) else f"{e:.3f}")
+    for method in errors.index:
+        for attack in errors.columns:
             if tables.results.rows_of(method, attack) not in (attack, None):
-                shown.loc[method, attack] += "="
-    shown.index.name = shown.columns.name = None
+                errors.loc[method, attack] += "="
+    errors.index.name = errors.columns.name = None
     note = f"\n{_ADAPTIVE_NOTE}" if tables.results.adaptive else ""
-    return f"\n\nerror under attack\n{shown.to_string()}{note}"
+    return f"\n\nerror under attack\n{errors.to_string()}{note}"
 
 
 def _stability_text(tables: Tables) -> str:
     if tables.stability.empty:
         return ""
-    shown = text_table(tables.stability, STABILITY_COLUMNS, ["attack", "method", "n"])
-    return f"\n\nmaps under attack, beside the clean ones\n{shown}"
+    text = text_table(tables.stability, STABILITY_COLUMNS, ["attack", "method", "n"])
+    return f"\n\nmaps under attack, beside the clean ones\n{text}"
 
 
 def _gap_text(tables: Tables) -> str:
@@ -75,12 +75,12 @@ def _gap_text(tables: Tables) -> str:
         "it that the method does not lose\nunder the same attack (of an adaptive one: under its "
         "own); no gap: share of the bootstrap's draws\nwithout any, which are not in the interval"
     )
-    shown = text_table(tables.gaps, GAP_COLUMNS, ["attack", "method", "n"])
-    return f"\n\ngap closed\n{shown}\n{note}"
+    text = text_table(tables.gaps, GAP_COLUMNS, ["attack", "method", "n"])
+    return f"\n\ngap closed\n{text}\n{note}"
 
 
 def _saliency_text(tables: Tables) -> str:
     if tables.saliency.empty:
         return ""
-    shown = text_table(tables.saliency, SALIENCY_COLUMNS, ["method", "n"])
-    return f"\n\nsaliency metric\n{shown}\n{_SALIENCY_NOTE}"
+    text = text_table(tables.saliency, SALIENCY_COLUMNS, ["method", "n"])
+    return f"\n\nsaliency metric\n{text}\n{_SALIENCY_NOTE}"

@@ -22,11 +22,11 @@ from captum_robust.attacks.norms import Tensors, norm_of
 from captum_robust.training.loop import (
     Batch,
     TrainingResult,
-    TrainingSettings,
     bare_module,
     fit,
     training_device,
 )
+from captum_robust.training.settings import TrainingSettings
 
 METHODS = ("madry", "ensemble", "standard")
 

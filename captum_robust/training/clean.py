@@ -16,11 +16,11 @@ from captum_robust._contexts import frozen, seeded
 from captum_robust.training.loop import (
     Batch,
     TrainingResult,
-    TrainingSettings,
     check_dataset,
     fit,
     training_device,
 )
+from captum_robust.training.settings import TrainingSettings
 
 
 def clean_training(

@@ -23,11 +23,11 @@ from captum_robust.training.localization_evaluation import LocalizationEvaluatio
 from captum_robust.training.loop import (
     Batch,
     TrainingResult,
-    TrainingSettings,
     check_dataset,
     fit,
     training_device,
 )
+from captum_robust.training.settings import TrainingSettings
 
 _LAST_RATE = 10.0
 """Of the learning rate; the corruption network's last layer."""

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from captum_robust._checks import as_number, check_count, unknown_name
+from captum_robust._checks import check_count
 from captum_robust._contexts import evaluation, seeded, seeded_elsewhere
 from captum_robust._files import read_tensors, write_tensors, write_whole
 from captum_robust.training.checkpoints import (
@@ -28,6 +28,7 @@ from captum_robust.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from captum_robust.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,56 +45,6 @@ Observe = Callable[[Sequence[Mapping[str, Any]]], None]
 
 _READ_EVERY = 10
 """Steps between two looks at the losses, which make the device finish its work."""
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How long and how to train.
-
-    The learning rate rises linearly over the ``warmup`` share of the steps, then falls along half
-    a cosine to 0. An epoch leaves out the images that fill no batch, other ones each time.
-
-    Raises:
-        ValueError: a value out of range; names it.
-    """
-
-    epochs: int = 30
-    batch_size: int = 64
-    """Of all processes together."""
-    learning_rate: float = 0.1
-    """Of stochastic gradient descent with Nesterov momentum 0.9."""
-    weight_decay: float = 5e-4
-    warmup: float = 0.1
-    precision: str = "float32"
-    """``"float32"``, or ``"bfloat16"``: mixed precision, the weights stay float32."""
-    seed: int = 0
-    evaluate_every: int | None = None
-    """Steps; None: after each epoch."""
-    checkpoint_every: float = 60.0
-    """Seconds. Whatever it is, a run that was killed ends with the same weights."""
-    workers: int = 0
-    """Processes that load images."""
-    device: str = "auto"
-    """``"auto"``: what accelerate finds; ``"cpu"``."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("workers", 0)):
-            check_count(name, getattr(self, name), least)
-        if self.evaluate_every is not None:
-            check_count("evaluate_every", self.evaluate_every, 1)
-        if not 0 < as_number(self.learning_rate) < math.inf:
-            raise ValueError(
-                f"learning_rate: expected a finite number above 0, got {self.learning_rate!r}"
-            )
-        for name in ("weight_decay", "checkpoint_every"):
-            if not 0 <= as_number(getattr(self, name)) < math.inf:
-                got = getattr(self, name)
-                raise ValueError(f"{name}: expected a finite number from 0, got {got!r}")
-        if not 0 <= as_number(self.warmup) <= 1:
-            raise ValueError(f"warmup: expected a share in [0, 1], got {self.warmup!r}")
-        for name, known in (("precision", ("float32", "bfloat16")), ("device", ("auto", "cpu"))):
-            if getattr(self, name) not in known:
-                raise unknown_name(name, getattr(self, name), known)
 
 
 @dataclass(frozen=True)

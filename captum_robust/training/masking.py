@@ -23,11 +23,11 @@ from captum_robust.training.image_sets import CroppedImages, LabelledImages
 from captum_robust.training.loop import (
     Batch,
     TrainingResult,
-    TrainingSettings,
     check_dataset,
     fit,
     training_device,
 )
+from captum_robust.training.settings import TrainingSettings
 
 FAKES = ("area", "swapped")
 _GATE_RATE = 10.0

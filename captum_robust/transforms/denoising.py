@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_robust._checks import as_number, check_count, check_number
-from captum_robust._resize import blur_matrix
+from captum_robust._checks import check_count, check_number
+from captum_robust._resize import blurred
 from captum_robust.transforms.transform import Transform
 
 # Primal step of the solver; the dual step is 1/8 of its inverse, 8 bounding the squared norm of the
@@ -58,12 +58,9 @@ class TotalVariation(Transform):
         seed: int | None = 0,
     ) -> None:
         super().__init__(seed=seed)
-        check_number("weight", weight, 0, open_low=True)
-        if isinstance(drop, bool) or not 0 <= as_number(drop) < 1:
-            raise ValueError(f"drop: expected a share in [0, 1), got {drop!r}")
+        self.weight = check_number("weight", weight, 0, open_low=True)
+        self.drop = check_number("drop", drop, 0, 1, open_high=True)
         check_count("iterations", iterations, 1)
-        self.weight = float(weight)
-        self.drop = float(drop)
         self.iterations = iterations
         self.draws = self.drop > 0
 
@@ -83,9 +80,8 @@ class TotalVariation(Transform):
         """C×H×W, 1 where a pixel is kept."""
         if not self.draws:
             return torch.ones_like(x[0])
-        return (
-            torch.rand(x.shape[1:], generator=self._generator(), dtype=torch.float32) >= self.drop
-        ).to(x)
+        drawn = torch.rand(x.shape[1:], generator=self._generator(), dtype=torch.float32)
+        return (drawn >= self.drop).to(x)
 
     def _reconstructed(self, x: Tensor, mask: Tensor) -> Tensor:
         z = _filled(x, mask)
@@ -109,14 +105,13 @@ class TotalVariation(Transform):
 
 
 def _filled(x: Tensor, mask: Tensor) -> Tensor:
-    """The dropped pixels as the weighted mean of those kept around them."""
-    rows, columns = (blur_matrix(n, 1.0).to(x) for n in x.shape[2:])
-    mean = (rows @ (mask * x) @ columns.T) / (rows @ mask @ columns.T).clamp(min=1e-6)
+    """The images, a dropped pixel being the weighted mean of those kept around it."""
+    mean = blurred(mask * x, 1.0) / blurred(mask, 1.0).clamp(min=1e-6)
     return torch.where(mask > 0, x, mean)
 
 
 def _differences(z: Tensor) -> tuple[Tensor, Tensor]:
-    """To the next row and to the next column, zero at the border."""
+    """The differences to the next row and to the next column, zero at the border."""
     return (
         F.pad(z[..., 1:, :] - z[..., :-1, :], (0, 0, 0, 1)),
         F.pad(z[..., 1:] - z[..., :-1], (0, 1)),

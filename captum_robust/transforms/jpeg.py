@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from captum_robust._checks import check_count
+from captum_robust._checks import check, check_count
 from captum_robust.transforms.transform import Transform
 
 # ITU-T T.81, tables K.1 and K.2: what a coefficient of brightness and of colour is divided by.
@@ -32,10 +32,7 @@ COLOUR = (
     (18, 21, 26, 66, 99, 99, 99, 99),
     (24, 26, 56, 99, 99, 99, 99, 99),
     (47, 66, 99, 99, 99, 99, 99, 99),
-    (99, 99, 99, 99, 99, 99, 99, 99),
-    (99, 99, 99, 99, 99, 99, 99, 99),
-    (99, 99, 99, 99, 99, 99, 99, 99),
-    (99, 99, 99, 99, 99, 99, 99, 99),
+    *((99,) * 8,) * 4,
 )
 # JFIF: red, green and blue to brightness Y and colours Cb and Cr, which are around zero.
 _TO_YCC = (
@@ -68,14 +65,12 @@ class JPEG(Transform):
     def __init__(self, quality: int = 75) -> None:
         super().__init__()
         check_count("quality", quality, 1)
-        if quality > 100:
-            raise ValueError(f"quality: expected at most 100, got {quality}")
+        check(quality <= 100, f"quality: expected at most 100, got {quality}")
         self.quality = quality
 
     def _check(self, x: Tensor) -> None:
         super()._check(x)
-        if x.shape[1] not in (1, 3):
-            raise ValueError(f"inputs: JPEG takes 1 or 3 channels, got {x.shape[1]}")
+        check(x.shape[1] in (1, 3), f"inputs: expected 1 or 3 channels for JPEG, got {x.shape[1]}")
 
     def _apply(self, x: Tensor) -> Tensor:
         images = (x * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -85,8 +80,8 @@ class JPEG(Transform):
         else:
             with ThreadPoolExecutor(threads) as pool:
                 coded = list(pool.map(self._coded, images))
-        made = torch.from_numpy(np.stack(coded)).reshape(images.shape).permute(0, 3, 1, 2)
-        return made.to(x).contiguous() / 255
+        pixels = torch.from_numpy(np.stack(coded)).reshape(images.shape).permute(0, 3, 1, 2)
+        return pixels.to(x).contiguous() / 255
 
     def _coded(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         file = io.BytesIO()
@@ -103,18 +98,15 @@ class JPEG(Transform):
         block = 8 if x.shape[1] == 1 else 16
         below, right = -height % block, -width % block
         pixels = F.pad(x * 255, (0, right, 0, below), mode="replicate")
-        if x.shape[1] == 1:
-            coded = _quantised(pixels - 128, quantisation_table(BRIGHTNESS, self.quality)) + 128
-        else:
-            channels = _mixed(pixels, _TO_YCC)
-            brightness = _quantised(
-                channels[:, :1] - 128, quantisation_table(BRIGHTNESS, self.quality)
-            )
+        channels = pixels if x.shape[1] == 1 else _mixed(pixels, _TO_YCC)
+        table = quantisation_table(BRIGHTNESS, self.quality)
+        coded = _quantised(channels[:, :1] - 128, table) + 128
+        if x.shape[1] == 3:
             colour = F.avg_pool2d(channels[:, 1:], 2)
             colour = _quantised(colour, quantisation_table(COLOUR, self.quality))
             # The decoder's "fancy upsampling": 3/4 of the nearer sample, 1/4 of the farther.
             colour = F.interpolate(colour, scale_factor=2, mode="bilinear", align_corners=False)
-            coded = _mixed(torch.cat((brightness + 128, colour), dim=1), _TO_RGB)
+            coded = _mixed(torch.cat((coded, colour), dim=1), _TO_RGB)
         return (coded[:, :, :height, :width] / 255).clamp(0, 1)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from captum_robust._checks import check, check_count, check_shape
 
 _LEAF = 256
 """A leaf of the tree has at most so many patches."""
@@ -38,12 +42,14 @@ class PatchBank:
     lowest: Tensor
     """L×c, float32: corners of the boxes."""
     highest: Tensor
+    shape: tuple[int, ...]
+    """A patch's, such as C×p×p."""
 
     @classmethod
     @torch.no_grad()
     def of(cls, patches: Tensor) -> PatchBank:
-        """The bank of n×d patches, whole numbers from 0 to 255."""
-        values = patches.float()
+        """Build the bank of patches n×…, whole numbers from 0 to 255."""
+        values = patches.flatten(1).float()
         mean = values.mean(dim=0)
         # Coarser components, as autocast makes them, would not bound the distances.
         with torch.autocast(values.device.type, enabled=False):
@@ -60,26 +66,25 @@ class PatchBank:
             order = along[..., 0].argsort(dim=1, stable=True)
             leaves = leaves.gather(1, order).reshape(2 * len(leaves), -1)
         corners = _coordinates(components)[leaves]
-        return cls(patches.to(torch.uint8)[leaves], mean, basis, corners.amin(1), corners.amax(1))
+        held = values.to(torch.uint8)[leaves]
+        return cls(held, mean, basis, corners.amin(1), corners.amax(1), tuple(patches.shape[1:]))
 
     def checked(self) -> PatchBank:
-        """This bank.
+        """Return this bank.
 
         Raises:
-            ValueError: the tensors do not fit together.
+            ValueError: the tensors and the shape do not fit together.
         """
-        leaves, _, d = self.patches.shape if self.patches.ndim == 3 else (0, 0, 0)
-        corners = (leaves, min(d, _COORDINATES) + 1)
-        fit = (
-            leaves > 0
-            and self.patches.dtype == torch.uint8
-            and self.mean.shape == (d,)
-            and self.basis.shape == (d, d)
-            and self.lowest.shape == self.highest.shape == corners
-        )
-        if not fit:
-            shapes = {f.name: tuple(getattr(self, f.name).shape) for f in fields(self)}
-            raise ValueError(f"no bank of patches: {shapes}")
+        for length in self.shape:
+            check_count("shape", length, 1)
+        leaves, d = len(self.patches), math.prod(self.shape)
+        corners = f"{leaves}×{min(d, _COORDINATES) + 1}"
+        shapes = (f"{leaves}×m×{d}", f"{d}", f"{d}×{d}", corners, corners)
+        for (name, tensor), shape in zip(self.tensors().items(), shapes, strict=True):
+            check_shape(name, tensor, shape)
+        kind = self.patches.dtype
+        check(kind == torch.uint8, f"patches: expected torch.uint8, got {kind}")
+        check(len(self), "patches: expected at least one")
         return self
 
     def __len__(self) -> int:
@@ -89,13 +94,18 @@ class PatchBank:
         """The bank on another device."""
         if self.patches.device == device:
             return self
-        return PatchBank(*(getattr(self, f.name).to(device) for f in fields(self)))
+        moved: dict[str, Any] = {name: t.to(device) for name, t in self.tensors().items()}
+        return replace(self, **moved)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the shape, by name."""
+        return {name: value for name, value in vars(self).items() if name != "shape"}
 
     def nearest(self, queries: Tensor, k: int = 1) -> Tensor:
         """The ``k`` nearest patches (q×k×d, uint8) of patches q×d, nearest first.
 
-        The patches of ``queries`` are whole numbers from 0 to 255 in float32. Of patches at the
-        same distance it is not said which comes.
+        The patches of ``queries`` are whole numbers from 0 to 255 in float32. Which of several
+        patches at the same distance comes is left open.
         """
         rows = max(1, _CELLS // len(self.patches))
         starts = range(0, len(queries), rows)
@@ -111,7 +121,7 @@ class PatchBank:
         # Rounding must not shut out a patch.
         bounds.mul_(1 - 1e-4).sub_(1)
         best = queries.new_full((len(queries), k), torch.inf)
-        found = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
+        indices = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
         # The leaf that may be nearest, then four more, then all that are not farther than the
         # patches found so far.
         for width in (1, 4, len(self.patches)):
@@ -119,12 +129,12 @@ class PatchBank:
             if width < len(self.patches):
                 nearest = bounds.topk(min(width, len(self.patches)), largest=False).indices
                 worth &= torch.zeros_like(worth).scatter_(1, nearest, True)
-            self._visit(queries, worth, best, found)
+            self._visit(queries, worth, best, indices)
             bounds.masked_fill_(worth, torch.inf)
-        return self.patches.flatten(0, 1)[found]
+        return self.patches.flatten(0, 1)[indices]
 
-    def _visit(self, queries: Tensor, worth: Tensor, best: Tensor, found: Tensor) -> None:
-        """Measure the distances where ``worth`` (q×L) is true; keeps ``best`` and ``found``."""
+    def _visit(self, queries: Tensor, worth: Tensor, best: Tensor, indices: Tensor) -> None:
+        """Measure the distances where ``worth`` (q×L) is true; keeps ``best`` and ``indices``."""
         k = best.shape[1]
         size = self.patches.shape[1]
         leaves, visitors = worth.T.nonzero(as_tuple=True)
@@ -141,10 +151,10 @@ class PatchBank:
             else:
                 near, which = squares.topk(min(k, size), dim=1, largest=False)
             all_near = torch.cat((best[rows], near), dim=1)
-            all_found = torch.cat((found[rows], which + leaf * size), dim=1)
+            all_indices = torch.cat((indices[rows], which + leaf * size), dim=1)
             kept, order = all_near.sort(dim=1, stable=True)
             best[rows] = kept[:, :k]
-            found[rows] = all_found.gather(1, order[:, :k])
+            indices[rows] = all_indices.gather(1, order[:, :k])
 
 
 def _coordinates(components: Tensor) -> Tensor:

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from captum_robust.transforms.denoising import TotalVariation
+from captum_robust.transforms.filters import BitDepth, GaussianBlur, GaussianNoise
+from captum_robust.transforms.geometry import crop_ensemble
 from captum_robust.transforms.jpeg import JPEG
-from captum_robust.transforms.pixels import (
-    BitDepth,
-    GaussianBlur,
-    GaussianNoise,
-    crop_ensemble,
-)
 from captum_robust.transforms.quilting import Quilting
 from captum_robust.transforms.transform import Transform
 

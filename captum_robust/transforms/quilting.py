@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_robust._checks import check_count, printable
-from captum_robust._files import read_tensors, write_tensors
-from captum_robust._resize import blur_matrix
+from captum_robust._checks import check, check_count, check_shape, check_type, printable
+from captum_robust._files import checksum, read_facts, write_facts
+from captum_robust._resize import blurred
 from captum_robust.transforms.patch_bank import PatchBank
 from captum_robust.transforms.transform import Transform
 
-_FORMAT = "captum-robust quilting 1"
+_KIND = "captum-robust quilting 1"
 
 
 class Quilting(Transform):
@@ -41,7 +40,7 @@ class Quilting(Transform):
     identity of Athalye et al. (https://arxiv.org/abs/1802.00420).
 
     Args:
-        bank: M×C×p×p patches with pixels in [0, 1]; they are rounded to 8 bits.
+        bank: M×C×p×p patches with pixels in [0, 1]; they are rounded to 8 bits. Or a bank of such.
         overlap: of neighbouring patches in pixels, at most p/2.
         seam: cut along the path of least difference. False: the later patch on top.
         neighbors: draw each patch from so many nearest; 1 draws nothing.
@@ -55,46 +54,29 @@ class Quilting(Transform):
 
     def __init__(
         self,
-        bank: Tensor,
+        bank: Tensor | PatchBank,
         overlap: int = 2,
         *,
         seam: bool = True,
         neighbors: int = 1,
         seed: int | None = 0,
     ) -> None:
-        if not isinstance(bank, Tensor) or not bank.is_floating_point():
-            got = bank.dtype if isinstance(bank, Tensor) else type(bank).__name__
-            raise TypeError(f"bank: expected a floating-point tensor M×C×p×p, got {got}")
-        if bank.ndim != 4 or bank.shape[2] != bank.shape[3] or 0 in bank.shape:
-            raise ValueError(f"bank: expected patches M×C×p×p, got {tuple(bank.shape)}")
-        if not (bank.amin() >= 0 and bank.amax() <= 1):  # NaN is neither
-            raise ValueError("bank: expected pixels in [0, 1]")
-        whole = (bank.detach().float() * 255).round().flatten(1)
-        made = PatchBank.of(whole)
-        self._build(made, tuple(bank.shape[1:3]), overlap, seam, neighbors, seed)
-
-    def _build(
-        self,
-        bank: PatchBank,
-        shape: tuple[int, ...],
-        overlap: int,
-        seam: bool,
-        neighbors: int,
-        seed: int | None,
-    ) -> None:
         super().__init__(seed=seed)
+        if not isinstance(bank, PatchBank):
+            _check_images("bank", bank, "M×C×p×p")
+            in_range = bank.amin() >= 0 and bank.amax() <= 1  # NaN is neither
+            check(in_range, "bank: expected pixels in [0, 1]")
+            bank = PatchBank.of((bank.detach().float() * 255).round())
         self._bank = bank
         # Shown with the parameters: two banks are two transforms.
-        self.bank_checksum = f"{zlib.crc32(bank.patches.contiguous().cpu().numpy().data):08x}"
-        self._channels, self.patch = shape
-        check_count("overlap", overlap, 0)
-        if overlap > self.patch // 2:
-            raise ValueError(
-                f"overlap: expected at most half of the patches' {self.patch} pixels, got {overlap}"
-            )
+        self.bank_checksum = f"{checksum([bank.patches]):08x}"
+        self.patch = bank.shape[-1]
+        most = self.patch // 2
+        check_count("overlap", overlap)
+        check(overlap <= most, f"overlap: expected at most {most}, half of a patch, got {overlap}")
+        most = len(bank)
         check_count("neighbors", neighbors, 1)
-        if neighbors > len(bank):
-            raise ValueError(f"neighbors: the bank has {len(bank)} patches, got {neighbors}")
+        check(neighbors <= most, f"neighbors: expected at most {most}, the bank, got {neighbors}")
         self.overlap = overlap
         self.seam = bool(seam)
         self.neighbors = neighbors
@@ -112,7 +94,7 @@ class Quilting(Transform):
         neighbors: int = 1,
         seed: int = 0,
     ) -> Quilting:
-        """With a bank of patches from random places of images, about as many from each.
+        """The transform whose bank is drawn at random places of images, as many from each.
 
         The published bank has 1,000,000 patches of 20,000 training images.
 
@@ -131,7 +113,7 @@ class Quilting(Transform):
         """
         check_count("patches", patches, 1)
         check_count("patch", patch, 1)
-        check_count("seed", seed, 0)
+        check_count("seed", seed)
         generator = torch.Generator().manual_seed(seed)
         count, image_of = _source(images)
         # So many from each image; what is left over goes to a random choice of them.
@@ -140,11 +122,11 @@ class Quilting(Transform):
         bank = []
         for i in shares.nonzero()[:, 0].tolist():
             name, image = image_of(i)
-            if min(image.shape[1:]) < patch:
-                raise ValueError(
-                    f"images: {name} of {image.shape[1]}×{image.shape[2]} pixels is smaller than "
-                    f"a patch of {patch}×{patch}"
-                )
+            size = "×".join(map(str, image.shape[1:]))
+            fits = min(image.shape[1:]) >= patch
+            check(
+                fits, f"images: {name} of {size} pixels is smaller than a patch of {patch}×{patch}"
+            )
             bank.append(_patches_of(image, patch, int(shares[i]), generator))
         return cls(torch.cat(bank), overlap, seam=seam, neighbors=neighbors, seed=seed)
 
@@ -155,16 +137,14 @@ class Quilting(Transform):
             OSError: it cannot be written.
         """
         settings = {
-            "format": _FORMAT,
-            "channels": self._channels,
+            "channels": self._bank.shape[0],
             "patch": self.patch,
             "overlap": self.overlap,
-            "seam": int(self.seam),
+            "seam": self.seam,
             "neighbors": self.neighbors,
-            "seed": "" if self.seed is None else self.seed,
+            "seed": self.seed,
         }
-        metadata = {name: str(value) for name, value in settings.items()}
-        write_tensors(Path(path), vars(self._bank), metadata)
+        write_facts(path, self._bank.tensors(), _KIND, settings)
 
     @classmethod
     def load(cls, path: str | Path) -> Quilting:
@@ -174,62 +154,43 @@ class Quilting(Transform):
             FileNotFoundError: no such file.
             ValueError: the file holds something else.
         """
-        tensors, metadata = read_tensors(Path(path))
-        where = printable(str(path))
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(f"{where} holds no quilting ({metadata.get('format')!r})")
+        tensors, settings = read_facts(path, _KIND, "quilting")
         try:
-            bank = PatchBank(**tensors).checked()
-            shape = int(metadata["channels"]), int(metadata["patch"])
-            if bank.patches.shape[2] != shape[0] * shape[1] ** 2:
-                raise ValueError(f"patches of {bank.patches.shape[2]} values, not C×p×p")
-            made = cls.__new__(cls)
-            made._build(
-                bank,
-                shape,
-                int(metadata["overlap"]),
-                metadata["seam"] == "1",
-                int(metadata["neighbors"]),
-                int(metadata["seed"]) if metadata["seed"] else None,
-            )
+            channels, patch = settings.pop("channels"), settings.pop("patch")
+            bank = PatchBank(**tensors, shape=(channels, patch, patch))
+            return cls(bank.checked(), **settings)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where} holds no quilting that can be used ({error})") from None
-        return made
+            where = printable(str(path))
+            raise ValueError(f"{where} holds no quilting that can be used ({error!r})") from None
 
     @property
     def bank(self) -> Tensor:
         """M×C×p×p, the patches in [0, 1]. A few may appear twice."""
         values = self._bank.patches.flatten(0, 1).float() / 255
-        return values.reshape(-1, self._channels, self.patch, self.patch)
+        return values.reshape(-1, *self._bank.shape)
 
     def _check(self, x: Tensor) -> None:
         super()._check(x)
-        if x.shape[1] != self._channels:
-            raise ValueError(
-                f"inputs: expected {self._channels} channels, as the bank has, got {x.shape[1]}"
-            )
+        own, got = self._bank.shape[0], x.shape[1]
+        check(got == own, f"inputs: expected {own} channels, as the bank has, got {got}")
 
     def _apply(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         step, p = self.patch - self.overlap, self.patch
         # To the right and below, the border is repeated until the last patch fits.
-        extra = [-(-max(n - p, 0) // step) * step + p - n for n in (width, height)]
-        pixels = (x.float() * 255).round()
-        pixels = F.pad(pixels, (0, extra[0], 0, extra[1]), mode="replicate")
-        # N×C×rows×columns×p×p
-        windows = pixels.unfold(2, p, step).unfold(3, p, step)
+        right, below = (-(-max(n - p, 0) // step) * step + p - n for n in (width, height))
+        pixels = F.pad((x.float() * 255).round(), (0, right, 0, below), mode="replicate")
+        windows = pixels.unfold(2, p, step).unfold(3, p, step)  # N×C×rows×columns×p×p
         windows = windows.permute(0, 2, 3, 1, 4, 5)
-        n, rows, columns = windows.shape[:3]
-        queries = windows.reshape(-1, windows[0, 0, 0].numel())
-        nearest = self._bank.to(x.device).nearest(queries, self.neighbors)
-        nearest = nearest.reshape(n, rows, columns, self.neighbors, -1)
+        bank = self._bank.to(x.device)
+        nearest = bank.nearest(windows.flatten(0, 2).flatten(1), self.neighbors)
+        nearest = nearest.reshape(*windows.shape[:3], self.neighbors, -1)
         chosen = self._chosen(nearest).reshape(windows.shape).float() / 255
         sewn = _sewn(chosen, self.overlap) if self.seam else _laid(chosen, self.overlap)
         return sewn[:, :, :height, :width]
 
     def _surrogate(self, x: Tensor) -> Tensor:
-        rows, columns = (blur_matrix(n, self.patch / 5).to(x) for n in x.shape[2:])
-        return (rows @ x @ columns.T).clamp(0, 1)
+        return blurred(x, self.patch / 5).clamp(0, 1)
 
     def _chosen(self, nearest: Tensor) -> Tensor:
         """One of the neighbours N×rows×columns×k×d of each place, the same for all images."""
@@ -241,25 +202,25 @@ class Quilting(Transform):
         return nearest[:, row, torch.arange(columns, device=nearest.device), draw]
 
 
+def _check_images(name: str, images: Any, shape: str) -> None:
+    check_shape(name, images, shape)
+    got = images.dtype
+    check(images.is_floating_point(), f"{name}: expected floating point, got {got}", TypeError)
+    check(images.numel(), f"{name}: expected {shape} with pixels, got {tuple(images.shape)}")
+
+
 def _source(images: Any) -> tuple[int, Callable[[int], tuple[str, Tensor]]]:
     """How many images there are, and a function from a number to a name and an image C×H×W."""
     if isinstance(images, Tensor):
-        if images.ndim != 4 or images.numel() == 0:
-            raise ValueError(f"images: expected N×C×H×W, got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise TypeError(f"images: expected floating point, got {images.dtype}")
+        _check_images("images", images, "N×C×H×W")
         return len(images), lambda i: (f"number {i}", images[i])
-    if not isinstance(images, (str, Path)):
-        kind = type(images).__name__
-        raise TypeError(f"images: expected a tensor N×C×H×W or a folder, got {kind}")
+    check_type("images", images, (str, Path), "a tensor N×C×H×W or a folder")
     from captum_robust.data.images import list_images, load_image
 
-    root = Path(images)
-    if not root.is_dir():
-        raise FileNotFoundError(f"images: no folder {printable(str(images))}")
+    root, where = Path(images), printable(str(images))
+    check(root.is_dir(), f"images: no folder {where}", FileNotFoundError)
     files = list(list_images(root).items())
-    if not files:
-        raise ValueError(f"images: no image files in {printable(str(images))}")
+    check(files, f"images: no image files in {where}")
     return len(files), lambda i: (files[i][0], load_image(files[i][1]))
 
 
@@ -274,7 +235,7 @@ def _patches_of(image: Tensor, patch: int, count: int, generator: torch.Generato
 
 
 def _laid(patches: Tensor, overlap: int) -> Tensor:
-    """Patches N×rows×columns×C×p×p, each over those before it, as images N×C×H×W."""
+    """Lay patches N×rows×columns×C×p×p, each over those before it: images N×C×H×W."""
     p = patches.shape[-1]
     step = p - overlap
     # For each line of pixels the last patch on it, and the line's place in that patch.
@@ -288,7 +249,7 @@ def _laid(patches: Tensor, overlap: int) -> Tensor:
 
 
 def _sewn(patches: Tensor, overlap: int) -> Tensor:
-    """As :func:`_laid`, each patch cut along the paths where it differs least from those before.
+    """Sew patches as :func:`_laid` lays them, each cut where it differs least from those before.
 
     A patch meets those to its left, above it, and above it to either side. Patch (i, j) comes in
     step 2·i + j, where all of these are in their place, with all others of that step.

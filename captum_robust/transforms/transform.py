@@ -6,13 +6,13 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check_batch, check_inputs
+from captum_robust._checks import check, check_batch, check_count, check_inputs, check_type
+from captum_robust._scores import at_least_float
 
 Self = TypeVar("Self", bound="Transform")
 
@@ -38,8 +38,7 @@ class Transform(ABC):
     """Whether half precision, and what autocast would halve, is computed in float32."""
 
     def __init__(self, *, seed: int | None = 0) -> None:
-        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
-            raise ValueError(f"seed: expected a whole number from 0, or None, got {seed!r}")
+        check_count("seed", seed, optional=True)
         self.seed = seed
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -51,8 +50,8 @@ class Transform(ABC):
             TypeError: images that are not floating point.
         """
         self._check(x)
-        with torch.no_grad(), self._precision(x):
-            return self._apply(self._widened(x.detach())).to(x.dtype)
+        with torch.no_grad():
+            return self._precisely(self._apply, x.detach())
 
     def surrogate(self, x: Tensor) -> Tensor:
         """A differentiable stand-in for :meth:`__call__`, of its shape, for an attacker.
@@ -60,8 +59,8 @@ class Transform(ABC):
         Where the transform is differentiable by itself it is the transform.
         """
         self._check(x)
-        with torch.enable_grad(), self._precision(x):
-            return self._surrogate(self._widened(x)).to(x.dtype)
+        with torch.enable_grad():
+            return self._precisely(self._surrogate, x)
 
     def align(self, maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """Maps N×c×h×w of the transformed images, of any resolution, on images of ``size`` (H, W).
@@ -75,47 +74,43 @@ class Transform(ABC):
 
     def with_seed(self: Self, seed: int | None) -> Self:
         """The same transform, drawing from another seed."""
-        made = copy.copy(self)
-        Transform.__init__(made, seed=seed)
-        return made
+        other = copy.copy(self)
+        Transform.__init__(other, seed=seed)
+        return other
 
     @abstractmethod
     def _apply(self, x: Tensor) -> Tensor:
-        """Of images that are checked; gradients are off, unless :meth:`_surrogate` calls it."""
+        """Transform checked images; gradients are off, unless :meth:`_surrogate` calls it."""
 
     def _surrogate(self, x: Tensor) -> Tensor:
         return self._apply(x)
 
     def _generator(self) -> torch.Generator | None:
-        """Of the CPU, whatever the device of the images: the draws are the same on each."""
+        """The CPU's, whatever the device of the images: the draws are the same on each."""
         return None if self.seed is None else torch.Generator().manual_seed(self.seed)
 
-    def _widened(self, x: Tensor) -> Tensor:
-        return x.float() if self.full_precision and x.dtype.itemsize < 4 else x
-
-    def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
+    def _precisely(self, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """What it computes, in the dtype of ``x``; see ``full_precision``."""
         if not self.full_precision:
-            return nullcontext()
-        return torch.autocast(x.device.type, enabled=False)
+            return compute(x).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return compute(at_least_float(x)).to(x.dtype)
 
     def _check(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"inputs: expected a tensor N×C×H×W, got {type(x).__name__}")
-        if x.ndim != 4:
-            raise ValueError(f"inputs: expected images N×C×H×W, got {tuple(x.shape)}")
+        check_type("inputs", x, Tensor, "a tensor N×C×H×W")
+        check(x.ndim == 4, f"inputs: expected images N×C×H×W, got {tuple(x.shape)}")
         check_batch((x,))
         check_inputs((x,), self.bounds)
 
     def __repr__(self) -> str:
         # What a class says of itself and an instance says otherwise, as `draws`, is no argument.
-        own = {
-            k: v
-            for k, v in vars(self).items()
-            if not k.startswith("_") and not hasattr(type(self), k)
-        }
-        if not self.draws:
-            own.pop("seed", None)
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in own.items())})"
+        own = (
+            f"{name}={value!r}"
+            for name, value in vars(self).items()
+            if not (name.startswith("_") or hasattr(type(self), name))
+            and (self.draws or name != "seed")
+        )
+        return f"{type(self).__name__}({', '.join(own)})"
 
 
 class FunctionTransform(Transform):
@@ -131,17 +126,13 @@ class FunctionTransform(Transform):
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__(seed=None)
-        if not callable(function):
-            raise TypeError(
-                f"transforms: expected a Transform or a function, got {type(function).__name__}"
-            )
-        if isinstance(function, type):
-            raise TypeError(
-                f"transforms: expected a Transform or a function, got the class {function.__name__}"
-            )
-        if not _takes_one(function):
-            name = getattr(function, "__name__", repr(function))
-            raise TypeError(f"transforms: expected a function of images, {name} is not one")
+        is_class = isinstance(function, type)
+        got = f"the class {function.__name__}" if is_class else type(function).__name__
+        is_function = callable(function) and not is_class
+        check(is_function, f"transforms: expected a Transform or a function, got {got}", TypeError)
+        name = getattr(function, "__name__", repr(function))
+        fits = _takes_one(function)
+        check(fits, f"transforms: expected a function of images, {name} is not one", TypeError)
         self.function = function
         image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -149,19 +140,18 @@ class FunctionTransform(Transform):
                 first, second = function(image.clone()), function(image.clone())
             except Exception:  # of another size or number of channels it may work
                 return
-        name = getattr(function, "__name__", repr(function))
-        if not isinstance(first, Tensor) or first.shape != image.shape:
-            got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-            raise ValueError(
-                f"transforms: {name} makes {got} of {tuple(image.shape)} and does not say how maps "
-                "get back to the image; write a subclass of captum_robust.defenses.Transform with "
-                "align()"
-            )
-        if not torch.equal(first, second):
-            raise ValueError(
-                f"transforms: {name} gives another result each time; a transform that draws has to "
-                "take a seed: write a subclass of captum_robust.defenses.Transform"
-            )
+        shape: Any = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+        check(
+            shape == tuple(image.shape),
+            f"transforms: {name} makes {shape} of {tuple(image.shape)} and does not say how maps "
+            "get back to the image; write a subclass of captum_robust.defenses.Transform with "
+            "align()",
+        )
+        check(
+            torch.equal(first, second),
+            f"transforms: {name} gives another result each time; a transform that draws has to "
+            "take a seed: write a subclass of captum_robust.defenses.Transform",
+        )
 
     def _apply(self, x: Tensor) -> Tensor:
         return self.function(x.clone())
@@ -188,21 +178,20 @@ def as_transforms(transforms: Any) -> tuple[Transform, ...]:
     """
     is_several = isinstance(transforms, Iterable) and not callable(transforms)
     listed = list(transforms) if is_several else [transforms]
-    if not listed:
-        raise ValueError("transforms: expected at least one")
-    found = tuple(t if isinstance(t, Transform) else FunctionTransform(t) for t in listed)
-    for t in found:
-        if t.draws and t.seed is None:
-            raise ValueError(
-                f"transforms: {t!r} draws anew in each call, so the same image would get another "
-                "answer each time; give it a seed"
-            )
-        if t.moves_pixels and type(t).align is Transform.align:
-            raise ValueError(
-                f"transforms: {t!r} moves pixels and does not say how maps get back to the image; "
-                "give its class a method align()"
-            )
-    return found
+    check(listed, "transforms: expected at least one")
+    members = tuple(t if isinstance(t, Transform) else FunctionTransform(t) for t in listed)
+    for t in members:
+        check(
+            not t.draws or t.seed is not None,
+            f"transforms: {t!r} draws anew in each call, so the same image would get another "
+            "answer each time; give it a seed",
+        )
+        check(
+            not t.moves_pixels or type(t).align is not Transform.align,
+            f"transforms: {t!r} moves pixels and does not say how maps get back to the image; "
+            "give its class a method align()",
+        )
+    return members
 
 
 def backward_differentiable(transform: Transform, x: Tensor) -> Tensor:

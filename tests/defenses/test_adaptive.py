@@ -276,7 +276,7 @@ def test_half_precision_stays():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"model": 3}, TypeError, "model: expected a model or a function, got int"),
+        ({"model": 3}, TypeError, "model: expected a function, got int"),
         ({"transforms": []}, ValueError, "transforms: expected at least one"),
         ({"transforms": [3]}, TypeError, "transforms: expected a Transform or a function"),
         ({"transforms": [GaussianNoise(0.1, seed=None)]}, ValueError, "give it a seed"),

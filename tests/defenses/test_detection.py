@@ -266,7 +266,7 @@ def test_a_file_that_holds_no_detector_says_so(
     with pytest.raises(ValueError, match="not a safetensors file"):
         SafetyNet.load(path, net)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="holds no SafetyNet: its format is None"):
+    with pytest.raises(ValueError, match="holds no SafetyNet"):
         SafetyNet.load(path, net)
     fitted.save(path)
     tensors = load_file(path)
@@ -280,16 +280,45 @@ def test_a_file_that_holds_no_detector_says_so(
         "machine": {"gamma": 0.1, "intercept": 0},
     }
     for change, text, message in [
-        ({"scale": torch.ones(3)}, json.dumps(facts), r"reference is \(3, 11\)"),
-        ({"scale": torch.full((11,), torch.nan)}, json.dumps(facts), "scale is not finite"),
-        ({}, json.dumps(facts | {"bins": 3}), r"reference is \(3, 11\)"),
-        ({}, "{}", "no 'machine'"),
+        ({"scale": torch.ones(3)}, json.dumps(facts), r"reference: expected 3×3, got 3×11"),
+        (
+            {"scale": torch.full((11,), torch.nan)},
+            json.dumps(facts),
+            "scale: expected finite numbers",
+        ),
+        ({}, json.dumps(facts | {"bins": 3}), "reference: expected 2×11, got 3×11"),
+        ({}, "{}", "can be used .*machine"),
         ({}, "[]", "holds no SafetyNet"),
         ({}, "nothing", "holds no SafetyNet"),
     ]:
-        save_file(tensors | change, path, {"format": "captum_robust.SafetyNet", "facts": text})
+        save_file(tensors | change, path, {"captum_robust.SafetyNet": text})
         with pytest.raises(ValueError, match=message):
             SafetyNet.load(path, net)
+
+
+@pytest.mark.parametrize(("bins", "gamma"), [(4, 0.1), (None, None)])
+def test_a_file_of_version_0_1_is_read(
+    net: TokenNet, tmp_path: Path, bins: int | None, gamma: float | None
+) -> None:
+    detector = SafetyNet(net, LAYERS, bins, gamma=gamma)
+    detector.fit(images(20, 0), images(20, 0, attacked=True))
+    machine = detector._machine
+    assert machine is not None
+    facts = {
+        "layers": LAYERS,
+        "bins": bins,
+        "summary": "mean",
+        "penalty": 10.0,
+        "gamma": gamma,
+        "threshold": detector.threshold,
+        "machine": {"gamma": machine.gamma, "intercept": machine.intercept},
+    }
+    metadata = {"format": "captum_robust.SafetyNet", "facts": json.dumps(facts)}
+    tensors = {name: tensor.contiguous() for name, tensor in machine.tensors().items()}
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    loaded = SafetyNet.load(tmp_path / "a.safetensors", net)
+    assert repr(loaded) == repr(detector)
+    assert torch.equal(loaded.score(images(9, 5)), detector.score(images(9, 5)))
 
 
 def test_the_surrogate_scores_like_the_detector(fitted: SafetyNet, net: TokenNet) -> None:
@@ -430,13 +459,13 @@ def test_the_interval_draws_from_its_seed_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"model": 3}, TypeError, "model: expected a model or a function, got int"),
+        ({"model": 3}, TypeError, "model: expected a function, got int"),
         ({"layers": []}, ValueError, "layers: expected at least one"),
         ({"layers": "conv3"}, ValueError, r"layer: .*got 'conv3'; did you mean 'conv"),
         ({"layers": ["conv1", 3]}, TypeError, "layers: expected modules or names, got int"),
         ({"layers": 3}, TypeError, "layers: expected modules or names, got int"),
         ({"model": lambda x: x, "layers": "a"}, ValueError, "'a' names a layer, and the model is"),
-        ({"bins": 1}, ValueError, "bins: expected a whole number from 2, got 1"),
+        ({"bins": 1}, ValueError, "bins: expected a whole number from 2, or None, got 1"),
         ({"bins": 2.0}, ValueError, "bins: .* got 2.0"),
         ({"summary": "average"}, ValueError, r"summary: .*got 'average'"),
         ({"penalty": 0}, ValueError, "penalty: expected a positive number, got 0"),
@@ -458,8 +487,8 @@ NAN = images(6, 0).index_fill(0, torch.tensor([2]), torch.nan)
 @pytest.mark.parametrize(
     ("clean", "attacked", "error", "message"),
     [
-        (images(6, 0), [], ValueError, "attacked: there are no images"),
-        ([], images(6, 0), ValueError, "clean: there are no images"),
+        (images(6, 0), [], ValueError, "attacked: expected images, got none"),
+        ([], images(6, 0), ValueError, "clean: expected images, got none"),
         (images(4, 0), images(6, 0), ValueError, "clean: expected at least 5 images, got 4"),
         (images(6, 0), images(0, 0), ValueError, "the batch is empty"),
         (NAN, images(6, 0), ValueError, "NaN or infinity in sample 2"),
@@ -522,11 +551,11 @@ def test_activations_that_are_no_numbers_of_a_batch_are_named(net: TokenNet) -> 
         model = nn.Sequential(layer)
         SafetyNet(model, layer).fit(images(6, 0), images(6, 1))
 
-    with pytest.raises(TypeError, match="output of Strange is no floating-point tensor, but tuple"):
+    with pytest.raises(TypeError, match="expected floating point from Strange, got tuple"):
         fit(lambda x: (x, x))
-    with pytest.raises(TypeError, match=r"no floating-point tensor, but torch.int64"):
+    with pytest.raises(TypeError, match=r"expected floating point from Strange, got torch.int64"):
         fit(lambda x: x.long())
-    with pytest.raises(ValueError, match=r"has the shape \(1, 6, 3, 8, 8\), expected 6×…"):
+    with pytest.raises(ValueError, match=r"an output 6×… of Strange, got \(1, 6, 3, 8, 8\)"):
         fit(lambda x: x[None])
     with pytest.raises(ValueError, match="layers, activations: NaN or infinity in sample 0"):
         fit(lambda x: x / 0)
@@ -544,7 +573,7 @@ def test_flattened_units_ask_for_images_of_the_size_fitted_on(net: TokenNet) -> 
     [
         (torch.zeros(0), torch.ones(3), {}, ValueError, "clean_scores: expected one a sample"),
         (torch.ones(3), torch.ones(3, 1), {}, ValueError, "attacked_scores: expected one a sample"),
-        (torch.tensor([torch.nan]), torch.ones(3), {}, ValueError, "clean_scores: NaN for sample"),
+        (torch.tensor([torch.nan]), torch.ones(3), {}, ValueError, "clean_scores: .* got NaN for"),
         ([1.0], torch.ones(3), {}, TypeError, "clean_scores: expected a tensor, got list"),
         (torch.ones(3), torch.ones(3), {"level": 1}, ValueError, "level: .* got 1"),
         (torch.ones(3), torch.ones(3), {"resamples": 0}, ValueError, "resamples: .* got 0"),

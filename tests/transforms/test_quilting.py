@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,8 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bank.safetensors"
     with pytest.raises(FileNotFoundError):
         Quilting.load(path)
+    with pytest.raises(ValueError, match=r"expected a \.safetensors file, got bank\.pt"):
+        Quilting(some_bank()).save(tmp_path / "bank.pt")  # load would refuse it
     path.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="safetensors"):
         Quilting.load(path)
@@ -228,10 +231,24 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         save_file(broken, path, metadata)
         with pytest.raises(ValueError, match="can be used"):
             Quilting.load(path)
-    for wrong in ({"patch": "7"}, {"overlap": "4"}, {"neighbors": "many"}):
-        save_file(tensors, path, {**metadata, **wrong})
+    (kind, text), *_ = metadata.items()
+    wrong_settings = ({"patch": 7}, {"overlap": 4}, {"neighbors": "many"}, {"patch": 5.0}, {"a": 1})
+    for wrong in wrong_settings:
+        save_file(tensors, path, {kind: json.dumps(json.loads(text) | wrong)})
         with pytest.raises(ValueError, match="can be used"):
             Quilting.load(path)
+
+
+@pytest.mark.parametrize(("seam", "seed"), [("0", "7"), ("1", "")])
+def test_a_file_of_version_0_1_is_read(tmp_path: Path, seam: str, seed: str) -> None:
+    made = Quilting(some_bank(), 1, seam=seam == "1", neighbors=2, seed=int(seed) if seed else None)
+    settings = {"channels": "3", "patch": "5", "overlap": "1", "seam": seam, "neighbors": "2"}
+    metadata = {"format": "captum-robust quilting 1", **settings, "seed": seed}
+    tensors = {name: tensor.contiguous() for name, tensor in made._bank.tensors().items()}
+    save_file(tensors, tmp_path / "bank.safetensors", metadata)
+    loaded = Quilting.load(tmp_path / "bank.safetensors")
+    assert repr(loaded) == repr(made)
+    assert torch.equal(loaded.bank, made.bank)
 
 
 def test_the_published_parameters() -> None:

@@ -305,6 +305,15 @@ def test_the_published_ensemble_is_thirty_windows_of_ninety_pixels() -> None:
     assert max(tops) > 224 - 90 - 30
 
 
+@pytest.mark.parametrize("transform", [Resize(1.0), CropAndRescale(1.0)], ids=repr)
+def test_an_image_that_keeps_its_size_keeps_its_gradient_at_black_and_white(
+    transform: Transform,
+) -> None:
+    x = torch.tensor([0.0, 0.5, 1.0]).expand(1, 1, 3, 3).clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(transform.surrogate(x).sum(), x)
+    assert torch.equal(gradient, torch.ones_like(x))
+
+
 def test_every_place_of_a_window_is_drawn() -> None:
     tops = {
         int(CropAndRescale((3, 3), seed=s).align(torch.ones(1, 1, 1, 1), (5, 5))[1].nonzero()[0, 2])

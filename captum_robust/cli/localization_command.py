@@ -1,0 +1,80 @@
+"""The command ``captum-robust train localization``: printing only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from captum_robust.cli.training_words import say_resumed, say_unusable
+
+if TYPE_CHECKING:
+    from captum_robust.training import LocalizationRecipe, TrainingResult
+    from captum_robust.training.settings import LocalizationSettings
+
+
+def localization(settings: LocalizationSettings) -> None:
+    """Train a network that removes objects against a classifier that learns to miss nothing.
+
+    First the classifier alone, on clean images, then both. Started again with the same arguments,
+    a stopped or killed run goes on in the phase where it was, and ends with the weights that it
+    would have had. Boxes are used to measure only; images without any are trained on all the same.
+    Under accelerate launch or torchrun (-m captum_robust train localization) the processes share
+    each batch.
+    """
+    from captum_robust.training.localization_recipe import LocalizationRecipe
+    from captum_robust.training.recipe import is_first
+
+    recipe = LocalizationRecipe(settings, progress=True)
+    if is_first():
+        say_images(recipe)
+    pretraining = recipe.pretrain()
+    if is_first() and pretraining is not None:
+        say_resumed(pretraining)
+        if rows := pretraining.evaluations:
+            typer.echo(f"classifier alone: accuracy {rows[-1]['clean_accuracy']:.1%}")
+    result = recipe.train()
+    if is_first():
+        say_result(result, recipe.file)
+
+
+def say_images(recipe: LocalizationRecipe) -> None:
+    """What is trained on and measured with."""
+    training, testing = len(recipe.training), len(recipe.testing)
+    typer.echo(
+        f"{training} images to train on, {testing} to measure with, "
+        f"{len(recipe.class_names)} classes"
+    )
+    if testing and not recipe.evaluation.can_score:
+        typer.echo("no boxes are known of these images: the masks are trained, but not scored")
+    say_unusable(recipe.images)
+    if trunk := recipe.settings.trunk:
+        how = "trained with the rest" if recipe.trains_trunk else "frozen"
+        typer.echo(f"trunk: {trunk}, {how}")
+
+
+def say_result(result: TrainingResult, file: Path) -> None:
+    """How the networks did before and after, and where they are."""
+    say_resumed(result)
+    rows = result.evaluations
+    if rows:
+        typer.echo("\non images that were not trained on")
+        for row, when in ((rows[0], "before"), (rows[-1], "after")):
+            typer.echo(f"  {when:<7} {_in_words(row)}")
+    restarts = max((int(row.get("restarts", 0)) for row in result.rows), default=0)
+    if restarts:
+        times = "once" if restarts == 1 else f"{restarts} times"
+        typer.echo(f"the masks collapsed {times}, and were started anew")
+    typer.echo(f"\nnetwork: {file}")
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
+    text = (
+        f"mask {row['mask']:.3f}, its total variation {row['total_variation']:.3f}, accuracy "
+        f"{row['clean_accuracy']:.1%}, without what is removed {row['masked_accuracy']:.1%}"
+    )
+    if "metric_1" not in row:
+        return text
+    return f"{text}; box right {row['metric_1']:.1%}, class too {row['metric_2']:.1%}"

@@ -1,0 +1,160 @@
+"""Training of a masking network, from a folder of images to its file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import Subset
+
+from captum_robust._checks import check, check_choice, check_count
+from captum_robust._contexts import seeded
+from captum_robust.data import LocalizationDataset, load_dataset
+from captum_robust.data.classes import imagenet_names
+from captum_robust.models import load_classifier
+from captum_robust.models.zoo import published_weights
+from captum_robust.nn import (
+    EvidenceRemoval,
+    MaskingNetwork,
+    load_masking_network,
+    save_masking_network,
+)
+from captum_robust.nn.mask_objective import objective_named
+from captum_robust.training.image_sets import CroppedImages, Unlabelled, held_out_split
+from captum_robust.training.loop import TrainingResult
+from captum_robust.training.masking import masking_training
+from captum_robust.training.recipe import (
+    Recipe,
+    card,
+    check_out,
+    is_first,
+    open_images,
+    shuffled,
+    weights_crc32,
+)
+from captum_robust.training.settings import MaskingSettings
+
+
+class MaskingRecipe(Recipe):
+    """Train a network that shows in one pass where the evidence of a class is.
+
+    Args:
+        settings: see :class:`MaskingSettings`.
+        progress: show bars on standard error.
+    """
+
+    images: CroppedImages
+
+    def __init__(self, settings: MaskingSettings, *, progress: bool = False) -> None:
+        self.settings = s = settings
+        check_choice("labels", s.labels, ["folder", "model"])
+        self.objective = objective_named(s.objective, **_weights_of(s.weight or ()))
+        self.removal = EvidenceRemoval(s.removal)
+        super().__init__(s, progress=progress)
+        check_count("evaluation_images", s.evaluation_images, 0)
+        self.classifier = load_classifier(s.model, published_weights(s.weights))
+        self.classifier.to(memory_format=torch.channels_last)
+        names = list(self.classifier.class_names or [])
+        dataset = open_for_masking(s.kind, s.images, s.out, names, s.labels)
+        if s.start is not None:
+            self.network = load_masking_network(s.start, self.classifier)
+        else:
+            with seeded(s.seed, None):
+                self.network = MaskingNetwork(self.classifier, learned_classes=s.learned_classes)
+        self.network.to(memory_format=torch.channels_last)
+        held_out_split([], s.held_out, s.seed)
+        size = self.classifier.input_size
+        others = None
+        if s.validation is not None:
+            others = open_for_masking("folder", s.validation, s.out, names, "model")
+        self.images = CroppedImages(dataset, size, progress=progress and is_first())
+        if others is not None:
+            self.looked_at = CroppedImages(others, size, area=(1.0, 1.0), mirror=False)
+            self.training, self.testing = (
+                list(range(len(images))) for images in (self.images, self.looked_at)
+            )
+        else:
+            self.looked_at = self.images.whole()
+            # Of all images alike: a class may have one only.
+            labels = [0] * len(self.images)
+            self.training, self.testing = held_out_split(labels, s.held_out, s.seed)
+        self.testing = shuffled(self.testing, s.seed)
+        check(
+            s.patience is None or self.testing[: s.evaluation_images],
+            "--patience: there are no images to look at; give --validation, or a larger --held-out",
+        )
+
+    @property
+    def file(self) -> Path:
+        """The file of the network, which :func:`load_masking_network` takes."""
+        return self.settings.out / "masking.safetensors"
+
+    def train(self) -> TrainingResult:
+        """Train the network, or go on; the first process writes :attr:`file`."""
+        s = self.settings
+        testing = self.testing[: s.evaluation_images]
+        images = Subset(self.images, self.training)
+        result = masking_training(
+            self.network,
+            Unlabelled(images) if s.labels == "model" else images,
+            self.loop,
+            objective=self.objective,
+            removal=self.removal,
+            fake_probability=s.fake_probability,
+            fakes=s.fakes,
+            warm_up_steps=0 if s.start is not None else s.warm_up_steps,
+            validation=Subset(self.looked_at, testing) if testing else None,
+            patience=s.patience,
+            out=s.out,
+            tensorboard=s.tensorboard,
+            configuration={
+                "model": s.model,
+                "weights": s.weights,
+                "weights_crc32": weights_crc32(self.classifier),
+                "start": None if s.start is None else str(s.start),
+                "start_crc32": weights_crc32(self.network.decoder),
+                "labels": s.labels,
+            },
+            progress=self.progress,
+        )
+        if is_first():
+            facts = {"classifier": s.model, "validation": best_look(result)}
+            text = card("masking", s, len(self.training), **facts)
+            save_masking_network(self.network, self.file, half=s.half, card=text)
+        return result
+
+
+def best_look(result: TrainingResult) -> dict[str, float]:
+    """The measurement with the lowest saliency metric; empty without any."""
+    return min(result.evaluations, key=lambda row: row["saliency_metric"], default={})
+
+
+def open_for_masking(
+    kind: str, path: Path, out: Path, names: Sequence[str], labels: str
+) -> LocalizationDataset:
+    """Images whose labels count the classifier's classes, where they have some."""
+    if kind == "folder":
+        check_out(out, path)
+        return load_dataset("folder", path, labels="names", class_names=names or None)
+    dataset = open_images(kind, path, out)
+    if kind == "tiny-imagenet" and list(names) == list(imagenet_names()):
+        dataset = load_dataset(kind, path, split="train", labels="imagenet")
+    check(
+        labels == "model" or list(names) == list(dataset.class_names or []),
+        f"--kind {kind}: its classes are not those of the classifier; with --labels model "
+        "the classifier says them",
+    )
+    return dataset
+
+
+def _weights_of(texts: Sequence[str]) -> dict[str, float]:
+    """The weights of an objective from ``NAME=NUMBER``."""
+    weights: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise ValueError(f"--weight: expected NAME=NUMBER, got {text!r}") from None
+    return weights

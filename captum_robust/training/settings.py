@@ -1,0 +1,242 @@
+"""The settings of each training: name, type, default and meaning of each, written once.
+
+The options of ``captum-robust train`` follow from them: what stands below a field is its help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from captum_robust._checks import check_choice, check_count, check_number
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how to train.
+
+    The learning rate rises linearly over the ``warmup`` share of the steps, then falls along half
+    a cosine to 0. An epoch leaves out the images that fill no batch, other ones each time.
+    Whatever ``checkpoint_every`` is, a run that was killed ends with the same weights.
+
+    Raises:
+        ValueError: a value out of range; names it.
+    """
+
+    epochs: int = 30
+    """Passes over the images."""
+    batch_size: int = 64
+    """Images a step, of all processes together."""
+    learning_rate: float = 0.1
+    """The highest of the schedule."""
+    weight_decay: float = 5e-4
+    """Of stochastic gradient descent."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    precision: str = "float32"
+    """float32 or bfloat16."""
+    seed: int = 0
+    """Of all that is drawn."""
+    evaluate_every: int | None = None
+    """Steps between two measurements; else each epoch."""
+    checkpoint_every: float = 60.0
+    """Seconds between two checkpoints."""
+    workers: int = 0
+    """Processes that load images."""
+    device: str = "auto"
+    """auto, or cpu."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("workers", 0)):
+            check_count(name, getattr(self, name), least)
+        check_count("evaluate_every", self.evaluate_every, 1, optional=True)
+        check_number("learning_rate", self.learning_rate, 0, open_low=True)
+        check_number("weight_decay", self.weight_decay, 0)
+        check_number("checkpoint_every", self.checkpoint_every, 0)
+        check_number("warmup", self.warmup, 0, 1)
+        check_choice("precision", self.precision, ("float32", "bfloat16"))
+        check_choice("device", self.device, ("auto", "cpu"))
+
+    def training(self, **other: Any) -> TrainingSettings:
+        """Those of these settings that the loop takes, with others in their place."""
+        own = {f.name: getattr(self, f.name) for f in fields(TrainingSettings)}
+        return TrainingSettings(**(own | other))
+
+
+def _option(default: Any, *names: str) -> Any:
+    """A field whose option has these names instead of its own."""
+    return field(default=default, metadata={"options": names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSettings(TrainingSettings):
+    """What the trainings on a folder of images have in common."""
+
+    images: Path
+    """Folder with one sub-folder of images a class, or what --kind says."""
+    out: Path
+    """Folder of the run."""
+    kind: str = "folder"
+    """folder, tiny-imagenet (its training part) or imagenet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSettings(RecipeSettings):
+    """What the trainings on images of known classes have in common."""
+
+    size: int | None = None
+    """Side of the images in pixels; else the model's own."""
+    fit: str = "squash"
+    """squash the whole image to the size, or crop its centre."""
+    classes: int | None = None
+    """Only the first so many classes of the data set."""
+    held_out: float = 0.1
+    """Share of the images that is not trained on, to measure with."""
+    evaluation_images: int = 128
+    """So many of them are measured, before, during and after."""
+    augment: bool = True
+    """Mirror and shift the images at random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustSettings(LabelledSettings):
+    """A classifier that withstands attacks, see :class:`RobustRecipe`."""
+
+    out: Path = Path("captum-robust-train")
+    """Folder of the run: model.safetensors, log.jsonl, checkpoint."""
+    model: str = "small_resnet"
+    """small_resnet (for 64 pixels), efficientnet_lite0, …1, …2, or a torchvision classification
+    model."""
+    weights: str = "none"
+    """Where to start: none for random ones, DEFAULT, a member of torchvision's weights enum, or a
+    .safetensors file."""
+    method: str = "madry"
+    """madry; ensemble, with --static; or standard, without attacks, to compare with."""
+    static: list[str] | None = None
+    """ensemble: a model that was trained before, as NAME=FILE.safetensors or NAME; may be given
+    several times."""
+    epsilon: float = 8.0
+    """Strength of the attack in levels of an 8-bit image."""
+    steps: int = 7
+    """Of the attack within each training step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingSettings(RecipeSettings):
+    """A masking network, see :class:`MaskingRecipe`."""
+
+    images: Path
+    """Folder of images, in sub-folders named after classes or not."""
+    out: Path = Path("captum-robust-masking")
+    """Folder of the run: masking.safetensors, log.jsonl, checkpoint."""
+    model: str = "efficientnet_lite0"
+    """The classifier: efficientnet_lite0, …1, …2, small_resnet, torchvision."""
+    weights: str = "DEFAULT"
+    """Of the classifier: DEFAULT, a member of torchvision's weights enum, none, or a .safetensors
+    file."""
+    start: Path | None = None
+    """A masking network to start from, else a new one."""
+    labels: str = "folder"
+    """folder: the classes of the sub-folders, of images without one what the classifier sees;
+    model: always what the classifier sees in the part shown."""
+    objective: str = "paper"
+    """paper: its equation 3; code: the authors' hinges."""
+    weight: list[str] | None = None
+    """Of the objective, as NAME=NUMBER; may be given several times."""
+    removal: str = "both"
+    """What stands in for removed pixels: both, blur or color."""
+    fake_probability: float = 0.3
+    """Share of the images asked for a class that is not there."""
+    fakes: str = "area"
+    """What these are trained for: area, no mask; swapped, all but the true class."""
+    warm_up_steps: int = 200
+    """Of the feature filter alone, before the rest is trained."""
+    learned_classes: bool = False
+    """Learn the classes' vectors, not take the classifier's last layer."""
+    validation: Path | None = None
+    """Folder of images to stop by; else a part of --images."""
+    held_out: float = 0.1
+    """Without --validation: share of the images not trained on."""
+    evaluation_images: int = 128
+    """So many of these are looked at, before, during and after."""
+    evaluate_every: int | None = None
+    """Steps between two such looks; else each epoch."""
+    patience: int | None = None
+    """Stop after so many looks without a better one."""
+    tensorboard: bool = False
+    """Write losses and masks to OUT/tensorboard."""
+    half: bool = True
+    """Write masking.safetensors in half precision."""
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    """Of AdamW."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalizationSettings(LabelledSettings):
+    """A localization network, see :class:`LocalizationRecipe`."""
+
+    images: Path = field(metadata={"options": ("--images", "--root")})
+    """Folder with one sub-folder of images a class, or what --kind says."""
+    out: Path = Path("captum-robust-localization")
+    """Folder of the run: localization.safetensors, log.jsonl, …"""
+    kind: str = _option("folder", "--kind", "--dataset")
+    """folder, tiny-imagenet (its training part) or imagenet."""
+    model: str = "simple_convnet"
+    """The classifier: simple_convnet or small_resnet (for 64 pixels), efficientnet_lite0, …1, …2,
+    or a torchvision classification model."""
+    weights: str = "none"
+    """Of the classifier: none for random ones, DEFAULT, a member of torchvision's weights enum, or
+    a .safetensors file."""
+    pretraining_epochs: int = 20
+    """Of the classifier alone, on clean images, before the rest."""
+    pretraining_rate: float = 2e-3
+    """The highest learning rate of these epochs."""
+    width: int = 16
+    """Channels of the corruption network."""
+    trunk: str | None = None
+    """What its features come from: a network as for --model, or classifier, a copy of that; else
+    four scales of its own."""
+    trunk_weights: str = "none"
+    """Of the trunk, as for --weights."""
+    train_trunk: bool | None = _option(None, "--train-trunk/--freeze-trunk")
+    """Whether it learns with the rest; else only where its weights are random."""
+    trunk_size: int | None = None
+    """Images are enlarged to this side for the trunk; else they are not."""
+    superpixels: bool = True
+    """Remove whole super-pixels, or pixels."""
+    segments: int = 100
+    """About so many super-pixels an image."""
+    superpixel_file: Path | None = None
+    """Where they are kept; else beside the images, or in --out."""
+    area: float = 3.0
+    """Weight of the share that is removed."""
+    area_start: float | None = None
+    """The weight in the first step; else the same."""
+    area_rise: float = 0.3
+    """Share of the steps in which it rises from the one to the other."""
+    area_target: float = 0.5
+    """Share to remove, which the weight then follows; 0: it does not."""
+    area_gain: float = 0.05
+    """How fast the weight follows the share."""
+    area_power: float = 2.0
+    """Of the share of each image; 1 as in the paper, 2 evens the images out."""
+    trainable_layers: int | None = None
+    """So many of the classifier's last layers are trained; else all of it."""
+    steps_of_classifier: int = 1
+    """For each step of the corruption network."""
+    clean_share: float = 0.9
+    """Share of the images that the classifier sees as they are."""
+    form: str = "bounded"
+    """Of the corruption network's loss: bounded, squared or literal."""
+    literal: bool = False
+    """Draw masks by the paper's formula, not its correction."""
+    evaluation_images: int = 512
+    half: bool = False
+    """Write localization.safetensors in half precision."""
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    """Of AdamW."""
