@@ -79,6 +79,7 @@ def check_shape(name: str, value: Any, shape: str) -> None:
 
     A letter that comes twice stands for one length.
 
+    >>> import torch
     >>> check_shape("maps", torch.zeros(2, 4, 4), "N×H×W")
     >>> check_shape("boxes", torch.zeros(2, 3), "M×4")
     Traceback (most recent call last):

@@ -98,11 +98,8 @@ def write_facts(
         card: a text for who gets the file.
 
     Raises:
-        ValueError: the name is one of a pickle, which :func:`read_facts` would refuse.
         OSError: the file cannot be written; one that was there before stays.
     """
-    got = printable(Path(path).name)
-    check(Path(path).suffix not in PICKLES, f"path: expected a .safetensors file, got {got}")
     metadata = {kind: json.dumps(facts)} | ({} if card is None else {_CARD: card})
     write_tensors(Path(path), tensors, metadata)
 

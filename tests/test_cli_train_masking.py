@@ -121,7 +121,7 @@ def test_images_without_classes_are_labelled_by_the_classifier(
         (("--images", "photographs", "--objective", "papers"), "did you mean 'paper'"),
         (("--images", "photographs", "--weight", "area"), "expected NAME=NUMBER"),
         (("--images", "photographs", "--weight", "areas=1"), "did you mean 'area'"),
-        (("--images", "photographs", "--weight", "area=-1"), "area: expected a finite number"),
+        (("--images", "photographs", "--weight", "area=-1"), "area: expected a number from 0"),
         (("--images", "photographs", "--removal", "blurred"), "scheme: expected"),
         (("--images", "photographs", "--labels", "none"), "labels: expected"),
         (("--images", "photographs", "--fake-probability", "1"), "fake_probability"),

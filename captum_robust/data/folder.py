@@ -88,8 +88,11 @@ class ImageFolder(AnnotatedImages):
         folder = self.root / "images"
         if not folder.is_dir() or not (table.is_file() or mask_folder.is_dir()):
             folder = self.root
+        # A run is another one where the content of these is.
+        self._table = table if table.is_file() else None
+        self._mask_folder = mask_folder if mask_folder.is_dir() else None
         self._images = some_images(folder, "files such as *.png or *.jpg", without=mask_folder)
-        self._rows = _read_table(table) if table.is_file() else {}
+        self._rows = _read_table(self._table) if self._table else {}
         self._masks = _by_stem(list_images(mask_folder))
         self._find_class = ClassIndex(class_names)
         self.class_names: Sequence[str] | None = self._find_class.names

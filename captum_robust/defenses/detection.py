@@ -283,7 +283,7 @@ class SafetyNet:
             ValueError: the file is not safetensors, or holds no detector; or its layers have no
                 names, or such as ``model`` does not have, and none are given.
         """
-        tensors, facts = read_facts(path, _KIND, "SafetyNet")
+        tensors, facts = read_facts(path, _KIND, "SafetyNet", any_suffix=True)
         where = printable(str(path))
         try:
             parts: dict[str, Any] = {name: tensors[name] for name in TENSORS}

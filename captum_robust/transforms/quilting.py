@@ -154,7 +154,7 @@ class Quilting(Transform):
             FileNotFoundError: no such file.
             ValueError: the file holds something else.
         """
-        tensors, settings = read_facts(path, _KIND, "quilting")
+        tensors, settings = read_facts(path, _KIND, "quilting", any_suffix=True)
         try:
             channels, patch = settings.pop("channels"), settings.pop("patch")
             bank = PatchBank(**tensors, shape=(channels, patch, patch))

@@ -427,10 +427,8 @@ def test_curves_begin_with_the_clean_accuracy() -> None:
     assert len(lines) == 2
     assert list(lines[0].get_xdata()) == pytest.approx([0, 1, 8])
     assert list(lines[0].get_ydata()) == pytest.approx([90, 50, 10])
-    bars = [line for line in axes.lines if line.get_marker() != "o"]
-    assert (
-        sorted(tuple(map(round, bar.get_ydata())) for bar in bars) == [(0, 20)] * 2 + [(30, 70)] * 2
-    )
+    bars = [bar for bars in axes.collections for bar in bars.get_segments()]
+    assert sorted(tuple(map(round, bar[:, 1])) for bar in bars) == [(0, 20)] * 2 + [(30, 70)] * 2
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["_pgd$", "fgsm"]
 
 

@@ -213,8 +213,8 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bank.safetensors"
     with pytest.raises(FileNotFoundError):
         Quilting.load(path)
-    with pytest.raises(ValueError, match=r"expected a \.safetensors file, got bank\.pt"):
-        Quilting(some_bank()).save(tmp_path / "bank.pt")  # load would refuse it
+    Quilting(some_bank()).save(tmp_path / "bank.pt")  # any name
+    assert torch.equal(Quilting.load(tmp_path / "bank.pt").bank, some_bank())
     path.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="safetensors"):
         Quilting.load(path)
