@@ -91,7 +91,7 @@ def test_images_without_boxes_are_trained_on_and_it_says_that_it_cannot_score(
     with safe_open(file, "pt") as opened:
         card = json.loads(opened.metadata()["card"])
     assert (card["classifier"], card["training_images"]) == ("simple_convnet", 9)
-    assert "metric_1" not in card["held_out"]
+    assert "box_accuracy" not in card["held_out"]
 
 
 def test_a_finished_run_goes_on_to_the_same_file_in_both_phases(
