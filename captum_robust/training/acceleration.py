@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def accelerator_of(settings: TrainingSettings, partial: bool = False) -> Accelerator:
-    """Accelerate's view of this process; ``partial``: a step may leave weights out.
+    """Return Accelerate's view of this process; ``partial``: a step may leave weights out.
 
     Raises:
         ImportError: accelerate is missing; names the pip command.
@@ -41,13 +41,13 @@ def accelerator_of(settings: TrainingSettings, partial: bool = False) -> Acceler
 
 
 def training_device(settings: TrainingSettings) -> torch.device:
-    """Where :func:`captum_robust.training.fit` trains."""
+    """Return the device that :func:`captum_robust.training.fit` trains on."""
     device: torch.device = accelerator_of(settings).device
     return device
 
 
 def half_precision(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision inside where the settings ask for it.
+    """Return a context of mixed precision, off unless ``precision`` is ``"bfloat16"``.
 
     Without the cache, which would hand weights that were cast without gradients, as an attack may
     do, to a pass that needs them.
@@ -57,7 +57,7 @@ def half_precision(device: torch.device, precision: str) -> torch.autocast:
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean over the processes that share the batches."""
+    """Return the mean over the processes that share the batches."""
     if not _are_several():
         return value
     total = value.clone()

@@ -169,14 +169,14 @@ class EnsembleLoss:
         self._attack()
 
     def __call__(self, network: nn.Module, batch: Batch, seed: int) -> Tensor:
-        """The mean cross-entropy over images and attacked images (N×…, labels N)."""
+        """Return the mean cross-entropy over images and attacked images (N×…, labels N)."""
         images, labels = batch
         attacked = self._attack()(self.source(network, seed), images, labels, seed)
         scores = _scores(network, torch.cat([images, attacked]))
         return F.cross_entropy(scores, labels.repeat(2))
 
     def source(self, network: nn.Module, seed: int) -> nn.Module:
-        """The network that the attack of a step with this seed is made on."""
+        """Return the network that the attack of a step with this seed starts from."""
         sources = [bare_module(network), *self.static_models]
         generator = torch.Generator().manual_seed(seed)
         return sources[int(torch.randint(0, len(sources), (), generator=generator))]
@@ -196,8 +196,8 @@ class RobustAccuracy:
     """Share of images classified right, clean and under PGD, as a training loop evaluates.
 
     Args:
-        dataset: of (image, label), with pixels in [0, 1].
-        epsilon, steps: of the attack; see :class:`captum_robust.attacks.PGD`.
+        dataset: pairs (image, label), with pixels in [0, 1].
+        epsilon, steps: what the attack may do; see :class:`captum_robust.attacks.PGD`.
         batch_size: images at once.
     """
 
@@ -244,12 +244,12 @@ def adversarial_training(
 
     Args:
         model: images -> scores N×K; any module.
-        dataset: of (image with pixels in [0, 1], class), all of one size.
+        dataset: pairs (image with pixels in [0, 1], class), all of one size.
         settings: :class:`TrainingSettings` by default.
         method: ``"madry"`` (:class:`MadryLoss`), ``"ensemble"`` (:class:`EnsembleLoss`) or
             ``"standard"``, without attacks, to compare with.
-        epsilon: of the attacks in training, and of the one in evaluation, in units of the pixels.
-        steps, step_size: of the inner attack of ``"madry"``; see :class:`InnerAttack`.
+        epsilon: strength of the attacks, in training and in evaluation, in units of the pixels.
+        steps, step_size: those of the inner attack of ``"madry"``; see :class:`InnerAttack`.
         static_models: the fixed sources of ``"ensemble"``.
         held_out: what clean accuracy, and that under PGD with 10 steps, are measured on before,
             during and after training; the first ``evaluation_images`` of it.
@@ -300,7 +300,7 @@ def adversarial_training(
 
 
 def _check_images(dataset: Dataset[Any]) -> None:
-    """``TypeError`` or ``ValueError`` unless the first items are images in [0, 1] with a class."""
+    """Refuse a data set whose first items are no images in [0, 1] with a class."""
     with seeded(0, None):
         for i in range(min(8, len(dataset))):  # type: ignore[arg-type]
             item = dataset[i]
@@ -326,7 +326,7 @@ def _check_images(dataset: Dataset[Any]) -> None:
 
 @contextmanager
 def _placed(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """The models on the device; each is put back where it was."""
+    """Hold the models on the device; each is put back where it was."""
     places = [next((p.device for p in m.parameters()), device) for m in models]
     try:
         for model in models:
@@ -354,7 +354,7 @@ def _check_same_classes(
 
 
 def _scores(network: nn.Module, images: Tensor) -> Tensor:
-    """Float scores N×K."""
+    """Return float scores N×K."""
     scores = network(images)
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
         n, got = len(images), shape_or_type(scores)

@@ -37,9 +37,9 @@ def clean_training(
 
     Args:
         classifier: images -> scores N×K.
-        dataset: of (image with pixels in [0, 1], class).
+        dataset: pairs (image with pixels in [0, 1], class).
         settings: 10 epochs of batches of 64 with a learning rate of .002 by default.
-        held_out: of the same; ``clean_accuracy`` on them is measured before, during and after.
+        held_out: more such pairs; ``clean_accuracy`` on them is measured before, during and after.
         out, configuration, progress: see :func:`captum_robust.training.fit`.
 
     Raises:

@@ -25,7 +25,7 @@ def identity_of(
     settings: TrainingSettings,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """The part of a run's configuration that is the same for whatever is trained."""
+    """Return the part of a run's configuration that is the same for whatever is trained."""
     facts = asdict(settings)
     for name in ("workers", "checkpoint_every", "device"):  # the weights do not depend on these
         del facts[name]
@@ -40,7 +40,7 @@ def identity_of(
 
 
 def _data_checksum(dataset: Any, seed: int) -> str:
-    """Number of samples and a checksum of 16 of them: enough to notice another data set."""
+    """Return how many samples there are and a checksum of 16: enough to notice other data."""
     count, crc = len(dataset), 0
     items = SeededItems(dataset, seed, 0)
     for index in sorted({i * (count - 1) // 15 for i in range(16)}):
@@ -52,7 +52,7 @@ def _data_checksum(dataset: Any, seed: int) -> str:
 
 
 def _shapes_checksum(network: nn.Module) -> str:
-    """A checksum of names and shapes."""
+    """Return a checksum of names and shapes."""
     shapes = {name: list(t.shape) for name, t in network.state_dict().items()}
     return f"{zlib.crc32(json.dumps(shapes).encode()):08x}"
 

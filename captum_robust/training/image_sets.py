@@ -137,7 +137,7 @@ class SegmentedImages(Dataset[tuple[Tensor, Tensor, int]]):
     """Images with their super-pixels: (3×H×W, segments H×W int64, class).
 
     Args:
-        dataset: of (image, class).
+        dataset: pairs (image, class).
         segments: N×H×W integers, those of image i at i.
 
     Raises:
@@ -165,7 +165,7 @@ class Augmented(Dataset[Any]):
     generator, which a training loop seeds for each image.
 
     Args:
-        dataset: of (image, class), or of (image, segments, class), of which the segments go along.
+        dataset: items (image, class) or (image, segments, class), whose segments go along.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:

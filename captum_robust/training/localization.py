@@ -85,7 +85,7 @@ class AreaPenalty:
             check_number("target", self.target, 0, 1, open_low=True, open_high=True)
 
     def at(self, step: int, steps: int) -> float:
-        """λ in a step, counted from 0, of so many."""
+        """Return λ in a step, counted from 0, of so many."""
         rising = self.rise * steps
         if self.start is None or step >= rising:
             return self.weight
@@ -157,10 +157,10 @@ class _Opponents(nn.Module):
         self.steps_in_collapse = 0
         self.restarts = 0
         self.area_sum: Tensor | None = None
-        """Of the masks since the last look at them, on their device."""
+        """The sum of the mean masks since the last look at them, on their device."""
 
     def get_extra_state(self) -> Tensor:
-        """What was counted, for the state dict."""
+        """Return what was counted, for the state dict."""
         total = math.nan if self.area_sum is None else float(self.area_sum)
         counted = (self.step, self.area_factor, self.steps_in_collapse, self.restarts, total)
         return torch.tensor(counted, dtype=torch.float64)
@@ -305,7 +305,7 @@ def localization_training(
 
     Args:
         network: both networks; the classifier may have been trained before, on clean images.
-        dataset: of (image with pixels in [0, 1], segments H×W, class), or without segments.
+        dataset: items (image with pixels in [0, 1], segments H×W, class), or without segments.
         settings: 10 epochs of batches of 64 with a learning rate of .001 by default.
         steps_of_classifier: for each of the corruption network, which rests in the others.
         area: the weight of what is removed; :class:`AreaPenalty` by default.
@@ -313,12 +313,12 @@ def localization_training(
         trainable_layers: so many of the classifier's ``layers``, counted from its scores, are
             trained, and all that is behind them; 0: it stays as it is; None: all of it, whatever
             its layers.
-        form: of the loss of the scores: ``"bounded"``, ``"squared"`` or ``"literal"``; see
+        form: which loss of the scores: ``"bounded"``, ``"squared"`` or ``"literal"``; see
             :func:`captum_robust.nn.removal_loss`.
         literal: draw the masks as the paper's formula has it; see
             :func:`captum_robust.nn.straight_through`.
         superpixels: remove whole segments; False: pixels.
-        clean_share: share of the images that the classifier is shown as they are. The fewer, the
+        clean_share: share of the images that the classifier sees as they are. The fewer, the
             more it learns from backgrounds, which are then removed as well, and the less it knows
             of whole images.
         validation: what is measured before, during and after.

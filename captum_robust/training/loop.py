@@ -93,7 +93,7 @@ def fit(
     Args:
         network: trained in training mode; a checkpoint in ``out`` replaces its weights. Modes are
             put back at the end.
-        dataset: of tuples of tensors or numbers, all of one shape; the first is the image.
+        dataset: tuples of tensors or numbers, all of one shape; the first is the image.
         loss: see :data:`Loss`. The network may be wrapped for several processes;
             :func:`bare_module` undoes that.
         settings: :class:`TrainingSettings` by default.
@@ -192,7 +192,7 @@ class _Run:
     """They are kept here where there is no folder."""
 
     def open(self, configuration: Mapping[str, Any]) -> int:
-        """Begin in the folder, or go on from its checkpoint: the number of steps done."""
+        """Begin in the folder, or go on from its checkpoint; return the number of steps done."""
         if self.out is None:
             return 0
         is_known = has_begun(self.out / "run.json", configuration)
@@ -321,13 +321,13 @@ class _Run:
                 self.observe(rows)
 
     def _scored(self, first_step: int = 0) -> list[float]:
-        """The number that counts of each evaluation so far; NaN counts as the worst."""
+        """Return the number that counts of each evaluation so far; NaN counts as the worst."""
         rows = [r for r in self.log.rows if r["step"] >= first_step]
         numbers = [r[self.best] for r in rows if self.best in r]
         return [math.inf if math.isnan(x) else x for x in numbers]
 
     def _keep_best(self, row: Mapping[str, Any]) -> None:
-        """Before the log tells of them: a run that is killed in between does it again."""
+        """Keep the best weights before the log has their row: a run killed between repeats it."""
         if self.best is None:
             return
         is_there = self.best in row
@@ -366,7 +366,7 @@ class _Run:
         return self._first_says(waited >= self.schedule.settings.checkpoint_every)
 
     def _save(self) -> None:
-        """The losses so far are read, so that a run that goes on from here has them all."""
+        """Write a checkpoint. The losses so far are read, so that a run that goes on from here has them all."""
         self._check_weights()
         if self.is_first and self.out is not None:
             save_checkpoint(self._file("checkpoint"), self.network, self.optimizer, self.step)
@@ -378,7 +378,7 @@ class _Run:
         return bool(self.accelerator.is_main_process)
 
     def _first_says(self, answer: bool) -> bool:
-        """The answer of the first process, which all go by."""
+        """Return the answer of the first process, which all go by."""
         flag = torch.tensor(float(answer and self.is_first), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
@@ -388,7 +388,7 @@ class _Run:
 
 
 def bare_module(network: nn.Module) -> nn.Module:
-    """The network without the wrapper that several processes put around it."""
+    """Return the network without the wrapper that several processes put around it."""
     if isinstance(network, DistributedDataParallel):
         bare: nn.Module = network.module
         return bare

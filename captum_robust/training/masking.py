@@ -112,7 +112,7 @@ class MaskingLoss:
     def _scores(
         self, images: Tensor, masks: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """The black box's scores of the kept and of the destroyed images, in one pass."""
+        """Return the black box's scores of the kept and of the destroyed images, in one pass."""
         kept = blend(images, masks, self.removal(images, generator))
         destroyed = blend(images, 1 - masks, self.removal(images, generator))
         scores = self.model(torch.cat([kept, destroyed])).float()
@@ -120,7 +120,7 @@ class MaskingLoss:
 
 
 def _mean_of(values: Tensor, chosen: Tensor) -> Tensor:
-    """The mean of the chosen ones; 0 where there is none."""
+    """Return the mean of the chosen ones; 0 where there is none."""
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
@@ -131,9 +131,10 @@ class MaskingEvaluation:
     Args:
         network: whose decoder is evaluated.
         model: the black box.
-        images: of (3×H×W, anything).
+        images: items (3×H×W, anything).
         batch_size: images at once.
         precision: ``"bfloat16"`` for a quicker, coarser look.
+        shown: so many pictures are kept.
     """
 
     network: MaskingNetwork
@@ -143,7 +144,7 @@ class MaskingEvaluation:
     precision: str = "float32"
     shown: int = 8
     pictures: list[Tensor] = field(default_factory=list, repr=False)
-    """Of the last evaluation, 3×H×W each: images beside what their masks keep."""
+    """Images of the last evaluation beside what their masks keep, 3×H×W each."""
 
     def __call__(self, decoder: nn.Module) -> dict[str, float]:
         """Means over the images, each asked for the class that the black box sees in it.
@@ -165,7 +166,7 @@ class MaskingEvaluation:
         return dict(zip(names, means, strict=True))
 
     def _measured(self, images: Tensor) -> Tensor:
-        """N×5."""
+        """Return the five numbers of each image: N×5."""
         features, scores = self.network.encode(images)
         if self.model is not self.network.encoder:
             scores = self.model(images)
@@ -187,7 +188,7 @@ class MaskingEvaluation:
 
 
 def _other_classes(classes: Tensor, decoder: MaskDecoder, generator: torch.Generator) -> Tensor:
-    """A class drawn from the others for each of the classes N."""
+    """Return a class drawn from the others for each of the classes N."""
     count = decoder.shape.num_classes
     steps = torch.randint(1, max(2, count), classes.shape, generator=generator)
     return (classes + steps.to(classes.device)) % count
@@ -213,15 +214,15 @@ def warm_up(
 
     Args:
         network: changed in place.
-        dataset: of (image, class); a class below 0 is not known: ``model`` says it.
+        dataset: pairs (image, class); a class below 0 is not known: ``model`` says it.
         model: the black box; None: the encoder.
-        steps: of Adam, each over all pooled images.
+        steps: how many Adam takes, each over all pooled images.
         images: so many, drawn, are pooled.
         learning_rate: None: .05 for scale and shift, .01 where vectors are learned.
-        seed: of what is drawn.
+        seed: what is drawn follows from it.
 
     Returns:
-        the last loss, in nats; NaN without a step.
+        The last loss, in nats; NaN without a step.
 
     Raises:
         ValueError: a class that the network does not have, a loss that is no finite number.
@@ -292,13 +293,13 @@ def masking_training(
 
     Args:
         network: its decoder is trained.
-        dataset: of (image with pixels in [0, 1], class); a class below 0 is not known: the black
+        dataset: pairs (image with pixels in [0, 1], class); a class below 0 is not known: the black
             box says it.
         settings: 30 epochs of batches of 16 with a learning rate of .001 by default.
         model: the black box, images -> scores N×K with the network's classes; None: the encoder.
         objective, removal, fake_probability, fakes, image_noise: see :class:`MaskingLoss`.
         warm_up_steps: see :func:`warm_up`; 0: none.
-        validation: of (image, anything): the weights with the lowest saliency metric on them win
+        validation: items (image, anything): the weights with the lowest saliency metric on them win
             (:class:`MaskingEvaluation`).
         patience: stop after so many evaluations without a new lowest one, that before training not
             counted.
@@ -375,7 +376,7 @@ def masking_training(
 
 
 def _labels_of(dataset: Dataset[Any]) -> list[int]:
-    """The labels of all images, where they are known without reading these; else none."""
+    """Return the labels of all images, where they are known without reading these; else none."""
     if isinstance(dataset, Subset):
         labels = _labels_of(dataset.dataset)
         return [labels[i] for i in dataset.indices] if labels else []

@@ -22,7 +22,7 @@ class CheckedLabels(Dataset[Any]):
     """Refuses a label that is no class before it gets to a GPU, where it ends the process.
 
     Args:
-        dataset: of (image, class), or with maps between the two.
+        dataset: items (image, class), or with maps between the two.
         classes: how many there are.
         unknown: let labels below 0 pass, which stand for a class that is not known.
         maps: hand the maps on; False leaves them out.
@@ -45,14 +45,14 @@ class CheckedLabels(Dataset[Any]):
 
 
 def first_scores(model: nn.Module, dataset: Dataset[Any], seed: int) -> Any:
-    """What the model gives for the first image; nothing stays changed."""
+    """Return what the model gives for the first image; nothing stays changed."""
     device = device_of(model)
     with seeded(seed, device), torch.no_grad(), frozen(model):
         return model(torch.as_tensor(dataset[0][0])[None].to(device))
 
 
 def count_classes(classifier: nn.Module, dataset: Dataset[Any], seed: int) -> int:
-    """As many as scores of the first image.
+    """Return the number of classes: that of the scores of the first image.
 
     Raises:
         TypeError: the classifier gives no scores N×K.
@@ -67,7 +67,7 @@ def count_classes(classifier: nn.Module, dataset: Dataset[Any], seed: int) -> in
 
 
 def shape_or_type(value: object) -> object:
-    """What to say of a value that should have been a tensor of another shape."""
+    """Return what to say of a value that should have been a tensor of another shape."""
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
@@ -76,7 +76,7 @@ def adamw(
     settings: TrainingSettings,
     fast: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """AdamW; the few ``fast`` numbers, which move a whole mask, faster and without decay."""
+    """Return AdamW; the few ``fast`` numbers, which move a whole mask, faster and without decay."""
     quick = list(fast)
     rest = [p for p in parameters if all(p is not q for q in quick)]
     groups: list[dict[str, Any]] = [{"params": rest}]

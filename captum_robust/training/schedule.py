@@ -23,7 +23,7 @@ class Schedule:
 
     Args:
         dataset: what is trained on; only its length counts.
-        settings: of the training.
+        settings: those of the training.
 
     Raises:
         TypeError: a data set without a length.
@@ -43,7 +43,7 @@ class Schedule:
         self.steps = self.per_epoch * settings.epochs
 
     def rate(self, step: int) -> float:
-        """The share of the highest learning rate in a step; steps count from 0."""
+        """Return the share of the highest learning rate in a step; steps count from 0."""
         rising = self.settings.warmup * self.steps
         if step < rising:
             return (step + 1) / (rising + 1)
@@ -52,7 +52,7 @@ class Schedule:
     def batches(
         self, dataset: Dataset[Any], done: int, process: int, processes: int
     ) -> Iterator[Batch]:
-        """The share of one process of each batch that is left after ``done`` steps."""
+        """Yield the share of one process of each batch that is left after ``done`` steps."""
         settings = self.settings
         share = settings.batch_size // processes
         for epoch in range(done // self.per_epoch, settings.epochs):
@@ -83,6 +83,6 @@ class SeededItems(Dataset[Any]):
 
 
 def derived_seed(seed: int, *parts: object) -> int:
-    """A seed of its own for each purpose, from 0 to 2⁶³ - 1."""
+    """Return a seed of its own for each purpose, from 0 to 2⁶³ - 1."""
     digest = hashlib.sha256(" ".join(map(str, (seed, *parts))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
