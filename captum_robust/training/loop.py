@@ -366,7 +366,7 @@ class _Run:
         return self._first_says(waited >= self.schedule.settings.checkpoint_every)
 
     def _save(self) -> None:
-        """Write a checkpoint. The losses so far are read, so that a run that goes on from here has them all."""
+        """Write a checkpoint; the losses before it are read, so a run that goes on has them all."""
         self._check_weights()
         if self.is_first and self.out is not None:
             save_checkpoint(self._file("checkpoint"), self.network, self.optimizer, self.step)
