@@ -66,7 +66,7 @@ from captum_robust.training import (
     localization_training,
 )
 from captum_robust.training.localization_evaluation import total_variation
-from captum_robust.training.loop import Batch
+from captum_robust.training.schedule import Batch
 
 SIZE = (64, 64)
 BATCH = 50

@@ -91,7 +91,7 @@ def test_images_without_boxes_are_trained_on_and_it_says_that_it_cannot_score(
     with safe_open(file, "pt") as opened:
         card = json.loads(opened.metadata()["card"])
     assert (card["classifier"], card["training_images"]) == ("simple_convnet", 9)
-    assert "metric_1" not in card["held_out"]
+    assert "box_accuracy" not in card["held_out"]
 
 
 def test_a_finished_run_goes_on_to_the_same_file_in_both_phases(
@@ -264,20 +264,23 @@ def test_super_pixels_of_other_images_are_refused(
         (("--images", "photographs", "--kind", "tiny"), "kind of data set: expected"),
         (("--images", "photographs", "--out", "photographs/run"), "lies inside"),
         (("--images", "photographs", "--form", "bound"), "did you mean 'bounded'"),
-        (("--images", "photographs", "--area", "-1"), "weight: expected a finite number"),
-        (("--images", "photographs", "--area-rise", "2"), "rise: expected a share"),
+        (("--images", "photographs", "--area", "-1"), "weight: expected a number from 0"),
+        (("--images", "photographs", "--area-rise", "2"), "rise: expected a number in [0, 1]"),
         (("--images", "photographs", "--trainable-layers", "5"), "has 4 layers, got 5"),
-        (("--images", "photographs", "--clean-share", "2"), "clean_share: expected a share"),
+        (
+            ("--images", "photographs", "--clean-share", "2"),
+            "clean_share: expected a number in [0, 1]",
+        ),
         (("--images", "photographs", "--steps-of-classifier", "0"), "steps_of_classifier"),
         (("--images", "photographs", "--pretraining-epochs", "-1"), "pretraining_epochs"),
         (("--images", "photographs", "--evaluation-images", "-1"), "evaluation_images"),
-        (("--images", "photographs", "--held-out", "1"), "held_out: expected a share"),
+        (("--images", "photographs", "--held-out", "1"), "held_out: expected a number in [0, 1)"),
         (("--images", "photographs", "--classes", "4"), "classes: expected a number from 2 to 3"),
         (("--images", "photographs", "--segments", "1000"), "too few for 1000 super-pixels"),
         (("--images", "photographs", "--model", "simple_convnets"), "did you mean"),
         (("--images", "photographs", "--width", "0"), "width: expected"),
-        (("--images", "photographs", "--area-target", "2"), "target: expected a share"),
-        (("--images", "photographs", "--area-gain", "-1"), "gain: expected a finite number"),
+        (("--images", "photographs", "--area-target", "2"), "target: expected a number in (0, 1)"),
+        (("--images", "photographs", "--area-gain", "-1"), "gain: expected a number from 0"),
         (("--images", "photographs", "--freeze-trunk"), "give --trunk too"),
         (("--images", "photographs", "--trunk-weights", "DEFAULT"), "give --trunk too"),
         (

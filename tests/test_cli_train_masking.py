@@ -129,7 +129,7 @@ def test_images_without_classes_are_labelled_by_the_classifier(
         (("--images", "photographs", "--start", "model.safetensors"), "holds no masking network"),
         (("--images", "photographs", "--held-out", "0", "--patience", "2"), "--patience: there"),
         (("--images", "photographs", "--evaluation-images", "-1"), "evaluation_images"),
-        (("--images", "photographs", "--held-out", "1"), "held_out: expected a share"),
+        (("--images", "photographs", "--held-out", "1"), "held_out: expected a number in [0, 1)"),
         (("--images", "photographs", "--validation", "nowhere"), "nowhere: no such folder"),
         (("--images", "photographs", "--out", "model.safetensors"), "is a file; give a folder"),
     ],

@@ -75,6 +75,7 @@ def _in_words(row: Mapping[str, Any]) -> str:
         f"mask {row['mask']:.3f}, its total variation {row['total_variation']:.3f}, accuracy "
         f"{row['clean_accuracy']:.1%}, without what is removed {row['masked_accuracy']:.1%}"
     )
-    if "metric_1" not in row:
+    if "box_accuracy" not in row:
         return text
-    return f"{text}; box right {row['metric_1']:.1%}, class too {row['metric_2']:.1%}"
+    box, both = row["box_accuracy"], row["box_and_class_accuracy"]
+    return f"{text}; box right {box:.1%}, class too {both:.1%}"

@@ -13,19 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from captum_robust._checks import as_number, check_count, checked_bounds, unknown_name
+from captum_robust._checks import (
+    as_number,
+    check,
+    check_choice,
+    check_count,
+    check_number,
+    check_type,
+    checked_bounds,
+)
 from captum_robust._contexts import evaluation, seeded
 from captum_robust._files import checksum
+from captum_robust._processes import device_of
 from captum_robust.attacks import PGD
 from captum_robust.attacks.ascent import ascend, changed
 from captum_robust.attacks.norms import Tensors, norm_of
-from captum_robust.training.loop import (
-    Batch,
-    TrainingResult,
-    bare_module,
-    fit,
-    training_device,
-)
+from captum_robust.training.acceleration import training_device
+from captum_robust.training.loop import TrainingResult, bare_module, fit
+from captum_robust.training.preparation import shape_or_type
+from captum_robust.training.schedule import Batch
 from captum_robust.training.settings import TrainingSettings
 
 METHODS = ("madry", "ensemble", "standard")
@@ -70,15 +76,14 @@ class InnerAttack:
         if self.bounds is not None:
             low, high = checked_bounds(self.bounds)
             highest = norm.largest(high - low, None)
-        if not 0 < as_number(self.epsilon) <= highest or as_number(self.epsilon) == float("inf"):
-            raise ValueError(
-                f"epsilon: expected a number above 0, at most {highest:g}, in units of the inputs "
-                f"(such as 8/255 for pixels in [0, 1]), got {self.epsilon!r}"
-            )
-        if self.step_size is not None and not 0 < as_number(self.step_size) < float("inf"):
-            raise ValueError(
-                f"step_size: expected a positive number or None, got {self.step_size!r}"
-            )
+        epsilon = as_number(self.epsilon)
+        check(
+            0 < epsilon <= highest and epsilon < float("inf"),
+            f"epsilon: expected a number above 0, at most {highest:g}, in units of the inputs "
+            f"(such as 8/255 for pixels in [0, 1]), got {self.epsilon!r}",
+        )
+        if self.step_size is not None:
+            check_number("step_size", self.step_size, 0, open_low=True)
 
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         """The adversarial images N×…, without a graph; the weights get no gradients."""
@@ -158,23 +163,20 @@ class EnsembleLoss:
     bounds: tuple[float, float] | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if not self.static_models:
-            raise ValueError("static_models: the ensemble variant needs at least one")
+        check(self.static_models, "static_models: the ensemble variant needs at least one")
         for model in self.static_models:
-            if not isinstance(model, nn.Module):
-                kind = type(model).__name__
-                raise TypeError(f"static_models: expected torch.nn.Module, got {kind}")
+            check_type("static_models", model, nn.Module, "torch.nn.Module")
         self._attack()
 
     def __call__(self, network: nn.Module, batch: Batch, seed: int) -> Tensor:
-        """The mean cross-entropy over images and attacked images (N×…, labels N)."""
+        """Return the mean cross-entropy over images and attacked images (N×…, labels N)."""
         images, labels = batch
         attacked = self._attack()(self.source(network, seed), images, labels, seed)
         scores = _scores(network, torch.cat([images, attacked]))
         return F.cross_entropy(scores, labels.repeat(2))
 
     def source(self, network: nn.Module, seed: int) -> nn.Module:
-        """The network that the attack of a step with this seed is made on."""
+        """Return the network that the attack of a step with this seed starts from."""
         sources = [bare_module(network), *self.static_models]
         generator = torch.Generator().manual_seed(seed)
         return sources[int(torch.randint(0, len(sources), (), generator=generator))]
@@ -194,8 +196,8 @@ class RobustAccuracy:
     """Share of images classified right, clean and under PGD, as a training loop evaluates.
 
     Args:
-        dataset: of (image, label), with pixels in [0, 1].
-        epsilon, steps: of the attack; see :class:`captum_robust.attacks.PGD`.
+        dataset: pairs (image, label), with pixels in [0, 1].
+        epsilon, steps: what the attack may do; see :class:`captum_robust.attacks.PGD`.
         batch_size: images at once.
     """
 
@@ -207,7 +209,7 @@ class RobustAccuracy:
     def __call__(self, network: nn.Module) -> dict[str, float]:
         """``clean_accuracy`` and ``robust_accuracy``, of a network in evaluation mode."""
         attack = PGD(network, self.epsilon, self.steps, random_start=True)
-        device = next(network.parameters()).device
+        device = device_of(network)
         right = torch.zeros(2, device=device)
         count = 0
         for images, labels in DataLoader(self.dataset, self.batch_size):
@@ -242,12 +244,12 @@ def adversarial_training(
 
     Args:
         model: images -> scores N×K; any module.
-        dataset: of (image with pixels in [0, 1], class), all of one size.
+        dataset: pairs (image with pixels in [0, 1], class), all of one size.
         settings: :class:`TrainingSettings` by default.
         method: ``"madry"`` (:class:`MadryLoss`), ``"ensemble"`` (:class:`EnsembleLoss`) or
             ``"standard"``, without attacks, to compare with.
-        epsilon: of the attacks in training, and of the one in evaluation, in units of the pixels.
-        steps, step_size: of the inner attack of ``"madry"``; see :class:`InnerAttack`.
+        epsilon: strength of the attacks, in training and in evaluation, in units of the pixels.
+        steps, step_size: those of the inner attack of ``"madry"``; see :class:`InnerAttack`.
         static_models: the fixed sources of ``"ensemble"``.
         held_out: what clean accuracy, and that under PGD with 10 steps, are measured on before,
             during and after training; the first ``evaluation_images`` of it.
@@ -260,12 +262,10 @@ def adversarial_training(
             first images; see also :func:`captum_robust.training.fit`.
         TypeError: ``model`` is no ``nn.Module``, or does not return one tensor of scores N×K.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    if static_models and method != "ensemble":
-        raise ValueError(f"static_models: the method {method!r} takes none")
+    check_type("model", model, nn.Module, "a torch.nn.Module")
+    check_choice("method", method, METHODS)
+    takes_them = method == "ensemble" or not static_models
+    check(takes_them, f"static_models: the method {method!r} takes none")
     check_count("evaluation_images", evaluation_images, 1)
     _check_images(dataset)
     attack = InnerAttack(epsilon, steps, step_size)
@@ -300,31 +300,33 @@ def adversarial_training(
 
 
 def _check_images(dataset: Dataset[Any]) -> None:
-    """``TypeError`` or ``ValueError`` unless the first items are images in [0, 1] with a class."""
+    """Refuse a data set whose first items are no images in [0, 1] with a class."""
     with seeded(0, None):
         for i in range(min(8, len(dataset))):  # type: ignore[arg-type]
             item = dataset[i]
-            if not isinstance(item, (tuple, list)) or len(item) != 2:
-                raise TypeError(
-                    f"dataset: expected pairs (image, class), got {type(item).__name__}"
-                )
+            is_pair = isinstance(item, (tuple, list)) and len(item) == 2
+            got = type(item).__name__
+            check(is_pair, f"dataset: expected pairs (image, class), got {got}", TypeError)
             image, label = item
-            if not isinstance(image, Tensor) or not image.is_floating_point():
-                got = image.dtype if isinstance(image, Tensor) else type(image).__name__
-                raise TypeError(f"dataset: expected images as floating-point tensors, got {got}")
-            if torch.as_tensor(label).is_floating_point() or torch.as_tensor(label).ndim:
-                raise TypeError(f"dataset: expected a class number for each image, got {label!r}")
+            is_image = isinstance(image, Tensor) and image.is_floating_point()
+            got = str(getattr(image, "dtype", type(image).__name__))
+            expected = "expected images as floating-point tensors"
+            check(is_image, f"dataset: {expected}, got {got}", TypeError)
+            number = torch.as_tensor(label)
+            is_class = not (number.is_floating_point() or number.ndim)
+            expected = "expected a class number for each image"
+            check(is_class, f"dataset: {expected}, got {label!r}", TypeError)
             low, high = float(image.min()), float(image.max())
-            if not (low >= 0 and high <= 1):
-                raise ValueError(
-                    f"dataset: image {i} has pixels from {low:.4g} to {high:.4g}, expected [0, 1]; "
-                    "normalise inside the model, as captum_robust.models.Classifier does"
-                )
+            check(
+                low >= 0 and high <= 1,
+                f"dataset: image {i} has pixels from {low:.4g} to {high:.4g}, expected [0, 1]; "
+                "normalise inside the model, as captum_robust.models.Classifier does",
+            )
 
 
 @contextmanager
 def _placed(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """The models on the device; each is put back where it was."""
+    """Hold the models on the device; each is put back where it was."""
     places = [next((p.device for p in m.parameters()), device) for m in models]
     try:
         for model in models:
@@ -343,23 +345,18 @@ def _check_same_classes(
     with seeded(0, None), torch.no_grad():
         image = dataset[0][0][None]
         counts = []
-        for m in (model, *static_models):
-            like = next(m.parameters(), image)
-            with evaluation(m):
-                counts.append(_scores(m, image.to(like.device)).shape[1])
+        for each in (model, *static_models):
+            with evaluation(each):
+                counts.append(_scores(each, image.to(device_of(each))).shape[1])
+    own = counts[0]
     for count in counts[1:]:
-        if count != counts[0]:
-            raise ValueError(
-                f"static_models: one has {count} classes, the model in training {counts[0]}"
-            )
+        check(count == own, f"static_models: one has {count} classes, the model in training {own}")
 
 
 def _scores(network: nn.Module, images: Tensor) -> Tensor:
-    """Float scores N×K."""
+    """Return float scores N×K."""
     scores = network(images)
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise TypeError(
-            f"model: expected scores {len(images)}×K for a batch of {len(images)}, got {got}"
-        )
+        n, got = len(images), shape_or_type(scores)
+        raise TypeError(f"model: expected scores {n}×K for a batch of {n}, got {got}")
     return scores.float()

@@ -37,7 +37,7 @@ def save_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer, step: 
 
 
 def load_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer) -> int:
-    """Put network and optimiser into the state that was saved; its number of steps.
+    """Put network and optimiser into the state that was saved; return its number of steps.
 
     Raises:
         FileNotFoundError: no such file.
@@ -120,7 +120,7 @@ class Log:
 
 
 def _whole_rows(path: Path) -> Iterable[dict[str, Any]]:
-    """The rows up to the first that a kill has torn."""
+    """Yield the rows up to the first that a kill has torn."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,69 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from captum_robust._checks import check_choice
+from captum_robust._checks import check, check_choice, check_number
 from captum_robust.data import FITS, DataError, LocalizationDataset, Sample, fitted, resize
 
 
-class LabelledImages(Dataset[tuple[Tensor, int]]):
+class _DecodedImages(Dataset[tuple[Tensor, int]]):
+    """Images that were all decoded once, kept as bytes where all of them fit in ``memory``."""
+
+    def __init__(self, dataset: LocalizationDataset, memory: int) -> None:
+        self.dataset, self.memory = dataset, memory
+        self.ids: list[str] = []
+        self.labels: list[int] = []
+        self.unusable: dict[str, str] = {}
+        """Id -> why: it can't be decoded, or has no class."""
+        self._positions: list[int] = []
+        self._pixels: list[Tensor] = []
+        """Of all images, or of none."""
+        self._used = 0
+
+    def _sample(self, position: int) -> Sample:
+        return self.dataset[position]
+
+    def _bytes(self, sample: Sample) -> Tensor:
+        """3×h×w: the same bytes whether they are kept or decoded again."""
+        return (sample.image * 255).round().to(torch.uint8)
+
+    def _decoded(self, progress: bool) -> Iterator[tuple[int, Sample]]:
+        """Yield position and sample of each image that can be decoded; note the others."""
+        from tqdm import tqdm
+
+        for i in tqdm(range(len(self.dataset)), unit="image", disable=not progress):
+            try:
+                sample = self._sample(i)
+            except DataError as error:
+                self.unusable[self.dataset.ids[i]] = str(error)
+                continue
+            yield i, sample
+
+    def _keep(self, position: int, sample: Sample, label: int) -> None:
+        self.ids.append(sample.id)
+        self.labels.append(label)
+        self._positions.append(position)
+        if self._used <= self.memory:
+            self._pixels.append(self._bytes(sample))
+            self._used += self._pixels[-1].numel()
+        if self._used > self.memory:
+            self._pixels.clear()
+
+    def _pixels_at(self, index: int) -> Tensor:
+        if self._pixels:
+            return self._pixels[index]
+        return self._bytes(self._sample(self._positions[index]))
+
+    def _first_trouble(self) -> str:
+        return "".join(f"; {why}" for why in list(self.unusable.values())[:1])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class LabelledImages(_DecodedImages):
     """The usable images of a data set at one size: (3×H×W in [0, 1], class) by number.
 
-    Every image is decoded once when this is made, so that one that can't be is known before the
+    Every image is decoded once when this is opened, so that one that can't be is known before the
     training begins; and again in each epoch unless all of them fit in ``memory``, as bytes.
 
     Args:
@@ -46,85 +101,43 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         progress: bool = False,
     ) -> None:
         check_choice("fit", fit, FITS)
+        super().__init__(dataset, memory)
         names = list(dataset.class_names or [])
         chosen = list(range(len(names))) if classes is None else list(classes)
-        wrong = [c for c in chosen if not 0 <= c < len(names)]
-        if wrong or len(set(chosen)) < len(chosen):
-            raise ValueError(
-                f"classes: expected different numbers from 0 to {len(names) - 1}, got {chosen}"
-            )
-        self.dataset, self.size, self.fit = dataset, size, fit
+        n = len(names)
+        are_classes = set(chosen) <= set(range(n)) and len(set(chosen)) == len(chosen)
+        check(are_classes, f"classes: expected different numbers from 0 to {n - 1}, got {chosen}")
+        self.size, self.fit = size, fit
         self.class_names = [names[c] for c in chosen]
-        self.ids: list[str] = []
-        self.labels: list[int] = []
         self.boxes: list[Tensor] = []
-        """Of each image M×4, in pixels of the size."""
-        self.unusable: dict[str, str] = {}
-        """Id -> why: it can't be decoded, or has no class."""
-        self._positions: list[int] = []
-        self._pixels: Tensor | None = None
-        self._read({c: i for i, c in enumerate(chosen)}, memory, progress)
-        found = sorted({self.class_names[label] for label in self.labels})
-        if len(found) < 2:
-            raise ValueError(
-                f"{dataset.root}: expected images of at least two classes, found "
-                f"{len(found)} ({', '.join(found) or 'none'}) in {len(dataset)} images, of which "
-                f"{len(self.unusable)} could not be used"
-                + "".join(f"; {why}" for why in list(self.unusable.values())[:1])
-            )
-
-    def _read(self, new_label: dict[int, int], memory: int, progress: bool) -> None:
-        from tqdm import tqdm
-
-        kept: list[Tensor] = []
-        fits = True
-        for i in tqdm(range(len(self.dataset)), unit="image", disable=not progress):
-            try:
-                sample = fitted(self.dataset[i], self.size, self.fit)
-            except DataError as error:
-                self.unusable[self.dataset.ids[i]] = str(error)
-                continue
+        """The boxes of each image, M×4, in pixels of the size."""
+        new_label = {c: i for i, c in enumerate(chosen)}
+        for i, sample in self._decoded(progress):
             if sample.label is None:
                 self.unusable[sample.id] = f"{sample.source or sample.id}: no class is known"
-                continue
-            if sample.label not in new_label:
-                continue
-            self.ids.append(sample.id)
-            self.labels.append(new_label[sample.label])
-            self.boxes.append(sample.boxes)
-            self._positions.append(i)
-            pixels = _as_bytes(sample.image)
-            fits = fits and (len(kept) + 1) * pixels.numel() <= memory
-            if fits:
-                kept.append(pixels)
-            else:
-                kept.clear()
-        if fits and kept:
-            self._pixels = torch.stack(kept)
+            elif sample.label in new_label:
+                self._keep(i, sample, new_label[sample.label])
+                self.boxes.append(sample.boxes)
+        present = sorted({self.class_names[label] for label in self.labels})
+        check(
+            len(present) > 1,
+            f"{dataset.root}: expected images of at least two classes, found {len(present)} "
+            f"({', '.join(present) or 'none'}) in {len(dataset)} images, of which "
+            f"{len(self.unusable)} could not be used{self._first_trouble()}",
+        )
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def _sample(self, position: int) -> Sample:
+        return fitted(self.dataset[position], self.size, self.fit)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if self._pixels is None:
-            # The same bytes whether they are kept or decoded again.
-            pixels = _as_bytes(
-                fitted(self.dataset[self._positions[index]], self.size, self.fit).image
-            )
-        else:
-            pixels = self._pixels[index]
-        return pixels.float() / 255, self.labels[index]
-
-
-def _as_bytes(image: Tensor) -> Tensor:
-    return (image * 255).round().to(torch.uint8)
+        return self._pixels_at(index).float() / 255, self.labels[index]
 
 
 class SegmentedImages(Dataset[tuple[Tensor, Tensor, int]]):
     """Images with their super-pixels: (3×H×W, segments H×W int64, class).
 
     Args:
-        dataset: of (image, class).
+        dataset: pairs (image, class).
         segments: N×H×W integers, those of image i at i.
 
     Raises:
@@ -133,10 +146,8 @@ class SegmentedImages(Dataset[tuple[Tensor, Tensor, int]]):
 
     def __init__(self, dataset: Dataset[tuple[Tensor, int]], segments: Tensor) -> None:
         count = len(dataset)  # type: ignore[arg-type]
-        if segments.ndim != 3 or len(segments) != count:
-            raise ValueError(
-                f"segments: expected {count}×H×W, one map an image, got {tuple(segments.shape)}"
-            )
+        fits, got = segments.ndim == 3 and len(segments) == count, tuple(segments.shape)
+        check(fits, f"segments: expected {count}×H×W, one map an image, got {got}")
         self.dataset, self.segments = dataset, segments
 
     def __len__(self) -> int:
@@ -154,7 +165,7 @@ class Augmented(Dataset[Any]):
     generator, which a training loop seeds for each image.
 
     Args:
-        dataset: of (image, class), or of (image, segments, class), of which the segments go along.
+        dataset: items (image, class) or (image, segments, class), whose segments go along.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
@@ -186,11 +197,11 @@ def _mirrored(positions: Tensor, size: int) -> Tensor:
     return torch.minimum(positions, 2 * (size - 1) - positions)
 
 
-class CroppedImages(Dataset[tuple[Tensor, int]]):
+class CroppedImages(_DecodedImages):
     """Random parts of images, mirrored in half of all cases: (3×H×W in [0, 1], class).
 
     The class is -1 where none is known: a classifier can say it. Every image is decoded once when
-    this is made, so that one that can't be is known before the training begins; and again in each
+    this is opened, so that one that can't be is known before the training begins; and again in each
     epoch unless all of them fit in ``memory``, as bytes, with a shorter side of at most 9/7 of the
     size's. Draws from torch's global generator, which a training loop seeds for each image.
 
@@ -218,50 +229,24 @@ class CroppedImages(Dataset[tuple[Tensor, int]]):
         memory: int = 2**31,
         progress: bool = False,
     ) -> None:
-        for name, (low, high) in (("area", area), ("aspect", aspect)):
-            if not 0 < low <= high or (name == "area" and high > 1):
-                raise ValueError(f"{name}: expected a range above 0, got ({low}, {high})")
-        self.dataset = dataset
+        for name, (low, high), most in (("area", area, 1), ("aspect", aspect, math.inf)):
+            in_order = 0 < low <= high <= most
+            check(in_order, f"{name}: expected a range above 0, got ({low}, {high})")
+        super().__init__(dataset, memory)
         self.size = (size, size) if isinstance(size, int) else size
         self.area, self.aspect, self.mirror = area, aspect, mirror
-        self.ids: list[str] = []
-        self.labels: list[int] = []
-        self.unusable: dict[str, str] = {}
-        """Id -> why it can't be decoded."""
-        self._positions: list[int] = []
-        self._pixels: list[Tensor] = []
-        self._read(memory, progress)
-        if not self.ids:
-            first = "".join(f"; {why}" for why in list(self.unusable.values())[:1])
-            raise ValueError(f"{dataset.root}: none of {len(dataset)} images can be used{first}")
+        for i, sample in self._decoded(progress):
+            self._keep(i, sample, -1 if sample.label is None else sample.label)
+        trouble = self._first_trouble()
+        check(self.ids, f"{dataset.root}: none of {len(dataset)} images can be used{trouble}")
 
-    def _read(self, memory: int, progress: bool) -> None:
-        from tqdm import tqdm
-
-        used = 0
-        for i in tqdm(range(len(self.dataset)), unit="image", disable=not progress):
-            try:
-                sample = self.dataset[i]
-            except DataError as error:
-                self.unusable[self.dataset.ids[i]] = str(error)
-                continue
-            self.ids.append(sample.id)
-            self.labels.append(-1 if sample.label is None else sample.label)
-            self._positions.append(i)
-            if used <= memory:
-                self._pixels.append(self._pixels_of(sample))
-                used += self._pixels[-1].numel()
-        if used > memory:
-            self._pixels = []
-
-    def _pixels_of(self, sample: Sample) -> Tensor:
-        """3×h×w bytes: the same image whether it is kept or decoded again."""
+    def _bytes(self, sample: Sample) -> Tensor:
         side = min(self.size) * 9 // 7
         if min(sample.image.shape[1:]) > side:
             scale = side / min(sample.image.shape[1:])
             height, width = (round(s * scale) for s in sample.image.shape[1:])
             sample = resize(sample, (height, width))
-        return (sample.image * 255).round().to(torch.uint8)
+        return super()._bytes(sample)
 
     def whole(self) -> CroppedImages:
         """The same images without a second reading, each as a whole and never mirrored."""
@@ -269,14 +254,8 @@ class CroppedImages(Dataset[tuple[Tensor, int]]):
         other.area, other.mirror = (1.0, 1.0), False
         return other
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if self._pixels:
-            pixels = self._pixels[index]
-        else:
-            pixels = self._pixels_of(self.dataset[self._positions[index]])
+        pixels = self._pixels_at(index)
         if self.area != (1.0, 1.0):
             pixels = self._part(pixels)
         if self.mirror and torch.rand(()) < 0.5:
@@ -322,8 +301,7 @@ def held_out_split(labels: Sequence[int], share: float, seed: int) -> tuple[list
     >>> len(train), len(held_out), sorted(train + held_out)
     (3, 3, [0, 1, 2, 3, 4, 5])
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"held_out: expected a share in [0, 1), got {share!r}")
+    check_number("held_out", share, 0, 1, open_high=True)
     generator = torch.Generator().manual_seed(seed)
     by_class: dict[int, list[int]] = {}
     for i in torch.randperm(len(labels), generator=generator).tolist():

@@ -14,23 +14,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from captum_robust._checks import as_number, check_count, unknown_name
+from captum_robust._checks import (
+    as_number,
+    check,
+    check_choice,
+    check_count,
+    check_number,
+    check_type,
+)
 from captum_robust._contexts import frozen, resting, seeded
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, removal_loss
 from captum_robust.nn.removal_loss import FORMS
-from captum_robust.training.clean import CheckedLabels, count_classes
-from captum_robust.training.localization_evaluation import LocalizationEvaluation
-from captum_robust.training.loop import (
-    Batch,
-    TrainingResult,
-    check_dataset,
-    fit,
+from captum_robust.training.acceleration import (
+    is_first_process,
+    mean_over_processes,
     training_device,
 )
+from captum_robust.training.localization_evaluation import LocalizationEvaluation
+from captum_robust.training.loop import TrainingResult, fit
+from captum_robust.training.preparation import CheckedLabels, adamw, count_classes
+from captum_robust.training.schedule import Batch, Schedule
 from captum_robust.training.settings import TrainingSettings
 
-_LAST_RATE = 10.0
-"""Of the learning rate; the corruption network's last layer."""
 _LOOK_EVERY = 10
 """Steps between two looks at the area of the masks, which make the device finish its work."""
 
@@ -71,21 +76,16 @@ class AreaPenalty:
     power: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("weight", "start", "gain"):
-            got = getattr(self, name)
-            if (name, got) != ("start", None) and not 0 <= as_number(got) < math.inf:
-                raise ValueError(f"{name}: expected a finite number from 0, got {got!r}")
-        if not 1 <= as_number(self.power) < math.inf:
-            raise ValueError(f"power: expected a finite number from 1, got {self.power!r}")
-        if not 0 <= as_number(self.rise) <= 1:
-            raise ValueError(f"rise: expected a share in [0, 1], got {self.rise!r}")
-        if self.target is not None and not 0 < as_number(self.target) < 1:
-            raise ValueError(
-                f"target: expected a share between 0 and 1, or None, got {self.target!r}"
-            )
+        check_number("weight", self.weight, 0)
+        check_number("start", self.weight if self.start is None else self.start, 0)
+        check_number("gain", self.gain, 0)
+        check_number("power", self.power, 1)
+        check_number("rise", self.rise, 0, 1)
+        if self.target is not None:
+            check_number("target", self.target, 0, 1, open_low=True, open_high=True)
 
     def at(self, step: int, steps: int) -> float:
-        """λ in a step, counted from 0, of so many."""
+        """Return λ in a step, counted from 0, of so many."""
         rising = self.rise * steps
         if self.start is None or step >= rising:
             return self.weight
@@ -115,13 +115,11 @@ class CollapseWatch:
     factor: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0 <= as_number(self.low) < as_number(self.high) <= 1:
-            raise ValueError(
-                f"low and high: expected 0 <= low < high <= 1, got {self.low!r} and {self.high!r}"
-            )
+        low, high = self.low, self.high
+        in_order = 0 <= as_number(low) < as_number(high) <= 1
+        check(in_order, f"low and high: expected 0 <= low < high <= 1, got {low!r} and {high!r}")
         check_count("steps", self.steps, 1)
-        if not 1 < as_number(self.factor) < math.inf:
-            raise ValueError(f"factor: expected a finite number above 1, got {self.factor!r}")
+        check_number("factor", self.factor, 1, open_low=True)
 
 
 class _Opponents(nn.Module):
@@ -159,10 +157,10 @@ class _Opponents(nn.Module):
         self.steps_in_collapse = 0
         self.restarts = 0
         self.area_sum: Tensor | None = None
-        """Of the masks since the last look at them, on their device."""
+        """The sum of the mean masks since the last look at them, on their device."""
 
     def get_extra_state(self) -> Tensor:
-        """What was counted, for the state dict."""
+        """Return what was counted, for the state dict."""
         total = math.nan if self.area_sum is None else float(self.area_sum)
         counted = (self.step, self.area_factor, self.steps_in_collapse, self.restarts, total)
         return torch.tensor(counted, dtype=torch.float64)
@@ -206,8 +204,8 @@ class _Opponents(nn.Module):
         asked: list[Tensor] = []
         if self.layers:
             drawn = torch.rand(len(images), 1, 1, 1, generator=generator).to(images)
-            shown = torch.where(drawn < self.clean_share, images, removed.detach())
-            asked.append(self.network.classifier(shown).float())
+            mixed = torch.where(drawn < self.clean_share, images, removed.detach())
+            asked.append(self.network.classifier(mixed).float())
             loss = F.cross_entropy(asked[0], labels)
         if corrupts:
             # Behind the other pass, which moves the averages of batch norm: the backward pass of
@@ -240,7 +238,7 @@ class _Opponents(nn.Module):
         """
         if self.area_sum is None or self.step % _LOOK_EVERY:
             return
-        mean = float(_over_processes(self.area_sum)) / _LOOK_EVERY
+        mean = float(mean_over_processes(self.area_sum)) / _LOOK_EVERY
         self.area_sum = None
         if self.area.target is not None:
             change = _LOOK_EVERY * self.area.gain * (mean - self.area.target)
@@ -256,7 +254,7 @@ class _Opponents(nn.Module):
         self.steps_in_collapse = 0
         self.restarts += 1
         _start_anew(self.network.corruption, self.seed + self.restarts)
-        if _is_first():
+        if is_first_process():
             warnings.warn(
                 f"step {self.step}: the masks removed {'all' if is_on else 'nothing'} (mean "
                 f"{mean:.3f}) for {self.watch.steps} steps; the corruption network's last layer "
@@ -274,38 +272,6 @@ def _start_anew(corruption: CorruptionNetwork, seed: int) -> None:
         last.weight.copy_(0.01 * drawn)
         if last.bias is not None:
             last.bias.zero_()
-
-
-def _optimizer(network: LocalizationNetwork, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW; the few numbers of the last layer, which start from 0, move the whole mask, faster.
-
-    Where the features are 0 the mask follows from the bias alone, and Adam moves a number by no
-    more than its rate in a step.
-    """
-    last = list(network.corruption.logits.parameters())
-    rest = [p for p in network.parameters() if p.requires_grad and all(p is not q for q in last)]
-    groups: list[dict[str, Any]] = [
-        {"params": rest},
-        {"params": last, "lr": _LAST_RATE * settings.learning_rate, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay)
-
-
-def _in_several_processes() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _is_first() -> bool:
-    return not _in_several_processes() or torch.distributed.get_rank() == 0
-
-
-def _over_processes(value: Tensor) -> Tensor:
-    """The mean over those that share the batches."""
-    if not _in_several_processes():
-        return value
-    total = value.clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
 
 
 def localization_training(
@@ -339,7 +305,7 @@ def localization_training(
 
     Args:
         network: both networks; the classifier may have been trained before, on clean images.
-        dataset: of (image with pixels in [0, 1], segments H×W, class), or without segments.
+        dataset: items (image with pixels in [0, 1], segments H×W, class), or without segments.
         settings: 10 epochs of batches of 64 with a learning rate of .001 by default.
         steps_of_classifier: for each of the corruption network, which rests in the others.
         area: the weight of what is removed; :class:`AreaPenalty` by default.
@@ -347,12 +313,12 @@ def localization_training(
         trainable_layers: so many of the classifier's ``layers``, counted from its scores, are
             trained, and all that is behind them; 0: it stays as it is; None: all of it, whatever
             its layers.
-        form: of the loss of the scores: ``"bounded"``, ``"squared"`` or ``"literal"``; see
+        form: which loss of the scores: ``"bounded"``, ``"squared"`` or ``"literal"``; see
             :func:`captum_robust.nn.removal_loss`.
         literal: draw the masks as the paper's formula has it; see
             :func:`captum_robust.nn.straight_through`.
         superpixels: remove whole segments; False: pixels.
-        clean_share: share of the images that the classifier is shown as they are. The fewer, the
+        clean_share: share of the images that the classifier sees as they are. The fewer, the
             more it learns from backgrounds, which are then removed as well, and the less it knows
             of whole images.
         validation: what is measured before, during and after.
@@ -367,22 +333,18 @@ def localization_training(
     """
     if settings is None:
         settings = TrainingSettings(epochs=10, learning_rate=1e-3, weight_decay=1e-4)
-    if not isinstance(network, LocalizationNetwork):
-        raise TypeError(f"network: expected a LocalizationNetwork, got {type(network).__name__}")
+    check_type("network", network, LocalizationNetwork, "a LocalizationNetwork")
     check_count("steps_of_classifier", steps_of_classifier, 1)
-    if form not in FORMS:
-        raise unknown_name("form", form, FORMS)
-    if not 0 <= as_number(clean_share) <= 1:
-        raise ValueError(f"clean_share: expected a share in [0, 1], got {clean_share!r}")
+    check_choice("form", form, FORMS)
+    check_number("clean_share", clean_share, 0, 1)
     layers = _layers_of(network.classifier, trainable_layers)
-    count = check_dataset(dataset, settings)
-    device = training_device(settings)
-    network.to(device)
+    schedule = Schedule(dataset, settings)
+    network.to(training_device(settings))
     _check_segments(dataset, superpixels, settings.seed)
     classes = count_classes(network.classifier, dataset, settings.seed)
     opponents = _Opponents(
         network,
-        count // settings.batch_size * settings.epochs,
+        schedule.steps,
         layers=layers,
         steps_of_classifier=steps_of_classifier,
         area=AreaPenalty() if area is None else area,
@@ -405,12 +367,15 @@ def localization_training(
     }
     trained = {p for layer in layers for p in layer.parameters()}
     with resting(p for p in network.classifier.parameters() if p not in trained):
+        asking = [p for p in network.parameters() if p.requires_grad]
         return fit(
             opponents,
-            CheckedLabels(dataset, classes, superpixels),
+            CheckedLabels(dataset, classes, maps=superpixels),
             _loss,
             settings,
-            optimizer=_optimizer(network, settings),
+            # Where the features are 0 the mask follows from the last layer's bias alone, and Adam
+            # moves a number by no more than its rate in a step.
+            optimizer=adamw(asking, settings, fast=network.corruption.logits.parameters()),
             evaluate=validation,
             partial=steps_of_classifier > 1,
             out=out,
@@ -421,8 +386,8 @@ def localization_training(
 
 def _loss(opponents: nn.Module, batch: Batch, seed: int) -> Mapping[str, Tensor]:
     images, *maps, labels = batch
-    found: Mapping[str, Tensor] = opponents(images, labels, maps[0] if maps else None, seed)
-    return found
+    terms: Mapping[str, Tensor] = opponents(images, labels, maps[0] if maps else None, seed)
+    return terms
 
 
 def _layers_of(classifier: nn.Module, count: int | None) -> list[nn.Module]:
@@ -432,13 +397,11 @@ def _layers_of(classifier: nn.Module, count: int | None) -> list[nn.Module]:
     check_count("trainable_layers", count, 0)
     if count == 0:
         return []
-    named: list[Any] = [getattr(m, "layers", None) for m in classifier.modules()]
-    layers: list[nn.Module] = next((found for found in named if isinstance(found, list)), [])
-    if count > len(layers):
-        has = f"has {len(layers)} layers" if layers else "does not name its layers"
-        raise ValueError(
-            f"trainable_layers: the classifier {has}, got {count}; None trains all of it"
-        )
+    candidates: list[Any] = [getattr(m, "layers", None) for m in classifier.modules()]
+    layers: list[nn.Module] = next((each for each in candidates if isinstance(each, list)), [])
+    has = f"has {len(layers)} layers" if layers else "does not name its layers"
+    trouble = f"trainable_layers: the classifier {has}, got {count}; None trains all of it"
+    check(count <= len(layers), trouble)
     in_order = list(classifier.modules())
     last = max(in_order.index(m) for m in layers[-1].modules())
     return [*layers[len(layers) - count :], *in_order[last + 1 :]]
@@ -448,13 +411,11 @@ def _check_segments(dataset: Dataset[Any], superpixels: bool, seed: int) -> None
     """Refuse what is no data set for the training, by its first item."""
     with seeded(seed, None):
         item = dataset[0]
-    if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
-        raise TypeError(
-            "dataset: expected items (image, class) or (image, segments, class), got "
-            f"{type(item).__name__}"
-        )
-    if superpixels and len(item) == 2:
-        raise ValueError(
-            "superpixels: the data set has no segments; give some "
-            "(captum_robust.data.superpixels), or superpixels=False"
-        )
+    is_item = isinstance(item, (tuple, list)) and len(item) in (2, 3)
+    expected = "expected items (image, class) or (image, segments, class)"
+    check(is_item, f"dataset: {expected}, got {type(item).__name__}", TypeError)
+    check(
+        not superpixels or len(item) == 3,
+        "superpixels: the data set has no segments; give some (captum_robust.data.superpixels), or "
+        "superpixels=False",
+    )

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from captum_robust._checks import check, check_shape
 from captum_robust._contexts import frozen
+from captum_robust._processes import device_of
 from captum_robust.metrics.functional import (
     best_iou,
     gt_known_localization,
@@ -30,8 +32,8 @@ class LocalizationEvaluation:
 
     Args:
         network: what is evaluated.
-        images: of (3×H×W, class), or of (3×H×W, segments H×W, class).
-        boxes: of each image M×4 in its pixels; None: there are none, and nothing is scored.
+        images: a data set of (3×H×W, class), or of (3×H×W, segments H×W, class).
+        boxes: those of each image, M×4 in its pixels; None: there are none, and nothing is scored.
         superpixels: pool the probabilities over the segments.
         batch_size: images at once.
 
@@ -47,8 +49,8 @@ class LocalizationEvaluation:
 
     def __post_init__(self) -> None:
         count = len(self.images)  # type: ignore[arg-type]
-        if self.boxes is not None and len(self.boxes) != count:
-            raise ValueError(f"boxes: expected those of {count} images, got {len(self.boxes)}")
+        boxes = count if self.boxes is None else len(self.boxes)
+        check(boxes == count, f"boxes: expected those of {count} images, got {boxes}")
 
     @property
     def can_score(self) -> bool:
@@ -61,12 +63,13 @@ class LocalizationEvaluation:
         ``mask``, the probability of removal; ``total_variation``, the sum of its absolute
         differences between neighbours over the number of pixels; ``clean_accuracy`` of the images,
         and ``masked_accuracy`` without what is removed with a probability above .5. Of the images
-        with boxes also ``metric_1``, the share of those whose own box overlaps one of them by more
-        than half, and ``metric_2``, of those whose class is right as well. The threshold that turns
-        masks into boxes is chosen for each half of the images on the other one.
+        with boxes also ``box_accuracy``, the share of those whose own box overlaps one of them by
+        more than half, and ``box_and_class_accuracy``, of those whose class is right as well. The
+        threshold that turns masks into boxes is chosen for each half of the images on the other
+        one.
         """
         masks, clean, masked = (torch.cat(parts) for parts in zip(*self._measured(), strict=True))
-        found = {
+        means = {
             "mask": masks.mean(),
             "total_variation": total_variation(masks).mean(),
             "clean_accuracy": clean.float().mean(),
@@ -81,13 +84,13 @@ class LocalizationEvaluation:
             correct = localization_error(
                 {name: best_iou(boxes, truth) for name, boxes in swept.items()}, folds=half
             ).correct
-            found["metric_1"] = gt_known_localization(correct)
-            found["metric_2"] = top1_localization(correct, clean[has_box])
-        return {name: float(value) for name, value in found.items()}
+            means["box_accuracy"] = gt_known_localization(correct)
+            means["box_and_class_accuracy"] = top1_localization(correct, clean[has_box])
+        return {name: float(value) for name, value in means.items()}
 
     def _measured(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Of each batch masks, and whether the clean and the masked images are seen right."""
-        device = next(self.network.parameters()).device
+        """Yield masks of a batch, and whether its clean and its masked images are seen right."""
+        device = device_of(self.network)
         # With a generator: else it draws from torch's global one.
         loader = DataLoader(self.images, self.batch_size, generator=torch.Generator())
         with torch.no_grad(), frozen(self.network):
@@ -103,7 +106,7 @@ class LocalizationEvaluation:
 
 
 def total_variation(masks: Tensor) -> Tensor:
-    """N: the sum of absolute differences between neighbours over the number of pixels.
+    """Return the sum of absolute differences between neighbours over the number of pixels: N.
 
     Args:
         masks: N×1×H×W.
@@ -114,8 +117,7 @@ def total_variation(masks: Tensor) -> Tensor:
     >>> total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))
     tensor([0.5000])
     """
-    if masks.ndim != 4 or masks.shape[1] != 1:
-        raise ValueError(f"masks: expected N×1×H×W, got {tuple(masks.shape)}")
+    check_shape("masks", masks, "N×1×H×W")
     across = masks.diff(dim=3).abs().flatten(1).sum(dim=1)
     down = masks.diff(dim=2).abs().flatten(1).sum(dim=1)
     return (across + down) / (masks.shape[2] * masks.shape[3])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,23 +15,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from captum_robust._checks import check_count
-from captum_robust._contexts import evaluation, seeded, seeded_elsewhere
+from captum_robust._checks import check, check_count
+from captum_robust._contexts import evaluation, seeded
 from captum_robust._files import read_tensors, write_tensors, write_whole
+from captum_robust.training.acceleration import accelerator_of, half_precision
 from captum_robust.training.checkpoints import (
     Log,
     has_begun,
     load_checkpoint,
     save_checkpoint,
 )
+from captum_robust.training.identity import identity_of
+from captum_robust.training.schedule import Batch, Schedule, derived_seed
 from captum_robust.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Batch = tuple[Tensor, ...]
 Loss = Callable[[nn.Module, Batch, int], Tensor | Mapping[str, Tensor]]
 """(network, batch, seed of what this step draws) -> the mean loss of the batch, a number; or named
 numbers, one of them ``"loss"``, that are all logged."""
@@ -93,7 +93,7 @@ def fit(
     Args:
         network: trained in training mode; a checkpoint in ``out`` replaces its weights. Modes are
             put back at the end.
-        dataset: of tuples of tensors or numbers, all of one shape; the first is the image.
+        dataset: tuples of tensors or numbers, all of one shape; the first is the image.
         loss: see :data:`Loss`. The network may be wrapped for several processes;
             :func:`bare_module` undoes that.
         settings: :class:`TrainingSettings` by default.
@@ -123,21 +123,17 @@ def fit(
         OSError: nothing can be written to ``out``; the last checkpoint stays.
     """
     settings = TrainingSettings() if settings is None else settings
-    if patience is not None:
-        check_count("patience", patience, 1)
-        if best is None:
-            raise ValueError("patience: say with best= which number counts")
-    if best is not None and evaluate is None:
-        raise ValueError(f"best: {best!r} is a number of an evaluation; give evaluate=")
-    accelerator = _accelerator(settings, partial)
-    if best is not None and out is None and accelerator.num_processes > 1:
-        raise ValueError("best: several processes share the best weights through out=; give it")
-    count = check_dataset(dataset, settings)
-    if settings.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"batch_size: {accelerator.num_processes} processes can't share {settings.batch_size} "
-            "samples evenly"
-        )
+    check_count("patience", patience, 1, optional=True)
+    check(patience is None or best is not None, "patience: say with best= which number counts")
+    can_judge = best is None or evaluate is not None
+    check(can_judge, f"best: {best!r} is a number of an evaluation; give evaluate=")
+    accelerator = accelerator_of(settings, partial)
+    processes, size = accelerator.num_processes, settings.batch_size
+    can_share = best is None or out is not None or processes == 1
+    check(can_share, "best: several processes share the best weights through out=; give it")
+    schedule = Schedule(dataset, settings)
+    is_even = size % processes == 0
+    check(is_even, f"batch_size: {processes} processes can't share {size} samples evenly")
     if optimizer is None:
         optimizer = torch.optim.SGD(
             network.parameters(),
@@ -147,65 +143,61 @@ def fit(
             weight_decay=settings.weight_decay,
         )
     described = {
-        **_described(settings, accelerator),
-        "data": _fingerprint(dataset, settings.seed),
-        "network": f"{type(network).__name__} {_shapes(network)}",
-        "optimizer": _described_optimizer(optimizer),
+        **identity_of(network, dataset, optimizer, settings, accelerator),
         **({} if best is None else {"best": best, "patience": patience}),
         **(configuration or {}),
     }
-    folder = None if out is None else Path(out)
-    run = _Run(network, optimizer, accelerator, settings, folder, count, progress)
-    run.best, run.patience, run.observe = best, patience, observe
+    run = _Run(
+        network,
+        optimizer,
+        accelerator,
+        schedule,
+        evaluate=evaluate,
+        best=best,
+        patience=patience,
+        observe=observe,
+        out=None if out is None else Path(out),
+        progress=progress,
+    )
     resumed_from = run.open(described)
     flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with evaluation(network), flags:  # puts the modes back; a step trains in training mode
-        run.train(dataset, loss, evaluate)
-    return TrainingResult(run.steps, run.log.rows, resumed_from)
+        run.train(dataset, loss)
+    return TrainingResult(schedule.steps, run.log.rows, resumed_from)
 
 
+@dataclass
 class _Run:
-    """The state of one call of :func:`fit`."""
+    """One call of :func:`fit`, from the opening of its folder to its last weights."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        optimizer: Optimizer,
-        accelerator: Accelerator,
-        settings: TrainingSettings,
-        out: Path | None,
-        count: int,
-        progress: bool,
-    ) -> None:
-        self.network = network
-        self.optimizer = optimizer
-        self.accelerator = accelerator
-        self.settings = settings
-        self.out = out
-        self.count = count
-        self.progress = progress
-        self.is_first = bool(accelerator.is_main_process)
-        self.per_epoch = count // settings.batch_size
-        self.steps = self.per_epoch * settings.epochs
-        self.step = 0
-        self.log = Log(None, 0)
-        self.unread: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
-        self.last_loss = math.nan
-        self.saved_at: float | None = None
-        """None: never."""
-        self.best: str | None = None
-        self.patience: int | None = None
-        self.observe: Observe | None = None
-        self.best_weights: dict[str, Tensor] | None = None
-        """Of a run without a folder."""
+    network: nn.Module
+    optimizer: Optimizer
+    accelerator: Accelerator
+    schedule: Schedule
+    evaluate: Evaluate | None
+    best: str | None
+    patience: int | None
+    observe: Observe | None
+    out: Path | None
+    progress: bool
+    step: int = 0
+    """The number of steps that are done."""
+    log: Log = field(default_factory=lambda: Log(None, 0))
+    unread: list[tuple[dict[str, Any], dict[str, Tensor]]] = field(default_factory=list)
+    """Rows whose losses are still on the device."""
+    last_loss: float = math.nan
+    saved_at: float | None = None
+    """None: there is no checkpoint yet."""
+    best_weights: dict[str, Tensor] | None = None
+    """They are kept here where there is no folder."""
 
     def open(self, configuration: Mapping[str, Any]) -> int:
-        """Begin in the folder, or go on from its checkpoint: the number of steps done."""
+        """Begin in the folder, or go on from its checkpoint; return the number of steps done."""
         if self.out is None:
             return 0
         is_known = has_begun(self.out / "run.json", configuration)
-        if is_known and self._checkpoint.is_file():
-            self.step = load_checkpoint(self._checkpoint, self.network, self.optimizer)
+        if is_known and self._file("checkpoint").is_file():
+            self.step = load_checkpoint(self._file("checkpoint"), self.network, self.optimizer)
             self.saved_at = time.monotonic()
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         if self.is_first:
@@ -218,33 +210,32 @@ class _Run:
             self.log = Log(self.out / "log.jsonl", -1 if self.saved_at is None else self.step)
         return self.step
 
-    @property
-    def _checkpoint(self) -> Path:
-        assert self.out is not None
-        return self.out / "checkpoint.safetensors"
-
-    def train(self, dataset: Dataset[Any], loss: Loss, evaluate: Evaluate | None) -> None:
+    def train(self, dataset: Dataset[Any], loss: Loss) -> None:
+        """Take the steps that are left; the network ends with its last or its best weights."""
         network, optimizer = self.accelerator.prepare(self.network, self.optimizer)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         if self.saved_at is None:
-            self._evaluate(evaluate)
+            self._evaluate()
             self._save()
+        shares = self.accelerator.process_index, self.accelerator.num_processes
+        batches = self.schedule.batches(dataset, self.step, *shares)
+        every = self.schedule.settings.evaluate_every or self.schedule.per_epoch
         with self._bar() as bar:
-            for batch in () if self._is_at_rest() else self._batches(dataset):
-                self._one_step(network, optimizer, batch, loss)
+            for batch in () if self._is_at_rest() else batches:
+                on_device = tuple(t.to(self.accelerator.device) for t in batch)
+                self._one_step(network, optimizer, on_device, loss)
                 bar.update()
-                is_last = self.step == self.steps
-                stops = False
-                if is_last or self.step % (self.settings.evaluate_every or self.per_epoch) == 0:
-                    self._evaluate(evaluate)
-                    stops = self._is_at_rest()
-                if stops or is_last or self.step % _READ_EVERY == 0:
+                ends = self.step == self.schedule.steps
+                if ends or self.step % every == 0:
+                    self._evaluate()
+                    ends = ends or self._is_at_rest()
+                if ends or self.step % _READ_EVERY == 0:
                     self._read_losses()
                     bar.set_postfix(loss=f"{self.last_loss:.3f}")
-                    if stops or is_last or self._is_due():
+                    if ends or self._is_due():
                         self._save()
-                if stops:
+                if ends:
                     break
         self._take_best()
 
@@ -252,59 +243,26 @@ class _Run:
         from tqdm import tqdm
 
         hidden = not (self.progress and self.is_first)
-        return tqdm(total=self.steps, initial=self.step, unit="step", disable=hidden)
-
-    def _batches(self, dataset: Dataset[Any]) -> Iterator[Batch]:
-        """This process's share of each batch that is left, on its device."""
-        settings, process = self.settings, self.accelerator.process_index
-        share = settings.batch_size // self.accelerator.num_processes
-        while self.step < self.steps:
-            epoch, first = divmod(self.step, self.per_epoch)
-            generator = torch.Generator().manual_seed(_derived(settings.seed, "order", epoch))
-            order = torch.randperm(self.count, generator=generator).tolist()
-            starts = [
-                b * settings.batch_size + process * share for b in range(first, self.per_epoch)
-            ]
-            yield from self._moved(
-                DataLoader(
-                    _SeededItems(dataset, settings.seed, epoch),
-                    batch_sampler=[order[start : start + share] for start in starts],
-                    num_workers=settings.workers,
-                    generator=generator,  # else it draws from torch's global one
-                )
-            )
-
-    def _moved(self, loader: DataLoader[Any]) -> Iterator[Batch]:
-        for batch in loader:
-            tensors = batch if isinstance(batch, (list, tuple)) else [batch]
-            yield tuple(t.to(self.accelerator.device) for t in tensors)
+        return tqdm(total=self.schedule.steps, initial=self.step, unit="step", disable=hidden)
 
     def _one_step(self, network: nn.Module, optimizer: Any, batch: Batch, loss: Loss) -> None:
-        rate = _rate(self.step, self.steps, self.settings.warmup)
+        settings, device = self.schedule.settings, self.accelerator.device
+        rate = self.schedule.rate(self.step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
-        device = self.accelerator.device
-        number = self.step, self.accelerator.process_index
-        seed = _derived(self.settings.seed, "step", *number)
+        seed = derived_seed(settings.seed, "step", self.step, self.accelerator.process_index)
         network.train()
         with seeded(seed, device):
-            # The cache would hand weights that were cast without gradients, as an attack may do,
-            # to a pass that needs them.
-            with torch.autocast(
-                device.type,
-                torch.bfloat16,
-                enabled=self.settings.precision == "bfloat16",
-                cache_enabled=False,
-            ):
-                found = loss(network, batch, seed)
-            values = dict(found) if isinstance(found, Mapping) else {"loss": found}
+            with half_precision(device, settings.precision):
+                value = loss(network, batch, seed)
+            values = dict(value) if isinstance(value, Mapping) else {"loss": value}
             _check_numbers(values)
             optimizer.zero_grad()
             self.accelerator.backward(values["loss"])
             optimizer.step()
         row = {
             "step": self.step + 1,
-            "epoch": self.step // self.per_epoch + 1,
+            "epoch": self.step // self.schedule.per_epoch + 1,
             "learning_rate": optimizer.param_groups[0]["lr"],
         }
         self.unread.append((row, {name: v.detach().reshape(()) for name, v in values.items()}))
@@ -327,22 +285,21 @@ class _Run:
         ]
         self.unread = []
         for row in rows:
-            if not math.isfinite(row["loss"]):
-                raise ValueError(
-                    f"loss: {row['loss']} in step {row['step']}; try a smaller learning rate"
-                )
+            loss, step = row["loss"], row["step"]
+            check(math.isfinite(loss), f"loss: {loss} in step {step}; try a smaller learning rate")
         self._add(rows)
         self.last_loss = rows[-1]["loss"]
 
-    def _evaluate(self, evaluate: Evaluate | None) -> None:
+    def _evaluate(self) -> None:
         self._read_losses()
-        if evaluate is None:
+        if self.evaluate is None:
             return
         self._check_weights()
         if self.is_first:
             self.network.eval()
-            with seeded(_derived(self.settings.seed, "evaluation"), self.accelerator.device):
-                row = {"step": self.step, **evaluate(self.network)}
+            seed = derived_seed(self.schedule.settings.seed, "evaluation")
+            with seeded(seed, self.accelerator.device):
+                row = {"step": self.step, **self.evaluate(self.network)}
             self._keep_best(row)
             self._add([row])
         self.accelerator.wait_for_everyone()
@@ -353,11 +310,9 @@ class _Run:
         Raises:
             ValueError: a weight is no finite number.
         """
-        found = [p.detach().isfinite().all() for p in self.network.parameters()]
-        if not bool(torch.stack(found).all()):
-            raise ValueError(
-                f"weights: NaN or infinity after step {self.step}; try a smaller learning rate"
-            )
+        finite = torch.stack([p.detach().isfinite().all() for p in self.network.parameters()])
+        trouble = f"weights: NaN or infinity after step {self.step}; try a smaller learning rate"
+        check(finite.all(), trouble)
 
     def _add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if self.is_first:
@@ -366,17 +321,17 @@ class _Run:
                 self.observe(rows)
 
     def _scored(self, first_step: int = 0) -> list[float]:
-        """The number that counts of each evaluation so far; NaN counts as the worst."""
+        """Return the number that counts of each evaluation so far; NaN counts as the worst."""
         rows = [r for r in self.log.rows if r["step"] >= first_step]
-        found = [r[self.best] for r in rows if self.best in r]
-        return [math.inf if math.isnan(x) else x for x in found]
+        numbers = [r[self.best] for r in rows if self.best in r]
+        return [math.inf if math.isnan(x) else x for x in numbers]
 
     def _keep_best(self, row: Mapping[str, Any]) -> None:
-        """Before the log tells of them: a run that is killed in between does it again."""
+        """Keep the best weights before the log has their row: a run killed between repeats it."""
         if self.best is None:
             return
-        if self.best not in row:
-            raise ValueError(f"best: {self.best!r} is none of the evaluation's {sorted(row)}")
+        is_there = self.best in row
+        check(is_there, f"best: {self.best!r} is none of the evaluation's {sorted(row)}")
         earlier = self._scored()
         if earlier and not row[self.best] < min(earlier):
             return
@@ -384,167 +339,65 @@ class _Run:
         if self.out is None:
             self.best_weights = {name: t.detach().clone() for name, t in weights.items()}
         else:
-            write_tensors(self._best_file, weights, {"step": str(self.step)})
-
-    @property
-    def _best_file(self) -> Path:
-        assert self.out is not None
-        return self.out / "best.safetensors"
-
-    def _is_at_rest(self) -> bool:
-        """Whether the number that counts has not improved in training for as long as was said."""
-        if self.patience is None:
-            return False
-        scored = self._scored(first_step=1)
-        late = bool(scored) and len(scored) - 1 - scored.index(min(scored)) >= self.patience
-        flag = torch.tensor(float(late and self.is_first), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+            write_tensors(self._file("best"), weights, {"step": str(self.step)})
 
     def _take_best(self) -> None:
         if self.best is None:
             return
         self.accelerator.wait_for_everyone()
         weights = self.best_weights
-        if self.out is not None and self._best_file.is_file():
-            weights = read_tensors(self._best_file)[0]
+        if self.out is not None and self._file("best").is_file():
+            weights = read_tensors(self._file("best"))[0]
         if weights is not None:
             self.network.load_state_dict(weights)
+
+    def _is_at_rest(self) -> bool:
+        """Whether the number that counts has not improved in training for as long as was said."""
+        if self.patience is None:
+            return False
+        scored = self._scored(first_step=1)
+        rest = len(scored) - 1 - scored.index(min(scored)) if scored else 0
+        return self._first_says(rest >= self.patience)
 
     def _is_due(self) -> bool:
         """Whether it is time for a checkpoint by the clock of the first process."""
         assert self.saved_at is not None
-        late = time.monotonic() - self.saved_at >= self.settings.checkpoint_every
-        flag = torch.tensor(float(late and self.is_first), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+        waited = time.monotonic() - self.saved_at
+        return self._first_says(waited >= self.schedule.settings.checkpoint_every)
 
     def _save(self) -> None:
-        """The losses so far are read, so that a run that goes on from here has them all."""
+        """Write a checkpoint; the losses before it are read, so a run that goes on has them all."""
         self._check_weights()
         if self.is_first and self.out is not None:
-            save_checkpoint(self._checkpoint, self.network, self.optimizer, self.step)
+            save_checkpoint(self._file("checkpoint"), self.network, self.optimizer, self.step)
         self.saved_at = time.monotonic()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process evaluates and writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def _first_says(self, answer: bool) -> bool:
+        """Return the answer of the first process, which all go by."""
+        flag = torch.tensor(float(answer and self.is_first), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _file(self, name: str) -> Path:
+        assert self.out is not None
+        return self.out / f"{name}.safetensors"
 
 
 def bare_module(network: nn.Module) -> nn.Module:
-    """The network without the wrapper that several processes put around it."""
+    """Return the network without the wrapper that several processes put around it."""
     if isinstance(network, DistributedDataParallel):
         bare: nn.Module = network.module
         return bare
     return network
 
 
-def training_device(settings: TrainingSettings) -> torch.device:
-    """Where :func:`fit` trains."""
-    device: torch.device = _accelerator(settings).device
-    return device
-
-
-def _accelerator(settings: TrainingSettings, partial: bool = False) -> Accelerator:
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-        from accelerate.state import AcceleratorState, PartialState
-    except ImportError:
-        raise ImportError(
-            'training needs the package accelerate: pip install "captum-robust[train]"'
-        ) from None
-    cpu = settings.device == "cpu"
-    # Accelerate keeps the device of a process's first training for all others.
-    kept = PartialState._shared_state
-    is_other = kept and (kept["device"].type != "cpu" if cpu else kept["_cpu"])
-    if is_other and kept["num_processes"] == 1:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    # Its own mixed precision would rewrite the network's forward method.
-    return Accelerator(
-        mixed_precision="no",
-        cpu=cpu,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=partial)],
-    )
-
-
-class _SeededItems(Dataset[Any]):
-    """What the data set draws for an item depends on seed, epoch and item only."""
-
-    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int) -> None:
-        self.dataset, self.seed, self.epoch = dataset, seed, epoch
-
-    def __getitem__(self, index: int) -> Any:
-        seed = _derived(self.seed, "item", self.epoch, index)
-        with seeded(seed, None), seeded_elsewhere(seed):
-            return self.dataset[index]
-
-
-def _derived(seed: int, *parts: object) -> int:
-    """A seed of its own for each purpose, from 0 to 2⁶³ - 1."""
-    digest = hashlib.sha256(" ".join(map(str, (seed, *parts))).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _rate(step: int, steps: int, warmup: float) -> float:
-    """The share of the highest learning rate in a step; steps count from 0."""
-    rising = warmup * steps
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, steps - rising)))
-
-
-def check_dataset(dataset: Dataset[Any], settings: TrainingSettings) -> int:
-    """The number of samples, where they fill a batch.
-
-    Raises:
-        TypeError: a data set without a length.
-        ValueError: fewer samples than a batch.
-    """
-    try:
-        count = len(dataset)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(
-            f"dataset: expected one with a length, got {type(dataset).__name__}"
-        ) from None
-    if count < settings.batch_size:
-        raise ValueError(f"batch_size: {settings.batch_size}, but there are {count} samples")
-    return count
-
-
-def _fingerprint(dataset: Any, seed: int) -> str:
-    """Number of samples and a checksum of 16 of them: enough to notice another data set."""
-    count = len(dataset)
-    checksum = 0
-    items = _SeededItems(dataset, seed, 0)
-    for index in sorted({i * (count - 1) // 15 for i in range(16)}):
-        item = items[index]
-        for part in item if isinstance(item, (list, tuple)) else [item]:
-            array = torch.as_tensor(part).detach().cpu().contiguous().numpy()
-            checksum = zlib.crc32(array.tobytes(), checksum)
-    return f"{count} samples {checksum:08x}"
-
-
-def _shapes(network: nn.Module) -> str:
-    """A checksum of names and shapes."""
-    shapes = {name: list(t.shape) for name, t in network.state_dict().items()}
-    return f"{zlib.crc32(json.dumps(shapes).encode()):08x}"
-
-
-def _described(settings: TrainingSettings, accelerator: Accelerator) -> dict[str, Any]:
-    facts = asdict(settings)
-    for name in ("workers", "checkpoint_every", "device"):  # the weights do not depend on these
-        del facts[name]
-    device: torch.device = accelerator.device
-    return {**facts, "device": device.type, "processes": accelerator.num_processes}
-
-
-def _described_optimizer(optimizer: Optimizer) -> str:
-    groups = [
-        {k: v for k, v in group.items() if k not in ("params", "initial_lr")}
-        | {"lr": group.get("initial_lr", group["lr"])}  # "lr" may be what a schedule left
-        for group in optimizer.param_groups
-    ]
-    return f"{type(optimizer).__name__} {groups}"
-
-
 def _check_numbers(values: Mapping[str, Any]) -> None:
-    if "loss" not in values:
-        raise ValueError(f'loss: expected a number named "loss" among {sorted(values)}')
+    check("loss" in values, f'loss: expected a number named "loss" among {sorted(values)}')
     for name, value in values.items():
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name}: expected one number, got {got}")
+        is_number = isinstance(value, Tensor) and value.numel() == 1
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        check(is_number, f"{name}: expected one number, got {got}")

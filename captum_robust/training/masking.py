@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from captum_robust._checks import as_number, check_count, unknown_name
+from captum_robust._checks import check, check_choice, check_count, check_number, check_type
 from captum_robust._contexts import frozen, seeded
+from captum_robust._processes import device_of
 from captum_robust.metrics.functional import saliency_metric
 from captum_robust.nn import EvidenceRemoval, MaskingNetwork, blend, upsampled
 from captum_robust.nn.mask_decoder import MaskDecoder
 from captum_robust.nn.mask_objective import Objective, PaperObjective
+from captum_robust.training.acceleration import half_precision, training_device
+from captum_robust.training.board import Board
 from captum_robust.training.image_sets import CroppedImages, LabelledImages
-from captum_robust.training.loop import (
-    Batch,
-    TrainingResult,
-    check_dataset,
-    fit,
-    training_device,
-)
+from captum_robust.training.loop import TrainingResult, fit
+from captum_robust.training.preparation import CheckedLabels, adamw, first_scores, shape_or_type
+from captum_robust.training.schedule import Batch, Schedule
 from captum_robust.training.settings import TrainingSettings
 
 FAKES = ("area", "swapped")
-_GATE_RATE = 10.0
-"""Of the learning rate; scale and shift of the feature filter."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +63,9 @@ class MaskingLoss:
     image_noise: float = 0.015
 
     def __post_init__(self) -> None:
-        if not 0 <= as_number(self.fake_probability) < 1:
-            raise ValueError(
-                f"fake_probability: expected a share in [0, 1), got {self.fake_probability!r}"
-            )
-        if self.fakes not in FAKES:
-            raise unknown_name("fakes", self.fakes, FAKES)
-        if not 0 <= as_number(self.image_noise) < math.inf:
-            raise ValueError(
-                f"image_noise: expected a finite number from 0, got {self.image_noise!r}"
-            )
+        check_number("fake_probability", self.fake_probability, 0, 1, open_high=True)
+        check_choice("fakes", self.fakes, FAKES)
+        check_number("image_noise", self.image_noise, 0)
 
     def __call__(self, decoder: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
         """``"loss"``, the mean over a batch of images N×3×H×W and classes N, and its terms.
@@ -91,18 +82,15 @@ class MaskingLoss:
             with torch.no_grad():
                 scores = self.model(images)
         classes = torch.where(labels < 0, scores.argmax(dim=1), labels)
-        count = self.network.decoder.shape.num_classes
         is_fake = torch.rand(len(images), generator=generator) < self.fake_probability
         if bool(is_fake.all()) and self.fakes == "area":
             is_fake[0] = False  # nothing would be asked of the black box
-        others = torch.randint(1, max(2, count), (len(images),), generator=generator).to(device)
+        others = _other_classes(classes, self.network.decoder, generator)
         fake = is_fake.to(device)
-        asked = torch.where(fake, (classes + others) % count, classes)
+        asked = torch.where(fake, others, classes)
         masks = upsampled(decoder(features, asked), (images.shape[2], images.shape[3]))
-        scored = (
-            torch.arange(len(images)) if self.fakes == "swapped" else (~is_fake).nonzero()[:, 0]
-        )
-        scored = scored.to(device)
+        is_scored = ~is_fake if self.fakes == "area" else torch.ones_like(is_fake)
+        scored = is_scored.nonzero()[:, 0].to(device)
         kept, destroyed = self._scores(images[scored], masks[scored], generator)
         if self.fakes == "swapped":
             swap = fake[:, None]
@@ -124,7 +112,7 @@ class MaskingLoss:
     def _scores(
         self, images: Tensor, masks: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """The black box's scores of the kept and of the destroyed images, in one pass."""
+        """Return the black box's scores of the kept and of the destroyed images, in one pass."""
         kept = blend(images, masks, self.removal(images, generator))
         destroyed = blend(images, 1 - masks, self.removal(images, generator))
         scores = self.model(torch.cat([kept, destroyed])).float()
@@ -132,7 +120,7 @@ class MaskingLoss:
 
 
 def _mean_of(values: Tensor, chosen: Tensor) -> Tensor:
-    """The mean of the chosen ones; 0 where there is none."""
+    """Return the mean of the chosen ones; 0 where there is none."""
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
@@ -143,9 +131,10 @@ class MaskingEvaluation:
     Args:
         network: whose decoder is evaluated.
         model: the black box.
-        images: of (3×H×W, anything).
+        images: items (3×H×W, anything).
         batch_size: images at once.
         precision: ``"bfloat16"`` for a quicker, coarser look.
+        shown: so many pictures are kept.
     """
 
     network: MaskingNetwork
@@ -155,7 +144,7 @@ class MaskingEvaluation:
     precision: str = "float32"
     shown: int = 8
     pictures: list[Tensor] = field(default_factory=list, repr=False)
-    """Of the last evaluation, 3×H×W each: images beside what their masks keep."""
+    """Images of the last evaluation beside what their masks keep, 3×H×W each."""
 
     def __call__(self, decoder: nn.Module) -> dict[str, float]:
         """Means over the images, each asked for the class that the black box sees in it.
@@ -164,23 +153,20 @@ class MaskingEvaluation:
         and ``probability`` of its crop, ``mask`` and, of another class, ``mask_of_another``.
         """
         del decoder  # the network's own
-        device = next(self.network.decoder.parameters()).device
+        device = device_of(self.network.decoder)
         rows: list[Tensor] = []
         self.pictures = []
-        half = torch.autocast(
-            device.type, torch.bfloat16, enabled=self.precision == "bfloat16", cache_enabled=False
-        )
-        with torch.no_grad(), half:
+        with torch.no_grad(), half_precision(device, self.precision):
             # With a generator: else it draws from torch's global one.
             drawn = torch.Generator()
             for images, *_ in DataLoader(self.images, self.batch_size, generator=drawn):
                 rows.append(self._measured(images.to(device)))
-        found = torch.cat(rows).double().mean(dim=0).tolist()
+        means = torch.cat(rows).double().mean(dim=0).tolist()
         names = ("saliency_metric", "area", "probability", "mask", "mask_of_another")
-        return dict(zip(names, found, strict=True))
+        return dict(zip(names, means, strict=True))
 
     def _measured(self, images: Tensor) -> Tensor:
-        """N×5."""
+        """Return the five numbers of each image: N×5."""
         features, scores = self.network.encode(images)
         if self.model is not self.network.encoder:
             scores = self.model(images)
@@ -194,11 +180,18 @@ class MaskingEvaluation:
         for image, mask in zip(images, masks, strict=True):
             if len(self.pictures) < self.shown:
                 self.pictures.append(torch.cat([image, image * mask], dim=2).cpu())
-        found = saliency_metric(
+        crops = saliency_metric(
             self.model, images, masks[:, 0], classes, batch_size=self.batch_size
         )
         of_masks = [m.flatten(1).mean(dim=1) for m in (masks, others)]
-        return torch.stack([found.metric, found.area, found.probability, *of_masks], dim=1)
+        return torch.stack([crops.metric, crops.area, crops.probability, *of_masks], dim=1)
+
+
+def _other_classes(classes: Tensor, decoder: MaskDecoder, generator: torch.Generator) -> Tensor:
+    """Return a class drawn from the others for each of the classes N."""
+    count = decoder.shape.num_classes
+    steps = torch.randint(1, max(2, count), classes.shape, generator=generator)
+    return (classes + steps.to(classes.device)) % count
 
 
 def warm_up(
@@ -221,15 +214,15 @@ def warm_up(
 
     Args:
         network: changed in place.
-        dataset: of (image, class); a class below 0 is not known: ``model`` says it.
+        dataset: pairs (image, class); a class below 0 is not known: ``model`` says it.
         model: the black box; None: the encoder.
-        steps: of Adam, each over all pooled images.
+        steps: how many Adam takes, each over all pooled images.
         images: so many, drawn, are pooled.
         learning_rate: None: .05 for scale and shift, .01 where vectors are learned.
-        seed: of what is drawn.
+        seed: what is drawn follows from it.
 
     Returns:
-        the last loss, in nats; NaN without a step.
+        The last loss, in nats; NaN without a step.
 
     Raises:
         ValueError: a class that the network does not have, a loss that is no finite number.
@@ -237,25 +230,21 @@ def warm_up(
     check_count("steps", steps, 0)
     check_count("images", images, 1)
     decoder = network.decoder
-    device = next(decoder.parameters()).device
+    device = device_of(decoder)
     generator = torch.Generator().manual_seed(seed)
-    count = min(images, len(dataset))  # type: ignore[arg-type]
-    order = torch.randperm(len(dataset), generator=generator)[:count].tolist()  # type: ignore[arg-type]
-    pooled, classes = [], []
+    total = len(dataset)  # type: ignore[arg-type]
+    chosen = torch.randperm(total, generator=generator)[:images].tolist()
+    pooled_parts, class_parts = [], []
     with seeded(seed, None), torch.no_grad():
-        for batch, labels, *_ in DataLoader(Subset(dataset, order), batch_size):
-            shown, labels = batch.to(device), labels.to(device)
-            features, scores = network.encode(shown)
+        for batch, labels, *_ in DataLoader(Subset(dataset, chosen), batch_size):
+            x, labels = batch.to(device), labels.to(device)
+            features, scores = network.encode(x)
             if model is not None and model is not network.encoder:
-                scores = model(shown)
-            pooled.append(features[-1].float().mean(dim=(2, 3), keepdim=True))
-            classes.append(torch.where(labels < 0, scores.argmax(dim=1), labels))
-    features_, classes_ = torch.cat(pooled), torch.cat(classes)
-    total = decoder.shape.num_classes
-    if int(classes_.amax()) >= total:
-        raise ValueError(
-            f"dataset: has class {int(classes_.amax())}, but the network has {total} classes"
-        )
+                scores = model(x)
+            pooled_parts.append(features[-1].float().mean(dim=(2, 3), keepdim=True))
+            class_parts.append(torch.where(labels < 0, scores.argmax(dim=1), labels))
+    pooled, classes = torch.cat(pooled_parts), torch.cat(class_parts)
+    _check_labels([int(classes.amax())], decoder.shape.num_classes)
     trained: list[Tensor] = [decoder.scale, decoder.shift]
     if decoder.embedding is not None:
         trained.append(decoder.embedding.weight)
@@ -264,18 +253,18 @@ def warm_up(
     loss = torch.tensor(math.nan)
     with torch.enable_grad():
         for _ in range(steps):
-            others = torch.randint(1, max(2, total), (count,), generator=generator).to(device)
-            asked = torch.cat([classes_, (classes_ + others) % total])
-            odds = decoder.evidence(features_.repeat(2, 1, 1, 1), asked)[:, 0, 0]
-            present = torch.arange(2 * count, device=device) < count
+            asked = torch.cat([classes, _other_classes(classes, decoder, generator)])
+            odds = decoder.evidence(pooled.repeat(2, 1, 1, 1), asked)[:, 0, 0]
+            present = torch.arange(len(asked), device=device) < len(classes)
             loss = F.binary_cross_entropy_with_logits(odds, present.float())
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    if steps and not bool(loss.isfinite()):
-        raise ValueError(f"warm-up: the loss is {float(loss.detach())}; is a feature or image NaN?")
+    last = float(loss.detach())
+    is_number = math.isfinite(last) or not steps
+    check(is_number, f"warm-up: the loss is {last}; is a feature or image NaN?")
     decoder.zero_grad(set_to_none=True)
-    return float(loss.detach())
+    return last
 
 
 def masking_training(
@@ -304,13 +293,13 @@ def masking_training(
 
     Args:
         network: its decoder is trained.
-        dataset: of (image with pixels in [0, 1], class); a class below 0 is not known: the black
+        dataset: pairs (image with pixels in [0, 1], class); a class below 0 is not known: the black
             box says it.
         settings: 30 epochs of batches of 16 with a learning rate of .001 by default.
         model: the black box, images -> scores N×K with the network's classes; None: the encoder.
         objective, removal, fake_probability, fakes, image_noise: see :class:`MaskingLoss`.
         warm_up_steps: see :func:`warm_up`; 0: none.
-        validation: of (image, anything): the weights with the lowest saliency metric on them win
+        validation: items (image, anything): the weights with the lowest saliency metric on them win
             (:class:`MaskingEvaluation`).
         patience: stop after so many evaluations without a new lowest one, that before training not
             counted.
@@ -326,22 +315,18 @@ def masking_training(
     """
     if settings is None:
         settings = TrainingSettings(batch_size=16, learning_rate=1e-3, weight_decay=1e-4)
-    if not isinstance(network, MaskingNetwork):
-        raise TypeError(f"network: expected a MaskingNetwork, got {type(network).__name__}")
-    if model is not None and not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    check_count("warm_up_steps", warm_up_steps, 0)
-    check_dataset(dataset, settings)
-    count = network.decoder.shape.num_classes
-    if count < 2:
-        raise ValueError("network: expected two or more classes, it has one")
-    _check_labels(_labels_of(dataset), count)
-    if tensorboard and out is None:
-        raise ValueError("tensorboard: give out=, the folder to write to")
-    if patience is not None and validation is None:
-        raise ValueError("patience: give validation=, the images to look at")
-    device = training_device(settings)
+    check_type("network", network, MaskingNetwork, "a MaskingNetwork")
     black_box = network.encoder if model is None else model
+    check_type("model", black_box, nn.Module, "a torch.nn.Module")
+    check_count("warm_up_steps", warm_up_steps, 0)
+    Schedule(dataset, settings)  # refuses too few images
+    count = network.decoder.shape.num_classes
+    check(count > 1, "network: expected two or more classes, it has one")
+    _check_labels(_labels_of(dataset), count)
+    check(not tensorboard or out is not None, "tensorboard: give out=, the folder to write to")
+    can_wait = patience is None or validation is not None
+    check(can_wait, "patience: give validation=, the images to look at")
+    device = training_device(settings)
     network.to(device)
     black_box.to(device)
     loss = MaskingLoss(
@@ -356,9 +341,6 @@ def masking_training(
     evaluation = None
     if validation is not None:
         evaluation = MaskingEvaluation(network, black_box, validation, precision=settings.precision)
-    board = None
-    if tensorboard and out is not None:
-        board = Board(Path(out) / "tensorboard", evaluation)
     described = {
         "objective": repr(loss.objective),
         "removal": repr(loss.removal),
@@ -368,32 +350,33 @@ def masking_training(
         "decoder": repr(network.decoder.shape),
         "validation": None if validation is None else len(validation),  # type: ignore[arg-type]
     }
-    with frozen(network.encoder, black_box):
+    with frozen(network.encoder, black_box), ExitStack() as stack:
+        board = None
+        if tensorboard and out is not None:
+            pictures = None if evaluation is None else lambda: evaluation.pictures
+            board = stack.enter_context(closing(Board(Path(out) / "tensorboard", pictures)))
         _check_classes(network, black_box, dataset, settings.seed)
         if warm_up_steps and not _is_begun(out):
             warm_up(network, dataset, model=black_box, steps=warm_up_steps, seed=settings.seed)
-        try:
-            return fit(
-                network.decoder,
-                _CheckedLabels(dataset, count),
-                loss,
-                settings,
-                optimizer=_optimizer(network.decoder, settings),
-                evaluate=evaluation,
-                best=None if evaluation is None else "saliency_metric",
-                patience=patience,
-                observe=board,
-                out=out,
-                configuration={**described, **(configuration or {})},
-                progress=progress,
-            )
-        finally:
-            if board is not None:
-                board.close()
+        gate = network.decoder.scale, network.decoder.shift
+        return fit(
+            network.decoder,
+            CheckedLabels(dataset, count, unknown=True),
+            loss,
+            settings,
+            optimizer=adamw(network.decoder.parameters(), settings, fast=gate),
+            evaluate=evaluation,
+            best=None if evaluation is None else "saliency_metric",
+            patience=patience,
+            observe=board,
+            out=out,
+            configuration={**described, **(configuration or {})},
+            progress=progress,
+        )
 
 
 def _labels_of(dataset: Dataset[Any]) -> list[int]:
-    """Of all images, where they are known without reading these; else none."""
+    """Return the labels of all images, where they are known without reading these; else none."""
     if isinstance(dataset, Subset):
         labels = _labels_of(dataset.dataset)
         return [labels[i] for i in dataset.indices] if labels else []
@@ -404,23 +387,7 @@ def _labels_of(dataset: Dataset[Any]) -> list[int]:
 
 def _check_labels(labels: Sequence[int], count: int) -> None:
     highest = max(labels, default=-1)
-    if highest >= count:
-        raise ValueError(f"dataset: has class {highest}, but the network has {count} classes")
-
-
-class _CheckedLabels(Dataset[Any]):
-    """Refuses a label that is no class before it gets to a GPU, where it ends the process."""
-
-    def __init__(self, dataset: Dataset[Any], count: int) -> None:
-        self.dataset, self.count = dataset, count
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Any:
-        item = self.dataset[index]
-        _check_labels([int(item[1])], self.count)
-        return item
+    check(highest < count, f"dataset: has class {highest}, but there are {count} classes")
 
 
 def _check_classes(
@@ -429,69 +396,15 @@ def _check_classes(
     """Refuse a black box with other classes than the masks."""
     if model is network.encoder:
         return
-    device = next(network.decoder.parameters()).device
-    with seeded(seed, device), torch.no_grad():
-        scores = model(torch.as_tensor(dataset[0][0])[None].to(device))
+    scores = first_scores(model, dataset, seed)
     count = network.decoder.shape.num_classes
-    if not isinstance(scores, Tensor) or scores.shape != (1, count):
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(
-            f"model: expected scores 1×{count} of an image, as many as masks, got {got}"
-        )
-
-
-def _optimizer(decoder: MaskDecoder, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW; two numbers that move the whole mask may do so faster than the weights."""
-    gate = [decoder.scale, decoder.shift]
-    rest = [p for p in decoder.parameters() if all(p is not g for g in gate)]
-    groups: list[dict[str, Any]] = [
-        {"params": rest},
-        {"params": gate, "lr": _GATE_RATE * settings.learning_rate, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay)
+    expected = f"expected scores 1×{count} of an image, as many as masks"
+    check(
+        getattr(scores, "shape", None) == (1, count),
+        f"model: {expected}, got {shape_or_type(scores)}",
+    )
 
 
 def _is_begun(out: str | Path | None) -> bool:
     """Whether there are weights to go on from: they have the warm-up behind them."""
     return out is not None and (Path(out) / "checkpoint.safetensors").is_file()
-
-
-class Board:
-    """Losses, numbers and masks for TensorBoard, as they come.
-
-    Raises:
-        ImportError: tensorboard is missing; names the pip command.
-    """
-
-    def __init__(self, folder: Path, evaluation: MaskingEvaluation | None) -> None:
-        try:
-            import tensorboard  # type: ignore[import-untyped]  # noqa: F401
-        except ImportError:
-            raise ImportError(
-                'the board needs the package tensorboard: pip install "captum-robust[train]"'
-            ) from None
-        self.folder, self.evaluation = folder, evaluation
-        self._writer: Any = None
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write new rows of the log."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        if self._writer is None and rows:
-            # What a killed run wrote later than its checkpoint is written again.
-            self._writer = SummaryWriter(self.folder, purge_step=rows[0]["step"])
-        for row in rows:
-            group = "training" if "loss" in row else "validation"
-            for name, value in row.items():
-                if name not in ("step", "epoch"):
-                    self._writer.add_scalar(f"{group}/{name}", value, row["step"])
-            if group == "validation" and self.evaluation is not None:
-                for number, picture in enumerate(self.evaluation.pictures):
-                    self._writer.add_image(f"masks/{number}", picture.clamp(0, 1), row["step"])
-        if self._writer is not None:
-            self._writer.flush()
-
-    def close(self) -> None:
-        """Finish the file."""
-        if self._writer is not None:
-            self._writer.close()

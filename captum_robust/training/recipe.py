@@ -15,8 +15,9 @@ from torch import nn
 from captum_robust._checks import check, check_choice
 from captum_robust._files import checksum
 from captum_robust.data import LocalizationDataset, load_dataset
+from captum_robust.training.acceleration import training_device
 from captum_robust.training.image_sets import CroppedImages, LabelledImages, held_out_split
-from captum_robust.training.loop import TrainingResult, training_device
+from captum_robust.training.loop import TrainingResult
 from captum_robust.training.settings import LabelledSettings, RecipeSettings
 
 KINDS: dict[str, dict[str, Any]] = {

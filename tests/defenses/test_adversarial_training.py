@@ -457,7 +457,7 @@ def test_the_command_trains_against_models_that_were_trained_before(
         (("--images", "images", "--kind", "coco"), r"kind of data set: .*got 'coco'"),
         (("--images", "images", "--classes", 3), "classes: expected a number from 2 to 2"),
         (("--images", "images", "--batch-size", 100), "batch_size: 100, but there are"),
-        (("--images", "images", "--held-out", 1), "held_out: expected a share"),
+        (("--images", "images", "--held-out", 1), "held_out: expected a number in [0, 1)"),
         (("--images", "images", "--steps", 0), "steps: expected a whole number from 1"),
         (("--images", "images", "--precision", "half"), r"precision: .*got 'half'"),
     ],

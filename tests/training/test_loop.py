@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from captum_robust import _files as _weights
 from captum_robust.training import TrainingResult, TrainingSettings, fit
-from captum_robust.training.loop import training_device
+from captum_robust.training.acceleration import training_device
 
 
 def drawn(n: int = 24, classes: int = 3) -> TensorDataset:

@@ -398,7 +398,7 @@ class Squares(Dataset[Any]):
 
 @pytest.mark.parametrize("warm_up_steps", [0, 5])
 def test_a_label_that_is_no_class_is_refused(warm_up_steps: int) -> None:
-    with pytest.raises(ValueError, match="dataset: has class 3, but the network has 3 classes"):
+    with pytest.raises(ValueError, match="has class 3, but there are 3 classes"):
         masking_training(
             network(), Squares(last=3), settings(epochs=1), warm_up_steps=warm_up_steps
         )
@@ -416,7 +416,7 @@ def test_labels_that_are_known_are_checked_before_an_image_is_read(tmp_path: Pat
     tensors = TensorDataset(squares(8).tensors[0], torch.tensor([0, 1, 2, 0, 1, 2, 0, 3]))
     cropped = CroppedImages(found, SIDE)
     for data in (LabelledImages(found, SIDE), cropped, Subset(cropped, range(8, 16)), tensors):
-        with pytest.raises(ValueError, match="dataset: has class 3, but the network has 3 classes"):
+        with pytest.raises(ValueError, match="has class 3, but there are 3 classes"):
             masking_training(net, data, settings(epochs=1), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
