@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_robust._checks import check
+from captum_robust._scores import at_least_float
+from captum_robust.attr._inputs import as_tuple, divided
+
 
 class FeatureDistance:
     r"""Σ over layers of the mean squared change of a layer's output since the reference pass.
@@ -51,9 +55,8 @@ class FeatureDistance:
 
         with self._hooked(record):
             yield
-        for i, calls in enumerate(self._calls):
-            if calls == 0:
-                raise ValueError(f"layers: {_described(i, self.layers)} did not run")
+        for i, (layer, calls) in enumerate(zip(self.layers, self._calls, strict=True)):
+            check(calls > 0, f"layers: number {i}, {type(layer).__name__}, did not run")
         self._select(list(range(n)))
 
     @contextmanager
@@ -71,17 +74,16 @@ class FeatureDistance:
             for tensor, reference in zip(tensors, self._selected[i], strict=True):
                 change = _mean_square(tensor - reference)
                 if self.normalize:
-                    size = _mean_square(reference)
-                    change = change / torch.where(size > 0, size, torch.ones_like(size))
+                    change = divided(change, _mean_square(reference))
                 self.total = change if self.total is None else self.total + change
 
         with self._hooked(compare):
             yield
-        if self._calls_now != self._calls:
-            raise ValueError(
-                "layers: they did not run as often as on the unperturbed inputs "
-                f"({self._calls_now} and {self._calls} times)"
-            )
+        check(
+            self._calls_now == self._calls,
+            "layers: they did not run as often as on the unperturbed inputs "
+            f"({self._calls_now} and {self._calls} times)",
+        )
 
     def _select(self, rows: list[int]) -> None:
         """Keep the references of these samples at hand."""
@@ -112,28 +114,21 @@ class FeatureDistance:
 
 
 def _tensors(layer: nn.Module, output: Any, n: int) -> tuple[Tensor, ...]:
-    tensors = output if isinstance(output, tuple) else (output,)
     # Attention without its weights returns (output, None).
-    tensors = tuple(t for t in tensors if t is not None)
+    tensors = tuple(t for t in as_tuple(output) if t is not None)
+    name = f"layers: the output of {type(layer).__name__}"
     for tensor in tensors or (output,):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise TypeError(
-                f"layers: the output of {type(layer).__name__} is no floating-point tensor or "
-                f"tuple of them, but {getattr(tensor, 'dtype', type(tensor).__name__)}"
-            )
-        if tensor.ndim == 0 or len(tensor) != n:
-            raise ValueError(
-                f"layers: the output of {type(layer).__name__} has the shape "
-                f"{tuple(tensor.shape)}, expected {n}×… for a batch of {n}"
-            )
+        is_float = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        got = getattr(tensor, "dtype", type(tensor).__name__)
+        message = f"{name} is no floating-point tensor or tuple of them, but {got}"
+        check(is_float, message, TypeError)
+        fits = tensor.ndim > 0 and len(tensor) == n
+        shape = tuple(tensor.shape)
+        check(fits, f"{name} has the shape {shape}, expected {n}×… for a batch of {n}")
     return tensors
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    """Of each sample, in at least single precision."""
-    x = x.float() if x.dtype.itemsize < 4 else x
+    """The mean square n of each sample, in at least single precision."""
+    x = at_least_float(x)
     return x.square().flatten(1).mean(dim=1) if x.ndim > 1 else x.square()
-
-
-def _described(i: int, layers: Sequence[nn.Module]) -> str:
-    return f"number {i}, {type(layers[i]).__name__},"

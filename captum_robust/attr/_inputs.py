@@ -57,8 +57,13 @@ def enlarged(maps: Tensor, size: torch.Size) -> Tensor:
     return F.interpolate(maps, tuple(size), mode=MODES[maps.ndim], align_corners=False)
 
 
+def divided(x: Tensor, by: Tensor) -> Tensor:
+    """x / by, and x where that is not positive."""
+    return x / torch.where(by > 0, by, torch.ones_like(by))
+
+
 def of_largest_one(x: Tensor) -> Tensor:
     """Each sample N×… divided by its largest magnitude; zeros stay zeros."""
     x = at_least_float(x)
-    top = x.detach().reshape(len(x), -1).abs().amax(dim=1).reshape(-1, *[1] * (x.ndim - 1))
-    return x / torch.where(top > 0, top, torch.ones_like(top))
+    top = x.detach().reshape(len(x), -1).abs().amax(dim=1)
+    return divided(x, top.reshape(-1, *[1] * (x.ndim - 1)))
