@@ -41,6 +41,11 @@ def as_given(inputs: Any, parts: Iterable[Tensor]) -> Any:
     return format_output(is_tuple(inputs), tuple(parts))
 
 
+def input_of(inputs: tuple[Tensor, ...], i: int) -> Tensor:
+    """The input that part i of a result belongs to: its own, or the first where there is none."""
+    return inputs[i] if i < len(inputs) else inputs[0]
+
+
 def in_dtype_of(x: Tensor, values: Tensor) -> Tensor:
     """The values in the input's dtype, or in float32 for one of integers; contiguous."""
     return values.to(x.dtype if x.dtype.is_floating_point else torch.float32).contiguous()

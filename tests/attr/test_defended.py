@@ -440,7 +440,7 @@ class Lost(Smaller):
     [
         ({"attribution": nn.ReLU()}, TypeError, "attribution: expected an Attribution, got ReLU"),
         ({"attribution": Saliency}, TypeError, "got the class Saliency"),
-        ({"combine": "max"}, ValueError, "combine: expected one of .*'mean'.*got 'max'"),
+        ({"combine": "max"}, ValueError, "combine: expected one of .*mean.*got 'max'"),
         ({"transforms": []}, ValueError, "transforms: expected at least one"),
         ({"transforms": ["jpeg"]}, TypeError, "transforms: expected a Transform or a function"),
         ({"transforms": None}, TypeError, "expected a Transform or a function, got NoneType"),
