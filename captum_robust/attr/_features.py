@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import check
-from captum_robust._scores import at_least_float
+from captum_robust._scores import at_least_float, rows_of
 from captum_robust.attr._inputs import as_tuple, divided
 
 
@@ -34,6 +34,7 @@ class FeatureDistance:
         """n, of the last pass under ``measured``; differentiable."""
         self._references: list[tuple[Tensor, ...]] = [() for _ in self.layers]
         self._selected: list[tuple[Tensor, ...]] = self._references
+        self._n = 0
         self._rows: list[int] | None = None
         self._calls = [0] * len(self.layers)
         self._calls_now: list[int] = []
@@ -47,8 +48,10 @@ class FeatureDistance:
         self._calls = [0] * len(self.layers)
         outputs[:] = [[] for _ in self.layers]
 
-        def record(i: int, output: Any) -> None:
-            tensors = _tensors(self.layers[i], output, n)
+        self._n = n
+
+        def record(i: int, layer: nn.Module, _: Any, output: Any) -> None:
+            tensors = _tensors(layer, output, n)
             self._calls[i] += 1
             self._references[i] = tuple(t.detach().clone() for t in tensors)
             outputs[i] = list(tensors)
@@ -66,11 +69,11 @@ class FeatureDistance:
         self._calls_now = [0] * len(self.layers)
         self.total = None
 
-        def compare(i: int, output: Any) -> None:
+        def compare(i: int, layer: nn.Module, _: Any, output: Any) -> None:
             self._calls_now[i] += 1
             if self._calls_now[i] != self._calls[i]:
                 return
-            tensors = _tensors(self.layers[i], output, len(rows))
+            tensors = _tensors(layer, output, len(rows))
             for tensor, reference in zip(tensors, self._selected[i], strict=True):
                 change = _mean_square(tensor - reference)
                 if self.normalize:
@@ -90,26 +93,16 @@ class FeatureDistance:
         if rows == self._rows:
             return
         self._rows = rows
-        at = torch.tensor(rows)
-        n = len(self._references[0][0]) if self._references and self._references[0] else 0
-        whole = rows == list(range(n))
         self._selected = [
-            tensors if whole else tuple(t[at.to(t.device)] for t in tensors)
-            for tensors in self._references
+            tuple(rows_of(t, rows, self._n) for t in tensors) for tensors in self._references
         ]
 
     @contextmanager
-    def _hooked(self, receive: Any) -> Iterator[None]:
-        def hook_of(i: int) -> Any:
-            def hook(_: nn.Module, __: Any, output: Any) -> None:
-                receive(i, output)
-
-            return hook
-
+    def _hooked(self, receive: Callable[..., None]) -> Iterator[None]:
         with ExitStack() as hooks:
             for i, layer in enumerate(self.layers):
                 # A ScriptModule refuses a hook: the ones before it have to go then too.
-                hooks.callback(layer.register_forward_hook(hook_of(i)).remove)
+                hooks.callback(layer.register_forward_hook(partial(receive, i)).remove)
             yield
 
 

@@ -11,13 +11,7 @@ from torch import Tensor
 
 from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_count, check_finite
-from captum_robust._scores import (
-    arguments_of,
-    model_scores,
-    one_row_a_sample,
-    rows_of,
-    target_of,
-)
+from captum_robust._scores import arguments_of, model_scores, one_row_a_sample, rows_of, target_of
 
 T = TypeVar("T")
 

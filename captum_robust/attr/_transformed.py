@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,12 @@ from torch import Tensor
 from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_finite
 from captum_robust._resize import resized
-from captum_robust.attr._inputs import as_tuple, divided
-from captum_robust.attr._wrapped import copied
+from captum_robust._scores import at_least_float
+from captum_robust.attr._inputs import as_tuple, divided, of_largest_one
+from captum_robust.attr._wrapped import copied, listed
 from captum_robust.transforms.transform import Transform, backward_differentiable
+
+COMBINATIONS = ("mean", "normalized_mean", "median")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,37 @@ class Result:
         return height, width
 
 
-def transformed(
+def groups_of(
+    transforms: Sequence[Transform],
+    inputs: tuple[Tensor, ...],
+    arguments: dict[str, Any],
+    most: int,
+    graph: bool,
+) -> Iterator[Group]:
+    """The transformed inputs: those of one size, of up to ``most`` transforms, together.
+
+    ``ValueError`` for arguments that do not go with them.
+    """
+    waiting: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
+
+    def group(same: list[tuple[int, tuple[Tensor, ...]]]) -> Group:
+        numbers = tuple(i for i, _ in same)
+        whole = tuple(map(torch.cat, zip(*(images for _, images in same), strict=True)))
+        for x, images in zip(inputs, whole, strict=True):
+            _check_places(arguments, x, [transforms[i] for i in numbers], images)
+        return Group(numbers, whole)
+
+    for i, transform in enumerate(transforms):
+        images = _transformed(transform, inputs, graph)
+        size = tuple(x.shape[1:] for x in images)
+        same = waiting.setdefault(size, [])
+        same.append((i, images))
+        if len(same) == most:
+            yield group(waiting.pop(size))
+    yield from map(group, waiting.values())
+
+
+def _transformed(
     transform: Transform, inputs: tuple[Tensor, ...], graph: bool
 ) -> tuple[Tensor, ...]:
     if graph:
@@ -93,7 +126,7 @@ def repeated_target(target: TargetType, times: int) -> Any:
     return target
 
 
-def check_places(
+def _check_places(
     arguments: dict[str, Any], x: Tensor, transforms: Iterable[Transform], images: Tensor
 ) -> None:
     """``ValueError`` for a tensor of pixels that the transforms of a group would have to move."""
@@ -117,17 +150,59 @@ def check_places(
             )
 
 
-def at_size(
-    maps: Tensor, seen: Tensor | None, size: tuple[int, int], transform: Transform
+def combined_maps(
+    transforms: Sequence[Transform],
+    results: Sequence[Result],
+    i: int,
+    x: Tensor,
+    combine: str,
+    is_layer: bool,
 ) -> Tensor:
-    """An aligned map on images of ``size``."""
-    fits = maps.ndim == 4 and (seen is None or tuple(maps.shape[2:]) == size)
-    shape = tuple(maps.shape)
-    check(fits, f"transforms: {transform!r} aligned a map to {shape}, not to {size}")
-    return resized(maps, size)
+    """Part i of the results of all transforms as one tensor, on images like ``x``."""
+    size = (x.shape[2], x.shape[3])
+    maps = [at_least_float(result.parts[i]) for result in results]
+    seen: list[Tensor | None] = [None] * len(maps)
+    resolution = None
+    if any(transform.moves_pixels for transform in transforms):
+        # Before a transform may move it: what has no positions cannot be.
+        resolution = results[0].resolution(i, size, is_layer)
+        maps, seen = _aligned(transforms, maps, size, resolution)
+    same = len({tuple(m.shape) for m in maps}) == 1
+    check(same, f"attribution: results of different sizes, {listed(tuple(maps))}")
+    if combine == "normalized_mean":
+        maps = [of_largest_one(m) for m in maps]
+    stack = torch.stack(maps)
+    is_median = combine == "median"
+    if all(s is None for s in seen):
+        combined = stack.median(dim=0).values if is_median else stack.mean(dim=0)
+    else:
+        ones = stack.new_ones(1, 1, *size)
+        weight = torch.stack([ones if s is None else s.to(stack) for s in seen])
+        combined = _weighted(stack, weight, median=is_median)
+    return combined if resolution is None else resized(combined, resolution)
 
 
-def weighted(stack: Tensor, weight: Tensor, *, median: bool) -> Tensor:
+def _aligned(
+    transforms: Sequence[Transform],
+    maps: list[Tensor],
+    size: tuple[int, int],
+    resolution: tuple[int, int],
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The maps moved back to the image of ``size``, and how much of it each shows; None: all."""
+    pairs = zip(transforms, maps, strict=True)
+    aligned = [t.align(m, size) if t.moves_pixels else (m, None) for t, m in pairs]
+    maps, seen = [m for m, _ in aligned], [s for _, s in aligned]
+    if all(s is None for s in seen) and all(m.shape[2:] == resolution for m in maps):
+        return maps, seen
+    # Windows, and maps of several sizes, meet at the size of the image.
+    for transform, (m, window) in zip(transforms, aligned, strict=True):
+        fits = m.ndim == 4 and (window is None or tuple(m.shape[2:]) == size)
+        shape = tuple(m.shape)
+        check(fits, f"transforms: {transform!r} aligned a map to {shape}, not to {size}")
+    return [resized(m, size) for m in maps], seen
+
+
+def _weighted(stack: Tensor, weight: Tensor, *, median: bool) -> Tensor:
     """T×N×C×H×W maps combined over T, those positions counting that were seen (T×1×1×H×W)."""
     if not median:
         return divided(stack.sum(dim=0), weight.sum(dim=0))

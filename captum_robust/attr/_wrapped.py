@@ -110,9 +110,7 @@ def is_of_layer(attribution: Attribution) -> bool:
 
 
 def run(
-    attribution: Attribution,
-    inputs: Tensor | tuple[Tensor, ...],
-    arguments: dict[str, Any],
+    attribution: Attribution, inputs: Tensor | tuple[Tensor, ...], arguments: dict[str, Any]
 ) -> Any:
     """Run it on copies of the inputs, which it or the model may change."""
     copies = copied(format_tensor_into_tuples(inputs))

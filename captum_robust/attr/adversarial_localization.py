@@ -15,11 +15,7 @@ from captum_robust._checks import check, check_finite, check_type, printable
 from captum_robust._contexts import evaluation
 from captum_robust._scores import ClassScores, model_scores, one_row_a_sample, without_inference
 from captum_robust.attr._inputs import as_given, as_tuple, checked_images, over_channels
-from captum_robust.nn import (
-    LocalizationNetwork,
-    load_localization_network,
-    read_localization_facts,
-)
+from captum_robust.nn import LocalizationNetwork, load_localization_network, read_localization_facts
 from captum_robust.nn.superpixel_pooling import check_segments
 
 

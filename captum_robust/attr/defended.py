@@ -12,24 +12,16 @@ from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_output, is_tuple
 from captum_robust._checks import check, check_choice, check_count, check_finite
-from captum_robust._resize import resized
-from captum_robust._scores import (
-    ClassScores,
-    at_least_float,
-    model_scores,
-    one_row_a_sample,
-    without_inference,
-)
-from captum_robust.attr._inputs import as_given, checked, in_dtype_of, input_of, of_largest_one
+from captum_robust._scores import ClassScores, model_scores, one_row_a_sample, without_inference
+from captum_robust.attr._inputs import as_given, checked, in_dtype_of, input_of
 from captum_robust.attr._transformed import (
+    COMBINATIONS,
     Group,
     Result,
-    at_size,
-    check_places,
+    combined_maps,
+    groups_of,
     repeated,
     repeated_target,
-    transformed,
-    weighted,
 )
 from captum_robust.attr._wrapped import (
     Wrapper,
@@ -45,8 +37,6 @@ from captum_robust.attr._wrapped import (
     without_details,
 )
 from captum_robust.transforms.transform import Transform, as_transforms
-
-COMBINATIONS = ("mean", "normalized_mean", "median")
 
 _CPU_BATCH = 16
 """Images; of convolutions, larger batches leave a processor's caches and take longer an image."""
@@ -189,15 +179,19 @@ class Defended(Wrapper):
             return self._explain(inputs, target, additional_forward_args, arguments, graph=True)
 
     def scores(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        additional_forward_args: object | None = None,
+        self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: object | None = None
     ) -> Tensor:
         """The class scores N×K, averaged over the transforms, without a graph."""
         tensors = checked(inputs)
         with torch.inference_mode(False):
             groups = self._groups(tensors, {}, graph=False)
             return self._average(groups, additional_forward_args, len(tensors[0]))
+
+    def _groups(
+        self, inputs: tuple[Tensor, ...], arguments: dict[str, Any], graph: bool
+    ) -> Iterator[Group]:
+        most = self.transforms_per_eval or self._usual_number(inputs[0])
+        return groups_of(self.transforms, inputs, arguments, most, graph)
 
     def _explain(
         self,
@@ -241,40 +235,16 @@ class Defended(Wrapper):
             each = self._attribute(group, whole, n, passed, graph)
             of_number |= zip(group.numbers, each, strict=True)
         results = [of_number[i] for i in range(count)]
-        combined = tuple(
-            in_dtype_of(input_of(tensors, i), self._combined(results, i, input_of(tensors, i)))
-            for i in range(len(results[0].parts))
-        )
-        result = format_output(results[0].is_tuple, combined)
+        is_layer = is_of_layer(self.attribution)
+        maps = []
+        for i in range(len(results[0].parts)):
+            x = input_of(tensors, i)
+            combined = combined_maps(self.transforms, results, i, x, self.combine, is_layer)
+            maps.append(in_dtype_of(x, combined))
+        result = format_output(results[0].is_tuple, tuple(maps))
         rests = zip(*(r.rest for r in results), strict=True)
         means = [torch.stack(rest).mean(dim=0) for rest in rests]
         return (result, *means) if means else result
-
-    def _groups(
-        self, inputs: tuple[Tensor, ...], arguments: dict[str, Any], graph: bool
-    ) -> Iterator[Group]:
-        """The transformed inputs: those of one size, up to ``transforms_per_eval``, together.
-
-        ``ValueError`` for arguments that do not go with them.
-        """
-        most = self.transforms_per_eval or self._usual_number(inputs[0])
-        waiting: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
-
-        def group(same: list[tuple[int, tuple[Tensor, ...]]]) -> Group:
-            numbers = tuple(i for i, _ in same)
-            whole = tuple(map(torch.cat, zip(*(images for _, images in same), strict=True)))
-            for x, images in zip(inputs, whole, strict=True):
-                check_places(arguments, x, [self.transforms[i] for i in numbers], images)
-            return Group(numbers, whole)
-
-        for i, transform in enumerate(self.transforms):
-            images = transformed(transform, inputs, graph)
-            size = tuple(x.shape[1:] for x in images)
-            same = waiting.setdefault(size, [])
-            same.append((i, images))
-            if len(same) == most:
-                yield group(waiting.pop(size))
-        yield from map(group, waiting.values())
 
     def _usual_number(self, x: Tensor) -> int:
         """How many transforms make a batch."""
@@ -335,34 +305,3 @@ class Defended(Wrapper):
             Result(own, sizes, own_rest, is_result_tuple)
             for own, own_rest in zip(of_parts, of_rest, strict=True)
         ]
-
-    def _combined(self, results: list[Result], i: int, x: Tensor) -> Tensor:
-        """Part i of the results of all transforms as one tensor, on images like ``x``."""
-        size = (x.shape[2], x.shape[3])
-        maps = [at_least_float(result.parts[i]) for result in results]
-        # Before a transform may move it: what has no positions cannot be.
-        moves = any(transform.moves_pixels for transform in self.transforms)
-        is_layer = is_of_layer(self.attribution)
-        resolution = results[0].resolution(i, size, is_layer) if moves else None
-        seen: list[Tensor | None] = [None] * len(maps)
-        if moves:
-            pairs = zip(self.transforms, maps, strict=True)
-            aligned = [t.align(m, size) if t.moves_pixels else (m, None) for t, m in pairs]
-            maps, seen = [m for m, _ in aligned], [s for _, s in aligned]
-            if any(s is not None for s in seen) or any(m.shape[2:] != resolution for m in maps):
-                # Windows, and maps of several sizes, meet at the size of the image.
-                each = zip(maps, seen, self.transforms, strict=True)
-                maps = [at_size(m, s, size, transform) for m, s, transform in each]
-        same = len({tuple(m.shape) for m in maps}) == 1
-        check(same, f"attribution: results of different sizes, {listed(tuple(maps))}")
-        if self.combine == "normalized_mean":
-            maps = [of_largest_one(m) for m in maps]
-        stack = torch.stack(maps)
-        is_median = self.combine == "median"
-        if all(s is None for s in seen):
-            combined = stack.median(dim=0).values if is_median else stack.mean(dim=0)
-        else:
-            ones = stack.new_ones(1, 1, *size)
-            weight = torch.stack([ones if s is None else s.to(stack) for s in seen])
-            combined = weighted(stack, weight, median=is_median)
-        return combined if resolution is None else resized(combined, resolution)

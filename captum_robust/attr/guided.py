@@ -70,11 +70,7 @@ class Guided(Wrapper):
     """
 
     def __init__(
-        self,
-        attribution: Attribution,
-        guide: Attribution | str = "gradient",
-        *,
-        power: float = 1.0,
+        self, attribution: Attribution, guide: Attribution | str = "gradient", *, power: float = 1.0
     ) -> None:
         super().__init__(attribution)
         if isinstance(guide, str):

@@ -116,15 +116,10 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             TypeError: a layer whose output is neither a tensor nor a tuple of tensors; scores that
                 are no tensor.
         """
-        with torch.inference_mode(False), torch.no_grad():  # the grad mode is restored behind it
-            return self._map(
-                inputs,
-                target,
-                additional_forward_args,
-                attribute_to_layer_input,
-                _Average(k, weights, normalize, upsample, ranking),
-                graph=False,
-            )
+        average = _Average(k, weights, normalize, upsample, ranking)
+        return self._map(
+            inputs, target, additional_forward_args, attribute_to_layer_input, average, graph=False
+        )
 
     def differentiable(
         self,
@@ -144,15 +139,10 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         For whoever optimises the map itself, as :class:`captum_robust.attacks.ExplanationAttack`.
         The whole network is recorded, not only the part behind the layer.
         """
-        with torch.inference_mode(False), torch.enable_grad():
-            return self._map(
-                inputs,
-                target,
-                additional_forward_args,
-                attribute_to_layer_input,
-                _Average(k, weights, normalize, upsample, ranking),
-                graph=True,
-            )
+        average = _Average(k, weights, normalize, upsample, ranking)
+        return self._map(
+            inputs, target, additional_forward_args, attribute_to_layer_input, average, graph=True
+        )
 
     def _map(
         self,
@@ -165,14 +155,16 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         graph: bool,
     ) -> Tensor | tuple[Tensor, ...]:
         images = checked(inputs)
-        cut, scores, weight = self._forward(images, additional_forward_args, at_input, graph)
-        scores = one_row_a_sample(scores, len(images[0]))
-        check_finite(scores, "forward_func, scores")
-        with torch.enable_grad():
-            selected, classes = top_classes(scores, target, len(average.ladder), average.ranking)
-        class_maps = self._class_maps(cut, weight, selected, classes, graph)
-        with torch.autocast(scores.device.type, enabled=False):
-            maps = tuple(in_dtype_of(images[0], average.of(m, images[0])) for m in class_maps)
+        # The grad mode, which a cut switches on, is restored behind it.
+        with torch.inference_mode(False), torch.set_grad_enabled(graph):
+            cut, scores, weight = self._forward(images, additional_forward_args, at_input, graph)
+            scores = one_row_a_sample(scores, len(images[0]))
+            check_finite(scores, "forward_func, scores")
+            with torch.enable_grad():
+                ranked = top_classes(scores, target, len(average.ladder), average.ranking)
+            class_maps = self._class_maps(cut, weight, *ranked, graph)
+            with torch.autocast(scores.device.type, enabled=False):
+                maps = tuple(in_dtype_of(images[0], average.of(m, images[0])) for m in class_maps)
         result: Tensor | tuple[Tensor, ...] = format_output(cut.is_tuple, maps)
         return result
 
