@@ -31,6 +31,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from captum_robust.attr import BallSettings, MultiScale, PerceptualBallPerturbation, RobustCAM
 from captum_robust.attr._ball import Ball
+from captum_robust.attr._samples import Samples
 from captum_robust.catalog.methods import METHODS
 from captum_robust.metrics.functional import (
     alpha_grid,
@@ -124,7 +125,7 @@ def perturb(
     squares: dict[str, Tensor] = {}
     for _ in range(configuration.samples):
         noisy = x + configuration.noise * torch.randn(x.shape) if configuration.noise else x
-        ball = Ball(model, layers, (noisy,), target, None, settings, None, None, 0, len(x))
+        ball = Ball(Samples(model, (noisy,), target, None, 0, len(x)), layers, settings)
         shots = {i: torch.zeros_like(x) for i in configuration.snapshots}
         ball._has_settled = _watch(noisy, shots)  # type: ignore[method-assign]
         ball.shrink()

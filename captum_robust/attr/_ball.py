@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_robust._captum import TargetType
-from captum_robust._checks import check_finite
-from captum_robust._scores import (
-    ClassScores,
-    arguments_of,
-    at_least_float,
-    depends_on,
-    model_scores,
-    one_row_a_sample,
-)
+from captum_robust._checks import check
+from captum_robust._scores import at_least_float, depends_on, rows_of
+from captum_robust.attr._classes import explained
 from captum_robust.attr._features import FeatureDistance
+from captum_robust.attr._samples import Samples
 from captum_robust.optim import minimize
 
 
@@ -70,38 +63,26 @@ class Ball:
 
     def __init__(
         self,
-        forward_func: Callable[..., Tensor],
+        samples: Samples,
         layers: Sequence[nn.Module],
-        inputs: tuple[Tensor, ...],
-        target: TargetType,
-        arguments: Any,
         settings: BallSettings,
-        bounds: tuple[float, float] | None,
-        counterfactual: Tensor | None,
-        first: int,
-        whole: int,
+        bounds: tuple[float, float] | None = None,
+        counterfactual: Tensor | None = None,
     ) -> None:
-        self.forward_func = forward_func
-        self.inputs = inputs
-        self.target = target
-        self.arguments = arguments
+        self.samples = samples
         self.settings = settings
         self.bounds = bounds
         self.counterfactual = counterfactual
-        self.first = first  # of this batch in the caller's, of `whole` samples
-        self.whole = whole
-        self.n = len(inputs[0])
+        self.inputs = samples.inputs
+        self.n = samples.n
         self.features = FeatureDistance(layers, settings.normalize_layers)
         dtype = torch.float32
-        for x in inputs:
+        for x in self.inputs:
             dtype = torch.promote_types(dtype, x.dtype)
-        self.x = torch.cat([x.reshape(self.n, -1).to(dtype) for x in inputs], dim=1)  # N×D
-        # On the CPU, convolutions run some 20 % faster on channels_last.
-        self.channels_last = all(x.device.type == "cpu" for x in inputs)
+        self.x = torch.cat([x.reshape(self.n, -1).to(dtype) for x in self.inputs], dim=1)  # N×D
         self.previous: Tensor | None = None  # N×D, each sample's last perturbation, of length 1
-        self.scores_of: ClassScores
         self.classes: Tensor  # N, whose margin it is
-        self.sign: int  # of the margin of `classes`
+        self.sign = 1 if counterfactual is None else -1  # of the margin of `classes`
 
     def shrink(self) -> tuple[tuple[Tensor, ...], BallDetails]:
         s = self.settings
@@ -116,7 +97,7 @@ class Ball:
             line_search=s.line_search,
             start=self.start(),
             stop=self._has_settled if s.map_tolerance > 0 else None,
-            first_sample=self.first,
+            first_sample=self.samples.first,
         )
         moved = self._within_bounds(minimum.x) - self.x
         assert minimum.extra is not None
@@ -140,68 +121,44 @@ class Ball:
         """The evaluation at x, where the features are recorded and nothing has moved yet."""
         with torch.enable_grad():
             x = self.x.clone().requires_grad_()
-            outputs: list[list[Tensor]] = []
-            try:
-                scores = self._reference_pass(x, outputs)
-            except RuntimeError:
-                if not self.channels_last:
-                    raise
-                # A model that calls view() on a channels_last tensor.
-                self.channels_last = False
-                scores = self._reference_pass(x, outputs)
-            scores = one_row_a_sample(scores, self.n)
-            check_finite(scores, "forward_func, scores", self.first)
-            if scores.ndim == 1 or scores.shape[1] < 2:
-                raise ValueError(
-                    "forward_func: a margin needs scores N×K of at least two classes, got "
-                    f"{tuple(scores.shape)}"
-                )
-            self.scores_of = ClassScores(scores, self.target)
+            scores, outputs = self.samples.in_a_layout_it_takes(lambda: self._reference_pass(x))
+            scores = self.samples.checked_scores(scores, self.n, "a margin")
+            self.scores_of, self.original = explained(scores, self.samples.target)
             by_class = self.scores_of(scores)
-            predicted = by_class.argmax(dim=1)
-            self.original = predicted if self.scores_of.classes is None else self.scores_of.classes
-            self.classes, self.sign = self.original, 1
+            self.classes = self.original
             if self.counterfactual is not None:
                 self.classes = self._other_classes(self.counterfactual, by_class)
-                self.sign = -1
-            if not depends_on(scores, x):
-                raise ValueError("forward_func: its scores do not depend on the inputs")
-            for i, tensors in enumerate(outputs):
-                if not all(depends_on(t, x) for t in tensors):
-                    raise ValueError(
-                        f"layers: number {i}, {type(self.features.layers[i]).__name__}, does not "
-                        "depend on the inputs differentiably"
-                    )
+            self._check_dependence(x, scores, outputs)
             del outputs
             margin = self._margin(by_class, self.classes)
             value = (margin - self.settings.margin_target).square()
             (gradient,) = torch.autograd.grad(value.sum(), x)
         if not gradient.any():
             self._check_not_constant(scores.detach())
-        zeros = torch.zeros_like(margin)
-        extra = torch.stack([margin, predicted.to(margin.dtype), zeros], dim=1)
+        predicted = by_class.argmax(dim=1).to(margin.dtype)
+        extra = torch.stack([margin, predicted, torch.zeros_like(margin)], dim=1)
         return value.detach(), gradient, extra.detach()
 
-    def _reference_pass(self, x: Tensor, outputs: list[list[Tensor]]) -> Tensor:
+    def _reference_pass(self, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+        """The scores, and the outputs of each layer."""
+        outputs: list[list[Tensor]] = []
         with self.features.reference(self.n, outputs):
-            scores: Tensor = self._run(x, None)
-        return scores
+            scores = self._run(x, list(range(self.n)))
+        return scores, outputs
 
     def evaluate(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """J and its gradient at x' n×D, and (margin, class, feature distance) n×3."""
         s = self.settings
         places = rows.tolist()
-        at = rows.to(x.device)
-        whole = places == list(range(self.n))
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             inside = self._within_bounds(x)
             with self.features.measured(places):
-                scores = self._run(inside, None if whole else places)
+                scores = self._run(inside, places)
             by_class = self.scores_of(scores, places)
-            margin = self._margin(by_class, self.classes if whole else self.classes[at])
+            margin = self._margin(by_class, rows_of(self.classes, places, self.n))
             distance = self.features.total
-            moved = (inside - (self.x if whole else self.x[at])).square().mean(dim=1)
+            moved = (inside - rows_of(self.x, places, self.n)).square().mean(dim=1)
             value = (margin - s.margin_target).square() + s.pixel_weight * moved
             if distance is None:
                 distance = torch.zeros_like(margin)
@@ -211,19 +168,8 @@ class Ball:
         classes = by_class.detach().argmax(dim=1).to(margin.dtype)
         return value, gradient, torch.stack([margin, classes, distance], dim=1)
 
-    def _run(self, x: Tensor, places: list[int] | None) -> Tensor:
-        # Copies, which the model may write to.
-        inputs = tuple(
-            i.clone(
-                memory_format=torch.channels_last
-                if self.channels_last and i.ndim == 4
-                else torch.contiguous_format
-            )
-            for i in self._split(x)
-        )
-        rows = [self.first + place for place in (range(self.n) if places is None else places)]
-        arguments = arguments_of(self.arguments, rows, self.whole)
-        return model_scores(self.forward_func, inputs, arguments)
+    def _run(self, x: Tensor, places: list[int]) -> Tensor:
+        return self.samples.run(self._split(x), places)
 
     def _split(self, x: Tensor) -> list[Tensor]:
         """n×D in the shapes and types of the inputs."""
@@ -245,32 +191,33 @@ class Ball:
 
     def _other_classes(self, counterfactual: Tensor, scores: Tensor) -> Tensor:
         """N, once they are known to be classes and not the explained ones."""
-        k = scores.shape[1]
-        given = counterfactual.to(scores.device)
-        wrong = (given < 0) | (given >= k)
-        if wrong.any():
-            raise ValueError(
-                f"counterfactual: expected classes from 0 to {k - 1}, got {int(given[wrong][0])}"
+        count, first = scores.shape[1], self.samples.first
+        pairs = zip(counterfactual.tolist(), self.original.tolist(), strict=True)
+        for sample, (other, own) in enumerate(pairs, start=first):
+            in_range = 0 <= other < count
+            check(in_range, f"counterfactual: expected classes from 0 to {count - 1}, got {other}")
+            check(
+                other != own, f"counterfactual: of sample {sample} it is the explained class, {own}"
             )
-        same = given == self.original
-        if same.any():
-            sample = self.first + int(same.nonzero()[0])
-            raise ValueError(
-                f"counterfactual: of sample {sample} it is the explained class, "
-                f"{int(given[same][0])}"
+        return counterfactual.to(scores.device)
+
+    def _check_dependence(self, x: Tensor, scores: Tensor, outputs: list[list[Tensor]]) -> None:
+        """``ValueError`` where the scores, or a layer's outputs, have no gradient at x."""
+        check(depends_on(scores, x), "forward_func: its scores do not depend on the inputs")
+        for i, (layer, tensors) in enumerate(zip(self.features.layers, outputs, strict=True)):
+            check(
+                all(depends_on(t, x) for t in tensors),
+                f"layers: number {i}, {type(layer).__name__}, does not depend on the inputs "
+                "differentiably",
             )
-        return given
 
     def _check_not_constant(self, scores: Tensor) -> None:
         """A zero gradient of all samples: is the model constant, or only flat at these inputs?"""
         noise = torch.rand(self.x.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
         reach = 1 + self.x.abs().amax(dim=1, keepdim=True)
         with torch.no_grad():
-            elsewhere = self._run(self._within_bounds(self.x + reach * noise.to(self.x)), None)
-        if torch.equal(elsewhere, scores):
-            raise ValueError(
-                "forward_func: its scores are constant; they do not change with inputs"
-            )
+            moved = self._within_bounds(self.x + reach * noise.to(self.x))
+            self.samples.check_not_constant(scores, self._run(moved, list(range(self.n))))
 
     def _has_settled(self, x: Tensor, rows: Tensor, _: list[int]) -> Tensor:
         at = rows.to(x.device)

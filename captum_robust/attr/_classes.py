@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._captum import TargetType, select_targets
-from captum_robust._checks import as_number, check_count
+from captum_robust._checks import as_number, check, check_callable, check_count
 from captum_robust._scores import ClassScores
 
 Ranking = Callable[[Tensor], Tensor]
@@ -17,18 +17,25 @@ Ranking = Callable[[Tensor], Tensor]
 
 
 def class_weights(k: int | None, weights: str | Sequence[float]) -> list[float]:
-    if k is not None:
-        check_count("k", k, 1)
+    """The weights of the top classes, from the first on; 5 without a ``k``."""
+    check_count("k", k, 1, optional=True)
     if isinstance(weights, str):
-        if weights != "exponential":
-            raise ValueError(f"weights: expected 'exponential' or numbers, got {weights!r}")
+        message = f"weights: expected 'exponential' or numbers, got {weights!r}"
+        check(weights == "exponential", message)
         return [2.0**-i for i in range(1, (5 if k is None else k) + 1)]
     ladder = [as_number(w) for w in weights] if isinstance(weights, Iterable) else []
-    if not ladder or not all(math.isfinite(w) for w in ladder):
-        raise ValueError(f"weights: expected at least one finite number, got {weights!r}")
-    if k is not None and k != len(ladder):
-        raise ValueError(f"weights: expected k={k} of them, got {len(ladder)}")
+    finite = bool(ladder) and all(map(math.isfinite, ladder))
+    check(finite, f"weights: expected at least one finite number, got {weights!r}")
+    check(k in (None, len(ladder)), f"weights: expected k={k} of them, got {len(ladder)}")
     return ladder
+
+
+def explained(scores: Tensor, target: TargetType) -> tuple[ClassScores, Tensor]:
+    """How class scores are read, and the explained class of each sample: without a target the
+    predicted one."""
+    reading = ClassScores(scores, target)
+    classes = reading(scores).argmax(dim=1) if reading.classes is None else reading.classes
+    return reading, classes
 
 
 def top_classes(
@@ -48,12 +55,11 @@ def top_classes(
     k = min(k, scores.shape[1])
     ranked = scores.detach()
     if ranking is not None:
-        if not callable(ranking):
-            raise TypeError(f"ranking: expected a function, got {type(ranking).__name__}")
+        check_callable("ranking", ranking)
         ranked = ranking(ranked)
-        if not isinstance(ranked, Tensor) or ranked.shape != scores.shape:
-            got = tuple(ranked.shape) if isinstance(ranked, Tensor) else type(ranked).__name__
-            raise ValueError(f"ranking: expected numbers {tuple(scores.shape)}, got {got}")
+        got = tuple(ranked.shape) if isinstance(ranked, Tensor) else type(ranked).__name__
+        wanted = tuple(scores.shape)
+        check(got == wanted, f"ranking: expected numbers {wanted}, got {got}")
     if first is None:
         classes = ranked.topk(k, dim=1).indices
     else:

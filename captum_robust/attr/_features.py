@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from captum_robust._checks import check
+from captum_robust._scores import at_least_float, rows_of
+from captum_robust.attr._inputs import as_tuple, divided
 
 
 class FeatureDistance:
@@ -30,6 +34,7 @@ class FeatureDistance:
         """n, of the last pass under ``measured``; differentiable."""
         self._references: list[tuple[Tensor, ...]] = [() for _ in self.layers]
         self._selected: list[tuple[Tensor, ...]] = self._references
+        self._n = 0
         self._rows: list[int] | None = None
         self._calls = [0] * len(self.layers)
         self._calls_now: list[int] = []
@@ -43,17 +48,18 @@ class FeatureDistance:
         self._calls = [0] * len(self.layers)
         outputs[:] = [[] for _ in self.layers]
 
-        def record(i: int, output: Any) -> None:
-            tensors = _tensors(self.layers[i], output, n)
+        self._n = n
+
+        def record(i: int, layer: nn.Module, _: Any, output: Any) -> None:
+            tensors = _tensors(layer, output, n)
             self._calls[i] += 1
             self._references[i] = tuple(t.detach().clone() for t in tensors)
             outputs[i] = list(tensors)
 
         with self._hooked(record):
             yield
-        for i, calls in enumerate(self._calls):
-            if calls == 0:
-                raise ValueError(f"layers: {_described(i, self.layers)} did not run")
+        for i, (layer, calls) in enumerate(zip(self.layers, self._calls, strict=True)):
+            check(calls > 0, f"layers: number {i}, {type(layer).__name__}, did not run")
         self._select(list(range(n)))
 
     @contextmanager
@@ -63,77 +69,59 @@ class FeatureDistance:
         self._calls_now = [0] * len(self.layers)
         self.total = None
 
-        def compare(i: int, output: Any) -> None:
+        def compare(i: int, layer: nn.Module, _: Any, output: Any) -> None:
             self._calls_now[i] += 1
             if self._calls_now[i] != self._calls[i]:
                 return
-            tensors = _tensors(self.layers[i], output, len(rows))
+            tensors = _tensors(layer, output, len(rows))
             for tensor, reference in zip(tensors, self._selected[i], strict=True):
                 change = _mean_square(tensor - reference)
                 if self.normalize:
-                    size = _mean_square(reference)
-                    change = change / torch.where(size > 0, size, torch.ones_like(size))
+                    change = divided(change, _mean_square(reference))
                 self.total = change if self.total is None else self.total + change
 
         with self._hooked(compare):
             yield
-        if self._calls_now != self._calls:
-            raise ValueError(
-                "layers: they did not run as often as on the unperturbed inputs "
-                f"({self._calls_now} and {self._calls} times)"
-            )
+        check(
+            self._calls_now == self._calls,
+            "layers: they did not run as often as on the unperturbed inputs "
+            f"({self._calls_now} and {self._calls} times)",
+        )
 
     def _select(self, rows: list[int]) -> None:
         """Keep the references of these samples at hand."""
         if rows == self._rows:
             return
         self._rows = rows
-        at = torch.tensor(rows)
-        n = len(self._references[0][0]) if self._references and self._references[0] else 0
-        whole = rows == list(range(n))
         self._selected = [
-            tensors if whole else tuple(t[at.to(t.device)] for t in tensors)
-            for tensors in self._references
+            tuple(rows_of(t, rows, self._n) for t in tensors) for tensors in self._references
         ]
 
     @contextmanager
-    def _hooked(self, receive: Any) -> Iterator[None]:
-        def hook_of(i: int) -> Any:
-            def hook(_: nn.Module, __: Any, output: Any) -> None:
-                receive(i, output)
-
-            return hook
-
+    def _hooked(self, receive: Callable[..., None]) -> Iterator[None]:
         with ExitStack() as hooks:
             for i, layer in enumerate(self.layers):
                 # A ScriptModule refuses a hook: the ones before it have to go then too.
-                hooks.callback(layer.register_forward_hook(hook_of(i)).remove)
+                hooks.callback(layer.register_forward_hook(partial(receive, i)).remove)
             yield
 
 
 def _tensors(layer: nn.Module, output: Any, n: int) -> tuple[Tensor, ...]:
-    tensors = output if isinstance(output, tuple) else (output,)
     # Attention without its weights returns (output, None).
-    tensors = tuple(t for t in tensors if t is not None)
+    tensors = tuple(t for t in as_tuple(output) if t is not None)
+    name = f"layers: the output of {type(layer).__name__}"
     for tensor in tensors or (output,):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise TypeError(
-                f"layers: the output of {type(layer).__name__} is no floating-point tensor or "
-                f"tuple of them, but {getattr(tensor, 'dtype', type(tensor).__name__)}"
-            )
-        if tensor.ndim == 0 or len(tensor) != n:
-            raise ValueError(
-                f"layers: the output of {type(layer).__name__} has the shape "
-                f"{tuple(tensor.shape)}, expected {n}×… for a batch of {n}"
-            )
+        is_float = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        got = getattr(tensor, "dtype", type(tensor).__name__)
+        message = f"{name} is no floating-point tensor or tuple of them, but {got}"
+        check(is_float, message, TypeError)
+        fits = tensor.ndim > 0 and len(tensor) == n
+        shape = tuple(tensor.shape)
+        check(fits, f"{name} has the shape {shape}, expected {n}×… for a batch of {n}")
     return tensors
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    """Of each sample, in at least single precision."""
-    x = x.float() if x.dtype.itemsize < 4 else x
+    """The mean square n of each sample, in at least single precision."""
+    x = at_least_float(x)
     return x.square().flatten(1).mean(dim=1) if x.ndim > 1 else x.square()
-
-
-def _described(i: int, layers: Sequence[nn.Module]) -> str:
-    return f"number {i}, {type(layers[i]).__name__},"

@@ -11,6 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captum_robust._checks import check, check_type
+from captum_robust._contexts import hooked
+from captum_robust._scores import without_inference
+from captum_robust.attr._inputs import as_tuple
+
 
 @dataclass
 class LayerCut:
@@ -63,21 +68,16 @@ def cut_at(
     """
 
     def leaves_of(value: Any) -> tuple[Tensor, ...]:
-        values = value if isinstance(value, tuple) else (value,)
+        values = as_tuple(value)
         for v in values:
-            if not isinstance(v, Tensor):
-                raise TypeError(
-                    f"layer: expected a tensor or a tuple of tensors, got {type(v).__name__}"
-                )
-            if not v.is_floating_point():
-                raise TypeError(f"layer: expected floating-point tensors, got {v.dtype}")
+            check_type("layer", v, Tensor, "a tensor or a tuple of tensors")
+            is_float = v.is_floating_point()
+            check(is_float, f"layer: expected floating-point tensors, got {v.dtype}", TypeError)
         torch.set_grad_enabled(True)  # until the no_grad around the forward pass ends
         # A layer that runs twice overwrites: its last call counts, as in Captum.
-        normal = (v.clone() if v.is_inference() else v for v in values)
-        if keep_trunk:
-            cut.leaves = tuple(v if v.requires_grad else v.requires_grad_() for v in normal)
-        else:
-            cut.leaves = tuple(v.detach().requires_grad_() for v in normal)
+        normal = tuple(map(without_inference, values))
+        trunks = normal if keep_trunk else tuple(v.detach() for v in normal)
+        cut.leaves = tuple(v if v.requires_grad else v.requires_grad_() for v in trunks)
         # Clones, as the next layer may write into its input.
         return tuple(v.clone() for v in cut.leaves)
 
@@ -96,66 +96,48 @@ def cut_at(
             # Copies, as the model may write into them behind the layer.
             cut.linears.append((module, args[0].detach().clone(), output.detach().clone()))
 
-    handles = [
+    modules = forward_func.modules() if heads and isinstance(forward_func, nn.Module) else ()
+    linears = [m for m in modules if isinstance(m, nn.Linear) and m is not layer]
+    handle = (
         layer.register_forward_pre_hook(on_input)
         if at_input
         else layer.register_forward_hook(on_output)
-    ]
-    if heads and isinstance(forward_func, nn.Module):
-        for module in forward_func.modules():
-            if isinstance(module, nn.Linear) and module is not layer:
-                handles.append(module.register_forward_hook(on_linear))
+    )
     try:
-        yield
+        with hooked(linears, on_linear):
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def gradients_of(
     selected: Tensor, leaves: tuple[Tensor, ...], create_graph: bool = False
 ) -> Sequence[Tensor]:
-    """Of each of the N×k scores with respect to each leaf: k×N×C×…."""
+    """The gradients of each of the N×k scores by each leaf: k×N×C×…."""
     k = selected.shape[1]
     basis = torch.eye(k, dtype=selected.dtype, device=selected.device)
     basis = basis.unsqueeze(1).expand(k, *selected.shape)
-    try:
-        if k == 1:  # nothing to batch, and no need for the head to have batching rules
-            single = torch.autograd.grad(
-                selected, leaves, basis[0], create_graph=create_graph, allow_unused=True
-            )
-            gradients = [None if g is None else g.unsqueeze(0) for g in single]
-        else:
-            gradients = list(
-                torch.autograd.grad(
-                    selected,
-                    leaves,
-                    basis,
-                    retain_graph=True,
-                    create_graph=create_graph,
-                    allow_unused=True,
-                    is_grads_batched=True,
-                )
-            )
-    except RuntimeError:
-        if k == 1:
-            raise
-        # An operation in the head has no batching rule: one backward pass a class.
-        gradients = []
-        for leaf in leaves:
-            each = [
-                torch.autograd.grad(
-                    selected,
-                    leaf,
-                    b,
-                    retain_graph=True,
-                    create_graph=create_graph,
-                    allow_unused=True,
-                )[0]
-                for b in basis
-            ]
-            gradients.append(None if each[0] is None else torch.stack(each))
-    found = [g for g in gradients if g is not None]
-    if len(found) < len(leaves):
-        raise ValueError("layer: the scores do not depend on all of its tensors")
-    return found
+
+    def differentiated(directions: Tensor, *, batched: bool = False) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(
+            selected,
+            leaves,
+            directions,
+            retain_graph=create_graph or k > 1,
+            create_graph=create_graph,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+
+    gradients: Sequence[Tensor | None]
+    if k == 1:  # nothing to batch, and no need for the head to have batching rules
+        gradients = [None if g is None else g.unsqueeze(0) for g in differentiated(basis[0])]
+    else:
+        try:
+            gradients = differentiated(basis, batched=True)
+        except RuntimeError:  # an operation in the head has no batching rule: one pass a class
+            each = zip(*(differentiated(direction) for direction in basis), strict=True)
+            gradients = [None if g[0] is None else torch.stack(g) for g in each]
+    used = [gradient for gradient in gradients if gradient is not None]
+    check(len(used) == len(leaves), "layer: the scores do not depend on all of its tensors")
+    return used

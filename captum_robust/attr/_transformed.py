@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,14 @@ import torch
 from torch import Tensor
 
 from captum_robust._captum import TargetType
-from captum_robust._checks import check_finite
+from captum_robust._checks import check, check_finite
 from captum_robust._resize import resized
+from captum_robust._scores import at_least_float
+from captum_robust.attr._inputs import as_tuple, divided, of_largest_one
+from captum_robust.attr._wrapped import copied, listed
 from captum_robust.transforms.transform import Transform, backward_differentiable
+
+COMBINATIONS = ("mean", "normalized_mean", "median")
 
 
 @dataclass(frozen=True)
@@ -19,59 +25,85 @@ class Group:
     """Transforms whose images have one size, and these, T·N×C×h×w, one transform after another."""
 
     numbers: tuple[int, ...]
-    """Of the transforms, among all."""
-    transforms: tuple[Transform, ...]
+    """The numbers of the transforms among all."""
     inputs: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Part:
-    """The attribution of the N images of a transform."""
+class Result:
+    """What the attribution gave for the N images of a transform."""
 
-    values: Tensor
-    shown: tuple[int, int]
-    """The size of the transformed images."""
-    is_layer: bool
+    parts: tuple[Tensor, ...]
+    sizes: tuple[tuple[int, int], ...]
+    """The size of the transformed images that each part belongs to."""
+    rest: tuple[Tensor, ...]
+    """What came behind the attributions."""
+    is_tuple: bool
+    """Whether the attributions came as a tuple."""
 
-    def resolution(self, size: tuple[int, int]) -> tuple[int, int]:
-        """What the map has for images of ``size``: in proportion."""
-        if self.values.ndim != 4:
-            raise ValueError(
-                "attribution: a transform that moves pixels needs results N×C×h×w, got "
-                f"{tuple(self.values.shape)}"
-            )
-        if not self.is_layer:
+    def resolution(self, i: int, size: tuple[int, int], is_layer: bool) -> tuple[int, int]:
+        """What part i has for images of ``size``; that of a layer is in proportion."""
+        values = self.parts[i]
+        check(
+            values.ndim == 4,
+            "attribution: a transform that moves pixels needs results N×C×h×w, got "
+            f"{tuple(values.shape)}",
+        )
+        if not is_layer:
             return size
         height, width = (
-            max(1, round(own * side / shown))
-            for own, side, shown in zip(self.values.shape[2:], size, self.shown, strict=True)
+            max(1, round(own * side / transformed))
+            for own, side, transformed in zip(values.shape[2:], size, self.sizes[i], strict=True)
         )
         return height, width
 
 
-@dataclass(frozen=True)
-class Result:
-    parts: tuple[Part, ...]
-    rest: list[Tensor]
-    is_tuple: bool
+def groups_of(
+    transforms: Sequence[Transform],
+    inputs: tuple[Tensor, ...],
+    arguments: dict[str, Any],
+    most: int,
+    graph: bool,
+) -> Iterator[Group]:
+    """The transformed inputs: those of one size, of up to ``most`` transforms, together.
+
+    ``ValueError`` for arguments that do not go with them.
+    """
+    waiting: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
+
+    def group(same: list[tuple[int, tuple[Tensor, ...]]]) -> Group:
+        numbers = tuple(i for i, _ in same)
+        whole = tuple(map(torch.cat, zip(*(images for _, images in same), strict=True)))
+        for x, images in zip(inputs, whole, strict=True):
+            _check_places(arguments, x, [transforms[i] for i in numbers], images)
+        return Group(numbers, whole)
+
+    for i, transform in enumerate(transforms):
+        images = _transformed(transform, inputs, graph)
+        size = tuple(x.shape[1:] for x in images)
+        same = waiting.setdefault(size, [])
+        same.append((i, images))
+        if len(same) == most:
+            yield group(waiting.pop(size))
+    yield from map(group, waiting.values())
 
 
-def transformed(
+def _transformed(
     transform: Transform, inputs: tuple[Tensor, ...], graph: bool
 ) -> tuple[Tensor, ...]:
     if graph:
         images = tuple(backward_differentiable(transform, x) for x in inputs)
     else:
         # Copies: a transform of the user's may write to what it is given.
-        images = tuple(transform(x.detach().clone()) for x in inputs)
+        images = tuple(transform(x) for x in copied(inputs))
+    n = len(inputs[0])
     for x, image in zip(inputs, images, strict=True):
-        if len(image) != len(inputs[0]):
-            raise ValueError(f"inputs: batches of {len(inputs[0])} and {len(image)} samples")
-        if not transform.moves_pixels and image.shape != x.shape:
-            raise ValueError(
-                f"transforms: {transform!r} makes {tuple(image.shape)} of {tuple(x.shape)} and "
-                "does not say how maps get back to the image"
-            )
+        check(len(image) == n, f"inputs: batches of {n} and {len(image)} samples")
+        check(
+            transform.moves_pixels or image.shape == x.shape,
+            f"transforms: {transform!r} makes {tuple(image.shape)} of {tuple(x.shape)} and does "
+            "not say how maps get back to the image",
+        )
         check_finite(image, f"transforms, {transform!r}")
     return images
 
@@ -94,58 +126,86 @@ def repeated_target(target: TargetType, times: int) -> Any:
     return target
 
 
-def size_like(inputs: tuple[Tensor, ...], i: int) -> Tensor:
-    """The input that part i of a result belongs to: its own, or the first where there is none."""
-    return inputs[i] if i < len(inputs) else inputs[0]
-
-
-def rows_of_each(values: Tensor, count: int, n: int) -> list[Tensor]:
-    """Values of T·N·m rows by transform."""
-    rows = len(values) // (count * n)
-    return list(torch.split(values, n * rows))
-
-
-def check_places(
-    arguments: dict[str, Any], x: Tensor, transforms: tuple[Transform, ...], shown: Tensor
+def _check_places(
+    arguments: dict[str, Any], x: Tensor, transforms: Iterable[Transform], images: Tensor
 ) -> None:
     """``ValueError`` for a tensor of pixels that the transforms of a group would have to move."""
     moving = next((t for t in transforms if t.moves_pixels), None)
     if moving is None:
         return
     for name, value in arguments.items():
-        for each in value if isinstance(value, tuple) else (value,):
+        for each in as_tuple(value):
             if not isinstance(each, Tensor) or each.ndim != 4 or each.shape[2:] != x.shape[2:]:
                 continue
-            if shown.shape[2:] != x.shape[2:]:
-                raise ValueError(
-                    f"{name}: it has the size of the inputs, {tuple(x.shape[2:])}, and does not "
-                    f"fit the images of {moving!r}"
-                )
-            if bool((each != each[:, :, :1, :1]).any()):
-                raise ValueError(
-                    f"{name}: it differs from pixel to pixel, and {moving!r} moves those of the "
-                    "inputs only"
-                )
+            size = tuple(x.shape[2:])
+            check(
+                tuple(images.shape[2:]) == size,
+                f"{name}: it has the size of the inputs, {size}, and does not fit the images of "
+                f"{moving!r}",
+            )
+            check(
+                bool((each == each[:, :, :1, :1]).all()),
+                f"{name}: it differs from pixel to pixel, and {moving!r} moves those of the inputs "
+                "only",
+            )
 
 
-def at_size(
-    maps: Tensor, seen: Tensor | None, size: tuple[int, int], transform: Transform
+def combined_maps(
+    transforms: Sequence[Transform],
+    results: Sequence[Result],
+    i: int,
+    x: Tensor,
+    combine: str,
+    is_layer: bool,
 ) -> Tensor:
-    """An aligned map on images of ``size``."""
-    if maps.ndim != 4 or (seen is not None and tuple(maps.shape[2:]) != size):
-        raise ValueError(
-            f"transforms: {transform!r} aligned a map to {tuple(maps.shape)}, not to {size}"
-        )
-    return resized(maps, size)
+    """Part i of the results of all transforms as one tensor, on images like ``x``."""
+    size = (x.shape[2], x.shape[3])
+    maps = [at_least_float(result.parts[i]) for result in results]
+    seen: list[Tensor | None] = [None] * len(maps)
+    resolution = None
+    if any(transform.moves_pixels for transform in transforms):
+        # Before a transform may move it: what has no positions cannot be.
+        resolution = results[0].resolution(i, size, is_layer)
+        maps, seen = _aligned(transforms, maps, size, resolution)
+    same = len({tuple(m.shape) for m in maps}) == 1
+    check(same, f"attribution: results of different sizes, {listed(tuple(maps))}")
+    if combine == "normalized_mean":
+        maps = [of_largest_one(m) for m in maps]
+    stack = torch.stack(maps)
+    is_median = combine == "median"
+    if all(s is None for s in seen):
+        combined = stack.median(dim=0).values if is_median else stack.mean(dim=0)
+    else:
+        ones = stack.new_ones(1, 1, *size)
+        weight = torch.stack([ones if s is None else s.to(stack) for s in seen])
+        combined = _weighted(stack, weight, median=is_median)
+    return combined if resolution is None else resized(combined, resolution)
 
 
-def weighted(stack: Tensor, weight: Tensor, *, median: bool) -> Tensor:
+def _aligned(
+    transforms: Sequence[Transform],
+    maps: list[Tensor],
+    size: tuple[int, int],
+    resolution: tuple[int, int],
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The maps moved back to the image of ``size``, and how much of it each shows; None: all."""
+    pairs = zip(transforms, maps, strict=True)
+    aligned = [t.align(m, size) if t.moves_pixels else (m, None) for t, m in pairs]
+    maps, seen = [m for m, _ in aligned], [s for _, s in aligned]
+    if all(s is None for s in seen) and all(m.shape[2:] == resolution for m in maps):
+        return maps, seen
+    # Windows, and maps of several sizes, meet at the size of the image.
+    for transform, (m, window) in zip(transforms, aligned, strict=True):
+        fits = m.ndim == 4 and (window is None or tuple(m.shape[2:]) == size)
+        shape = tuple(m.shape)
+        check(fits, f"transforms: {transform!r} aligned a map to {shape}, not to {size}")
+    return [resized(m, size) for m in maps], seen
+
+
+def _weighted(stack: Tensor, weight: Tensor, *, median: bool) -> Tensor:
     """T×N×C×H×W maps combined over T, those positions counting that were seen (T×1×1×H×W)."""
-    total = weight.sum(dim=0)
-    safe = torch.where(total > 0, total, torch.ones_like(total))
     if not median:
-        return stack.sum(dim=0) / safe
+        return divided(stack.sum(dim=0), weight.sum(dim=0))
     unseen = (weight <= 0.5).expand_as(stack)
     values = stack / weight.clamp(min=0.5)
-    found = values.masked_fill(unseen, torch.nan).nanmedian(dim=0).values
-    return found.nan_to_num(0.0)
+    return values.masked_fill(unseen, torch.nan).nanmedian(dim=0).values.nan_to_num(0.0)

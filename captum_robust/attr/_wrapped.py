@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from captum.attr import (
 )
 from torch import Tensor
 
-from captum_robust._captum import format_output, format_tensor_into_tuples, is_tuple
-from captum_robust._checks import check_finite
+from captum_robust._captum import TargetType, format_tensor_into_tuples
+from captum_robust._checks import check, check_finite, check_type
 from captum_robust._scores import model_scores, without_inference
+from captum_robust.attr._inputs import as_given, as_tuple
 
 
 class Wrapper(Attribution):
@@ -42,7 +44,7 @@ class Wrapper(Attribution):
 def scores_of(
     forward_func: Callable[..., Tensor], inputs: tuple[Tensor, ...], additional_forward_args: object
 ) -> Tensor:
-    """Of the inputs, without gradients; ``ValueError`` where they are not finite."""
+    """The scores of the inputs, without gradients; ``ValueError`` where they are not finite."""
     with torch.no_grad():
         passed = without_inference(additional_forward_args)
         scores = model_scores(forward_func, copied(inputs), passed)
@@ -60,9 +62,26 @@ def predicted_by(
 
 
 def check_attribution(value: object, name: str, expected: str) -> None:
-    if not isinstance(value, Attribution):
-        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-        raise TypeError(f"{name}: expected {expected}, got {got}")
+    got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+    check(isinstance(value, Attribution), f"{name}: expected {expected}, got {got}", TypeError)
+
+
+def passed_on(
+    target: TargetType, additional_forward_args: object, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """The keyword arguments of an inner attribution: what is not None, and the caller's own."""
+    shared = {"target": target, "additional_forward_args": additional_forward_args}
+    return {name: value for name, value in shared.items() if value is not None} | arguments
+
+
+@contextmanager
+def blaming(check_scores: Callable[[], object]) -> Iterator[None]:
+    """Where the block refuses what an attribution gave, the scores are checked first."""
+    try:
+        yield
+    except ValueError:
+        check_scores()
+        raise
 
 
 def needs_target(attribution: Attribution) -> bool:
@@ -91,9 +110,7 @@ def is_of_layer(attribution: Attribution) -> bool:
 
 
 def run(
-    attribution: Attribution,
-    inputs: Tensor | tuple[Tensor, ...],
-    arguments: dict[str, Any],
+    attribution: Attribution, inputs: Tensor | tuple[Tensor, ...], arguments: dict[str, Any]
 ) -> Any:
     """Run it on copies of the inputs, which it or the model may change."""
     copies = copied(format_tensor_into_tuples(inputs))
@@ -106,15 +123,11 @@ def run(
         for name, value in arguments.items()
         if name != "target" or takes_target(attribution)
     }
-    return attribution.attribute(format_output(is_tuple(inputs), copies), **passed)
+    return attribution.attribute(as_given(inputs, copies), **passed)
 
 
 def copied(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.detach().clone() for x in inputs)
-
-
-def as_tuple(result: Any) -> tuple[Any, ...]:
-    return result if isinstance(result, tuple) else (result,)
 
 
 def without_details(
@@ -151,16 +164,8 @@ def check_result(result: Any) -> Any:
     """A result as it is, detached; ``ValueError`` where it is not finite."""
 
     def checked(part: Any) -> Any:
-        if not isinstance(part, Tensor):
-            raise TypeError(f"attribution: expected tensors, got {type(part).__name__}")
+        check_type("attribution", part, Tensor, "tensors")
         check_finite(part, "attribution")
         return part.detach()
 
     return over_tensors(checked, result)
-
-
-def of_largest_one(x: Tensor) -> Tensor:
-    """Each sample N×… divided by its largest magnitude; zeros stay zeros."""
-    x = x.float() if x.dtype.itemsize < 4 else x
-    top = x.detach().reshape(len(x), -1).abs().amax(dim=1).reshape(-1, *[1] * (x.ndim - 1))
-    return x / torch.where(top > 0, top, torch.ones_like(top))

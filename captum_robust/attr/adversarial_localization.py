@@ -10,21 +10,13 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_robust._captum import (
-    TargetType,
-    format_output,
-    format_tensor_into_tuples,
-    is_tuple,
-)
-from captum_robust._checks import check_batch, check_finite, check_images, check_inputs, printable
+from captum_robust._captum import TargetType
+from captum_robust._checks import check, check_finite, check_type, printable
 from captum_robust._contexts import evaluation
 from captum_robust._files import TensorFile
-from captum_robust._scores import ClassScores, model_scores, one_row_a_sample
-from captum_robust.nn import (
-    LocalizationNetwork,
-    load_localization_network,
-    read_localization_facts,
-)
+from captum_robust._scores import ClassScores, model_scores, one_row_a_sample, without_inference
+from captum_robust.attr._inputs import as_given, as_tuple, checked_images, over_channels
+from captum_robust.nn import LocalizationNetwork, load_localization_network, read_localization_facts
 from captum_robust.nn.superpixel_pooling import check_segments
 
 
@@ -54,11 +46,9 @@ class AdversarialLocalization(Attribution):
     explains_prediction = True
 
     def __init__(self, network: LocalizationNetwork) -> None:
-        if not isinstance(network, LocalizationNetwork):
-            raise TypeError(
-                "network: expected a captum_robust.nn.LocalizationNetwork, got "
-                f"{type(network).__name__}"
-            )
+        check_type(
+            "network", network, LocalizationNetwork, "a captum_robust.nn.LocalizationNetwork"
+        )
         super().__init__(network.classifier)
         self.network = network
 
@@ -98,10 +88,8 @@ class AdversarialLocalization(Attribution):
                     facts["trunk"], None, class_names=facts["trunk_class_names"]
                 )
             except ValueError as error:
-                shown = printable(str(path))
-                raise ValueError(
-                    f"{shown}: give its trunk as the argument trunk; {error}"
-                ) from None
+                message = f"{printable(str(path))}: give its trunk as the argument trunk; {error}"
+                raise ValueError(message) from None
         return cls(load_localization_network(path, model, trunk=trunk))
 
     @log_usage()
@@ -134,30 +122,24 @@ class AdversarialLocalization(Attribution):
             ValueError: inputs that are no images, or too small for their super-pixels, NaN or
                 infinity, segments that do not fit the inputs.
         """
-        is_inputs_tuple = is_tuple(inputs)
-        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
-        n = check_batch(inputs_tuple)
-        check_inputs(inputs_tuple, None)
-        check_images(inputs_tuple)
-        regions = self._regions(inputs_tuple, superpixels, segments)
+        images = checked_images(inputs)
+        regions = self._regions(images, superpixels, segments)
         network = self.network
         # Outside of inference mode: its tensors can't be kept for a gradient later.
         with evaluation(network), torch.inference_mode(False), torch.no_grad():
-            images = tuple(x.clone() if x.is_inference() else x for x in inputs_tuple)
+            images = without_inference(images)
             # Clones: a classifier may write to them, in its first, in-place layer.
             copies = tuple(x.clone() for x in images)
             scores = model_scores(self.forward_func, copies, additional_forward_args)
-            scores = one_row_a_sample(scores, n)
+            scores = one_row_a_sample(scores, len(images[0]))
             check_finite(scores, "forward_func, scores")
             if target is not None:
                 ClassScores(scores, target)
-            attributions = []
-            for x, of_x in zip(images, regions, strict=True):
-                own = None if of_x is None else of_x.to(x.device)
-                masks = network(x, own)
-                check_finite(masks, "masks")
-                attributions.append(masks.to(x.dtype).expand_as(x).contiguous())
-        return format_output(is_inputs_tuple, tuple(attributions))
+            attributions = [
+                over_channels(network(x, None if region is None else region.to(x.device)), x)
+                for x, region in zip(images, regions, strict=True)
+            ]
+        return as_given(inputs, attributions)
 
     def _regions(
         self,
@@ -167,15 +149,13 @@ class AdversarialLocalization(Attribution):
     ) -> tuple[Tensor | None, ...]:
         """The super-pixels of each input; None: it has none."""
         if segments is not None:
-            given = segments if isinstance(segments, tuple) else (segments,)
-            if len(given) != len(inputs):
-                raise ValueError(
-                    f"segments: expected one tensor for each of {len(inputs)} inputs, got "
-                    f"{len(given)}"
-                )
-            for x, of_x in zip(inputs, given, strict=True):
-                check_segments(of_x, (len(x), x.shape[2], x.shape[3]))
-            return given
+            regions = as_tuple(segments)
+            wanted, got = len(inputs), len(regions)
+            message = f"segments: expected one tensor for each of {wanted} inputs, got {got}"
+            check(got == wanted, message)
+            for x, region in zip(inputs, regions, strict=True):
+                check_segments(region, (len(x), x.shape[2], x.shape[3]))
+            return regions
         count = self.network.n_segments
         if not superpixels or count is None:
             return (None,) * len(inputs)

@@ -10,41 +10,33 @@ from captum.attr import Attribution, NeuronAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_robust._captum import TargetType, format_output, format_tensor_into_tuples, is_tuple
-from captum_robust._checks import check_batch, check_finite
-from captum_robust._resize import resized
+from captum_robust._captum import TargetType, format_output, is_tuple
+from captum_robust._checks import check, check_choice, check_count, check_finite
 from captum_robust._scores import ClassScores, model_scores, one_row_a_sample, without_inference
+from captum_robust.attr._inputs import as_given, checked, in_dtype_of, input_of
 from captum_robust.attr._transformed import (
+    COMBINATIONS,
     Group,
-    Part,
     Result,
-    at_size,
-    check_places,
+    combined_maps,
+    groups_of,
     repeated,
     repeated_target,
-    rows_of_each,
-    size_like,
-    transformed,
-    weighted,
 )
 from captum_robust.attr._wrapped import (
     Wrapper,
+    blaming,
     copied,
     innermost,
     is_of_layer,
     listed,
-    of_largest_one,
     over_tensors,
+    passed_on,
     run,
     takes_target,
     without_details,
 )
-from captum_robust.transforms.transform import (
-    Transform,
-    as_transforms,
-)
-
-COMBINATIONS = ("mean", "normalized_mean", "median")
+from captum_robust.transforms.transform import Transform, as_transforms
 
 _CPU_BATCH = 16
 """Images; of convolutions, larger batches leave a processor's caches and take longer an image."""
@@ -105,17 +97,8 @@ class Defended(Wrapper):
         transforms_per_eval: int | None = None,
     ) -> None:
         super().__init__(attribution)
-        if combine not in COMBINATIONS:
-            raise ValueError(f"combine: expected one of {COMBINATIONS}, got {combine!r}")
-        if transforms_per_eval is not None and (
-            not isinstance(transforms_per_eval, int)
-            or isinstance(transforms_per_eval, bool)
-            or transforms_per_eval < 1
-        ):
-            raise ValueError(
-                "transforms_per_eval: expected a whole number from 1, or None, got "
-                f"{transforms_per_eval!r}"
-            )
+        check_choice("combine", combine, COMBINATIONS)
+        check_count("transforms_per_eval", transforms_per_eval, 1, optional=True)
         self.transforms = as_transforms(transforms)
         self.combine = combine
         self.transforms_per_eval = transforms_per_eval
@@ -128,15 +111,16 @@ class Defended(Wrapper):
             return
         inner = innermost(self.attribution)
         name = type(inner).__name__
-        if isinstance(inner, NeuronAttribution):
-            raise ValueError(
-                f"transforms: {moving!r} moves pixels, and the neuron of {name} stays where it is"
-            )
-        if is_of_layer(self.attribution) and isinstance(inner.layer, _WITHOUT_POSITIONS):
-            raise ValueError(
-                f"transforms: {moving!r} moves pixels, and the layer of {name}, a "
-                f"{type(inner.layer).__name__}, has no positions to move back"
-            )
+        check(
+            not isinstance(inner, NeuronAttribution),
+            f"transforms: {moving!r} moves pixels, and the neuron of {name} stays where it is",
+        )
+        layer = inner.layer if is_of_layer(inner) else None
+        check(
+            not isinstance(layer, _WITHOUT_POSITIONS),
+            f"transforms: {moving!r} moves pixels, and the layer of {name}, a "
+            f"{type(layer).__name__}, has no positions to move back",
+        )
 
     @log_usage()
     def attribute(
@@ -185,25 +169,29 @@ class Defended(Wrapper):
         Raises:
             TypeError: it does not.
         """
-        if not hasattr(self.attribution, "differentiable"):
-            raise TypeError(
-                f"attribution: {type(self.attribution).__name__} has no method differentiable(); "
-                "RobustCAM has, and with k=1 it is the map of LayerGradCam"
-            )
+        check(
+            hasattr(self.attribution, "differentiable"),
+            f"attribution: {type(self.attribution).__name__} has no method differentiable(); "
+            "RobustCAM has, and with k=1 it is the map of LayerGradCam",
+            TypeError,
+        )
         with torch.inference_mode(False), torch.enable_grad():
             return self._explain(inputs, target, additional_forward_args, arguments, graph=True)
 
     def scores(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        additional_forward_args: object | None = None,
+        self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: object | None = None
     ) -> Tensor:
         """The class scores N×K, averaged over the transforms, without a graph."""
-        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
-        n = check_batch(inputs_tuple)
+        tensors = checked(inputs)
         with torch.inference_mode(False):
-            groups = self._groups(inputs_tuple, {}, graph=False)
-            return self._average(groups, additional_forward_args, n)
+            groups = self._groups(tensors, {}, graph=False)
+            return self._average(groups, additional_forward_args, len(tensors[0]))
+
+    def _groups(
+        self, inputs: tuple[Tensor, ...], arguments: dict[str, Any], graph: bool
+    ) -> Iterator[Group]:
+        most = self.transforms_per_eval or self._usual_number(inputs[0])
+        return groups_of(self.transforms, inputs, arguments, most, graph)
 
     def _explain(
         self,
@@ -214,20 +202,17 @@ class Defended(Wrapper):
         *,
         graph: bool,
     ) -> Any:
-        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
-        n = check_batch(inputs_tuple)
-        shared: dict[str, Any] = {}
-        if additional_forward_args is not None:
-            shared["additional_forward_args"] = additional_forward_args
-        passed = shared | arguments
-        count = len(self.transforms)
+        tensors = checked(inputs)
+        n, count = len(tensors[0]), len(self.transforms)
+        passed = passed_on(None, additional_forward_args, arguments)
         # A graph holds all images anyway.
         in_turn = not graph and (self.transforms_per_eval or count) < count
-        kept = None if in_turn else list(self._groups(inputs_tuple, passed, graph))
+        kept = None if in_turn else list(self._groups(tensors, passed, graph))
 
         def groups() -> Iterable[Group]:
-            return self._groups(inputs_tuple, passed, graph) if kept is None else kept
+            return self._groups(tensors, passed, graph) if kept is None else kept
 
+        shared: dict[str, Any] = {}
         ranks = getattr(self.attribution, "ranks_classes", False)
         if ranks and kept is not None and len(kept) == 1:
 
@@ -242,58 +227,24 @@ class Defended(Wrapper):
             mean = self._average(groups(), additional_forward_args, n)
             if mean.ndim == 2 and mean.shape[1] > 1:
                 target = mean.argmax(dim=1)
-        if target is not None:
-            shared["target"] = target
+        passed = passed_on(target, additional_forward_args, shared | arguments)
 
-        results: dict[int, Result] = {}
+        of_number: dict[int, Result] = {}
         for group in groups():
-            each = self._attribute(group, inputs_tuple, is_tuple(inputs), shared | arguments, graph)
-            results |= zip(group.numbers, each, strict=True)
-        found = [(t, results[i]) for i, t in enumerate(self.transforms)]
-        first = found[0][1]
-        parts = tuple(
-            self._combined([(t, r.parts[i]) for t, r in found], size_like(inputs_tuple, i))
-            for i in range(len(first.parts))
-        )
-        dtypes = [size_like(inputs_tuple, i).dtype for i in range(len(parts))]
-        parts = tuple(
-            p.to(d if d.is_floating_point else torch.float32).contiguous()
-            for p, d in zip(parts, dtypes, strict=True)
-        )
-        result = format_output(first.is_tuple, parts)
-        if not first.rest:
-            return result
-        rests = [
-            torch.stack(each).mean(dim=0) for each in zip(*(r.rest for _, r in found), strict=True)
-        ]
-        return (result, *rests)
-
-    def _groups(
-        self, inputs: tuple[Tensor, ...], arguments: dict[str, Any], graph: bool
-    ) -> Iterator[Group]:
-        """The transformed inputs: those of one size, up to ``transforms_per_eval``, together.
-
-        ``ValueError`` for arguments that do not go with them.
-        """
-        most = self.transforms_per_eval or self._usual_number(inputs[0])
-        made: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
-
-        def group(same: list[tuple[int, tuple[Tensor, ...]]]) -> Group:
-            numbers = tuple(i for i, _ in same)
-            shown = tuple(map(torch.cat, zip(*(images for _, images in same), strict=True)))
-            transforms = tuple(self.transforms[i] for i in numbers)
-            for x, images in zip(inputs, shown, strict=True):
-                check_places(arguments, x, transforms, images)
-            return Group(numbers, transforms, shown)
-
-        for i, transform in enumerate(self.transforms):
-            images = transformed(transform, inputs, graph)
-            size = tuple(x.shape[1:] for x in images)
-            same = made.setdefault(size, [])
-            same.append((i, images))
-            if len(same) == most:
-                yield group(made.pop(size))
-        yield from map(group, made.values())
+            whole = as_given(inputs, group.inputs)
+            each = self._attribute(group, whole, n, passed, graph)
+            of_number |= zip(group.numbers, each, strict=True)
+        results = [of_number[i] for i in range(count)]
+        is_layer = is_of_layer(self.attribution)
+        maps = []
+        for i in range(len(results[0].parts)):
+            x = input_of(tensors, i)
+            combined = combined_maps(self.transforms, results, i, x, self.combine, is_layer)
+            maps.append(in_dtype_of(x, combined))
+        result = format_output(results[0].is_tuple, tuple(maps))
+        rests = zip(*(r.rest for r in results), strict=True)
+        means = [torch.stack(rest).mean(dim=0) for rest in rests]
+        return (result, *means) if means else result
 
     def _usual_number(self, x: Tensor) -> int:
         """How many transforms make a batch."""
@@ -308,7 +259,7 @@ class Defended(Wrapper):
         """The mean class scores N×K; where scores are N×K×…, those that the target selects."""
         total: Tensor | None = None
         for group in groups:
-            count = len(group.transforms)
+            count = len(group.numbers)
             passed = without_inference(repeated(arguments, count, n))
             with torch.no_grad():
                 scores = model_scores(self.forward_func, copied(group.inputs), passed)
@@ -323,83 +274,34 @@ class Defended(Wrapper):
         return total / len(self.transforms)
 
     def _attribute(
-        self,
-        group: Group,
-        inputs: tuple[Tensor, ...],
-        is_inputs_tuple: bool,
-        arguments: dict[str, Any],
-        graph: bool,
+        self, group: Group, images: Any, n: int, arguments: dict[str, Any], graph: bool
     ) -> list[Result]:
-        """Those of each transform of a group."""
-        count, n = len(group.transforms), len(inputs[0])
+        """The result of each transform of a group, whose images have the caller's structure."""
+        count = len(group.numbers)
         passed = {
             name: repeated_target(value, count) if name == "target" else repeated(value, count, n)
             for name, value in arguments.items()
         }
-        whole = format_output(is_inputs_tuple, group.inputs)
-        try:
+        # A sample has another number among those of all transforms, and the scores may be to blame.
+        with blaming(lambda: self._average([group], arguments.get("additional_forward_args"), n)):
             if graph:
-                result = self.attribution.differentiable(whole, **passed)
+                result = self.attribution.differentiable(images, **passed)
             else:
-                result = over_tensors(Tensor.detach, run(self.attribution, whole, passed))
-            parts, rest = without_details(result, self.attribution, is_inputs_tuple, passed)
+                result = over_tensors(Tensor.detach, run(self.attribution, images, passed))
+            parts, rest = without_details(result, self.attribution, is_tuple(images), passed)
             for each in (each for part in parts for each in torch.split(part, n)):
                 check_finite(each, "attribution")
-        except ValueError:
-            # Are it the scores? And the sample has another number among those of all transforms.
-            self._average([group], arguments.get("additional_forward_args"), n)
-            raise
+        check(
+            all(len(part) == n * count for part in parts),
+            f"attribution: expected {n * count} results for as many images, got {listed(parts)}",
+        )
         is_result_tuple = isinstance(result[0] if rest else result, tuple)
-        for part in parts:
-            if len(part) != n * count:
-                raise ValueError(
-                    f"attribution: expected {n * count} results for as many images, got "
-                    f"{listed(parts)}"
-                )
-        is_layer = is_of_layer(self.attribution)
-        split = [rows_of_each(part, count, n) for part in parts]
-        rests = [rows_of_each(each, count, n) for each in rest]
-        shown = [size_like(group.inputs, i).shape[2:] for i in range(len(parts))]
+        shapes = [input_of(group.inputs, i).shape for i in range(len(parts))]
+        sizes = tuple((shape[2], shape[3]) for shape in shapes)
+        # The rows of each transform.
+        of_parts = zip(*(part.chunk(count) for part in parts), strict=True)
+        of_rest = zip(*(each.chunk(count) for each in rest), strict=True) if rest else [()] * count
         return [
-            Result(
-                tuple(
-                    Part(s[j], (size[0], size[1]), is_layer)
-                    for s, size in zip(split, shown, strict=True)
-                ),
-                [r[j] for r in rests],
-                is_result_tuple,
-            )
-            for j in range(count)
+            Result(own, sizes, own_rest, is_result_tuple)
+            for own, own_rest in zip(of_parts, of_rest, strict=True)
         ]
-
-    def _combined(self, maps: list[tuple[Transform, Part]], x: Tensor) -> Tensor:
-        """One tensor of the results of all transforms, on images like ``x``."""
-        size = (x.shape[2], x.shape[3])
-        # Before a transform may move it: what has no positions cannot be.
-        moves = any(t.moves_pixels for t, _ in maps)
-        resolution = maps[0][1].resolution(size) if moves else None
-        full = [p.values.float() if p.values.dtype.itemsize < 4 else p.values for _, p in maps]
-        pairs = [
-            t.align(values, size) if t.moves_pixels else (values, None)
-            for (t, _), values in zip(maps, full, strict=True)
-        ]
-        aligned, seen = [a for a, _ in pairs], [s for _, s in pairs]
-        if moves and (
-            any(s is not None for s in seen) or any(a.shape[2:] != resolution for a in aligned)
-        ):
-            # Windows, and maps of several sizes, meet at the size of the image.
-            aligned = [
-                at_size(a, s, size, t) for (t, _), a, s in zip(maps, aligned, seen, strict=True)
-            ]
-        if len({tuple(a.shape) for a in aligned}) > 1:
-            raise ValueError(f"attribution: results of different sizes, {listed(tuple(aligned))}")
-        if self.combine == "normalized_mean":
-            aligned = [of_largest_one(a) for a in aligned]
-        stack = torch.stack(aligned)
-        if all(s is None for s in seen):
-            combined = stack.median(dim=0).values if self.combine == "median" else stack.mean(dim=0)
-        else:
-            ones = stack.new_ones(1, 1, *size)
-            weight = torch.stack([ones if s is None else s.to(stack) for s in seen])
-            combined = weighted(stack, weight, median=self.combine == "median")
-        return combined if resolution is None else resized(combined, resolution)

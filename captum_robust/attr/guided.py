@@ -6,34 +6,36 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from captum.attr import Attribution, Saliency
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_robust._captum import (
-    TargetType,
-    format_output,
-    format_tensor_into_tuples,
-    is_tuple,
+from captum_robust._captum import TargetType, is_tuple
+from captum_robust._checks import check, check_finite, check_number
+from captum_robust._scores import at_least_float
+from captum_robust.attr._inputs import (
+    MODES,
+    as_given,
+    as_tuple,
+    checked,
+    enlarged,
+    in_dtype_of,
+    of_largest_one,
 )
-from captum_robust._checks import check_batch, check_finite, check_number
 from captum_robust.attr._wrapped import (
     Wrapper,
-    as_tuple,
+    blaming,
     check_attribution,
     is_of_layer,
     listed,
     needs_target,
-    of_largest_one,
+    passed_on,
     predicted_by,
     run,
     scores_of,
     shapes,
     without_details,
 )
-
-_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
 class Guided(Wrapper):
@@ -68,16 +70,12 @@ class Guided(Wrapper):
     """
 
     def __init__(
-        self,
-        attribution: Attribution,
-        guide: Attribution | str = "gradient",
-        *,
-        power: float = 1.0,
+        self, attribution: Attribution, guide: Attribution | str = "gradient", *, power: float = 1.0
     ) -> None:
         super().__init__(attribution)
         if isinstance(guide, str):
-            if guide != "gradient":
-                raise ValueError(f"guide: expected 'gradient' or an Attribution, got {guide!r}")
+            message = f"guide: expected 'gradient' or an Attribution, got {guide!r}"
+            check(guide == "gradient", message)
             guide = Saliency(attribution.forward_func)
         check_attribution(guide, "guide", "'gradient' or an Attribution")
         check_number("power", power, 0, open_low=True)
@@ -120,83 +118,62 @@ class Guided(Wrapper):
             ValueError: an attribution that has not the shape of the inputs, or a guide that does
                 not fit; NaN or infinity in either.
         """
-        of_guide = {} if guide_arguments is None else dict(guide_arguments)
-        is_inputs_tuple = is_tuple(inputs)
-        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
-        check_batch(inputs_tuple)
-
+        tensors = checked(inputs)
         # Also under the caller's inference_mode and no_grad: not every attribution that takes
         # gradients turns them on by itself.
         with torch.inference_mode(False), torch.enable_grad():
             if target is None and not self.explains_prediction:
-                target = predicted_by(self.forward_func, inputs_tuple, additional_forward_args)
-            shared = {"target": target, "additional_forward_args": additional_forward_args}
-            shared = {name: value for name, value in shared.items() if value is not None}
-            result = run(self.attribution, inputs, shared | arguments)
+                target = predicted_by(self.forward_func, tensors, additional_forward_args)
+            passed = passed_on(target, additional_forward_args, arguments)
+            result = run(self.attribution, inputs, passed)
             attributions, rest = without_details(
-                result, self.attribution, is_inputs_tuple, arguments
+                result, self.attribution, is_tuple(inputs), arguments
             )
-            _check_shapes(attributions, inputs_tuple)
-            guides = _one_each(as_tuple(run(self.guide, inputs, shared | of_guide)), inputs_tuple)
-            try:
+            check(
+                shapes(attributions) == shapes(tensors),
+                f"attribution: expected a result of the inputs' shape, {listed(tensors)}, got "
+                f"{listed(attributions)}; the map of a layer can be the guide",
+            )
+            passed = passed_on(target, additional_forward_args, dict(guide_arguments or {}))
+            guides = _one_each(as_tuple(run(self.guide, inputs, passed)), tensors)
+            with blaming(lambda: scores_of(self.forward_func, tensors, additional_forward_args)):
                 for a in attributions:
                     check_finite(a, "attribution")
                 for g in guides:
                     check_finite(g, "guide")
-            except ValueError:
-                scores_of(
-                    self.forward_func, inputs_tuple, additional_forward_args
-                )  # is it they that are not?
-                raise
-
             is_map = is_of_layer(self.guide)
-            product = tuple(
-                _product(a.detach(), _scaled(g.detach(), x, is_map) ** self.power, x.dtype)
-                for a, g, x in zip(attributions, guides, inputs_tuple, strict=True)
+            guided = as_given(
+                inputs,
+                (
+                    in_dtype_of(x, a.detach() * _scaled(g.detach(), x, is_map) ** self.power)
+                    for a, g, x in zip(attributions, guides, tensors, strict=True)
+                ),
             )
-        guided = format_output(is_inputs_tuple, product)
         return (guided, *rest) if rest else guided
-
-
-def _check_shapes(attributions: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> None:
-    if shapes(attributions) != shapes(inputs):
-        raise ValueError(
-            f"attribution: expected a result of the inputs' shape, {listed(inputs)}, got "
-            f"{listed(attributions)}; the map of a layer can be the guide"
-        )
 
 
 def _one_each(guides: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """A guide for each input, where the shapes fit; else ``ValueError``."""
     each = guides * len(inputs) if len(guides) == 1 else guides
-    if len(each) != len(inputs) or not all(map(_fits, each, inputs)):
-        raise ValueError(
-            f"guide: expected a result of the inputs' shape, {listed(inputs)}, or a map "
-            f"{len(inputs[0])}×1×… of as many dimensions, got {listed(guides)}"
-        )
+    check(
+        len(each) == len(inputs) and all(map(_fits, each, inputs)),
+        f"guide: expected a result of the inputs' shape, {listed(inputs)}, or a map "
+        f"{len(inputs[0])}×1×… of as many dimensions, got {listed(guides)}",
+    )
     return each
 
 
 def _fits(guide: Any, x: Tensor) -> bool:
     if not isinstance(guide, Tensor):
         return False
-    is_map = guide.ndim == x.ndim and guide.ndim in _MODES and guide.shape[:2] == (len(x), 1)
+    is_map = guide.ndim == x.ndim and guide.ndim in MODES and guide.shape[:2] == (len(x), 1)
     return guide.shape == x.shape or is_map
 
 
 def _scaled(guide: Tensor, x: Tensor, is_map: bool) -> Tensor:
     """In [0, 1], broadcastable to the input; the maximum of each sample is 1, or all is 0."""
-    guide = guide.float() if guide.dtype.itemsize < 4 else guide
+    guide = at_least_float(guide)
     if guide.shape == x.shape and not is_map:
-        guide = guide.abs()
-    else:
-        guide = guide.clamp(min=0)
-        if guide.shape[2:] != x.shape[2:]:
-            size = tuple(x.shape[2:])
-            guide = F.interpolate(guide, size, mode=_MODES[guide.ndim], align_corners=False)
-    return of_largest_one(guide)
-
-
-def _product(attributions: Tensor, guide: Tensor, dtype: torch.dtype) -> Tensor:
-    dtype = dtype if dtype.is_floating_point else torch.float32
-    return (attributions * guide).to(dtype).contiguous()
+        return of_largest_one(guide.abs())
+    guide = guide.clamp(min=0)
+    return of_largest_one(guide if guide.shape[2:] == x.shape[2:] else enlarged(guide, x.shape[2:]))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,30 +11,12 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_robust._captum import (
-    TargetType,
-    format_output,
-    format_tensor_into_tuples,
-    is_tuple,
-)
-from captum_robust._checks import (
-    as_number,
-    check_batch,
-    check_count,
-    check_finite,
-    check_images,
-    check_inputs,
-    check_number,
-)
-from captum_robust._scores import (
-    ClassScores,
-    arguments_of,
-    depends_on,
-    model_scores,
-    one_row_a_sample,
-    rows_of,
-    target_of,
-)
+from captum_robust._captum import TargetType
+from captum_robust._checks import check, check_count, check_number, check_type
+from captum_robust._scores import ClassScores, depends_on
+from captum_robust.attr._classes import explained
+from captum_robust.attr._inputs import as_given, checked_images, over_channels
+from captum_robust.attr._samples import Samples, in_batches, joined
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective, blend, upsampled
 
 PER_IMAGE = CodeObjective(area=11.0, smoothness=0.5, preserver=0.2)
@@ -106,28 +87,21 @@ class IterativeMask(Attribution):
         seed: int | None = 0,
     ) -> None:
         super().__init__(forward_func)
-        self.objective = PER_IMAGE if objective is None else objective
-        if not isinstance(self.objective, (PaperObjective, CodeObjective)):
-            raise TypeError(
-                "objective: expected a PaperObjective or a CodeObjective, got "
-                f"{type(objective).__name__}"
-            )
-        self.removal = EvidenceRemoval() if removal is None else removal
-        if not isinstance(self.removal, EvidenceRemoval):
-            raise TypeError(f"removal: expected an EvidenceRemoval, got {type(removal).__name__}")
-        if not 0 <= as_number(image_noise) < math.inf:
-            raise ValueError(f"image_noise: expected a finite number from 0, got {image_noise!r}")
+        objective = PER_IMAGE if objective is None else objective
+        removal = EvidenceRemoval() if removal is None else removal
+        kinds = (PaperObjective, CodeObjective)
+        check_type("objective", objective, kinds, "a PaperObjective or a CodeObjective")
+        check_type("removal", removal, EvidenceRemoval, "an EvidenceRemoval")
         check_count("mask_size", mask_size, 1)
         check_count("steps", steps, 1)
-        if not 0 <= as_number(momentum) < 1:
-            raise ValueError(f"momentum: expected a number in [0, 1), got {momentum!r}")
-        if seed is not None:
-            check_count("seed", seed, 0)
-        self.image_noise = float(image_noise)
+        check_count("seed", seed, 0, optional=True)
+        self.objective = objective
+        self.removal = removal
+        self.image_noise = check_number("image_noise", image_noise, 0)
         self.mask_size = mask_size
         self.steps = steps
         self.learning_rate = check_number("learning_rate", learning_rate, 0, open_low=True)
-        self.momentum = float(momentum)
+        self.momentum = check_number("momentum", momentum, 0, 1, open_high=True)
         self.seed = seed
 
     @log_usage()
@@ -162,71 +136,43 @@ class IterativeMask(Attribution):
         """
         steps = self.steps if steps is None else steps
         check_count("steps", steps, 1)
-        is_inputs_tuple = is_tuple(inputs)
-        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
-        n = check_batch(inputs_tuple)
-        check_inputs(inputs_tuple, None)
-        check_images(inputs_tuple)
-        size = n if internal_batch_size is None else internal_batch_size
-        check_count("internal_batch_size", size, 1)
-        batches = []
+        images = checked_images(inputs)
+        masks, details = [], []
         with torch.inference_mode(False), torch.enable_grad():
-            for first in range(0, n, size):
-                rows = list(range(first, min(n, first + size)))
-                batch = _Batch(
-                    method=self,
-                    images=tuple(rows_of(x.detach(), rows, n) for x in inputs_tuple),
-                    target=target_of(target, rows, n),
-                    arguments=additional_forward_args,
-                    first=first,
-                    whole=n,
-                )
-                batch.descend(steps)
+            for samples in in_batches(
+                self.forward_func, images, target, additional_forward_args, internal_batch_size
+            ):
+                descent = _Descent(self, samples)
+                descent.descend(steps)
                 if return_details:
-                    batch.evaluate()
-                batches.append(batch)
-        masks = tuple(
-            torch.cat([batch.attributions[i] for batch in batches])
-            for i in range(len(inputs_tuple))
-        )
-        result = format_output(is_inputs_tuple, masks)
-        if not return_details:
-            return result
-        return result, MaskDetails(
-            explained_class=torch.cat([batch.classes for batch in batches]),
-            objective=torch.cat([torch.stack(batch.history, dim=1) for batch in batches]),
-        )
+                    descent.evaluate()
+                masks.append(descent.attributions)
+                details.append((descent.classes, torch.stack(descent.history, dim=1)))
+        result = as_given(inputs, joined(masks))
+        return (result, MaskDetails(*joined(details))) if return_details else result
 
 
-@dataclass
-class _Batch:
-    """n samples of the caller's batch, and their masks."""
+class _Descent:
+    """The masks of n samples."""
 
-    method: IterativeMask
-    images: tuple[Tensor, ...]
-    target: TargetType
-    arguments: Any  # of the whole batch
-    first: int  # the number of its first sample in the caller's batch
-    whole: int  # samples in that
-    history: list[Tensor] = field(default_factory=list)
-    """The objective n, at each evaluation."""
-
-    def __post_init__(self) -> None:
-        self.n = len(self.images[0])
+    def __init__(self, method: IterativeMask, samples: Samples) -> None:
+        self.method = method
+        self.samples = samples
+        self.images = samples.inputs
+        self.n = samples.n
+        self.history: list[Tensor] = []  # the objective n, at each evaluation
         # One generator a batch: each of them meets the same draws.
-        seed = self.method.seed
+        seed = method.seed
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
-        # On the CPU, convolutions run some 20 % faster on channels_last.
-        self.channels_last = all(x.device.type == "cpu" for x in self.images)
         self.scores_of: ClassScores | None = None
-        if self.target is None:
+        self.classes: Tensor  # n, the explained ones
+        if samples.target is None:
             with torch.no_grad():
-                scores = self._scores(self.images, copies=1)
-            self._explain(scores)
+                self._explain(self._scores(self.images, copies=1))
         # What the masks are made of: n×2×h×w, for each of the images.
         self.cells = [
             torch.full(
-                (self.n, 2, *(min(self.method.mask_size, size) for size in x.shape[2:])),
+                (self.n, 2, *(min(method.mask_size, size) for size in x.shape[2:])),
                 0.5,
                 dtype=torch.promote_types(x.dtype, torch.float32),
                 device=x.device,
@@ -253,19 +199,15 @@ class _Batch:
         """The masks in the shape of the images."""
         with torch.no_grad():
             masks = self._masks()
-        for mask in masks:
-            check_finite(mask, "masks", self.first)
-        return tuple(
-            mask.to(x.dtype).expand_as(x).contiguous()
-            for mask, x in zip(masks, self.images, strict=True)
-        )
+        pairs = zip(masks, self.images, strict=True)
+        return tuple(over_channels(mask, x, self.samples.first) for mask, x in pairs)
 
     def evaluate(self) -> Tensor:
         """The objective n at the masks as they are."""
         masks = self._masks()
         scores = self._scores(
             tuple(
-                torch.cat([self._shown(x, mask), self._shown(x, 1 - mask)]).to(x.dtype)
+                torch.cat([self._kept(x, mask), self._kept(x, 1 - mask)]).to(x.dtype)
                 for x, mask in zip(self.images, masks, strict=True)
             ),
             copies=2,
@@ -287,13 +229,13 @@ class _Batch:
 
     def _masks(self) -> list[Tensor]:
         """n×1×H×W for each of the images."""
-        found = []
+        masks = []
         for cells, x in zip(self.cells, self.images, strict=True):
             a, b = torch.split(cells.abs(), 1, dim=1)
-            found.append(upsampled(a / (a + b + _EPSILON), (x.shape[2], x.shape[3])))
-        return found
+            masks.append(upsampled(a / (a + b + _EPSILON), (x.shape[2], x.shape[3])))
+        return masks
 
-    def _shown(self, x: Tensor, mask: Tensor) -> Tensor:
+    def _kept(self, x: Tensor, mask: Tensor) -> Tensor:
         """The images with what the mask hides removed."""
         device = x.device if self.generator is None else self.generator.device
         noise = torch.randn(x[:1].shape, generator=self.generator, device=device).to(x)
@@ -302,48 +244,23 @@ class _Batch:
 
     def _scores(self, images: tuple[Tensor, ...], copies: int) -> Tensor:
         """Scores of ``copies`` images of each sample, all samples of a copy together."""
-        rows = list(range(self.first, self.first + self.n)) * copies
-        arguments = arguments_of(self.arguments, rows, self.whole)
-        try:
-            scores = model_scores(self.method.forward_func, self._laid_out(images), arguments)
-        except RuntimeError:
-            if not self.channels_last:
-                raise
-            # A model that calls view() on a channels_last tensor.
-            self.channels_last = False
-            scores = model_scores(self.method.forward_func, self._laid_out(images), arguments)
-        scores = one_row_a_sample(scores, len(rows))
-        for part in torch.split(scores, self.n):
-            check_finite(part, "forward_func, scores", self.first)
-        if scores.ndim == 1 or scores.shape[1] < 2:
-            raise ValueError(
-                "forward_func: a mask of a class needs scores N×K of at least two classes, got "
-                f"{tuple(scores.shape)}"
-            )
-        return scores
-
-    def _laid_out(self, images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Copies, which the model may write to."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return tuple(x.clone(memory_format=layout) for x in images)
+        rows = list(range(self.n)) * copies
+        scores = self.samples.in_a_layout_it_takes(lambda: self.samples.run(images, rows))
+        return self.samples.checked_scores(scores, len(rows), "a mask of a class")
 
     def _explain(self, scores: Tensor) -> None:
         """Settle which classes are explained; n rows of scores."""
-        self.scores_of = ClassScores(scores.detach(), self.target)
-        given = self.scores_of.classes
-        self.classes = self.scores_of(scores.detach()).argmax(dim=1) if given is None else given
+        self.scores_of, self.classes = explained(scores.detach(), self.samples.target)
 
     def _check_dependence(self, scores: Tensor) -> None:
         """``ValueError`` where the scores would leave the masks to their own area."""
-        if not any(depends_on(scores, cells) for cells in self.cells):
-            raise ValueError("forward_func: its scores do not depend on the inputs differentiably")
+        differentiable = any(depends_on(scores, cells) for cells in self.cells)
+        message = "forward_func: its scores do not depend on the inputs differentiably"
+        check(differentiable, message)
         kept, destroyed = torch.split(scores.detach(), self.n)
         if not torch.equal(kept, destroyed):
             return
         generator = torch.Generator().manual_seed(0)
         noise = tuple(torch.rand(x.shape, generator=generator).to(x) for x in self.images)
         with torch.no_grad():
-            if torch.equal(self._scores(noise, copies=1), kept):
-                raise ValueError(
-                    "forward_func: its scores are constant; they do not change with inputs"
-                )
+            self.samples.check_not_constant(kept, self._scores(noise, copies=1))

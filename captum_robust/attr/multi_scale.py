@@ -7,24 +7,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_robust._captum import (
-    TargetType,
-    format_output,
-    format_tensor_into_tuples,
-    is_tuple,
+from captum_robust._captum import TargetType, format_output
+from captum_robust._checks import as_number, check, check_finite
+from captum_robust._resize import resized
+from captum_robust._scores import at_least_float
+from captum_robust.attr._inputs import (
+    as_given,
+    as_tuple,
+    checked,
+    in_dtype_of,
+    input_of,
+    of_largest_one,
 )
-from captum_robust._checks import as_number, check_batch, check_finite
 from captum_robust.attr._wrapped import (
     Wrapper,
-    as_tuple,
+    blaming,
     copied,
     listed,
-    of_largest_one,
+    passed_on,
     predicted_by,
     run,
     scores_of,
@@ -58,8 +62,8 @@ class MultiScale(Wrapper):
     def __init__(self, attribution: Attribution, scales: Sequence[float] = (1, 12 / 7)) -> None:
         super().__init__(attribution)
         is_several = isinstance(scales, Sequence) and len(scales) > 0
-        if not is_several or not all(0 < as_number(s) < math.inf for s in scales):
-            raise ValueError(f"scales: expected positive numbers, at least one, got {scales!r}")
+        are_positive = is_several and all(0 < as_number(s) < math.inf for s in scales)
+        check(are_positive, f"scales: expected positive numbers, at least one, got {scales!r}")
         self.scales = tuple(scales)
 
     @property
@@ -89,56 +93,52 @@ class MultiScale(Wrapper):
         Raises:
             ValueError: inputs or results that are not images; NaN or infinity in either.
         """
-        is_inputs_tuple = is_tuple(inputs)
-        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
-        n = check_batch(inputs_tuple)
-        if any(x.ndim != 4 for x in inputs_tuple):
-            raise ValueError(f"inputs: expected N×C×H×W, got {listed(inputs_tuple)}")
+        images = checked(inputs)
+        are_images = all(x.ndim == 4 for x in images)
+        check(are_images, f"inputs: expected N×C×H×W, got {listed(images)}")
         with torch.inference_mode(False), torch.enable_grad():
             if target is None and takes_target(self.attribution):
-                target = predicted_by(self.forward_func, inputs_tuple, additional_forward_args)
-            shared = {"target": target, "additional_forward_args": additional_forward_args}
-            shared = {name: value for name, value in shared.items() if value is not None}
+                target = predicted_by(self.forward_func, images, additional_forward_args)
+            passed = passed_on(target, additional_forward_args, arguments)
             sums: list[Tensor] = []
             for scale in self.scales:
-                sized = tuple(_resized(x, _size(x, scale)) for x in copied(inputs_tuple))
-                result = run(
-                    self.attribution, format_output(is_inputs_tuple, sized), shared | arguments
-                )
+                sized = tuple(_resized(x, _size(x, scale)) for x in copied(images))
+                result = run(self.attribution, as_given(inputs, sized), passed)
                 parts = as_tuple(result)
-                for i, part in enumerate(parts):
-                    if not isinstance(part, Tensor) or part.ndim != 4 or len(part) != n:
-                        raise ValueError(
-                            f"attribution: expected results N×C×H×W, got {listed(parts)}"
-                        )
-                    try:
-                        check_finite(part, "attribution")
-                    except ValueError:
-                        scores_of(self.forward_func, sized, additional_forward_args)  # is it they?
-                        raise
-                    like = inputs_tuple[min(i, len(inputs_tuple) - 1)]
-                    part = of_largest_one(_resized(part.detach(), tuple(like.shape[2:])))
-                    if len(sums) <= i:
-                        sums.append(part)
-                    else:
-                        sums[i] = sums[i] + part
-        dtype = inputs_tuple[0].dtype
-        dtype = dtype if dtype.is_floating_point else torch.float32
-        averages = tuple((s / len(self.scales)).to(dtype).contiguous() for s in sums)
+                self._check(parts, sized, additional_forward_args)
+                maps = [
+                    of_largest_one(_map_of(part.detach(), input_of(images, i)))
+                    for i, part in enumerate(parts)
+                ]
+                sums = [a + b for a, b in zip(sums, maps, strict=True)] if sums else maps
+        averages = tuple(in_dtype_of(images[0], s / len(self.scales)) for s in sums)
         output: Tensor | tuple[Tensor, ...] = format_output(isinstance(result, tuple), averages)
         return output
+
+    def _check(self, parts: tuple[Any, ...], images: tuple[Tensor, ...], arguments: object) -> None:
+        """``ValueError`` unless the results for images are finite and have their dimensions."""
+        n = len(images[0])
+        are_maps = all(isinstance(p, Tensor) and p.ndim == 4 and len(p) == n for p in parts)
+        check(are_maps, f"attribution: expected results N×C×H×W, got {listed(parts)}")
+        with blaming(lambda: scores_of(self.forward_func, images, arguments)):
+            for part in parts:
+                check_finite(part, "attribution")
 
 
 def _size(x: Tensor, scale: float) -> tuple[int, int]:
     return max(1, round(scale * x.shape[2])), max(1, round(scale * x.shape[3]))
 
 
-def _resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
+def _map_of(part: Tensor, x: Tensor) -> Tensor:
+    """A result at the size of the input."""
+    return _resized(at_least_float(part), (x.shape[2], x.shape[3]))
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear; smoothed before it is made smaller."""
     if tuple(x.shape[2:]) == size:
         return x
-    x = x.float() if not x.is_floating_point() or x.dtype.itemsize < 4 else x
-    resized = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+    x = x if x.is_floating_point() else x.float()
     # Rounding would take white pixels past 1, out of an attribution's bounds.
     dims = (1, 2, 3)
-    return resized.clamp(x.amin(dim=dims, keepdim=True), x.amax(dim=dims, keepdim=True))
+    return resized(x, size).clamp(x.amin(dim=dims, keepdim=True), x.amax(dim=dims, keepdim=True))

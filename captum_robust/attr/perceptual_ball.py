@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -12,27 +11,20 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_robust._captum import (
-    TargetType,
-    format_output,
-    format_tensor_into_tuples,
-    is_tuple,
-)
+from captum_robust._captum import TargetType
 from captum_robust._checks import (
     as_number,
-    check_batch,
-    check_count,
+    check,
     check_inputs,
     check_number,
+    check_shape,
     checked_bounds,
 )
 from captum_robust._resize import blur_matrix
-from captum_robust._scores import (
-    at_least_float,
-    rows_of,
-    target_of,
-)
+from captum_robust._scores import at_least_float
 from captum_robust.attr._ball import Ball, BallDetails, BallSettings
+from captum_robust.attr._inputs import as_given, checked
+from captum_robust.attr._samples import in_batches, joined
 from captum_robust.optim import check_options
 
 if TYPE_CHECKING:
@@ -174,63 +166,28 @@ class PerceptualBallPerturbation(Attribution):
                 counterfactual class that is out of range or the explained one. All these before
                 the first step. A pass that gives NaN or infinity names its sample.
         """
-        changes: dict[str, Any] = {
-            name: value
-            for name, value in {
-                "perceptual_weight": perceptual_weight,
-                "pixel_weight": pixel_weight,
-                "margin_target": margin_target,
-                "max_iterations": max_iterations,
-                "tolerance": tolerance,
-                "history_size": history_size,
-                "step": step,
-                "line_search": line_search,
-                "normalize_layers": normalize_layers,
-                "map_tolerance": map_tolerance,
-            }.items()
-            if value is not None
-        }
-        settings = replace(self.settings, **changes)
+        given = locals()  # the options among them have the names of the settings
+        names = [field.name for field in fields(BallSettings)]
+        options = {name: given[name] for name in names if given[name] is not None}
+        settings = replace(self.settings, **options)
         _check_settings(settings)
-        is_inputs_tuple = is_tuple(inputs)
-        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
-        n = check_batch(inputs_tuple)
+        whole = checked(inputs)
         bounds = None if bounds is None else checked_bounds(bounds)
-        check_inputs(inputs_tuple, bounds)
-        size = n if internal_batch_size is None else internal_batch_size
-        check_count("internal_batch_size", size, 1)
+        check_inputs(whole, bounds)
+        others = None if counterfactual is None else _checked_classes(counterfactual, len(whole[0]))
         layers = self.layers if settings.perceptual_weight > 0 else ()
-        wanted = None if counterfactual is None else _checked_counterfactual(counterfactual, n)
+        perturbations, details = [], []
         with torch.inference_mode(False):
-            parts = []
-            for first in range(0, n, size):
-                rows = list(range(first, min(n, first + size)))
-                ball = Ball(
-                    forward_func=self.forward_func,
-                    layers=layers,
-                    inputs=tuple(rows_of(x.detach(), rows, n) for x in inputs_tuple),
-                    target=target_of(target, rows, n),
-                    arguments=additional_forward_args,
-                    settings=settings,
-                    bounds=bounds,
-                    counterfactual=None if wanted is None else wanted[rows],
-                    first=first,
-                    whole=n,
-                )
-                parts.append(ball.shrink())
-        attributions = tuple(
-            torch.cat([part[0][i] for part in parts]).contiguous() for i in range(len(inputs_tuple))
-        )
-        result = format_output(is_inputs_tuple, attributions)
-        if not return_details:
-            return result
-        details = BallDetails(
-            **{
-                f.name: torch.cat([getattr(part[1], f.name) for part in parts])
-                for f in fields(BallDetails)
-            }
-        )
-        return result, details
+            for samples in in_batches(
+                self.forward_func, whole, target, additional_forward_args, internal_batch_size
+            ):
+                own = None if others is None else others[samples.first :][: samples.n]
+                ball = Ball(samples, layers, settings, bounds, own)
+                moved, detail = ball.shrink()
+                perturbations.append(moved)
+                details.append(vars(detail).values())
+        result = as_given(inputs, joined(perturbations))
+        return (result, BallDetails(*joined(details))) if return_details else result
 
     @staticmethod
     def saliency(attributions: Tensor, blur: float = 2.0) -> Tensor:
@@ -246,12 +203,8 @@ class PerceptualBallPerturbation(Attribution):
         Raises:
             ValueError: another number of dimensions, or a negative blur.
         """
-        if attributions.ndim != 4:
-            raise ValueError(
-                f"attributions: expected N×C×H×W, got the shape {tuple(attributions.shape)}"
-            )
-        if not (blur >= 0 and math.isfinite(blur)):
-            raise ValueError(f"blur: expected a number of pixels from 0, got {blur!r}")
+        check_shape("attributions", attributions, "N×C×H×W")
+        check_number("blur", blur, 0)
         maps = at_least_float(attributions.detach()).square().mean(dim=1).sqrt()
         if blur == 0:
             return maps
@@ -265,38 +218,30 @@ class PerceptualBallPerturbation(Attribution):
 def _checked_layers(
     forward_func: Callable[..., Tensor], layers: nn.Module | Sequence[nn.Module]
 ) -> tuple[nn.Module, ...]:
-    found = (layers,) if isinstance(layers, nn.Module) else tuple(layers)
-    for i, layer in enumerate(found):
-        if not isinstance(layer, nn.Module):
-            raise TypeError(f"layers: expected modules, got {type(layer).__name__} at position {i}")
-        if any(layer is other for other in found[:i]):
-            raise ValueError(f"layers: number {i}, {type(layer).__name__}, was already given")
+    several = (layers,) if isinstance(layers, nn.Module) else tuple(layers)
+    inside = several
     if isinstance(forward_func, nn.Module):
-        inside = {id(m) for m in forward_func.modules()}
-        for i, layer in enumerate(found):
-            if id(layer) not in inside:
-                is_new = len(children := list(layer.children())) > 0 and all(
-                    id(child) in inside for child in children
-                )
-                raise ValueError(
-                    f"layers: number {i}, {type(layer).__name__}, is not a part of the model"
-                    + ("; its modules are: give list(...) of it" if is_new else "")
-                )
-    return found
+        inside = tuple(forward_func.modules())
+    for i, layer in enumerate(several):
+        kind = type(layer).__name__
+        message = f"layers: expected modules, got {kind} at position {i}"
+        check(isinstance(layer, nn.Module), message, TypeError)
+        check(layer not in several[:i], f"layers: number {i}, {kind}, was already given")
+        children = list(layer.children())
+        is_new = bool(children) and all(child in inside for child in children)
+        hint = "; its modules are: give list(...) of it" if is_new else ""
+        message = f"layers: number {i}, {kind}, is not a part of the model{hint}"
+        check(layer in inside, message)
+    return several
 
 
 def _check_settings(s: BallSettings) -> None:
-    if not 0 <= as_number(s.perceptual_weight) < math.inf:
-        raise ValueError(
-            "perceptual_weight: expected a positive number, or 0 for no perceptual term, got "
-            f"{s.perceptual_weight!r}"
-        )
+    check_number("perceptual_weight", s.perceptual_weight, 0)
     check_number("pixel_weight", s.pixel_weight, 0, open_low=True)
-    if not math.isfinite(as_number(s.margin_target)):
-        raise ValueError(f"margin_target: expected a finite number, got {s.margin_target!r}")
-    for name in ("tolerance", "map_tolerance"):
-        if not as_number(getattr(s, name)) >= 0:
-            raise ValueError(f"{name}: expected a number from 0, got {getattr(s, name)!r}")
+    check_number("margin_target", s.margin_target)
+    for name in ("tolerance", "map_tolerance"):  # with infinity one iteration is enough
+        tolerance = getattr(s, name)
+        check(as_number(tolerance) >= 0, f"{name}: expected a number from 0, got {tolerance!r}")
     check_options(
         step=s.step,
         max_iterations=s.max_iterations,
@@ -305,13 +250,13 @@ def _check_settings(s: BallSettings) -> None:
     )
 
 
-def _checked_counterfactual(counterfactual: Any, n: int) -> Tensor:
+def _checked_classes(counterfactual: Any, n: int) -> Tensor:
     """One class a sample."""
-    given = torch.as_tensor(counterfactual)
-    if given.is_floating_point() or given.dtype == torch.bool or given.ndim > 1:
-        raise ValueError(
-            f"counterfactual: expected a class or one a sample, got {counterfactual!r}"
-        )
-    if given.ndim == 1 and len(given) not in (1, n):
-        raise ValueError(f"counterfactual: expected 1 or {n} classes, got {len(given)}")
-    return given.long().reshape(-1).expand(n)
+    classes = torch.as_tensor(counterfactual)
+    is_whole = not (classes.is_floating_point() or classes.dtype == torch.bool)
+    message = f"counterfactual: expected a class or one a sample, got {counterfactual!r}"
+    check(is_whole and classes.ndim <= 1, message)
+    count = classes.numel()
+    fits = classes.ndim == 0 or count in (1, n)
+    check(fits, f"counterfactual: expected 1 or {n} classes, got {count}")
+    return classes.long().reshape(-1).expand(n)

@@ -11,22 +11,12 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_robust._captum import (
-    TargetType,
-    format_output,
-    format_tensor_into_tuples,
-    is_tuple,
-)
-from captum_robust._checks import (
-    as_number,
-    check_batch,
-    check_finite,
-    check_images,
-    check_inputs,
-    unknown_name,
-)
+from captum_robust._captum import TargetType
+from captum_robust._checks import check, check_finite, check_number, check_type, unknown_name
 from captum_robust._contexts import evaluation
-from captum_robust._scores import ClassScores, one_row_a_sample
+from captum_robust._scores import one_row_a_sample, without_inference
+from captum_robust.attr._classes import explained
+from captum_robust.attr._inputs import as_given, as_tuple, checked_images, over_channels
 from captum_robust.nn import MaskingNetwork, load_masking_network, upsampled
 
 _FOLDER = "weights"
@@ -55,13 +45,10 @@ class RealTimeMasking(Attribution):
     explains_prediction = True
 
     def __init__(self, network: MaskingNetwork, *, confidence: float = 0.0) -> None:
-        if not isinstance(network, MaskingNetwork):
-            raise TypeError(
-                f"network: expected a captum_robust.nn.MaskingNetwork, got {type(network).__name__}"
-            )
+        check_type("network", network, MaskingNetwork, "a captum_robust.nn.MaskingNetwork")
         super().__init__(network.encoder)
         self.network = network
-        self.confidence = _finite(confidence)
+        self.confidence = check_number("confidence", confidence)
 
     @classmethod
     def from_pretrained(cls, name: str, *, model: Any = None) -> RealTimeMasking:
@@ -76,17 +63,15 @@ class RealTimeMasking(Attribution):
             ValueError: there is no trained network for it; says which there are.
             ImportError: a package of the classifier's weights is missing; names the pip command.
         """
-        found = pretrained()
-        if name not in found:
-            known = unknown_name("trained masking network", name, found)
-            raise ValueError(
-                f"{known}; train one with: captum-robust train masking --images DIR --model {name}"
-            )
+        networks = pretrained()
+        known = unknown_name("trained masking network", name, networks)
+        advice = f"train one with: captum-robust train masking --images DIR --model {name}"
+        check(name in networks, f"{known}; {advice}")
         if model is None:
             from captum_robust.models import load_classifier
 
             model = load_classifier(name)
-        return cls(load_masking_network(found[name], model))
+        return cls(load_masking_network(networks[name], model))
 
     @log_usage()
     def attribute(
@@ -111,44 +96,35 @@ class RealTimeMasking(Attribution):
         Raises:
             ValueError: inputs that are no images, NaN or infinity.
         """
-        confidence = self.confidence if confidence is None else _finite(confidence)
-        is_inputs_tuple = is_tuple(inputs)
-        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
-        n = check_batch(inputs_tuple)
-        check_inputs(inputs_tuple, None)
-        check_images(inputs_tuple)
-        arguments = _as_tuple(additional_forward_args)
+        if confidence is None:
+            confidence = self.confidence
+        confidence = check_number("confidence", confidence)
+        images = checked_images(inputs)
+        arguments = () if additional_forward_args is None else as_tuple(additional_forward_args)
         network = self.network
         # Outside of inference mode: its tensors can't be kept for a gradient later.
         with evaluation(network), torch.inference_mode(False), torch.no_grad():
-            images = tuple(x.clone() if x.is_inference() else x for x in inputs_tuple)
+            images = without_inference(images)
             features, scores = network.encode(*images, *arguments)
-            if not isinstance(scores, Tensor):
-                raise TypeError(
-                    f"forward_func: expected a tensor of scores, got {type(scores).__name__}"
-                )
-            scores = one_row_a_sample(scores, n)
+            check_type("forward_func", scores, Tensor, "a tensor of scores")
+            scores = one_row_a_sample(scores, len(images[0]))
             check_finite(scores, "forward_func, scores")
-            classes = self._classes(scores, target, n)
-            masks = network.decoder(features, classes, confidence)
-            check_finite(masks, "masks")
-            attributions = tuple(
-                upsampled(masks, (x.shape[2], x.shape[3])).to(x.dtype).expand_as(x).contiguous()
-                for x in images
-            )
-        return format_output(is_inputs_tuple, attributions)
+            masks = network.decoder(features, self._classes(scores, target), confidence)
+            attributions = [
+                over_channels(upsampled(masks, (x.shape[2], x.shape[3])), x) for x in images
+            ]
+        return as_given(inputs, attributions)
 
-    def _classes(self, scores: Tensor, target: TargetType, n: int) -> Tensor:
+    def _classes(self, scores: Tensor, target: TargetType) -> Tensor:
         count = self.network.decoder.shape.num_classes
-        if count != scores.shape[1]:
-            if target is None:
-                raise ValueError(
-                    f"target: the masks are of {count} classes, but the encoder has "
-                    f"{scores.shape[1]} others; say which"
-                )
-            scores = scores.new_zeros(n, count)
-        of_rows = ClassScores(scores, target)
-        return of_rows(scores).argmax(dim=1) if of_rows.classes is None else of_rows.classes
+        if scores.shape[1] != count:
+            check(
+                target is not None,
+                f"target: the masks are of {count} classes, but the encoder has {scores.shape[1]} "
+                "others; say which",
+            )
+            scores = scores.new_zeros(len(scores), count)
+        return explained(scores, target)[1]
 
 
 def pretrained() -> dict[str, Path]:
@@ -158,16 +134,3 @@ def pretrained() -> dict[str, Path]:
         file.stem.removeprefix(_PREFIX): file
         for file in sorted(folder.glob(f"{_PREFIX}*.safetensors"))
     }
-
-
-def _finite(confidence: Any) -> float:
-    number = as_number(confidence)
-    if not float("-inf") < number < float("inf"):
-        raise ValueError(f"confidence: expected a finite number, got {confidence!r}")
-    return number
-
-
-def _as_tuple(arguments: Any) -> tuple[Any, ...]:
-    if arguments is None:
-        return ()
-    return arguments if isinstance(arguments, tuple) else (arguments,)

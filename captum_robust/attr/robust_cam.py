@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from captum.attr import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_robust._captum import (
-    TargetType,
-    format_output,
-    format_tensor_into_tuples,
-)
-from captum_robust._checks import check_batch, check_finite
-from captum_robust._scores import model_scores, one_row_a_sample
+from captum_robust._captum import TargetType, format_output
+from captum_robust._checks import check, check_choice, check_finite, check_type
+from captum_robust._scores import at_least_float, model_scores, one_row_a_sample
 from captum_robust.attr._classes import Ranking, class_weights, top_classes
+from captum_robust.attr._inputs import MODES, checked, divided, enlarged, in_dtype_of
 from captum_robust.attr._layer_cut import LayerCut, cut_at, gradients_of
 
 _BASES = ("auto", "cam", "gradcam")
@@ -64,10 +61,8 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         base: str = "auto",
         reshape_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if not isinstance(layer, nn.Module):
-            raise TypeError(f"layer: expected a torch.nn.Module, got {type(layer).__name__}")
-        if base not in _BASES:
-            raise ValueError(f"base: expected one of {_BASES}, got {base!r}")
+        check_type("layer", layer, nn.Module, "a torch.nn.Module")
+        check_choice("base", base, _BASES)
         LayerAttribution.__init__(self, forward_func, layer)
         GradientAttribution.__init__(self, forward_func)
         if reshape_transform is None:
@@ -121,19 +116,10 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             TypeError: a layer whose output is neither a tensor nor a tuple of tensors; scores that
                 are no tensor.
         """
-        with torch.inference_mode(False), torch.no_grad():  # the grad mode is restored behind it
-            return self._map(
-                inputs,
-                target,
-                additional_forward_args,
-                attribute_to_layer_input,
-                k,
-                weights,
-                normalize,
-                upsample,
-                ranking,
-                graph=False,
-            )
+        average = _Average(k, weights, normalize, upsample, ranking)
+        return self._map(
+            inputs, target, additional_forward_args, attribute_to_layer_input, average, graph=False
+        )
 
     def differentiable(
         self,
@@ -153,19 +139,10 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         For whoever optimises the map itself, as :class:`captum_robust.attacks.ExplanationAttack`.
         The whole network is recorded, not only the part behind the layer.
         """
-        with torch.inference_mode(False), torch.enable_grad():
-            return self._map(
-                inputs,
-                target,
-                additional_forward_args,
-                attribute_to_layer_input,
-                k,
-                weights,
-                normalize,
-                upsample,
-                ranking,
-                graph=True,
-            )
+        average = _Average(k, weights, normalize, upsample, ranking)
+        return self._map(
+            inputs, target, additional_forward_args, attribute_to_layer_input, average, graph=True
+        )
 
     def _map(
         self,
@@ -173,37 +150,21 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         target: TargetType,
         additional_forward_args: object | None,
         at_input: bool,
-        k: int | None,
-        weights: str | Sequence[float],
-        normalize: str | None,
-        upsample: bool,
-        ranking: Ranking | None,
+        average: _Average,
         *,
         graph: bool,
     ) -> Tensor | tuple[Tensor, ...]:
-        ladder = class_weights(k, weights)
-        if normalize not in _NORMALIZATIONS:
-            raise ValueError(f"normalize: expected one of {_NORMALIZATIONS}, got {normalize!r}")
-        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
-        n = check_batch(inputs_tuple)
-
-        cut, scores, weight = self._forward(inputs_tuple, additional_forward_args, at_input, graph)
-        scores = one_row_a_sample(scores, n)
-        check_finite(scores, "forward_func, scores")
-        with torch.enable_grad():
-            selected, classes = top_classes(scores, target, len(ladder), ranking)
-        class_maps = self._class_maps(cut, weight, selected, classes, graph)
-
-        size = inputs_tuple[0].shape[2:] if upsample else None
-        dtype = inputs_tuple[0].dtype
-        dtype = dtype if dtype.is_floating_point else torch.float32
-        with torch.autocast(scores.device.type, enabled=False):
-            maps = tuple(
-                _average(m.float() if m.dtype.itemsize < 4 else m, ladder, normalize, size)
-                .to(dtype)
-                .contiguous()
-                for m in class_maps
-            )
+        images = checked(inputs)
+        # The grad mode, which a cut switches on, is restored behind it.
+        with torch.inference_mode(False), torch.set_grad_enabled(graph):
+            cut, scores, weight = self._forward(images, additional_forward_args, at_input, graph)
+            scores = one_row_a_sample(scores, len(images[0]))
+            check_finite(scores, "forward_func, scores")
+            with torch.enable_grad():
+                ranked = top_classes(scores, target, len(average.ladder), average.ranking)
+            class_maps = self._class_maps(cut, weight, *ranked, graph)
+            with torch.autocast(scores.device.type, enabled=False):
+                maps = tuple(in_dtype_of(images[0], average.of(m, images[0])) for m in class_maps)
         result: Tensor | tuple[Tensor, ...] = format_output(cut.is_tuple, maps)
         return result
 
@@ -228,8 +189,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
                 # gradients on outside of that block it goes on; the layer is still cut off before.
                 with torch.enable_grad():
                     scores = model_scores(self.forward_func, inputs, additional_forward_args)
-        if not cut.leaves:
-            raise ValueError("layer: it did not run in the forward pass")
+        check(cut.leaves, "layer: it did not run in the forward pass")
         return cut, scores, weight
 
     def _class_maps(
@@ -243,22 +203,20 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         """The signed map of each class, N×k×…, for each tensor of the layer."""
         n, k = selected.shape
         for leaf in cut.leaves:
-            if leaf.ndim < 2 or leaf.shape[0] != n:
-                raise ValueError(
-                    f"layer: expected {n}×C×… for a batch of {n}, got {tuple(leaf.shape)}"
-                )
+            fits = leaf.ndim >= 2 and leaf.shape[0] == n
+            shape = tuple(leaf.shape)
+            check(fits, f"layer: expected {n}×C×… for a batch of {n}, got {shape}")
         if weight is not None and classes is not None:
             leaf = cut.leaves[0]
             # Equation 1; "auto" keeps to LayerGradCam's scale, whichever way it takes.
             scale = 1 if self.base == "cam" else 1 / (leaf.shape[2] * leaf.shape[3])
             return [_weighted_sum(weight[classes] * scale, self._features(leaf, graph))]
-        if self.base == "cam":
-            raise ValueError(
-                "base: 'cam' needs a layer N×C×h×w followed by global average pooling and one "
-                "linear layer that gives the scores; use base='gradcam'"
-            )
-        if not selected.requires_grad:
-            raise ValueError("layer: the scores do not depend on it differentiably")
+        check(
+            self.base != "cam",
+            "base: 'cam' needs a layer N×C×h×w followed by global average pooling and one linear "
+            "layer that gives the scores; use base='gradcam'",
+        )
+        check(selected.requires_grad, "layer: the scores do not depend on it differentiably")
         gradients = gradients_of(selected, cut.leaves, create_graph=graph)
         maps = []
         for leaf, gradient in zip(cut.leaves, gradients, strict=True):
@@ -283,24 +241,40 @@ def _weighted_sum(channel_weights: Tensor, features: Tensor) -> Tensor:
     return maps.reshape(*channel_weights.shape[:2], *features.shape[2:])
 
 
-def _average(
-    class_maps: Tensor, ladder: list[float], normalize: str | None, size: torch.Size | None
-) -> Tensor:
-    """N×k×… maps -> N×1×…, weighted, upsampled, normalised."""
-    if normalize == "minmax_each":
-        class_maps = _minmax(class_maps, first=2)
-    k = class_maps.shape[1]
-    w = torch.tensor(ladder[:k], dtype=class_maps.dtype, device=class_maps.device)
-    average = torch.einsum("nk...,k->n...", class_maps, w).unsqueeze(1)
-    if size is not None:
-        average = _upsample(average, size)
-    if normalize == "max":
-        positive = average.clamp(min=0)
-        top = positive.flatten(1).amax(dim=1).reshape(-1, *[1] * (average.ndim - 1))
-        average = positive / torch.where(top > 0, top, torch.ones_like(top))
-    elif normalize == "minmax_each":
-        average = _minmax(average, first=1)
-    return average
+@dataclass
+class _Average:
+    """How the maps of the top classes become one; ``RobustCAM.attribute`` explains the options."""
+
+    k: int | None
+    weights: str | Sequence[float]
+    normalize: str | None
+    upsample: bool
+    ranking: Ranking | None
+
+    def __post_init__(self) -> None:
+        check_choice("normalize", self.normalize, _NORMALIZATIONS)
+        self.ladder = class_weights(self.k, self.weights)
+
+    def of(self, class_maps: Tensor, x: Tensor) -> Tensor:
+        """N×k×… maps for inputs x -> N×1×…, weighted, upsampled, normalised."""
+        class_maps = at_least_float(class_maps)
+        if self.normalize == "minmax_each":
+            class_maps = _minmax(class_maps, first=2)
+        ladder = self.ladder[: class_maps.shape[1]]
+        w = torch.tensor(ladder, dtype=class_maps.dtype, device=class_maps.device)
+        average = torch.einsum("nk...,k->n...", class_maps, w).unsqueeze(1)
+        if self.upsample:
+            check(
+                average.ndim in MODES and average.ndim == x.ndim,
+                f"upsample: the map {tuple(average.shape)} and the input's {x.ndim - 2} spatial "
+                "dimensions do not fit",
+            )
+            average = enlarged(average, x.shape[2:])
+        if self.normalize == "max":
+            positive = average.clamp(min=0)
+            top = positive.flatten(1).amax(dim=1)
+            return divided(positive, top.reshape(-1, *[1] * (average.ndim - 1)))
+        return _minmax(average, first=1) if self.normalize == "minmax_each" else average
 
 
 def _minmax(maps: Tensor, first: int) -> Tensor:
@@ -309,15 +283,4 @@ def _minmax(maps: Tensor, first: int) -> Tensor:
         return torch.zeros_like(maps)
     dims = tuple(range(first, maps.ndim))
     low, high = maps.amin(dim=dims, keepdim=True), maps.amax(dim=dims, keepdim=True)
-    span = high - low
-    return (maps - low) / torch.where(span > 0, span, torch.ones_like(span))
-
-
-def _upsample(maps: Tensor, size: torch.Size) -> Tensor:
-    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}.get(maps.ndim)
-    if mode is None or len(size) != maps.ndim - 2:
-        raise ValueError(
-            f"upsample: the map {tuple(maps.shape)} and the input's {len(size)} spatial "
-            "dimensions do not fit"
-        )
-    return F.interpolate(maps, size=tuple(size), mode=mode, align_corners=False)
+    return divided(maps - low, high - low)

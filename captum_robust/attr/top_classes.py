@@ -10,14 +10,16 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_robust._captum import TargetType, format_tensor_into_tuples
-from captum_robust._checks import check_batch
+from captum_robust._captum import TargetType
+from captum_robust._checks import check
 from captum_robust._scores import one_row_a_sample
 from captum_robust.attr._classes import Ranking, class_weights, top_classes
+from captum_robust.attr._inputs import checked
 from captum_robust.attr._wrapped import (
     Wrapper,
     check_result,
     over_tensors,
+    passed_on,
     run,
     scores_of,
     takes_target,
@@ -59,11 +61,11 @@ class TopClasses(Wrapper):
         weights: str | Sequence[float] = "exponential",
     ) -> None:
         super().__init__(attribution)
-        if not takes_target(attribution):
-            raise ValueError(
-                f"attribution: {type(attribution).__name__} takes no target, so it is the same for "
-                "all classes"
-            )
+        check(
+            takes_target(attribution),
+            f"attribution: {type(attribution).__name__} takes no target, so it is the same for all "
+            "classes",
+        )
         self.weights = class_weights(k, weights)
 
     @property
@@ -100,22 +102,20 @@ class TopClasses(Wrapper):
         Raises:
             ValueError: NaN or infinity in the inputs, scores or attributions.
         """
-        inputs_tuple: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
-        n = check_batch(inputs_tuple)
+        tensors = checked(inputs)
         with torch.inference_mode(False), torch.enable_grad():
-            scores = scores_of(self.forward_func, inputs_tuple, additional_forward_args)
-            scores = one_row_a_sample(scores, n)
+            scores = scores_of(self.forward_func, tensors, additional_forward_args)
+            scores = one_row_a_sample(scores, len(tensors[0]))
             _, classes = top_classes(scores, target, self.k, ranking)
             targets: list[Any] = [target]
             if classes is not None:
                 targets = [_with_class(target, column) for column in classes.unbind(dim=1)]
             total: Any = None
             for weight, each in zip(self.weights, targets, strict=False):
-                shared = {"target": each, "additional_forward_args": additional_forward_args}
-                shared = {name: value for name, value in shared.items() if value is not None}
-                found = check_result(run(self.attribution, inputs, shared | arguments))
-                found = over_tensors(lambda a, w=weight: w * a, found)
-                total = found if total is None else over_tensors(torch.add, total, found)
+                passed = passed_on(each, additional_forward_args, arguments)
+                result = check_result(run(self.attribution, inputs, passed))
+                result = over_tensors(lambda a, w=weight: w * a, result)
+                total = result if total is None else over_tensors(torch.add, total, result)
         return over_tensors(Tensor.contiguous, total)
 
 

@@ -440,7 +440,7 @@ class Lost(Smaller):
     [
         ({"attribution": nn.ReLU()}, TypeError, "attribution: expected an Attribution, got ReLU"),
         ({"attribution": Saliency}, TypeError, "got the class Saliency"),
-        ({"combine": "max"}, ValueError, "combine: expected one of .*'mean'.*got 'max'"),
+        ({"combine": "max"}, ValueError, "combine: expected one of .*mean.*got 'max'"),
         ({"transforms": []}, ValueError, "transforms: expected at least one"),
         ({"transforms": ["jpeg"]}, TypeError, "transforms: expected a Transform or a function"),
         ({"transforms": None}, TypeError, "expected a Transform or a function, got NoneType"),
@@ -564,7 +564,7 @@ def test_convergence_deltas_are_summed_as_the_maps_are(x: Tensor) -> None:
     ("arguments", "error", "message"),
     [
         ({"attribution": 3}, TypeError, "attribution: expected an Attribution, got int"),
-        ({"k": 0}, ValueError, "k: expected a whole number from 1, got 0"),
+        ({"k": 0}, ValueError, "k: expected a whole number from 1, or None, got 0"),
         ({"weights": "linear"}, ValueError, "weights: expected 'exponential'"),
         ({"weights": [1.0, 2.0], "k": 3}, ValueError, "weights: expected k=3"),
         ({"weights": ["half"]}, ValueError, "weights: expected at least one finite number"),

@@ -1199,9 +1199,7 @@ def test_saliency_is_blurred_by_two_pixels_as_in_the_papers_code() -> None:
 
 
 def test_wrong_saliency_arguments_are_named() -> None:
-    with pytest.raises(
-        ValueError, match=r"attributions: expected N×C×H×W, got the shape \(3, 4, 4\)"
-    ):
+    with pytest.raises(ValueError, match="attributions: expected N×C×H×W, got 3×4×4"):
         PerceptualBallPerturbation.saliency(torch.zeros(3, 4, 4))
     for blur in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="blur: expected"):

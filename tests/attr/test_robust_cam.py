@@ -250,7 +250,7 @@ def test_vision_transformers_work_without_further_arguments() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k": 0}, "k: expected a whole number from 1, got 0"),
+        ({"k": 0}, "k: expected a whole number from 1, or None, got 0"),
         ({"k": 2.5}, "k: expected a whole number"),
         ({"k": 3, "weights": [1, 2]}, "weights: expected k=3 of them, got 2"),
         ({"weights": []}, "weights: expected at least one"),

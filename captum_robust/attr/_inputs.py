@@ -1,0 +1,74 @@
+"""What comes from the caller, checked, and what goes back, in the caller's structure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_robust._captum import format_output, format_tensor_into_tuples, is_tuple
+from captum_robust._checks import check_batch, check_finite, check_images, check_inputs
+from captum_robust._scores import at_least_float
+
+MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
+"""How maps of so many dimensions are enlarged."""
+
+
+def checked(inputs: Any) -> tuple[Tensor, ...]:
+    """The inputs as a tuple: batches of finite numbers, not empty."""
+    tensors: tuple[Tensor, ...] = format_tensor_into_tuples(inputs)
+    check_batch(tensors)
+    return tensors
+
+
+def checked_images(inputs: Any) -> tuple[Tensor, ...]:
+    """As :func:`checked`, and N×C×H×W of floating point, which a mask can hide."""
+    images = checked(inputs)
+    check_inputs(images, None)
+    check_images(images)
+    return images
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def as_given(inputs: Any, parts: Iterable[Tensor]) -> Any:
+    """One tensor for one input, a tuple of them for a tuple."""
+    return format_output(is_tuple(inputs), tuple(parts))
+
+
+def input_of(inputs: tuple[Tensor, ...], i: int) -> Tensor:
+    """The input that part i of a result belongs to: its own, or the first where there is none."""
+    return inputs[i] if i < len(inputs) else inputs[0]
+
+
+def in_dtype_of(x: Tensor, values: Tensor) -> Tensor:
+    """The values in the input's dtype, or in float32 for one of integers; contiguous."""
+    return values.to(x.dtype if x.dtype.is_floating_point else torch.float32).contiguous()
+
+
+def over_channels(masks: Tensor, x: Tensor, first_sample: int = 0) -> Tensor:
+    """Finite masks N×1×H×W in the shape and dtype of images N×C×H×W."""
+    check_finite(masks, "masks", first_sample)
+    return masks.to(x.dtype).expand_as(x).contiguous()
+
+
+def enlarged(maps: Tensor, size: torch.Size) -> Tensor:
+    """Maps N×C×… of one to three spatial dimensions at another resolution, (bi-, tri-)linearly."""
+    return F.interpolate(maps, tuple(size), mode=MODES[maps.ndim], align_corners=False)
+
+
+def divided(x: Tensor, by: Tensor) -> Tensor:
+    """x / by, and x where that is not positive."""
+    return x / torch.where(by > 0, by, torch.ones_like(by))
+
+
+def of_largest_one(x: Tensor) -> Tensor:
+    """Each sample N×… divided by its largest magnitude; zeros stay zeros."""
+    x = at_least_float(x)
+    top = x.detach().reshape(len(x), -1).abs().amax(dim=1)
+    return divided(x, top.reshape(-1, *[1] * (x.ndim - 1)))
