@@ -139,12 +139,10 @@ class Ball:
         extra = torch.stack([margin, predicted, torch.zeros_like(margin)], dim=1)
         return value.detach(), gradient, extra.detach()
 
-    def _reference_pass(self, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+    def _reference_pass(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         """The scores, and the outputs of each layer."""
-        outputs: list[list[Tensor]] = []
-        with self.features.reference(self.n, outputs):
-            scores = self._run(x, list(range(self.n)))
-        return scores, outputs
+        with self.features.reference(self.n) as outputs:
+            return self._run(x, list(range(self.n))), outputs
 
     def evaluate(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """J and its gradient at x' n×D, and (margin, class, feature distance) n×3."""
@@ -201,7 +199,9 @@ class Ball:
             )
         return counterfactual.to(scores.device)
 
-    def _check_dependence(self, x: Tensor, scores: Tensor, outputs: list[list[Tensor]]) -> None:
+    def _check_dependence(
+        self, x: Tensor, scores: Tensor, outputs: list[tuple[Tensor, ...]]
+    ) -> None:
         """``ValueError`` where the scores, or a layer's outputs, have no gradient at x."""
         check(depends_on(scores, x), "forward_func: its scores do not depend on the inputs")
         for i, (layer, tensors) in enumerate(zip(self.features.layers, outputs, strict=True)):

@@ -46,6 +46,11 @@ def input_of(inputs: tuple[Tensor, ...], i: int) -> Tensor:
     return inputs[i] if i < len(inputs) else inputs[0]
 
 
+def size_of(x: Tensor) -> tuple[int, int]:
+    """Height and width of images N×C×H×W."""
+    return x.shape[2], x.shape[3]
+
+
 def in_dtype_of(x: Tensor, values: Tensor) -> Tensor:
     """The values in the input's dtype, or in float32 for one of integers; contiguous."""
     return values.to(x.dtype if x.dtype.is_floating_point else torch.float32).contiguous()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_finite
 from captum_robust._resize import resized
 from captum_robust._scores import at_least_float
-from captum_robust.attr._inputs import as_tuple, divided, of_largest_one
+from captum_robust.attr._inputs import as_tuple, divided, of_largest_one, size_of
 from captum_robust.attr._wrapped import copied, listed
 from captum_robust.transforms.transform import Transform, backward_differentiable
 
@@ -69,20 +69,19 @@ def groups_of(
 
     ``ValueError`` for arguments that do not go with them.
     """
-    waiting: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
+    waiting: dict[Any, dict[int, tuple[Tensor, ...]]] = {}
 
-    def group(same: list[tuple[int, tuple[Tensor, ...]]]) -> Group:
-        numbers = tuple(i for i, _ in same)
-        whole = tuple(map(torch.cat, zip(*(images for _, images in same), strict=True)))
-        for x, images in zip(inputs, whole, strict=True):
-            _check_places(arguments, x, [transforms[i] for i in numbers], images)
-        return Group(numbers, whole)
+    def group(same: dict[int, tuple[Tensor, ...]]) -> Group:
+        return Group(tuple(same), tuple(map(torch.cat, zip(*same.values(), strict=True))))
 
     for i, transform in enumerate(transforms):
         images = _transformed(transform, inputs, graph)
+        if transform.moves_pixels:
+            for x, image in zip(inputs, images, strict=True):
+                _check_places(arguments, x, transform, image)
         size = tuple(x.shape[1:] for x in images)
-        same = waiting.setdefault(size, [])
-        same.append((i, images))
+        same = waiting.setdefault(size, {})
+        same[i] = images
         if len(same) == most:
             yield group(waiting.pop(size))
     yield from map(group, waiting.values())
@@ -126,28 +125,26 @@ def repeated_target(target: TargetType, times: int) -> Any:
     return target
 
 
-def _check_places(
-    arguments: dict[str, Any], x: Tensor, transforms: Iterable[Transform], images: Tensor
-) -> None:
-    """``ValueError`` for a tensor of pixels that the transforms of a group would have to move."""
-    moving = next((t for t in transforms if t.moves_pixels), None)
-    if moving is None:
-        return
-    for name, value in arguments.items():
-        for each in as_tuple(value):
-            if not isinstance(each, Tensor) or each.ndim != 4 or each.shape[2:] != x.shape[2:]:
-                continue
-            size = tuple(x.shape[2:])
-            check(
-                tuple(images.shape[2:]) == size,
-                f"{name}: it has the size of the inputs, {size}, and does not fit the images of "
-                f"{moving!r}",
-            )
-            check(
-                bool((each == each[:, :, :1, :1]).all()),
-                f"{name}: it differs from pixel to pixel, and {moving!r} moves those of the inputs "
-                "only",
-            )
+def _check_places(arguments: dict[str, Any], x: Tensor, moving: Transform, images: Tensor) -> None:
+    """``ValueError`` for a tensor of pixels that a transform would have to move too."""
+    size = x.shape[2:]
+    of_size = [
+        (name, each)
+        for name, value in arguments.items()
+        for each in as_tuple(value)
+        if isinstance(each, Tensor) and each.ndim == 4 and each.shape[2:] == size
+    ]
+    for name, each in of_size:
+        check(
+            images.shape[2:] == size,
+            f"{name}: it has the size of the inputs, {tuple(size)}, and does not fit the images "
+            f"of {moving!r}",
+        )
+        check(
+            bool((each == each[:, :, :1, :1]).all()),
+            f"{name}: it differs from pixel to pixel, and {moving!r} moves those of the inputs "
+            "only",
+        )
 
 
 def combined_maps(
@@ -159,7 +156,7 @@ def combined_maps(
     is_layer: bool,
 ) -> Tensor:
     """Part i of the results of all transforms as one tensor, on images like ``x``."""
-    size = (x.shape[2], x.shape[3])
+    size = size_of(x)
     maps = [at_least_float(result.parts[i]) for result in results]
     seen: list[Tensor | None] = [None] * len(maps)
     resolution = None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,25 +39,36 @@ class Wrapper(Attribution):
         """As the wrapped attribution does."""
         return bool(self.attribution.multiplies_by_inputs)
 
+    def _scores_of(self, inputs: tuple[Tensor, ...], additional_forward_args: object) -> Tensor:
+        """The scores of the inputs, without gradients; ``ValueError`` where they are not finite."""
+        with torch.no_grad():
+            passed = without_inference(additional_forward_args)
+            scores = model_scores(self.forward_func, copied(inputs), passed)
+        scores = scores.reshape(1) if scores.ndim == 0 else scores
+        check_finite(scores, "forward_func, scores")
+        return scores
 
-def scores_of(
-    forward_func: Callable[..., Tensor], inputs: tuple[Tensor, ...], additional_forward_args: object
-) -> Tensor:
-    """The scores of the inputs, without gradients; ``ValueError`` where they are not finite."""
-    with torch.no_grad():
-        passed = without_inference(additional_forward_args)
-        scores = model_scores(forward_func, copied(inputs), passed)
-    scores = scores.reshape(1) if scores.ndim == 0 else scores
-    check_finite(scores, "forward_func, scores")
-    return scores
+    def _predicted(
+        self, inputs: tuple[Tensor, ...], additional_forward_args: object
+    ) -> Tensor | None:
+        """N classes, or None for scores that have none; where N×K×…, Captum says what it wants."""
+        scores = self._scores_of(inputs, additional_forward_args)
+        return scores.argmax(dim=1) if scores.ndim == 2 and scores.shape[1] > 1 else None
 
-
-def predicted_by(
-    forward_func: Callable[..., Tensor], inputs: tuple[Tensor, ...], additional_forward_args: object
-) -> Tensor | None:
-    """N classes, or None for scores that have none; where N×K×…, Captum says what it wants."""
-    scores = scores_of(forward_func, inputs, additional_forward_args)
-    return scores.argmax(dim=1) if scores.ndim == 2 and scores.shape[1] > 1 else None
+    def _check_finite(
+        self,
+        inputs: tuple[Tensor, ...],
+        additional_forward_args: object,
+        **results: tuple[Tensor, ...],
+    ) -> None:
+        """``ValueError`` for NaN or infinity in a result, or in the scores that are to blame."""
+        try:
+            for name, parts in results.items():
+                for part in parts:
+                    check_finite(part, name)
+        except ValueError:
+            self._scores_of(inputs, additional_forward_args)
+            raise
 
 
 def check_attribution(value: object, name: str, expected: str) -> None:
@@ -72,16 +82,6 @@ def passed_on(
     """The keyword arguments of an inner attribution: what is not None, and the caller's own."""
     shared = {"target": target, "additional_forward_args": additional_forward_args}
     return {name: value for name, value in shared.items() if value is not None} | arguments
-
-
-@contextmanager
-def blaming(check_scores: Callable[[], object]) -> Iterator[None]:
-    """Where the block refuses what an attribution gave, the scores are checked first."""
-    try:
-        yield
-    except ValueError:
-        check_scores()
-        raise
 
 
 def needs_target(attribution: Attribution) -> bool:

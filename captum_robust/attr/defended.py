@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from captum_robust._captum import TargetType, format_output, is_tuple
 from captum_robust._checks import check, check_choice, check_count, check_finite
 from captum_robust._scores import ClassScores, model_scores, one_row_a_sample, without_inference
-from captum_robust.attr._inputs import as_given, checked, in_dtype_of, input_of
+from captum_robust.attr._inputs import as_given, checked, in_dtype_of, input_of, size_of
 from captum_robust.attr._transformed import (
     COMBINATIONS,
     Group,
@@ -25,7 +25,6 @@ from captum_robust.attr._transformed import (
 )
 from captum_robust.attr._wrapped import (
     Wrapper,
-    blaming,
     copied,
     innermost,
     is_of_layer,
@@ -215,11 +214,7 @@ class Defended(Wrapper):
         shared: dict[str, Any] = {}
         ranks = getattr(self.attribution, "ranks_classes", False)
         if ranks and kept is not None and len(kept) == 1:
-
-            def ranking(scores: Tensor) -> Tensor:
-                return scores.reshape(count, n, -1).mean(dim=0).repeat(count, 1)
-
-            shared["ranking"] = ranking
+            shared["ranking"] = lambda s: s.reshape(count, n, -1).mean(dim=0).repeat(count, 1)
         elif ranks:
             mean = self._average(groups(), additional_forward_args, n, target)
             shared["ranking"] = lambda scores: mean.repeat(len(scores) // n, 1)
@@ -282,8 +277,7 @@ class Defended(Wrapper):
             name: repeated_target(value, count) if name == "target" else repeated(value, count, n)
             for name, value in arguments.items()
         }
-        # A sample has another number among those of all transforms, and the scores may be to blame.
-        with blaming(lambda: self._average([group], arguments.get("additional_forward_args"), n)):
+        try:
             if graph:
                 result = self.attribution.differentiable(images, **passed)
             else:
@@ -291,13 +285,16 @@ class Defended(Wrapper):
             parts, rest = without_details(result, self.attribution, is_tuple(images), passed)
             for each in (each for part in parts for each in torch.split(part, n)):
                 check_finite(each, "attribution")
+        except ValueError:
+            # The scores may be to blame, and a sample has another number among those of all.
+            self._average([group], arguments.get("additional_forward_args"), n)
+            raise
         check(
             all(len(part) == n * count for part in parts),
             f"attribution: expected {n * count} results for as many images, got {listed(parts)}",
         )
         is_result_tuple = isinstance(result[0] if rest else result, tuple)
-        shapes = [input_of(group.inputs, i).shape for i in range(len(parts))]
-        sizes = tuple((shape[2], shape[3]) for shape in shapes)
+        sizes = tuple(size_of(input_of(group.inputs, i)) for i in range(len(parts)))
         # The rows of each transform.
         of_parts = zip(*(part.chunk(count) for part in parts), strict=True)
         of_rest = zip(*(each.chunk(count) for each in rest), strict=True) if rest else [()] * count

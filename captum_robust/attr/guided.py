@@ -11,7 +11,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_robust._captum import TargetType, is_tuple
-from captum_robust._checks import check, check_finite, check_number
+from captum_robust._checks import check, check_number
 from captum_robust._scores import at_least_float
 from captum_robust.attr._inputs import (
     MODES,
@@ -24,15 +24,12 @@ from captum_robust.attr._inputs import (
 )
 from captum_robust.attr._wrapped import (
     Wrapper,
-    blaming,
     check_attribution,
     is_of_layer,
     listed,
     needs_target,
     passed_on,
-    predicted_by,
     run,
-    scores_of,
     shapes,
     without_details,
 )
@@ -123,7 +120,7 @@ class Guided(Wrapper):
         # gradients turns them on by itself.
         with torch.inference_mode(False), torch.enable_grad():
             if target is None and not self.explains_prediction:
-                target = predicted_by(self.forward_func, tensors, additional_forward_args)
+                target = self._predicted(tensors, additional_forward_args)
             passed = passed_on(target, additional_forward_args, arguments)
             result = run(self.attribution, inputs, passed)
             attributions, rest = without_details(
@@ -136,19 +133,16 @@ class Guided(Wrapper):
             )
             passed = passed_on(target, additional_forward_args, dict(guide_arguments or {}))
             guides = _one_each(as_tuple(run(self.guide, inputs, passed)), tensors)
-            with blaming(lambda: scores_of(self.forward_func, tensors, additional_forward_args)):
-                for a in attributions:
-                    check_finite(a, "attribution")
-                for g in guides:
-                    check_finite(g, "guide")
-            is_map = is_of_layer(self.guide)
-            guided = as_given(
-                inputs,
-                (
-                    in_dtype_of(x, a.detach() * _scaled(g.detach(), x, is_map) ** self.power)
-                    for a, g, x in zip(attributions, guides, tensors, strict=True)
-                ),
+            self._check_finite(
+                tensors, additional_forward_args, attribution=attributions, guide=guides
             )
+            is_map = is_of_layer(self.guide)
+            each = zip(attributions, guides, tensors, strict=True)
+            products = (
+                in_dtype_of(x, a.detach() * _scaled(g.detach(), x, is_map) ** self.power)
+                for a, g, x in each
+            )
+            guided = as_given(inputs, products)
         return (guided, *rest) if rest else guided
 
 

@@ -15,7 +15,7 @@ from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_count, check_number, check_type
 from captum_robust._scores import ClassScores, depends_on
 from captum_robust.attr._classes import explained
-from captum_robust.attr._inputs import as_given, checked_images, over_channels
+from captum_robust.attr._inputs import as_given, checked_images, over_channels, size_of
 from captum_robust.attr._samples import Samples, in_batches, joined
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective, blend, upsampled
 
@@ -232,7 +232,7 @@ class _Descent:
         masks = []
         for cells, x in zip(self.cells, self.images, strict=True):
             a, b = torch.split(cells.abs(), 1, dim=1)
-            masks.append(upsampled(a / (a + b + _EPSILON), (x.shape[2], x.shape[3])))
+            masks.append(upsampled(a / (a + b + _EPSILON), size_of(x)))
         return masks
 
     def _kept(self, x: Tensor, mask: Tensor) -> Tensor:

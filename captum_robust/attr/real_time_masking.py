@@ -16,7 +16,7 @@ from captum_robust._checks import check, check_finite, check_number, check_type,
 from captum_robust._contexts import evaluation
 from captum_robust._scores import one_row_a_sample, without_inference
 from captum_robust.attr._classes import explained
-from captum_robust.attr._inputs import as_given, as_tuple, checked_images, over_channels
+from captum_robust.attr._inputs import as_given, as_tuple, checked_images, over_channels, size_of
 from captum_robust.nn import MaskingNetwork, load_masking_network, upsampled
 
 _FOLDER = "weights"
@@ -110,9 +110,7 @@ class RealTimeMasking(Attribution):
             scores = one_row_a_sample(scores, len(images[0]))
             check_finite(scores, "forward_func, scores")
             masks = network.decoder(features, self._classes(scores, target), confidence)
-            attributions = [
-                over_channels(upsampled(masks, (x.shape[2], x.shape[3])), x) for x in images
-            ]
+            attributions = [over_channels(upsampled(masks, size_of(x)), x) for x in images]
         return as_given(inputs, attributions)
 
     def _classes(self, scores: Tensor, target: TargetType) -> Tensor:

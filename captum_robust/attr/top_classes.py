@@ -21,7 +21,6 @@ from captum_robust.attr._wrapped import (
     over_tensors,
     passed_on,
     run,
-    scores_of,
     takes_target,
 )
 
@@ -104,7 +103,7 @@ class TopClasses(Wrapper):
         """
         tensors = checked(inputs)
         with torch.inference_mode(False), torch.enable_grad():
-            scores = scores_of(self.forward_func, tensors, additional_forward_args)
+            scores = self._scores_of(tensors, additional_forward_args)
             scores = one_row_a_sample(scores, len(tensors[0]))
             _, classes = top_classes(scores, target, self.k, ranking)
             targets: list[Any] = [target]
