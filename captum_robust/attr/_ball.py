@@ -194,9 +194,8 @@ class Ball:
         for sample, (other, own) in enumerate(pairs, start=first):
             in_range = 0 <= other < count
             check(in_range, f"counterfactual: expected classes from 0 to {count - 1}, got {other}")
-            check(
-                other != own, f"counterfactual: of sample {sample} it is the explained class, {own}"
-            )
+            message = f"counterfactual: of sample {sample} it is the explained class, {own}"
+            check(other != own, message)
         return counterfactual.to(scores.device)
 
     def _check_dependence(
@@ -205,11 +204,9 @@ class Ball:
         """``ValueError`` where the scores, or a layer's outputs, have no gradient at x."""
         check(depends_on(scores, x), "forward_func: its scores do not depend on the inputs")
         for i, (layer, tensors) in enumerate(zip(self.features.layers, outputs, strict=True)):
-            check(
-                all(depends_on(t, x) for t in tensors),
-                f"layers: number {i}, {type(layer).__name__}, does not depend on the inputs "
-                "differentiably",
-            )
+            name = f"number {i}, {type(layer).__name__}"
+            message = f"layers: {name}, does not depend on the inputs differentiably"
+            check(all(depends_on(t, x) for t in tensors), message)
 
     def _check_not_constant(self, scores: Tensor) -> None:
         """A zero gradient of all samples: is the model constant, or only flat at these inputs?"""

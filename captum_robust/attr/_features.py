@@ -74,11 +74,9 @@ class FeatureDistance:
 
         with self._hooked(len(rows), compare) as calls:
             yield
-        check(
-            calls == self._calls,
-            "layers: they did not run as often as on the unperturbed inputs "
-            f"({calls} and {self._calls} times)",
-        )
+        times = f"{calls} and {self._calls} times"
+        message = f"layers: they did not run as often as on the unperturbed inputs ({times})"
+        check(calls == self._calls, message)
 
     def _select(self, rows: list[int]) -> None:
         """Keep the references of these samples at hand."""

@@ -63,11 +63,9 @@ class Samples:
         scores = one_row_a_sample(scores, count)
         for part in torch.split(scores, self.n):
             check_finite(part, "forward_func, scores", self.first)
-        check(
-            scores.ndim > 1 and scores.shape[1] > 1,
-            f"forward_func: {purpose} needs scores N×K of at least two classes, got "
-            f"{tuple(scores.shape)}",
-        )
+        wanted, got = "scores N×K of at least two classes", tuple(scores.shape)
+        message = f"forward_func: {purpose} needs {wanted}, got {got}"
+        check(scores.ndim > 1 and scores.shape[1] > 1, message)
         return scores
 
     def check_not_constant(self, scores: Tensor, elsewhere: Tensor) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_finite
 from captum_robust._resize import resized
 from captum_robust._scores import at_least_float
@@ -44,11 +43,8 @@ class Result:
     def resolution(self, i: int, size: tuple[int, int], is_layer: bool) -> tuple[int, int]:
         """What part i has for images of ``size``; that of a layer is in proportion."""
         values = self.parts[i]
-        check(
-            values.ndim == 4,
-            "attribution: a transform that moves pixels needs results N×C×h×w, got "
-            f"{tuple(values.shape)}",
-        )
+        needs = "a transform that moves pixels needs results N×C×h×w"
+        check(values.ndim == 4, f"attribution: {needs}, got {tuple(values.shape)}")
         if not is_layer:
             return size
         height, width = (
@@ -98,31 +94,11 @@ def _transformed(
     n = len(inputs[0])
     for x, image in zip(inputs, images, strict=True):
         check(len(image) == n, f"inputs: batches of {n} and {len(image)} samples")
-        check(
-            transform.moves_pixels or image.shape == x.shape,
-            f"transforms: {transform!r} makes {tuple(image.shape)} of {tuple(x.shape)} and does "
-            "not say how maps get back to the image",
-        )
+        sizes = f"makes {tuple(image.shape)} of {tuple(x.shape)}"
+        message = f"{transform!r} {sizes} and does not say how maps get back to the image"
+        check(transform.moves_pixels or image.shape == x.shape, f"transforms: {message}")
         check_finite(image, f"transforms, {transform!r}")
     return images
-
-
-def repeated(value: Any, times: int, n: int) -> Any:
-    """Tensors of N rows, also within a tuple, that often one after another; all else as it is."""
-    if isinstance(value, tuple):
-        return tuple(repeated(v, times, n) for v in value)
-    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == n and times > 1:
-        return value.repeat(times, *[1] * (value.ndim - 1))
-    return value
-
-
-def repeated_target(target: TargetType, times: int) -> Any:
-    """Targets, one a sample, that often one after another; what holds for all as it is."""
-    if isinstance(target, list):
-        return target * times
-    if isinstance(target, Tensor) and target.ndim == 1 and len(target) > 1:
-        return target.repeat(times)
-    return target
 
 
 def _check_places(arguments: dict[str, Any], x: Tensor, moving: Transform, images: Tensor) -> None:
@@ -135,16 +111,11 @@ def _check_places(arguments: dict[str, Any], x: Tensor, moving: Transform, image
         if isinstance(each, Tensor) and each.ndim == 4 and each.shape[2:] == size
     ]
     for name, each in of_size:
-        check(
-            images.shape[2:] == size,
-            f"{name}: it has the size of the inputs, {tuple(size)}, and does not fit the images "
-            f"of {moving!r}",
-        )
-        check(
-            bool((each == each[:, :, :1, :1]).all()),
-            f"{name}: it differs from pixel to pixel, and {moving!r} moves those of the inputs "
-            "only",
-        )
+        has = f"it has the size of the inputs, {tuple(size)}"
+        check(images.shape[2:] == size, f"{name}: {has}, and does not fit the images of {moving!r}")
+        moves = f"{moving!r} moves those of the inputs only"
+        same = bool((each == each[:, :, :1, :1]).all())
+        check(same, f"{name}: it differs from pixel to pixel, and {moves}")
 
 
 def combined_maps(

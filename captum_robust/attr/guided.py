@@ -126,11 +126,10 @@ class Guided(Wrapper):
             attributions, rest = without_details(
                 result, self.attribution, is_tuple(inputs), arguments
             )
-            check(
-                shapes(attributions) == shapes(tensors),
-                f"attribution: expected a result of the inputs' shape, {listed(tensors)}, got "
-                f"{listed(attributions)}; the map of a layer can be the guide",
-            )
+            wanted = f"a result of the inputs' shape, {listed(tensors)}"
+            got = f"{listed(attributions)}; the map of a layer can be the guide"
+            fits = shapes(attributions) == shapes(tensors)
+            check(fits, f"attribution: expected {wanted}, got {got}")
             passed = passed_on(target, additional_forward_args, dict(guide_arguments or {}))
             guides = _one_each(as_tuple(run(self.guide, inputs, passed)), tensors)
             self._check_finite(
@@ -149,11 +148,10 @@ class Guided(Wrapper):
 def _one_each(guides: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """A guide for each input, where the shapes fit; else ``ValueError``."""
     each = guides * len(inputs) if len(guides) == 1 else guides
-    check(
-        len(each) == len(inputs) and all(map(_fits, each, inputs)),
-        f"guide: expected a result of the inputs' shape, {listed(inputs)}, or a map "
-        f"{len(inputs[0])}×1×… of as many dimensions, got {listed(guides)}",
-    )
+    wanted = f"a result of the inputs' shape, {listed(inputs)}"
+    a_map = f"a map {len(inputs[0])}×1×… of as many dimensions"
+    fit = len(each) == len(inputs) and all(map(_fits, each, inputs))
+    check(fit, f"guide: expected {wanted}, or {a_map}, got {listed(guides)}")
     return each
 
 

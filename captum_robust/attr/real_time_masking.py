@@ -116,11 +116,8 @@ class RealTimeMasking(Attribution):
     def _classes(self, scores: Tensor, target: TargetType) -> Tensor:
         count = self.network.decoder.shape.num_classes
         if scores.shape[1] != count:
-            check(
-                target is not None,
-                f"target: the masks are of {count} classes, but the encoder has {scores.shape[1]} "
-                "others; say which",
-            )
+            others = f"but the encoder has {scores.shape[1]} others; say which"
+            check(target is not None, f"target: the masks are of {count} classes, {others}")
             scores = scores.new_zeros(len(scores), count)
         return explained(scores, target)[1]
 

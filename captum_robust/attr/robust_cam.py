@@ -264,11 +264,9 @@ class _Average:
         w = torch.tensor(ladder, dtype=class_maps.dtype, device=class_maps.device)
         average = torch.einsum("nk...,k->n...", class_maps, w).unsqueeze(1)
         if self.upsample:
-            check(
-                average.ndim in MODES and average.ndim == x.ndim,
-                f"upsample: the map {tuple(average.shape)} and the input's {x.ndim - 2} spatial "
-                "dimensions do not fit",
-            )
+            of_input = f"the input's {x.ndim - 2} spatial dimensions"
+            message = f"upsample: the map {tuple(average.shape)} and {of_input} do not fit"
+            check(average.ndim in MODES and average.ndim == x.ndim, message)
             average = enlarged(average, x.shape[2:])
         if self.normalize == "max":
             positive = average.clamp(min=0)

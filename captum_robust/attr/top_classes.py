@@ -60,11 +60,8 @@ class TopClasses(Wrapper):
         weights: str | Sequence[float] = "exponential",
     ) -> None:
         super().__init__(attribution)
-        check(
-            takes_target(attribution),
-            f"attribution: {type(attribution).__name__} takes no target, so it is the same for all "
-            "classes",
-        )
+        refusal = f"{type(attribution).__name__} takes no target, so it is the same for all classes"
+        check(takes_target(attribution), f"attribution: {refusal}")
         self.weights = class_weights(k, weights)
 
     @property
