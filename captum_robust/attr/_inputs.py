@@ -24,10 +24,16 @@ def checked(inputs: Any) -> tuple[Tensor, ...]:
     return tensors
 
 
+def checked_numbers(inputs: Any, bounds: tuple[float, float] | None = None) -> tuple[Tensor, ...]:
+    """As :func:`checked`, and of floating point, within the bounds."""
+    tensors = checked(inputs)
+    check_inputs(tensors, bounds)
+    return tensors
+
+
 def checked_images(inputs: Any) -> tuple[Tensor, ...]:
-    """As :func:`checked`, and N×C×H×W of floating point, which a mask can hide."""
-    images = checked(inputs)
-    check_inputs(images, None)
+    """As :func:`checked_numbers`, and N×C×H×W, which a mask can hide."""
+    images = checked_numbers(inputs)
     check_images(images)
     return images
 

@@ -91,6 +91,9 @@ def in_batches(
         yield Samples(forward_func, own, target_of(target, rows, n), arguments, first, n)
 
 
-def joined(parts: Iterable[Iterable[Tensor]]) -> Iterator[Tensor]:
-    """The tensors of all batches, each along the samples."""
-    return (torch.cat(each).contiguous() for each in zip(*parts, strict=True))
+def joined(results: Iterable[tuple[tuple[Tensor, ...], Any]]) -> tuple[Iterator[Tensor], Any]:
+    """The attributions and the details of all batches, tensor by tensor along the samples."""
+    attributions, details = zip(*results, strict=True)
+    fields = zip(*(vars(each).values() for each in details), strict=True)
+    whole = (torch.cat(parts).contiguous() for parts in zip(*attributions, strict=True))
+    return whole, type(details[0])(*map(torch.cat, fields))

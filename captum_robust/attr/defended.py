@@ -185,17 +185,11 @@ class Defended(Wrapper):
         return groups_of(self.transforms, inputs, arguments, most, graph)
 
     def _explain(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType,
-        additional_forward_args: Any,
-        arguments: dict[str, Any],
-        *,
-        graph: bool,
+        self, inputs: Any, target: TargetType, extra: Any, arguments: dict[str, Any], *, graph: bool
     ) -> Any:
         tensors = checked(inputs)
         n, count = len(tensors[0]), len(self.transforms)
-        passed = passed_on(None, additional_forward_args, arguments)
+        passed = passed_on(None, extra, arguments)
         # A graph holds all images anyway.
         in_turn = not graph and (self.transforms_per_eval or count) < count
         kept = None if in_turn else list(self._groups(tensors, passed, graph))
@@ -208,13 +202,13 @@ class Defended(Wrapper):
         if ranks and kept is not None and len(kept) == 1:
             shared["ranking"] = lambda s: s.reshape(count, n, -1).mean(dim=0).repeat(count, 1)
         elif ranks:
-            mean = self._average(groups(), additional_forward_args, n, target)
+            mean = self._average(groups(), extra, n, target)
             shared["ranking"] = lambda scores: mean.repeat(len(scores) // n, 1)
         elif target is None and takes_target(self.attribution):
-            mean = self._average(groups(), additional_forward_args, n)
+            mean = self._average(groups(), extra, n)
             if mean.ndim == 2 and mean.shape[1] > 1:
                 target = mean.argmax(dim=1)
-        passed = passed_on(target, additional_forward_args, shared | arguments)
+        passed = passed_on(target, extra, shared | arguments)
 
         of_number: dict[int, Result] = {}
         for group in groups():

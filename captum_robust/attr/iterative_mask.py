@@ -137,7 +137,7 @@ class IterativeMask(Attribution):
         steps = self.steps if steps is None else steps
         check_count("steps", steps, 1)
         images = checked_images(inputs)
-        masks, details = [], []
+        results = []
         with torch.inference_mode(False), torch.enable_grad():
             for samples in in_batches(
                 self.forward_func, images, target, additional_forward_args, internal_batch_size
@@ -146,10 +146,11 @@ class IterativeMask(Attribution):
                 descent.descend(steps)
                 if return_details:
                     descent.evaluate()
-                masks.append(descent.attributions)
-                details.append((descent.classes, torch.stack(descent.history, dim=1)))
-        result = as_given(inputs, joined(masks))
-        return (result, MaskDetails(*joined(details))) if return_details else result
+                details = MaskDetails(descent.classes, torch.stack(descent.history, dim=1))
+                results.append((descent.attributions, details))
+        masks, details = joined(results)
+        result = as_given(inputs, masks)
+        return (result, details) if return_details else result
 
 
 class _Descent:
