@@ -110,7 +110,11 @@ def is_of_layer(attribution: Attribution) -> bool:
 
 
 def run(
-    attribution: Attribution, inputs: Tensor | tuple[Tensor, ...], arguments: dict[str, Any]
+    attribution: Attribution,
+    inputs: Tensor | tuple[Tensor, ...],
+    arguments: dict[str, Any],
+    target: TargetType = None,
+    additional_forward_args: object = None,
 ) -> Any:
     """Run it on copies of the inputs, which it or the model may change."""
     copies = copied(format_tensor_into_tuples(inputs))
@@ -120,7 +124,7 @@ def run(
         copies = tuple(x.requires_grad_() if x.is_floating_point() else x for x in copies)
     passed = {
         name: without_inference(value)
-        for name, value in arguments.items()
+        for name, value in passed_on(target, additional_forward_args, arguments).items()
         if name != "target" or takes_target(attribution)
     }
     return attribution.attribute(as_given(inputs, copies), **passed)

@@ -28,7 +28,6 @@ from captum_robust.attr._wrapped import (
     is_of_layer,
     listed,
     needs_target,
-    passed_on,
     run,
     shapes,
     without_details,
@@ -121,8 +120,8 @@ class Guided(Wrapper):
         with torch.inference_mode(False), torch.enable_grad():
             if target is None and not self.explains_prediction:
                 target = self._predicted(tensors, additional_forward_args)
-            passed = passed_on(target, additional_forward_args, arguments)
-            result = run(self.attribution, inputs, passed)
+            shared = (target, additional_forward_args)
+            result = run(self.attribution, inputs, arguments, *shared)
             attributions, rest = without_details(
                 result, self.attribution, is_tuple(inputs), arguments
             )
@@ -130,8 +129,8 @@ class Guided(Wrapper):
             got = f"{listed(attributions)}; the map of a layer can be the guide"
             fits = shapes(attributions) == shapes(tensors)
             check(fits, f"attribution: expected {wanted}, got {got}")
-            passed = passed_on(target, additional_forward_args, dict(guide_arguments or {}))
-            guides = _one_each(as_tuple(run(self.guide, inputs, passed)), tensors)
+            guide = run(self.guide, inputs, dict(guide_arguments or {}), *shared)
+            guides = _one_each(as_tuple(guide), tensors)
             self._check_finite(
                 tensors, additional_forward_args, attribution=attributions, guide=guides
             )

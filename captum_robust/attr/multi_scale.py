@@ -24,7 +24,7 @@ from captum_robust.attr._inputs import (
     of_largest_one,
     size_of,
 )
-from captum_robust.attr._wrapped import Wrapper, copied, listed, passed_on, run, takes_target
+from captum_robust.attr._wrapped import Wrapper, copied, listed, run, takes_target
 
 
 class MultiScale(Wrapper):
@@ -84,29 +84,29 @@ class MultiScale(Wrapper):
         Raises:
             ValueError: inputs or results that are not images; NaN or infinity in either.
         """
-        images = checked(inputs)
-        n = len(images[0])
-        are_images = all(x.ndim == 4 for x in images)
-        check(are_images, f"inputs: expected N×C×H×W, got {listed(images)}")
+        tensors = checked(inputs)
+        n = len(tensors[0])
+        are_images = all(x.ndim == 4 for x in tensors)
+        check(are_images, f"inputs: expected N×C×H×W, got {listed(tensors)}")
         with torch.inference_mode(False), torch.enable_grad():
             if target is None and takes_target(self.attribution):
-                target = self._predicted(images, additional_forward_args)
-            passed = passed_on(target, additional_forward_args, arguments)
+                target = self._predicted(tensors, additional_forward_args)
             sums: list[Tensor] = []
             for scale in self.scales:
-                sized = tuple(_resized(x, _size(x, scale)) for x in copied(images))
-                result = run(self.attribution, as_given(inputs, sized), passed)
+                sized = tuple(_resized(x, _size(x, scale)) for x in copied(tensors))
+                images = as_given(inputs, sized)
+                result = run(self.attribution, images, arguments, target, additional_forward_args)
                 parts = as_tuple(result)
                 are_maps = all(isinstance(p, Tensor) and p.ndim == 4 and len(p) == n for p in parts)
                 check(are_maps, f"attribution: expected results N×C×H×W, got {listed(parts)}")
                 self._check_finite(sized, additional_forward_args, attribution=parts)
                 maps = [
-                    _resized(at_least_float(part.detach()), size_of(input_of(images, i)))
+                    _resized(at_least_float(part.detach()), size_of(input_of(tensors, i)))
                     for i, part in enumerate(parts)
                 ]
                 maps = [of_largest_one(m) for m in maps]
                 sums = [a + b for a, b in zip(sums, maps, strict=True)] if sums else maps
-        averages = tuple(in_dtype_of(images[0], s / len(self.scales)) for s in sums)
+        averages = tuple(in_dtype_of(tensors[0], s / len(self.scales)) for s in sums)
         output: Tensor | tuple[Tensor, ...] = format_output(isinstance(result, tuple), averages)
         return output
 
