@@ -121,7 +121,7 @@ class Ball:
         """The evaluation at x, where the features are recorded and nothing has moved yet."""
         with torch.enable_grad():
             x = self.x.clone().requires_grad_()
-            scores, outputs = self.samples.in_a_layout_it_takes(lambda: self._reference_pass(x))
+            scores, outputs = self.samples.in_fitting_layout(lambda: self._reference_pass(x))
             scores = self.samples.checked_scores(scores, self.n, "a margin")
             self.scores_of, self.original = explained(scores, self.samples.target)
             by_class = self.scores_of(scores)

@@ -25,14 +25,14 @@ def checked(inputs: Any) -> tuple[Tensor, ...]:
 
 
 def checked_numbers(inputs: Any, bounds: tuple[float, float] | None = None) -> tuple[Tensor, ...]:
-    """As :func:`checked`, and of floating point, within the bounds."""
+    """The inputs as :func:`checked` gives them, of floating point and within the bounds."""
     tensors = checked(inputs)
     check_inputs(tensors, bounds)
     return tensors
 
 
 def checked_images(inputs: Any) -> tuple[Tensor, ...]:
-    """As :func:`checked_numbers`, and N×C×H×W, which a mask can hide."""
+    """The inputs as :func:`checked_numbers` gives them, N×C×H×W, which a mask can hide."""
     images = checked_numbers(inputs)
     check_images(images)
     return images

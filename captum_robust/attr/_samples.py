@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass
 class Samples:
-    """n samples."""
+    """n samples, and how the model is run on them."""
 
     forward_func: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
@@ -47,7 +47,7 @@ class Samples:
         is_last = self.channels_last and x.ndim == 4
         return torch.channels_last if is_last else torch.contiguous_format
 
-    def in_a_layout_it_takes(self, run: Callable[[], T]) -> T:
+    def in_fitting_layout(self, run: Callable[[], T]) -> T:
         """What ``run`` returns, without channels_last where the model does not take that."""
         try:
             return run()

@@ -1,4 +1,4 @@
-"""What attributions made of other attributions share: how the inner ones are run."""
+"""What attributions around another one share: how that is run, and what it gives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from captum_robust.attr._inputs import as_given, as_tuple
 
 
 class Wrapper(Attribution):
-    """An attribution made of another one.
+    """An attribution around another one.
 
     Raises:
         TypeError: ``attribution`` is no attribution.
@@ -36,7 +36,7 @@ class Wrapper(Attribution):
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """As the wrapped attribution does."""
+        """Whether the wrapped attribution does."""
         return bool(self.attribution.multiplies_by_inputs)
 
     def _scores_of(self, inputs: tuple[Tensor, ...], additional_forward_args: object) -> Tensor:
@@ -97,7 +97,7 @@ def takes_target(attribution: Attribution) -> bool:
 
 
 def innermost(attribution: Attribution) -> Attribution:
-    """What wrappers, ours and Captum's, are around."""
+    """The attribution that wrappers, ours and Captum's, are around."""
     while isinstance(attribution, (NoiseTunnel, Wrapper)):
         is_tunnel = isinstance(attribution, NoiseTunnel)
         attribution = attribution.attribution_method if is_tunnel else attribution.attribution
@@ -139,11 +139,8 @@ def without_details(
 ) -> tuple[tuple[Any, ...], Any]:
     """The attributions, and what came behind them: (attributions, something) is a tuple too."""
     # A layer has a tuple of its own, whatever the inputs are.
-    is_of_two = (
-        bool(arguments.get("return_convergence_delta"))
-        if is_of_layer(attribution)
-        else not is_inputs_tuple
-    )
+    asked = arguments.get("return_convergence_delta")
+    is_of_two = asked if is_of_layer(attribution) else not is_inputs_tuple
     if isinstance(result, tuple) and (isinstance(result[0], tuple) or is_of_two):
         return as_tuple(result[0]), result[1:]
     return as_tuple(result), ()

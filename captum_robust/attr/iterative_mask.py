@@ -1,4 +1,4 @@
-"""IterativeMask: the mask of a class, found for each image by descent on the mask itself."""
+"""IterativeMask: the mask of a class, for each image by descent on the mask itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PER_IMAGE = CodeObjective(area=11.0, smoothness=0.5, preserver=0.2)
 """The authors' weights for masks that are optimised for one image."""
 
 _EPSILON = 1e-3
-"""Of |a| + |b|, in the authors' code."""
+"""The authors' code adds it to |a| + |b|."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,8 @@ class _Descent:
         for _ in range(steps):
             gradients = torch.autograd.grad(self.evaluate().sum(), self.cells)
             with torch.no_grad():
-                for cells, velocity, gradient in zip(
-                    self.cells, velocities, gradients, strict=True
-                ):
+                each = zip(self.cells, velocities, gradients, strict=True)
+                for cells, velocity, gradient in each:
                     velocity.mul_(momentum).add_(gradient)
                     cells.sub_(learning_rate * (gradient + momentum * velocity))
 
@@ -246,7 +245,7 @@ class _Descent:
     def _scores(self, images: tuple[Tensor, ...], copies: int) -> Tensor:
         """Scores of ``copies`` images of each sample, all samples of a copy together."""
         rows = list(range(self.n)) * copies
-        scores = self.samples.in_a_layout_it_takes(lambda: self.samples.run(images, rows))
+        scores = self.samples.in_fitting_layout(lambda: self.samples.run(images, rows))
         return self.samples.checked_scores(scores, len(rows), "a mask of a class")
 
     def _explain(self, scores: Tensor) -> None:

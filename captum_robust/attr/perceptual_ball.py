@@ -50,7 +50,7 @@ class PerceptualBallPerturbation(Attribution):
         forward_func: the model, or any function of the inputs that calls it. N×K×… scores (logits).
         layers: the layers C^(l) whose outputs are kept (``Classifier.perceptual_layers``).
             ``()``: no perceptual term.
-        settings: what ``attribute`` takes where it is not told otherwise.
+        settings: what ``attribute`` takes for an option that is None there.
 
     Raises:
         TypeError: a layer that is no module.

@@ -35,7 +35,7 @@ class RealTimeMasking(Attribution):
         network: :class:`captum_robust.nn.MaskingNetwork`; trained with
             ``captum-robust train masking`` or :func:`captum_robust.training.masking_training`.
         confidence: is taken from the log odds of the class at each place: with 6, only what is
-            surely of the class is shown; with 0, what is similar too. The authors' code has 6.
+            surely of the class is in the mask; with 0, what is similar too. The authors' code has 6.
 
     Raises:
         TypeError: no masking network.
@@ -89,7 +89,7 @@ class RealTimeMasking(Attribution):
         Args:
             inputs: images N×C×H×W as the classifier takes them, or a tuple of such, each of which
                 gets the mask at its size.
-            target: the class that is shown; None: the predicted one.
+            target: the explained class; None: the predicted one.
             additional_forward_args: passed on to the classifier.
             confidence: None: as for the class.
 
