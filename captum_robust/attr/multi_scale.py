@@ -59,7 +59,7 @@ class MultiScale(Wrapper):
 
     @property
     def explains_prediction(self) -> bool:
-        """Never: the sizes could disagree on the class, so it is predicted for the inputs as given."""
+        """Never: the sizes could disagree, so the class is predicted for the inputs as given."""
         return False
 
     @log_usage()

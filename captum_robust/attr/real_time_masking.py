@@ -35,7 +35,7 @@ class RealTimeMasking(Attribution):
         network: :class:`captum_robust.nn.MaskingNetwork`; trained with
             ``captum-robust train masking`` or :func:`captum_robust.training.masking_training`.
         confidence: is taken from the log odds of the class at each place: with 6, only what is
-            surely of the class is in the mask; with 0, what is similar too. The authors' code has 6.
+            surely of the class is in it; with 0, what is similar too. The authors' code has 6.
 
     Raises:
         TypeError: no masking network.
