@@ -121,7 +121,7 @@ class Ball:
         """The evaluation at x, where the features are recorded and nothing has moved yet."""
         with torch.enable_grad():
             x = self.x.clone().requires_grad_()
-            scores, outputs = self.samples.in_a_layout_it_takes(lambda: self._reference_pass(x))
+            scores, outputs = self.samples.in_fitting_layout(lambda: self._reference_pass(x))
             scores = self.samples.checked_scores(scores, self.n, "a margin")
             self.scores_of, self.original = explained(scores, self.samples.target)
             by_class = self.scores_of(scores)
@@ -139,12 +139,10 @@ class Ball:
         extra = torch.stack([margin, predicted, torch.zeros_like(margin)], dim=1)
         return value.detach(), gradient, extra.detach()
 
-    def _reference_pass(self, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+    def _reference_pass(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         """The scores, and the outputs of each layer."""
-        outputs: list[list[Tensor]] = []
-        with self.features.reference(self.n, outputs):
-            scores = self._run(x, list(range(self.n)))
-        return scores, outputs
+        with self.features.reference(self.n) as outputs:
+            return self._run(x, list(range(self.n))), outputs
 
     def evaluate(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """J and its gradient at x' n×D, and (margin, class, feature distance) n×3."""
@@ -196,20 +194,19 @@ class Ball:
         for sample, (other, own) in enumerate(pairs, start=first):
             in_range = 0 <= other < count
             check(in_range, f"counterfactual: expected classes from 0 to {count - 1}, got {other}")
-            check(
-                other != own, f"counterfactual: of sample {sample} it is the explained class, {own}"
-            )
+            message = f"counterfactual: of sample {sample} it is the explained class, {own}"
+            check(other != own, message)
         return counterfactual.to(scores.device)
 
-    def _check_dependence(self, x: Tensor, scores: Tensor, outputs: list[list[Tensor]]) -> None:
+    def _check_dependence(
+        self, x: Tensor, scores: Tensor, outputs: list[tuple[Tensor, ...]]
+    ) -> None:
         """``ValueError`` where the scores, or a layer's outputs, have no gradient at x."""
         check(depends_on(scores, x), "forward_func: its scores do not depend on the inputs")
         for i, (layer, tensors) in enumerate(zip(self.features.layers, outputs, strict=True)):
-            check(
-                all(depends_on(t, x) for t in tensors),
-                f"layers: number {i}, {type(layer).__name__}, does not depend on the inputs "
-                "differentiably",
-            )
+            name = f"number {i}, {type(layer).__name__}"
+            message = f"layers: {name}, does not depend on the inputs differentiably"
+            check(all(depends_on(t, x) for t in tensors), message)
 
     def _check_not_constant(self, scores: Tensor) -> None:
         """A zero gradient of all samples: is the model constant, or only flat at these inputs?"""

@@ -36,74 +36,75 @@ class FeatureDistance:
         self._selected: list[tuple[Tensor, ...]] = self._references
         self._n = 0
         self._rows: list[int] | None = None
-        self._calls = [0] * len(self.layers)
-        self._calls_now: list[int] = []
+        self._calls: list[int] = []
 
     @contextmanager
-    def reference(self, n: int, outputs: list[list[Tensor]]) -> Iterator[None]:
+    def reference(self, n: int) -> Iterator[list[tuple[Tensor, ...]]]:
         """While it lasts, a forward pass of n samples records the references.
 
-        ``outputs`` receives, for each layer, the tensors of its last call.
+        It is given a list, which receives, for each layer, the tensors of its last call.
         """
-        self._calls = [0] * len(self.layers)
-        outputs[:] = [[] for _ in self.layers]
+        outputs: list[tuple[Tensor, ...]] = [() for _ in self.layers]
 
-        self._n = n
-
-        def record(i: int, layer: nn.Module, _: Any, output: Any) -> None:
-            tensors = _tensors(layer, output, n)
-            self._calls[i] += 1
+        def record(i: int, _: int, tensors: tuple[Tensor, ...]) -> None:
             self._references[i] = tuple(t.detach().clone() for t in tensors)
-            outputs[i] = list(tensors)
+            outputs[i] = tensors
 
-        with self._hooked(record):
-            yield
+        with self._hooked(n, record) as self._calls:
+            yield outputs
         for i, (layer, calls) in enumerate(zip(self.layers, self._calls, strict=True)):
             check(calls > 0, f"layers: number {i}, {type(layer).__name__}, did not run")
+        self._n = n
         self._select(list(range(n)))
 
     @contextmanager
     def measured(self, rows: list[int]) -> Iterator[None]:
         """While it lasts, a forward pass of these samples sums up their change in ``total``."""
         self._select(rows)
-        self._calls_now = [0] * len(self.layers)
         self.total = None
 
-        def compare(i: int, layer: nn.Module, _: Any, output: Any) -> None:
-            self._calls_now[i] += 1
-            if self._calls_now[i] != self._calls[i]:
+        def compare(i: int, call: int, tensors: tuple[Tensor, ...]) -> None:
+            if call != self._calls[i]:
                 return
-            tensors = _tensors(layer, output, len(rows))
             for tensor, reference in zip(tensors, self._selected[i], strict=True):
                 change = _mean_square(tensor - reference)
                 if self.normalize:
                     change = divided(change, _mean_square(reference))
                 self.total = change if self.total is None else self.total + change
 
-        with self._hooked(compare):
+        with self._hooked(len(rows), compare) as calls:
             yield
-        check(
-            self._calls_now == self._calls,
-            "layers: they did not run as often as on the unperturbed inputs "
-            f"({self._calls_now} and {self._calls} times)",
-        )
+        times = f"{calls} and {self._calls} times"
+        message = f"layers: they did not run as often as on the unperturbed inputs ({times})"
+        check(calls == self._calls, message)
 
     def _select(self, rows: list[int]) -> None:
         """Keep the references of these samples at hand."""
-        if rows == self._rows:
-            return
-        self._rows = rows
-        self._selected = [
-            tuple(rows_of(t, rows, self._n) for t in tensors) for tensors in self._references
-        ]
+        if rows != self._rows:
+            self._rows = rows
+            self._selected = [
+                tuple(rows_of(t, rows, self._n) for t in tensors) for tensors in self._references
+            ]
 
     @contextmanager
-    def _hooked(self, receive: Callable[..., None]) -> Iterator[None]:
+    def _hooked(
+        self, n: int, receive: Callable[[int, int, tuple[Tensor, ...]], None]
+    ) -> Iterator[list[int]]:
+        """``receive`` gets the number of a layer that has run, which call it was, and its tensors.
+
+        Yields the number of calls of each layer.
+        """
+        calls = [0] * len(self.layers)
+
+        def hook(i: int, layer: nn.Module, _: Any, output: Any) -> None:
+            calls[i] += 1
+            receive(i, calls[i], _tensors(layer, output, n))
+
         with ExitStack() as hooks:
             for i, layer in enumerate(self.layers):
                 # A ScriptModule refuses a hook: the ones before it have to go then too.
-                hooks.callback(layer.register_forward_hook(partial(receive, i)).remove)
-            yield
+                hooks.callback(layer.register_forward_hook(partial(hook, i)).remove)
+            yield calls
 
 
 def _tensors(layer: nn.Module, output: Any, n: int) -> tuple[Tensor, ...]:

@@ -24,10 +24,16 @@ def checked(inputs: Any) -> tuple[Tensor, ...]:
     return tensors
 
 
+def checked_numbers(inputs: Any, bounds: tuple[float, float] | None = None) -> tuple[Tensor, ...]:
+    """The inputs as :func:`checked` gives them, of floating point and within the bounds."""
+    tensors = checked(inputs)
+    check_inputs(tensors, bounds)
+    return tensors
+
+
 def checked_images(inputs: Any) -> tuple[Tensor, ...]:
-    """As :func:`checked`, and N×C×H×W of floating point, which a mask can hide."""
-    images = checked(inputs)
-    check_inputs(images, None)
+    """The inputs as :func:`checked_numbers` gives them, N×C×H×W, which a mask can hide."""
+    images = checked_numbers(inputs)
     check_images(images)
     return images
 
@@ -44,6 +50,11 @@ def as_given(inputs: Any, parts: Iterable[Tensor]) -> Any:
 def input_of(inputs: tuple[Tensor, ...], i: int) -> Tensor:
     """The input that part i of a result belongs to: its own, or the first where there is none."""
     return inputs[i] if i < len(inputs) else inputs[0]
+
+
+def size_of(x: Tensor) -> tuple[int, int]:
+    """Height and width of images N×C×H×W."""
+    return x.shape[2], x.shape[3]
 
 
 def in_dtype_of(x: Tensor, values: Tensor) -> Tensor:

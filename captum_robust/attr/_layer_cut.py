@@ -21,6 +21,11 @@ from captum_robust.attr._inputs import as_tuple
 class LayerCut:
     """The layer's tensors as leaves of the graph, and the linear layers that ran."""
 
+    layer: nn.Module
+    at_input: bool
+    """Whether the tensors are the layer's input instead of its output."""
+    keep_trunk: bool = False
+    """Whether the graph is not cut: the layer's tensors keep that of the inputs."""
     leaves: tuple[Tensor, ...] = ()
     is_tuple: bool = False
     linears: list[tuple[nn.Linear, Tensor, Tensor]] = field(default_factory=list)
@@ -54,17 +59,10 @@ def _is_mean(pooled: Tensor, leaf: Tensor) -> bool:
 
 
 @contextmanager
-def cut_at(
-    forward_func: Callable[..., Tensor],
-    layer: nn.Module,
-    cut: LayerCut,
-    at_input: bool,
-    heads: bool,
-    keep_trunk: bool = False,
-) -> Iterator[None]:
-    """While it lasts, a forward pass cuts the graph at ``layer`` and records from there on.
+def cut_at(cut: LayerCut, forward_func: Callable[..., Tensor], heads: bool) -> Iterator[None]:
+    """While it lasts, a forward pass cuts the graph at the layer and records from there on.
 
-    With ``keep_trunk`` the graph is not cut: the layer's tensors keep that of the inputs.
+    With ``heads`` it keeps what linear layers were given and gave.
     """
 
     def leaves_of(value: Any) -> tuple[Tensor, ...]:
@@ -76,7 +74,7 @@ def cut_at(
         torch.set_grad_enabled(True)  # until the no_grad around the forward pass ends
         # A layer that runs twice overwrites: its last call counts, as in Captum.
         normal = tuple(map(without_inference, values))
-        trunks = normal if keep_trunk else tuple(v.detach() for v in normal)
+        trunks = normal if cut.keep_trunk else tuple(v.detach() for v in normal)
         cut.leaves = tuple(v if v.requires_grad else v.requires_grad_() for v in trunks)
         # Clones, as the next layer may write into its input.
         return tuple(v.clone() for v in cut.leaves)
@@ -97,11 +95,11 @@ def cut_at(
             cut.linears.append((module, args[0].detach().clone(), output.detach().clone()))
 
     modules = forward_func.modules() if heads and isinstance(forward_func, nn.Module) else ()
-    linears = [m for m in modules if isinstance(m, nn.Linear) and m is not layer]
+    linears = [m for m in modules if isinstance(m, nn.Linear) and m is not cut.layer]
     handle = (
-        layer.register_forward_pre_hook(on_input)
-        if at_input
-        else layer.register_forward_hook(on_output)
+        cut.layer.register_forward_pre_hook(on_input)
+        if cut.at_input
+        else cut.layer.register_forward_hook(on_output)
     )
     try:
         with hooked(linears, on_linear):

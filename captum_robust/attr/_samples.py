@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass
 class Samples:
-    """n samples."""
+    """n samples, and how the model is run on them."""
 
     forward_func: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
@@ -47,7 +47,7 @@ class Samples:
         is_last = self.channels_last and x.ndim == 4
         return torch.channels_last if is_last else torch.contiguous_format
 
-    def in_a_layout_it_takes(self, run: Callable[[], T]) -> T:
+    def in_fitting_layout(self, run: Callable[[], T]) -> T:
         """What ``run`` returns, without channels_last where the model does not take that."""
         try:
             return run()
@@ -63,11 +63,9 @@ class Samples:
         scores = one_row_a_sample(scores, count)
         for part in torch.split(scores, self.n):
             check_finite(part, "forward_func, scores", self.first)
-        check(
-            scores.ndim > 1 and scores.shape[1] > 1,
-            f"forward_func: {purpose} needs scores N×K of at least two classes, got "
-            f"{tuple(scores.shape)}",
-        )
+        wanted, got = "scores N×K of at least two classes", tuple(scores.shape)
+        message = f"forward_func: {purpose} needs {wanted}, got {got}"
+        check(scores.ndim > 1 and scores.shape[1] > 1, message)
         return scores
 
     def check_not_constant(self, scores: Tensor, elsewhere: Tensor) -> None:
@@ -93,6 +91,9 @@ def in_batches(
         yield Samples(forward_func, own, target_of(target, rows, n), arguments, first, n)
 
 
-def joined(parts: Iterable[Iterable[Tensor]]) -> Iterator[Tensor]:
-    """The tensors of all batches, each along the samples."""
-    return (torch.cat(each).contiguous() for each in zip(*parts, strict=True))
+def joined(results: Iterable[tuple[tuple[Tensor, ...], Any]]) -> tuple[Iterator[Tensor], Any]:
+    """The attributions and the details of all batches, tensor by tensor along the samples."""
+    attributions, details = zip(*results, strict=True)
+    fields = zip(*(vars(each).values() for each in details), strict=True)
+    whole = (torch.cat(parts).contiguous() for parts in zip(*attributions, strict=True))
+    return whole, type(details[0])(*map(torch.cat, fields))

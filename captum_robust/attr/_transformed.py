@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_finite
 from captum_robust._resize import resized
 from captum_robust._scores import at_least_float
-from captum_robust.attr._inputs import as_tuple, divided, of_largest_one
+from captum_robust.attr._inputs import as_tuple, divided, of_largest_one, size_of
 from captum_robust.attr._wrapped import copied, listed
 from captum_robust.transforms.transform import Transform, backward_differentiable
 
@@ -44,11 +43,8 @@ class Result:
     def resolution(self, i: int, size: tuple[int, int], is_layer: bool) -> tuple[int, int]:
         """What part i has for images of ``size``; that of a layer is in proportion."""
         values = self.parts[i]
-        check(
-            values.ndim == 4,
-            "attribution: a transform that moves pixels needs results N×C×h×w, got "
-            f"{tuple(values.shape)}",
-        )
+        needs = "a transform that moves pixels needs results N×C×h×w"
+        check(values.ndim == 4, f"attribution: {needs}, got {tuple(values.shape)}")
         if not is_layer:
             return size
         height, width = (
@@ -69,20 +65,19 @@ def groups_of(
 
     ``ValueError`` for arguments that do not go with them.
     """
-    waiting: dict[Any, list[tuple[int, tuple[Tensor, ...]]]] = {}
+    waiting: dict[Any, dict[int, tuple[Tensor, ...]]] = {}
 
-    def group(same: list[tuple[int, tuple[Tensor, ...]]]) -> Group:
-        numbers = tuple(i for i, _ in same)
-        whole = tuple(map(torch.cat, zip(*(images for _, images in same), strict=True)))
-        for x, images in zip(inputs, whole, strict=True):
-            _check_places(arguments, x, [transforms[i] for i in numbers], images)
-        return Group(numbers, whole)
+    def group(same: dict[int, tuple[Tensor, ...]]) -> Group:
+        return Group(tuple(same), tuple(map(torch.cat, zip(*same.values(), strict=True))))
 
     for i, transform in enumerate(transforms):
         images = _transformed(transform, inputs, graph)
+        if transform.moves_pixels:
+            for x, image in zip(inputs, images, strict=True):
+                _check_places(arguments, x, transform, image)
         size = tuple(x.shape[1:] for x in images)
-        same = waiting.setdefault(size, [])
-        same.append((i, images))
+        same = waiting.setdefault(size, {})
+        same[i] = images
         if len(same) == most:
             yield group(waiting.pop(size))
     yield from map(group, waiting.values())
@@ -99,55 +94,28 @@ def _transformed(
     n = len(inputs[0])
     for x, image in zip(inputs, images, strict=True):
         check(len(image) == n, f"inputs: batches of {n} and {len(image)} samples")
-        check(
-            transform.moves_pixels or image.shape == x.shape,
-            f"transforms: {transform!r} makes {tuple(image.shape)} of {tuple(x.shape)} and does "
-            "not say how maps get back to the image",
-        )
+        sizes = f"makes {tuple(image.shape)} of {tuple(x.shape)}"
+        message = f"{transform!r} {sizes} and does not say how maps get back to the image"
+        check(transform.moves_pixels or image.shape == x.shape, f"transforms: {message}")
         check_finite(image, f"transforms, {transform!r}")
     return images
 
 
-def repeated(value: Any, times: int, n: int) -> Any:
-    """Tensors of N rows, also within a tuple, that often one after another; all else as it is."""
-    if isinstance(value, tuple):
-        return tuple(repeated(v, times, n) for v in value)
-    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == n and times > 1:
-        return value.repeat(times, *[1] * (value.ndim - 1))
-    return value
-
-
-def repeated_target(target: TargetType, times: int) -> Any:
-    """Targets, one a sample, that often one after another; what holds for all as it is."""
-    if isinstance(target, list):
-        return target * times
-    if isinstance(target, Tensor) and target.ndim == 1 and len(target) > 1:
-        return target.repeat(times)
-    return target
-
-
-def _check_places(
-    arguments: dict[str, Any], x: Tensor, transforms: Iterable[Transform], images: Tensor
-) -> None:
-    """``ValueError`` for a tensor of pixels that the transforms of a group would have to move."""
-    moving = next((t for t in transforms if t.moves_pixels), None)
-    if moving is None:
-        return
-    for name, value in arguments.items():
-        for each in as_tuple(value):
-            if not isinstance(each, Tensor) or each.ndim != 4 or each.shape[2:] != x.shape[2:]:
-                continue
-            size = tuple(x.shape[2:])
-            check(
-                tuple(images.shape[2:]) == size,
-                f"{name}: it has the size of the inputs, {size}, and does not fit the images of "
-                f"{moving!r}",
-            )
-            check(
-                bool((each == each[:, :, :1, :1]).all()),
-                f"{name}: it differs from pixel to pixel, and {moving!r} moves those of the inputs "
-                "only",
-            )
+def _check_places(arguments: dict[str, Any], x: Tensor, moving: Transform, images: Tensor) -> None:
+    """``ValueError`` for a tensor of pixels that a transform would have to move too."""
+    size = x.shape[2:]
+    of_size = [
+        (name, each)
+        for name, value in arguments.items()
+        for each in as_tuple(value)
+        if isinstance(each, Tensor) and each.ndim == 4 and each.shape[2:] == size
+    ]
+    for name, each in of_size:
+        has = f"it has the size of the inputs, {tuple(size)}"
+        check(images.shape[2:] == size, f"{name}: {has}, and does not fit the images of {moving!r}")
+        moves = f"{moving!r} moves those of the inputs only"
+        same = bool((each == each[:, :, :1, :1]).all())
+        check(same, f"{name}: it differs from pixel to pixel, and {moves}")
 
 
 def combined_maps(
@@ -159,7 +127,7 @@ def combined_maps(
     is_layer: bool,
 ) -> Tensor:
     """Part i of the results of all transforms as one tensor, on images like ``x``."""
-    size = (x.shape[2], x.shape[3])
+    size = size_of(x)
     maps = [at_least_float(result.parts[i]) for result in results]
     seen: list[Tensor | None] = [None] * len(maps)
     resolution = None

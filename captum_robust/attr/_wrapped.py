@@ -1,10 +1,9 @@
-"""What attributions made of other attributions share: how the inner ones are run."""
+"""What attributions around another one share: how that is run, and what it gives."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from captum_robust.attr._inputs import as_given, as_tuple
 
 
 class Wrapper(Attribution):
-    """An attribution made of another one.
+    """An attribution around another one.
 
     Raises:
         TypeError: ``attribution`` is no attribution.
@@ -37,28 +36,39 @@ class Wrapper(Attribution):
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """As the wrapped attribution does."""
+        """Whether the wrapped attribution does."""
         return bool(self.attribution.multiplies_by_inputs)
 
+    def _scores_of(self, inputs: tuple[Tensor, ...], additional_forward_args: object) -> Tensor:
+        """The scores of the inputs, without gradients; ``ValueError`` where they are not finite."""
+        with torch.no_grad():
+            passed = without_inference(additional_forward_args)
+            scores = model_scores(self.forward_func, copied(inputs), passed)
+        scores = scores.reshape(1) if scores.ndim == 0 else scores
+        check_finite(scores, "forward_func, scores")
+        return scores
 
-def scores_of(
-    forward_func: Callable[..., Tensor], inputs: tuple[Tensor, ...], additional_forward_args: object
-) -> Tensor:
-    """The scores of the inputs, without gradients; ``ValueError`` where they are not finite."""
-    with torch.no_grad():
-        passed = without_inference(additional_forward_args)
-        scores = model_scores(forward_func, copied(inputs), passed)
-    scores = scores.reshape(1) if scores.ndim == 0 else scores
-    check_finite(scores, "forward_func, scores")
-    return scores
+    def _predicted(
+        self, inputs: tuple[Tensor, ...], additional_forward_args: object
+    ) -> Tensor | None:
+        """N classes, or None for scores that have none; where N×K×…, Captum says what it wants."""
+        scores = self._scores_of(inputs, additional_forward_args)
+        return scores.argmax(dim=1) if scores.ndim == 2 and scores.shape[1] > 1 else None
 
-
-def predicted_by(
-    forward_func: Callable[..., Tensor], inputs: tuple[Tensor, ...], additional_forward_args: object
-) -> Tensor | None:
-    """N classes, or None for scores that have none; where N×K×…, Captum says what it wants."""
-    scores = scores_of(forward_func, inputs, additional_forward_args)
-    return scores.argmax(dim=1) if scores.ndim == 2 and scores.shape[1] > 1 else None
+    def _check_finite(
+        self,
+        inputs: tuple[Tensor, ...],
+        additional_forward_args: object,
+        **results: tuple[Tensor, ...],
+    ) -> None:
+        """``ValueError`` for NaN or infinity in a result, or in the scores that are to blame."""
+        try:
+            for name, parts in results.items():
+                for part in parts:
+                    check_finite(part, name)
+        except ValueError:
+            self._scores_of(inputs, additional_forward_args)
+            raise
 
 
 def check_attribution(value: object, name: str, expected: str) -> None:
@@ -74,16 +84,6 @@ def passed_on(
     return {name: value for name, value in shared.items() if value is not None} | arguments
 
 
-@contextmanager
-def blaming(check_scores: Callable[[], object]) -> Iterator[None]:
-    """Where the block refuses what an attribution gave, the scores are checked first."""
-    try:
-        yield
-    except ValueError:
-        check_scores()
-        raise
-
-
 def needs_target(attribution: Attribution) -> bool:
     """Whether it takes a target and, as Captum's own, does not find the predicted class itself."""
     return takes_target(attribution) and not getattr(attribution, "explains_prediction", False)
@@ -97,7 +97,7 @@ def takes_target(attribution: Attribution) -> bool:
 
 
 def innermost(attribution: Attribution) -> Attribution:
-    """What wrappers, ours and Captum's, are around."""
+    """The attribution that wrappers, ours and Captum's, are around."""
     while isinstance(attribution, (NoiseTunnel, Wrapper)):
         is_tunnel = isinstance(attribution, NoiseTunnel)
         attribution = attribution.attribution_method if is_tunnel else attribution.attribution
@@ -110,7 +110,11 @@ def is_of_layer(attribution: Attribution) -> bool:
 
 
 def run(
-    attribution: Attribution, inputs: Tensor | tuple[Tensor, ...], arguments: dict[str, Any]
+    attribution: Attribution,
+    inputs: Tensor | tuple[Tensor, ...],
+    arguments: dict[str, Any],
+    target: TargetType = None,
+    additional_forward_args: object = None,
 ) -> Any:
     """Run it on copies of the inputs, which it or the model may change."""
     copies = copied(format_tensor_into_tuples(inputs))
@@ -120,7 +124,7 @@ def run(
         copies = tuple(x.requires_grad_() if x.is_floating_point() else x for x in copies)
     passed = {
         name: without_inference(value)
-        for name, value in arguments.items()
+        for name, value in passed_on(target, additional_forward_args, arguments).items()
         if name != "target" or takes_target(attribution)
     }
     return attribution.attribute(as_given(inputs, copies), **passed)
@@ -135,11 +139,8 @@ def without_details(
 ) -> tuple[tuple[Any, ...], Any]:
     """The attributions, and what came behind them: (attributions, something) is a tuple too."""
     # A layer has a tuple of its own, whatever the inputs are.
-    is_of_two = (
-        bool(arguments.get("return_convergence_delta"))
-        if is_of_layer(attribution)
-        else not is_inputs_tuple
-    )
+    asked = arguments.get("return_convergence_delta")
+    is_of_two = asked if is_of_layer(attribution) else not is_inputs_tuple
     if isinstance(result, tuple) and (isinstance(result[0], tuple) or is_of_two):
         return as_tuple(result[0]), result[1:]
     return as_tuple(result), ()

@@ -12,20 +12,17 @@ from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_output, is_tuple
 from captum_robust._checks import check, check_choice, check_count, check_finite
-from captum_robust._scores import ClassScores, model_scores, one_row_a_sample, without_inference
-from captum_robust.attr._inputs import as_given, checked, in_dtype_of, input_of
-from captum_robust.attr._transformed import (
-    COMBINATIONS,
-    Group,
-    Result,
-    combined_maps,
-    groups_of,
-    repeated,
-    repeated_target,
+from captum_robust._scores import (
+    ClassScores,
+    arguments_of,
+    model_scores,
+    one_row_a_sample,
+    target_of,
 )
+from captum_robust.attr._inputs import as_given, checked, in_dtype_of, input_of, size_of
+from captum_robust.attr._transformed import COMBINATIONS, Group, Result, combined_maps, groups_of
 from captum_robust.attr._wrapped import (
     Wrapper,
-    blaming,
     copied,
     innermost,
     is_of_layer,
@@ -110,17 +107,13 @@ class Defended(Wrapper):
         if moving is None:
             return
         inner = innermost(self.attribution)
-        name = type(inner).__name__
-        check(
-            not isinstance(inner, NeuronAttribution),
-            f"transforms: {moving!r} moves pixels, and the neuron of {name} stays where it is",
-        )
+        name, moves = type(inner).__name__, f"transforms: {moving!r} moves pixels"
+        is_neuron = isinstance(inner, NeuronAttribution)
+        check(not is_neuron, f"{moves}, and the neuron of {name} stays where it is")
         layer = inner.layer if is_of_layer(inner) else None
-        check(
-            not isinstance(layer, _WITHOUT_POSITIONS),
-            f"transforms: {moving!r} moves pixels, and the layer of {name}, a "
-            f"{type(layer).__name__}, has no positions to move back",
-        )
+        its_layer = f"the layer of {name}, a {type(layer).__name__}"
+        has_none = isinstance(layer, _WITHOUT_POSITIONS)
+        check(not has_none, f"{moves}, and {its_layer}, has no positions to move back")
 
     @log_usage()
     def attribute(
@@ -169,12 +162,10 @@ class Defended(Wrapper):
         Raises:
             TypeError: it does not.
         """
-        check(
-            hasattr(self.attribution, "differentiable"),
-            f"attribution: {type(self.attribution).__name__} has no method differentiable(); "
-            "RobustCAM has, and with k=1 it is the map of LayerGradCam",
-            TypeError,
-        )
+        lacks = f"{type(self.attribution).__name__} has no method differentiable()"
+        advice = "RobustCAM has, and with k=1 it is the map of LayerGradCam"
+        has = hasattr(self.attribution, "differentiable")
+        check(has, f"attribution: {lacks}; {advice}", TypeError)
         with torch.inference_mode(False), torch.enable_grad():
             return self._explain(inputs, target, additional_forward_args, arguments, graph=True)
 
@@ -194,17 +185,11 @@ class Defended(Wrapper):
         return groups_of(self.transforms, inputs, arguments, most, graph)
 
     def _explain(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType,
-        additional_forward_args: Any,
-        arguments: dict[str, Any],
-        *,
-        graph: bool,
+        self, inputs: Any, target: TargetType, extra: Any, arguments: dict[str, Any], *, graph: bool
     ) -> Any:
         tensors = checked(inputs)
         n, count = len(tensors[0]), len(self.transforms)
-        passed = passed_on(None, additional_forward_args, arguments)
+        passed = passed_on(None, extra, arguments)
         # A graph holds all images anyway.
         in_turn = not graph and (self.transforms_per_eval or count) < count
         kept = None if in_turn else list(self._groups(tensors, passed, graph))
@@ -215,19 +200,15 @@ class Defended(Wrapper):
         shared: dict[str, Any] = {}
         ranks = getattr(self.attribution, "ranks_classes", False)
         if ranks and kept is not None and len(kept) == 1:
-
-            def ranking(scores: Tensor) -> Tensor:
-                return scores.reshape(count, n, -1).mean(dim=0).repeat(count, 1)
-
-            shared["ranking"] = ranking
+            shared["ranking"] = lambda s: s.reshape(count, n, -1).mean(dim=0).repeat(count, 1)
         elif ranks:
-            mean = self._average(groups(), additional_forward_args, n, target)
+            mean = self._average(groups(), extra, n, target)
             shared["ranking"] = lambda scores: mean.repeat(len(scores) // n, 1)
         elif target is None and takes_target(self.attribution):
-            mean = self._average(groups(), additional_forward_args, n)
+            mean = self._average(groups(), extra, n)
             if mean.ndim == 2 and mean.shape[1] > 1:
                 target = mean.argmax(dim=1)
-        passed = passed_on(target, additional_forward_args, shared | arguments)
+        passed = passed_on(target, extra, shared | arguments)
 
         of_number: dict[int, Result] = {}
         for group in groups():
@@ -260,14 +241,15 @@ class Defended(Wrapper):
         total: Tensor | None = None
         for group in groups:
             count = len(group.numbers)
-            passed = without_inference(repeated(arguments, count, n))
+            rows = list(range(n)) * count
+            passed = arguments_of(arguments, rows, n)
             with torch.no_grad():
                 scores = model_scores(self.forward_func, copied(group.inputs), passed)
             scores = one_row_a_sample(scores, n * count)
             for each in torch.split(scores, n):  # the number of a row is that of a sample
                 check_finite(each, "forward_func, scores")
             if target is not None and scores.ndim > 1:
-                scores = ClassScores(scores, repeated_target(target, count))(scores)
+                scores = ClassScores(scores, target_of(target, rows, n))(scores)
             scores = scores.reshape(count, n, *scores.shape[1:]).sum(dim=0)
             total = scores if total is None else total + scores
         assert total is not None
@@ -278,12 +260,12 @@ class Defended(Wrapper):
     ) -> list[Result]:
         """The result of each transform of a group, whose images have the caller's structure."""
         count = len(group.numbers)
+        rows = list(range(n)) * count
         passed = {
-            name: repeated_target(value, count) if name == "target" else repeated(value, count, n)
+            name: (target_of if name == "target" else arguments_of)(value, rows, n)
             for name, value in arguments.items()
         }
-        # A sample has another number among those of all transforms, and the scores may be to blame.
-        with blaming(lambda: self._average([group], arguments.get("additional_forward_args"), n)):
+        try:
             if graph:
                 result = self.attribution.differentiable(images, **passed)
             else:
@@ -291,13 +273,15 @@ class Defended(Wrapper):
             parts, rest = without_details(result, self.attribution, is_tuple(images), passed)
             for each in (each for part in parts for each in torch.split(part, n)):
                 check_finite(each, "attribution")
-        check(
-            all(len(part) == n * count for part in parts),
-            f"attribution: expected {n * count} results for as many images, got {listed(parts)}",
-        )
+        except ValueError:
+            # The scores may be to blame, and a sample has another number among those of all.
+            self._average([group], arguments.get("additional_forward_args"), n)
+            raise
+        complete = all(len(part) == n * count for part in parts)
+        wanted = f"{n * count} results for as many images"
+        check(complete, f"attribution: expected {wanted}, got {listed(parts)}")
         is_result_tuple = isinstance(result[0] if rest else result, tuple)
-        shapes = [input_of(group.inputs, i).shape for i in range(len(parts))]
-        sizes = tuple((shape[2], shape[3]) for shape in shapes)
+        sizes = tuple(size_of(input_of(group.inputs, i)) for i in range(len(parts)))
         # The rows of each transform.
         of_parts = zip(*(part.chunk(count) for part in parts), strict=True)
         of_rest = zip(*(each.chunk(count) for each in rest), strict=True) if rest else [()] * count

@@ -11,7 +11,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_robust._captum import TargetType, is_tuple
-from captum_robust._checks import check, check_finite, check_number
+from captum_robust._checks import check, check_number
 from captum_robust._scores import at_least_float
 from captum_robust.attr._inputs import (
     MODES,
@@ -24,15 +24,11 @@ from captum_robust.attr._inputs import (
 )
 from captum_robust.attr._wrapped import (
     Wrapper,
-    blaming,
     check_attribution,
     is_of_layer,
     listed,
     needs_target,
-    passed_on,
-    predicted_by,
     run,
-    scores_of,
     shapes,
     without_details,
 )
@@ -123,43 +119,38 @@ class Guided(Wrapper):
         # gradients turns them on by itself.
         with torch.inference_mode(False), torch.enable_grad():
             if target is None and not self.explains_prediction:
-                target = predicted_by(self.forward_func, tensors, additional_forward_args)
-            passed = passed_on(target, additional_forward_args, arguments)
-            result = run(self.attribution, inputs, passed)
+                target = self._predicted(tensors, additional_forward_args)
+            shared = (target, additional_forward_args)
+            result = run(self.attribution, inputs, arguments, *shared)
             attributions, rest = without_details(
                 result, self.attribution, is_tuple(inputs), arguments
             )
-            check(
-                shapes(attributions) == shapes(tensors),
-                f"attribution: expected a result of the inputs' shape, {listed(tensors)}, got "
-                f"{listed(attributions)}; the map of a layer can be the guide",
+            wanted = f"a result of the inputs' shape, {listed(tensors)}"
+            got = f"{listed(attributions)}; the map of a layer can be the guide"
+            fits = shapes(attributions) == shapes(tensors)
+            check(fits, f"attribution: expected {wanted}, got {got}")
+            guide = run(self.guide, inputs, dict(guide_arguments or {}), *shared)
+            guides = _one_each(as_tuple(guide), tensors)
+            self._check_finite(
+                tensors, additional_forward_args, attribution=attributions, guide=guides
             )
-            passed = passed_on(target, additional_forward_args, dict(guide_arguments or {}))
-            guides = _one_each(as_tuple(run(self.guide, inputs, passed)), tensors)
-            with blaming(lambda: scores_of(self.forward_func, tensors, additional_forward_args)):
-                for a in attributions:
-                    check_finite(a, "attribution")
-                for g in guides:
-                    check_finite(g, "guide")
             is_map = is_of_layer(self.guide)
-            guided = as_given(
-                inputs,
-                (
-                    in_dtype_of(x, a.detach() * _scaled(g.detach(), x, is_map) ** self.power)
-                    for a, g, x in zip(attributions, guides, tensors, strict=True)
-                ),
+            each = zip(attributions, guides, tensors, strict=True)
+            products = (
+                in_dtype_of(x, a.detach() * _scaled(g.detach(), x, is_map) ** self.power)
+                for a, g, x in each
             )
+            guided = as_given(inputs, products)
         return (guided, *rest) if rest else guided
 
 
 def _one_each(guides: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """A guide for each input, where the shapes fit; else ``ValueError``."""
     each = guides * len(inputs) if len(guides) == 1 else guides
-    check(
-        len(each) == len(inputs) and all(map(_fits, each, inputs)),
-        f"guide: expected a result of the inputs' shape, {listed(inputs)}, or a map "
-        f"{len(inputs[0])}×1×… of as many dimensions, got {listed(guides)}",
-    )
+    wanted = f"a result of the inputs' shape, {listed(inputs)}"
+    a_map = f"a map {len(inputs[0])}×1×… of as many dimensions"
+    fit = len(each) == len(inputs) and all(map(_fits, each, inputs))
+    check(fit, f"guide: expected {wanted}, or {a_map}, got {listed(guides)}")
     return each
 
 

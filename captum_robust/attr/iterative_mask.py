@@ -1,4 +1,4 @@
-"""IterativeMask: the mask of a class, found for each image by descent on the mask itself."""
+"""IterativeMask: the mask of a class, for each image by descent on the mask itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_count, check_number, check_type
 from captum_robust._scores import ClassScores, depends_on
 from captum_robust.attr._classes import explained
-from captum_robust.attr._inputs import as_given, checked_images, over_channels
+from captum_robust.attr._inputs import as_given, checked_images, over_channels, size_of
 from captum_robust.attr._samples import Samples, in_batches, joined
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective, blend, upsampled
 
@@ -23,7 +23,7 @@ PER_IMAGE = CodeObjective(area=11.0, smoothness=0.5, preserver=0.2)
 """The authors' weights for masks that are optimised for one image."""
 
 _EPSILON = 1e-3
-"""Of |a| + |b|, in the authors' code."""
+"""The authors' code adds it to |a| + |b|."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class IterativeMask(Attribution):
         steps = self.steps if steps is None else steps
         check_count("steps", steps, 1)
         images = checked_images(inputs)
-        masks, details = [], []
+        results = []
         with torch.inference_mode(False), torch.enable_grad():
             for samples in in_batches(
                 self.forward_func, images, target, additional_forward_args, internal_batch_size
@@ -146,10 +146,11 @@ class IterativeMask(Attribution):
                 descent.descend(steps)
                 if return_details:
                     descent.evaluate()
-                masks.append(descent.attributions)
-                details.append((descent.classes, torch.stack(descent.history, dim=1)))
-        result = as_given(inputs, joined(masks))
-        return (result, MaskDetails(*joined(details))) if return_details else result
+                details = MaskDetails(descent.classes, torch.stack(descent.history, dim=1))
+                results.append((descent.attributions, details))
+        masks, details = joined(results)
+        result = as_given(inputs, masks)
+        return (result, details) if return_details else result
 
 
 class _Descent:
@@ -188,9 +189,8 @@ class _Descent:
         for _ in range(steps):
             gradients = torch.autograd.grad(self.evaluate().sum(), self.cells)
             with torch.no_grad():
-                for cells, velocity, gradient in zip(
-                    self.cells, velocities, gradients, strict=True
-                ):
+                each = zip(self.cells, velocities, gradients, strict=True)
+                for cells, velocity, gradient in each:
                     velocity.mul_(momentum).add_(gradient)
                     cells.sub_(learning_rate * (gradient + momentum * velocity))
 
@@ -232,7 +232,7 @@ class _Descent:
         masks = []
         for cells, x in zip(self.cells, self.images, strict=True):
             a, b = torch.split(cells.abs(), 1, dim=1)
-            masks.append(upsampled(a / (a + b + _EPSILON), (x.shape[2], x.shape[3])))
+            masks.append(upsampled(a / (a + b + _EPSILON), size_of(x)))
         return masks
 
     def _kept(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ class _Descent:
     def _scores(self, images: tuple[Tensor, ...], copies: int) -> Tensor:
         """Scores of ``copies`` images of each sample, all samples of a copy together."""
         rows = list(range(self.n)) * copies
-        scores = self.samples.in_a_layout_it_takes(lambda: self.samples.run(images, rows))
+        scores = self.samples.in_fitting_layout(lambda: self.samples.run(images, rows))
         return self.samples.checked_scores(scores, len(rows), "a mask of a class")
 
     def _explain(self, scores: Tensor) -> None:

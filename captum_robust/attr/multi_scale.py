@@ -12,7 +12,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_robust._captum import TargetType, format_output
-from captum_robust._checks import as_number, check, check_finite
+from captum_robust._checks import as_number, check
 from captum_robust._resize import resized
 from captum_robust._scores import at_least_float
 from captum_robust.attr._inputs import (
@@ -22,18 +22,9 @@ from captum_robust.attr._inputs import (
     in_dtype_of,
     input_of,
     of_largest_one,
+    size_of,
 )
-from captum_robust.attr._wrapped import (
-    Wrapper,
-    blaming,
-    copied,
-    listed,
-    passed_on,
-    predicted_by,
-    run,
-    scores_of,
-    takes_target,
-)
+from captum_robust.attr._wrapped import Wrapper, copied, listed, run, takes_target
 
 
 class MultiScale(Wrapper):
@@ -68,7 +59,7 @@ class MultiScale(Wrapper):
 
     @property
     def explains_prediction(self) -> bool:
-        """Never: the sizes could disagree on the class, so it is found on the inputs as given."""
+        """Never: the sizes could disagree, so the class is predicted for the inputs as given."""
         return False
 
     @log_usage()
@@ -93,45 +84,35 @@ class MultiScale(Wrapper):
         Raises:
             ValueError: inputs or results that are not images; NaN or infinity in either.
         """
-        images = checked(inputs)
-        are_images = all(x.ndim == 4 for x in images)
-        check(are_images, f"inputs: expected N×C×H×W, got {listed(images)}")
+        tensors = checked(inputs)
+        n = len(tensors[0])
+        are_images = all(x.ndim == 4 for x in tensors)
+        check(are_images, f"inputs: expected N×C×H×W, got {listed(tensors)}")
         with torch.inference_mode(False), torch.enable_grad():
             if target is None and takes_target(self.attribution):
-                target = predicted_by(self.forward_func, images, additional_forward_args)
-            passed = passed_on(target, additional_forward_args, arguments)
+                target = self._predicted(tensors, additional_forward_args)
             sums: list[Tensor] = []
             for scale in self.scales:
-                sized = tuple(_resized(x, _size(x, scale)) for x in copied(images))
-                result = run(self.attribution, as_given(inputs, sized), passed)
+                sized = tuple(_resized(x, _size(x, scale)) for x in copied(tensors))
+                images = as_given(inputs, sized)
+                result = run(self.attribution, images, arguments, target, additional_forward_args)
                 parts = as_tuple(result)
-                self._check(parts, sized, additional_forward_args)
+                are_maps = all(isinstance(p, Tensor) and p.ndim == 4 and len(p) == n for p in parts)
+                check(are_maps, f"attribution: expected results N×C×H×W, got {listed(parts)}")
+                self._check_finite(sized, additional_forward_args, attribution=parts)
                 maps = [
-                    of_largest_one(_map_of(part.detach(), input_of(images, i)))
+                    _resized(at_least_float(part.detach()), size_of(input_of(tensors, i)))
                     for i, part in enumerate(parts)
                 ]
+                maps = [of_largest_one(m) for m in maps]
                 sums = [a + b for a, b in zip(sums, maps, strict=True)] if sums else maps
-        averages = tuple(in_dtype_of(images[0], s / len(self.scales)) for s in sums)
+        averages = tuple(in_dtype_of(tensors[0], s / len(self.scales)) for s in sums)
         output: Tensor | tuple[Tensor, ...] = format_output(isinstance(result, tuple), averages)
         return output
-
-    def _check(self, parts: tuple[Any, ...], images: tuple[Tensor, ...], arguments: object) -> None:
-        """``ValueError`` unless the results for images are finite and have their dimensions."""
-        n = len(images[0])
-        are_maps = all(isinstance(p, Tensor) and p.ndim == 4 and len(p) == n for p in parts)
-        check(are_maps, f"attribution: expected results N×C×H×W, got {listed(parts)}")
-        with blaming(lambda: scores_of(self.forward_func, images, arguments)):
-            for part in parts:
-                check_finite(part, "attribution")
 
 
 def _size(x: Tensor, scale: float) -> tuple[int, int]:
     return max(1, round(scale * x.shape[2])), max(1, round(scale * x.shape[3]))
-
-
-def _map_of(part: Tensor, x: Tensor) -> Tensor:
-    """A result at the size of the input."""
-    return _resized(at_least_float(part), (x.shape[2], x.shape[3]))
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,18 +12,11 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_robust._captum import TargetType
-from captum_robust._checks import (
-    as_number,
-    check,
-    check_inputs,
-    check_number,
-    check_shape,
-    checked_bounds,
-)
+from captum_robust._checks import as_number, check, check_number, check_shape, checked_bounds
 from captum_robust._resize import blur_matrix
 from captum_robust._scores import at_least_float
-from captum_robust.attr._ball import Ball, BallDetails, BallSettings
-from captum_robust.attr._inputs import as_given, checked
+from captum_robust.attr._ball import Ball, BallSettings
+from captum_robust.attr._inputs import as_given, checked_numbers
 from captum_robust.attr._samples import in_batches, joined
 from captum_robust.optim import check_options
 
@@ -57,7 +50,7 @@ class PerceptualBallPerturbation(Attribution):
         forward_func: the model, or any function of the inputs that calls it. N×K×… scores (logits).
         layers: the layers C^(l) whose outputs are kept (``Classifier.perceptual_layers``).
             ``()``: no perceptual term.
-        settings: what ``attribute`` takes where it is not told otherwise.
+        settings: what ``attribute`` takes for an option that is None there.
 
     Raises:
         TypeError: a layer that is no module.
@@ -171,23 +164,20 @@ class PerceptualBallPerturbation(Attribution):
         options = {name: given[name] for name in names if given[name] is not None}
         settings = replace(self.settings, **options)
         _check_settings(settings)
-        whole = checked(inputs)
         bounds = None if bounds is None else checked_bounds(bounds)
-        check_inputs(whole, bounds)
+        whole = checked_numbers(inputs, bounds)
         others = None if counterfactual is None else _checked_classes(counterfactual, len(whole[0]))
         layers = self.layers if settings.perceptual_weight > 0 else ()
-        perturbations, details = [], []
+        results = []
         with torch.inference_mode(False):
             for samples in in_batches(
                 self.forward_func, whole, target, additional_forward_args, internal_batch_size
             ):
                 own = None if others is None else others[samples.first :][: samples.n]
-                ball = Ball(samples, layers, settings, bounds, own)
-                moved, detail = ball.shrink()
-                perturbations.append(moved)
-                details.append(vars(detail).values())
-        result = as_given(inputs, joined(perturbations))
-        return (result, BallDetails(*joined(details))) if return_details else result
+                results.append(Ball(samples, layers, settings, bounds, own).shrink())
+        perturbations, details = joined(results)
+        result = as_given(inputs, perturbations)
+        return (result, details) if return_details else result
 
     @staticmethod
     def saliency(attributions: Tensor, blur: float = 2.0) -> Tensor:

@@ -16,7 +16,7 @@ from captum_robust._checks import check, check_finite, check_number, check_type,
 from captum_robust._contexts import evaluation
 from captum_robust._scores import one_row_a_sample, without_inference
 from captum_robust.attr._classes import explained
-from captum_robust.attr._inputs import as_given, as_tuple, checked_images, over_channels
+from captum_robust.attr._inputs import as_given, as_tuple, checked_images, over_channels, size_of
 from captum_robust.nn import MaskingNetwork, load_masking_network, upsampled
 
 _FOLDER = "weights"
@@ -35,7 +35,7 @@ class RealTimeMasking(Attribution):
         network: :class:`captum_robust.nn.MaskingNetwork`; trained with
             ``captum-robust train masking`` or :func:`captum_robust.training.masking_training`.
         confidence: is taken from the log odds of the class at each place: with 6, only what is
-            surely of the class is shown; with 0, what is similar too. The authors' code has 6.
+            surely of the class is in it; with 0, what is similar too. The authors' code has 6.
 
     Raises:
         TypeError: no masking network.
@@ -89,7 +89,7 @@ class RealTimeMasking(Attribution):
         Args:
             inputs: images N×C×H×W as the classifier takes them, or a tuple of such, each of which
                 gets the mask at its size.
-            target: the class that is shown; None: the predicted one.
+            target: the explained class; None: the predicted one.
             additional_forward_args: passed on to the classifier.
             confidence: None: as for the class.
 
@@ -110,19 +110,14 @@ class RealTimeMasking(Attribution):
             scores = one_row_a_sample(scores, len(images[0]))
             check_finite(scores, "forward_func, scores")
             masks = network.decoder(features, self._classes(scores, target), confidence)
-            attributions = [
-                over_channels(upsampled(masks, (x.shape[2], x.shape[3])), x) for x in images
-            ]
+            attributions = [over_channels(upsampled(masks, size_of(x)), x) for x in images]
         return as_given(inputs, attributions)
 
     def _classes(self, scores: Tensor, target: TargetType) -> Tensor:
         count = self.network.decoder.shape.num_classes
         if scores.shape[1] != count:
-            check(
-                target is not None,
-                f"target: the masks are of {count} classes, but the encoder has {scores.shape[1]} "
-                "others; say which",
-            )
+            others = f"but the encoder has {scores.shape[1]} others; say which"
+            check(target is not None, f"target: the masks are of {count} classes, {others}")
             scores = scores.new_zeros(len(scores), count)
         return explained(scores, target)[1]
 

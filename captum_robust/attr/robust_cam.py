@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from captum.attr import GradientAttribution, LayerAttribution
@@ -116,10 +117,9 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             TypeError: a layer whose output is neither a tensor nor a tuple of tensors; scores that
                 are no tensor.
         """
+        cut = LayerCut(self.layer, attribute_to_layer_input)
         average = _Average(k, weights, normalize, upsample, ranking)
-        return self._map(
-            inputs, target, additional_forward_args, attribute_to_layer_input, average, graph=False
-        )
+        return self._map(inputs, target, additional_forward_args, cut, average)
 
     def differentiable(
         self,
@@ -139,66 +139,49 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         For whoever optimises the map itself, as :class:`captum_robust.attacks.ExplanationAttack`.
         The whole network is recorded, not only the part behind the layer.
         """
+        cut = LayerCut(self.layer, attribute_to_layer_input, keep_trunk=True)
         average = _Average(k, weights, normalize, upsample, ranking)
-        return self._map(
-            inputs, target, additional_forward_args, attribute_to_layer_input, average, graph=True
-        )
+        return self._map(inputs, target, additional_forward_args, cut, average)
 
     def _map(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType,
-        additional_forward_args: object | None,
-        at_input: bool,
-        average: _Average,
-        *,
-        graph: bool,
+        self, inputs: Any, target: TargetType, extra: object, cut: LayerCut, average: _Average
     ) -> Tensor | tuple[Tensor, ...]:
-        images = checked(inputs)
+        tensors = checked(inputs)
+        x = tensors[0]
         # The grad mode, which a cut switches on, is restored behind it.
-        with torch.inference_mode(False), torch.set_grad_enabled(graph):
-            cut, scores, weight = self._forward(images, additional_forward_args, at_input, graph)
-            scores = one_row_a_sample(scores, len(images[0]))
+        with torch.inference_mode(False), torch.set_grad_enabled(cut.keep_trunk):
+            scores, weight = self._forward(tensors, extra, cut)
+            scores = one_row_a_sample(scores, len(x))
             check_finite(scores, "forward_func, scores")
             with torch.enable_grad():
                 ranked = top_classes(scores, target, len(average.ladder), average.ranking)
-            class_maps = self._class_maps(cut, weight, *ranked, graph)
+            class_maps = self._class_maps(cut, weight, *ranked)
             with torch.autocast(scores.device.type, enabled=False):
-                maps = tuple(in_dtype_of(images[0], average.of(m, images[0])) for m in class_maps)
+                maps = tuple(in_dtype_of(x, average.of(m, x)) for m in class_maps)
         result: Tensor | tuple[Tensor, ...] = format_output(cut.is_tuple, maps)
         return result
 
     def _forward(
-        self,
-        inputs: tuple[Tensor, ...],
-        additional_forward_args: object,
-        at_input: bool,
-        graph: bool,
-    ) -> tuple[LayerCut, Tensor, Tensor | None]:
-        """Run once, gradients recorded from the layer on only; with ``graph``, of everything.
+        self, inputs: tuple[Tensor, ...], extra: object, cut: LayerCut
+    ) -> tuple[Tensor, Tensor | None]:
+        """The scores, and the weight K×C of an analytic class activation map.
 
-        Returns the cut, the scores, and the weight K×C of an analytic class activation map.
+        It runs once; gradients are recorded from the layer on only, if it is to be cut.
         """
-        cut = LayerCut()
         heads = self.base != "gradcam"
-        with cut_at(self.forward_func, self.layer, cut, at_input, heads, keep_trunk=graph):
-            scores = model_scores(self.forward_func, inputs, additional_forward_args)
-            weight = None if self.base == "gradcam" else cut.linear_weight(scores)
+        with cut_at(cut, self.forward_func, heads):
+            scores = model_scores(self.forward_func, inputs, extra)
+            weight = cut.linear_weight(scores) if heads else None
             if cut.leaves and not scores.requires_grad and weight is None:
                 # A trunk with its own no_grad block ended the recording on leaving it. With
                 # gradients on outside of that block it goes on; the layer is still cut off before.
                 with torch.enable_grad():
-                    scores = model_scores(self.forward_func, inputs, additional_forward_args)
+                    scores = model_scores(self.forward_func, inputs, extra)
         check(cut.leaves, "layer: it did not run in the forward pass")
-        return cut, scores, weight
+        return scores, weight
 
     def _class_maps(
-        self,
-        cut: LayerCut,
-        weight: Tensor | None,
-        selected: Tensor,
-        classes: Tensor | None,
-        graph: bool,
+        self, cut: LayerCut, weight: Tensor | None, selected: Tensor, classes: Tensor | None
     ) -> list[Tensor]:
         """The signed map of each class, N×k×…, for each tensor of the layer."""
         n, k = selected.shape
@@ -210,25 +193,23 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             leaf = cut.leaves[0]
             # Equation 1; "auto" keeps to LayerGradCam's scale, whichever way it takes.
             scale = 1 if self.base == "cam" else 1 / (leaf.shape[2] * leaf.shape[3])
-            return [_weighted_sum(weight[classes] * scale, self._features(leaf, graph))]
-        check(
-            self.base != "cam",
-            "base: 'cam' needs a layer N×C×h×w followed by global average pooling and one linear "
-            "layer that gives the scores; use base='gradcam'",
-        )
+            return [_weighted_sum(weight[classes] * scale, self._features(leaf, cut))]
+        needs = "a layer N×C×h×w followed by global average pooling and one linear layer"
+        message = f"base: 'cam' needs {needs} that gives the scores; use base='gradcam'"
+        check(self.base != "cam", message)
         check(selected.requires_grad, "layer: the scores do not depend on it differentiably")
-        gradients = gradients_of(selected, cut.leaves, create_graph=graph)
+        gradients = gradients_of(selected, cut.leaves, create_graph=cut.keep_trunk)
         maps = []
         for leaf, gradient in zip(cut.leaves, gradients, strict=True):
-            g = self._features(gradient.flatten(0, 1), graph)
+            g = self._features(gradient.flatten(0, 1), cut)
             g = g.reshape(k, n, *g.shape[1:])
             # (k×N×C×…) averaged over the positions -> N×k×C
             channel_weights = (g.flatten(3).mean(dim=3) if g.ndim > 3 else g).transpose(0, 1)
-            maps.append(_weighted_sum(channel_weights, self._features(leaf, graph)))
+            maps.append(_weighted_sum(channel_weights, self._features(leaf, cut)))
         return maps
 
-    def _features(self, x: Tensor, graph: bool) -> Tensor:
-        x = x if graph else x.detach()
+    def _features(self, x: Tensor, cut: LayerCut) -> Tensor:
+        x = x if cut.keep_trunk else x.detach()
         return x if self.reshape_transform is None else self.reshape_transform(x)
 
 
@@ -264,11 +245,9 @@ class _Average:
         w = torch.tensor(ladder, dtype=class_maps.dtype, device=class_maps.device)
         average = torch.einsum("nk...,k->n...", class_maps, w).unsqueeze(1)
         if self.upsample:
-            check(
-                average.ndim in MODES and average.ndim == x.ndim,
-                f"upsample: the map {tuple(average.shape)} and the input's {x.ndim - 2} spatial "
-                "dimensions do not fit",
-            )
+            of_input = f"the input's {x.ndim - 2} spatial dimensions"
+            message = f"upsample: the map {tuple(average.shape)} and {of_input} do not fit"
+            check(average.ndim in MODES and average.ndim == x.ndim, message)
             average = enlarged(average, x.shape[2:])
         if self.normalize == "max":
             positive = average.clamp(min=0)

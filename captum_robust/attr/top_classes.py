@@ -15,15 +15,7 @@ from captum_robust._checks import check
 from captum_robust._scores import one_row_a_sample
 from captum_robust.attr._classes import Ranking, class_weights, top_classes
 from captum_robust.attr._inputs import checked
-from captum_robust.attr._wrapped import (
-    Wrapper,
-    check_result,
-    over_tensors,
-    passed_on,
-    run,
-    scores_of,
-    takes_target,
-)
+from captum_robust.attr._wrapped import Wrapper, check_result, over_tensors, run, takes_target
 
 
 class TopClasses(Wrapper):
@@ -61,11 +53,8 @@ class TopClasses(Wrapper):
         weights: str | Sequence[float] = "exponential",
     ) -> None:
         super().__init__(attribution)
-        check(
-            takes_target(attribution),
-            f"attribution: {type(attribution).__name__} takes no target, so it is the same for all "
-            "classes",
-        )
+        refusal = f"{type(attribution).__name__} takes no target, so it is the same for all classes"
+        check(takes_target(attribution), f"attribution: {refusal}")
         self.weights = class_weights(k, weights)
 
     @property
@@ -104,7 +93,7 @@ class TopClasses(Wrapper):
         """
         tensors = checked(inputs)
         with torch.inference_mode(False), torch.enable_grad():
-            scores = scores_of(self.forward_func, tensors, additional_forward_args)
+            scores = self._scores_of(tensors, additional_forward_args)
             scores = one_row_a_sample(scores, len(tensors[0]))
             _, classes = top_classes(scores, target, self.k, ranking)
             targets: list[Any] = [target]
@@ -112,9 +101,8 @@ class TopClasses(Wrapper):
                 targets = [_with_class(target, column) for column in classes.unbind(dim=1)]
             total: Any = None
             for weight, each in zip(self.weights, targets, strict=False):
-                passed = passed_on(each, additional_forward_args, arguments)
-                result = check_result(run(self.attribution, inputs, passed))
-                result = over_tensors(lambda a, w=weight: w * a, result)
+                result = run(self.attribution, inputs, arguments, each, additional_forward_args)
+                result = over_tensors(lambda a, w=weight: w * a, check_result(result))
                 total = result if total is None else over_tensors(torch.add, total, result)
         return over_tensors(Tensor.contiguous, total)
 
