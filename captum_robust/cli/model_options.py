@@ -29,15 +29,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")]
 def load_model(name: str, weights: str, device: str, layer: str | None = None) -> Classifier:
     """Load the classifier onto its device."""
     from captum_robust.models import load_classifier
+    from captum_robust.models.zoo import published_weights
 
     chosen = chosen_device(device)
     return load_classifier(name, published_weights(weights), cam_layer=layer).to(chosen)
-
-
-def published_weights(weights: str) -> str | None:
-    """The option as ``load_classifier`` takes it: ``none`` is None, in whatever case."""
-    plain = weights.lower()
-    return None if plain == "none" else "DEFAULT" if plain == "default" else weights
 
 
 def chosen_device(device: str) -> str:
