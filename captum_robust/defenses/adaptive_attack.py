@@ -136,19 +136,23 @@ class DefendedModel(nn.Module):
 def adaptive_attack(
     attack: SomeAttack,
     transforms: Transform | Callable[[Tensor], Tensor] | Sequence[Any],
-    **settings: Any,
+    *,
+    redraw: bool = False,
+    samples: int = 1,
+    seed: int = 0,
+    transforms_per_eval: int | None = None,
 ) -> SomeAttack:
     """The same attack with the same settings, of the model behind the transforms.
 
     Args:
         attack: of the bare model, such as PGD, FGSM or DeepFool; it stays as it is.
         transforms: the defence, see :class:`DefendedModel`.
-        settings: ``redraw`` (the attacker does not know the defender's draws), ``samples`` (draws
-            that a step averages then), ``seed`` (of these) and ``transforms_per_eval`` (at most so
-            many transforms in a batch), as :class:`DefendedModel` takes them.
+        redraw, samples, seed, transforms_per_eval: as :class:`DefendedModel` takes them: the
+            attacker does not know the defender's draws; so many draws a step averages then; their
+            seed; at most so many transforms in a batch.
 
     Raises:
-        TypeError: ``attack`` is no :class:`captum_robust.attacks.Attack`; an unknown setting.
+        TypeError: ``attack`` is no :class:`captum_robust.attacks.Attack`.
         ValueError: it depends on more than one model that could be exchanged: a fitted universal
             perturbation (fit one on a ``DefendedModel``), an attack on several models or on an
             explanation (attack a ``Defended`` attribution).
@@ -168,7 +172,14 @@ def adaptive_attack(
         "one of a DefendedModel, or of a Defended attribution",
     )
     adapted = copy.copy(attack)
-    adapted.forward_func = DefendedModel(attack.forward_func, transforms, **settings)
+    adapted.forward_func = DefendedModel(
+        attack.forward_func,
+        transforms,
+        redraw=redraw,
+        samples=samples,
+        seed=seed,
+        transforms_per_eval=transforms_per_eval,
+    )
     return adapted
 
 
