@@ -42,7 +42,9 @@ def blur_matrix(size: int, sigma: float) -> Tensor:
 
 def blurred(x: Tensor, sigma: float) -> Tensor:
     """Images …×H×W under a Gaussian of ``sigma`` pixels, see :func:`blur_matrix`."""
-    rows, columns = (blur_matrix(n, sigma).to(x) for n in x.shape[-2:])
+    height, width = x.shape[-2:]
+    rows = blur_matrix(height, sigma).to(x)
+    columns = rows if width == height else blur_matrix(width, sigma).to(x)
     return rows @ x @ columns.T
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captum_robust._captum import TargetType
 from captum_robust._checks import as_number, check, check_number, check_shape, checked_bounds
-from captum_robust._resize import blur_matrix
+from captum_robust._resize import blurred
 from captum_robust._scores import at_least_float
 from captum_robust.attr._ball import Ball, BallSettings
 from captum_robust.attr._inputs import as_given, checked_numbers
@@ -159,10 +159,20 @@ class PerceptualBallPerturbation(Attribution):
                 counterfactual class that is out of range or the explained one. All these before
                 the first step. A pass that gives NaN or infinity names its sample.
         """
-        given = locals()  # the options among them have the names of the settings
-        names = [field.name for field in fields(BallSettings)]
-        options = {name: given[name] for name in names if given[name] is not None}
-        settings = replace(self.settings, **options)
+        options = {
+            "perceptual_weight": perceptual_weight,
+            "pixel_weight": pixel_weight,
+            "margin_target": margin_target,
+            "max_iterations": max_iterations,
+            "tolerance": tolerance,
+            "history_size": history_size,
+            "step": step,
+            "line_search": line_search,
+            "normalize_layers": normalize_layers,
+            "map_tolerance": map_tolerance,
+        }
+        given: dict[str, Any] = {n: value for n, value in options.items() if value is not None}
+        settings = replace(self.settings, **given)
         _check_settings(settings)
         bounds = None if bounds is None else checked_bounds(bounds)
         whole = checked_numbers(inputs, bounds)
@@ -198,11 +208,8 @@ class PerceptualBallPerturbation(Attribution):
         maps = at_least_float(attributions.detach()).square().mean(dim=1).sqrt()
         if blur == 0:
             return maps
-        rows = blur_matrix(maps.shape[1], blur).to(maps)
-        columns = blur_matrix(maps.shape[2], blur).to(maps)
         with torch.autocast(maps.device.type, enabled=False):
-            blurred: Tensor = rows @ maps @ columns.T
-        return blurred
+            return blurred(maps, blur)
 
 
 def _checked_layers(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_robust._checks import check, check_choice
+from captum_robust._checks import check, check_choice, checked_size
 from captum_robust._resize import resize_image
 from captum_robust.data.sample import DataError, Sample
 
@@ -28,7 +28,7 @@ def resize(sample: Sample, size: int | tuple[int, int]) -> Sample:
         ValueError: a size that isn't positive.
         DataError: the result would have more than ``MAX_PIXELS`` pixels.
     """
-    height, width = _pair(size, "size")
+    height, width = checked_size("size", size)
     if (height, width) == sample.size:
         return sample
     few = height * width <= MAX_PIXELS
@@ -58,7 +58,7 @@ def resize_and_center_crop(
     Raises:
         ValueError: a crop larger than the resized image.
     """
-    crop_height, crop_width = _pair(crop, "crop")
+    crop_height, crop_width = checked_size("crop", crop)
     resized = resize(sample, _resized(sample.size, resize_to))
     height, width = resized.size
     fits = crop_height <= height and crop_width <= width
@@ -84,7 +84,7 @@ def fitted(sample: Sample, size: int | tuple[int, int], fit: str) -> Sample:
         DataError: the result would have more than ``MAX_PIXELS`` pixels.
     """
     check_choice("fit", fit, FITS)
-    height, width = _pair(size, "size")
+    height, width = checked_size("size", size)
     if fit == "squash":
         return resize(sample, (height, width))
     shorter_side = round(max(height, width) * 8 / 7)
@@ -122,16 +122,9 @@ def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
 def _resized(size: tuple[int, int], resize_to: int | tuple[int, int]) -> tuple[int, int]:
     """(H, W) after a resize; a number is the shorter side, and the longer is rounded down."""
     if not isinstance(resize_to, int):
-        return _pair(resize_to, "resize_to")
-    short, _ = _pair(resize_to, "resize_to")
+        return checked_size("resize_to", resize_to)
+    short, _ = checked_size("resize_to", resize_to)
     height, width = size
     if height <= width:
         return short, max(short, short * width // height)
     return max(short, short * height // width), short
-
-
-def _pair(size: int | tuple[int, int], name: str) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    fits = len(pair) == 2 and all(isinstance(side, int) and side >= 1 for side in pair)
-    check(fits, f"{name}: expected one positive whole number or (H, W), got {size!r}")
-    return pair[0], pair[1]

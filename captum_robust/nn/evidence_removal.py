@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import check_choice, check_number, check_shape
-from captum_robust._resize import blur_matrix
+from captum_robust._resize import blurred
 
 SCHEMES = ("blur", "color", "both")
 
@@ -81,9 +81,7 @@ class EvidenceRemoval(nn.Module):
         """The images behind the Gaussian."""
         height, width = x.shape[2:]
         sigma = self.sigma * min(height, width) / 224
-        down = blur_matrix(height, sigma).to(x)
-        across = down if width == height else blur_matrix(width, sigma).to(x)
-        return down @ x @ across.T
+        return blurred(x, sigma)
 
     def _colored(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         color = 0.5 + self.color_range * (2 * _uniform((*x.shape[:2], 1, 1), x, generator) - 1)

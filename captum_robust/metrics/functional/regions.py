@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_count, check_number, check_shape
-from captum_robust._resize import blur_matrix
+from captum_robust._resize import blurred
 from captum_robust.metrics.functional._validate import check_maps
 from captum_robust.metrics.functional.saliency import (
     Scores,
@@ -182,7 +182,5 @@ def _removed(images: Tensor, removal: Removal | None, seed: int) -> Tensor:
 def _blurred(images: Tensor) -> Tensor:
     height, width = images.shape[2:]
     sigma = BLUR * min(height, width) / 224
-    down, across = (blur_matrix(side, sigma).to(images) for side in (height, width))
     with torch.autocast(images.device.type, enabled=False):
-        blurred: Tensor = down @ images @ across.mT
-    return blurred
+        return blurred(images, sigma)
