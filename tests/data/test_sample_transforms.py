@@ -95,8 +95,6 @@ def test_one_pixel_grows():
 @pytest.mark.parametrize("size", [0, -1, (3,), (2, 0), (1, 2, 3), (2.5, 2)])
 def test_a_size_that_is_none_is_refused(size):
     with pytest.raises(ValueError, match=r"^size: expected a (whole number|number of pixels)"):
-        ValueError, match=r"^size: expected a (whole number from 1|number of pixels)"
-    ):
         resize(Sample(torch.zeros(3, 4, 4), None, torch.zeros(0, 4), "a"), size)
 
 
