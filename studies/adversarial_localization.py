@@ -14,9 +14,9 @@ localization network that starts from the classifier; "taught the boxes" is the 
 network trained with the boxes of the training part, which nothing else sees: about the most that
 can be hoped for. Started again with the same arguments it goes on.
 
-`table`: metric 1 (the box overlaps the object's by more than half) and metric 2 (the class is right
-too) of every row of the poster's table, and of the variants; mean and deviation over the seeds. Of
-each method also blurred maps are tried, on the other half. `necessity`: what becomes of the masks
+`table`: box accuracy (the box overlaps the object's by more than half), and with the class right
+too, of every row of the poster's table and of the variants; mean and deviation over the seeds.
+Blurred maps of each method are tried too, on the other half. `necessity`: what becomes of the masks
 where fewer of the classifier's layers are trained; whether they fool others too is asked of the
 classifiers of the other seeds. `times`: milliseconds an image.
 """
@@ -336,7 +336,7 @@ def table(data: Path, out: Path, options: Options) -> None:
     seeds = [seed for seed in options.seeds if classifier_file(out, seed).is_file()]
     tables = [table_of_seed(out, seed, val) for seed in seeds]
     print(f"{len(val.x)} validation images of {options.classes} classes, seeds {seeds}")
-    print(f"  {'':28}{'metric 1':>14}{'metric 2':>14}   seeds; metric 1 of the first, 95 %")
+    print(f"  {'':28}{'box':>14}{'box and class':>14}   seeds; box of the first, 95 %")
     for name in dict.fromkeys(name for rows in tables for name in rows):
         of_seeds = [rows[name] for rows in tables if name in rows]
         first, second = zip(*map(metrics_of, of_seeds), strict=True)
@@ -350,7 +350,7 @@ def table(data: Path, out: Path, options: Options) -> None:
         pairs = [(metrics_of(rows[OURS]), metrics_of(rows[other])) for rows in with_ours]
         if pairs:
             gains = [spread([a[i] - b[i] for a, b in pairs]) for i in (0, 1)]
-            print(f"  ours - {other}: metric 1 {gains[0]}, metric 2 {gains[1]}")
+            print(f"  ours - {other}: box {gains[0]}, box and class {gains[1]}")
 
 
 def necessity(
@@ -365,7 +365,7 @@ def necessity(
     print("masks of pixels, means over the validation images; mean ± deviation over the seeds")
     print("  fooled: of the images that a classifier sees right clean, those seen wrong without")
     print("  the mask's pixels; another image's: without those of the next image's mask")
-    columns = ("mask", "variation", "own fooled", "others fooled", "another image's", "metric 1")
+    columns = ("mask", "variation", "own fooled", "others fooled", "another image's", "box")
     print("  layers " + "".join(f"{name:>18}" for name in columns))
     points: dict[int, list[list[float]]] = {}
     for number, variant in enumerate(NECESSITY):
