@@ -149,10 +149,7 @@ class Victim:
         """
         gradients = gradients_or_zeros(objective, inputs, "forward_func, gradient", keep_graph)
         if gradients is None:
-            raise ValueError(
-                "forward_func: no gradient flows from its scores to the inputs, and this attack "
-                f"needs one{where_the_graph_breaks(self.forward_func, self.x, self.arguments)}"
-            )
+            raise no_gradient(self.forward_func, self.x, self.arguments)
         self.backward_passes[rows] += times
         return gradients
 
@@ -236,6 +233,15 @@ def gradients_or_zeros(
     for g in gradients:
         check_finite(g, where)
     return gradients
+
+
+def no_gradient(
+    forward_func: Callable[..., Tensor], inputs: Tensors, arguments: object
+) -> ValueError:
+    """The error to raise where :func:`gradients_or_zeros` found none through the model."""
+    where = where_the_graph_breaks(forward_func, inputs, arguments)
+    flows = "no gradient flows from its scores to the inputs, and this attack needs one"
+    return ValueError(f"forward_func: {flows}{where}")
 
 
 def clipped(inputs: Tensors, bounds: tuple[float, float] | None) -> Tensors:
