@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,17 +33,14 @@ def recorded_gradients() -> Iterator[None]:
     plain_grad, plain_hook = autograd.grad, tensor.register_hook
     handles: list[Any] = []
 
+    signature = inspect.signature(plain_grad)
+
     @functools.wraps(plain_grad)
-    def grad(
-        outputs: Any,
-        inputs: Any,
-        grad_outputs: Any = None,
-        retain_graph: bool | None = None,  # noqa: ARG001 – the new graph needs the old one
-        create_graph: bool = False,  # noqa: ARG001
-        *rest: Any,
-        **options: Any,
-    ) -> Any:
-        return plain_grad(outputs, inputs, grad_outputs, True, True, *rest, **options)
+    def grad(*args: Any, **options: Any) -> Any:
+        call = signature.bind(*args, **options)
+        # The new graph needs the old one.
+        call.arguments |= {"create_graph": True, "retain_graph": True}
+        return plain_grad(*call.args, **call.kwargs)
 
     @functools.wraps(plain_hook)
     def register_hook(self: Tensor, hook: Callable[..., Any]) -> Any:

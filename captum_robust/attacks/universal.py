@@ -25,7 +25,7 @@ from captum_robust._contexts import seeded
 from captum_robust._files import read_facts, write_facts
 from captum_robust.attacks.attack import Attack, LossFunction, cross_entropy
 from captum_robust.attacks.deepfool import DeepFool
-from captum_robust.attacks.fooling_rates import ImageScores, sized_as
+from captum_robust.attacks.fooling_rates import image_scores, sized_as
 from captum_robust.attacks.image_batches import (
     Loader,
     check_class,
@@ -308,7 +308,7 @@ class _Fit:
 
     def __post_init__(self) -> None:
         forward_func, bounds = self.attack.forward_func, self.attack.bounds
-        self._scores = ImageScores(forward_func)
+        self._scores = image_scores(forward_func)
         # In L2 for both norms, as in the paper. The shortest change is not needed: v adds them up.
         self._deepfool = DeepFool(forward_func, max_iterations=10, bounds=bounds, refine=0)
 
