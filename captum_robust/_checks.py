@@ -100,6 +100,13 @@ def check_shape(name: str, value: Any, shape: str) -> None:
         raise ValueError(f"{name}: expected {shape}, got {got}")
 
 
+def shape_or_type(value: object) -> tuple[int, ...] | str:
+    """What a message says that it got: the shape of a tensor, else the name of the type."""
+    from torch import Tensor
+
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
 def as_number(value: object) -> float:
     """NaN for what is no number, which fails each comparison as NaN does."""
     try:

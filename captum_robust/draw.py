@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from captum_robust._files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RGB: TypeAlias = npt.NDArray[np.uint8]
 
@@ -301,3 +304,18 @@ def _shorten(word: str, font: Any, width: int) -> str:
     while word and font.getlength(word + "…") > width:
         word = word[:-1]
     return word + "…"
+
+
+def blank_figure(**options: Any) -> Figure:
+    """Return a figure that pyplot knows nothing of.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            'plots need matplotlib: pip install matplotlib (or: pip install "captum-robust[demo]")'
+        ) from None
+    return Figure(**options)

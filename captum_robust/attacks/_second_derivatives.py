@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,17 +33,14 @@ def recorded_gradients() -> Iterator[None]:
     plain_grad, plain_hook = autograd.grad, tensor.register_hook
     handles: list[Any] = []
 
+    signature = inspect.signature(plain_grad)
+
     @functools.wraps(plain_grad)
-    def grad(
-        outputs: Any,
-        inputs: Any,
-        grad_outputs: Any = None,
-        retain_graph: bool | None = None,  # noqa: ARG001 – the new graph needs the old one
-        create_graph: bool = False,  # noqa: ARG001
-        *rest: Any,
-        **options: Any,
-    ) -> Any:
-        return plain_grad(outputs, inputs, grad_outputs, True, True, *rest, **options)
+    def grad(*args: Any, **options: Any) -> Any:
+        call = signature.bind(*args, **options)
+        # The new graph needs the old one.
+        call.arguments |= {"create_graph": True, "retain_graph": True}
+        return plain_grad(*call.args, **call.kwargs)
 
     @functools.wraps(plain_hook)
     def register_hook(self: Tensor, hook: Callable[..., Any]) -> Any:
@@ -135,10 +133,16 @@ class _Smooth(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        options = {} if kwargs is None else kwargs
+        options = {} if kwargs is None else dict(kwargs)
         if func not in _SMOOTH:
             return func(*args, **options)
-        return _SMOOTH[func](self.beta, *args, **options)
+        ramp = functools.partial(_ramp, self.beta)
+        is_in_place = options.pop("inplace", func in (torch.relu_, Tensor.relu_))
+        if not is_in_place:
+            return _SMOOTH[func](ramp, *args, **options)
+        # The backward pass needs the values from before.
+        x, *rest = args
+        return x.copy_(_SMOOTH[func](ramp, x.clone(), *rest, **options))
 
 
 class _Ramp(torch.autograd.Function):
@@ -189,70 +193,41 @@ def _from_corner(x: Tensor, width: float) -> Tensor:
     return x.clone() if width == math.inf else torch.minimum(x, width - x)
 
 
-def _softplus(x: Tensor, beta: float) -> Tensor:
-    smooth: Tensor = _Ramp.apply(x, beta, math.inf)
+def _ramp(beta: float, x: Tensor, width: float = math.inf) -> Tensor:
+    # Behind 20 / β the softplus is straight, as in F.softplus.
+    if beta * width <= 40:
+        return _ramp(beta, x) - _ramp(beta, x - width)
+    smooth: Tensor = _Ramp.apply(x, beta, width)
     return smooth
 
 
-def _ramp(x: Tensor, beta: float, width: float) -> Tensor:
-    # Behind 20 / β the softplus is straight, as in F.softplus.
-    if beta * width > 40:
-        smooth: Tensor = _Ramp.apply(x, beta, width)
-        return smooth
-    return _softplus(x, beta) - _softplus(x - width, beta)
+def _relu(ramp: _Ramps, input: Tensor) -> Tensor:
+    return ramp(input)
 
 
-def _relu(beta: float, input: Tensor, inplace: bool = False) -> Tensor:
-    return _written(lambda x: _softplus(x, beta), input, inplace)
+def _leaky_relu(ramp: _Ramps, input: Tensor, negative_slope: Tensor | float) -> Tensor:
+    return negative_slope * input + (1 - negative_slope) * ramp(input)
 
 
-def _hardtanh(
-    beta: float, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> Tensor:
-    return _written(lambda x: min_val + _ramp(x - min_val, beta, max_val - min_val), input, inplace)
+def _prelu(ramp: _Ramps, input: Tensor, weight: Tensor) -> Tensor:
+    return _leaky_relu(ramp, input, weight.reshape(-1, *[1] * max(0, input.ndim - 2)))
 
 
-def _relu6(beta: float, input: Tensor, inplace: bool = False) -> Tensor:
-    return _written(lambda x: _ramp(x, beta, 6.0), input, inplace)
-
-
-def _leaky_relu(
-    beta: float, input: Tensor, negative_slope: float = 0.01, inplace: bool = False
-) -> Tensor:
-    return _written(
-        lambda x: negative_slope * x + (1 - negative_slope) * _softplus(x, beta), input, inplace
-    )
-
-
-def _prelu(beta: float, input: Tensor, weight: Tensor) -> Tensor:
-    slope = weight.reshape(-1, *[1] * max(0, input.ndim - 2))
-    return slope * input + (1 - slope) * _softplus(input, beta)
-
-
-def _hardsigmoid(beta: float, input: Tensor, inplace: bool = False) -> Tensor:
-    return _written(lambda x: _ramp(x + 3, beta, 6.0) / 6, input, inplace)
-
-
-def _hardswish(beta: float, input: Tensor, inplace: bool = False) -> Tensor:
-    return _written(lambda x: x * _ramp(x + 3, beta, 6.0) / 6, input, inplace)
-
-
-def _written(function: Callable[[Tensor], Tensor], x: Tensor, inplace: bool) -> Tensor:
-    # The backward pass needs the values from before.
-    return x.copy_(function(x.clone())) if inplace else function(x)
-
-
+_Ramps = Callable[..., Tensor]
 _SMOOTH: dict[Any, Callable[..., Tensor]] = {
     F.relu: _relu,
     torch.relu: _relu,
     Tensor.relu: _relu,
-    torch.relu_: functools.partial(_relu, inplace=True),
-    Tensor.relu_: functools.partial(_relu, inplace=True),
-    F.relu6: _relu6,
-    F.hardtanh: _hardtanh,
+    torch.relu_: _relu,
+    Tensor.relu_: _relu,
+    F.relu6: lambda ramp, x: ramp(x, 6.0),
+    F.hardtanh: lambda ramp, x, min_val, max_val: min_val + ramp(x - min_val, max_val - min_val),
     F.leaky_relu: _leaky_relu,
     F.prelu: _prelu,
     torch.prelu: _prelu,
-    F.hardsigmoid: _hardsigmoid,
-    F.hardswish: _hardswish,
+    F.hardsigmoid: lambda ramp, x: ramp(x + 3, 6.0) / 6,
+    F.hardswish: lambda ramp, x: x * ramp(x + 3, 6.0) / 6,
 }
+"""Activation -> the smooth one, of slopes (x, width) as :class:`_Ramp` and the settings.
+
+torch calls them by all settings, but for ``inplace``, which is taken care of before."""

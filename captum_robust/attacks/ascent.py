@@ -15,7 +15,7 @@ from captum_robust._contexts import seeded
 from captum_robust._scores import check_rivals
 from captum_robust.attacks.attack import Attack, LossFunction, cross_entropy
 from captum_robust.attacks.norms import Tensors, of_mean_one
-from captum_robust.attacks.victim import Victim, check_losses, take, take_each
+from captum_robust.attacks.victim import Victim, check_losses, put_each, take, take_each
 
 
 def ascend(
@@ -85,7 +85,7 @@ class Stepping(Attack):
         return victim.moved(clean, change, rows, self._radius(epsilon), self._norm)
 
     def _stepped(
-        self, victim: Victim, x: Tensors, gradients: Tensors, rows: Tensor, epsilon: float
+        self, victim: Victim, rows: Tensor, epsilon: float, x: Tensors, gradients: Tensors
     ) -> Tensors:
         clean = take_each(victim.x, rows)
         length = self._step_length(epsilon)
@@ -124,7 +124,7 @@ class GradientAscent(Stepping):
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
         if epsilon is None:
             raise ValueError("epsilon: expected a number, got None")
-        best = _Best(victim, self.keep_best)
+        climb = _Climb(self, victim, epsilon)
         generator = self._generator()
         if self.random_start or self.transform is not None:
             victim.scores(victim.x, victim.everyone)
@@ -138,33 +138,34 @@ class GradientAscent(Stepping):
             if self.random_start or restart > 0:
                 change = self._norm.random_points(start, epsilon, generator)
                 start = self._moved(victim, start, change, rows, epsilon)
-            steps = self._step_count(epsilon)
-            climb = _Climb(self, victim, best, epsilon, steps, restart, rows)
-            ascend(start, steps + 1, climb.look, climb.move)
-        return best.x
+            climb.run(start, rows)
+        return climb.best
 
 
-@dataclass
 class _Climb:
-    """All steps of an attack from one start."""
+    """All steps of an attack, and the iterate of each sample to return."""
 
-    attack: GradientAscent
-    victim: Victim
-    best: _Best
-    epsilon: float
-    steps: int
-    restart: int
-    rows: Tensor
-    """n, the samples that go on."""
-    velocity: Tensors = ()
-    """n×…, with momentum the sum of gradients."""
-    draw: int = 0
-    """The number of the transform's draw."""
+    def __init__(self, attack: GradientAscent, victim: Victim, epsilon: float) -> None:
+        self.attack, self.victim, self.epsilon = attack, victim, epsilon
+        self.steps = attack._step_count(epsilon)
+        self.best = tuple(x.clone() for x in victim.x)
+        self.highest: Tensor | None = None
+        """N, the objectives of the best."""
+        self.draw = -1
+        """The number of the transform's draw."""
+
+    def run(self, start: Tensors, rows: Tensor) -> None:
+        """All steps of samples ``rows`` from one start n×…."""
+        self.rows = rows
+        self.velocity = tuple(map(torch.zeros_like, start)) if self.attack.momentum else ()
+        first = self.draw + 1
+        ascend(start, self.steps + 1, self.look, self.move)
+        self.draw = first + self.steps
 
     def look(self, x: Tensors, step: int) -> tuple[Tensors, Tensors] | None:
         """Judge the iterates; return those not done, and their gradients."""
         is_last = step == self.steps
-        self.draw = self.restart * (self.steps + 1) + step
+        self.draw += 1
         victim, rows, early_stop = self.victim, self.rows, self.attack.early_stop
         is_clean = not victim.knows_labels
         leaves, scores, objective = self._evaluate(x, rows, graph=not is_last)
@@ -173,7 +174,7 @@ class _Climb:
             done = victim.already[rows]
         elif early_stop:
             done = fooled = self._verified(scores, x)
-        self.best.see(x, rows, objective, fooled, is_last)
+        self._keep(x, objective, fooled, is_last)
         left = (~done).nonzero()[:, 0]
         if is_last or len(left) == 0:
             return None
@@ -182,18 +183,18 @@ class _Climb:
         if len(left) <= len(rows) // 2:
             # The backward pass runs through the whole batch. Where few are left, a fresh
             # forward pass of those costs less than that.
-            leaves, _, objective = self._evaluate(x, self.rows, graph=True)
-            gradients = self._gradients(objective, leaves, self.rows)
-        else:
-            gradients = take_each(self._gradients(objective, leaves, rows), left)
-        gradients = victim.masked(gradients, self.rows)
-        if self.attack.momentum:
-            gradients = self.velocity = self._accumulated(of_mean_one(gradients))
+            rows, left = self.rows, torch.arange(len(left), device=left.device)
+            leaves, _, objective = self._evaluate(x, rows, graph=True)
+        gradients = victim.gradients(objective, leaves, rows, times=self.attack.samples)
+        gradients = victim.masked(take_each(gradients, left), self.rows)
+        if momentum := self.attack.momentum:
+            units = zip(self.velocity, of_mean_one(gradients), strict=True)
+            gradients = self.velocity = tuple(momentum * v + g for v, g in units)
         return x, gradients
 
     def move(self, x: Tensors, gradients: Tensors) -> Tensors:
         """One step of all that go on."""
-        return self.attack._stepped(self.victim, x, gradients, self.rows, self.epsilon)
+        return self.attack._stepped(self.victim, self.rows, self.epsilon, x, gradients)
 
     def _evaluate(self, x: Tensors, rows: Tensor, graph: bool) -> tuple[Tensors, Tensor, Tensor]:
         """The leaves of the graph, the scores n×K that judge, and the objective n to raise."""
@@ -221,9 +222,6 @@ class _Climb:
             ]
         return tuple(torch.stack(each, dim=1).flatten(0, 1) for each in zip(*draws, strict=True))
 
-    def _gradients(self, objective: Tensor, leaves: Tensors, rows: Tensor) -> Tensors:
-        return self.victim.gradients(objective, leaves, rows, times=self.attack.samples)
-
     def _objective(self, scores: Tensor, rows: Tensor) -> Tensor:
         check_rivals(scores)
         loss = (self.attack.loss_func or cross_entropy)(scores, self.victim.label[rows])
@@ -244,36 +242,16 @@ class _Climb:
         _, scores, _ = self._evaluate(rounded, rows[at], graph=False)
         return fooled.index_put((at,), victim.succeeds(scores, rows[at]))
 
-    def _accumulated(self, gradients: Tensors) -> Tensors:
-        """Momentum: the decayed sum of gradients of mean absolute value 1."""
-        if not self.velocity:
-            return gradients
-        momentum = self.attack.momentum
-        return tuple(momentum * v + g for v, g in zip(self.velocity, gradients, strict=True))
-
-
-class _Best:
-    """The iterate of each sample to return."""
-
-    def __init__(self, victim: Victim, keep_best: bool) -> None:
-        self.victim = victim
-        self.keep_best = keep_best
-        self.x = tuple(x.clone() for x in victim.x)
-        self.objective: Tensor | None = None
-
-    def see(
-        self, x: Tensors, rows: Tensor, objective: Tensor, fooled: Tensor, is_last: bool
-    ) -> None:
-        """Iterates n×… of ``rows``: a fooled one is final, else the highest objective counts."""
-        victim = self.victim
-        if self.objective is None:
-            self.objective = objective.new_full((victim.n,), -torch.inf)
-        objective = objective.detach()
-        better = objective > self.objective[rows] if self.keep_best else torch.tensor(is_last)
-        chosen = (fooled | better.to(fooled.device)) & ~victim.fooled[rows]
-        at = chosen.nonzero()[:, 0]
+    def _keep(self, x: Tensors, objective: Tensor, fooled: Tensor, is_last: bool) -> None:
+        """Judge iterates n×…: a fooled one is final, else the highest objective counts."""
+        victim, rows, objective = self.victim, self.rows, objective.detach()
+        if self.highest is None:
+            self.highest = objective.new_full((victim.n,), -torch.inf)
+        better = torch.full_like(fooled, is_last)
+        if self.attack.keep_best:
+            better = objective > self.highest[rows]
+        at = ((fooled | better) & ~victim.fooled[rows]).nonzero()[:, 0]
         where = rows[at]
-        self.objective[where] = objective[at]
-        for kept, new in zip(self.x, x, strict=True):
-            kept[where] = take(new, at)
+        self.highest[where] = objective[at]
+        put_each(self.best, where, take_each(x, at))
         victim.fooled[where] = fooled[at]

@@ -48,19 +48,6 @@ class Attack(Perturbation):
     bounds: tuple[float, float] | None
     quantize: bool
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Tensor],
-        *,
-        epsilon: float | None,
-        norm: str,
-        bounds: tuple[float, float] | None,
-        quantize: bool,
-    ) -> None:
-        self.forward_func, self.epsilon, self.norm = forward_func, epsilon, norm
-        self.bounds, self.quantize = bounds, quantize
-        self.__post_init__()
-
     def __post_init__(self) -> None:
         # vars() tell one attack from another, also by the settings that its kind fixes.
         fixed = getattr(self, "__dataclass_fields__", ())

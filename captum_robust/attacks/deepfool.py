@@ -2,8 +2,8 @@
 
 Its phases: :meth:`DeepFool._walk` steps to the nearest boundary until the label is lost;
 :meth:`DeepFool._nearest` finds that boundary with as few backward passes as it can;
-:meth:`DeepFool._refined` moves the end along the boundary towards the clean input;
-:class:`Shortening` takes the smallest multiple of the change that still fools.
+:meth:`DeepFool._refine` moves the end along the boundary towards the clean input;
+:meth:`Segment.shortened` takes the smallest multiple of the change that still fools.
 """
 
 from __future__ import annotations
@@ -17,17 +17,9 @@ from torch import Tensor
 from captum_robust._checks import check_count, check_number
 from captum_robust._scores import check_rivals
 from captum_robust.attacks.attack import Attack
-from captum_robust.attacks.norms import Tensors, minus, per_sample, plus, scaled
-from captum_robust.attacks.segments import (
-    MULTIPLES,
-    SPARE_MARGIN,
-    Point,
-    Segment,
-    Shortening,
-    margins_of,
-    others_of,
-)
-from captum_robust.attacks.victim import Victim, take, take_each
+from captum_robust.attacks.norms import Tensors, minus, plus, scaled
+from captum_robust.attacks.segments import MULTIPLES, Segment, margins_of
+from captum_robust.attacks.victim import Point, Victim, others_of, put_each, take, take_each
 
 _SLACK = 2.0
 """How many times longer than expected a gradient may be, before a boundary is overlooked."""
@@ -98,28 +90,31 @@ class DeepFool(Attack):
         check_number("overshoot", self.overshoot, 0)
 
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
-        segment = self._walk(victim)
-        self._refined(victim, segment)
-        passes = MULTIPLES if victim.quantize else 0
-        return Shortening(segment, self._norm, epsilon).result(passes)
+        segment = self._walk(victim, epsilon)
+        self._refine(victim, segment)
+        return segment.shortened(MULTIPLES if victim.quantize else 0)
 
-    def _walk(self, victim: Victim) -> Segment:
+    def _walk(self, victim: Victim, epsilon: float | None) -> Segment:
         """Every sample until it is fooled, stuck or out of iterations."""
-        x, sums = victim.x, tuple(torch.zeros_like(t) for t in victim.x)
+        sums = tuple(torch.zeros_like(t) for t in victim.x)
+
+        def moved(rows: Tensor) -> Tensors:
+            steps = tuple((1 + self.overshoot) * t for t in take_each(sums, rows))
+            return victim.within(plus(take_each(victim.x, rows), steps))
+
         rows = victim.everyone
         for iteration in range(self.max_iterations + 1):
             is_last = iteration == self.max_iterations
-            point = Point(victim, take_each(x, rows), rows, graph=not is_last)
-            margins = margins_of(point.scores, victim, rows)
+            point = Point(victim, moved(rows), rows, graph=not is_last)
             if iteration == 0:
-                x = tuple(t.clone() for t in x)
-                clean_margins, end_margins = margins, margins.clone()
+                segment = Segment(victim, self._norm, epsilon, point.scores)
                 others = self._others(victim, point.scores)
-                norms = torch.full_like(margins[:, None].expand(others.shape), torch.nan)
+                norms = torch.full_like(others, torch.nan, dtype=point.scores.dtype)
                 goes_on = ~victim.already
             else:
                 fooled = victim.succeeds(point.scores, rows)
-                victim.fooled[rows], end_margins[rows] = fooled, margins
+                victim.fooled[rows] = fooled
+                segment.end_margins[rows] = margins_of(point.scores, victim, rows)
                 goes_on = ~fooled
             if is_last or not bool(goes_on.any()):
                 break
@@ -133,13 +128,10 @@ class DeepFool(Attack):
             rows = rows[moves]
             if len(rows) == 0:  # no gradient leads anywhere
                 break
-            for total, one in zip(sums, steps, strict=True):
-                total[rows] += take(one, moves)
-            step = tuple((1 + self.overshoot) * t for t in take_each(sums, rows))
-            moved = victim.within(plus(take_each(victim.x, rows), step))
-            for old, new in zip(x, moved, strict=True):
-                old[rows] = new
-        return Segment(victim, minus(x, victim.x), clean_margins, end_margins)
+            put_each(sums, rows, plus(take_each(sums, rows), take_each(steps, moves)))
+        segment.change = minus(moved(victim.everyone), victim.x)
+        segment.lengths = self._norm.lengths(segment.change)
+        return segment
 
     def _others(self, victim: Victim, scores: Tensor) -> Tensor:
         """N×C, the classes that a sample may be moved to."""
@@ -165,16 +157,14 @@ class DeepFool(Attack):
 
         def look(point: Point, at: Tensor, column: Tensor) -> Tensor:
             """At candidate ``column`` (m) of the samples ``at``: the m norms of its gradients."""
-            gradients = point.gradients(others[at, column], start[at])
+            _, gradients = point.gradients(_difference(others[at, column], start[at]))
             norm = self._norm.dual_lengths(gradients).to(gaps.dtype)
             distance = torch.where(norm > 0, gaps[at, column] / norm, torch.inf)
             nearer = (distance < best[at]).nonzero()[:, 0]
             best[at[nearer]] = distance[nearer]
-            for step, gradient in zip(steps, gradients, strict=True):
-                g = take(gradient, nearer)
-                unit = self._norm.unit(g, norm[nearer])
-                # 1e-4 as in the paper's code: a step has to cross the boundary.
-                step[at[nearer]] = unit * per_sample(distance[nearer] + 1e-4, g)
+            direction = self._norm.steepest(take_each(gradients, nearer), norm[nearer])
+            # 1e-4 as in the paper's code: a step has to cross the boundary.
+            put_each(steps, at[nearer], scaled(direction, distance[nearer] + 1e-4))
             return norm
 
         at = torch.arange(len(rows), device=rows.device)
@@ -198,46 +188,40 @@ class DeepFool(Attack):
             expected[at, column] = look(point, at, column)
         return best, steps, expected
 
-    def _refined(self, victim: Victim, segment: Segment) -> None:
+    def _refine(self, victim: Victim, segment: Segment) -> None:
         """Shorten the changes of the samples that are fooled."""
         rows = victim.fooled.nonzero()[:, 0]
         for _ in range(self.refine):
             if len(rows) == 0:
                 return
             clean, change = take_each(victim.x, rows), take_each(segment.change, rows)
-            lengths = self._norm.lengths(change)
             point = Point(victim, victim.within(plus(clean, change)), rows, graph=True)
             label = victim.label[rows]
             rival = others_of(point.scores, label).argmax(dim=1)
             up, down = (label, rival) if victim.targeted else (rival, label)
-            gradients = point.gradients(up, down)
+            _, gradients = point.gradients(_difference(up, down))
             margins = margins_of(point.scores, victim, rows)
             del point
             norms = self._norm.dual_lengths(gradients).clamp(min=torch.finfo(torch.float32).tiny)
             # From the clean input straight to where the linearised margin is zero.
             distance = (_inner(gradients, change) - margins) / norms
-            direct = tuple(self._norm.unit(g, norms) * per_sample(distance, g) for g in gradients)
+            direct = scaled(self._norm.steepest(gradients, norms), distance)
             halfway = tuple(c / 2 for c in plus(change, direct))
-            spare = SPARE_MARGIN * segment.clean_margins[rows].abs()
             slope = _inner(gradients, halfway).clamp(min=1e-12)
-            factors = torch.ones_like(lengths)
+            factors = torch.ones_like(slope)
             shorter = torch.zeros_like(rows, dtype=torch.bool)
             for _trial in range(2):
                 moved = victim.within(plus(clean, scaled(halfway, factors)))
-                scores = victim.scores(moved, rows)
-                margins = margins_of(scores, victim, rows)
-                shorter_change = minus(moved, clean)
-                length = self._norm.lengths(shorter_change)
-                better = victim.succeeds(scores, rows) & (margins >= spare) & (length < lengths)
-                lengths = torch.where(better, length, lengths)
-                shorter |= better
-                at = better.nonzero()[:, 0]
-                segment.end_margins[rows[at]] = margins[at]
-                for kept, new in zip(segment.change, shorter_change, strict=True):
-                    kept[rows[at]] = take(new, at)
+                fools, margins = segment.judge(victim.scores(moved, rows), rows)
+                shorter |= segment.keep_shorter(moved, rows, fools, margins)
                 # A Newton step on the factor, to ten times the margin that is asked for.
-                factors = (factors - (margins - 10 * spare) / slope).clamp(0.5, 2)
+                factors = (factors - (margins - 10 * segment.spare[rows]) / slope).clamp(0.5, 2)
             rows = rows[shorter]
+
+
+def _difference(up: Tensor, down: Tensor) -> Callable[[Tensor], Tensor]:
+    """Scores n×K -> n×1, that of class ``up`` (n) less that of ``down``."""
+    return lambda scores: scores.gather(1, up[:, None]) - scores.gather(1, down[:, None])
 
 
 def _inner(a: Tensors, b: Tensors) -> Tensor:

@@ -12,13 +12,20 @@ import torch.nn.functional as F
 from captum.robust import Perturbation
 from torch import Tensor, nn
 
-from captum_robust._checks import check, check_batch, check_callable, check_count, check_number
+from captum_robust._checks import (
+    check,
+    check_batch,
+    check_callable,
+    check_count,
+    check_number,
+    shape_or_type,
+)
 from captum_robust._scores import at_least_float, depends_on, where_the_graph_breaks
 from captum_robust.attacks.ascent import GradientAscent
 from captum_robust.attacks.attack import LossFunction
 from captum_robust.attacks.image_batches import ForwardFunction, class_scores, one_an_image
 from captum_robust.attacks.rank import Share
-from captum_robust.attacks.victim import Success, Victim
+from captum_robust.attacks.victim import Victim
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,15 +78,15 @@ class EnsembleTransfer(GradientAscent):
             check_callable(f"models, forward_func at {place}", model)
         self.share = check_number("share", self.share, 0, 1, open_low=True)
         self.models = list(self.models)
-        self.forward_func = _Ensemble(self.models)
+        self.forward_func = _Ensemble(self.models, self.share)
         self.loss_func = _mean_cross_entropy
         super().__post_init__()
 
     def _victim(self, forward_func: ForwardFunction, *arguments: Any) -> Victim:
         models = forward_func.models if isinstance(forward_func, _Ensemble) else [forward_func]
-        ensemble = _Ensemble(models)
-        needed = math.ceil(self.share * len(models) - 1e-9)
-        return Victim(ensemble, *arguments, success=_EnoughModels(ensemble, needed))
+        # One a call, so that calls do not see each other.
+        ensemble = _Ensemble(models, self.share)
+        return Victim(ensemble, *arguments, success=ensemble.is_lost)
 
 
 def _mean_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
@@ -90,8 +97,10 @@ def _mean_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
 class _Ensemble:
     """Inputs -> mean over the models of their log-probabilities, N×K×…."""
 
-    def __init__(self, models: Sequence[ForwardFunction]) -> None:
+    def __init__(self, models: Sequence[ForwardFunction], share: float) -> None:
         self.models = list(models)
+        self.needed = math.ceil(share * len(models) - 1e-9)
+        """So many must be fooled for a sample to be."""
         self.of_each: list[Tensor] = []
         """The log-probabilities of the last call, one tensor a model, without a graph."""
 
@@ -107,7 +116,7 @@ class _Ensemble:
         return torch.stack(each).mean(dim=0)
 
     def _check(self, scores: Any, place: int, before: list[Tensor], args: tuple[Any, ...]) -> None:
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        got = shape_or_type(scores)
         is_batch = isinstance(scores, Tensor) and scores.ndim >= 2
         check(is_batch, f"models: expected scores N×K of model {place}, got {got}")
         first = tuple(before[0].shape) if before else got
@@ -121,23 +130,16 @@ class _Ensemble:
                 f"{where_the_graph_breaks(self.models[place], inputs, rest or None)}"
             )
 
+    def is_lost(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
+        """n booleans: enough of the models, in the last pass, lost or reached the class.
 
-@dataclass(frozen=True)
-class _EnoughModels(Success):
-    """A sample is fooled when so many of the models, in the last pass, lost or reached the class.
-
-    Where that was of several draws a sample, the mean of a model's probabilities counts.
-    """
-
-    ensemble: _Ensemble
-    needed: int
-
-    def __call__(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
+        Where that was of several draws a sample, the mean of a model's probabilities counts.
+        """
         assert victim.class_scores is not None
         places = victim.places(victim.seen)
         n = len(rows)
         lost = torch.zeros(n, dtype=torch.long, device=rows.device)
-        for each in self.ensemble.of_each:
+        for each in self.of_each:
             probabilities = victim.class_scores(each, places).exp()
             classes = probabilities.reshape(n, len(each) // n, -1).mean(dim=1).argmax(dim=1)
             lost += (classes == victim.label[rows]) == victim.targeted
@@ -189,39 +191,38 @@ def held_out(
         raise ValueError(f"targets: expected other classes, got that of image {image}")
     parts = [slice(i, i + (batch_size or n)) for i in range(0, n, batch_size or n)]
     right = {name: _classes(model, images, parts) == true for name, model in models.items()}
+    aimed = true if aims is None else aims
     rows = []
     for name in models:
-        sources = [other for other in models if other != name]
-        attack = make([models[other] for other in sources])
-        aimed = true if aims is None else aims
+        attack = make([model for other, model in models.items() if other != name])
         attacked = torch.cat(
             [attack.perturb(images[p], aimed[p], targeted=aims is not None) for p in parts]
         )
         after = {other: _classes(model, attacked, parts) for other, model in models.items()}
-        fooled = _shares(right, {other: c != true for other, c in after.items()})
-        own = fooled[name]
+        fooled, of_sources = _shares(name, right, {other: c != true for other, c in after.items()})
         row: dict[str, Any] = {
             "held_out": name,
-            "n": own.n,
-            "fooled": own.value,
-            "low": own.low,
-            "high": own.high,
-            "sources_fooled": sum(fooled[other].value for other in sources) / len(sources),
+            "n": fooled.n,
+            "fooled": fooled.value,
+            "low": fooled.low,
+            "high": fooled.high,
+            "sources_fooled": of_sources,
         }
         if aims is not None:
-            reached = _shares(right, {other: c == aims for other, c in after.items()})
-            row["reached"] = reached[name].value
-            row["sources_reached"] = sum(reached[other].value for other in sources) / len(sources)
+            hit = {other: c == aims for other, c in after.items()}
+            reached, of_sources = _shares(name, right, hit)
+            row |= {"reached": reached.value, "sources_reached": of_sources}
         rows.append(row)
     return pd.DataFrame(rows).set_index("held_out")
 
 
-def _shares(right: Mapping[str, Tensor], hit: Mapping[str, Tensor]) -> dict[str, Share]:
-    """Return the share of hit images among those that each model gets right."""
-    return {
-        name: Share.of(int((right[name] & h).sum()), int(right[name].sum()))
-        for name, h in hit.items()
-    }
+def _shares(
+    name: str, right: Mapping[str, Tensor], hit: Mapping[str, Tensor]
+) -> tuple[Share, float]:
+    """Return the share of hit images among those that a model gets right; the others' mean."""
+    shares = {n: Share.of(int((r & hit[n]).sum()), int(r.sum())) for n, r in right.items()}
+    own = shares.pop(name)
+    return own, sum(share.value for share in shares.values()) / len(shares)
 
 
 @torch.no_grad()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +19,17 @@ from captum_robust._checks import check, check_choice, check_count, check_number
 from captum_robust.attacks._second_derivatives import smooth_activations
 from captum_robust.attacks.ascent import Stepping, ascend
 from captum_robust.attacks.attack import Attack
-from captum_robust.attacks.attribution_maps import AttributionMaps, Explainer, check_explainer
-from captum_robust.attacks.map_objectives import OBJECTIVES, Goal, checked_map, rank_correlation
-from captum_robust.attacks.norms import Tensors, of_mean_one, per_sample
-from captum_robust.attacks.victim import AttackDetails, Victim, take, take_each
+from captum_robust.attacks.attribution_maps import (
+    OBJECTIVES,
+    AttributionMaps,
+    Explainer,
+    Goal,
+    check_explainer,
+    checked_map,
+    rank_correlation,
+)
+from captum_robust.attacks.norms import Tensors, of_mean_one, plus, scaled
+from captum_robust.attacks.victim import AttackDetails, Victim, leads_of, put_each, take, take_each
 
 
 @dataclass(frozen=True)
@@ -227,7 +234,7 @@ class ExplanationAttack(Stepping):
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
         assert epsilon is not None
         scores = victim.scores(victim.x, victim.everyone)
-        lead = _lead(scores, victim.label)
+        lead = leads_of(scores, victim.label)
         clean = self._maps(victim, victim.x, victim.everyone)
         goal = self._goal(victim, clean)
         best = _Farthest(victim, goal, clean)
@@ -251,8 +258,8 @@ class ExplanationAttack(Stepping):
         """All steps of samples ``rows``, whose labels lead by ``lead`` on the clean inputs."""
         moved, moved_goal = self._maps, best.goal
         if self.surrogate is not None:
-            options = self.surrogate_arguments or {}
-            moved = AttributionMaps("surrogate", self.surrogate, options, self.seed)
+            options = (self.surrogate_arguments, self.seed)
+            moved = AttributionMaps("surrogate", self.surrogate, *options)
             if self.steps > 0:
                 moved_goal = self._goal(victim, moved(victim, victim.x, victim.everyone))
         is_exact = self.surrogate is None and self.beta is None
@@ -262,7 +269,7 @@ class ExplanationAttack(Stepping):
             with torch.set_grad_enabled(not is_last):
                 leaves = tuple(t.detach().requires_grad_(not is_last) for t in x)
                 scores = victim.scores(leaves, rows)
-                current = _lead(scores, victim.label[rows])
+                current = leads_of(scores, victim.label[rows])
             gradients: Tensors = ()
             maps: Tensor | None = None
             if not is_last:
@@ -279,14 +286,8 @@ class ExplanationAttack(Stepping):
             pull = pull.nan_to_num(0).clamp(0, 1)  # the only class of a model leads by infinity
             if bool(pull.any()):
                 back = of_mean_one(victim.gradients(current, leaves, rows))
-                gradients = tuple(
-                    (1 - per_sample(pull, g)) * g + per_sample(pull, b) * b
-                    for g, b in zip(of_mean_one(gradients), back, strict=True)
-                )
+                gradients = plus(scaled(of_mean_one(gradients), 1 - pull), scaled(back, pull))
             return x, victim.masked(gradients, rows)
-
-        def move(x: Tensors, gradients: Tensors) -> Tensors:
-            return self._stepped(victim, x, gradients, rows, epsilon)
 
         x = clean = take_each(victim.x, rows)
         if self.random_start:
@@ -294,7 +295,7 @@ class ExplanationAttack(Stepping):
             # Drawn once for all samples, of which each may have a mask.
             change = tuple(s.expand_as(c) for s, c in zip(start, clean, strict=True))
             x = self._moved(victim, clean, change, rows, epsilon)
-        ascend(x, self.steps + 1, look, move)
+        ascend(x, self.steps + 1, look, partial(self._stepped, victim, rows, epsilon))
 
     def _step_length(self, epsilon: float) -> float:
         return epsilon / 10 if self.step_size is None else self.step_size
@@ -306,8 +307,8 @@ class ExplanationAttack(Stepping):
 
     @property
     def _maps(self) -> AttributionMaps:
-        options = self.attribution_arguments or {}
-        return AttributionMaps("attribution", self.attribution, options, self.seed)
+        options = (self.attribution_arguments, self.seed)
+        return AttributionMaps("attribution", self.attribution, *options)
 
     @contextmanager
     def _smooth(self) -> Iterator[None]:
@@ -341,8 +342,7 @@ class _Farthest:
         if len(at) > 0:
             at = at[self._kept_as_bytes(take_each(x, at), rows[at])]
         where = rows[at]
-        for kept, new in zip(self.x, x, strict=True):
-            kept[where] = take(new, at)
+        put_each(self.x, where, take_each(x, at))
         self.maps[where], self.objective[where] = take(maps, at), take(objective, at)
         self.kept[where] = True
 
@@ -352,9 +352,3 @@ class _Farthest:
         if not victim.quantize:
             return torch.ones_like(rows, dtype=torch.bool)
         return ~victim.succeeds(victim.scores(victim.to_bytes(x), rows), rows)
-
-
-def _lead(scores: Tensor, label: Tensor) -> Tensor:
-    """n, the score of the label less the highest other one."""
-    own = scores.gather(1, label[:, None])[:, 0]
-    return own - scores.scatter(1, label[:, None], -math.inf).amax(dim=1)

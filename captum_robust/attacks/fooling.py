@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,13 +19,14 @@ from captum_robust._checks import (
     check_count,
     check_number,
     checked_bounds,
+    checked_size,
 )
 from captum_robust._processes import progress_bar
 from captum_robust.attacks.attack import LossFunction, cross_entropy
 from captum_robust.attacks.gradient import PlainAscent
 from captum_robust.attacks.image_batches import check_class, class_scores, place_of
 from captum_robust.attacks.norms import Tensors
-from captum_robust.attacks.victim import Success, Victim
+from captum_robust.attacks.victim import Victim, is_lost
 
 OBJECTIVES = ("log_probability", "score")
 
@@ -90,8 +91,7 @@ class FoolingImage(PlainAscent):
         """Uniform noise in [0, 1], N×C×H×W; ``size`` is (H, W), or a number for both."""
         check_count("n", n, 1)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        height, width = (size, size) if isinstance(size, int) else size
-        return torch.rand(n, channels, height, width, generator=generator)
+        return torch.rand(n, channels, *checked_size("size", size), generator=generator)
 
     @log_usage()
     def perturb(
@@ -121,7 +121,12 @@ class FoolingImage(PlainAscent):
         return super().perturb(*arguments, return_details=return_details)
 
     def _victim(self, *arguments: Any) -> Victim:
-        return Victim(*arguments, success=_Confident(self.confidence))
+        return Victim(*arguments, success=self._is_sure, begins_anywhere=True)
+
+    def _is_sure(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
+        """n booleans: the model gives the sample its class with the probability asked for."""
+        probability = _of_class(scores.softmax(dim=1), victim.label[rows])
+        return is_lost(victim, scores, rows) & (probability >= self.confidence)
 
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
         return super()._attack(victim, math.inf if epsilon is None else epsilon)
@@ -147,20 +152,12 @@ class FoolingImage(PlainAscent):
 
 
 def _minus_score(scores: Tensor, classes: Tensor) -> Tensor:
-    return -scores.gather(1, classes[:, None])[:, 0]
+    return -_of_class(scores, classes)
 
 
-@dataclass(frozen=True)
-class _Confident(Success):
-    """A sample is fooled when the model gives it the class with this probability."""
-
-    confidence: float
-    begins_anywhere = True  # of the class, but not sure yet
-
-    def __call__(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
-        label = victim.label[rows]
-        probability = scores.softmax(dim=1).gather(1, label[:, None])[:, 0]
-        return super().__call__(victim, scores, rows) & (probability >= self.confidence)
+def _of_class(values: Tensor, classes: Tensor) -> Tensor:
+    """n of the values n×K."""
+    return values.gather(1, classes[:, None])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -243,9 +240,7 @@ class MapElites:
         self.bounds = checked_bounds(self.bounds)
         self.device = torch.device(self.device or place_of(self.forward_func) or "cpu")
         self._classes = None if self.classes is None else _checked_classes(self.classes)
-        self._confidence: Tensor | None = None
-        self._levels: Tensor | None = None
-        self._history: list[float] = []
+        self._elites: Elites | None = None
 
     @property
     def elites(self) -> Elites:
@@ -254,17 +249,11 @@ class MapElites:
         Raises:
             RuntimeError: no generation has been run, so the classes are not known yet.
         """
-        if self._levels is None or self._confidence is None or self._classes is None:
+        if self._elites is None:
             raise RuntimeError("there are no elites yet: call run() first")
-        return Elites(
-            classes=self._classes.clone(),
-            confidence=self._confidence.clone(),
-            levels=self._levels.clone(),
-            bounds=self.bounds,
-            generations=len(self._history),
-            evaluations=len(self._history) * self.batch_size,
-            history=tuple(self._history),
-        )
+        tensors = ("classes", "confidence", "levels")
+        copies = {name: getattr(self._elites, name).clone() for name in tensors}
+        return replace(self._elites, **copies)
 
     def run(self, generations: int, *, progress: bool = False) -> Elites:
         """So many generations more.
@@ -280,44 +269,54 @@ class MapElites:
         check_count("generations", generations, 1)
         with torch.no_grad(), progress_bar(generations, "generations", progress) as advance:
             for _ in range(generations):
-                self._generation(len(self._history))
+                self._generation()
                 advance(1)
         return self.elites
 
-    def _generation(self, number: int) -> None:
+    def _generation(self) -> None:
+        elites = self._elites
+        history = () if elites is None else elites.history
+        number = len(history)
         # One seed a generation, so that an interrupted one can be run again.
         device = torch.device(self.device or "cpu")
         generator = torch.Generator(device).manual_seed(self.seed + 1_000_003 * number)
-        shape = (self.batch_size, *self.shape)
-        if self._levels is None:
-            values = torch.rand(shape, generator=generator, device=self.device)
+        if elites is None:
+            shape = (self.batch_size, *self.shape)
+            values = torch.rand(shape, generator=generator, device=device)
         else:
-            places = torch.randint(
-                len(self._levels), (self.batch_size,), generator=generator, device=self.device
-            )
+            count, n = len(elites.levels), self.batch_size
+            places = torch.randint(count, (n,), generator=generator, device=device)
             rate = self.mutation_rate * 0.5 ** (number // self.halve_every)
-            values = mutated(self._levels[places].float() / 255, rate, self.strength, generator)
+            values = mutated(elites.levels[places].float() / 255, rate, self.strength, generator)
         children = (255 * values).round().to(torch.uint8)
-        probabilities = self._probabilities(_from_levels(children, self.bounds))
-        best, parent = probabilities.max(dim=0)
-        if self._levels is None or self._confidence is None:
-            self._levels = children[parent]
-            self._confidence = best
+        classes, probabilities = self._judge(_from_levels(children, self.bounds))
+        confidence, parent = probabilities.max(dim=0)
+        if elites is None:
+            levels = children[parent]
         else:
-            better = best > self._confidence
-            # An interrupt between these two leaves images that are better than is said.
-            self._levels[better] = children[parent[better]]
-            self._confidence = torch.where(better, best, self._confidence)
-        self._history.append(float(self._confidence.mean()))
+            better = confidence > elites.confidence
+            # An interrupt after this leaves images that are better than is said.
+            levels = elites.levels
+            levels[better] = children[parent[better]]
+            confidence = torch.where(better, confidence, elites.confidence)
+        self._elites = Elites(
+            classes=classes,
+            confidence=confidence,
+            levels=levels,
+            bounds=self.bounds,
+            generations=number + 1,
+            evaluations=(number + 1) * self.batch_size,
+            history=(*history, float(confidence.mean())),
+        )
 
-    def _probabilities(self, images: Tensor) -> Tensor:
-        """n×K, of the classes to find images for."""
+    def _judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The K classes to find images for, and their probabilities n×K."""
         scores = class_scores(self.forward_func, (images,))
-        if self._classes is None:
-            self._classes = torch.arange(scores.shape[1], device=scores.device)
-        check_class("classes", int(self._classes[-1]), scores)
-        probabilities = scores.softmax(dim=1)
-        return probabilities[:, self._classes.to(scores.device)]
+        classes = self._classes
+        if classes is None:
+            classes = torch.arange(scores.shape[1], device=scores.device)
+        check_class("classes", int(classes[-1]), scores)
+        return classes, scores.softmax(dim=1)[:, classes.to(scores.device)]
 
 
 def map_elites(

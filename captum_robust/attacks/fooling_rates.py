@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_type
+from captum_robust._checks import check, check_type, shape_or_type
 from captum_robust._resize import resized
 from captum_robust._scores import FastScores
 from captum_robust.attacks.image_batches import (
@@ -26,15 +26,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class ImageScores:
-    """N×C×H×W -> float scores N×K."""
-
-    def __init__(self, forward_func: ForwardFunction) -> None:
-        self._model_scores = FastScores(forward_func)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the scores; ``ValueError`` for another shape, NaN or infinity."""
-        return checked_scores(self._model_scores((x,), None), len(x)).float()
+def image_scores(forward_func: ForwardFunction) -> Callable[[Tensor], Tensor]:
+    """N×C×H×W -> float scores N×K; ``ValueError`` for another shape, NaN or infinity."""
+    run = FastScores(forward_func)
+    return lambda x: checked_scores(run((x,), None), len(x)).float()
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ def fooling_rate(
     FoolingRate(rate=0.5, n=2, low=0.0945..., high=0.9054...)
     """
     changed, n = _label_changes({"": perturbation}, {"": forward_func}, loader)
-    share = Share.of(changed["", ""], n)
+    share = Share.of(changed[""][""], n)
     return FoolingRate(rate=share.value, n=n, low=share.low, high=share.high)
 
 
@@ -99,12 +94,7 @@ def transfer_matrix(
     check(perturbations, "perturbations: expected at least one, got none")
     check(models, "models: expected at least one, got none")
     changed, n = _label_changes(perturbations, models, loader)
-    rates = [[changed[source, model] / n for model in models] for source in perturbations]
-    return pd.DataFrame(
-        rates,
-        index=pd.Index(perturbations, name="source"),
-        columns=pd.Index(models, name="attacked"),
-    )
+    return (pd.DataFrame(changed) / n).rename_axis(index="source", columns="attacked")
 
 
 @torch.no_grad()
@@ -112,14 +102,13 @@ def _label_changes(
     perturbations: Mapping[str, Tensor | Callable[[Tensor], Tensor]],
     models: Mapping[str, Callable[..., Tensor]],
     loader: Loader,
-) -> tuple[dict[tuple[str, str], int], int]:
-    """(perturbation, model) -> how many of the n images change their class; and n."""
+) -> tuple[dict[str, dict[str, int]], int]:
+    """Model -> perturbation -> how many of the n images change their class; and n."""
     check_loader(loader, 1)
-    scores = {name: ImageScores(model) for name, model in models.items()}
+    scores = {name: image_scores(model) for name, model in models.items()}
     devices = {name: place_of(model) for name, model in models.items()}
-    counts: dict[tuple[str, str], Tensor | int] = {
-        (source, model): 0 for source in perturbations for model in models
-    }
+    changed: dict[str, dict[str, Tensor | int]]
+    changed = {model: dict.fromkeys(perturbations, 0) for model in models}
     n = 0
     for x in image_batches(loader, (0.0, 1.0)):
         n += len(x)
@@ -128,8 +117,8 @@ def _label_changes(
             clean = scores[model](x.to(devices[model] or x.device)).argmax(dim=1)
             for source, y in perturbed.items():
                 predicted = scores[model](y.to(clean.device)).argmax(dim=1)
-                counts[source, model] = counts[source, model] + (predicted != clean).sum()
-    return {pair: int(count) for pair, count in counts.items()}, n
+                changed[model][source] = changed[model][source] + (predicted != clean).sum()
+    return {m: {source: int(c) for source, c in of_m.items()} for m, of_m in changed.items()}, n
 
 
 def _apply(perturbation: Tensor | Callable[[Tensor], Tensor], name: str, x: Tensor) -> Tensor:
@@ -138,8 +127,7 @@ def _apply(perturbation: Tensor | Callable[[Tensor], Tensor], name: str, x: Tens
         return (x + v).clamp(0, 1)
     check_type(f"perturbation {name!r}", perturbation, Callable, "a tensor or an attack")
     y = perturbation(x)
-    got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-    expected = tuple(x.shape)
+    got, expected = shape_or_type(y), tuple(x.shape)
     check(got == expected, f"perturbation {name!r}: expected {expected} as it came, got {got}")
     return y
 

@@ -16,7 +16,7 @@ from captum_robust._scores import check_rivals, without_inference
 from captum_robust.attacks.ascent import GradientAscent
 from captum_robust.attacks.attack import LossFunction, cross_entropy
 from captum_robust.attacks.norms import Tensors
-from captum_robust.attacks.victim import Victim
+from captum_robust.attacks.victim import Point, Victim
 
 
 @dataclass(eq=False, repr=False)
@@ -207,10 +207,8 @@ def most_likely_class_map(
     with torch.inference_mode(False), torch.no_grad():
         normal = without_inference(inputs).detach()
         victim = Victim(forward_func, (normal,), target, additional_forward_args)
-        with torch.enable_grad():
-            leaf = victim.x[0].detach().requires_grad_()
-            scores = victim.scores((leaf,), victim.everyone)
-            loss = (loss_func or cross_entropy)(scores, victim.label)
-        (gradient,) = victim.gradients(loss, (leaf,), victim.everyone)
+        loss = loss_func or cross_entropy
+        point = Point(victim, victim.x, victim.everyone, graph=True)
+        _, (gradient,) = point.gradients(lambda scores: loss(scores, victim.label))
         gradient = gradient.contiguous()
     return MostLikelyClassMap(victim.label, gradient.abs(), -gradient.sign())

@@ -8,9 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check, check_batch, check_finite, check_inputs, check_type
+from captum_robust._checks import (
+    check,
+    check_batch,
+    check_finite,
+    check_inputs,
+    check_type,
+    shape_or_type,
+)
 from captum_robust._processes import progress_bar
-from captum_robust._scores import at_least_float, model_scores, one_row_a_sample, without_inference
+from captum_robust._scores import at_least_float, model_scores, without_inference
 from captum_robust.attacks.norms import Tensors
 
 ForwardFunction = Callable[..., Tensor]
@@ -80,14 +87,14 @@ def class_scores(
 
 
 def checked_scores(
-    scores: Tensor, n: int, name: str = "forward_func", first_sample: int = 0
+    scores: Any, n: int, name: str = "forward_func", first_sample: int = 0
 ) -> Tensor:
     """Scores n×K, at least in float32; ``ValueError`` for another shape, NaN or infinity."""
-    scores = at_least_float(one_row_a_sample(scores, n))
-    got = tuple(scores.shape)
-    check(scores.ndim == 2, f"{name}: expected scores {n}×K, one row a sample, got {got}")
+    got = shape_or_type(scores)
+    is_batch = isinstance(scores, Tensor) and scores.ndim == 2 and len(scores) == n
+    check(is_batch, f"{name}: expected scores {n}×K, one row a sample, got {got}")
     check_finite(scores, f"{name}, scores", first_sample)
-    return scores
+    return at_least_float(scores)
 
 
 def check_class(name: str, number: int, scores: Tensor) -> None:

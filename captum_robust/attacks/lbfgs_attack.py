@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from captum_robust._checks import check_count, check_number
 from captum_robust._scores import at_least_float, check_rivals
-from captum_robust.attacks.attack import Attack
-from captum_robust.attacks.norms import Tensors
-from captum_robust.attacks.segments import (
-    MULTIPLES,
-    SPARE_MARGIN,
-    Point,
-    Segment,
-    Shortening,
-    margins_of,
-    others_of,
-)
-from captum_robust.attacks.victim import Victim, take
+from captum_robust.attacks.attack import Attack, cross_entropy
+from captum_robust.attacks.norms import Norm, Tensors, minus
+from captum_robust.attacks.segments import MULTIPLES, Segment
+from captum_robust.attacks.victim import Point, Victim, others_of, put_each, take, take_each
 from captum_robust.optim import minimize
 
 
@@ -72,15 +65,15 @@ class LBFGSAttack(Attack):
         check_number("constant", self.constant, 0, open_low=True)
 
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
-        objective = _PenalisedLoss(victim)
+        objective = _PenalisedLoss(victim, self._norm, epsilon)
+        segment = objective.segment
         value, gradient, extra = objective.start
         rows = (~victim.already).nonzero()[:, 0]
         c = torch.full_like(value, self.constant)
         fools, fails = torch.zeros_like(c), torch.full_like(c, torch.inf)
         for _ in range(self.searches if len(rows) > 0 else 0):
-            objective.rows, objective.c = rows, c[rows]
             minimum = minimize(
-                objective,
+                partial(objective.evaluate, rows, c[rows]),
                 take(objective.x, rows),
                 max_iterations=self.max_iterations,
                 history_size=self.history_size,
@@ -89,82 +82,65 @@ class LBFGSAttack(Attack):
             )
             assert minimum.extra is not None
             fooled = minimum.extra[:, 0] > 0
-            objective.settle_for(minimum.x)
+            objective.settle_for(rows, minimum.x)
             fools[rows] = torch.where(fooled, c[rows], fools[rows])
             fails[rows] = torch.where(fooled, fails[rows], c[rows])
             between = (fools * fails).sqrt()
             c = torch.where(fails.isinf(), 10 * c, torch.where(fools == 0, c / 10, between))
-        segment = objective.best()
-        victim.fooled = objective.lengths.isfinite()
-        return Shortening(segment, self._norm, epsilon).result(MULTIPLES if victim.quantize else 3)
+        victim.fooled = segment.lengths.isfinite()
+        return segment.shortened(MULTIPLES if victim.quantize else 3)
 
 
 class _PenalisedLoss:
-    """c ‖r‖² + L(x + r, ŷ) of vectors x + r, n×D. Keeps the shortest r that it saw fool."""
+    """c ‖r‖² + L(x + r, ŷ) of vectors x + r, n×D.
 
-    def __init__(self, victim: Victim) -> None:
+    Its segment ends at the shortest r that fooled.
+    """
+
+    def __init__(self, victim: Victim, norm: Norm, epsilon: float | None) -> None:
         self.victim = victim
-        n = victim.n
         self.x = self._joined(victim.x)  # N×D
-        self.shortest = torch.zeros_like(self.x)
-        self.lengths = torch.full((n,), torch.inf, device=self.x.device)
-        self.rows = victim.everyone
-        """n, the samples that the optimiser works on."""
-        self.c = torch.zeros(n, device=self.x.device)
-        """n."""
         point = Point(victim, victim.x, victim.everyone, graph=True)
         check_rivals(point.scores)
+        self.segment = Segment(victim, norm, epsilon, point.scores)
         others = others_of(point.scores, victim.label).argmax(dim=1)
         self.goal = victim.label if victim.targeted else others
-        self.clean_margins = margins_of(point.scores, victim, victim.everyone)
-        self.end_margins = self.clean_margins.clone()
-        value, gradients = point.loss_to(self.goal)
+        value, gradients = point.gradients(lambda scores: cross_entropy(scores, self.goal))
         self.start = value, self._joined(gradients), torch.zeros_like(value)[:, None]
         """Values N, gradients N×D and what is kept at the clean inputs."""
 
-    def __call__(self, points: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(
+        self, rows: Tensor, c: Tensor, points: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Values n, gradients n×D and n×1 whether it fooled, at ``places`` among ``rows``."""
         # A victim takes its samples in order; the optimiser mixes them.
-        places = places.to(self.rows.device)
+        places = places.to(rows.device)
         order = places.argsort()
-        values, gradients, fooled = self._ordered(points[order], places[order])
-        back = order.argsort()
-        return values[back], gradients[back], fooled[back]
-
-    def settle_for(self, points: Tensor) -> None:
-        """Take the points n×D where nothing has fooled yet."""
-        at = self.lengths[self.rows].isinf().nonzero()[:, 0]
-        rows = self.rows[at]
-        self.shortest[rows] = self._inside(take(points, at)) - take(self.x, rows)
-
-    def best(self) -> Segment:
-        """The ways to the shortest changes that fooled."""
-        change = self._split(self.shortest)
-        return Segment(self.victim, change, self.clean_margins, self.end_margins)
-
-    def _inside(self, points: Tensor) -> Tensor:
-        return self.victim.within((points,))[0]
-
-    def _ordered(self, points: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows = self.rows[places]
-        victim, clean = self.victim, take(self.x, rows)
+        points, places = points[order], places[order]
+        rows, factors = rows[places], c[places].to(points.dtype)
         inside = self._inside(points)
-        change = inside - clean
-        point = Point(victim, self._split(inside), rows, graph=True)
-        loss, gradients = point.loss_to(self.goal[rows])
-        squares = change.square().sum(dim=1)
-        factors = self.c[places].to(change.dtype)
+        change = inside - take(self.x, rows)
+        point = Point(self.victim, self._split(inside), rows, graph=True)
+        goal = self.goal[rows]
+        loss, gradients = point.gradients(lambda scores: cross_entropy(scores, goal))
         gradient = self._joined(gradients) + 2 * factors[:, None] * change
         # Beyond the bounds nothing changes, so there is no slope either.
         gradient = torch.where(inside == points, gradient, 0.0)
-        margins = margins_of(point.scores, victim, rows)
-        spare = SPARE_MARGIN * self.clean_margins[rows].abs()
-        fooled = victim.succeeds(point.scores, rows) & (margins >= spare)
-        lengths = squares.sqrt()
-        at = (fooled & (lengths < self.lengths[rows])).nonzero()[:, 0]
-        self.lengths[rows[at]] = lengths[at].to(self.lengths.dtype)
-        self.shortest[rows[at]] = take(change, at)
-        self.end_margins[rows[at]] = margins[at]
-        return loss + factors * squares, gradient, fooled[:, None].to(loss.dtype)
+        fools, margins = self.segment.judge(point.scores, rows)
+        self.segment.keep_shorter(point.x, rows, fools, margins)
+        value = loss + factors * change.square().sum(dim=1)
+        back = order.argsort()
+        return value[back], gradient[back], fools[back][:, None].to(loss.dtype)
+
+    def settle_for(self, rows: Tensor, points: Tensor) -> None:
+        """End at the points n×D of ``rows`` where nothing has fooled yet."""
+        at = self.segment.lengths[rows].isinf().nonzero()[:, 0]
+        end = self._split(self._inside(take(points, at)))
+        clean = take_each(self.victim.x, rows[at])
+        put_each(self.segment.change, rows[at], minus(end, clean))
+
+    def _inside(self, points: Tensor) -> Tensor:
+        return self.victim.within((points,))[0]
 
     def _split(self, vectors: Tensor) -> Tensors:
         """n×D as the inputs are, n×…."""

@@ -29,12 +29,15 @@ class Linf:
         """Return the nearest changes in the ball of radius ``epsilon``."""
         return tuple(c.clamp(-epsilon, epsilon) for c in changes)
 
-    def unit(self, gradient: Tensor, dual_lengths: Tensor) -> Tensor:  # noqa: ARG002
-        """Return, of one tensor n×…, the change of length 1 that gains most along the gradient."""
-        return gradient.sign()
+    def steepest(
+        self,
+        gradients: Tensors,
+        dual_lengths: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensors:
+        """Return the change of length 1 that gains most; zeros where the gradient is zero.
 
-    def steepest(self, gradients: Tensors) -> Tensors:
-        """Return the change of length 1 that gains most; zeros where the gradient is zero."""
+        ``dual_lengths``: those of the gradients, where they are known.
+        """
         return tuple(g.sign() for g in gradients)
 
     def largest(self, width: float, dimensions: int | None) -> float:  # noqa: ARG002
@@ -66,12 +69,12 @@ class L2:
             return changes
         return scaled(changes, (epsilon / self.lengths(changes).clamp(min=1e-12)).clamp(max=1))
 
-    def unit(self, gradient: Tensor, dual_lengths: Tensor) -> Tensor:  # noqa: D102
-        return divided(gradient, dual_lengths)
-
-    def steepest(self, gradients: Tensors) -> Tensors:  # noqa: D102
-        lengths = self.lengths(gradients).clamp(min=torch.finfo(torch.float32).tiny)
-        return tuple(divided(g, lengths) for g in gradients)
+    def steepest(  # noqa: D102
+        self, gradients: Tensors, dual_lengths: Tensor | None = None
+    ) -> Tensors:
+        if dual_lengths is None:
+            dual_lengths = self.lengths(gradients).clamp(min=torch.finfo(torch.float32).tiny)
+        return tuple(divided(g, dual_lengths) for g in gradients)
 
     def largest(self, width: float, dimensions: int | None) -> float:  # noqa: D102
         return math.inf if dimensions is None else width * math.sqrt(dimensions)

@@ -14,6 +14,7 @@ from captum_robust._captum import format_tensor_into_tuples
 from captum_robust._checks import check, check_batch, check_choice, check_count
 from captum_robust.attacks.image_batches import class_scores
 from captum_robust.attacks.norms import Tensors
+from captum_robust.draw import blank_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,14 +96,7 @@ class RankAnalysis:
         Raises:
             ImportError: matplotlib is missing.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise ImportError(
-                "plots need matplotlib: pip install matplotlib "
-                '(or: pip install "captum-robust[demo]")'
-            ) from None
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        figure = blank_figure(figsize=(9, 3.6), layout="constrained")
         names = [*(str(rank) for rank in range(2, self.top + 1)), f"after {self.top}"]
         titles = (
             "adversarial class in the clean ranking",

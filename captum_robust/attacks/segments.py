@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from copy import copy
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from captum_robust.attacks.attack import cross_entropy
 from captum_robust.attacks.norms import Norm, Tensors, minus, per_sample, plus, scaled
-from captum_robust.attacks.victim import Victim, take, take_each
+from captum_robust.attacks.victim import Victim, leads_of, put_each, take, take_each
 
 SPARE_MARGIN = 1e-3
 """A change is not shortened further than to this share of the clean margin: between batches of
@@ -21,113 +17,58 @@ MULTIPLES = 4
 """How many passes look for the smallest multiple that does."""
 
 
-class Point:
-    """Iterates of samples ``rows``, n of them, their scores n×K, and the graph of these."""
-
-    def __init__(self, victim: Victim, x: Tensors, rows: Tensor, graph: bool) -> None:
-        self.victim = victim
-        with torch.set_grad_enabled(graph):
-            self._leaves = tuple(t.detach().requires_grad_(graph) for t in x)
-            self._scores = victim.scores(self._leaves, rows)
-        self._all_rows = rows
-        self._places = torch.arange(len(rows), device=rows.device)
-
-    @property
-    def rows(self) -> Tensor:
-        """n, the samples."""
-        return take(self._all_rows, self._places)
-
-    @property
-    def scores(self) -> Tensor:
-        """n×K, without their graph."""
-        return take(self._scores.detach(), self._places)
-
-    @property
-    def x(self) -> Tensors:
-        """n×…, the iterates."""
-        return take_each(tuple(t.detach() for t in self._leaves), self._places)
-
-    def at(self, kept: Tensor) -> Point:
-        """Only some of the samples."""
-        places = self._places[kept]
-        # A backward pass runs through the whole graph. Where few samples are left, a fresh forward
-        # pass of those costs less than that.
-        if len(places) <= len(self._all_rows) // 2:
-            x = take_each(tuple(t.detach() for t in self._leaves), places)
-            return Point(self.victim, x, self._all_rows[places], graph=True)
-        fewer = copy(self)
-        fewer._places = places
-        return fewer
-
-    def gradients(self, up: Tensor, down: Tensor) -> Tensors:
-        """n×…, of the score of class ``up`` (n) less that of ``down``; zero where the mask is."""
-        with torch.enable_grad():
-            scores = take(self._scores, self._places)
-            difference = scores.gather(1, up[:, None]) - scores.gather(1, down[:, None])
-        return self._gradients_of(difference)
-
-    def loss_to(self, classes: Tensor) -> tuple[Tensor, Tensors]:
-        """The n cross-entropies, and their gradients n×…."""
-        with torch.enable_grad():
-            loss = cross_entropy(take(self._scores, self._places), classes)
-        return loss.detach(), self._gradients_of(loss)
-
-    def _gradients_of(self, objective: Tensor) -> Tensors:
-        rows = self.rows
-        gradients = self.victim.gradients(objective, self._leaves, rows, keep_graph=True)
-        return self.victim.masked(take_each(gradients, self._places), rows)
-
-
 def margins_of(scores: Tensor, victim: Victim, rows: Tensor) -> Tensor:
     """n, negative until a sample is fooled: how far the label has fallen behind another class;
     targeted: how far the target is ahead of all others."""
-    scores = scores.detach()
-    own = scores.gather(1, victim.label[rows][:, None])[:, 0]
-    behind = others_of(scores, victim.label[rows]).amax(dim=1) - own
-    return -behind if victim.targeted else behind
+    leads = leads_of(scores.detach(), victim.label[rows])
+    return leads if victim.targeted else -leads
 
 
-def others_of(scores: Tensor, label: Tensor) -> Tensor:
-    """Scores n×K, that of the label -infinity."""
-    return scores.detach().scatter(1, label[:, None], -torch.inf)
-
-
-@dataclass(frozen=True)
 class Segment:
-    """From the clean inputs to where an attack has led."""
+    """The way from clean inputs to where an attack has led, and the smallest part that fools.
 
-    victim: Victim
-    change: Tensors
-    """N×…, the whole way."""
-    clean_margins: Tensor
-    """N, at its beginning; see :func:`margins_of`."""
-    end_margins: Tensor
-    """N."""
-
-    def multiples(self, rows: Tensor, factors: Tensor) -> Tensors:
-        """The clean inputs n×… of ``rows`` changed by n multiples, clipped to the bounds."""
-        change = scaled(take_each(self.change, rows), factors)
-        return self.victim.within(plus(take_each(self.victim.x, rows), change))
-
-
-@dataclass(frozen=True)
-class Shortening:
-    """The search for the smallest multiple of a change that fools.
-
-    Only samples that are fooled at the end of their segment take part. With ``quantize`` images of
-    8 bits are searched, beyond that end if need be, and those are the result.
+    With ``quantize`` images of 8 bits are searched, beyond the end if need be, and those are the
+    result.
     """
 
-    segment: Segment
-    norm: Norm
-    epsilon: float | None
+    def __init__(
+        self, victim: Victim, norm: Norm, epsilon: float | None, clean_scores: Tensor
+    ) -> None:
+        self.victim, self.norm, self.epsilon = victim, norm, epsilon
+        self.change = tuple(torch.zeros_like(x) for x in victim.x)
+        """N×…, the whole way."""
+        self.lengths = torch.full_like(norm.lengths(self.change), torch.inf)
+        """N, of the changes that fool, as far as :meth:`keep_shorter` knows."""
+        self.clean_margins = margins_of(clean_scores, victim, victim.everyone)
+        """N, at the beginning."""
+        self.end_margins = self.clean_margins.clone()
+        """N."""
+        self.spare = SPARE_MARGIN * self.clean_margins.abs()
+        """N, what a margin has to be."""
 
-    def result(self, passes: int) -> Tensors:
-        """The inputs changed by the smallest multiple that so many passes find."""
-        victim, segment = self.segment.victim, self.segment
-        spare = self._spare
-        low, high = torch.zeros_like(spare), torch.ones_like(spare)
-        at_low, at_high = segment.clean_margins - spare, segment.end_margins - spare
+    def judge(self, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """n booleans: samples ``rows`` are fooled, with a margin to spare; the n margins."""
+        margins = margins_of(scores, self.victim, rows)
+        return self.victim.succeeds(scores, rows) & (margins >= self.spare[rows]), margins
+
+    def keep_shorter(self, x: Tensors, rows: Tensor, fools: Tensor, margins: Tensor) -> Tensor:
+        """End at those of the iterates n×… that fool and are nearer; n booleans: which."""
+        change = minus(x, take_each(self.victim.x, rows))
+        lengths = self.norm.lengths(change)
+        shorter = fools & (lengths < self.lengths[rows])
+        at = shorter.nonzero()[:, 0]
+        self.lengths[rows[at]], self.end_margins[rows[at]] = lengths[at], margins[at]
+        put_each(self.change, rows[at], take_each(change, at))
+        return shorter
+
+    def shortened(self, passes: int) -> Tensors:
+        """The inputs changed by the smallest multiple that fools and so many passes find.
+
+        Only samples that are fooled at the end take part.
+        """
+        victim = self.victim
+        low, high = torch.zeros_like(self.spare), torch.ones_like(self.spare)
+        at_low, at_high = self.clean_margins - self.spare, self.end_margins - self.spare
         if victim.quantize:
             self._enlarge(low, high, at_low, at_high)
         rows = victim.fooled.nonzero()[:, 0]
@@ -139,7 +80,7 @@ class Shortening:
             # weight, or it could stay for ever (the Illinois variant).
             share = (0.1 + 0.9 * short / (short + over)).clamp(0.1, 0.95)
             factors = below + share * (above - below)
-            fooled, margins = self._judge(rows, factors)
+            fooled, margins = self._try(rows, factors)
             below, above = torch.where(fooled, below, factors), torch.where(fooled, factors, above)
             short = torch.where(fooled, short / 2, margins.clamp(max=-1e-12).neg())
             over = torch.where(fooled, margins.clamp(min=1e-12), over / 2)
@@ -153,51 +94,50 @@ class Shortening:
             for f, x in zip(final, victim.x, strict=True)
         )
 
-    @property
-    def _spare(self) -> Tensor:
-        return SPARE_MARGIN * self.segment.clean_margins.abs()
-
     def _enlarge(self, low: Tensor, high: Tensor, at_low: Tensor, at_high: Tensor) -> None:
         """Double each change until its 8-bit rounding is fooled; note the ends of its bracket."""
-        victim = self.segment.victim
+        victim = self.victim
         rows = victim.fooled.nonzero()[:, 0]
         victim.fooled = torch.zeros_like(victim.fooled)
         for doubling in range(DOUBLINGS + 1):
             if len(rows) == 0:
                 break
             factors = torch.full_like(high[rows], 2.0**doubling)
-            fooled, margins = self._judge(rows, factors)
+            fooled, margins = self._try(rows, factors)
             reached, short = rows[fooled], rows[~fooled]
             victim.fooled[reached] = True
             high[reached], at_high[reached] = factors[fooled], margins[fooled]
             low[short], at_low[short] = factors[~fooled], margins[~fooled]
             rows = short
 
-    def _judge(self, rows: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-        """n booleans: fooled by these multiples, with a margin to spare; the n margins."""
-        victim = self.segment.victim
+    def _try(self, rows: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+        """n booleans: fooled by these multiples; the n margins, less what is to spare."""
         x = self._multiples(rows, factors)
-        scores = victim.scores(victim.to_bytes(x) if victim.quantize else x, rows)
-        margins = margins_of(scores, victim, rows) - self._spare[rows]
-        return victim.succeeds(scores, rows) & (margins >= 0), margins
+        scores = self.victim.scores(self.victim.to_bytes(x) if self.victim.quantize else x, rows)
+        fooled, margins = self.judge(scores, rows)
+        return fooled, margins - self.spare[rows]
 
     def _multiples(self, rows: Tensor, factors: Tensor) -> Tensors:
-        """With ``quantize`` rounded, and in the ball."""
-        victim = self.segment.victim
-        moved = self.segment.multiples(rows, factors)
+        """The clean inputs n×… of ``rows`` changed by n multiples, clipped to the bounds.
+
+        With ``quantize`` rounded, and in the ball.
+        """
+        victim = self.victim
+        clean = take_each(victim.x, rows)
+        moved = victim.within(plus(clean, scaled(take_each(self.change, rows), factors)))
         if not victim.quantize:
             return moved
         rounded = victim.to_bytes(moved)
         if victim.masks is not None:
             rounded = tuple(
-                torch.where(take(m, rows) == 0, take(x, rows), r)
-                for m, x, r in zip(victim.masks, victim.x, rounded, strict=True)
+                torch.where(take(m, rows) == 0, x, r)
+                for m, x, r in zip(victim.masks, clean, rounded, strict=True)
             )
         return rounded if self.epsilon is None else self._projected(rounded, rows, self.epsilon)
 
     def _projected(self, x: Tensors, rows: Tensor, epsilon: float) -> Tensors:
         """n×… of ``rows``: in the ball around the clean inputs; to the bit as they are if there."""
-        clean = take_each(self.segment.victim.x, rows)
+        clean = take_each(self.victim.x, rows)
         change = minus(x, clean)
         limited = self.norm.project(change, epsilon)
         return tuple(

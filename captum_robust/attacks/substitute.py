@@ -30,7 +30,7 @@ from captum_robust._contexts import seeded
 from captum_robust._scores import without_inference
 from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.gradient import FGSM
-from captum_robust.attacks.image_batches import ForwardFunction, one_an_image
+from captum_robust.attacks.image_batches import ForwardFunction, checked_scores, one_an_image
 from captum_robust.attacks.rank import Share
 from captum_robust.attacks.victim import clipped
 
@@ -290,11 +290,7 @@ class SubstituteAttack(Perturbation):
 
     @staticmethod
     def _checked(scores: Tensor, labels: Tensor) -> Tensor:
-        n = len(labels)
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        is_batch = isinstance(scores, Tensor) and scores.ndim == 2 and len(scores) == n
-        check(is_batch, f"substitute: expected scores {n}×K, got {got}")
-        check_finite(scores, "substitute, scores")
+        scores = checked_scores(scores, len(labels), "substitute")
         highest, classes = int(labels.max()), scores.shape[1]
         expected = f"scores of the oracle's classes, of which one is {highest}"
         check(highest < classes, f"substitute: expected {expected}, got those of {classes}")

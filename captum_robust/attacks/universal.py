@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import (
-    as_number,
     check,
     check_callable,
     check_choice,
@@ -23,10 +23,9 @@ from captum_robust._checks import (
 )
 from captum_robust._contexts import seeded
 from captum_robust._files import read_facts, write_facts
-from captum_robust._scores import where_the_graph_breaks
 from captum_robust.attacks.attack import Attack, LossFunction, cross_entropy
 from captum_robust.attacks.deepfool import DeepFool
-from captum_robust.attacks.fooling_rates import ImageScores, sized_as
+from captum_robust.attacks.fooling_rates import image_scores, sized_as
 from captum_robust.attacks.image_batches import (
     Loader,
     check_class,
@@ -34,8 +33,14 @@ from captum_robust.attacks.image_batches import (
     image_batches,
     place_of,
 )
-from captum_robust.attacks.norms import Tensors
-from captum_robust.attacks.victim import Victim, check_losses, clipped, gradients_or_zeros
+from captum_robust.attacks.norms import Tensors, of_mean_one, plus
+from captum_robust.attacks.victim import (
+    Victim,
+    check_losses,
+    clipped,
+    gradients_or_zeros,
+    no_gradient,
+)
 
 METHODS = ("gradient", "deepfool")
 _KIND = "captum_robust.UniversalPerturbation"
@@ -164,60 +169,63 @@ class UniversalPerturbation(Attack):
             TypeError: a loader that gives no floating-point tensors.
             FileNotFoundError: no folder for the checkpoint.
         """
+        self._check_epsilon(self.epsilon, None)
+        for name, value, least in (("passes", passes, 1), ("batch_size", batch_size, 1)):
+            check_count(name, value, least)
+        check_count("seed", seed, 0)
+        check_choice("method", method, METHODS)
+        check_count("target", target, 0, optional=True)
+        can_aim = target is None or method == "gradient"
+        only = "as only the method 'gradient' takes one"
+        check(can_aim, f"target: expected None, {only}, got {target}")
+        if target_rate is not None:
+            check_number("target_rate", target_rate, 0, 1, open_low=True)
         settings = {
-            "epsilon": as_number(self.epsilon),
+            "epsilon": float(self.epsilon),
             "norm": self.norm,
             "bounds": None if self.bounds is None else list(self.bounds),
             "passes": passes,
             "method": method,
             "target": target,
-            "step_size": step_size,
-            "momentum": momentum,
+            "step_size": check_number("step_size", step_size, 0, open_low=True),
+            "momentum": check_number("momentum", momentum, 0),
             "loss_func": getattr(loss_func, "__qualname__", type(loss_func).__name__),
             "batch_size": batch_size,
             "seed": seed,
         }
-        self._check_epsilon(self.epsilon, None)
-        _check_settings(settings, target_rate)
-        settings |= {"step_size": float(step_size), "momentum": float(momentum)}
         check_loader(loader, passes)
-        if checkpoint is not None:
-            _check_folder(checkpoint)
         if target_rate is None and method == "deepfool":
             target_rate = 0.8
-        state = _resumed(checkpoint, settings) or _State()
         place = place_of(self.forward_func) if device is None else torch.device(device)
-        fit = _Fit(self, state, place, target, momentum, loss_func or _clipped_cross_entropy)
-        learn = fit.gradient_step if method == "gradient" else fit.deepfool_step
+        fit = _Fit(self, settings, place, loss_func or _clipped_cross_entropy)
+        if checkpoint is not None:
+            _check_folder(checkpoint)
+            fit.resume(checkpoint)
         try:
-            for number in range(len(state.rates), passes):
-                if target_rate is not None and max(state.rates, default=0.0) >= target_rate:
+            for number in range(len(fit.rates), passes):
+                if target_rate is not None and max(fit.rates, default=0.0) >= target_rate:
                     break
                 step = step_size * 0.5 * (1 + math.cos(math.pi * number / passes))
                 with seeded(seed + 1_000_003 * number, place):
                     chunks = image_batches(loader, self.bounds, batch_size, number, progress)
-                    fit.one_pass(chunks, learn, step)
+                    fit.one_pass(chunks, step)
                 if checkpoint is not None:
-                    self._keep(state)
-                    self._write(checkpoint, state, settings)
+                    self._keep(fit)
+                    self._write(checkpoint, fit)
         finally:
-            self._keep(state)
+            self._keep(fit)
         return self
 
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
         count = len(victim.x)
         check(count == 1, f"inputs: expected one tensor, as one v is added to it, got {count}")
         x = victim.x[0]
-        v = self._sized(x.shape[1:], float(epsilon or 0.0)).to(x.device)
-        change = victim.masked((v.expand(x.shape),), victim.everyone)
-        return victim.within((x + change[0],))
-
-    def _sized(self, shape: torch.Size, epsilon: float) -> Tensor:
-        """v in another shape and strength."""
-        v = sized_as(self.perturbation, shape)
+        v, radius = sized_as(self.perturbation, x.shape[1:]), float(epsilon or 0.0)
         if self._fitted_epsilon > 0:
-            v = v * (epsilon / self._fitted_epsilon)
-        return self._norm.project((v[None],), epsilon)[0][0]
+            v = v * (radius / self._fitted_epsilon)
+        (v,) = self._norm.project((v[None],), radius)
+        change = victim.masked((v.to(x.device).expand(x.shape),), victim.everyone)
+        return victim.within(plus(victim.x, change))
 
     def save(self, path: str | Path) -> None:
         """Write v and how it was fitted, as safetensors; a file of that name is replaced.
@@ -249,15 +257,13 @@ class UniversalPerturbation(Attack):
         except (KeyError, TypeError, ValueError) as error:
             raise _no_perturbation(path, error) from None
         check_finite(v[None], printable(str(path)))
-        size = v.abs().max() if norm == "Linf" else v.norm()
+        size = float(attack._norm.lengths((v[None],)))
         if v.dtype != torch.float32 or size > epsilon * (1 + 1e-5):
             raise _no_perturbation(path, f"its {norm} norm exceeds its epsilon of {epsilon:.4g}")
         attack._v = v
         return attack
 
-    def _write(
-        self, path: str | Path, state: _State | None = None, settings: dict[str, Any] | None = None
-    ) -> None:
+    def _write(self, path: str | Path, fit: _Fit | None = None) -> None:
         _check_folder(path)
         tensors = {"perturbation": self.perturbation}
         facts: dict[str, Any] = {
@@ -268,47 +274,18 @@ class UniversalPerturbation(Attack):
             "passes": len(self.rates),
             "rates": self.rates,
         }
-        if state is not None:
-            tensors |= state.tensors()
-            facts["settings"] = settings
+        if fit is not None:
+            tensors |= fit.tensors()
+            facts["settings"] = fit.settings
         write_facts(path, tensors, _KIND, facts)
 
-    def _keep(self, state: _State) -> None:
-        v = state.v if state.best is None else state.best
+    def _keep(self, fit: _Fit) -> None:
+        v = fit.v if fit.best is None else fit.best
         # A fit that failed before its first step has nothing to keep.
-        if v is not None and (state.rates or bool(v.any())):
-            self._v = v.detach().float().cpu()
-            self._fitted_epsilon = float(self.epsilon or 0.0)
-            self.rates = tuple(state.rates)
-
-
-@dataclass
-class _State:
-    """Where a fit stands."""
-
-    v: Tensor | None = None
-    velocity: Tensor | None = None
-    best: Tensor | None = None
-    """v at the end of the pass that fooled the most."""
-    rates: list[float] = field(default_factory=list)
-    labels: dict[int, int] = field(default_factory=dict)
-    """Bits of a clean image (:func:`_keys`) -> the class that the model gives it."""
-
-    def move_to(self, device: torch.device) -> None:
-        """v and its velocity, which a checkpoint holds on the CPU."""
-        if self.v is not None and self.velocity is not None:
-            self.v, self.velocity = self.v.to(device), self.velocity.to(device)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint needs after a pass."""
-        assert self.v is not None
-        assert self.velocity is not None
-        return {
-            "iterate": self.v,
-            "velocity": self.velocity,
-            "image_keys": torch.tensor(list(self.labels), dtype=torch.long),
-            "image_classes": torch.tensor(list(self.labels.values()), dtype=torch.long),
-        }
+        if fit.rates or bool(v.any()):
+            self._v = v[0].detach().float().cpu()
+            self._fitted_epsilon = float(self.epsilon)
+            self.rates = tuple(fit.rates)
 
 
 @dataclass
@@ -316,82 +293,100 @@ class _Fit:
     """One fit at work: a mini-batch in, a better v out."""
 
     attack: UniversalPerturbation
-    state: _State
+    settings: dict[str, Any]
     device: torch.device | None
-    target: int | None
-    momentum: float
     loss_func: LossFunction
+    v: Tensor = field(default_factory=partial(torch.zeros, 0))
+    """1×C×H×W; empty before the first mini-batch."""
+    velocity: Tensor = field(default_factory=partial(torch.zeros, 0))
+    """1×C×H×W, the sum of gradients."""
+    best: Tensor | None = None
+    """v at the end of the pass that fooled the most."""
+    rates: list[float] = field(default_factory=list)
+    labels: dict[int, int] = field(default_factory=dict)
+    """Bits of a clean image (:func:`_keys`) -> the class that the model gives it."""
 
     def __post_init__(self) -> None:
         forward_func, bounds = self.attack.forward_func, self.attack.bounds
-        self._scores = ImageScores(forward_func)
+        self._scores = image_scores(forward_func)
         # In L2 for both norms, as in the paper. The shortest change is not needed: v adds them up.
         self._deepfool = DeepFool(forward_func, max_iterations=10, bounds=bounds, refine=0)
 
-    def one_pass(
-        self,
-        chunks: Iterator[Tensor],
-        learn: Callable[[Tensor, Tensor, float], Tensor],
-        step: float,
-    ) -> None:
+    def resume(self, checkpoint: str | Path) -> None:
+        """Go on where the fit of a checkpoint stands, if there is one."""
+        if not Path(checkpoint).is_file():
+            return
+        tensors, facts = _read(checkpoint)
+        name = f"checkpoint: {printable(str(checkpoint))}"
+        saved = facts.get("settings")
+        if not isinstance(saved, dict):
+            raise ValueError(f"{name} is a finished perturbation, no checkpoint")
+        for key, value in self.settings.items():
+            other = f"a fit with {key}={saved.get(key)!r}, not {value!r}; remove it to begin anew"
+            check(saved.get(key) == value, f"{name} is of {other}")
+        try:
+            keys, classes = tensors["image_keys"].tolist(), tensors["image_classes"].tolist()
+            self.v, self.velocity = tensors["iterate"][None], tensors["velocity"][None]
+            self.best, self.rates = tensors["perturbation"][None], list(facts["rates"])
+        except KeyError as error:
+            raise _no_perturbation(checkpoint, error) from None
+        self.labels = dict(zip(keys, classes, strict=True))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs after a pass."""
+        return {
+            "iterate": self.v[0],
+            "velocity": self.velocity[0],
+            "image_keys": torch.tensor(list(self.labels), dtype=torch.long),
+            "image_classes": torch.tensor(list(self.labels.values()), dtype=torch.long),
+        }
+
+    def one_pass(self, chunks: Iterator[Tensor], step: float) -> None:
         """Learn from each mini-batch, and count those of its images that v has fooled before."""
-        state = self.state
+        learn = self.gradient_step if self.settings["method"] == "gradient" else self.deepfool_step
         fooled: Tensor | int = 0
         n = 0
         for chunk in chunks:
             x = chunk if self.device is None else chunk.to(self.device)
-            if state.v is None:
-                state.v = torch.zeros(x.shape[1:], device=x.device)
-                state.velocity = torch.zeros_like(state.v)
-            before, now = tuple(state.v.shape), tuple(x.shape[1:])
+            if self.v.numel() == 0:
+                self.v = self.velocity = torch.zeros(x[:1].shape)
+            before, now = tuple(self.v.shape[1:]), tuple(x.shape[1:])
             expected = "expected images of one size, resized where they differ"
             check(before == now, f"loader: {expected}, got {before} and {now}")
-            state.move_to(x.device)
+            self.v, self.velocity = self.v.to(x.device), self.velocity.to(x.device)
             fooled = fooled + learn(x, self._labels(x), step).sum()
             n += len(x)
-        assert state.v is not None
         rate = int(fooled) / n
-        if rate >= max(state.rates, default=0.0):
-            state.best = state.v
-        state.rates.append(rate)
+        if rate >= max(self.rates, default=0.0):
+            self.best = self.v
+        self.rates.append(rate)
 
     def gradient_step(self, x: Tensor, labels: Tensor, step: float) -> Tensor:
         """n booleans: fooled by v as it was before the step."""
-        state = self.state
-        assert state.v is not None
-        assert state.velocity is not None
+        target, norm = self.settings["target"], self.attack._norm
         with torch.enable_grad():
-            v = state.v[None].detach().requires_grad_()
+            v = self.v.detach().requires_grad_()
             scores = self._scores(self._added(x, v))
-            check_class("target", self.target or 0, scores)
-            aim = labels if self.target is None else torch.full_like(labels, self.target)
+            check_class("target", target or 0, scores)
+            aim = labels if target is None else torch.full_like(labels, target)
             loss = self.loss_func(scores, aim)
             check_losses(loss, len(x))
-            gradients = gradients_or_zeros(loss.mean(), (v,), "forward_func, gradient")
+            objective = loss.mean() if target is None else -loss.mean()
+        gradients = gradients_or_zeros(objective, (v,), "forward_func, gradient")
         if gradients is None:
-            raise ValueError(
-                "forward_func: no gradient flows from its scores to the inputs"
-                + where_the_graph_breaks(self.attack.forward_func, (x,), None)
-            )
-        gradient = gradients[0][0] if self.target is None else -gradients[0][0]
-        gradient = gradient / gradient.abs().mean().clamp(min=1e-30)
-        # A new tensor each time: state.v and state.velocity move on together, and an interrupt
-        # in between costs no more than one step.
-        velocity = self.momentum * state.velocity + gradient
-        if self.attack.norm == "Linf":
-            direction = velocity.sign()
-        else:
-            direction = velocity / velocity.norm().clamp(min=1e-30)
-        moved = self._projected(state.v + step * self.attack.epsilon * direction)
-        state.v, state.velocity = moved, velocity
+            raise no_gradient(self.attack.forward_func, (x,), None)
+        # A new tensor each time: v and the velocity move on together, and an interrupt in between
+        # costs no more than one step.
+        velocity = self.settings["momentum"] * self.velocity + of_mean_one(gradients)[0]
+        (direction,) = norm.steepest((velocity,))
+        moved = self._projected(self.v + step * self.attack.epsilon * direction)
+        self.v, self.velocity = moved, velocity
         predicted = scores.detach().argmax(dim=1)
-        return predicted != labels if self.target is None else predicted == self.target
+        return predicted != labels if target is None else predicted == target
 
     def deepfool_step(self, x: Tensor, labels: Tensor, _: float) -> Tensor:
         """n booleans: fooled by v as it was before the step."""
-        state = self.state
-        assert state.v is not None
-        start = self._added(x, state.v)
+        start = self._added(x, self.v)
         with torch.no_grad():
             fooled = self._scores(start).argmax(dim=1) != labels
         left = (~fooled).nonzero()[:, 0]
@@ -399,19 +394,19 @@ class _Fit:
             end, details = self._deepfool.perturb(start[left], labels[left], return_details=True)
             # Where DeepFool has not got to the boundary, its direction is of no use to others.
             changes = (end - start[left])[details.fooled]
-            state.v = self._projected(state.v + changes.sum(dim=0))
+            self.v = self._projected(self.v + changes.sum(dim=0))
         return fooled
 
     def _added(self, x: Tensor, v: Tensor) -> Tensor:
         return clipped((x + v,), self.attack.bounds)[0].to(x.dtype)
 
     def _projected(self, v: Tensor) -> Tensor:
-        return self.attack._norm.project((v[None],), self.attack.epsilon)[0][0]
+        return self.attack._norm.project((v,), self.attack.epsilon)[0]
 
     @torch.no_grad()
     def _labels(self, x: Tensor) -> Tensor:
         """n, the classes of the clean images; a forward pass only of those not met before."""
-        known = self.state.labels
+        known = self.labels
         keys = _keys(x)
         new = [i for i, key in enumerate(keys) if key not in known]
         if new:
@@ -422,20 +417,6 @@ class _Fit:
 
 def _clipped_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
     return cross_entropy(scores, classes).clamp(max=10)
-
-
-def _check_settings(settings: dict[str, Any], target_rate: float | None) -> None:
-    for name, least in (("passes", 1), ("batch_size", 1), ("seed", 0)):
-        check_count(name, settings[name], least)
-    method, target = settings["method"], settings["target"]
-    check_choice("method", method, METHODS)
-    check_count("target", target, 0, optional=True)
-    can_aim = target is None or method == "gradient"
-    check(can_aim, f"target: expected None, as only the method 'gradient' takes one, got {target}")
-    if target_rate is not None:
-        check_number("target_rate", target_rate, 0, 1, open_low=True)
-    check_number("step_size", settings["step_size"], 0, open_low=True)
-    check_number("momentum", settings["momentum"], 0)
 
 
 def _keys(x: Tensor) -> list[int]:
@@ -461,29 +442,3 @@ def _no_perturbation(path: str | Path, reason: Exception | str) -> ValueError:
 def _check_folder(path: str | Path) -> None:
     folder = Path(path).parent
     check(folder.is_dir(), f"{printable(str(folder))}: no such folder", FileNotFoundError)
-
-
-def _resumed(checkpoint: str | Path | None, settings: dict[str, Any]) -> _State | None:
-    """Where the fit of a checkpoint stands, if there is one."""
-    if checkpoint is None or not Path(checkpoint).is_file():
-        return None
-    tensors, facts = _read(checkpoint)
-    name = printable(str(checkpoint))
-    saved = facts.get("settings")
-    if not isinstance(saved, dict):
-        raise ValueError(f"checkpoint: {name} is a finished perturbation, no checkpoint")
-    for key, value in settings.items():
-        there = saved.get(key)
-        other = f"{name} is of a fit with {key}={there!r}, not {value!r}; remove it to begin anew"
-        check(there == value, f"checkpoint: {other}")
-    try:
-        keys, classes = tensors["image_keys"].tolist(), tensors["image_classes"].tolist()
-        return _State(
-            v=tensors["iterate"],
-            velocity=tensors["velocity"],
-            best=tensors["perturbation"],
-            rates=list(facts["rates"]),
-            labels=dict(zip(keys, classes, strict=True)),
-        )
-    except KeyError as error:
-        raise _no_perturbation(checkpoint, error) from None

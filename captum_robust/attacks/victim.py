@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from captum_robust._captum import TargetType
-from captum_robust._checks import check, check_finite
+from captum_robust._checks import check, check_finite, shape_or_type
 from captum_robust._scores import (
     ClassScores,
     FastScores,
@@ -48,16 +49,10 @@ class AttackDetails:
     """N."""
 
 
-class Success:
-    """When a sample is fooled: its class is lost, or with a targeted attack reached."""
-
-    begins_anywhere = False
-    """Whether a targeted attack may begin at samples that have the class already."""
-
-    def __call__(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
-        """Return n booleans for the scores n×K of samples ``rows``."""
-        is_label = scores.argmax(dim=1) == victim.label[rows]
-        return is_label if victim.targeted else ~is_label
+def is_lost(victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
+    """n booleans: the class of the sample is lost, or with a targeted attack reached."""
+    is_label = scores.argmax(dim=1) == victim.label[rows]
+    return is_label if victim.targeted else ~is_label
 
 
 @dataclass(eq=False)
@@ -73,7 +68,10 @@ class Victim:
     masks: Tensors | None = None
     bounds: tuple[float, float] | None = None
     quantize: bool = False
-    success: Success = field(default=Success(), kw_only=True)
+    success: Callable[[Victim, Tensor, Tensor], Tensor] = field(default=is_lost, kw_only=True)
+    """(victim, scores n×K, rows) -> n booleans: when samples are fooled."""
+    begins_anywhere: bool = field(default=False, kw_only=True)
+    """Whether a targeted attack may begin at samples that have the class already."""
     class_scores: ClassScores | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -149,15 +147,12 @@ class Victim:
         """
         gradients = gradients_or_zeros(objective, inputs, "forward_func, gradient", keep_graph)
         if gradients is None:
-            raise ValueError(
-                "forward_func: no gradient flows from its scores to the inputs, and this attack "
-                f"needs one{where_the_graph_breaks(self.forward_func, self.x, self.arguments)}"
-            )
+            raise no_gradient(self.forward_func, self.x, self.arguments)
         self.backward_passes[rows] += times
         return gradients
 
     def succeeds(self, scores: Tensor, rows: Tensor) -> Tensor:
-        """n booleans: fooled, see :class:`Success`."""
+        """n booleans: fooled by ``success``."""
         return self.success(self, scores, rows)
 
     def to_bytes(self, inputs: Tensors) -> Tensors:
@@ -209,7 +204,7 @@ class Victim:
     def _see_clean(self, scores: Tensor, classes: Tensor | None) -> None:
         predicted = scores.argmax(dim=1)
         self.label = predicted if classes is None else classes.long().expand(self.n)
-        if not self.targeted or self.success.begins_anywhere:
+        if not self.targeted or self.begins_anywhere:
             self.already = self.succeeds(scores, self.everyone)
         elif (reached := predicted == self.label).any():
             sample = int(reached.nonzero()[0])
@@ -219,15 +214,62 @@ class Victim:
             )
 
 
+class Point:
+    """Iterates of samples ``rows``, n of them, their scores n×K, and the graph of these."""
+
+    def __init__(self, victim: Victim, x: Tensors, rows: Tensor, graph: bool) -> None:
+        self.victim = victim
+        with torch.set_grad_enabled(graph):
+            self._leaves = tuple(t.detach().requires_grad_(graph) for t in x)
+            self._scores = victim.scores(self._leaves, rows)
+        self._all_rows = rows
+        self._places = torch.arange(len(rows), device=rows.device)
+
+    @property
+    def rows(self) -> Tensor:
+        """n, the samples."""
+        return take(self._all_rows, self._places)
+
+    @property
+    def scores(self) -> Tensor:
+        """n×K, without their graph."""
+        return take(self._scores.detach(), self._places)
+
+    @property
+    def x(self) -> Tensors:
+        """n×…, the iterates."""
+        return take_each(tuple(t.detach() for t in self._leaves), self._places)
+
+    def at(self, kept: Tensor) -> Point:
+        """Only some of the samples."""
+        fewer = copy(self)
+        fewer._places = self._places[kept]
+        # A backward pass runs through the whole graph. Where few samples are left, a fresh forward
+        # pass of those costs less than that.
+        if len(fewer._places) <= len(self._all_rows) // 2:
+            return Point(self.victim, fewer.x, fewer.rows, graph=True)
+        return fewer
+
+    def gradients(self, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensors]:
+        """The n values of an objective of the scores n×K, and its gradients n×….
+
+        These are zero where the mask is.
+        """
+        with torch.enable_grad():
+            values = objective(take(self._scores, self._places))
+        gradients = self.victim.gradients(values, self._leaves, self.rows, keep_graph=True)
+        gradients = take_each(gradients, self._places)
+        return values.detach(), self.victim.masked(gradients, self.rows)
+
+
 def gradients_or_zeros(
     objective: Tensor, inputs: Tensors, where: str, keep_graph: bool = False
 ) -> Tensors | None:
     """The gradients of n objectives, zeros for what they do not depend on; None: on no input."""
     if not objective.requires_grad:
         return None
-    with torch.enable_grad():
-        total = objective.sum()
-    some = torch.autograd.grad(total, inputs, retain_graph=keep_graph, allow_unused=True)
+    ones = torch.ones_like(objective)
+    some = torch.autograd.grad(objective, inputs, ones, retain_graph=keep_graph, allow_unused=True)
     if all(g is None for g in some):
         return None
     gradients = tuple(
@@ -236,6 +278,15 @@ def gradients_or_zeros(
     for g in gradients:
         check_finite(g, where)
     return gradients
+
+
+def no_gradient(
+    forward_func: Callable[..., Tensor], inputs: Tensors, arguments: object
+) -> ValueError:
+    """The error to raise where :func:`gradients_or_zeros` found none through the model."""
+    where = where_the_graph_breaks(forward_func, inputs, arguments)
+    flows = "no gradient flows from its scores to the inputs, and this attack needs one"
+    return ValueError(f"forward_func: {flows}{where}")
 
 
 def clipped(inputs: Tensors, bounds: tuple[float, float] | None) -> Tensors:
@@ -253,9 +304,26 @@ def take_each(inputs: Tensors, rows: Tensor) -> Tensors:
     return tuple(take(x, rows) for x in inputs)
 
 
+def others_of(scores: Tensor, label: Tensor) -> Tensor:
+    """Scores n×K, that of the label -infinity."""
+    return scores.scatter(1, label[:, None], -torch.inf)
+
+
+def leads_of(scores: Tensor, label: Tensor) -> Tensor:
+    """n, how far the score of the label is ahead of all others."""
+    own = scores.gather(1, label[:, None])[:, 0]
+    return own - others_of(scores, label).amax(dim=1)
+
+
+def put_each(kept: Tensors, rows: Tensor, new: Tensors) -> None:
+    """Write new rows n×… over the given n rows of each tensor."""
+    for old, x in zip(kept, new, strict=True):
+        old[rows] = x
+
+
 def check_losses(loss: object, n: int) -> None:
     """``ValueError`` unless a loss function gave n losses."""
-    got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+    got = shape_or_type(loss)
     check(
         got == (n,),
         f"loss_func: expected {n} losses, one a sample, got {got}; give it reduction='none'",

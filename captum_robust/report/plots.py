@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from captum_robust._checks import check_choice
 from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
+from captum_robust.draw import blank_figure
 from captum_robust.metrics.functional import STRATEGIES
 
 if TYPE_CHECKING:
@@ -93,13 +94,13 @@ def plot_comparison(
         ImportError: matplotlib is missing.
     """
     if "error" not in table:
-        figure = _figure(figsize=(6, 2))
+        figure = blank_figure(figsize=(6, 2))
         figure.text(0.5, 0.5, "No image has a box that could be scored.", ha="center", va="center")
         return figure
     attacked = bool((table["attack"] != table["attack"].iloc[0]).any())
     table = table[table["error"].notna()]
     rows = len(table) + table["attack"].nunique()
-    figure = _figure(figsize=(13, max(6.0, 1.8 + 0.34 * rows)), layout="constrained")
+    figure = blank_figure(figsize=(13, max(6.0, 1.8 + 0.34 * rows)), layout="constrained")
     halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
     left, right = halves
     _draw_errors(left, table, styles, attacked)
@@ -120,7 +121,7 @@ def plot_curves(curves: pd.DataFrame, styles: Mapping[str, Style], strategy: str
         ImportError: matplotlib is missing.
     """
     check_choice("strategy", strategy, STRATEGIES)
-    figure = _figure(figsize=(6, 5), layout="constrained")
+    figure = blank_figure(figsize=(6, 5), layout="constrained")
     _draw_families(figure, curves, styles, (strategy,))
     return figure
 
@@ -148,7 +149,7 @@ def plot_robust_accuracy(series: Mapping[str, pd.DataFrame]) -> Figure:
     Raises:
         ImportError: matplotlib is missing.
     """
-    figure = _figure(figsize=(7, 5), layout="constrained")
+    figure = blank_figure(figsize=(7, 5), layout="constrained")
     axes: Axes = figure.subplots()
     handles = []
     for i, rows in enumerate(series.values()):
@@ -185,7 +186,7 @@ def plot_error_series(series: Mapping[str, pd.DataFrame], styles: Mapping[str, S
         ImportError: matplotlib is missing.
     """
     count = max(1, len(series))
-    figure = _figure(figsize=(2 + 4.2 * count, 5), layout="constrained")
+    figure = blank_figure(figsize=(2 + 4.2 * count, 5), layout="constrained")
     panels = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
     strengths = sorted({255 * e for rows in series.values() for e in rows["epsilon"]})
     drawn: dict[str, Any] = {}
@@ -217,16 +218,6 @@ def line_style(i: int) -> Style:
     color = _COLORS[i % len(_COLORS)]
     dash = _DASHES[i // len(_COLORS) % len(_DASHES)]
     return Style(color, dash, baseline=False, fixed=False)
-
-
-def _figure(**options: Any) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(
-            'plots need matplotlib: pip install matplotlib (or: pip install "captum-robust[demo]")'
-        ) from None
-    return Figure(**options)
 
 
 def _draw_errors(

@@ -29,7 +29,7 @@ from captum_robust.attacks import (
     recorded_gradients,
     smooth_activations,
 )
-from captum_robust.attacks.map_objectives import rank_correlation
+from captum_robust.attacks.attribution_maps import rank_correlation
 from tests.networks import Grid, PixelNet
 
 EPSILON = 0.05

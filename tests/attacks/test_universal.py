@@ -263,14 +263,7 @@ def test_clean_classes_are_remembered_by_the_image_though_the_order_changes() ->
 
 def test_new_images_among_known_ones_get_their_own_clean_classes() -> None:
     x = images(12)
-    fit = universal._Fit(
-        UniversalPerturbation(network()),
-        universal._State(),
-        None,
-        None,
-        0.9,
-        nn.functional.nll_loss,
-    )
+    fit = universal._Fit(UniversalPerturbation(network()), {}, None, nn.functional.nll_loss)
     expected = network()(x).argmax(dim=1)
     assert len(expected.unique()) > 1
     for rows in (range(0, 12, 3), range(11, -1, -1), range(1, 12, 2)):
@@ -300,7 +293,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     def step(self: Any, x: Tensor, labels: Tensor, size: float) -> Tensor:
         sizes.append(size)
-        self.state.v = torch.full_like(self.state.v, len(sizes) / 100)
+        self.v = torch.full_like(self.v, len(sizes) / 100)
         return torch.arange(len(x)) < [1, 3, 2][len(sizes) - 1]
 
     monkeypatch.setattr(universal._Fit, "gradient_step", step)
