@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from captum_robust.nn.convolutions import convolution
 
 
-class SimpleConvNet(nn.Module):
+class SimpleConvNet(nn.Sequential):
     """Four convolutions, the mean of their map, one linear layer: N×3×H×W -> scores N×K.
 
     The "simple four-layer" classifier of Fan, Zhao and Ermon, whose widths are not stated. With a
@@ -28,16 +28,10 @@ class SimpleConvNet(nn.Module):
         self.block3 = convolution(2 * width, 4 * width, 3, stride=2)
         self.block4 = convolution(4 * width, 4 * width, 3)
         self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
         self.classifier = nn.Linear(4 * width, num_classes)
 
     @property
     def layers(self) -> list[nn.Sequential]:
         """The four blocks, from the image to the pooling."""
         return [self.block1, self.block2, self.block3, self.block4]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores N×K."""
-        for block in self.layers:
-            x = block(x)
-        scores: Tensor = self.classifier(self.pool(x).flatten(1))
-        return scores
