@@ -99,7 +99,7 @@ class CodeObjective(_Objective):
     preserver_margin: float = 1.0
     destroyer_margin: float = 5.0
     border: float = 0.3
-    """Of the squared mask along the border, within the smoothness."""
+    """Weighs the squared mask along the border, within the smoothness."""
 
     def of_mask(self, masks: Tensor) -> Terms:
         """See :meth:`PaperObjective.of_mask`."""

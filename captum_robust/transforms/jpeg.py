@@ -46,9 +46,7 @@ class JPEG(Transform):
 
     def __init__(self, quality: int = 75) -> None:
         super().__init__()
-        check_count("quality", quality, 1)
-        check(quality <= 100, f"quality: expected at most 100, got {quality}")
-        self.quality = quality
+        self.quality = check_count("quality", quality, 1, 100)
 
     def _check(self, x: Tensor) -> None:
         super()._check(x)
