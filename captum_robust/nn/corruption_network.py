@@ -24,7 +24,7 @@ from captum_robust.nn.scales import (
 
 _STRIDES = (1, 2, 4, 4)
 """Channels of the own trunk's scales, in multiples of its width."""
-_LARGEST = 4096
+LARGEST_TRUNK_SIZE = 4096
 """Pixels a side that a trunk sees: a broken file could tell any number."""
 
 
@@ -67,7 +67,9 @@ class CorruptionNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.width = check_count("width", width, 1)
-        self.trunk_size = check_count("trunk_size", trunk_size, 1, _LARGEST, optional=True)
+        self.trunk_size = check_count(
+            "trunk_size", trunk_size, 1, LARGEST_TRUNK_SIZE, optional=True
+        )
         check_type("trunk", trunk, nn.Module | None, "a torch.nn.Module")
         check(trunk is not None or layers is None, "layers: expected the trunk that they are of")
         self.has_own_trunk = trunk is None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captum_robust._checks import check, check_count, check_number, check_type, printable
 from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
-from captum_robust.nn.corruption_network import CorruptionNetwork
+from captum_robust.nn.corruption_network import LARGEST_TRUNK_SIZE, CorruptionNetwork
 from captum_robust.nn.evidence_removal import blend
 from captum_robust.nn.saved_networks import check_fit, check_name, name_of
 from captum_robust.nn.straight_through import straight_through
@@ -238,24 +238,20 @@ def load_localization_network(
 def _read(path: str | Path | TensorFile) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, facts = read_facts(path, _FACTS, "localization network")
     try:
+        most = LARGEST_TRUNK_SIZE
         checked: dict[str, Any] = {
-            "width": int(facts["width"]),
+            "width": check_count("width", facts["width"], 1),
             "trunk": _optional(str, facts["trunk"]),
             "trunk_layers": _optional(_strings, facts["trunk_layers"]),
             "trunk_class_names": _optional(_strings, facts["trunk_class_names"]),
-            "trunk_size": facts["trunk_size"],
+            "trunk_size": check_count("trunk_size", facts["trunk_size"], 1, most, optional=True),
             "classifier": str(facts["classifier"]),
             "class_names": _optional(_strings, facts["class_names"]),
             "input_size": _optional(_integers, facts["input_size"]),
-            "fill": [float(value) for value in facts["fill"]],
-            "n_segments": _optional(int, facts["n_segments"]),
+            "fill": _fill_of(list(facts["fill"]), nn.Identity()),
+            "n_segments": check_count("n_segments", facts["n_segments"], 1, optional=True),
         }
-        with torch.device("meta"):
-            corruption = CorruptionNetwork(width=checked["width"], trunk_size=checked["trunk_size"])
-        LocalizationNetwork(
-            corruption, nn.Identity(), fill=checked["fill"], n_segments=checked["n_segments"]
-        )
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{printable(str(path))} holds no localization network") from None
     return tensors, checked
 

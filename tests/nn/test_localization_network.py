@@ -362,7 +362,7 @@ def test_files_that_hold_no_such_network_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 10**30}, "holds no localization network"),
+        ({"width": 10**30}, "does not fit|holds no localization network"),
         ({"width": 10**7}, "does not fit|holds no localization network"),
         ({"width": "many"}, "holds no localization network"),
         ({"width": 5}, "does not fit: corruption"),
