@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Count = TypeVar("Count", int, int | None)
 
 
 def check(condition: object, message: str, error: type[Exception] = ValueError) -> None:
@@ -115,13 +117,23 @@ def as_number(value: object) -> float:
         return math.nan
 
 
-def check_count(name: str, value: Any, least: int = 0, *, optional: bool = False) -> None:
-    """``ValueError`` unless it is a whole number from ``least``, or None where that is allowed."""
+def check_count(
+    name: str, value: Count, least: int = 0, most: float = math.inf, *, optional: bool = False
+) -> Count:
+    """The whole number from ``least`` to ``most``, or None where that is allowed.
+
+    >>> check_count("bits", 17, 1, 16)
+    Traceback (most recent call last):
+        ...
+    ValueError: bits: expected a whole number from 1 to 16, got 17
+    """
     if optional and value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        return value
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        limits = f"from {least}" if most == math.inf else f"from {least} to {most}"
         or_none = ", or None" if optional else ""
-        raise ValueError(f"{name}: expected a whole number from {least}{or_none}, got {value!r}")
+        raise ValueError(f"{name}: expected a whole number {limits}{or_none}, got {value!r}")
+    return value
 
 
 def check_finite(tensor: Tensor, where: str, first_sample: int = 0) -> None:
@@ -168,10 +180,19 @@ def check_classes(classes: Tensor, n: int, count: int) -> None:
         raise ValueError(
             f"classes: expected one for each of {n} images, got {tuple(classes.shape)}"
         )
-    wrong = (classes < 0) | (classes >= count)
-    if bool(wrong.any()):  # waits for a GPU, once a call
-        first = int(classes[wrong][0])
-        raise ValueError(f"classes: expected numbers from 0 to {count - 1}, got {first}")
+    check_numbers_below("classes", classes, count)
+
+
+def check_numbers_below(name: str, numbers: Tensor, count: int) -> int:
+    """The highest of integers from 0 to ``count`` - 1, before they are indices; -1 of none."""
+    import torch
+
+    if numbers.numel() == 0:
+        return -1
+    lowest, highest = torch.stack(numbers.aminmax()).tolist()  # waits for a GPU, once a call
+    wrong = lowest if lowest < 0 else highest
+    check(0 <= wrong < count, f"{name}: expected numbers from 0 to {count - 1}, got {wrong}")
+    return int(highest)
 
 
 def checked_bounds(bounds: Any) -> tuple[float, float]:

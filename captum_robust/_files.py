@@ -8,13 +8,16 @@ import secrets
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, printable
+from captum_robust._checks import check, check_shape, printable
+
+Record = TypeVar("Record", bound="TensorRecord")
 
 PICKLES = {".pt", ".pth", ".pkl", ".bin", ".ckpt"}
 """Suffixes of files that may be pickles, which are never opened."""
@@ -124,6 +127,25 @@ def write_network(
     suffix = Path(path).suffix
     check(suffix == ".safetensors", f"path: expected a .safetensors file, got {Path(path).name}")
     write_facts(path, {n: _halved(t) if half else t for n, t in weights.items()}, kind, facts, card)
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """Named tensors that go to a device and into a file together, and what else is to be known."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are tensors, in their order."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def to(self: Record, device: torch.device) -> Record:
+        """The same on another device."""
+        moved: dict[str, Any] = {name: t.to(device) for name, t in self.tensors().items()}
+        return replace(self, **moved)
+
+    def check_shapes(self, *shapes: str) -> None:
+        """``ValueError`` unless the tensors have these shapes, see :func:`check_shape`."""
+        for (name, tensor), shape in zip(self.tensors().items(), shapes, strict=True):
+            check_shape(name, tensor, shape)
 
 
 class TensorFile:

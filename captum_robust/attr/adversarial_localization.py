@@ -154,7 +154,7 @@ class AdversarialLocalization(Attribution):
             message = f"segments: expected one tensor for each of {wanted} inputs, got {got}"
             check(got == wanted, message)
             for x, region in zip(inputs, regions, strict=True):
-                check_segments(region, (len(x), x.shape[2], x.shape[3]))
+                check_segments(region, f"{len(x)}×{x.shape[2]}×{x.shape[3]}")
             return regions
         count = self.network.n_segments
         if not superpixels or count is None:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_shape
-
-TENSORS = ("reference", "scale", "support_vectors", "dual_coefficients")
+from captum_robust._checks import check
+from captum_robust._files import TensorRecord
 
 
 @dataclass(frozen=True)
-class SupportVectorMachine:
+class SupportVectorMachine(TensorRecord):
     """Activations N×D -> codes N×D -> decision function N."""
 
     reference: Tensor
@@ -92,13 +91,6 @@ class SupportVectorMachine:
             distances = (squares - 2 * codes @ self.support_vectors.T).clamp(min=0)
             return torch.exp(-self.gamma * distances) @ self.dual_coefficients + self.intercept
 
-    def to(self, device: torch.device) -> SupportVectorMachine:
-        moved: dict[str, Any] = {name: t.to(device) for name, t in self.tensors().items()}
-        return replace(self, **moved)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in TENSORS}
-
     def checked(self, bins: int | None) -> SupportVectorMachine:
         """Return this machine.
 
@@ -107,10 +99,8 @@ class SupportVectorMachine:
         """
         d, s = len(self.scale), len(self.dual_coefficients)
         levels = 1 if bins is None else bins - 1
-        shapes = zip(TENSORS, (f"{levels}×{d}", f"{d}", f"{s}×{d}", f"{s}"), strict=True)
-        for name, shape in shapes:
-            t: Tensor = getattr(self, name)
-            check_shape(name, t, shape)
+        self.check_shapes(f"{levels}×{d}", f"{d}", f"{s}×{d}", f"{s}")
+        for name, t in self.tensors().items():
             check(t.dtype == torch.float32, f"{name}: expected torch.float32, got {t.dtype}")
             check(t.isfinite().all(), f"{name}: expected finite numbers")
         return self

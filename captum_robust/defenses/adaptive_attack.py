@@ -71,17 +71,16 @@ class DefendedModel(nn.Module):
     ) -> None:
         super().__init__()
         check_callable("model", model)
-        check_count("samples", samples, 1)
+        self.samples = check_count("samples", samples, 1)
         check_count("seed", seed)
-        check_count("transforms_per_eval", transforms_per_eval, 1, optional=True)
+        most = check_count("transforms_per_eval", transforms_per_eval, 1, optional=True)
+        self.transforms_per_eval = most
         check(redraw or samples == 1, "samples: without redraw every draw is the same")
         self.model = model
         self.transforms = as_transforms(transforms)
         draws = any(t.draws for t in self.transforms)
         check(draws or not redraw, "redraw: none of the transforms draws")
         self.redraw = redraw
-        self.samples = samples
-        self.transforms_per_eval = transforms_per_eval
         self._generator = torch.Generator().manual_seed(seed)
         # Train mode, which modules begin in, would not be the model's.
         self.training = getattr(model, "training", False)

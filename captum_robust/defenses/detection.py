@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,24 @@ from captum_robust._checks import (
     check_count,
     check_inputs,
     check_number,
+    check_numbers_below,
     check_type,
     printable,
 )
 from captum_robust._files import read_facts, write_facts
 from captum_robust.defenses._activations import SUMMARIES, layers_of, output_and_activations
 from captum_robust.defenses._support_vectors import (
-    TENSORS,
     SupportVectorMachine,
     support_vector_classifier,
 )
 from captum_robust.defenses.roc import ROC
-
-__all__ = ["ROC", "SUMMARIES", "SafetyNet"]
 
 Images = Tensor | Iterable[Any]
 """Images N×…, or batches of them, or of tuples that begin with them, such as (images, labels)."""
 
 _KIND = "captum_robust.SafetyNet"
 _SETTINGS = ("bins", "summary", "penalty", "gamma")
+_OF_MACHINE = ("gamma", "intercept")
 _FOLDS = 5
 
 
@@ -95,15 +94,13 @@ class SafetyNet:
     ) -> None:
         check_callable("model", model)
         check_choice("summary", summary, SUMMARIES)
-        check_count("bins", bins, 2, optional=True)
-        check_count("batch_size", batch_size, 1)
         self.model = model
         self.layers, self.layer_names = layers_of(model, layers)
-        self.bins = bins
+        self.bins = check_count("bins", bins, 2, optional=True)
         self.summary = summary
         self.penalty = check_number("penalty", penalty, 0, open_low=True)
         self.gamma = None if gamma is None else check_number("gamma", gamma, 0, open_low=True)
-        self.batch_size = batch_size
+        self.batch_size = check_count("batch_size", batch_size, 1)
         self.threshold = None
         self._machine: SupportVectorMachine | None = None
 
@@ -140,9 +137,7 @@ class SafetyNet:
             TypeError: images that are not floating point, a layer whose output is no tensor.
             ImportError: no scikit-learn.
         """
-        check_number(
-            "false_positive_rate", false_positive_rate, 0, 1, open_low=True, open_high=True
-        )
+        _check_rate(false_positive_rate)
         support_vector_classifier()  # before the images have gone through the model
         of_clean = self._all_activations(clean, "clean")
         of_attacked = self._all_activations(attacked, "attacked").to(of_clean.device)
@@ -171,9 +166,7 @@ class SafetyNet:
             RuntimeError: nothing is fitted yet.
             ValueError: no images, or a rate that is not in (0, 1).
         """
-        check_number(
-            "false_positive_rate", false_positive_rate, 0, 1, open_low=True, open_high=True
-        )
+        _check_rate(false_positive_rate)
         self.threshold = _quantile(self._all_scores(clean, "clean"), false_positive_rate)
         return self
 
@@ -184,9 +177,7 @@ class SafetyNet:
         Raises:
             RuntimeError: nothing is fitted yet.
         """
-        machine = self._on(x)
-        activations = [self._activations(part)[1] for part in self._parts(x)]
-        return machine.codes(torch.cat(activations))
+        return self._fitted_machine(x).codes(self._all_activations([x], "inputs"))
 
     @torch.no_grad()
     def score(self, x: Tensor) -> Tensor:
@@ -200,7 +191,7 @@ class SafetyNet:
             ValueError, TypeError: as for :meth:`fit`; an input of another size, with
                 ``"flatten"``.
         """
-        return self._on(x).score_of_codes(self.codes(x))
+        return self._fitted_machine(x).score_of_codes(self.codes(x))
 
     def predict(self, x: Tensor) -> Tensor:
         """N booleans: rejected as attacked; errors as for :meth:`score`."""
@@ -239,7 +230,7 @@ class SafetyNet:
             ValueError: a temperature that is not positive; as for :meth:`score`.
         """
         check_number("temperature", temperature, 0, open_low=True)
-        machine = self._on(x)
+        machine = self._fitted_machine(x)
         self._check(x)
         output, activations = self._activations(x)
         return output, machine.score_of_codes(machine.codes(activations, temperature))
@@ -257,7 +248,7 @@ class SafetyNet:
         facts = {name: getattr(self, name) for name in _SETTINGS} | {
             "layers": self.layer_names,
             "threshold": self.threshold,
-            "machine": {"gamma": machine.gamma, "intercept": machine.intercept},
+            "machine": {name: getattr(machine, name) for name in _OF_MACHINE},
         }
         write_facts(path, machine.tensors(), _KIND, facts)
 
@@ -286,8 +277,8 @@ class SafetyNet:
         tensors, facts = read_facts(path, _KIND, "SafetyNet", any_suffix=True)
         where = printable(str(path))
         try:
-            parts: dict[str, Any] = {name: tensors[name] for name in TENSORS}
-            parts |= {name: float(facts["machine"][name]) for name in ("gamma", "intercept")}
+            parts: dict[str, Any] = {name: float(facts["machine"][name]) for name in _OF_MACHINE}
+            parts |= tensors
             machine = SupportVectorMachine(**parts, quantised=facts["bins"] is not None)
             machine = machine.checked(facts["bins"])
             settings = {name: facts[name] for name in _SETTINGS}
@@ -301,23 +292,19 @@ class SafetyNet:
         detector._machine, detector.threshold = machine, threshold
         return detector
 
-    def _fitted_machine(self) -> SupportVectorMachine:
+    @torch.inference_mode(False)
+    def _fitted_machine(self, x: Any = None) -> SupportVectorMachine:
+        """The machine, on the device of images from then on where some are given."""
         if self._machine is None:
             raise RuntimeError("not fitted yet: call fit(clean, attacked), or SafetyNet.load(…)")
+        if isinstance(x, Tensor):
+            self._machine = self._machine.to(x.device)
         return self._machine
-
-    @torch.inference_mode(False)
-    def _on(self, x: Any) -> SupportVectorMachine:
-        """The machine on the device of the images, from then on."""
-        machine = self._fitted_machine()
-        if isinstance(x, Tensor) and x.device != machine.reference.device:
-            machine = self._machine = machine.to(x.device)
-        return machine
 
     def _all_scores(self, images: Images, name: str) -> Tensor:
         self._fitted_machine()
         activations = self._all_activations(images, name)
-        return self._on(activations).score(activations)
+        return self._fitted_machine(activations).score(activations)
 
     @torch.no_grad()
     def _all_activations(self, images: Images, name: str) -> Tensor:
@@ -325,14 +312,11 @@ class SafetyNet:
         check_type(name, images, Iterable, "images or batches of them")
         activations = []
         for batch in [images] if isinstance(images, Tensor) else images:
-            x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-            activations += [self._activations(part)[1] for part in self._parts(x)]
+            x: Any = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            self._check(x)
+            activations += [self._activations(part)[1] for part in x.split(self.batch_size)]
         check(activations, f"{name}: expected images, got none")
         return torch.cat(activations)
-
-    def _parts(self, x: Any) -> Iterator[Tensor]:
-        self._check(x)
-        yield from x.split(self.batch_size)
 
     def _check(self, x: Any) -> None:
         check_batch((x,))
@@ -354,6 +338,10 @@ class SafetyNet:
         )
 
 
+def _check_rate(rate: float) -> None:
+    check_number("false_positive_rate", rate, 0, 1, open_low=True, open_high=True)
+
+
 def _quantile(scores: Tensor, rate: float) -> float:
     """The smallest of the scores above which lies at most a share ``rate`` of them."""
     # A share that should be whole may lie just above it by rounding.
@@ -369,7 +357,5 @@ def _checked_sources(sources: Tensor | Sequence[int] | None, m: int, n: int) -> 
     is_whole = not (kind.is_floating_point or kind == torch.bool)
     fits = is_whole and shape == (m,)
     check(fits, f"sources: expected {m} numbers of clean images, got {kind} of shape {shape}")
-    least, most = int(numbers.min()), int(numbers.max())
-    is_inside = least >= 0 and most < n
-    check(is_inside, f"sources: expected numbers from 0 to {n - 1}, got {least} to {most}")
+    check_numbers_below("sources", numbers, n)
     return numbers.long()

@@ -17,8 +17,7 @@ from captum_robust.nn.masking_network import (
     save_masking_network,
 )
 from captum_robust.nn.removal_loss import removal_loss
-from captum_robust.nn.simple_convnet import SimpleConvNet
-from captum_robust.nn.small_resnet import SmallResNet
+from captum_robust.nn.small_networks import SimpleConvNet, SmallResNet
 from captum_robust.nn.straight_through import straight_through
 from captum_robust.nn.superpixel_pooling import spread, superpixel_means
 

@@ -24,7 +24,7 @@ from captum_robust.nn.scales import (
 
 _STRIDES = (1, 2, 4, 4)
 """Channels of the own trunk's scales, in multiples of its width."""
-_LARGEST = 4096
+LARGEST_TRUNK_SIZE = 4096
 """Pixels a side that a trunk sees: a broken file could tell any number."""
 
 
@@ -66,14 +66,12 @@ class CorruptionNetwork(nn.Module):
         trunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        check_count("width", width, 1)
-        check_count("trunk_size", trunk_size, 1, optional=True)
-        within = trunk_size is None or trunk_size <= _LARGEST
-        check(within, f"trunk_size: expected at most {_LARGEST} pixels, got {trunk_size}")
+        self.width = check_count("width", width, 1)
+        self.trunk_size = check_count(
+            "trunk_size", trunk_size, 1, LARGEST_TRUNK_SIZE, optional=True
+        )
         check_type("trunk", trunk, nn.Module | None, "a torch.nn.Module")
         check(trunk is not None or layers is None, "layers: expected the trunk that they are of")
-        self.width = width
-        self.trunk_size = trunk_size
         self.has_own_trunk = trunk is None
         self.trunk = _own_trunk(width) if trunk is None else trunk
         size = input_size_of(trunk, input_size, 64)
@@ -83,7 +81,7 @@ class CorruptionNetwork(nn.Module):
         self._layers = tuple(find_scales(self.trunk, seen) if layers is None else layers)
         check_scales("trunk", trunk, self._layers)
         self.channels = self._probe(size)
-        """Of the features, from the finest scale to the coarsest."""
+        """Those of the features, from the finest scale to the coarsest."""
         widths = [width * min(2**number, 4) for number in range(len(self.channels) - 1)]
         device = device_of(self.trunk)
         self.blocks = WayUp(self.channels[-1], self.channels, widths).to(device)

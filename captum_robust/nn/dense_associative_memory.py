@@ -14,6 +14,7 @@ from captum_robust._checks import (
     check_finite,
     check_floating,
     check_number,
+    check_numbers_below,
     check_shape,
 )
 
@@ -76,16 +77,12 @@ class DenseAssociativeMemory(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_count("in_features", in_features, 1)
-        check_count("classes", classes, 2)
-        check_count("memories", memories, 1)
-        check_count("n", n, 1)
+        self.in_features = check_count("in_features", in_features, 1)
+        self.classes = check_count("classes", classes, 2)
+        self.memories = check_count("memories", memories, 1)
+        self.n = check_count("n", n, 1)
         check_count("seed", seed)
         check_number("beta", beta, 0, LARGEST_BETA, open_low=True)
-        self.in_features = in_features
-        self.classes = classes
-        self.memories = memories
-        self.n = n
         generator = torch.Generator().manual_seed(seed)
         self.patterns = nn.Parameter(torch.randn(memories, in_features, generator=generator))
         """M×F, ξ_μ, of any length: they are normalised where they are used."""
@@ -178,12 +175,23 @@ class DenseAssociativeMemory(nn.Module):
         self._check_target(target, len(features))
         least, n = self.memories, len(features)
         check(n >= least, f"features: expected at least as many as memories, {least}, got {n}")
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.enable_grad():
             features = features.detach().to(self.center).clone()
             target = target.to(self.center.device, torch.long)
             generator = torch.Generator().manual_seed(seed)
             self._store(features, target, generator)
-            self._train(features, target, generator, epochs, batch_size, learning_rate, m)
+            optimizer = torch.optim.Adam([self.patterns, self.classes_of_patterns], learning_rate)
+            for epoch in range(epochs):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+                order = torch.randperm(n, generator=generator).to(features.device)
+                for rows in torch.split(order, batch_size):
+                    optimizer.zero_grad()
+                    outputs = self._potentials(features[rows]).tanh()
+                    loss = self._loss(outputs, target[rows], m).mean()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+        optimizer.zero_grad()
         return self
 
     def _potentials(self, v: Tensor) -> Tensor:
@@ -215,41 +223,14 @@ class DenseAssociativeMemory(nn.Module):
         # Where no memory answers, any β is as good.
         self.log_beta.copy_(-torch.cat(sums).median().clamp(min=1 / LARGEST_BETA).log())
 
-    def _train(
-        self,
-        features: Tensor,
-        target: Tensor,
-        generator: torch.Generator,
-        epochs: int,
-        batch_size: int,
-        learning_rate: float,
-        m: int,
-    ) -> None:
-        optimizer = torch.optim.Adam([self.patterns, self.classes_of_patterns], learning_rate)
-        with torch.enable_grad():
-            for epoch in range(epochs):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-                order = torch.randperm(len(features), generator=generator).to(features.device)
-                for rows in torch.split(order, batch_size):
-                    optimizer.zero_grad()
-                    outputs = self._potentials(features[rows]).tanh()
-                    loss = self._loss(outputs, target[rows], m).mean()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-        optimizer.zero_grad()
-
     def _activations(self, v: Tensor) -> Tensor:
         """β relu(ξ_μ·v)^n, N×M."""
-        cosines = self._cosines(v)
+        precise = torch.promote_types(v.dtype, torch.float32)
+        centred = v.to(precise) - self.center.to(precise)
+        cosines = F.normalize(centred, dim=1) @ F.normalize(self.patterns.to(precise), dim=1).T
         # The root of β inside: neither β nor the power of a cosine can leave the range alone.
         scale = torch.exp(self.log_beta.to(cosines.dtype) / self.n)
         return (scale * cosines).relu().pow(self.n)
-
-    def _cosines(self, v: Tensor) -> Tensor:
-        precise = torch.promote_types(v.dtype, torch.float32)
-        centred = v.to(precise) - self.center.to(precise)
-        return F.normalize(centred, dim=1) @ F.normalize(self.patterns.to(precise), dim=1).T
 
     def _check_features(self, v: Tensor) -> None:
         check_floating("features", v)
@@ -263,11 +244,7 @@ class DenseAssociativeMemory(nn.Module):
         are_classes = is_tensor and not target.is_floating_point()
         check(are_classes, f"target: expected a tensor of classes, got {kind}", TypeError)
         check(target.shape == (n,), f"target: expected {n} classes, got {tuple(target.shape)}")
-        if n:
-            lowest, highest = torch.stack(target.long().aminmax()).tolist()
-            got = f"got {lowest} to {highest}"
-            within = lowest >= 0 and highest < self.classes
-            check(within, f"target: expected classes from 0 to {self.classes - 1}, {got}")
+        check_numbers_below("target", target.long(), self.classes)
 
     def extra_repr(self) -> str:
         """The sizes, as ``print`` shows them."""

@@ -79,9 +79,7 @@ class EvidenceRemoval(nn.Module):
 
     def blurred(self, x: Tensor) -> Tensor:
         """The images behind the Gaussian."""
-        height, width = x.shape[2:]
-        sigma = self.sigma * min(height, width) / 224
-        return blurred(x, sigma)
+        return blurred(x, self.sigma * min(x.shape[2:]) / 224)
 
     def _colored(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         color = 0.5 + self.color_range * (2 * _uniform((*x.shape[:2], 1, 1), x, generator) - 1)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import as_number, check, check_count, check_type, printable
+from captum_robust._checks import check, check_count, check_number, check_type, printable
 from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
-from captum_robust.nn.corruption_network import CorruptionNetwork
+from captum_robust.nn.corruption_network import LARGEST_TRUNK_SIZE, CorruptionNetwork
 from captum_robust.nn.evidence_removal import blend
-from captum_robust.nn.saved_networks import check_fit, name_of
+from captum_robust.nn.saved_networks import check_fit, check_name, name_of
 from captum_robust.nn.straight_through import straight_through
 from captum_robust.nn.superpixel_pooling import spread, superpixel_means
 
@@ -56,10 +57,9 @@ class LocalizationNetwork(nn.Module):
         expected = "a captum_robust.nn.CorruptionNetwork"
         check_type("corruption", corruption, CorruptionNetwork, expected)
         check_type("classifier", classifier, nn.Module, "a torch.nn.Module")
-        check_count("n_segments", n_segments, 1, optional=True)
         self.corruption = corruption
         self.classifier = classifier
-        self.n_segments = n_segments
+        self.n_segments = check_count("n_segments", n_segments, 1, optional=True)
         values = torch.tensor(_fill_of(fill, classifier), device=device_of(corruption))
         # Not persistent: it is written beside the tensors, where a reader sees it.
         self.register_buffer("fill", values.view(1, -1, 1, 1), persistent=False)
@@ -76,10 +76,8 @@ class LocalizationNetwork(nn.Module):
             TypeError: segments that are no integers.
             ValueError: segments of another shape, or negative ones.
         """
-        probabilities = self._probabilities(x)
-        if segments is None:
-            return probabilities
-        return spread(superpixel_means(probabilities, segments), segments)
+        probabilities, on_pixels = self._probabilities(x, segments)
+        return on_pixels(probabilities)
 
     def sample(
         self,
@@ -96,12 +94,9 @@ class LocalizationNetwork(nn.Module):
         ``generator`` and ``literal``. The other arguments, and what raises, are as in
         :meth:`forward`.
         """
-        probabilities = self._probabilities(x)
-        if segments is None:
-            return straight_through(probabilities, generator, literal=literal), probabilities
-        means = superpixel_means(probabilities, segments)
-        drawn = straight_through(means, generator, literal=literal)
-        return spread(drawn, segments), spread(means, segments)
+        probabilities, on_pixels = self._probabilities(x, segments)
+        drawn = straight_through(probabilities, generator, literal=literal)
+        return on_pixels(drawn), on_pixels(probabilities)
 
     def remove(self, x: Tensor, mask: Tensor) -> Tensor:
         """x̃ = (1 - m)·x + m·fill, of images N×C×H×W and masks N×1×H×W.
@@ -116,19 +111,23 @@ class LocalizationNetwork(nn.Module):
         check(channels in (1, x.shape[1]), f"fill: is for {channels} channels, got {x.shape[1]}")
         return blend(x, 1 - mask, self.fill)
 
-    def _probabilities(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self.corruption(x))
+    def _probabilities(
+        self, x: Tensor, segments: Tensor | None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """One for each super-pixel or pixel, and what brings such numbers to N×1×H×W."""
+        probabilities = torch.sigmoid(self.corruption(x))
+        if segments is None:
+            return probabilities, lambda values: values
+        return superpixel_means(probabilities, segments), partial(spread, segments=segments)
 
 
 def _fill_of(fill: Any, classifier: nn.Module) -> list[float]:
     if fill is None:
         mean = getattr(classifier, "mean", None)
         return mean.detach().flatten().tolist() if isinstance(mean, Tensor) else [0.5]
-    values = list(fill) if isinstance(fill, (list, tuple)) else [fill]
-    numbers = [as_number(v) for v in values]
-    fits = numbers and all(abs(v) < float("inf") for v in numbers)
-    check(fits, f"fill: expected a finite number, or one for each channel, got {fill!r}")
-    return numbers
+    values = fill if isinstance(fill, (list, tuple)) else [fill]
+    check(values, f"fill: expected a finite number, or one for each channel, got {fill!r}")
+    return [check_number("fill", value) for value in values]
 
 
 def save_localization_network(
@@ -148,7 +147,7 @@ def save_localization_network(
     trunk = None if corruption.has_own_trunk else corruption.trunk
     facts = {
         "width": corruption.width,
-        "trunk": None if trunk is None else name_of(trunk),
+        "trunk": name_of(trunk),
         "trunk_layers": None if trunk is None else corruption.layer_names,
         "trunk_class_names": _list_of(trunk, "class_names"),
         "trunk_size": corruption.trunk_size,
@@ -205,44 +204,31 @@ def load_localization_network(
             is for another classifier, another trunk, or other classes.
     """
     tensors, facts = _read(path)
-    shown = printable(str(path))
+    where = printable(str(path))
     check_type("classifier", classifier, nn.Module, "a torch.nn.Module")
     check_type("trunk", trunk, nn.Module | None, "a torch.nn.Module")
-    wanted, own = facts["classifier"], name_of(classifier)
-    check(wanted == own, f"{shown} is for the classifier {printable(wanted)}, not {own}")
-    wanted, own = (
-        _trunk_name(facts["trunk"]),
-        _trunk_name(None if trunk is None else name_of(trunk)),
-    )
-    check(wanted == own, f"{shown} is for {wanted}; got {own} as the argument trunk")
+    check_name(where, "classifier", facts["classifier"], classifier)
+    wanted, own = _trunk_name(facts["trunk"]), _trunk_name(name_of(trunk))
+    check(wanted == own, f"{where} is for {wanted}; got {own} as the argument trunk")
     names = _list_of(classifier, "class_names")
     if names is not None and facts["class_names"] not in (None, names):
-        raise ValueError(
-            f"{shown} is for {len(facts['class_names'])} other classes than the {len(names)} of "
-            "the classifier"
-        )
-    does_not_fit = f"{shown} does not fit"
-    # Before memory is taken for sizes that a broken file could tell.
-    if trunk is None:
-        with torch.device("meta"):
-            corruption = CorruptionNetwork(width=facts["width"])
-        check_fit(does_not_fit, corruption, tensors, "corruption.")
-    else:
+        others = f"{len(facts['class_names'])} other classes than the {len(names)}"
+        raise ValueError(f"{where} is for {others} of the classifier")
+    does_not_fit = f"{where} does not fit"
+    # Before memory is taken for sizes that a broken file could tell: the last block has 3×3
+    # convolutions of so many channels.
+    least, held = 9 * facts["width"] ** 2, sum(t.numel() for t in tensors.values())
+    check(least <= held, f"{does_not_fit}: it holds too little for its width")
+    if trunk is not None:
         check_fit(does_not_fit, trunk, tensors, "corruption.trunk.")
-        # Its last block has 3×3 convolutions of so many channels.
-        least, held = 9 * facts["width"] ** 2, sum(t.numel() for t in tensors.values())
-        check(least <= held, f"{does_not_fit}: it holds too little for its width")
         trunk, layers = copy.deepcopy((trunk, layers))
-        if layers is None:
-            layers = _layers_of(shown, trunk, facts["trunk_layers"])
+        if layers is None and facts["trunk_layers"] is not None:
+            layers = _layers_of(does_not_fit, trunk, facts["trunk_layers"])
     corruption = CorruptionNetwork(
         trunk, layers=layers, width=facts["width"], trunk_size=facts["trunk_size"]
     )
     network = LocalizationNetwork(
-        corruption,
-        copy.deepcopy(classifier),
-        fill=facts["fill"],
-        n_segments=facts["n_segments"],
+        corruption, copy.deepcopy(classifier), fill=facts["fill"], n_segments=facts["n_segments"]
     )
     check_fit(does_not_fit, network, tensors)
     network.load_state_dict(tensors)
@@ -250,28 +236,23 @@ def load_localization_network(
 
 
 def _read(path: str | Path | TensorFile) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    shown = printable(str(path))
     tensors, facts = read_facts(path, _FACTS, "localization network")
     try:
+        most = LARGEST_TRUNK_SIZE
         checked: dict[str, Any] = {
-            "width": int(facts["width"]),
+            "width": check_count("width", facts["width"], 1),
             "trunk": _optional(str, facts["trunk"]),
             "trunk_layers": _optional(_strings, facts["trunk_layers"]),
             "trunk_class_names": _optional(_strings, facts["trunk_class_names"]),
-            "trunk_size": facts["trunk_size"],
+            "trunk_size": check_count("trunk_size", facts["trunk_size"], 1, most, optional=True),
             "classifier": str(facts["classifier"]),
             "class_names": _optional(_strings, facts["class_names"]),
             "input_size": _optional(_integers, facts["input_size"]),
-            "fill": [float(value) for value in facts["fill"]],
-            "n_segments": _optional(int, facts["n_segments"]),
+            "fill": _fill_of(list(facts["fill"]), nn.Identity()),
+            "n_segments": check_count("n_segments", facts["n_segments"], 1, optional=True),
         }
-        with torch.device("meta"):
-            corruption = CorruptionNetwork(width=checked["width"], trunk_size=checked["trunk_size"])
-        LocalizationNetwork(
-            corruption, nn.Identity(), fill=checked["fill"], n_segments=checked["n_segments"]
-        )
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
-        raise ValueError(f"{shown} holds no localization network") from None
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ValueError(f"{printable(str(path))} holds no localization network") from None
     return tensors, checked
 
 
@@ -287,12 +268,10 @@ def _integers(values: Any) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def _layers_of(shown: str, trunk: nn.Module, names: Sequence[str] | None) -> list[nn.Module] | None:
-    if names is None:
-        return None
+def _layers_of(does_not_fit: str, trunk: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     modules = dict(trunk.named_modules())
     for name in names:
-        check(name in modules, f"{shown} does not fit: the trunk has no layer {printable(name)}")
+        check(name in modules, f"{does_not_fit}: the trunk has no layer {printable(name)}")
     return [modules[name] for name in names]
 
 

@@ -13,7 +13,7 @@ from captum_robust._resize import resized
 from captum_robust.nn.convolutions import WayUp, convolution, in_precision_of, zero_convolution
 
 _EPSILON = 1e-4
-"""Of |a| + |b|: where both vanish, so does the mask."""
+"""Is added to |a| + |b|: where both vanish, so does the mask."""
 _MOST = 4.0
 """The log odds that the gate alone can give the mask: a mask of .98, which the rest can undo."""
 
@@ -23,7 +23,7 @@ class DecoderShape:
     """All that the shapes of a :class:`MaskDecoder` follow from."""
 
     channels: tuple[int, ...]
-    """Of the features, from the finest scale that is used to the coarsest."""
+    """Those of the features, from the finest scale that is used to the coarsest."""
     num_classes: int
     head: bool
     """Whether the classes' vectors are the weights of the classifier's own last layer."""

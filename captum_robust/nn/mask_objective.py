@@ -15,16 +15,39 @@ Terms = dict[str, Tensor]
 """Name -> N numbers, one a sample, each weighted; ``"total"`` is their sum."""
 
 
-class _Weights:
-    """Checks the fields of an objective, which are weights."""
+class _Objective:
+    """A weighted sum of terms of masks and terms of scores; its fields are weights from 0."""
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
             check_number(each.name, getattr(self, each.name), 0)
 
+    def __call__(
+        self, masks: Tensor, kept_scores: Tensor, destroyed_scores: Tensor, classes: Tensor
+    ) -> Terms:
+        """The terms of each sample.
+
+        Args:
+            masks: N×1×H×W in [0, 1].
+            kept_scores, destroyed_scores: N×K scores of the images with the mask kept, and with it
+                taken away.
+            classes: N.
+        """
+        kept, destroyed = self._of_scores(kept_scores, destroyed_scores, classes)
+        terms = {**self.of_mask(masks), "kept": kept, "destroyed": destroyed}
+        return {**terms, "total": torch.stack(list(terms.values())).sum(dim=0)}
+
+    def of_mask(self, masks: Tensor) -> Terms:
+        """The terms of N×1×H×W masks alone: all that counts for a class that is not there."""
+        raise NotImplementedError
+
+    def _of_scores(self, kept: Tensor, destroyed: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """The terms of the scores of what is kept and of what is left without it."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
-class PaperObjective(_Weights):
+class PaperObjective(_Objective):
     """λ_TV·TV(M) + λ_AV·mean(M) - log f_c(kept) + λ₃·f_c(destroyed)^λ₄.
 
     Equation 3 of Dabkowski and Gal (https://arxiv.org/abs/1705.07857). The paper's values, in the
@@ -50,31 +73,14 @@ class PaperObjective(_Weights):
             "area": self.area * masks.flatten(1).mean(dim=1),
         }
 
-    def __call__(
-        self, masks: Tensor, kept_scores: Tensor, destroyed_scores: Tensor, classes: Tensor
-    ) -> Terms:
-        """The terms of each sample.
-
-        Args:
-            masks: N×1×H×W in [0, 1].
-            kept_scores, destroyed_scores: N×K scores of the images with the mask kept, and with it
-                taken away.
-            classes: N.
-        """
-        kept = _log_probability(kept_scores, classes)
-        destroyed = _log_probability(destroyed_scores, classes).exp()
-        return _with_total(
-            {
-                **self.of_mask(masks),
-                "kept": -kept,
-                # Clamped: the slope of the power is infinite at 0.
-                "destroyed": self.destroyed * destroyed.clamp(min=1e-6) ** self.destroyed_power,
-            }
-        )
+    def _of_scores(self, kept: Tensor, destroyed: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        # Clamped: the slope of the power is infinite at 0.
+        left = _log_probability(destroyed, classes).exp().clamp(min=1e-6)
+        return -_log_probability(kept, classes), self.destroyed * left**self.destroyed_power
 
 
 @dataclass(frozen=True)
-class CodeObjective(_Weights):
+class CodeObjective(_Objective):
     """The objective of the authors' code: hinges on the margins of the scores.
 
     destroyer + area weight · mean((M + .0005)^power) + smoothness + preserver weight · preserver,
@@ -93,7 +99,7 @@ class CodeObjective(_Weights):
     preserver_margin: float = 1.0
     destroyer_margin: float = 5.0
     border: float = 0.3
-    """Of the squared mask along the border, within the smoothness."""
+    """Weighs the squared mask along the border, within the smoothness."""
 
     def of_mask(self, masks: Tensor) -> Terms:
         """See :meth:`PaperObjective.of_mask`."""
@@ -107,19 +113,10 @@ class CodeObjective(_Weights):
             "area": self.area * area.flatten(1).mean(dim=1),
         }
 
-    def __call__(
-        self, masks: Tensor, kept_scores: Tensor, destroyed_scores: Tensor, classes: Tensor
-    ) -> Terms:
-        """The terms of each sample; see :meth:`PaperObjective.__call__`."""
-        preserver = (self.preserver_margin - _margin(kept_scores, classes)).clamp(min=0)
-        destroyer = (self.destroyer_margin + _margin(destroyed_scores, classes)).clamp(min=0)
-        return _with_total(
-            {
-                **self.of_mask(masks),
-                "kept": self.preserver * preserver,
-                "destroyed": self.destroyer * destroyer,
-            }
-        )
+    def _of_scores(self, kept: Tensor, destroyed: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        preserver = (self.preserver_margin - _margin(kept, classes)).clamp(min=0)
+        destroyer = (self.destroyer_margin + _margin(destroyed, classes)).clamp(min=0)
+        return self.preserver * preserver, self.destroyer * destroyer
 
 
 Objective = PaperObjective | CodeObjective
@@ -159,7 +156,3 @@ def _margin(scores: Tensor, classes: Tensor) -> Tensor:
     own = scores.gather(1, classes[:, None])[:, 0]
     others = scores.scatter(1, classes[:, None], -math.inf).amax(dim=1)
     return own - others
-
-
-def _with_total(terms: Terms) -> Terms:
-    return {**terms, "total": torch.stack(list(terms.values())).sum(dim=0)}

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check, check_classes, check_type, printable
+from captum_robust._checks import as_number, check, check_classes, check_type, printable
 from captum_robust._contexts import evaluation, probing
 from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
 from captum_robust.nn.mask_decoder import DecoderShape, MaskDecoder, upsampled
-from captum_robust.nn.saved_networks import check_fit, name_of
+from captum_robust.nn.saved_networks import check_fit, check_name, name_of
 from captum_robust.nn.scales import (
     channels_of,
     channels_of_maps,
@@ -78,11 +78,11 @@ class MaskingNetwork(nn.Module):
     def _probe(
         self, num_classes: int | None, learned_classes: bool
     ) -> tuple[DecoderShape, tuple[Tensor, Tensor] | None]:
-        with torch.no_grad(), probing(self.encoder) as image_of:
+        with probing(self.encoder) as image_of:
             # Noise: on a black image features could be zero, and tell nothing of the head.
             probe = image_of(channels_of(self.encoder), *self.input_size)
             noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0))
-            features, scores = self._encode(noise.to(probe))
+            features, scores = self.encode(noise.to(probe))
         if not isinstance(scores, Tensor) or scores.ndim < 2:
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(f"encoder: expected scores N×K, got {got}")
@@ -100,19 +100,17 @@ class MaskingNetwork(nn.Module):
         self.encoder.eval()
         return self
 
-    def _encode(self, x: Tensor, *arguments: Any) -> tuple[list[Tensor], Tensor]:
-        """The features of each scale, and the scores, in one pass."""
-        with evaluation(self.encoder):  # also where it was put in training mode by itself
-            return features_of(self.encoder, self._layers, x, *arguments)
-
     def encode(self, x: Tensor, *arguments: Any) -> tuple[list[Tensor], Tensor]:
         """The features of each scale, finest first, and the scores N×K, in one pass.
 
         They have a graph only where ``x`` asks for a gradient. ``arguments`` are passed to the
         encoder behind the images.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-            return self._encode(x, *arguments)
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad),
+            evaluation(self.encoder),  # also where it was put in training mode by itself
+        ):
+            return features_of(self.encoder, self._layers, x, *arguments)
 
     def masks_and_scores(
         self, x: Tensor, classes: Tensor | None = None, *, confidence: float = 0.0
@@ -186,7 +184,7 @@ def load_masking_network(
         ValueError: it is no safetensors file, or one without a masking network, or the network is
             for another encoder, for one of other weights, or for other classes.
     """
-    shown = printable(str(path))
+    where = printable(str(path))
     tensors, facts = read_facts(path, _FACTS, "masking network")
     try:
         name, weights = str(facts.pop("encoder")), facts.pop("encoder_weights", None)
@@ -197,31 +195,24 @@ def load_masking_network(
             head = (torch.empty(0), torch.empty(0)) if shape.head else None
             decoder = MaskDecoder(shape, head)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{shown} holds no masking network") from None
-    own_name = name_of(encoder)
-    check(name == own_name, f"{shown} is for the encoder {printable(name)}, not {own_name}")
+        raise ValueError(f"{where} holds no masking network") from None
+    check_name(where, "encoder", name, encoder)
     # Before memory is taken for sizes that a broken file could tell.
-    check_fit(f"{shown} does not fit the encoder {name}", decoder, tensors)
+    check_fit(f"{where} does not fit the encoder {name}", decoder, tensors)
     network = MaskingNetwork(
         encoder, layers=layers, num_classes=shape.num_classes, learned_classes=not shape.head
     )
     own = network.decoder.shape
-    wanted = f"{shown} is for an encoder {name} with {shape.num_classes} classes"
-    check(
-        own.head or not shape.head,
-        f"{wanted}, whose vectors are the weights of its last layer; this one has no such layer",
-    )
-    check(
-        (own.channels, own.head) == (shape.channels, shape.head),
-        f"{wanted} and features of {shape.channels} channels; this one has {own.num_classes} and "
-        f"{own.channels}",
-    )
-    if own != shape:
-        own_head: Any = (network.decoder.head_weight, network.decoder.head_bias)
-        network.decoder = MaskDecoder(shape, own_head if shape.head else None)
+    wanted = f"{where} is for an encoder {name} with {shape.num_classes} classes"
+    no_layer = "whose vectors are the weights of its last layer; this one has no such layer"
+    check(own.head == shape.head, f"{wanted}, {no_layer}")
+    features = f"features of {shape.channels} channels; this one has {own.channels}"
+    check(own.channels == shape.channels, f"{wanted} and {features}")
+    own_head: Any = (network.decoder.head_weight, network.decoder.head_bias)
+    network.decoder = MaskDecoder(shape, own_head if shape.head else None)
     is_same = weights is None or _are_close(weights, _some_weights(encoder))
     other = "of other weights; load those, or train another"
-    check(is_same, f"{shown} is for an encoder {name} {other}")
+    check(is_same, f"{where} is for an encoder {name} {other}")
     network.decoder.load_state_dict(tensors)
     return network.to(device_of(encoder)).eval()
 
@@ -238,10 +229,7 @@ def _are_close(there: Any, here: list[float]) -> bool:
     if not isinstance(there, list) or len(there) != len(here):
         return False
     scale = max((abs(value) for value in here), default=0.0)
-    return all(
-        isinstance(a, (int, float)) and abs(a - b) <= 0.02 * scale
-        for a, b in zip(there, here, strict=True)
-    )
+    return all(abs(as_number(a) - b) <= 0.02 * scale for a, b in zip(there, here, strict=True))
 
 
 def _head_of(encoder: nn.Module, features: Tensor, scores: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -7,10 +7,16 @@ from torch import Tensor, nn
 from captum_robust._checks import check, printable
 
 
-def name_of(network: nn.Module) -> str:
-    """Its own name, or that of its class."""
+def name_of(network: nn.Module | None) -> str | None:
+    """Its own name, or that of its class; None of None."""
     name = getattr(network, "name", None)
-    return name if isinstance(name, str) else type(network).__name__
+    return name if network is None or isinstance(name, str) else type(network).__name__
+
+
+def check_name(where: str, part: str, wanted: str, network: nn.Module) -> None:
+    """Raise ``ValueError`` unless the network that is given as a part has the name in the file."""
+    own = name_of(network)
+    check(wanted == own, f"{where} is for the {part} {printable(wanted)}, not {own}")
 
 
 def check_fit(where: str, part: nn.Module, tensors: dict[str, Tensor], prefix: str = "") -> None:

@@ -49,8 +49,8 @@ def input_size_of(
 
 def check_scales(name: str, network: object, layers: Sequence[nn.Module], least: int = 2) -> None:
     """``ValueError`` for fewer layers than the ``least`` number of scales."""
-    found = f"found {len(layers)} in {type(network).__name__}; give the layers yourself"
-    check(len(layers) >= least, f"{name}: expected maps at two or more scales, {found}")
+    got = f"found {len(layers)} in {type(network).__name__}; give the layers yourself"
+    check(len(layers) >= least, f"{name}: expected maps at two or more scales, {got}")
 
 
 def lasting_outputs(

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_floating, check_integers, check_type
+from captum_robust._checks import (
+    check,
+    check_floating,
+    check_integers,
+    check_numbers_below,
+    check_shape,
+    check_type,
+)
 
 
 def superpixel_means(values: Tensor, segments: Tensor) -> Tensor:
@@ -31,8 +38,8 @@ def superpixel_means(values: Tensor, segments: Tensor) -> Tensor:
     fits = values.ndim == 4 and values.numel() > 0
     check(fits, f"values: expected N×C×H×W, not empty, got {tuple(values.shape)}")
     n, channels, height, width = values.shape
-    check_segments(segments, (n, height, width))
-    count = _count(segments, height * width)
+    check_segments(segments, f"{n}×{height}×{width}")
+    count = check_numbers_below("segments", segments, height * width) + 1
     precise = values.dtype if values.dtype == torch.float64 else torch.float32
     index = segments.reshape(n, 1, -1).long()
     flat = values.reshape(n, channels, -1).to(precise)
@@ -61,28 +68,13 @@ def spread(values: Tensor, segments: Tensor) -> Tensor:
     fits = values.ndim == 3 and values.numel() > 0
     check(fits, f"values: expected N×C×S, not empty, got {tuple(values.shape)}")
     n, channels, count = values.shape
-    check_segments(segments, (n, None, None))
-    _count(segments, count)
+    check_segments(segments, f"{n}×H×W")
+    check_numbers_below("segments", segments, count)
     index = segments.reshape(n, 1, -1).long().expand(n, channels, -1)
     return values.gather(2, index).reshape(n, channels, *segments.shape[1:])
 
 
-def check_segments(segments: Tensor, shape: tuple[int | None, int | None, int | None]) -> None:
-    """Raise unless they are integers of that shape, in which None stands for any size."""
+def check_segments(segments: Tensor, shape: str) -> None:
+    """Raise unless they are integers of that shape, such as ``"N×H×W"``."""
     check_integers("segments", segments)
-    sizes = [
-        letter if size is None else str(size) for letter, size in zip("NHW", shape, strict=True)
-    ]
-    expected, got = "×".join(sizes), tuple(segments.shape)
-    fits = len(got) == 3 and all(s in (None, n) for s, n in zip(shape, got, strict=True))
-    check(fits and segments.numel() > 0, f"segments: expected {expected}, got {got}")
-
-
-def _count(segments: Tensor, most: int) -> int:
-    """One more than the largest number; before they are indices, which must not be wrong."""
-    # One wait for a GPU.
-    lowest, highest = torch.stack(segments.aminmax()).tolist()
-    wrong = lowest if lowest < 0 else highest
-    within = 0 <= wrong < most
-    check(within, f"segments: expected numbers from 0 to {most - 1}, got {wrong}")
-    return int(highest) + 1
+    check_shape("segments", segments, shape)

@@ -60,8 +60,7 @@ class TotalVariation(Transform):
         super().__init__(seed=seed)
         self.weight = check_number("weight", weight, 0, open_low=True)
         self.drop = check_number("drop", drop, 0, 1, open_high=True)
-        check_count("iterations", iterations, 1)
-        self.iterations = iterations
+        self.iterations = check_count("iterations", iterations, 1)
         self.draws = self.drop > 0
 
     def _apply(self, x: Tensor) -> Tensor:

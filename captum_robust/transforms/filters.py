@@ -37,9 +37,7 @@ class BitDepth(Transform):
 
     def __init__(self, bits: int = 3) -> None:
         super().__init__()
-        check_count("bits", bits, 1)
-        check(bits <= 16, f"bits: expected at most 16, got {bits}")
-        self.bits = bits
+        self.bits = check_count("bits", bits, 1, 16)
 
     def _apply(self, x: Tensor) -> Tensor:
         levels = 1 << self.bits
@@ -74,9 +72,8 @@ class MedianBlur(Transform):
 
     def __init__(self, size: int = 3) -> None:
         super().__init__()
-        check_count("size", size, 3)
+        self.size = check_count("size", size, 3)
         check(size % 2 == 1, f"size: expected an odd number, got {size}")
-        self.size = size
 
     def _apply(self, x: Tensor) -> Tensor:
         padded, border = x, self.size // 2

@@ -9,31 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from captum_robust._checks import check, check_count
 from captum_robust.transforms.transform import Transform
 
-# ITU-T T.81, tables K.1 and K.2: what a coefficient of brightness and of colour is divided by.
-BRIGHTNESS = (
-    (16, 11, 10, 16, 24, 40, 51, 61),
-    (12, 12, 14, 19, 26, 58, 60, 55),
-    (14, 13, 16, 24, 40, 57, 69, 56),
-    (14, 17, 22, 29, 51, 87, 80, 62),
-    (18, 22, 37, 56, 68, 109, 103, 77),
-    (24, 35, 55, 64, 81, 104, 113, 92),
-    (49, 64, 78, 87, 103, 121, 120, 101),
-    (72, 92, 95, 98, 112, 100, 103, 99),
-)
-COLOUR = (
-    (17, 18, 24, 47, 99, 99, 99, 99),
-    (18, 21, 26, 66, 99, 99, 99, 99),
-    (24, 26, 56, 99, 99, 99, 99, 99),
-    (47, 66, 99, 99, 99, 99, 99, 99),
-    *((99,) * 8,) * 4,
-)
 # JFIF: red, green and blue to brightness Y and colours Cb and Cr, which are around zero.
 _TO_YCC = (
     (0.299, 0.587, 0.114),
@@ -64,33 +46,25 @@ class JPEG(Transform):
 
     def __init__(self, quality: int = 75) -> None:
         super().__init__()
-        check_count("quality", quality, 1)
-        check(quality <= 100, f"quality: expected at most 100, got {quality}")
-        self.quality = quality
+        self.quality = check_count("quality", quality, 1, 100)
 
     def _check(self, x: Tensor) -> None:
         super()._check(x)
         check(x.shape[1] in (1, 3), f"inputs: expected 1 or 3 channels for JPEG, got {x.shape[1]}")
 
     def _apply(self, x: Tensor) -> Tensor:
-        images = (x * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
-        threads = min(len(images), torch.get_num_threads())
-        if threads == 1:
-            coded = [self._coded(image) for image in images]
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                coded = list(pool.map(self._coded, images))
-        pixels = torch.from_numpy(np.stack(coded)).reshape(images.shape).permute(0, 3, 1, 2)
-        return pixels.to(x).contiguous() / 255
+        images = (x * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            coded = torch.stack(list(pool.map(self._coded, images)))
+        return coded.view(images.shape).permute(0, 3, 1, 2).to(x).contiguous() / 255
 
-    def _coded(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _coded(self, image: Tensor) -> Tensor:
         file = io.BytesIO()
         # H×W×1 is no image to Pillow, H×W is a grey one.
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
-            file, "JPEG", quality=self.quality, subsampling="4:2:0"
-        )
+        pixels = Image.fromarray(image.squeeze(-1).numpy())
+        pixels.save(file, "JPEG", quality=self.quality, subsampling="4:2:0")
         with Image.open(file) as coded:
-            return np.asarray(coded)
+            return torch.from_numpy(np.array(coded))
 
     def _surrogate(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -99,21 +73,24 @@ class JPEG(Transform):
         below, right = -height % block, -width % block
         pixels = F.pad(x * 255, (0, right, 0, below), mode="replicate")
         channels = pixels if x.shape[1] == 1 else _mixed(pixels, _TO_YCC)
-        table = quantisation_table(BRIGHTNESS, self.quality)
-        coded = _quantised(channels[:, :1] - 128, table) + 128
+        of_brightness, of_colour = _tables(self.quality)
+        coded = _quantised(channels[:, :1] - 128, of_brightness) + 128
         if x.shape[1] == 3:
             colour = F.avg_pool2d(channels[:, 1:], 2)
-            colour = _quantised(colour, quantisation_table(COLOUR, self.quality))
+            colour = _quantised(colour, of_colour)
             # The decoder's "fancy upsampling": 3/4 of the nearer sample, 1/4 of the farther.
             colour = F.interpolate(colour, scale_factor=2, mode="bilinear", align_corners=False)
             coded = _mixed(torch.cat((coded, colour), dim=1), _TO_RGB)
         return (coded[:, :, :height, :width] / 255).clamp(0, 1)
 
 
-def quantisation_table(table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
-    """The 8×8 table of the standard, scaled to a quality as libjpeg does."""
-    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return ((torch.tensor(table) * percent + 50) // 100).clamp(1, 255)
+def _tables(quality: int) -> list[Tensor]:
+    """What libjpeg divides the 8×8 coefficients of brightness and of colour by, at a quality."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "JPEG", quality=quality)
+    file.seek(0)
+    with JpegImageFile(file) as coded:
+        return [torch.tensor(table).view(8, 8) for table in coded.quantization.values()]
 
 
 def _mixed(x: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_count, check_shape
+from captum_robust._checks import check, check_count
+from captum_robust._files import TensorRecord
 
 _LEAF = 256
 """A leaf of the tree has at most so many patches."""
@@ -20,7 +20,7 @@ _CELLS = 1 << 24
 
 
 @dataclass(frozen=True)
-class PatchBank:
+class PatchBank(TensorRecord):
     """Patches in the leaves of a tree, and the box around each leaf.
 
     The tree halves the patches along the principal component in which they vary most. Distances in
@@ -79,9 +79,7 @@ class PatchBank:
             check_count("shape", length, 1)
         leaves, d = len(self.patches), math.prod(self.shape)
         corners = f"{leaves}×{min(d, _COORDINATES) + 1}"
-        shapes = (f"{leaves}×m×{d}", f"{d}", f"{d}×{d}", corners, corners)
-        for (name, tensor), shape in zip(self.tensors().items(), shapes, strict=True):
-            check_shape(name, tensor, shape)
+        self.check_shapes(f"{leaves}×m×{d}", f"{d}", f"{d}×{d}", corners, corners)
         kind = self.patches.dtype
         check(kind == torch.uint8, f"patches: expected torch.uint8, got {kind}")
         check(len(self), "patches: expected at least one")
@@ -89,17 +87,6 @@ class PatchBank:
 
     def __len__(self) -> int:
         return self.patches.shape[0] * self.patches.shape[1]
-
-    def to(self, device: torch.device) -> PatchBank:
-        """The bank on another device."""
-        if self.patches.device == device:
-            return self
-        moved: dict[str, Any] = {name: t.to(device) for name, t in self.tensors().items()}
-        return replace(self, **moved)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All but the shape, by name."""
-        return {name: value for name, value in vars(self).items() if name != "shape"}
 
     def nearest(self, queries: Tensor, k: int = 1) -> Tensor:
         """The ``k`` nearest patches (q×k×d, uint8) of patches q×d, nearest first.

@@ -11,13 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_robust._checks import check, check_count, check_shape, check_type, printable
+from captum_robust._checks import (
+    check,
+    check_count,
+    check_floating,
+    check_shape,
+    check_type,
+    printable,
+)
 from captum_robust._files import checksum, read_facts, write_facts
 from captum_robust._resize import blurred
 from captum_robust.transforms.patch_bank import PatchBank
 from captum_robust.transforms.transform import Transform
 
 _KIND = "captum-robust quilting 1"
+_SETTINGS = ("patch", "overlap", "seam", "neighbors", "seed")
 
 
 class Quilting(Transform):
@@ -71,15 +79,9 @@ class Quilting(Transform):
         # Shown with the parameters: two banks are two transforms.
         self.bank_checksum = f"{checksum([bank.patches]):08x}"
         self.patch = bank.shape[-1]
-        most = self.patch // 2
-        check_count("overlap", overlap)
-        check(overlap <= most, f"overlap: expected at most {most}, half of a patch, got {overlap}")
-        most = len(bank)
-        check_count("neighbors", neighbors, 1)
-        check(neighbors <= most, f"neighbors: expected at most {most}, the bank, got {neighbors}")
-        self.overlap = overlap
+        self.overlap = check_count("overlap", overlap, 0, self.patch // 2)
         self.seam = bool(seam)
-        self.neighbors = neighbors
+        self.neighbors = check_count("neighbors", neighbors, 1, len(bank))
         self.draws = neighbors > 1
 
     @classmethod
@@ -136,14 +138,8 @@ class Quilting(Transform):
         Raises:
             OSError: it cannot be written.
         """
-        settings = {
-            "channels": self._bank.shape[0],
-            "patch": self.patch,
-            "overlap": self.overlap,
-            "seam": self.seam,
-            "neighbors": self.neighbors,
-            "seed": self.seed,
-        }
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        settings["channels"] = self._bank.shape[0]
         write_facts(path, self._bank.tensors(), _KIND, settings)
 
     @classmethod
@@ -186,8 +182,7 @@ class Quilting(Transform):
         nearest = bank.nearest(windows.flatten(0, 2).flatten(1), self.neighbors)
         nearest = nearest.reshape(*windows.shape[:3], self.neighbors, -1)
         chosen = self._chosen(nearest).reshape(windows.shape).float() / 255
-        sewn = _sewn(chosen, self.overlap) if self.seam else _laid(chosen, self.overlap)
-        return sewn[:, :, :height, :width]
+        return _sewn(chosen, self.overlap, self.seam)[:, :, :height, :width]
 
     def _surrogate(self, x: Tensor) -> Tensor:
         return blurred(x, self.patch / 5).clamp(0, 1)
@@ -204,8 +199,7 @@ class Quilting(Transform):
 
 def _check_images(name: str, images: Any, shape: str) -> None:
     check_shape(name, images, shape)
-    got = images.dtype
-    check(images.is_floating_point(), f"{name}: expected floating point, got {got}", TypeError)
+    check_floating(name, images)
     check(images.numel(), f"{name}: expected {shape} with pixels, got {tuple(images.shape)}")
 
 
@@ -234,22 +228,10 @@ def _patches_of(image: Tensor, patch: int, count: int, generator: torch.Generato
     return image[:, places[0] + inside[:, None], places[1] + inside].transpose(0, 1).cpu()
 
 
-def _laid(patches: Tensor, overlap: int) -> Tensor:
-    """Lay patches N×rows×columns×C×p×p, each over those before it: images N×C×H×W."""
-    p = patches.shape[-1]
-    step = p - overlap
-    # For each line of pixels the last patch on it, and the line's place in that patch.
-    patch, place = [], []
-    for count in patches.shape[1:3]:
-        line = torch.arange((count - 1) * step + p, device=patches.device)
-        patch.append((line // step).clamp(max=count - 1))
-        place.append(line - patch[-1] * step)
-    laid = patches[:, patch[0][:, None], patch[1], :, place[0][:, None], place[1]]  # H×W×N×C
-    return laid.permute(2, 3, 0, 1)
+def _sewn(patches: Tensor, overlap: int, seam: bool) -> Tensor:
+    """Lay patches N×rows×columns×C×p×p, each over those before it: images N×C×H×W.
 
-
-def _sewn(patches: Tensor, overlap: int) -> Tensor:
-    """Sew patches as :func:`_laid` lays them, each cut where it differs least from those before.
+    With ``seam`` each is cut where it differs least from those before.
 
     A patch meets those to its left, above it, and above it to either side. Patch (i, j) comes in
     step 2·i + j, where all of these are in their place, with all others of that step.
@@ -263,7 +245,7 @@ def _sewn(patches: Tensor, overlap: int) -> Tensor:
         down = (row * step)[:, None, None] + inside[:, None]
         right = (column * step)[:, None, None] + inside
         new = patches[:, row, column].transpose(1, 2)  # N×C×m×p×p
-        if overlap:
+        if overlap and seam:
             old = canvas[:, :, down, right]
             error = (new - old).square().sum(dim=1)  # N×m×p×p
             # The strip to the left, and the one above turned on its side: 2×N×m×p×overlap.

@@ -6,12 +6,13 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_batch, check_count, check_inputs, check_type
+from captum_robust._checks import check, check_batch, check_count, check_inputs, check_shape
 from captum_robust._scores import at_least_float
 
 Self = TypeVar("Self", bound="Transform")
@@ -38,8 +39,7 @@ class Transform(ABC):
     """Whether half precision, and what autocast would halve, is computed in float32."""
 
     def __init__(self, *, seed: int | None = 0) -> None:
-        check_count("seed", seed, optional=True)
-        self.seed = seed
+        self.seed = check_count("seed", seed, optional=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The transformed images, in the dtype and on the device of ``x``, without a graph.
@@ -97,8 +97,7 @@ class Transform(ABC):
             return compute(at_least_float(x)).to(x.dtype)
 
     def _check(self, x: Tensor) -> None:
-        check_type("inputs", x, Tensor, "a tensor N×C×H×W")
-        check(x.ndim == 4, f"inputs: expected images N×C×H×W, got {tuple(x.shape)}")
+        check_shape("inputs", x, "N×C×H×W")
         check_batch((x,))
         check_inputs((x,), self.bounds)
 
@@ -131,8 +130,12 @@ class FunctionTransform(Transform):
         is_function = callable(function) and not is_class
         check(is_function, f"transforms: expected a Transform or a function, got {got}", TypeError)
         name = getattr(function, "__name__", repr(function))
-        fits = _takes_one(function)
-        check(fits, f"transforms: expected a function of images, {name} is not one", TypeError)
+        try:
+            with suppress(ValueError):  # some functions written in C do not say what they take
+                inspect.signature(function).bind(None)
+        except TypeError:
+            wrong = f"expected a function of images, {name} is not one"
+            raise TypeError(f"transforms: {wrong}") from None
         self.function = function
         image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -155,17 +158,6 @@ class FunctionTransform(Transform):
 
     def _apply(self, x: Tensor) -> Tensor:
         return self.function(x.clone())
-
-
-def _takes_one(function: Callable[..., Any]) -> bool:
-    """Whether it can be called with images alone, as far as it says."""
-    try:
-        inspect.signature(function).bind(None)
-    except TypeError:
-        return False
-    except ValueError:  # some functions written in C do not say
-        return True
-    return True
 
 
 def as_transforms(transforms: Any) -> tuple[Transform, ...]:

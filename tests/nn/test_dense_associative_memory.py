@@ -260,8 +260,8 @@ def test_wrong_features_are_named(v: Any, error: type[Exception], message: str) 
     [
         (torch.rand(2, 3), torch.tensor([0, 1]), 1, ValueError, "outputs: expected N×2"),
         (torch.rand(2, 2), torch.tensor([0]), 1, ValueError, "target: expected 2 classes"),
-        (torch.rand(2, 2), torch.tensor([0, 2]), 1, ValueError, "target: .* from 0 to 1, got 0 to"),
-        (torch.rand(2, 2), torch.tensor([-1, 0]), 1, ValueError, "target: .* got -1 to 0"),
+        (torch.rand(2, 2), torch.tensor([0, 2]), 1, ValueError, "target: .* from 0 to 1, got 2"),
+        (torch.rand(2, 2), torch.tensor([-1, 0]), 1, ValueError, "target: .* got -1"),
         (torch.rand(2, 2), torch.tensor([0.0, 1.0]), 1, TypeError, "target: .* torch.float32"),
         (torch.rand(2, 2), torch.tensor([0, 1]), 0, ValueError, "m: .* from 1, got 0"),
     ],
