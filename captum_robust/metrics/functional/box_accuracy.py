@@ -7,7 +7,6 @@ images and are read at the level ⌊255·τ⌋ of each τ.
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,26 +88,17 @@ def _component_overlaps(
     from captum_robust.metrics.functional import _union_find
 
     n, height, width = levels.shape
-    pixels = levels.flatten(1)
-    # NumPy sorts bytes by counting them, many times faster than torch.
-    order = np.argsort(255 - pixels.numpy(), axis=1, kind="stable").astype(np.int32)
-    index = pixels.long()
-    at = torch.zeros(n, 256, dtype=torch.int64).scatter_add_(1, index, torch.ones_like(index))
-    at = at.flip(1)
-    # Step s holds the pixels above level 255 − s.
-    counts = at.cumsum(dim=1) - at
+    order, counts = _union_find.descending_levels(levels.flatten(1).numpy())
     nowhere = torch.zeros(n, 256, 4, dtype=torch.float64)
-    empty = counts == 0
+    empty = torch.from_numpy(counts == 0)
     if multi:
         start = torch.tensor([0] + [len(boxes) for boxes in truth]).cumsum(0).numpy()
         every = torch.cat(truth).numpy()
-        best = _union_find.best_overlaps(
-            order, counts.numpy(), every, start, height, width, inclusive
-        )
+        best = _union_find.best_overlaps(order, counts, every, start, height, width, inclusive)
         nothing = _overlaps(nowhere[:, :1], truth, (height, width), inclusive)
         overlaps = torch.where(empty, nothing, torch.from_numpy(best))
     else:
-        boxes = _union_find.largest_boxes(order, counts.numpy(), height, width, 8)
+        boxes = _union_find.largest_boxes(order, counts, height, width, 8)
         drawn = torch.where(empty[:, :, None], nowhere, torch.from_numpy(boxes))
         overlaps = _overlaps(drawn, truth, (height, width), inclusive)
     return overlaps.flip(1)
@@ -121,18 +111,21 @@ def _outline_overlaps(levels: Tensor, truth: list[Tensor], multi: bool, inclusiv
     overlaps = torch.empty(len(levels), 256)
     for level, boxes, row in zip(levels, truth, overlaps, strict=True):
         present = torch.bincount(level.flatten(), minlength=256) > 0
+        drawn: list[list[Sequence[int]]] = []
         for t in range(255, -1, -1):
-            if t < 255 and not present[t + 1]:
-                row[t] = row[t + 1]
+            if drawn and not present[t + 1]:
+                drawn.append(drawn[-1])
                 continue
             salient = (level > t).to(torch.uint8).numpy()
             outlines = cv2.findContours(salient, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[-2]
             if outlines and not multi:
                 outlines = [max(outlines, key=cv2.contourArea)]
-            drawn = [cv2.boundingRect(outline) for outline in outlines] or [(0, 0, 0, 0)]
-            rectangles = torch.tensor(drawn, dtype=torch.float64)
-            rectangles[:, 2:] += rectangles[:, :2]
-            row[t] = _overlaps(rectangles[None], [boxes], level.shape, inclusive).max()
+            drawn.append([cv2.boundingRect(outline) for outline in outlines] or [(0, 0, 0, 0)])
+        every = torch.tensor([box for rectangles in drawn for box in rectangles]).double()
+        every[:, 2:] += every[:, :2]
+        overlap = _overlaps(every[None], [boxes], level.shape, inclusive)[0]
+        each = torch.split(overlap, [len(rectangles) for rectangles in drawn])
+        row[:] = torch.stack([part.max() for part in each]).flip(0)
     return overlaps
 
 
