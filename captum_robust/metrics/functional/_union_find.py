@@ -24,38 +24,44 @@ def descending_order(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     n, pixels = keys.shape
     order = np.empty((n, pixels), np.int32)
     descending = np.empty((n, pixels), np.float32)
-    code, next_code = np.empty(pixels, np.uint32), np.empty(pixels, np.uint32)
-    unsorted, spare = np.arange(pixels, dtype=np.int32), np.empty(pixels, np.int32)
-    starts = np.empty((3, 2048), np.int32)  # of each value of 11, 11 and 10 bits
+    code = np.empty(pixels, np.uint32)
+    other_code = np.empty(pixels, np.uint32)
+    other_order = np.empty(pixels, np.int32)
+    low, middle, high = np.empty(2048, np.int32), np.empty(2048, np.int32), np.empty(1024, np.int32)
     for i in range(n):
         # Adding zero turns −0.0 into 0.0: the two are equal but differ in their bits.
         bits = (keys[i] + np.float32(0)).view(np.uint32)
-        starts[:] = 0
+        low[:], middle[:], high[:] = 0, 0, 0
         for p in range(pixels):
             bit = bits[p]
             # Positive floats order like their bits, negative ones backwards; then reversed.
             bit = bit ^ np.uint32(0x7FFFFFFF) if bit < np.uint32(0x80000000) else bit
             code[p] = bit
-            starts[0, bit & np.uint32(2047)] += 1
-            starts[1, (bit >> np.uint32(11)) & np.uint32(2047)] += 1
-            starts[2, bit >> np.uint32(22)] += 1
-        place, next_place, after = unsorted, order[i], spare
-        for k in range(3):
-            total = 0
-            for digit in range(2048):
-                count = starts[k, digit]
-                starts[k, digit] = total
-                total += count
-            for p in range(pixels):
-                digit = (code[p] >> np.uint32(11 * k)) & np.uint32(2047)
-                at = starts[k, digit]
-                starts[k, digit] += 1
-                next_code[at] = code[p]
-                next_place[at] = place[p]
-            code, next_code = next_code, code
-            place, next_place, after = next_place, after, next_place
+            low[bit & np.uint32(2047)] += 1
+            middle[(bit >> np.uint32(11)) & np.uint32(2047)] += 1
+            high[bit >> np.uint32(22)] += 1
+        _starts(low)
+        _starts(middle)
+        _starts(high)
+        final = order[i]
         for p in range(pixels):
-            descending[i, p] = keys[i, place[p]]
+            digit = code[p] & np.uint32(2047)
+            at = low[digit]
+            low[digit] += 1
+            other_code[at] = code[p]
+            final[at] = p
+        for p in range(pixels):
+            digit = (other_code[p] >> np.uint32(11)) & np.uint32(2047)
+            at = middle[digit]
+            middle[digit] += 1
+            code[at] = other_code[p]
+            other_order[at] = final[p]
+        for p in range(pixels):
+            digit = code[p] >> np.uint32(22)
+            at = high[digit]
+            high[digit] += 1
+            final[at] = other_order[p]
+            descending[i, at] = keys[i, other_order[p]]
     return order, descending
 
 
@@ -199,6 +205,15 @@ def best_overlaps(
             if parent[node] == node:
                 _note(facts, node, steps, best, boxes, height, width, inclusive)
     return overlaps
+
+
+@njit(cache=True, nogil=True)
+def _starts(histogram: np.ndarray) -> None:
+    total = 0
+    for digit in range(histogram.size):
+        count = histogram[digit]
+        histogram[digit] = total
+        total += count
 
 
 @njit(cache=True, nogil=True, inline="always")
