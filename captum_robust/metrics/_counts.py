@@ -1,10 +1,14 @@
 """What the metric classes share: whole numbers that add up, and settings that keep them apart."""
 
+from collections.abc import Hashable, Sequence
 from zlib import crc32
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from captum_robust._checks import check
+from captum_robust.metrics.functional.folds import folds_of
 
 
 class CountMetric(Metric):
@@ -38,7 +42,14 @@ class FoldMetric(CountMetric):
 
     higher_is_better = False
     single: bool
+    seed: int
     samples: Tensor
+
+    def _folds(self, n: int, ids: Sequence[Hashable] | None) -> Tensor:
+        """Return the fold of each of n images."""
+        known = ids is not None or self.single
+        check(known, "ids: expected those of the images, for the folds, got None")
+        return folds_of(n, ids, None, self.seed, self.single).to(self.device)
 
     def _value(self) -> Tensor:
         """Return the value of the images so far, where each fold that is needed has any."""

@@ -10,7 +10,6 @@ from captum_robust.metrics._counts import CountMetric
 from captum_robust.metrics.functional.folds import millionths
 from captum_robust.metrics.functional.stability import (
     STABILITY_MEASURES,
-    check_measures,
     check_stability_settings,
     stability,
 )
@@ -44,8 +43,7 @@ class AttributionStability(CountMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_measures(measures)
-        check_stability_settings(reduce, share, strategy, alpha)
+        check_stability_settings(measures, reduce, share, strategy, alpha)
         self.measures = tuple(measures)
         self.reduce = reduce
         self.share = share

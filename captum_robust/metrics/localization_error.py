@@ -6,17 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check
 from captum_robust.metrics._counts import FoldMetric
-from captum_robust.metrics.functional._validate import check_each
 from captum_robust.metrics.functional.box_sweep import sweep_boxes
 from captum_robust.metrics.functional.boxes import best_iou
-from captum_robust.metrics.functional.folds import best_columns, folds_of
+from captum_robust.metrics.functional.folds import best_columns
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
 from captum_robust.metrics.functional.weak_localization import (
     PROTOCOLS,
     correct_columns,
     correctness_rule,
+    listed_samples,
     localization_sums,
 )
 
@@ -103,20 +102,17 @@ class LocalizationError(FoldMetric):
         ids: Sequence[Hashable] | None = None,
     ) -> None:
         """Add images: maps N×H×W, N ground-truth boxes M_i×4, and an id each (a file name, say)."""
-        known = ids is not None or (self.oracle and not self.blacklist)
-        check(known, "ids: expected those of the images, for folds and blacklist, got None")
-        check_each("ids", ids, len(maps))
+        folds = self._folds(len(maps), ids)
+        listed = listed_samples(self.blacklist or None, ids, len(maps))
         swept = sweep_boxes(maps, self.strategies, self.connectivity, self.largest_component_only)
         boxes = torch.cat(list(swept.values()), dim=1)
         ious = best_iou(boxes, ground_truth, self.inclusive)
         scored = ~ious.isnan().any(dim=1)
         self.without_boxes += (~scored).sum()
-        if self.blacklist and ids is not None:
-            listed = torch.tensor([image in self.blacklist for image in ids], dtype=torch.bool)
-            scored &= ~listed.to(scored.device)
-        folds = folds_of(len(maps), ids, None, self.seed, self.single).to(scored.device)
+        scored &= ~listed.to(scored.device)
+        folds = folds.to(scored.device).masked_fill(~scored, -1)
         correct = correct_columns(ious, self.iou_thresholds, self.strict)
-        counts, sums, sizes = localization_sums(ious, correct, folds.masked_fill(~scored, -1))
+        counts, sums, sizes = localization_sums(ious, correct, folds)
         self.correct += counts
         self.overlaps += sums
         self.samples += sizes

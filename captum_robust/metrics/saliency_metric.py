@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_number, check_shape
+from captum_robust._checks import check_number, check_shape
 from captum_robust.metrics._counts import FoldMetric
-from captum_robust.metrics.functional._validate import check_each
-from captum_robust.metrics.functional.folds import fold_sums, folds_of, millionths
+from captum_robust.metrics.functional.folds import fold_sums, millionths
 from captum_robust.metrics.functional.saliency import (
     Scores,
     check_thresholds,
@@ -96,9 +95,7 @@ class SaliencyMetric(FoldMetric):
         Where thresholds are chosen, masks are as large as the images, and an id each (a file name,
         say) puts them into a half.
         """
-        known = ids is not None or self.single
-        check(known, "ids: expected those of the images, for the folds, got None")
-        check_each("ids", ids, len(images))
+        folds = self._folds(len(images), ids)
         if self.thresholds is None:
             scores = saliency_metric(
                 model,
@@ -115,10 +112,9 @@ class SaliencyMetric(FoldMetric):
             boxes = saliency_boxes(masks, self.thresholds)
             crops = crop_scores(model, images, boxes, classes, batch_size=self.batch_size)
             values = saliency_of(*crops)
-        folds = folds_of(len(images), ids, None, self.seed, self.single)
-        sums = fold_sums(millionths(values.cpu().double()), folds)
-        self.sums += sums.to(self.sums.device)
-        self.samples += fold_sums(torch.ones_like(folds), folds).to(self.sums.device)
+        # In float64, which not every device has.
+        self.sums += fold_sums(millionths(values.cpu().double()).to(folds.device), folds)
+        self.samples += fold_sums(torch.ones_like(folds), folds)
 
     def _value(self) -> Tensor:
         """Return the mean of the metric."""

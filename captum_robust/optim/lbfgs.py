@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class _Sample:
     search: Search | None = None
     met_finite: bool = False  # in this search, away from its start
     met_other: bool = False  # NaN or infinity
-    best: float = field(default=math.inf)
+    best: float = math.inf
 
 
 def minimize(
@@ -103,24 +104,13 @@ def minimize(
     check(x.is_floating_point(), f"x: expected floating point, got {x.dtype}")
     shape = tuple(x.shape)
     check(x.ndim > 1 and x.numel() > 0, f"x: expected N×… with at least one number, got {shape}")
-    check_options(
-        step=step, max_iterations=max_iterations, max_evaluations=max_evaluations,
-        tolerance_gradient=tolerance_gradient, tolerance_change=tolerance_change,
-        history_size=history_size, line_search=line_search,
-    )  # fmt: skip
-    run = _Run(
-        objective=objective,
-        start=x.detach(),
-        first_step=step,
-        max_iterations=max_iterations,
-        max_evaluations=max_iterations * 5 // 4 if max_evaluations is None else max_evaluations,
-        tolerance_gradient=tolerance_gradient,
-        tolerance_change=tolerance_change,
-        history_size=min(history_size, max(1, max_iterations - 1)),
-        has_line_search=line_search == "strong_wolfe",
-        stop=stop,
-        first_sample=first_sample,
-    )
+    options: dict[str, Any] = {
+        "step": step, "max_iterations": max_iterations, "max_evaluations": max_evaluations,
+        "tolerance_gradient": tolerance_gradient, "tolerance_change": tolerance_change,
+        "history_size": history_size, "line_search": line_search,
+    }  # fmt: skip
+    check_options(**options)
+    run = _Run(objective, x.detach(), stop, first_sample, **options)
     # Autocast is for the objective; the optimiser's own products stay in the precision of x.
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         return run.minimize(start)
@@ -132,18 +122,21 @@ class _Run:
 
     objective: Callable[[Tensor, Tensor], Evaluation]
     start: Tensor
-    first_step: float
+    stop: Callable[[Tensor, Tensor, list[int]], Tensor] | None
+    first_sample: int
+    step: float
     max_iterations: int
-    max_evaluations: int
+    max_evaluations: int | None
     tolerance_gradient: float
     tolerance_change: float
     history_size: int
-    has_line_search: bool
-    stop: Callable[[Tensor, Tensor, list[int]], Tensor] | None
-    first_sample: int
+    line_search: str
 
     def __post_init__(self) -> None:
         x = self.start
+        self.has_line_search = self.line_search == "strong_wolfe"
+        most = self.max_evaluations
+        self.evaluation_limit = self.max_iterations * 5 // 4 if most is None else most
         self.autocast = torch.is_autocast_enabled(x.device.type)
         self.autocast_dtype = torch.get_autocast_dtype(x.device.type)
         n = len(x)
@@ -151,10 +144,11 @@ class _Run:
         self.samples: list[_Sample] = []
         self.x = x.reshape(n, -1).clone()  # n×D
         self.gradient = torch.empty_like(self.x)  # where the iteration began
-        self.low = self.gradient  # at the best point of the line search so far
+        self.low = torch.empty_like(self.x)  # at the best point of the line search so far
         self.direction = torch.zeros_like(self.x)
         self.extra: Tensor | None = None
-        self.history = _History(n, self.x.shape[1], self.history_size, self.x)
+        pairs = min(self.history_size, max(1, self.max_iterations - 1))
+        self.history = _History(n, self.x.shape[1], pairs, self.x)
         # Where the samples ended; without a line search, their best so far.
         self.result_x = self.x.clone()
         self.result_value = torch.zeros(n, dtype=torch.float64)
@@ -166,7 +160,7 @@ class _Run:
         rows = torch.arange(self.active)
         value, gradient, extra = self._evaluated(self.x, rows) if start is None else start
         gradient = gradient.detach().reshape(self.x.shape)
-        self.gradient = self.low = gradient.to(self.x.dtype).clone()
+        self.gradient[:], self.low[:] = gradient, gradient
         if extra is not None:
             self.extra = extra.detach().clone()
             self.result_extra = extra.detach().clone()
@@ -213,7 +207,7 @@ class _Run:
             sample = self.samples[i]
             slope, size, largest = scalars[i]
             sample.iterations += 1
-            sample.step = self.first_step
+            sample.step = self.step
             sample.met_finite = sample.met_other = False
             if sample.iterations == 1:
                 sample.step *= min(1.0, 1.0 / size)
@@ -222,7 +216,7 @@ class _Run:
                 continue
             start = Point(0.0, sample.value, slope)
             if self.has_line_search:
-                left, tolerance = self.max_evaluations - sample.evaluations, self.tolerance_change
+                left, tolerance = self.evaluation_limit - sample.evaluations, self.tolerance_change
                 sample.search = strong_wolfe(sample.step, start, largest, left, tolerance)
             else:
                 sample.search = fixed_step(sample.step)
@@ -264,14 +258,8 @@ class _Run:
             sample.step = answer.step
             if answer.improved:
                 improved.append(i)
-        if len(improved) == n:
-            # Copies: both are written to, and belong to the objective.
-            self.low = gradient.clone()
-            self.extra = None if extra is None else extra.clone()
-        elif improved:
+        if improved:
             at = torch.tensor(improved, device=gradient.device)
-            if self.low is self.gradient:
-                self.low = self.gradient.clone()
             self.low[at] = gradient[at]
             if extra is not None and self.extra is not None:
                 self.extra[at] = extra[at].to(self.extra.dtype)
@@ -281,7 +269,6 @@ class _Run:
         """Move the samples whose line search ended; the places of those that go on."""
         if not accepted:
             return []
-        n = self.active
         places = [i for i, _ in accepted]
         at = torch.tensor(places, device=self.x.device)
         steps = _column([self.samples[i].step for i in places], self.x)
@@ -289,12 +276,7 @@ class _Run:
         y = self.low[at] - self.gradient[at]
         self.x[at] += s
         low = self.low[at]
-        if len(places) == n:
-            self.gradient = self.low
-        else:
-            if self.gradient is self.low:
-                self.low = self.low.clone()
-            self.gradient[at] = low
+        self.gradient[at] = low
         scalars = _to_host(low.abs().amax(dim=1), s.abs().amax(dim=1), _dot(y, s))
         settled = [False] * len(places)
         if self.stop is not None:
@@ -312,7 +294,7 @@ class _Run:
             if (
                 settled[j]
                 or sample.iterations >= self.max_iterations
-                or sample.evaluations >= self.max_evaluations
+                or sample.evaluations >= self.evaluation_limit
                 or largest_gradient <= self.tolerance_gradient
                 or largest_move <= self.tolerance_change
                 or change < self.tolerance_change

@@ -10,10 +10,9 @@ import numpy as np
 from numba import njit
 
 ABSENT = -1
-# The columns of what is known of a component, kept at its root; x1 and y1 are its last pixels.
-AREA, FIRST, X0, Y0, X1, Y1 = range(6)
-# The sweep of overlaps has no use for the first pixel and keeps the step of the last change.
-SINCE = FIRST
+# The columns of what is known of a component, kept at its root: its half-open box, its pixels,
+# the first of them, and the step at which the box last changed.
+X0, Y0, X1, Y1, AREA, FIRST, SINCE = range(7)
 
 
 @njit(cache=True, nogil=True)
@@ -70,11 +69,11 @@ def descending_order(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def descending_levels(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sort uint8 rows N×P from the largest down, equal values in place: counting sort.
 
-    Returns the positions (int32) and, N×256, how many pixels lie above each level.
+    Returns the positions (int32) and, N×256, how many pixels lie above the levels 255 … 0.
     """
     n, pixels = levels.shape
     order = np.empty((n, pixels), np.int32)
-    above = np.zeros((n, 256), np.int64)
+    above = np.empty((n, 256), np.int64)
     start = np.empty(256, np.int64)
     for i in range(n):
         count = np.zeros(256, np.int64)
@@ -82,7 +81,7 @@ def descending_levels(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             count[levels[i, p]] += 1
         total = 0
         for level in range(255, -1, -1):
-            above[i, level] = total
+            above[i, 255 - level] = total
             start[level] = total
             total += count[level]
         for p in range(pixels):
@@ -103,11 +102,8 @@ def largest_boxes(
     """
     n, pixels = order.shape
     boxes = np.empty((n, counts.shape[1], 4), np.int32)
-    stride = width + 2
-    # A product is many times faster than an integer division, and as exact with the half.
-    per_width = 1 / width
-    parent = np.empty((height + 2) * stride, np.int32)
-    facts = np.empty((parent.size, 6), np.int32)
+    parent = np.empty((height + 2) * (width + 2), np.int32)
+    facts = np.empty((parent.size, 7), np.int32)
     near = np.empty(8, np.int64)
     for i in range(n):
         parent[:] = ABSENT
@@ -120,56 +116,24 @@ def largest_boxes(
                 boxes[i, a] = (0, 0, width, height)
                 continue
             while inserted < count:
-                pixel = order[i, inserted]
+                root, _, x0, y0, x1, y1, area, first = _insert(
+                    parent, facts, order[i, inserted], width, connectivity, near, 0
+                )
                 inserted += 1
-                y = np.int64((pixel + 0.5) * per_width)
-                x = pixel - y * width
-                here = (y + 1) * stride + x + 1
-                neighbours = _neighbours(parent, here, stride, connectivity, near)
-                if neighbours == 0:
-                    root = here
-                    facts[root, AREA] = 0
-                    facts[root, FIRST] = here
-                    facts[root, X0] = facts[root, X1] = x
-                    facts[root, Y0] = facts[root, Y1] = y
-                else:
-                    root = _root(parent, near[0])
-                    for k in range(1, neighbours):
-                        other = _root(parent, near[k])
-                        if other != root:
-                            if facts[root, AREA] < facts[other, AREA]:
-                                root, other = other, root
-                            parent[other] = root
-                            facts[root, AREA] += facts[other, AREA]
-                            facts[root, FIRST] = min(facts[root, FIRST], facts[other, FIRST])
-                            own = facts[other]
-                            _widen(facts, root, own[X0], own[Y0], own[X1], own[Y1])
-                    facts[root, FIRST] = min(facts[root, FIRST], here)
-                    _widen(facts, root, x, y, x, y)
-                parent[here] = root
-                facts[root, AREA] += 1
+                _write(facts, root, x0, y0, x1, y1, area)
+                facts[root, FIRST] = first
                 # Only the component that grew can overtake.
                 if (
                     largest < 0
-                    or facts[root, AREA] > facts[largest, AREA]
-                    or (
-                        facts[root, AREA] == facts[largest, AREA]
-                        and facts[root, FIRST] < facts[largest, FIRST]
-                    )
+                    or area > facts[largest, AREA]
+                    or (area == facts[largest, AREA] and first < facts[largest, FIRST])
                 ):
                     largest = root
-            boxes[i, a, 0] = facts[largest, X0]
-            boxes[i, a, 1] = facts[largest, Y0]
-            boxes[i, a, 2] = facts[largest, X1] + 1
-            boxes[i, a, 3] = facts[largest, Y1] + 1
+            box = facts[largest, :4]
+            boxes[i, a] = box
             # More than half of all pixels can't be overtaken, and the box can't grow further.
-            settled = (
-                2 * facts[largest, AREA] > pixels
-                and facts[largest, X0] == 0
-                and facts[largest, Y0] == 0
-                and facts[largest, X1] == width - 1
-                and facts[largest, Y1] == height - 1
-            )
+            is_whole = box[X0] == box[Y0] == 0 and box[X1] == width and box[Y1] == height
+            settled = is_whole and 2 * facts[largest, AREA] > pixels
     return boxes
 
 
@@ -193,68 +157,41 @@ def extents(order: np.ndarray, counts: np.ndarray, height: int, width: int) -> n
 @njit(cache=True, nogil=True)
 def best_overlaps(
     order: np.ndarray,
-    above: np.ndarray,
+    counts: np.ndarray,
     truth: np.ndarray,
     truth_start: np.ndarray,
     height: int,
     width: int,
     inclusive: bool,
 ) -> np.ndarray:
-    """Return the best overlap of any component with any ground-truth box at each of 256 levels.
+    """Return the best overlap of any component of the first pixels with any ground-truth box.
 
-    ``truth`` is ΣM_i×4 float64 and row i owns ``truth_start[i]`` to ``truth_start[i + 1]``.
-    Components have 8 neighbours. N×256 float32; −1 where no pixel lies above the level.
+    ``order`` is N×P; ``counts`` N×A ascending; ``truth`` is ΣM_i×4 float64 and row i owns
+    ``truth_start[i]`` to ``truth_start[i + 1]``. Components have 8 neighbours. N×A float32.
 
-    A component keeps its box over a run of levels. Its overlap is worked out once, when the
+    A component keeps its box over a run of steps. Its overlap is worked out once, when the
     box is about to change or at the end, and noted for the whole run.
     """
-    n = order.shape[0]
-    overlaps = np.empty((n, 256), np.float32)
-    stride = width + 2
-    # A product is many times faster than an integer division, and as exact with the half.
-    per_width = 1 / width
-    parent = np.empty((height + 2) * stride, np.int32)
-    facts = np.empty((parent.size, 6), np.int32)
+    n, steps = counts.shape
+    overlaps = np.zeros((n, steps), np.float32)
+    parent = np.empty((height + 2) * (width + 2), np.int32)
+    facts = np.empty((parent.size, 7), np.int32)
     near = np.empty(8, np.int64)
-    # runs[p, s]: the best overlap that holds from step s on for 2^p steps.
-    runs = np.empty((9, 256), np.float32)
     for i in range(n):
+        best = overlaps[i]
         boxes = truth[truth_start[i] : truth_start[i + 1]]
         parent[:] = ABSENT
-        runs[:] = -1
         inserted = 0
-        # Step s holds the pixels above level 255 − s.
-        for step in range(256):
-            while inserted < above[i, 255 - step]:
-                pixel = order[i, inserted]
+        for step in range(steps):
+            while inserted < counts[i, step]:
+                root, joined, x0, y0, x1, y1, area, _ = _insert(
+                    parent, facts, order[i, inserted], width, 8, near, step
+                )
                 inserted += 1
-                y = np.int64((pixel + 0.5) * per_width)
-                x = pixel - y * width
-                here = (y + 1) * stride + x + 1
-                neighbours = _neighbours(parent, here, stride, 8, near)
-                if neighbours == 0:
-                    parent[here] = here
-                    facts[here, AREA] = 1
-                    facts[here, SINCE] = step
-                    facts[here, X0] = facts[here, X1] = x
-                    facts[here, Y0] = facts[here, Y1] = y
-                    continue
-                root = _root(parent, near[0])
-                x0, y0, x1, y1 = x, y, x, y
-                area = 1
-                for k in range(1, neighbours):
-                    other = _root(parent, near[k])
-                    if other != root:
-                        if facts[root, AREA] < facts[other, AREA]:
-                            root, other = other, root
-                        if facts[other, SINCE] < step:
-                            _note(facts, other, step, runs, boxes, height, width, inclusive)
-                        parent[other] = root
-                        area += facts[other, AREA]
-                        x0, y0 = min(x0, facts[other, X0]), min(y0, facts[other, Y0])
-                        x1, y1 = max(x1, facts[other, X1]), max(y1, facts[other, Y1])
-                parent[here] = root
-                facts[root, AREA] += area
+                for k in range(joined):
+                    if facts[near[k], SINCE] < step:
+                        _note(facts, near[k], step, best, boxes, height, width, inclusive)
+                facts[root, AREA] = area
                 if (
                     x0 < facts[root, X0]
                     or y0 < facts[root, Y0]
@@ -262,20 +199,11 @@ def best_overlaps(
                     or y1 > facts[root, Y1]
                 ):
                     if facts[root, SINCE] < step:
-                        _note(facts, root, step, runs, boxes, height, width, inclusive)
-                    _widen(facts, root, x0, y0, x1, y1)
-        for k in range(inserted):
-            y = np.int64((order[i, k] + 0.5) * per_width)
-            here = (y + 1) * stride + order[i, k] - y * width + 1
-            if parent[here] == here:
-                _note(facts, here, 256, runs, boxes, height, width, inclusive)
-        for power in range(8, 0, -1):
-            half = 1 << (power - 1)
-            for step in range(257 - (1 << power)):
-                held = runs[power, step]
-                runs[power - 1, step] = max(runs[power - 1, step], held)
-                runs[power - 1, step + half] = max(runs[power - 1, step + half], held)
-        overlaps[i] = runs[0, ::-1]
+                        _note(facts, root, step, best, boxes, height, width, inclusive)
+                    _write(facts, root, x0, y0, x1, y1, area)
+        for node in range(parent.size):
+            if parent[node] == node:
+                _note(facts, node, steps, best, boxes, height, width, inclusive)
     return overlaps
 
 
@@ -289,6 +217,51 @@ def _starts(histogram: np.ndarray) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
+def _insert(
+    parent: np.ndarray,
+    facts: np.ndarray,
+    pixel: Any,
+    width: int,
+    connectivity: int,
+    near: np.ndarray,
+    step: int,
+) -> Any:
+    """Put a pixel into the forest, and the components that it touches into one.
+
+    Returns its root; how many others it took in, whose roots are in ``near``; and what the root's
+    facts, yet unchanged, become: box, pixels and first pixel.
+    """
+    stride = width + 2
+    # A product is many times faster than an integer division, and as exact with the half.
+    y: Any = np.int64((pixel + 0.5) * (1 / width))
+    x = pixel - y * width
+    here = (y + 1) * stride + x + 1
+    x0, y0, x1, y1, area, first = x, y, x + 1, y + 1, 1, here
+    root: Any = here
+    joined = 0
+    for k in range(_neighbours(parent, here, stride, connectivity, near)):
+        other = _root(parent, near[k])
+        if other != root:
+            x0, y0 = min(x0, facts[other, X0]), min(y0, facts[other, Y0])
+            x1, y1 = max(x1, facts[other, X1]), max(y1, facts[other, Y1])
+            area += facts[other, AREA]
+            first = min(first, facts[other, FIRST])
+            if root == here:
+                root = other
+                continue
+            if facts[root, AREA] < facts[other, AREA]:
+                root, other = other, root
+            parent[other] = root
+            near[joined] = other
+            joined += 1
+    parent[here] = root
+    if root == here:
+        _write(facts, here, x0, y0, x1, y1, area)
+        facts[here, FIRST], facts[here, SINCE] = here, step
+    return root, joined, x0, y0, x1, y1, area, first
+
+
+@njit(cache=True, nogil=True, inline="always")
 def _root(parent: np.ndarray, node: int) -> int:
     while parent[node] != node:
         parent[node] = parent[parent[node]]
@@ -297,12 +270,10 @@ def _root(parent: np.ndarray, node: int) -> int:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _widen(facts: np.ndarray, root: Any, x0: Any, y0: Any, x1: Any, y1: Any) -> None:
-    """Let the box of a component also hold the pixels from (x0, y0) to (x1, y1)."""
-    facts[root, X0] = min(facts[root, X0], x0)
-    facts[root, Y0] = min(facts[root, Y0], y0)
-    facts[root, X1] = max(facts[root, X1], x1)
-    facts[root, Y1] = max(facts[root, Y1], y1)
+def _write(facts: np.ndarray, root: Any, x0: Any, y0: Any, x1: Any, y1: Any, area: Any) -> None:
+    facts[root, X0], facts[root, Y0] = x0, y0
+    facts[root, X1], facts[root, Y1] = x1, y1
+    facts[root, AREA] = area
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -314,36 +285,18 @@ def _neighbours(
     Next to an inserted edge neighbour, a corner belongs to its component already.
     """
     count = 0
-    north, west = parent[here - stride], parent[here - 1]
-    east, south = parent[here + 1], parent[here + stride]
-    if north != ABSENT:
-        near[count] = north
-        count += 1
-    if west != ABSENT:
-        near[count] = west
-        count += 1
-    if east != ABSENT:
-        near[count] = east
-        count += 1
-    if south != ABSENT:
-        near[count] = south
-        count += 1
+    for edge in (-stride, -1, 1, stride):
+        if parent[here + edge] != ABSENT:
+            near[count] = parent[here + edge]
+            count += 1
     if connectivity == 4:
         return count
-    if north == ABSENT:
-        if west == ABSENT and parent[here - stride - 1] != ABSENT:
-            near[count] = parent[here - stride - 1]
-            count += 1
-        if east == ABSENT and parent[here - stride + 1] != ABSENT:
-            near[count] = parent[here - stride + 1]
-            count += 1
-    if south == ABSENT:
-        if west == ABSENT and parent[here + stride - 1] != ABSENT:
-            near[count] = parent[here + stride - 1]
-            count += 1
-        if east == ABSENT and parent[here + stride + 1] != ABSENT:
-            near[count] = parent[here + stride + 1]
-            count += 1
+    for down in (-stride, stride):
+        if parent[here + down] == ABSENT:
+            for across in (-1, 1):
+                if parent[here + across] == ABSENT and parent[here + down + across] != ABSENT:
+                    near[count] = parent[here + down + across]
+                    count += 1
     return count
 
 
@@ -352,35 +305,27 @@ def _note(
     facts: np.ndarray,
     root: int,
     step: int,
-    runs: np.ndarray,
+    best: np.ndarray,
     boxes: np.ndarray,
     height: int,
     width: int,
     inclusive: bool,
 ) -> None:
-    """Note a component's overlap for the steps since its box last changed, at least one.
-
-    Two overlapping powers of two cover a run of any length.
-    """
-    x0, y0 = facts[root, X0], facts[root, Y0]
-    x1, y1 = facts[root, X1] + 1, facts[root, Y1] + 1
+    """Note a component's overlap for the steps since its box last changed, if there are any."""
+    x0, y0, x1, y1 = facts[root, X0], facts[root, Y0], facts[root, X1], facts[root, Y1]
     extra = 0.0
     if inclusive:
         x1, y1 = min(x1, width - 1), min(y1, height - 1)
         extra = 1.0
     own = (x1 - x0 + extra) * (y1 - y0 + extra)
-    best = 0.0
+    overlap = 0.0
     for m in range(boxes.shape[0]):
         across = min(x1, boxes[m, 2]) - max(x0, boxes[m, 0]) + extra
         down = min(y1, boxes[m, 3]) - max(y0, boxes[m, 1]) + extra
         if across > 0 and down > 0:
             other = (boxes[m, 2] - boxes[m, 0] + extra) * (boxes[m, 3] - boxes[m, 1] + extra)
-            best = max(best, across * down / (own + other - across * down))
-    since = facts[root, SINCE]
-    power = 0
-    while (2 << power) <= step - since:
-        power += 1
-    last = step - (1 << power)
-    runs[power, since] = max(runs[power, since], np.float32(best))
-    runs[power, last] = max(runs[power, last], np.float32(best))
+            overlap = max(overlap, across * down / (own + other - across * down))
+    if overlap > 0:
+        for held in range(facts[root, SINCE], step):
+            best[held] = max(best[held], np.float32(overlap))
     facts[root, SINCE] = step

@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_robust._checks import check, check_choice, check_number, check_shape
 from captum_robust.metrics.functional._validate import check_box_list, check_maps
 from captum_robust.metrics.functional.box_sweep import CHUNK_PIXELS
-from captum_robust.metrics.functional.boxes import box_iou
+from captum_robust.metrics.functional.boxes import best_iou
 
 CONTOURS = ("component", "polygon")
 V2_IOU_THRESHOLDS = (0.3, 0.5, 0.7)
@@ -71,16 +71,12 @@ def maxboxacc_ious(
     overlaps = torch.empty(len(maps), 256)
     chunk = max(1, CHUNK_PIXELS // (maps.shape[1] * maps.shape[2]))
     truth = [boxes.detach().to(device="cpu", dtype=torch.float64) for boxes in ground_truth]
+    scored = _outline_overlaps if contours == "polygon" else _component_overlaps
     for start in range(0, len(maps), chunk):
         part = slice(start, start + chunk)
         # Truncates, like the authors' astype(uint8).
         levels = (min_max(maps[part]) * 255).to(device="cpu", dtype=torch.uint8)
-        if contours == "polygon":
-            pairs = zip(levels, truth[part], strict=True)
-            rows = [_outlined(level, boxes, multi, inclusive) for level, boxes in pairs]
-            overlaps[part] = torch.stack(rows)
-        else:
-            overlaps[part] = _component_overlaps(levels, truth[part], multi, inclusive)
+        overlaps[part] = scored(levels, truth[part], multi, inclusive)
     without = torch.tensor([len(boxes) == 0 for boxes in truth], dtype=torch.bool)
     return overlaps.masked_fill(without[:, None], torch.nan).to(maps.device)
 
@@ -91,60 +87,57 @@ def _component_overlaps(
     """Return N×256 overlaps of the largest component, or with ``multi`` of the best one."""
     from captum_robust.metrics.functional import _union_find
 
-    size = (levels.shape[1], levels.shape[2])
-    order, above = _union_find.descending_levels(levels.flatten(1).contiguous().numpy())
+    n, height, width = levels.shape
+    order, counts = _union_find.descending_levels(levels.flatten(1).numpy())
+    nowhere = torch.zeros(n, 256, 4, dtype=torch.float64)
+    empty = torch.from_numpy(counts == 0)
     if multi:
         start = torch.tensor([0] + [len(boxes) for boxes in truth]).cumsum(0).numpy()
         every = torch.cat(truth).numpy()
-        best = _union_find.best_overlaps(order, above, every, start, *size, inclusive)
-        overlaps = torch.from_numpy(best)
+        best = _union_find.best_overlaps(order, counts, every, start, height, width, inclusive)
+        nothing = _overlaps(nowhere[:, :1], truth, (height, width), inclusive)
+        overlaps = torch.where(empty, nothing, torch.from_numpy(best))
     else:
-        boxes = _union_find.largest_boxes(order, above[:, ::-1].copy(), *size, 8)
-        pairs = zip(torch.from_numpy(boxes).flip(1).double(), truth, strict=True)
-        overlaps = torch.stack([_overlap(box, own, size, inclusive) for box, own in pairs])
-    nothing = torch.stack([_nothing(boxes, inclusive) for boxes in truth])
-    return torch.where(torch.from_numpy(above) == 0, nothing[:, None], overlaps)
+        boxes = _union_find.largest_boxes(order, counts, height, width, 8)
+        drawn = torch.where(empty[:, :, None], nowhere, torch.from_numpy(boxes))
+        overlaps = _overlaps(drawn, truth, (height, width), inclusive)
+    return overlaps.flip(1)
 
 
-def _outlined(level: Tensor, truth: Tensor, multi: bool, inclusive: bool) -> Tensor:
-    """Return the 256 overlaps of one map's contours."""
+def _outline_overlaps(levels: Tensor, truth: list[Tensor], multi: bool, inclusive: bool) -> Tensor:
+    """Return N×256 overlaps of the largest contour, or with ``multi`` of the best one."""
     import cv2
 
-    height, width = level.shape
-    overlaps = torch.empty(256)
-    present = torch.bincount(level.flatten().long(), minlength=256) > 0
-    for t in range(255, -1, -1):
-        if t < 255 and not present[t + 1]:
-            overlaps[t] = overlaps[t + 1]
-            continue
-        salient = (level > t).to(torch.uint8).numpy()
-        outlines = cv2.findContours(salient, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[-2]
-        if len(outlines) == 0:
-            overlaps[t] = _nothing(truth, inclusive)
-            continue
-        if not multi:
-            outlines = [max(outlines, key=cv2.contourArea)]
-        boxes = torch.tensor([cv2.boundingRect(outline) for outline in outlines]).double()
-        boxes[:, 2:] += boxes[:, :2]
-        overlaps[t] = _overlap(boxes, truth, (height, width), inclusive).max()
+    overlaps = torch.empty(len(levels), 256)
+    for level, boxes, row in zip(levels, truth, overlaps, strict=True):
+        present = torch.bincount(level.flatten(), minlength=256) > 0
+        drawn: list[list[Sequence[int]]] = []
+        for t in range(255, -1, -1):
+            if drawn and not present[t + 1]:
+                drawn.append(drawn[-1])
+                continue
+            salient = (level > t).to(torch.uint8).numpy()
+            outlines = cv2.findContours(salient, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[-2]
+            if outlines and not multi:
+                outlines = [max(outlines, key=cv2.contourArea)]
+            drawn.append([cv2.boundingRect(outline) for outline in outlines] or [(0, 0, 0, 0)])
+        every = torch.tensor([box for rectangles in drawn for box in rectangles]).double()
+        every[:, 2:] += every[:, :2]
+        overlap = _overlaps(every[None], [boxes], level.shape, inclusive)[0]
+        each = torch.split(overlap, [len(rectangles) for rectangles in drawn])
+        row[:] = torch.stack([part.max() for part in each]).flip(0)
     return overlaps
 
 
-def _overlap(boxes: Tensor, truth: Tensor, size: tuple[int, int], inclusive: bool) -> Tensor:
-    """Return the best overlap of each half-open box A×4 with the ground truth M×4, float32."""
-    if len(truth) == 0:
-        return torch.zeros(len(boxes))
+def _overlaps(boxes: Tensor, truth: list[Tensor], size: Sequence[int], inclusive: bool) -> Tensor:
+    """Return the overlap of each half-open box N×A×4 with the best of its image's, float32.
+
+    Where no pixel is salient the box is (0, 0, 0, 0).
+    """
     if inclusive:
-        last = boxes.new_tensor([size[1] - 1, size[0] - 1])
-        boxes = torch.cat([boxes[:, :2], torch.minimum(boxes[:, 2:], last)], dim=1)
-    return box_iou(boxes[:, None], truth[None], inclusive).amax(dim=1).float()
-
-
-def _nothing(truth: Tensor, inclusive: bool) -> Tensor:
-    """Return the overlap that counts where no pixel is salient."""
-    if not inclusive:
-        return torch.tensor(0.0)
-    return _overlap(truth.new_zeros(1, 4), truth, (1, 1), inclusive)[0]
+        last = [size[1] - 1, size[0] - 1]
+        boxes = torch.minimum(boxes, boxes.new_tensor(last * 2))
+    return best_iou(boxes, truth, inclusive).float()
 
 
 def maxboxacc_curve(

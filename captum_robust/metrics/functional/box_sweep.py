@@ -73,12 +73,11 @@ def _sweep(
         [kept_counts(descending, strategy, alpha_grid(strategy)) for strategy in strategies], dim=1
     )
     ascending, position = counts.cpu().sort(dim=1)
+    steps = (order.cpu().numpy(), ascending.numpy(), height, width)
     if largest_component_only:
-        boxes = _union_find.largest_boxes(
-            order.cpu().numpy(), ascending.numpy(), height, width, connectivity
-        )
+        boxes = _union_find.largest_boxes(*steps, connectivity)
     else:
-        boxes = _union_find.extents(order.cpu().numpy(), ascending.numpy(), height, width)
+        boxes = _union_find.extents(*steps)
     back = position[:, :, None].expand(-1, -1, 4)
     return torch.empty(boxes.shape).scatter_(1, back, torch.from_numpy(boxes).float())
 

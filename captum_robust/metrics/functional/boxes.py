@@ -113,8 +113,7 @@ def center_box_map(n: int, size: tuple[int, int], area_fraction: float = 0.5) ->
     grid above 0 cuts out the box.
     """
     height, width = check_size(size)
-    box = center_box(size, area_fraction)
-    inside = boxes_to_mask(box[None], (height, width))
+    inside = boxes_to_mask(center_box(size, area_fraction)[None], size)
     return (inside * _cone(height, width)).expand(n, -1, -1).clone()
 
 
@@ -134,9 +133,8 @@ def whole_image_map(n: int, size: tuple[int, int]) -> Tensor:
 
 def random_map(n: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
     """Return N×H×W maps of 7×7 uniform noise, upsampled bilinearly: a map that knows nothing."""
-    height, width = check_size(size)
     noise = torch.rand(n, 1, 7, 7, generator=generator)
-    return interpolate(noise, size=(height, width), mode="bilinear", align_corners=False)[:, 0]
+    return interpolate(noise, size=check_size(size), mode="bilinear", align_corners=False)[:, 0]
 
 
 def boxes_to_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -146,23 +144,22 @@ def boxes_to_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     [[0, 1, 1, 0], [0, 0, 0, 0]]
     """
     height, width = check_size(size)
-    first, last = covered_pixels(boxes, (height, width))
+    first, stop = covered_pixels(boxes, (height, width))
     column = torch.arange(width, device=boxes.device)
     row = torch.arange(height, device=boxes.device)
-    in_column = (column >= first[:, :1]) & (column <= last[:, :1])
-    in_row = (row >= first[:, 1:]) & (row <= last[:, 1:])
+    in_column = (column >= first[:, :1]) & (column < stop[:, :1])
+    in_row = (row >= first[:, 1:]) & (row < stop[:, 1:])
     return (in_row[:, :, None] & in_column[:, None, :]).any(dim=0)
 
 
 def covered_pixels(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the first and the last pixel (x, y), M×2 each, whose centre each M×4 box covers.
+    """Return the half-open range of pixels (x, y) whose centre each box …×4 covers: …×2 twice.
 
-    Clipped to the image; first > last where the box covers no pixel.
+    Clipped to the image of (height, width) ``size``; empty where the box covers no pixel.
     """
     end = boxes.new_tensor([size[1], size[0]])
-    first = (boxes[:, :2] - 0.5).ceil().clamp(min=0)
-    last = torch.minimum((boxes[:, 2:] - 0.5).ceil(), end) - 1
-    return first, last
+    first = (boxes[..., :2] - 0.5).ceil().clamp(min=0)
+    return first, torch.minimum((boxes[..., 2:] - 0.5).ceil(), end)
 
 
 def _cone(height: int, width: int) -> Tensor:

@@ -66,11 +66,11 @@ def pointing_game_hits(
 def _box_hit(
     point: Tensor, boxes: Tensor, size: tuple[int, int], tolerance: float
 ) -> Tensor | float:
-    first, last = covered_pixels(boxes, size)
-    filled = (first <= last).all(dim=1)
+    first, stop = covered_pixels(boxes, size)
+    filled = (first < stop).all(dim=1)
     if not filled.any():
         return torch.nan
-    away = torch.maximum(first[filled] - point, point - last[filled]).clamp(min=0)
+    away = torch.maximum(first[filled] - point, point - (stop[filled] - 1)).clamp(min=0)
     return ((away**2).sum(dim=1) < tolerance**2).any().float()
 
 

@@ -14,13 +14,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_count, check_number, check_shape
+from captum_robust._checks import check, check_number, check_shape
 from captum_robust._resize import blurred
 from captum_robust.metrics.functional._validate import check_maps
 from captum_robust.metrics.functional.saliency import (
     Scores,
-    check_images,
-    check_indices,
+    check_question,
     class_scores,
     log_probabilities,
 )
@@ -120,10 +119,7 @@ def _smallest(
     *,
     destroys: bool,
 ) -> Tensor:
-    check_images(images)
-    n = len(images)
-    check_indices(classes, n)
-    check_count("batch_size", batch_size, 1)
+    n = check_question(images, classes, batch_size)
     maps = check_maps(maps).to(images.device)
     check_shape("maps", maps, "×".join(map(str, (n, *images.shape[2:]))))
     ladder = [float(area) for area in areas]
@@ -172,15 +168,10 @@ def _scores(model: Scores, images: Tensor, samples: Tensor, batch_size: int) -> 
 
 def _removed(images: Tensor, removal: Removal | None, seed: int) -> Tensor:
     if removal is None:
-        return _blurred(images)
+        sigma = BLUR * min(images.shape[2:]) / 224
+        with torch.autocast(images.device.type, enabled=False):
+            return blurred(images, sigma)
     with torch.no_grad():
         removed = removal(images, torch.Generator().manual_seed(seed))
     check_shape("images from removal", removed, "×".join(map(str, images.shape)))
     return removed.to(images)
-
-
-def _blurred(images: Tensor) -> Tensor:
-    height, width = images.shape[2:]
-    sigma = BLUR * min(height, width) / 224
-    with torch.autocast(images.device.type, enabled=False):
-        return blurred(images, sigma)

@@ -37,6 +37,7 @@ from captum_robust.metrics.functional._validate import (
     on_device_with_float64,
 )
 from captum_robust.metrics.functional.box_sweep import sweep_boxes
+from captum_robust.metrics.functional.boxes import covered_pixels
 from captum_robust.metrics.functional.components import mask_to_box
 from captum_robust.metrics.functional.folds import best_columns, fold_sums, folds_of, millionths
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
@@ -246,10 +247,7 @@ def crop_scores(
     Returns:
         N×A float32 twice, on the images' device.
     """
-    check_images(images)
-    n = len(images)
-    check_indices(classes, n)
-    check_count("batch_size", batch_size, 1)
+    n = check_question(images, classes, batch_size)
     check_shape("boxes", boxes, f"{n}×A×4")
     images = images.detach()
     height, width = images.shape[2:]
@@ -367,12 +365,16 @@ def check_images(images: Tensor) -> None:
     check(0 not in shape[1:], f"images: expected at least one pixel, got shape {shape}")
 
 
-def check_indices(classes: Tensor, n: int) -> None:
-    """Refuse what is not one class index an image."""
+def check_question(images: Tensor, classes: Tensor, batch_size: int) -> int:
+    """Return how many images there are; refuse what is not one class index an image."""
+    check_images(images)
+    check_count("batch_size", batch_size, 1)
+    n = len(images)
     check_type("classes", classes, Tensor, f"a tensor of {n} indices")
     got = f"{tuple(classes.shape)} of {classes.dtype}"
     fits = classes.dtype == torch.int64 and classes.shape == (n,)
     check(fits, f"classes: expected {n} indices (int64), got {got}")
+    return n
 
 
 def _whole_pixels(boxes: Tensor, images: Tensor) -> Tensor:
@@ -391,8 +393,7 @@ def _whole_pixels(boxes: Tensor, images: Tensor) -> Tensor:
             "boxes: expected x0 ≤ x1, y0 ≤ y1 and a part within the image, got others in "
             f"sample(s) {broken}"
         )
-    first = (near - 0.5).ceil().clamp(min=0)
-    stop = torch.minimum((far - 0.5).ceil(), end)
+    first, stop = covered_pixels(boxes, (images.shape[2], images.shape[3]))
     middle = torch.minimum(((near + far) / 2).floor().clamp(min=0), end - 1)
     thin = stop <= first
     return torch.cat(

@@ -13,7 +13,6 @@ constant one, so that an attack which empties a map counts as one that moved it.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from captum_robust.metrics.functional.bootstrap import (
     percentiles,
     resampled_means,
 )
+from captum_robust.metrics.functional.box_accuracy import min_max
 from captum_robust.metrics.functional.boxes import box_iou
 from captum_robust.metrics.functional.components import largest_component, mask_to_box
 from captum_robust.metrics.functional.thresholding import check_alpha, threshold
@@ -89,12 +89,9 @@ def structural_similarity(clean: Tensor, attacked: Tensor) -> Tensor:
         return torch.zeros(0, dtype=torch.float64, device=a.device)
     from torchmetrics.functional.image import structural_similarity_index_measure
 
+    scaled_a, scaled_b = (min_max(maps).to(maps.dtype)[:, None] for maps in (a, b))
     _, similarity = structural_similarity_index_measure(
-        _unit_range(a)[:, None],
-        _unit_range(b)[:, None],
-        data_range=1.0,
-        reduction="none",
-        return_full_image=True,
+        scaled_a, scaled_b, data_range=1.0, reduction="none", return_full_image=True
     )
     # torchmetrics also counts windows that hang over the edge, on mirrored pixels.
     edge = SSIM_WINDOW // 2
@@ -162,8 +159,7 @@ def map_box_iou(
     return box_iou(boxes[0].double(), boxes[1].double())
 
 
-_Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-_MEASURES: dict[str, _Measure] = {
+_MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "spearman": spearman_correlation,
     "pearson": pearson_correlation,
     "ssim": structural_similarity,
@@ -171,8 +167,7 @@ _MEASURES: dict[str, _Measure] = {
     "box_iou": map_box_iou,
 }
 STABILITY_MEASURES = tuple(_MEASURES)
-"""The names that :func:`stability` knows; of each, higher is more stable."""
-_REDUCTIONS = ("mean", "worst")
+"""The names that :func:`stability` knows; a higher value is more stable."""
 
 
 def stability(
@@ -208,8 +203,7 @@ def stability(
     >>> stability(clean, two, measures=["spearman"], reduce="worst")["spearman"].item()
     -1.0
     """
-    check_measures(measures)
-    check_stability_settings(reduce, share, strategy, alpha)
+    check_stability_settings(measures, reduce, share, strategy, alpha)
     single = isinstance(attacked, Tensor) and attacked.dim() == 3
     attacks = attacked[None] if single else attacked
     check_shape("attacked", attacks, "A×N×H×W")
@@ -222,8 +216,10 @@ def stability(
     return {n: v.mean(dim=0) if reduce == "mean" else v.amin(dim=0) for n, v in each.items()}
 
 
-def check_measures(measures: Sequence[str]) -> None:
-    """Refuse names that :func:`stability` does not know."""
+def check_stability_settings(
+    measures: Sequence[str], reduce: str, share: float, strategy: str, alpha: float
+) -> None:
+    """Refuse names and settings that :func:`stability` does not know."""
     is_list = isinstance(measures, Sequence) and not isinstance(measures, str)
     check(is_list, f"measures: expected a sequence of names, got {measures!r}", TypeError)
     for name in measures:
@@ -231,10 +227,7 @@ def check_measures(measures: Sequence[str]) -> None:
     once = measures and len(set(measures)) == len(measures)
     check(once, f"measures: expected at least one, and each once, got {list(measures)}")
 
-
-def check_stability_settings(reduce: str, share: float, strategy: str, alpha: float) -> None:
-    """Refuse settings that :func:`stability` does not know."""
-    check_choice("reduce", reduce, _REDUCTIONS)
+    check_choice("reduce", reduce, ("mean", "worst"))
     check_number("share", share, 0, 1, open_low=True)
     check_alpha(strategy, alpha)
 
@@ -299,23 +292,20 @@ def gap_closed(
     >>> gap_closed(ours, torch.tensor([1.0, 1.0, 1.0, 0.0]), clean).value
     1.0
     """
-    named = {
-        "attacked": attacked,
-        "baseline_attacked": baseline_attacked,
-        "baseline_clean": baseline_clean,
-    }
-    for name, values in named.items():
+    names = ("attacked", "baseline_attacked", "baseline_clean")
+    outcomes = (attacked, baseline_attacked, baseline_clean)
+    for name, values in zip(names, outcomes, strict=True):
         check_shape(name, values, "N")
         check_like(name, values, "attacked", attacked)
         dtype = values.dtype
         check(not dtype.is_complex, f"{name}: expected real numbers, got {dtype}", TypeError)
     check_resampling(level, resamples, seed)
-    columns = torch.stack([v.detach().to("cpu", torch.float64) for v in named.values()])
+    columns = torch.stack([v.detach().to("cpu", torch.float64) for v in outcomes])
     columns = columns[:, ~columns.isnan().any(dim=0)]
-    names = ", ".join(named)
-    check(not columns.isinf().any(), f"{names}: expected no infinity, got some")
+    every = ", ".join(names)
+    check(not columns.isinf().any(), f"{every}: expected no infinity, got some")
     n = columns.shape[1]
-    check(n, f"{names}: expected an image with all three outcomes, got none")
+    check(n, f"{every}: expected an image with all three outcomes, got none")
     ours, hit, clean = columns.mean(dim=1).tolist()
     gap = hit - clean
     means = resampled_means(columns, resamples, seed)
@@ -344,9 +334,9 @@ def _pair(clean: Tensor, attacked: Tensor) -> tuple[Tensor, Tensor]:
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """N, of values N×P in float64."""
-    constant = [v.amax(dim=1) == v.amin(dim=1) for v in (a, b)]
-    centered = []
+    constant, centered = [], []
     for values in (a, b):
+        constant.append(values.amax(dim=1) == values.amin(dim=1))
         # Divided by the largest: squares of float64 pixels must not overflow.
         scaled = values / values.abs().amax(dim=1, keepdim=True).clamp(min=1e-300)
         scaled = scaled - scaled.mean(dim=1, keepdim=True)
@@ -372,11 +362,3 @@ def _places(maps: Tensor, count: int) -> Tensor:
     above, tied = values > last, values == last
     left = count - above.sum(dim=1, keepdim=True).double()
     return above.double() + tied * (left / tied.sum(dim=1, keepdim=True))
-
-
-def _unit_range(maps: Tensor) -> Tensor:
-    """Scaled to [0, 1]; a constant map to zeros."""
-    precise = maps.double()  # the difference of the ends of a float32 map may overflow
-    low, high = precise.amin(dim=(1, 2), keepdim=True), precise.amax(dim=(1, 2), keepdim=True)
-    scaled = (precise - low) / torch.where(high > low, high - low, 1)
-    return scaled.to(maps.dtype)

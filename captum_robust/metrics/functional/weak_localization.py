@@ -126,7 +126,7 @@ def localization_error(
     single = oracle or len(names) == 1
     folds = folds_of(n, ids, folds, seed, single).to(overlaps.device)
     without = overlaps.isnan().any(dim=1)
-    listed = _listed(blacklist, ids, n).to(overlaps.device)
+    listed = listed_samples(blacklist, ids, n).to(overlaps.device)
     scored = ~(without | listed)
     total = int(scored.sum())
     check(
@@ -228,7 +228,7 @@ def _columns(
     return names, torch.cat(list(families.values()), dim=1)
 
 
-def _listed(
+def listed_samples(
     blacklist: Tensor | Collection[Hashable] | None, ids: Sequence[Hashable] | None, n: int
 ) -> Tensor:
     """Return N Boolean: the samples that the blacklist takes out."""
