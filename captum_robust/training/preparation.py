@@ -12,13 +12,14 @@ from torch.utils.data import Dataset
 from captum_robust._checks import check
 from captum_robust._contexts import frozen, seeded
 from captum_robust._processes import device_of
+from captum_robust.training.image_sets import WrappedImages
 from captum_robust.training.settings import TrainingSettings
 
 _FAST = 10.0
 """The learning rate of parameters that move a whole mask, in those of the weights."""
 
 
-class CheckedLabels(Dataset[Any]):
+class CheckedLabels(WrappedImages[Any]):
     """Refuses a label that is no class before it gets to a GPU, where it ends the process.
 
     Args:
@@ -31,10 +32,8 @@ class CheckedLabels(Dataset[Any]):
     def __init__(
         self, dataset: Dataset[Any], classes: int, *, unknown: bool = False, maps: bool = False
     ) -> None:
-        self.dataset, self.classes, self.unknown, self.maps = dataset, classes, unknown, maps
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        super().__init__(dataset)
+        self.classes, self.unknown, self.maps = classes, unknown, maps
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         image, *maps, label = self.dataset[index]
