@@ -1,44 +1,22 @@
 """Training networks: one loop that goes on where it was killed, its files, and whole recipes."""
 
+# ruff: noqa: F403, F405 (mypy knows what the stars stand for, and __all__ says what is public)
+
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captum_robust.training.clean import clean_training
-    from captum_robust.training.image_sets import (
-        Augmented,
-        CroppedImages,
-        LabelledImages,
-        SegmentedImages,
-        Unlabelled,
-        held_out_split,
-    )
-    from captum_robust.training.localization import (
-        AreaPenalty,
-        CollapseWatch,
-        localization_training,
-    )
-    from captum_robust.training.localization_evaluation import LocalizationEvaluation
-    from captum_robust.training.localization_recipe import LocalizationRecipe
-    from captum_robust.training.loop import (
-        TrainingResult,
-        bare_module,
-        fit,
-    )
-    from captum_robust.training.masking import (
-        MaskingEvaluation,
-        MaskingLoss,
-        masking_training,
-        warm_up,
-    )
-    from captum_robust.training.masking_recipe import MaskingRecipe
-    from captum_robust.training.robust_recipe import RobustRecipe
-    from captum_robust.training.settings import (
-        LocalizationSettings,
-        MaskingSettings,
-        RobustSettings,
-        TrainingSettings,
-    )
+    from captum_robust.training.clean import *
+    from captum_robust.training.image_sets import *
+    from captum_robust.training.localization import *
+    from captum_robust.training.localization_evaluation import *
+    from captum_robust.training.localization_recipe import *
+    from captum_robust.training.loop import *
+    from captum_robust.training.masking import *
+    from captum_robust.training.masking_recipe import *
+    from captum_robust.training.robust_recipe import *
+    from captum_robust.training.settings import *
 
 __all__ = [
     "AreaPenalty",
@@ -68,24 +46,11 @@ __all__ = [
     "warm_up",
 ]
 
-_MODULES = (
-    "settings",
-    "loop",
-    "image_sets",
-    "clean",
-    "masking",
-    "localization",
-    "localization_evaluation",
-    "robust_recipe",
-    "masking_recipe",
-    "localization_recipe",
-)
-
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for: settings alone need no torch."""
+    """Import a name when it is first asked for; the settings come first, as they need no torch."""
     if name in __all__:
-        for module in _MODULES:
+        for module in ("settings", *(m.name for m in iter_modules(__path__))):
             content = vars(import_module(f"{__name__}.{module}"))
             if name in content:
                 return content[name]

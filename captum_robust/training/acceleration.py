@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from captum_robust.training.settings import TrainingSettings
 
@@ -56,19 +56,6 @@ def half_precision(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Return the mean over the processes that share the batches."""
-    if not _are_several():
-        return value
-    total = value.clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
-
-
-def is_first_process() -> bool:
-    """Whether this is the one of them that warns."""
-    return not _are_several() or torch.distributed.get_rank() == 0
-
-
-def _are_several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def is_first() -> bool:
+    """Whether this is the process that prints and writes, of those that share the batches."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from captum_robust._checks import (
     check,
     check_choice,
     check_count,
+    check_floating,
     check_number,
     check_type,
     checked_bounds,
@@ -30,7 +31,7 @@ from captum_robust.attacks.ascent import ascend, changed
 from captum_robust.attacks.norms import Tensors, norm_of
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.loop import TrainingResult, bare_module, fit
-from captum_robust.training.preparation import shape_or_type
+from captum_robust.training.preparation import count_classes, shape_or_type
 from captum_robust.training.schedule import Batch
 from captum_robust.training.settings import TrainingSettings
 
@@ -88,11 +89,9 @@ class InnerAttack:
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         """The adversarial images N×…, without a graph; the weights get no gradients."""
         if images.ndim == 4:  # convolutions are some 10 to 20 % faster on channels_last
-            try:
-                laid_out = images.contiguous(memory_format=torch.channels_last)
+            laid_out = images.contiguous(memory_format=torch.channels_last)
+            with suppress(RuntimeError):  # a network that calls view() on its features takes none
                 return self._climb(network, laid_out, labels, seed)
-            except RuntimeError:  # a network that calls view() on its features takes none
-                pass
         return self._climb(network, images.contiguous(), labels, seed)
 
     def _climb(self, network: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
@@ -284,9 +283,13 @@ def adversarial_training(
         count = min(evaluation_images, len(held_out))  # type: ignore[arg-type]
         evaluate = RobustAccuracy(Subset(held_out, range(count)), epsilon)
         described["evaluation_images"] = count
-    settings = TrainingSettings() if settings is None else settings
+    settings = settings or TrainingSettings()
     with _placed(static_models, training_device(settings)):
-        _check_same_classes(model, static_models, dataset)
+        models = (model, *static_models) if static_models else ()
+        counts = [count_classes("model", each, dataset, 0) for each in models]
+        for n in counts:
+            has = f"one has {n} classes, the model in training {counts[0]}"
+            check(n == counts[0], f"static_models: {has}")
         return fit(
             model,
             dataset,
@@ -308,10 +311,7 @@ def _check_images(dataset: Dataset[Any]) -> None:
             got = type(item).__name__
             check(is_pair, f"dataset: expected pairs (image, class), got {got}", TypeError)
             image, label = item
-            is_image = isinstance(image, Tensor) and image.is_floating_point()
-            got = str(getattr(image, "dtype", type(image).__name__))
-            expected = "expected images as floating-point tensors"
-            check(is_image, f"dataset: {expected}, got {got}", TypeError)
+            check_floating("dataset: image", image)
             number = torch.as_tensor(label)
             is_class = not (number.is_floating_point() or number.ndim)
             expected = "expected a class number for each image"
@@ -335,22 +335,6 @@ def _placed(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]
     finally:
         for model, place in zip(models, places, strict=True):
             model.to(place)
-
-
-def _check_same_classes(
-    model: nn.Module, static_models: Sequence[nn.Module], dataset: Dataset[Any]
-) -> None:
-    if not static_models:
-        return
-    with seeded(0, None), torch.no_grad():
-        image = dataset[0][0][None]
-        counts = []
-        for each in (model, *static_models):
-            with evaluation(each):
-                counts.append(_scores(each, image.to(device_of(each))).shape[1])
-    own = counts[0]
-    for count in counts[1:]:
-        check(count == own, f"static_models: one has {count} classes, the model in training {own}")
 
 
 def _scores(network: nn.Module, images: Tensor) -> Tensor:

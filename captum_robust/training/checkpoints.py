@@ -1,18 +1,33 @@
-"""The state of a training run on disk: one safetensors file, and the run's configuration."""
+"""A training run on disk: what tells it from another, its state in one file, its log."""
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from captum_robust._checks import printable
-from captum_robust._files import check_same_run, read_tensors, write_tensors, write_whole
+from captum_robust._files import (
+    check_same_run,
+    checksum,
+    read_tensors,
+    write_tensors,
+    write_whole,
+)
+from captum_robust.training.schedule import SeededItems
+from captum_robust.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
 
@@ -65,6 +80,43 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer) -> int
             f"{printable(str(path))} is of another network or optimiser: {first}"
         ) from None
     return int(step)
+
+
+def identity_of(
+    network: nn.Module,
+    dataset: Any,
+    optimizer: Optimizer,
+    settings: TrainingSettings,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Return the part of a run's configuration that is the same for whatever is trained."""
+    facts = asdict(settings)
+    for name in ("workers", "checkpoint_every", "device"):  # the weights do not depend on these
+        del facts[name]
+    shapes = {name: list(t.shape) for name, t in network.state_dict().items()}
+    groups = [
+        {k: v for k, v in group.items() if k not in ("params", "initial_lr")}
+        | {"lr": group.get("initial_lr", group["lr"])}  # "lr" may be what a schedule left
+        for group in optimizer.param_groups
+    ]
+    return {
+        **facts,
+        "device": accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "data": _data_checksum(dataset, settings.seed),
+        "network": f"{type(network).__name__} {zlib.crc32(json.dumps(shapes).encode()):08x}",
+        "optimizer": f"{type(optimizer).__name__} {groups}",
+    }
+
+
+def _data_checksum(dataset: Any, seed: int) -> str:
+    """Return how many samples there are and a checksum of 16: enough to notice other data."""
+    count, items = len(dataset), SeededItems(dataset, seed, 0)
+    parts: list[Any] = []
+    for number in sorted({i * (count - 1) // 15 for i in range(16)}):
+        item = items[number]
+        parts += item if isinstance(item, (list, tuple)) else [item]
+    return f"{count} samples {checksum(map(torch.as_tensor, parts)):08x}"
 
 
 def has_begun(path: Path, configuration: Mapping[str, Any]) -> bool:
@@ -124,8 +176,7 @@ def _whole_rows(path: Path) -> Iterable[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
-            return
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            index(row["step"])
+        except (ValueError, TypeError, KeyError):
             return
         yield row

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from captum_robust._checks import check_type
+from captum_robust._checks import check, check_type
 from captum_robust._processes import device_of
 from captum_robust.training.acceleration import training_device
+from captum_robust.training.adversarial import standard_loss
 from captum_robust.training.loop import TrainingResult, fit
 from captum_robust.training.preparation import CheckedLabels, adamw, count_classes
-from captum_robust.training.schedule import Batch, Schedule
+from captum_robust.training.schedule import Schedule
 from captum_robust.training.settings import TrainingSettings
 
 
@@ -47,37 +47,29 @@ def clean_training(
         ValueError: one class, a label that is none of the classes; see also
             :func:`captum_robust.training.fit`.
     """
-    if settings is None:
-        settings = TrainingSettings(epochs=10, learning_rate=2e-3, weight_decay=1e-3)
+    settings = settings or TrainingSettings(epochs=10, learning_rate=2e-3, weight_decay=1e-3)
     check_type("classifier", classifier, nn.Module, "a torch.nn.Module")
     Schedule(dataset, settings)  # refuses too few images
     classifier.to(training_device(settings))
+    classes = count_classes("classifier", classifier, dataset, settings.seed)
+    check(classes > 1, "classifier: expected two or more classes, it has one")
     return fit(
         classifier,
-        CheckedLabels(dataset, count_classes(classifier, dataset, settings.seed)),
-        _cross_entropy,
+        CheckedLabels(dataset, classes),
+        standard_loss,
         settings,
         optimizer=adamw(classifier.parameters(), settings),
-        evaluate=None if held_out is None else _Accuracy(held_out),
+        evaluate=None if held_out is None else partial(_accuracy, held_out),
         out=out,
         configuration=configuration,
         progress=progress,
     )
 
 
-def _cross_entropy(classifier: nn.Module, batch: Batch, _: int) -> Tensor:
-    images, labels = batch
-    return F.cross_entropy(classifier(images).float(), labels)
-
-
-@dataclass(frozen=True)
-class _Accuracy:
-    images: Dataset[Any]
-
-    def __call__(self, classifier: nn.Module) -> dict[str, float]:
-        device = device_of(classifier)
-        right = []
-        with torch.no_grad():
-            for x, labels in DataLoader(self.images, 64, generator=torch.Generator()):
-                right.append(classifier(x.to(device)).argmax(dim=1).cpu() == labels)
-        return {"clean_accuracy": float(torch.cat(right).float().mean())}
+def _accuracy(images: Dataset[Any], classifier: nn.Module) -> dict[str, float]:
+    device = device_of(classifier)
+    right = []
+    with torch.no_grad():
+        for x, labels in DataLoader(images, 64, generator=torch.Generator()):
+            right.append(classifier(x.to(device)).argmax(dim=1).cpu() == labels)
+    return {"clean_accuracy": float(torch.cat(right).float().mean())}

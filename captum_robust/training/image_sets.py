@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,49 +15,55 @@ from torch.utils.data import Dataset
 from captum_robust._checks import check, check_choice, check_number
 from captum_robust.data import FITS, DataError, LocalizationDataset, Sample, fitted, resize
 
+T = TypeVar("T", covariant=True)
+
 
 class _DecodedImages(Dataset[tuple[Tensor, int]]):
     """Images that were all decoded once, kept as bytes where all of them fit in ``memory``."""
 
-    def __init__(self, dataset: LocalizationDataset, memory: int) -> None:
-        self.dataset, self.memory = dataset, memory
+    def __init__(self, dataset: LocalizationDataset, memory: int, progress: bool) -> None:
+        from tqdm import tqdm
+
+        self.dataset = dataset
         self.ids: list[str] = []
         self.labels: list[int] = []
+        self.boxes: list[Tensor] = []
+        """The boxes of each image, M×4, in its pixels when it is first decoded."""
         self.unusable: dict[str, str] = {}
         """Id -> why: it can't be decoded, or has no class."""
         self._positions: list[int] = []
         self._pixels: list[Tensor] = []
-        """Of all images, or of none."""
-        self._used = 0
+        """The bytes of all images, or of none."""
+        used = 0
+        for i in tqdm(range(len(dataset)), unit="image", disable=not progress):
+            try:
+                sample = self._sample(i)
+                label = self._label(sample)
+            except DataError as error:
+                self.unusable[dataset.ids[i]] = str(error)
+                continue
+            if label is None:
+                continue
+            self.ids.append(sample.id)
+            self.labels.append(label)
+            self.boxes.append(sample.boxes)
+            self._positions.append(i)
+            if used <= memory:
+                self._pixels.append(self._bytes(sample))
+                used += self._pixels[-1].numel()
+            if used > memory:
+                self._pixels.clear()
 
     def _sample(self, position: int) -> Sample:
         return self.dataset[position]
 
+    def _label(self, sample: Sample) -> int | None:
+        """Return the class to train on; None: the image is left out without a word."""
+        return -1 if sample.label is None else sample.label
+
     def _bytes(self, sample: Sample) -> Tensor:
         """3×h×w: the same bytes whether they are kept or decoded again."""
         return (sample.image * 255).round().to(torch.uint8)
-
-    def _decoded(self, progress: bool) -> Iterator[tuple[int, Sample]]:
-        """Yield position and sample of each image that can be decoded; note the others."""
-        from tqdm import tqdm
-
-        for i in tqdm(range(len(self.dataset)), unit="image", disable=not progress):
-            try:
-                sample = self._sample(i)
-            except DataError as error:
-                self.unusable[self.dataset.ids[i]] = str(error)
-                continue
-            yield i, sample
-
-    def _keep(self, position: int, sample: Sample, label: int) -> None:
-        self.ids.append(sample.id)
-        self.labels.append(label)
-        self._positions.append(position)
-        if self._used <= self.memory:
-            self._pixels.append(self._bytes(sample))
-            self._used += self._pixels[-1].numel()
-        if self._used > self.memory:
-            self._pixels.clear()
 
     def _pixels_at(self, index: int) -> Tensor:
         if self._pixels:
@@ -101,7 +107,6 @@ class LabelledImages(_DecodedImages):
         progress: bool = False,
     ) -> None:
         check_choice("fit", fit, FITS)
-        super().__init__(dataset, memory)
         names = list(dataset.class_names or [])
         chosen = list(range(len(names))) if classes is None else list(classes)
         n = len(names)
@@ -109,15 +114,8 @@ class LabelledImages(_DecodedImages):
         check(are_classes, f"classes: expected different numbers from 0 to {n - 1}, got {chosen}")
         self.size, self.fit = size, fit
         self.class_names = [names[c] for c in chosen]
-        self.boxes: list[Tensor] = []
-        """The boxes of each image, M×4, in pixels of the size."""
-        new_label = {c: i for i, c in enumerate(chosen)}
-        for i, sample in self._decoded(progress):
-            if sample.label is None:
-                self.unusable[sample.id] = f"{sample.source or sample.id}: no class is known"
-            elif sample.label in new_label:
-                self._keep(i, sample, new_label[sample.label])
-                self.boxes.append(sample.boxes)
+        self._new_label = {c: i for i, c in enumerate(chosen)}
+        super().__init__(dataset, memory, progress)
         present = sorted({self.class_names[label] for label in self.labels})
         check(
             len(present) > 1,
@@ -129,11 +127,26 @@ class LabelledImages(_DecodedImages):
     def _sample(self, position: int) -> Sample:
         return fitted(self.dataset[position], self.size, self.fit)
 
+    def _label(self, sample: Sample) -> int | None:
+        if sample.label is None:
+            raise DataError(f"{sample.source or sample.id}: no class is known")
+        return self._new_label.get(sample.label)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self._pixels_at(index).float() / 255, self.labels[index]
 
 
-class SegmentedImages(Dataset[tuple[Tensor, Tensor, int]]):
+class WrappedImages(Dataset[T]):
+    """As many images as in another data set."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+
+class SegmentedImages(WrappedImages[tuple[Tensor, Tensor, int]]):
     """Images with their super-pixels: (3×H×W, segments H×W int64, class).
 
     Args:
@@ -145,20 +158,18 @@ class SegmentedImages(Dataset[tuple[Tensor, Tensor, int]]):
     """
 
     def __init__(self, dataset: Dataset[tuple[Tensor, int]], segments: Tensor) -> None:
-        count = len(dataset)  # type: ignore[arg-type]
+        super().__init__(dataset)
+        count = len(self)
         fits, got = segments.ndim == 3 and len(segments) == count, tuple(segments.shape)
         check(fits, f"segments: expected {count}×H×W, one map an image, got {got}")
-        self.dataset, self.segments = dataset, segments
-
-    def __len__(self) -> int:
-        return len(self.segments)
+        self.segments = segments
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         image, label = self.dataset[index]
         return image, self.segments[index].long(), label
 
 
-class Augmented(Dataset[Any]):
+class Augmented(WrappedImages[Any]):
     """Images mirrored in half of all cases and shifted by up to a tenth of their sides.
 
     What a shift leaves open is filled with the mirrored border. Draws from torch's global
@@ -167,12 +178,6 @@ class Augmented(Dataset[Any]):
     Args:
         dataset: items (image, class) or (image, segments, class), whose segments go along.
     """
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         image, *maps, label = self.dataset[index]
@@ -232,11 +237,9 @@ class CroppedImages(_DecodedImages):
         for name, (low, high), most in (("area", area, 1), ("aspect", aspect, math.inf)):
             in_order = 0 < low <= high <= most
             check(in_order, f"{name}: expected a range above 0, got ({low}, {high})")
-        super().__init__(dataset, memory)
         self.size = (size, size) if isinstance(size, int) else size
         self.area, self.aspect, self.mirror = area, aspect, mirror
-        for i, sample in self._decoded(progress):
-            self._keep(i, sample, -1 if sample.label is None else sample.label)
+        super().__init__(dataset, memory, progress)
         trouble = self._first_trouble()
         check(self.ids, f"{dataset.root}: none of {len(dataset)} images can be used{trouble}")
 
@@ -278,14 +281,8 @@ class CroppedImages(_DecodedImages):
         return pixels[:, top : top + tall, left : left + wide]
 
 
-class Unlabelled(Dataset[tuple[Tensor, int]]):
+class Unlabelled(WrappedImages[tuple[Tensor, int]]):
     """The images of another data set, their classes unknown (-1)."""
-
-    def __init__(self, dataset: Dataset[tuple[Tensor, int]]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.dataset[index][0], -1

@@ -25,11 +25,7 @@ from captum_robust._checks import (
 from captum_robust._contexts import frozen, resting, seeded
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, removal_loss
 from captum_robust.nn.removal_loss import FORMS
-from captum_robust.training.acceleration import (
-    is_first_process,
-    mean_over_processes,
-    training_device,
-)
+from captum_robust.training.acceleration import is_first, training_device
 from captum_robust.training.localization_evaluation import LocalizationEvaluation
 from captum_robust.training.loop import TrainingResult, fit
 from captum_robust.training.preparation import CheckedLabels, adamw, count_classes
@@ -76,10 +72,9 @@ class AreaPenalty:
     power: float = 2.0
 
     def __post_init__(self) -> None:
-        check_number("weight", self.weight, 0)
+        for name, least in (("weight", 0), ("gain", 0), ("power", 1)):
+            check_number(name, getattr(self, name), least)
         check_number("start", self.weight if self.start is None else self.start, 0)
-        check_number("gain", self.gain, 0)
-        check_number("power", self.power, 1)
         check_number("rise", self.rise, 0, 1)
         if self.target is not None:
             check_number("target", self.target, 0, 1, open_low=True, open_high=True)
@@ -122,6 +117,23 @@ class CollapseWatch:
         check_number("factor", self.factor, 1, open_low=True)
 
 
+@dataclass(frozen=True)
+class _Rules:
+    """What both networks play by; see :func:`localization_training`."""
+
+    area: AreaPenalty
+    watch: CollapseWatch
+    steps_of_classifier: int = 1
+    form: str = "bounded"
+    literal: bool = False
+    clean_share: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_count("steps_of_classifier", self.steps_of_classifier, 1)
+        check_choice("form", self.form, FORMS)
+        check_number("clean_share", self.clean_share, 0, 1)
+
+
 class _Opponents(nn.Module):
     """Both networks, the loss of each, and how far their training is.
 
@@ -132,26 +144,14 @@ class _Opponents(nn.Module):
     def __init__(
         self,
         network: LocalizationNetwork,
-        steps: int,
-        *,
         layers: Sequence[nn.Module],
-        steps_of_classifier: int,
-        area: AreaPenalty,
-        watch: CollapseWatch,
-        form: str,
-        literal: bool,
-        clean_share: float,
+        rules: _Rules,
+        steps: int,
         seed: int,
     ) -> None:
         super().__init__()
-        self.network = network
-        self.steps = steps
+        self.network, self.rules, self.steps, self.seed = network, rules, steps, seed
         self.layers = tuple(layers)  # a tuple: they are not registered twice
-        self.steps_of_classifier = steps_of_classifier
-        self.area, self.watch = area, watch
-        self.form, self.literal = form, literal
-        self.clean_share = clean_share
-        self.seed = seed
         self.step = 0
         self.area_factor = 1.0
         self.steps_in_collapse = 0
@@ -191,20 +191,20 @@ class _Opponents(nn.Module):
         """
         if self.training:
             self._look()
-        generator = torch.Generator().manual_seed(seed)
-        corrupts = not self.layers or self.step % self.steps_of_classifier == 0
+        rules, generator = self.rules, torch.Generator().manual_seed(seed)
+        corrupts = not self.layers or self.step % rules.steps_of_classifier == 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and corrupts):
             mask, probabilities = self.network.sample(
-                images, segments, generator, literal=self.literal
+                images, segments, generator, literal=rules.literal
             )
-        weight = self.area_factor * self.area.at(self.step, self.steps)
+        weight = self.area_factor * rules.area.at(self.step, self.steps)
         areas = mask.flatten(1).mean(dim=1)
         removed = self.network.remove(images, mask)
         loss = images.new_zeros(())
         asked: list[Tensor] = []
         if self.layers:
             drawn = torch.rand(len(images), 1, 1, 1, generator=generator).to(images)
-            mixed = torch.where(drawn < self.clean_share, images, removed.detach())
+            mixed = torch.where(drawn < rules.clean_share, images, removed.detach())
             asked.append(self.network.classifier(mixed).float())
             loss = F.cross_entropy(asked[0], labels)
         if corrupts:
@@ -212,11 +212,11 @@ class _Opponents(nn.Module):
             # this one reads them.
             with frozen(self.network.classifier):
                 asked.append(self.network.classifier(removed).float())
-            cost = weight * areas.pow(self.area.power).mean()
-            loss = loss + removal_loss(asked[-1], labels, self.form).mean() + cost
+            cost = weight * areas.pow(rules.area.power).mean()
+            loss = loss + removal_loss(asked[-1], labels, rules.form).mean() + cost
         area = areas.detach().mean()
         named = {
-            "removal": removal_loss(asked[-1].detach(), labels, self.form).mean(),
+            "removal": removal_loss(asked[-1].detach(), labels, rules.form).mean(),
             "area": area,
             "cross_entropy": F.cross_entropy(asked[0].detach(), labels),
             "area_weight": area.new_tensor(weight),
@@ -238,26 +238,25 @@ class _Opponents(nn.Module):
         """
         if self.area_sum is None or self.step % _LOOK_EVERY:
             return
-        mean = float(mean_over_processes(self.area_sum)) / _LOOK_EVERY
+        from accelerate.utils import reduce
+
+        area, watch = self.rules.area, self.rules.watch
+        mean = float(reduce(self.area_sum, "mean")) / _LOOK_EVERY
         self.area_sum = None
-        if self.area.target is not None:
-            change = _LOOK_EVERY * self.area.gain * (mean - self.area.target)
-            self.area_factor *= math.exp(change)
-        if self.watch.low <= mean <= self.watch.high:
-            self.steps_in_collapse = 0
+        if area.target is not None:
+            self.area_factor *= math.exp(_LOOK_EVERY * area.gain * (mean - area.target))
+        is_on, is_off = mean > watch.high, mean < watch.low
+        self.steps_in_collapse = self.steps_in_collapse + _LOOK_EVERY if is_on or is_off else 0
+        if self.steps_in_collapse < watch.steps:
             return
-        self.steps_in_collapse += _LOOK_EVERY
-        if self.steps_in_collapse < self.watch.steps:
-            return
-        is_on = mean > self.watch.high
-        self.area_factor *= self.watch.factor if is_on else 1 / self.watch.factor
+        self.area_factor *= watch.factor if is_on else 1 / watch.factor
         self.steps_in_collapse = 0
         self.restarts += 1
         _start_anew(self.network.corruption, self.seed + self.restarts)
-        if is_first_process():
+        if is_first():
             warnings.warn(
                 f"step {self.step}: the masks removed {'all' if is_on else 'nothing'} (mean "
-                f"{mean:.3f}) for {self.watch.steps} steps; the corruption network's last layer "
+                f"{mean:.3f}) for {watch.steps} steps; the corruption network's last layer "
                 f"starts anew, with the weight of the area times {self.area_factor:g}",
                 RuntimeWarning,
                 stacklevel=2,
@@ -331,45 +330,29 @@ def localization_training(
             see also :func:`captum_robust.training.fit`.
         ImportError: accelerate is missing; names the pip command.
     """
-    if settings is None:
-        settings = TrainingSettings(epochs=10, learning_rate=1e-3, weight_decay=1e-4)
+    settings = settings or TrainingSettings(epochs=10, learning_rate=1e-3, weight_decay=1e-4)
     check_type("network", network, LocalizationNetwork, "a LocalizationNetwork")
-    check_count("steps_of_classifier", steps_of_classifier, 1)
-    check_choice("form", form, FORMS)
-    check_number("clean_share", clean_share, 0, 1)
+    area, watch = area or AreaPenalty(), watch or CollapseWatch()
+    rules = _Rules(area, watch, steps_of_classifier, form, literal, clean_share)
     layers = _layers_of(network.classifier, trainable_layers)
     schedule = Schedule(dataset, settings)
     network.to(training_device(settings))
     _check_segments(dataset, superpixels, settings.seed)
-    classes = count_classes(network.classifier, dataset, settings.seed)
-    opponents = _Opponents(
-        network,
-        schedule.steps,
-        layers=layers,
-        steps_of_classifier=steps_of_classifier,
-        area=AreaPenalty() if area is None else area,
-        watch=CollapseWatch() if watch is None else watch,
-        form=form,
-        literal=literal,
-        clean_share=clean_share,
-        seed=settings.seed,
-    )
+    classes = count_classes("classifier", network.classifier, dataset, settings.seed)
+    check(classes > 1, "classifier: expected two or more classes, it has one")
     described = {
-        "steps_of_classifier": steps_of_classifier,
-        "area": repr(opponents.area),
-        "watch": repr(opponents.watch),
+        **vars(rules),
+        "area": repr(area),
+        "watch": repr(watch),
         "trainable_layers": trainable_layers,
-        "form": form,
-        "literal": literal,
         "superpixels": superpixels,
-        "clean_share": clean_share,
         "validation": None if validation is None else len(validation.images),  # type: ignore[arg-type]
     }
     trained = {p for layer in layers for p in layer.parameters()}
     with resting(p for p in network.classifier.parameters() if p not in trained):
         asking = [p for p in network.parameters() if p.requires_grad]
         return fit(
-            opponents,
+            _Opponents(network, layers, rules, schedule.steps, settings.seed),
             CheckedLabels(dataset, classes, maps=superpixels),
             _loss,
             settings,

@@ -4,60 +4,47 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from captum_robust._checks import check, check_choice, check_count
-from captum_robust._contexts import seeded
 from captum_robust.data.superpixels import cached_superpixels, superpixel_path
 from captum_robust.models import Classifier, load_classifier, takes_size
 from captum_robust.models.zoo import published_weights
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, save_localization_network
 from captum_robust.nn.removal_loss import FORMS
 from captum_robust.training.clean import clean_training
-from captum_robust.training.image_sets import (
-    Augmented,
-    LabelledImages,
-    SegmentedImages,
-    held_out_split,
-)
+from captum_robust.training.image_sets import SegmentedImages
 from captum_robust.training.localization import AreaPenalty, localization_training
 from captum_robust.training.localization_evaluation import LocalizationEvaluation
 from captum_robust.training.loop import TrainingResult
-from captum_robust.training.recipe import (
-    Recipe,
-    card,
-    class_names_of,
-    is_first,
-    labelled_split,
-    open_images,
-    weights_crc32,
-)
+from captum_robust.training.recipe import LabelledRecipe
 from captum_robust.training.settings import LocalizationSettings
 
 _CLASSIFIER = "classifier"
 """The trunk that is a copy of it."""
 
 
-class LocalizationRecipe(Recipe):
+class LocalizationRecipe(LabelledRecipe):
     """Train a network that removes objects against a classifier that learns to miss nothing.
 
     First the classifier alone, on clean images, then both. Boxes are used to measure only; images
-    without any are trained on all the same.
+    without any are trained on all the same. Its :attr:`file` is one that
+    :func:`load_localization_network` takes.
 
     Args:
         settings: see :class:`LocalizationSettings`.
         progress: show bars on standard error.
     """
 
-    images: LabelledImages
+    settings: LocalizationSettings
+    network: LocalizationNetwork
+    file_name = "localization.safetensors"
 
     def __init__(self, settings: LocalizationSettings, *, progress: bool = False) -> None:
-        self.settings = s = settings
+        s = settings
         check_choice("form", s.form, FORMS)
         target = s.area_target or None
         self.penalty = AreaPenalty(
@@ -67,16 +54,6 @@ class LocalizationRecipe(Recipe):
         check_count("evaluation_images", s.evaluation_images, 0)
         self.trains_trunk = _trains_trunk(s)
         super().__init__(s, progress=progress)
-        dataset = open_images(s.kind, s.images, s.out)
-        self.class_names = class_names_of(dataset, s)
-        held_out_split([], s.held_out, s.seed)
-        with seeded(s.seed, None):
-            self.network = self._network()
-        self._start = weights_crc32(self.network)
-        size = self.classifier.input_size
-        classes, show = range(len(self.class_names)), progress and is_first()
-        self.images = LabelledImages(dataset, size, fit=s.fit, classes=classes, progress=show)
-        self.training, self.testing = labelled_split(self.images, s.held_out, s.seed)
         self.testing = self.testing[: s.evaluation_images]
         self._examples: Dataset[Any] = self.images
         if s.superpixels:
@@ -85,92 +62,56 @@ class LocalizationRecipe(Recipe):
         measured = Subset(self._examples, self.testing)
         self.evaluation = LocalizationEvaluation(self.network, measured, boxes, s.superpixels)
 
-    @property
-    def classifier(self) -> Classifier:
-        """The classifier that is trained along."""
-        classifier = self.network.classifier
-        assert isinstance(classifier, Classifier)
-        return classifier
-
-    @property
-    def file(self) -> Path:
-        """The file of the network, which :func:`load_localization_network` takes."""
-        return self.settings.out / "localization.safetensors"
-
     def pretrain(self) -> TrainingResult | None:
         """Train the classifier alone, on clean images; None where that was not asked for."""
         s = self.settings
         if not s.pretraining_epochs:
             return None
+        images, held_out = self._parts(self.images)
         result = clean_training(
             self.classifier,
-            self._augmented(Subset(self.images, self.training)),
-            replace(
-                self.loop,
-                epochs=s.pretraining_epochs,
-                learning_rate=s.pretraining_rate,
-                evaluate_every=None,
+            images,
+            s.training(
+                epochs=s.pretraining_epochs, learning_rate=s.pretraining_rate, evaluate_every=None
             ),
-            held_out=Subset(self.images, self.testing) if self.testing else None,
+            held_out=held_out,
             out=s.out / "classifier",
-            configuration=self._configuration(),
+            configuration=self._configuration("start_crc32"),
             progress=self.progress,
         )
         if s.trunk == _CLASSIFIER:
             self.network.corruption.trunk.load_state_dict(self.classifier.state_dict())
         return result
 
-    def train(self) -> TrainingResult:
-        """Train both networks after :meth:`pretrain`, or go on; the first process writes."""
+    def _fit(self) -> TrainingResult:
         s = self.settings
-        result = localization_training(
+        return localization_training(
             self.network,
-            self._augmented(Subset(self._examples, self.training)),
+            self._parts(self._examples)[0],
             self.loop,
-            steps_of_classifier=s.steps_of_classifier,
             area=self.penalty,
-            trainable_layers=s.trainable_layers,
-            form=s.form,
-            literal=s.literal,
-            superpixels=s.superpixels,
+            **s.named("steps_of_classifier", "trainable_layers", "form", "literal", "superpixels"),
             clean_share=s.clean_share,
             validation=self.evaluation if self.testing else None,
             out=s.out,
             configuration={
-                **self._configuration(),
-                "width": s.width,
+                **self._configuration("start_crc32"),
+                **s.named("width", "segments"),
                 "trunk": [s.trunk, s.trunk_weights, self.trains_trunk, s.trunk_size],
-                "segments": s.segments,
                 "pretraining": [s.pretraining_epochs, s.pretraining_rate],
             },
             progress=self.progress,
         )
-        if is_first():
-            trunk = None if s.trunk is None else [s.trunk, s.trunk_weights, self.trains_trunk]
-            last = result.evaluations[-1] if result.evaluations else {}
-            facts = {"classifier": s.model, "trunk": trunk, "held_out": last}
-            text = card("localization", s, len(self.training), **facts)
-            save_localization_network(self.network, self.file, half=s.half, card=text)
-        return result
 
-    def _configuration(self) -> dict[str, Any]:
+    def _save(self, result: TrainingResult) -> None:
         s = self.settings
-        return {
-            "model": s.model,
-            "weights": s.weights,
-            "start_crc32": self._start,
-            "classes": self.class_names,
-            "input_size": list(self.classifier.input_size),
-            "augment": s.augment,
-        }
-
-    def _augmented(self, images: Dataset[Any]) -> Dataset[Any]:
-        return Augmented(images) if self.settings.augment else images
+        trunk = None if s.trunk is None else [s.trunk, s.trunk_weights, self.trains_trunk]
+        last = result.evaluations[-1] if result.evaluations else {}
+        card = self._card("localization", classifier=s.model, trunk=trunk, held_out=last)
+        save_localization_network(self.network, self.file, half=s.half, card=card)
 
     def _network(self) -> LocalizationNetwork:
-        s, names = self.settings, self.class_names
-        weights = published_weights(s.weights)
-        classifier = load_classifier(s.model, weights, class_names=names, input_size=s.size)
+        s, classifier = self.settings, self.classifier
         trunk = _trunk(s, classifier)
         if trunk is not None:
             trunk.requires_grad_(self.trains_trunk)
@@ -192,29 +133,23 @@ class LocalizationRecipe(Recipe):
             if not file.exists() and not os.access(file.parent, os.W_OK):
                 file = s.out / file.name
         with PartialState().main_process_first():
-            show = self.progress and is_first()
-            return cached_superpixels(self.images, file, s.segments, progress=show)
+            return cached_superpixels(self.images, file, s.segments, progress=self.shows_bars)
 
 
 def _trains_trunk(s: LocalizationSettings) -> bool:
-    """Whether the trunk is trained, of settings that go together."""
+    """Return whether the trunk is trained, from settings that go together."""
     has_weights = published_weights(s.trunk_weights) is not None
     is_copy = s.trunk == _CLASSIFIER
-    check(
-        s.trunk is not None or not (has_weights or s.train_trunk is not None),
-        "--trunk-weights, --train-trunk and --freeze-trunk: give --trunk too",
-    )
-    check(
-        not (is_copy and has_weights),
-        "--trunk-weights: the trunk is a copy of the classifier; give --weights",
-    )
     is_random = not has_weights
     if is_copy:
         is_random = published_weights(s.weights) is None and not s.pretraining_epochs
-    check(
-        not (is_random and s.train_trunk is False),
-        "--freeze-trunk: the trunk's weights are random; give --trunk-weights",
-    )
+    none_is_asked_for = s.trunk is None and (has_weights or s.train_trunk is not None)
+    trunk = "--trunk-weights, --train-trunk and --freeze-trunk: give --trunk too"
+    check(not none_is_asked_for, trunk)
+    copy_has_weights = "--trunk-weights: the trunk is a copy of the classifier; give --weights"
+    check(not (is_copy and has_weights), copy_has_weights)
+    frozen = "--freeze-trunk: the trunk's weights are random; give --trunk-weights"
+    check(not (is_random and s.train_trunk is False), frozen)
     return is_random if s.train_trunk is None else s.train_trunk
 
 

@@ -24,10 +24,10 @@ from captum_robust.training.acceleration import accelerator_of, half_precision
 from captum_robust.training.checkpoints import (
     Log,
     has_begun,
+    identity_of,
     load_checkpoint,
     save_checkpoint,
 )
-from captum_robust.training.identity import identity_of
 from captum_robust.training.schedule import Batch, Schedule, derived_seed
 from captum_robust.training.settings import TrainingSettings
 
@@ -122,7 +122,7 @@ def fit(
             ``patience`` without ``best``, a ``best`` that is no number of the evaluation.
         OSError: nothing can be written to ``out``; the last checkpoint stays.
     """
-    settings = TrainingSettings() if settings is None else settings
+    settings = settings or TrainingSettings()
     check_count("patience", patience, 1, optional=True)
     check(patience is None or best is not None, "patience: say with best= which number counts")
     can_judge = best is None or evaluate is not None
@@ -186,8 +186,8 @@ class _Run:
     unread: list[tuple[dict[str, Any], dict[str, Tensor]]] = field(default_factory=list)
     """Rows whose losses are still on the device."""
     last_loss: float = math.nan
-    saved_at: float | None = None
-    """None: there is no checkpoint yet."""
+    saved_at: float = -math.inf
+    """By the clock of :func:`time.monotonic`; minus infinity: there is no checkpoint yet."""
     best_weights: dict[str, Tensor] | None = None
     """They are kept here where there is no folder."""
 
@@ -207,43 +207,44 @@ class _Run:
                 run = {"configuration": dict(configuration), "versions": versions}
                 write_whole(self.out / "run.json", json.dumps(run, indent=1) + "\n")
             # A run that was killed before its first checkpoint begins again.
-            self.log = Log(self.out / "log.jsonl", -1 if self.saved_at is None else self.step)
+            until = -1 if math.isinf(self.saved_at) else self.step
+            self.log = Log(self.out / "log.jsonl", until)
         return self.step
 
     def train(self, dataset: Dataset[Any], loss: Loss) -> None:
         """Take the steps that are left; the network ends with its last or its best weights."""
+        from tqdm import tqdm
+
         network, optimizer = self.accelerator.prepare(self.network, self.optimizer)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        if self.saved_at is None:
+        if math.isinf(self.saved_at):
             self._evaluate()
             self._save()
         shares = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.schedule.batches(dataset, self.step, *shares)
-        every = self.schedule.settings.evaluate_every or self.schedule.per_epoch
-        with self._bar() as bar:
+        settings = self.schedule.settings
+        every = settings.evaluate_every or self.schedule.per_epoch
+        hidden = not (self.progress and self.is_first)
+        total = self.schedule.steps
+        with tqdm(total=total, initial=self.step, unit="step", disable=hidden) as bar:
             for batch in () if self._is_at_rest() else batches:
                 on_device = tuple(t.to(self.accelerator.device) for t in batch)
                 self._one_step(network, optimizer, on_device, loss)
                 bar.update()
-                ends = self.step == self.schedule.steps
+                ends = self.step == total
                 if ends or self.step % every == 0:
                     self._evaluate()
                     ends = ends or self._is_at_rest()
                 if ends or self.step % _READ_EVERY == 0:
                     self._read_losses()
                     bar.set_postfix(loss=f"{self.last_loss:.3f}")
-                    if ends or self._is_due():
+                    waited = time.monotonic() - self.saved_at
+                    if ends or self._first_says(waited >= settings.checkpoint_every):
                         self._save()
                 if ends:
                     break
         self._take_best()
-
-    def _bar(self) -> Any:
-        from tqdm import tqdm
-
-        hidden = not (self.progress and self.is_first)
-        return tqdm(total=self.schedule.steps, initial=self.step, unit="step", disable=hidden)
 
     def _one_step(self, network: nn.Module, optimizer: Any, batch: Batch, loss: Loss) -> None:
         settings, device = self.schedule.settings, self.accelerator.device
@@ -359,12 +360,6 @@ class _Run:
         rest = len(scored) - 1 - scored.index(min(scored)) if scored else 0
         return self._first_says(rest >= self.patience)
 
-    def _is_due(self) -> bool:
-        """Whether it is time for a checkpoint by the clock of the first process."""
-        assert self.saved_at is not None
-        waited = time.monotonic() - self.saved_at
-        return self._first_says(waited >= self.schedule.settings.checkpoint_every)
-
     def _save(self) -> None:
         """Write a checkpoint; the losses before it are read, so a run that goes on has them all."""
         self._check_weights()
@@ -389,10 +384,9 @@ class _Run:
 
 def bare_module(network: nn.Module) -> nn.Module:
     """Return the network without the wrapper that several processes put around it."""
-    if isinstance(network, DistributedDataParallel):
-        bare: nn.Module = network.module
-        return bare
-    return network
+    is_wrapped = isinstance(network, DistributedDataParallel)
+    bare: nn.Module = network.module if is_wrapped else network  # type: ignore[assignment]
+    return bare
 
 
 def _check_numbers(values: Mapping[str, Any]) -> None:

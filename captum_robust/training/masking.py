@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from captum_robust._checks import check, check_choice, check_count, check_number, check_type
 from captum_robust._contexts import frozen, seeded
@@ -22,10 +22,8 @@ from captum_robust.nn import EvidenceRemoval, MaskingNetwork, blend, upsampled
 from captum_robust.nn.mask_decoder import MaskDecoder
 from captum_robust.nn.mask_objective import Objective, PaperObjective
 from captum_robust.training.acceleration import half_precision, training_device
-from captum_robust.training.board import Board
-from captum_robust.training.image_sets import CroppedImages, LabelledImages
-from captum_robust.training.loop import TrainingResult, fit
-from captum_robust.training.preparation import CheckedLabels, adamw, first_scores, shape_or_type
+from captum_robust.training.loop import Observe, TrainingResult, fit
+from captum_robust.training.preparation import CheckedLabels, adamw, count_classes
 from captum_robust.training.schedule import Batch, Schedule
 from captum_robust.training.settings import TrainingSettings
 
@@ -77,11 +75,7 @@ class MaskingLoss:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(images.shape, generator=generator).to(device)
         images = images + self.image_noise * noise
-        features, scores = self.network.encode(images)
-        if self.model is not self.network.encoder and bool((labels < 0).any()):
-            with torch.no_grad():
-                scores = self.model(images)
-        classes = torch.where(labels < 0, scores.argmax(dim=1), labels)
+        features, classes = _features_and_classes(self.network, self.model, images, labels)
         is_fake = torch.rand(len(images), generator=generator) < self.fake_probability
         if bool(is_fake.all()) and self.fakes == "area":
             is_fake[0] = False  # nothing would be asked of the black box
@@ -117,6 +111,17 @@ class MaskingLoss:
         destroyed = blend(images, 1 - masks, self.removal(images, generator))
         scores = self.model(torch.cat([kept, destroyed])).float()
         return scores[: len(images)], scores[len(images) :]
+
+
+def _features_and_classes(
+    network: MaskingNetwork, model: nn.Module, images: Tensor, labels: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Return the features of each scale, and the classes; for a label below 0 the black box's."""
+    features, scores = network.encode(images)
+    if model is not network.encoder and bool((labels < 0).any()):
+        with torch.no_grad():
+            scores = model(images)
+    return features, torch.where(labels < 0, scores.argmax(dim=1), labels)
 
 
 def _mean_of(values: Tensor, chosen: Tensor) -> Tensor:
@@ -167,10 +172,8 @@ class MaskingEvaluation:
 
     def _measured(self, images: Tensor) -> Tensor:
         """Return the five numbers of each image: N×5."""
-        features, scores = self.network.encode(images)
-        if self.model is not self.network.encoder:
-            scores = self.model(images)
-        classes = scores.argmax(dim=1)
+        unknown = torch.full((len(images),), -1, device=images.device)
+        features, classes = _features_and_classes(self.network, self.model, images, unknown)
         count = self.network.decoder.shape.num_classes
         size = (images.shape[2], images.shape[3])
         masks, others = (
@@ -232,19 +235,16 @@ def warm_up(
     decoder = network.decoder
     device = device_of(decoder)
     generator = torch.Generator().manual_seed(seed)
-    total = len(dataset)  # type: ignore[arg-type]
-    chosen = torch.randperm(total, generator=generator)[:images].tolist()
-    pooled_parts, class_parts = [], []
+    labelled = CheckedLabels(dataset, decoder.shape.num_classes, unknown=True)
+    chosen = torch.randperm(len(labelled), generator=generator)[:images].tolist()
+    parts = []
     with seeded(seed, None), torch.no_grad():
-        for batch, labels, *_ in DataLoader(Subset(dataset, chosen), batch_size):
-            x, labels = batch.to(device), labels.to(device)
-            features, scores = network.encode(x)
-            if model is not None and model is not network.encoder:
-                scores = model(x)
-            pooled_parts.append(features[-1].float().mean(dim=(2, 3), keepdim=True))
-            class_parts.append(torch.where(labels < 0, scores.argmax(dim=1), labels))
-    pooled, classes = torch.cat(pooled_parts), torch.cat(class_parts)
-    _check_labels([int(classes.amax())], decoder.shape.num_classes)
+        for batch, labels in DataLoader(Subset(labelled, chosen), batch_size):
+            features, classes = _features_and_classes(
+                network, model or network.encoder, batch.to(device), labels.to(device)
+            )
+            parts.append((features[-1].float().mean(dim=(2, 3), keepdim=True), classes))
+    pooled, classes = (torch.cat(each) for each in zip(*parts, strict=True))
     trained: list[Tensor] = [decoder.scale, decoder.shift]
     if decoder.embedding is not None:
         trained.append(decoder.embedding.weight)
@@ -265,6 +265,49 @@ def warm_up(
     check(is_number, f"warm-up: the loss is {last}; is a feature or image NaN?")
     decoder.zero_grad(set_to_none=True)
     return last
+
+
+@contextmanager
+def board(folder: Path | None, evaluation: MaskingEvaluation | None) -> Iterator[Observe | None]:
+    """Losses, numbers and masks for TensorBoard, as they come.
+
+    Args:
+        folder: where they go; None: nowhere.
+        evaluation: whose pictures are shown after each look; None: nobody's.
+
+    Raises:
+        ImportError: tensorboard is missing; names the pip command.
+    """
+    if folder is None:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError(
+            'the board needs the package tensorboard: pip install "captum-robust[train]"'
+        ) from None
+    writer: Any = None
+
+    def write(rows: Sequence[Mapping[str, Any]]) -> None:
+        nonlocal writer
+        # What a killed run wrote later than its checkpoint is written again.
+        writer = writer or SummaryWriter(folder, purge_step=rows[0]["step"])
+        for row in rows:
+            group = "training" if "loss" in row else "validation"
+            for name, value in row.items():
+                if name not in ("step", "epoch"):
+                    writer.add_scalar(f"{group}/{name}", value, row["step"])
+            if group == "validation" and evaluation is not None:
+                for number, picture in enumerate(evaluation.pictures):
+                    writer.add_image(f"masks/{number}", picture.clamp(0, 1), row["step"])
+        writer.flush()
+
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 def masking_training(
@@ -313,8 +356,7 @@ def masking_training(
             :func:`captum_robust.training.fit`.
         ImportError: accelerate or tensorboard is missing; names the pip command.
     """
-    if settings is None:
-        settings = TrainingSettings(batch_size=16, learning_rate=1e-3, weight_decay=1e-4)
+    settings = settings or TrainingSettings(batch_size=16, learning_rate=1e-3, weight_decay=1e-4)
     check_type("network", network, MaskingNetwork, "a MaskingNetwork")
     black_box = network.encoder if model is None else model
     check_type("model", black_box, nn.Module, "a torch.nn.Module")
@@ -322,89 +364,49 @@ def masking_training(
     Schedule(dataset, settings)  # refuses too few images
     count = network.decoder.shape.num_classes
     check(count > 1, "network: expected two or more classes, it has one")
-    _check_labels(_labels_of(dataset), count)
+    labelled = CheckedLabels(dataset, count, unknown=True)
     check(not tensorboard or out is not None, "tensorboard: give out=, the folder to write to")
     can_wait = patience is None or validation is not None
     check(can_wait, "patience: give validation=, the images to look at")
     device = training_device(settings)
     network.to(device)
     black_box.to(device)
-    loss = MaskingLoss(
-        network,
-        black_box,
-        PaperObjective() if objective is None else objective,
-        EvidenceRemoval() if removal is None else removal,
-        fake_probability,
-        fakes,
-        image_noise,
-    )
+    objective, removal = objective or PaperObjective(), removal or EvidenceRemoval()
+    loss = MaskingLoss(network, black_box, objective, removal, fake_probability, fakes, image_noise)
     evaluation = None
     if validation is not None:
         evaluation = MaskingEvaluation(network, black_box, validation, precision=settings.precision)
     described = {
-        "objective": repr(loss.objective),
-        "removal": repr(loss.removal),
+        "objective": repr(objective),
+        "removal": repr(removal),
         "fakes": f"{fakes} {fake_probability:g}",
         "image_noise": image_noise,
         "warm_up_steps": warm_up_steps,
         "decoder": repr(network.decoder.shape),
         "validation": None if validation is None else len(validation),  # type: ignore[arg-type]
     }
-    with frozen(network.encoder, black_box), ExitStack() as stack:
-        board = None
-        if tensorboard and out is not None:
-            pictures = None if evaluation is None else lambda: evaluation.pictures
-            board = stack.enter_context(closing(Board(Path(out) / "tensorboard", pictures)))
-        _check_classes(network, black_box, dataset, settings.seed)
-        if warm_up_steps and not _is_begun(out):
+    folder = Path(out) / "tensorboard" if tensorboard and out is not None else None
+    with frozen(network.encoder, black_box), board(folder, evaluation) as observe:
+        if black_box is not network.encoder:
+            theirs = count_classes("model", black_box, dataset, settings.seed)
+            expected = f"expected scores 1×{count} of an image, as many as masks"
+            check(theirs == count, f"model: {expected}, got {(1, theirs)}")
+        # Weights to go on from have the warm-up behind them.
+        goes_on = out is not None and (Path(out) / "checkpoint.safetensors").is_file()
+        if warm_up_steps and not goes_on:
             warm_up(network, dataset, model=black_box, steps=warm_up_steps, seed=settings.seed)
         gate = network.decoder.scale, network.decoder.shift
         return fit(
             network.decoder,
-            CheckedLabels(dataset, count, unknown=True),
+            labelled,
             loss,
             settings,
             optimizer=adamw(network.decoder.parameters(), settings, fast=gate),
             evaluate=evaluation,
             best=None if evaluation is None else "saliency_metric",
             patience=patience,
-            observe=board,
+            observe=observe,
             out=out,
             configuration={**described, **(configuration or {})},
             progress=progress,
         )
-
-
-def _labels_of(dataset: Dataset[Any]) -> list[int]:
-    """Return the labels of all images, where they are known without reading these; else none."""
-    if isinstance(dataset, Subset):
-        labels = _labels_of(dataset.dataset)
-        return [labels[i] for i in dataset.indices] if labels else []
-    if isinstance(dataset, TensorDataset):
-        return dataset.tensors[1].flatten().tolist() if len(dataset.tensors) > 1 else []
-    return dataset.labels if isinstance(dataset, (CroppedImages, LabelledImages)) else []
-
-
-def _check_labels(labels: Sequence[int], count: int) -> None:
-    highest = max(labels, default=-1)
-    check(highest < count, f"dataset: has class {highest}, but there are {count} classes")
-
-
-def _check_classes(
-    network: MaskingNetwork, model: nn.Module, dataset: Dataset[Any], seed: int
-) -> None:
-    """Refuse a black box with other classes than the masks."""
-    if model is network.encoder:
-        return
-    scores = first_scores(model, dataset, seed)
-    count = network.decoder.shape.num_classes
-    expected = f"expected scores 1×{count} of an image, as many as masks"
-    check(
-        getattr(scores, "shape", None) == (1, count),
-        f"model: {expected}, got {shape_or_type(scores)}",
-    )
-
-
-def _is_begun(out: str | Path | None) -> bool:
-    """Whether there are weights to go on from: they have the warm-up behind them."""
-    return out is not None and (Path(out) / "checkpoint.safetensors").is_file()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Subset
 
 from captum_robust._checks import check, check_choice, check_count
 from captum_robust._contexts import seeded
-from captum_robust.data import LocalizationDataset, load_dataset
+from captum_robust.data import LocalizationDataset
 from captum_robust.data.classes import imagenet_names
 from captum_robust.models import load_classifier
 from captum_robust.models.zoo import published_weights
@@ -26,9 +27,6 @@ from captum_robust.training.loop import TrainingResult
 from captum_robust.training.masking import masking_training
 from captum_robust.training.recipe import (
     Recipe,
-    card,
-    check_out,
-    is_first,
     open_images,
     shuffled,
     weights_crc32,
@@ -39,15 +37,19 @@ from captum_robust.training.settings import MaskingSettings
 class MaskingRecipe(Recipe):
     """Train a network that shows in one pass where the evidence of a class is.
 
+    Its :attr:`file` is one that :func:`load_masking_network` takes.
+
     Args:
         settings: see :class:`MaskingSettings`.
         progress: show bars on standard error.
     """
 
+    settings: MaskingSettings
     images: CroppedImages
+    file_name = "masking.safetensors"
 
     def __init__(self, settings: MaskingSettings, *, progress: bool = False) -> None:
-        self.settings = s = settings
+        s = settings
         check_choice("labels", s.labels, ["folder", "model"])
         self.objective = objective_named(s.objective, **_weights_of(s.weight or ()))
         self.removal = EvidenceRemoval(s.removal)
@@ -63,12 +65,12 @@ class MaskingRecipe(Recipe):
             with seeded(s.seed, None):
                 self.network = MaskingNetwork(self.classifier, learned_classes=s.learned_classes)
         self.network.to(memory_format=torch.channels_last)
-        held_out_split([], s.held_out, s.seed)
+        held_out_split([], s.held_out, s.seed)  # refuses a share before the images are read
         size = self.classifier.input_size
         others = None
         if s.validation is not None:
             others = open_for_masking("folder", s.validation, s.out, names, "model")
-        self.images = CroppedImages(dataset, size, progress=progress and is_first())
+        self.images = CroppedImages(dataset, size, progress=self.shows_bars)
         if others is not None:
             self.looked_at = CroppedImages(others, size, area=(1.0, 1.0), mirror=False)
             self.training, self.testing = (
@@ -76,53 +78,40 @@ class MaskingRecipe(Recipe):
             )
         else:
             self.looked_at = self.images.whole()
-            # Of all images alike: a class may have one only.
-            labels = [0] * len(self.images)
-            self.training, self.testing = held_out_split(labels, s.held_out, s.seed)
+            one_class = [0] * len(self.images)  # a class may have one image only
+            self.training, self.testing = held_out_split(one_class, s.held_out, s.seed)
         self.testing = shuffled(self.testing, s.seed)
         check(
             s.patience is None or self.testing[: s.evaluation_images],
             "--patience: there are no images to look at; give --validation, or a larger --held-out",
         )
 
-    @property
-    def file(self) -> Path:
-        """The file of the network, which :func:`load_masking_network` takes."""
-        return self.settings.out / "masking.safetensors"
-
-    def train(self) -> TrainingResult:
-        """Train the network, or go on; the first process writes :attr:`file`."""
+    def _fit(self) -> TrainingResult:
         s = self.settings
         testing = self.testing[: s.evaluation_images]
         images = Subset(self.images, self.training)
-        result = masking_training(
+        return masking_training(
             self.network,
             Unlabelled(images) if s.labels == "model" else images,
             self.loop,
             objective=self.objective,
             removal=self.removal,
-            fake_probability=s.fake_probability,
-            fakes=s.fakes,
             warm_up_steps=0 if s.start is not None else s.warm_up_steps,
             validation=Subset(self.looked_at, testing) if testing else None,
-            patience=s.patience,
-            out=s.out,
-            tensorboard=s.tensorboard,
+            **s.named("fake_probability", "fakes", "patience", "out", "tensorboard"),
             configuration={
-                "model": s.model,
-                "weights": s.weights,
+                **s.named("model", "weights", "labels"),
                 "weights_crc32": weights_crc32(self.classifier),
                 "start": None if s.start is None else str(s.start),
                 "start_crc32": weights_crc32(self.network.decoder),
-                "labels": s.labels,
             },
             progress=self.progress,
         )
-        if is_first():
-            facts = {"classifier": s.model, "validation": best_look(result)}
-            text = card("masking", s, len(self.training), **facts)
-            save_masking_network(self.network, self.file, half=s.half, card=text)
-        return result
+
+    def _save(self, result: TrainingResult) -> None:
+        s = self.settings
+        card = self._card("masking", classifier=s.model, validation=best_look(result))
+        save_masking_network(self.network, self.file, half=s.half, card=card)
 
 
 def best_look(result: TrainingResult) -> dict[str, float]:
@@ -134,14 +123,15 @@ def open_for_masking(
     kind: str, path: Path, out: Path, names: Sequence[str], labels: str
 ) -> LocalizationDataset:
     """Images whose labels count the classifier's classes, where they have some."""
+    names = list(names)
+    options: dict[str, Any] = {}
     if kind == "folder":
-        check_out(out, path)
-        return load_dataset("folder", path, labels="names", class_names=names or None)
-    dataset = open_images(kind, path, out)
-    if kind == "tiny-imagenet" and list(names) == list(imagenet_names()):
-        dataset = load_dataset(kind, path, split="train", labels="imagenet")
+        options = {"labels": "names", "class_names": names or None}
+    elif kind == "tiny-imagenet" and names == list(imagenet_names()):
+        options = {"labels": "imagenet"}
+    dataset = open_images(kind, path, out, **options)
     check(
-        labels == "model" or list(names) == list(dataset.class_names or []),
+        kind == "folder" or labels == "model" or names == list(dataset.class_names or []),
         f"--kind {kind}: its classes are not those of the classifier; with --labels model "
         "the classifier says them",
     )

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from captum_robust._checks import check
 from captum_robust._contexts import frozen, seeded
 from captum_robust._processes import device_of
+from captum_robust.training.image_sets import CroppedImages, LabelledImages, WrappedImages
 from captum_robust.training.settings import TrainingSettings
 
 _FAST = 10.0
 """The learning rate of parameters that move a whole mask, in those of the weights."""
 
 
-class CheckedLabels(Dataset[Any]):
+class CheckedLabels(WrappedImages[Any]):
     """Refuses a label that is no class before it gets to a GPU, where it ends the process.
+
+    Labels that are known without reading the images are looked at once, at the start.
 
     Args:
         dataset: items (image, class), or with maps between the two.
@@ -31,39 +34,44 @@ class CheckedLabels(Dataset[Any]):
     def __init__(
         self, dataset: Dataset[Any], classes: int, *, unknown: bool = False, maps: bool = False
     ) -> None:
-        self.dataset, self.classes, self.unknown, self.maps = dataset, classes, unknown, maps
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        super().__init__(dataset)
+        self.classes, self.unknown, self.maps = classes, unknown, maps
+        for index, label in enumerate(_known_labels(dataset)):
+            self._check(index, label)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         image, *maps, label = self.dataset[index]
-        number, count = int(label), self.classes
-        is_class = number < count and (self.unknown or number >= 0)
-        check(is_class, f"dataset: image {index} has class {number}, but there are {count} classes")
+        self._check(index, int(label))
         return (image, *maps, label) if self.maps else (image, label)
 
-
-def first_scores(model: nn.Module, dataset: Dataset[Any], seed: int) -> Any:
-    """Return what the model gives for the first image; nothing stays changed."""
-    device = device_of(model)
-    with seeded(seed, device), torch.no_grad(), frozen(model):
-        return model(torch.as_tensor(dataset[0][0])[None].to(device))
+    def _check(self, index: int, label: int) -> None:
+        is_class = label < self.classes and (self.unknown or label >= 0)
+        there_are = f"there are {self.classes} classes"
+        check(is_class, f"dataset: image {index} has class {label}, but {there_are}")
 
 
-def count_classes(classifier: nn.Module, dataset: Dataset[Any], seed: int) -> int:
-    """Return the number of classes: that of the scores of the first image.
+def _known_labels(dataset: Dataset[Any]) -> Sequence[int]:
+    """Return the labels of all images, where they are known without reading these; else none."""
+    if isinstance(dataset, Subset):
+        labels = _known_labels(dataset.dataset)
+        return [labels[i] for i in dataset.indices] if labels else []
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[-1].flatten().tolist() if len(dataset.tensors) > 1 else []
+    return dataset.labels if isinstance(dataset, (CroppedImages, LabelledImages)) else []
+
+
+def count_classes(name: str, model: nn.Module, dataset: Dataset[Any], seed: int) -> int:
+    """Return K of the scores N×K that a model gives for the first image; nothing stays changed.
 
     Raises:
-        TypeError: the classifier gives no scores N×K.
-        ValueError: it has one class.
+        TypeError: the model, which the message calls ``name``, gives no scores N×K.
     """
-    scores = first_scores(classifier, dataset, seed)
+    device = device_of(model)
+    with seeded(seed, device), torch.no_grad(), frozen(model):
+        scores = model(torch.as_tensor(dataset[0][0])[None].to(device))
     is_matrix = isinstance(scores, Tensor) and scores.ndim == 2
-    check(is_matrix, f"classifier: expected scores N×K, got {shape_or_type(scores)}", TypeError)
-    count = int(scores.shape[1])
-    check(count > 1, "classifier: expected two or more classes, it has one")
-    return count
+    check(is_matrix, f"{name}: expected scores N×K, got {shape_or_type(scores)}", TypeError)
+    return int(scores.shape[1])
 
 
 def shape_or_type(value: object) -> object:

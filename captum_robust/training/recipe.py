@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +10,24 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset, Subset
 
 from captum_robust._checks import check, check_choice
+from captum_robust._contexts import seeded
 from captum_robust._files import checksum
 from captum_robust.data import LocalizationDataset, load_dataset
+from captum_robust.models import Classifier, load_classifier
+from captum_robust.models.zoo import published_weights
+from captum_robust.training.acceleration import is_first as is_first
 from captum_robust.training.acceleration import training_device
-from captum_robust.training.image_sets import CroppedImages, LabelledImages, held_out_split
+from captum_robust.training.image_sets import (
+    Augmented,
+    CroppedImages,
+    LabelledImages,
+    held_out_split,
+)
 from captum_robust.training.loop import TrainingResult
-from captum_robust.training.settings import LabelledSettings, RecipeSettings
+from captum_robust.training.settings import LocalizationSettings, RecipeSettings, RobustSettings
 
 KINDS: dict[str, dict[str, Any]] = {
     "folder": {"labels": "sorted"},
@@ -45,6 +54,10 @@ class Recipe(ABC):
         ImportError: a package that training needs is missing; names the pip command.
     """
 
+    file_name: str
+    """The name of :attr:`file` in the folder of the run."""
+    classifier: Classifier
+    """What is trained, or what the network is trained with."""
     images: LabelledImages | CroppedImages
     """Those that can be used."""
     training: list[int]
@@ -53,57 +66,113 @@ class Recipe(ABC):
     """Numbers of those to measure with."""
 
     def __init__(self, settings: RecipeSettings, *, progress: bool = False) -> None:
-        self.progress = progress
+        self.settings, self.progress = settings, progress
+        self.shows_bars = progress and is_first()
         self.loop = settings.training()
         training_device(self.loop)  # so that a package that is missing is known at once
 
-    @abstractmethod
     def train(self) -> TrainingResult:
         """Train the network, or go on; the first process writes :attr:`file`."""
+        result = self._fit()
+        if is_first():
+            self._save(result)
+        return result
+
+    @abstractmethod
+    def _fit(self) -> TrainingResult:
+        """Train the network."""
+
+    @abstractmethod
+    def _save(self, result: TrainingResult) -> None:
+        """Write the network."""
 
     @property
-    @abstractmethod
     def file(self) -> Path:
         """The file of the network."""
+        return self.settings.out / self.file_name
+
+    def _card(self, command: str, **facts: Any) -> str:
+        """What is worth knowing of the network, for who gets its file."""
+        from captum_robust import __version__
+
+        return json.dumps(
+            {
+                "made_with": f"captum-robust {__version__} train {command}",
+                "training_images": len(self.training),
+                "epochs": self.settings.epochs,
+                "batch_size": self.settings.batch_size,
+                **facts,
+            }
+        )
 
 
-def is_first() -> bool:
-    """Whether this is the process that prints and writes, of those that share the batches."""
-    return int(os.environ.get("RANK", "0")) == 0
+class LabelledRecipe(Recipe):
+    """A training on images of known classes, which are those of the classifier."""
+
+    settings: RobustSettings | LocalizationSettings
+    images: LabelledImages
+
+    def __init__(
+        self, settings: RobustSettings | LocalizationSettings, *, progress: bool = False
+    ) -> None:
+        super().__init__(settings, progress=progress)
+        s = settings
+        dataset = open_images(s.kind, s.images, s.out)
+        names = list(dataset.class_names or [])
+        n = len(names)
+        check(n >= 2, f"{s.images}: expected at least two classes, found {n}")
+        in_range = s.classes is None or 2 <= s.classes <= n
+        check(in_range, f"classes: expected a number from 2 to {n}, got {s.classes}")
+        self.class_names = names[: s.classes]
+        held_out_split([], s.held_out, s.seed)  # refuses a share before the images are read
+        with seeded(s.seed, None):
+            self.classifier = load_classifier(
+                s.model,
+                published_weights(s.weights),
+                class_names=self.class_names,
+                input_size=s.size,
+            )
+            self.network = self._network()
+        self._start = weights_crc32(self.network)
+        size, classes = self.classifier.input_size, range(len(self.class_names))
+        self.images = LabelledImages(
+            dataset, size, fit=s.fit, classes=classes, progress=self.shows_bars
+        )
+        self.training, held_out = held_out_split(self.images.labels, s.held_out, s.seed)
+        self.testing = shuffled(held_out, s.seed)  # the first are of all classes
+
+    @abstractmethod
+    def _network(self) -> nn.Module:
+        """Return what is trained, from the classifier; what it draws is seeded."""
+
+    def _parts(self, images: Dataset[Any]) -> tuple[Dataset[Any], Dataset[Any] | None]:
+        """Return the images to train on, and those to measure with, if there are any."""
+        training: Dataset[Any] = Subset(images, self.training)
+        if self.settings.augment:
+            training = Augmented(training)
+        return training, Subset(images, self.testing) if self.testing else None
+
+    def _configuration(self, start: str) -> dict[str, Any]:
+        """Return what tells this run from others; ``start`` names the checksum of its weights."""
+        return {
+            **self.settings.named("model", "weights", "augment"),
+            start: self._start,
+            "classes": self.class_names,
+            "input_size": list(self.classifier.input_size),
+        }
 
 
-def open_images(kind: str, path: Path, out: Path) -> LocalizationDataset:
-    """The data set of a kind, all of whose images have a class."""
-    check_choice("kind of data set", kind, KINDS)
-    check_out(out, path)
-    return load_dataset(kind, path, **KINDS[kind])
-
-
-def check_out(out: Path, images: Path) -> None:
-    """Raise ``ValueError`` unless ``out`` is, or can be, a folder outside of the images'."""
-    check(out.is_dir() or not out.exists(), f"--out {out} is a file; give a folder")
-    inside = images.is_dir() and out.resolve().is_relative_to(images.resolve())
-    check(not inside, f"--out {out} lies inside {images}, the images' folder; give another --out")
-
-
-def class_names_of(dataset: LocalizationDataset, settings: LabelledSettings) -> list[str]:
-    """The names of the data set's classes, or of the first so many of them.
+def open_images(kind: str, path: Path, out: Path, **options: Any) -> LocalizationDataset:
+    """The data set of a kind, opened as :data:`KINDS` says but for these options.
 
     Raises:
-        ValueError: there are fewer, or fewer than two.
+        ValueError: an unknown kind; an ``out`` that is no folder outside of the images'.
     """
-    names, classes = list(dataset.class_names or []), settings.classes
-    n = len(names)
-    check(n >= 2, f"{settings.images}: expected at least two classes, found {n}")
-    in_range = classes is None or 2 <= classes <= n
-    check(in_range, f"classes: expected a number from 2 to {n}, got {classes}")
-    return names[:classes]
-
-
-def labelled_split(images: LabelledImages, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers to train on, and those held out in a drawn order: the first are of all classes."""
-    training, testing = held_out_split(images.labels, share, seed)
-    return training, shuffled(testing, seed)
+    check_choice("kind of data set", kind, KINDS)
+    check(out.is_dir() or not out.exists(), f"--out {out} is a file; give a folder")
+    inside = path.is_dir() and out.resolve().is_relative_to(path.resolve())
+    check(not inside, f"--out {out} lies inside {path}, the images' folder; give another --out")
+    return load_dataset(kind, path, **(KINDS[kind] | options))
 
 
 def shuffled(numbers: Sequence[int], seed: int) -> list[int]:
@@ -115,18 +184,3 @@ def shuffled(numbers: Sequence[int], seed: int) -> list[int]:
 def weights_crc32(network: nn.Module) -> str:
     """The checksum of the weights: a file of the same name may have been written anew since."""
     return f"{checksum(network.state_dict().values()):08x}"
-
-
-def card(command: str, settings: RecipeSettings, images: int, **facts: Any) -> str:
-    """What is worth knowing of a network, for who gets its file."""
-    from captum_robust import __version__
-
-    return json.dumps(
-        {
-            "made_with": f"captum-robust {__version__} train {command}",
-            "training_images": images,
-            "epochs": settings.epochs,
-            "batch_size": settings.batch_size,
-            **facts,
-        }
-    )

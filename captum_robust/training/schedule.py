@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from captum_robust._checks import check
+from captum_robust._checks import check, check_type
 from captum_robust._contexts import seeded, seeded_elsewhere
 from captum_robust.training.settings import TrainingSettings
 
@@ -31,11 +31,8 @@ class Schedule:
     """
 
     def __init__(self, dataset: Dataset[Any], settings: TrainingSettings) -> None:
-        try:
-            self.count = len(dataset)  # type: ignore[arg-type]
-        except TypeError:
-            got = type(dataset).__name__
-            raise TypeError(f"dataset: expected one with a length, got {got}") from None
+        check_type("dataset", dataset, Sized, "one with a length")
+        self.count = len(dataset)  # type: ignore[arg-type]
         self.settings = settings
         size = settings.batch_size
         check(self.count >= size, f"batch_size: {size}, but there are {self.count} samples")

@@ -31,13 +31,13 @@ class TrainingSettings:
     learning_rate: float = 0.1
     """The highest of the schedule."""
     weight_decay: float = 5e-4
-    """Of stochastic gradient descent."""
+    """Weight decay of stochastic gradient descent."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     precision: str = "float32"
     """float32 or bfloat16."""
     seed: int = 0
-    """Of all that is drawn."""
+    """Seed of all that is drawn."""
     evaluate_every: int | None = None
     """Steps between two measurements; else each epoch."""
     checkpoint_every: float = 60.0
@@ -60,13 +60,12 @@ class TrainingSettings:
 
     def training(self, **other: Any) -> TrainingSettings:
         """Those of these settings that the loop takes, with others in their place."""
-        own = {f.name: getattr(self, f.name) for f in fields(TrainingSettings)}
+        own = self.named(*(f.name for f in fields(TrainingSettings)))
         return TrainingSettings(**(own | other))
 
-
-def _option(default: Any, *names: str) -> Any:
-    """A field whose option has these names instead of its own."""
-    return field(default=default, metadata={"options": names})
+    def named(self, *names: str) -> dict[str, Any]:
+        """These of the settings, for a function that takes them under the same names."""
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,7 @@ class RobustSettings(LabelledSettings):
     epsilon: float = 8.0
     """Strength of the attack in levels of an 8-bit image."""
     steps: int = 7
-    """Of the attack within each training step."""
+    """Steps of the attack within each training step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +132,8 @@ class MaskingSettings(RecipeSettings):
     model: str = "efficientnet_lite0"
     """The classifier: efficientnet_lite0, …1, …2, small_resnet, torchvision."""
     weights: str = "DEFAULT"
-    """Of the classifier: DEFAULT, a member of torchvision's weights enum, none, or a .safetensors
-    file."""
+    """Weights of the classifier: DEFAULT, a member of torchvision's weights enum, none, or a
+    .safetensors file."""
     start: Path | None = None
     """A masking network to start from, else a new one."""
     labels: str = "folder"
@@ -143,7 +142,7 @@ class MaskingSettings(RecipeSettings):
     objective: str = "paper"
     """paper: its equation 3; code: the authors' hinges."""
     weight: list[str] | None = None
-    """Of the objective, as NAME=NUMBER; may be given several times."""
+    """A weight of the objective, as NAME=NUMBER; may be given several times."""
     removal: str = "both"
     """What stands in for removed pixels: both, blur or color."""
     fake_probability: float = 0.3
@@ -151,7 +150,7 @@ class MaskingSettings(RecipeSettings):
     fakes: str = "area"
     """What these are trained for: area, no mask; swapped, all but the true class."""
     warm_up_steps: int = 200
-    """Of the feature filter alone, before the rest is trained."""
+    """Steps in which the feature filter alone is trained, before the rest."""
     learned_classes: bool = False
     """Learn the classes' vectors, not take the classifier's last layer."""
     validation: Path | None = None
@@ -171,7 +170,7 @@ class MaskingSettings(RecipeSettings):
     batch_size: int = 16
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    """Of AdamW."""
+    """Weight decay of AdamW."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,16 +181,16 @@ class LocalizationSettings(LabelledSettings):
     """Folder with one sub-folder of images a class, or what --kind says."""
     out: Path = Path("captum-robust-localization")
     """Folder of the run: localization.safetensors, log.jsonl, …"""
-    kind: str = _option("folder", "--kind", "--dataset")
+    kind: str = field(default="folder", metadata={"options": ("--kind", "--dataset")})
     """folder, tiny-imagenet (its training part) or imagenet."""
     model: str = "simple_convnet"
     """The classifier: simple_convnet or small_resnet (for 64 pixels), efficientnet_lite0, …1, …2,
     or a torchvision classification model."""
     weights: str = "none"
-    """Of the classifier: none for random ones, DEFAULT, a member of torchvision's weights enum, or
-    a .safetensors file."""
+    """Weights of the classifier: none for random ones, DEFAULT, a member of torchvision's weights
+    enum, or a .safetensors file."""
     pretraining_epochs: int = 20
-    """Of the classifier alone, on clean images, before the rest."""
+    """Epochs of the classifier alone, on clean images, before the rest."""
     pretraining_rate: float = 2e-3
     """The highest learning rate of these epochs."""
     width: int = 16
@@ -200,8 +199,10 @@ class LocalizationSettings(LabelledSettings):
     """What its features come from: a network as for --model, or classifier, a copy of that; else
     four scales of its own."""
     trunk_weights: str = "none"
-    """Of the trunk, as for --weights."""
-    train_trunk: bool | None = _option(None, "--train-trunk/--freeze-trunk")
+    """Weights of the trunk, as for --weights."""
+    train_trunk: bool | None = field(
+        default=None, metadata={"options": ("--train-trunk/--freeze-trunk",)}
+    )
     """Whether it learns with the rest; else only where its weights are random."""
     trunk_size: int | None = None
     """Images are enlarged to this side for the trunk; else they are not."""
@@ -222,7 +223,7 @@ class LocalizationSettings(LabelledSettings):
     area_gain: float = 0.05
     """How fast the weight follows the share."""
     area_power: float = 2.0
-    """Of the share of each image; 1 as in the paper, 2 evens the images out."""
+    """Power of the share of each image; 1 as in the paper, 2 evens the images out."""
     trainable_layers: int | None = None
     """So many of the classifier's last layers are trained; else all of it."""
     steps_of_classifier: int = 1
@@ -230,7 +231,7 @@ class LocalizationSettings(LabelledSettings):
     clean_share: float = 0.9
     """Share of the images that the classifier sees as they are."""
     form: str = "bounded"
-    """Of the corruption network's loss: bounded, squared or literal."""
+    """Form of the corruption network's loss: bounded, squared or literal."""
     literal: bool = False
     """Draw masks by the paper's formula, not its correction."""
     evaluation_images: int = 512
@@ -239,4 +240,4 @@ class LocalizationSettings(LabelledSettings):
     epochs: int = 10
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    """Of AdamW."""
+    """Weight decay of AdamW."""

@@ -87,17 +87,10 @@ def settings(**changes: Any) -> TrainingSettings:
 
 
 def opponents(network: LocalizationNetwork, **changes: Any) -> module._Opponents:
-    given: dict[str, Any] = {
-        "layers": [network.classifier],
-        "steps_of_classifier": 1,
-        "area": paper(3.0, 3.0),
-        "watch": NEVER,
-        "form": "bounded",
-        "literal": False,
-        "clean_share": 0.5,
-        "seed": 0,
-    }
-    return module._Opponents(network, 100, **{**given, **changes})
+    layers = changes.pop("layers", [network.classifier])
+    given: dict[str, Any] = {"area": paper(3.0, 3.0), "watch": NEVER, "clean_share": 0.5}
+    rules = module._Rules(**{**given, **changes})
+    return module._Opponents(network, layers, rules, steps=100, seed=0)
 
 
 @pytest.mark.parametrize("form", ["bounded", "squared", "literal"])

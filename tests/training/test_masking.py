@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -248,9 +249,8 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None
     from captum_robust.training import masking
 
     halves = network()
-    original = masking.Board
-    masking.Board = lambda *a: stopping  # type: ignore[assignment,misc]
-    stopping.close = lambda: None  # type: ignore[attr-defined]
+    original = masking.board
+    masking.board = lambda *_: nullcontext(stopping)  # type: ignore[assignment]
     try:
         with pytest.raises(Stop):
             masking_training(
@@ -262,7 +262,7 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None
                 tensorboard=True,
             )
     finally:
-        masking.Board = original  # type: ignore[misc]
+        masking.board = original
     again = network(seed=1)  # the checkpoint replaces its weights
     result = masking_training(
         again, squares(), settings(epochs=8), validation=squares(6), out=tmp_path
