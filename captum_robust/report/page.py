@@ -192,13 +192,14 @@ def _curves(tables: Tables) -> list[Chart]:
     """Error against threshold, a chart a family."""
     charts = []
     styles = method_styles(tables.results.kinds)
-    for family, curves in tables.curves.groupby("strategy", sort=False):
+    every = tables.scoring.curves()
+    for family, curves in every.groupby("strategy", sort=False):
         lowest = curves.loc[curves.groupby("method", sort=False)["error"].idxmin()]
         said = "; ".join(
             f"{row['method']} {100 * row['error']:.1f} % at {row['alpha']:g}"
             for row in lowest.to_dict("records")
         )
-        picture = _picture(plot_curves, tables.curves, styles, str(family))
+        picture = _picture(plot_curves, every, styles, str(family))
         described = f"Error against α for the family {family}. Lowest: {said}."
         charts.append(Chart(f"{family}: {FAMILIES[str(family)]}", picture, described))
     return charts
@@ -244,7 +245,7 @@ def _error_charts(tables: Tables) -> list[Chart]:
     """Localization error against strength, a chart an attack."""
     charts = []
     styles = method_styles(tables.results.kinds)
-    for name, rows in tables.series.items():
+    for name, rows in tables.scoring.error_series(tables.methods).items():
         counts = rows["method"].value_counts()
         lines = {m: rows[rows["method"] == m] for m in styles if counts.get(m, 0) > 1}
         if not lines:

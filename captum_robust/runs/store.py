@@ -273,11 +273,11 @@ class RunStore:
         """How many result rows there are."""
         return int(self._database.execute("SELECT count(*) FROM results").fetchone()[0])
 
-    def select(self, sql: str, parameters: Iterable[Any] = ()) -> Iterator[sqlite3.Row]:
+    def select(self, sql: str, parameters: Iterable[Any] = ()) -> Iterator[dict[str, Any]]:
         """Rows of a query, one at a time."""
         cursor = self._database.cursor()
         cursor.row_factory = sqlite3.Row
-        yield from cursor.execute(sql, tuple(parameters))
+        yield from map(dict, cursor.execute(sql, tuple(parameters)))
 
 
 def pack(tensor: Tensor) -> bytes:
