@@ -44,6 +44,11 @@ class Tables:
         """The gap that each method closes."""
         return self.scoring.gap_table()
 
+    @property
+    def gap_baseline(self) -> str:
+        """The method whose gap that is; empty without one."""
+        return next(iter(self.gaps["baseline"]), "")
+
     @cached_property
     def saliency(self) -> pd.DataFrame:
         """How small a crop the class survives."""
