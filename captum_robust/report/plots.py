@@ -150,8 +150,8 @@ def plot_robust_accuracy(series: Mapping[str, pd.DataFrame]) -> Figure:
     """
     figure = _figure(figsize=(7, 5), layout="constrained")
     axes: Axes = figure.subplots()
-    handles = []
-    for i, rows in enumerate(series.values()):
+    drawn: dict[str, Any] = {}
+    for i, (name, rows) in enumerate(series.items()):
         style = line_style(i)
         rows = rows[rows["n"] > 0].sort_values("epsilon", kind="stable")
         levels, accuracy = list(255 * rows["epsilon"]), list(100 * rows["robust_accuracy"])
@@ -163,12 +163,12 @@ def plot_robust_accuracy(series: Mapping[str, pd.DataFrame]) -> Figure:
         # The later ones are thinner, so that none hides another.
         width = 1.8 + 1.4 * min(len(series) - 1 - i, 4)
         look = style.line | {"linewidth": width, "markersize": 2.5 + width}
-        handles += axes.plot(levels, accuracy, "o-", **look)
+        (drawn[name],) = axes.plot(levels, accuracy, "o-", **look)
     axes.set_xlabel("strength ε, in levels of an 8-bit image (1/255)")
     axes.set_ylabel("robust accuracy, % of images (bar: 95 % interval)")
     axes.set_ylim(-2, 102)
     _plain(axes)
-    _named_legend(figure, handles, list(series), empty=axes)
+    _named_legend(figure, drawn, empty=axes)
     return figure
 
 
@@ -208,7 +208,7 @@ def plot_error_series(series: Mapping[str, pd.DataFrame], styles: Mapping[str, S
         axes.set_ylim(-2, 102)
         _plain(axes)
     panels[0].set_ylabel("localization error, % of images (bar: 95 % interval)")
-    _named_legend(figure, list(drawn.values()), list(drawn), empty=panels[0])
+    _named_legend(figure, drawn, empty=panels[0])
     return figure
 
 
@@ -287,7 +287,7 @@ def _draw_families(
         axes.margins(x=0.01)
     for axes in grid[:, 0]:
         axes.set_ylabel("error, % of images")
-    _named_legend(figure, list(drawn.values()), list(drawn))
+    _named_legend(figure, drawn)
 
 
 def _plain(axes: Axes, lines: Literal["both", "x"] = "both") -> None:
@@ -297,22 +297,19 @@ def _plain(axes: Axes, lines: Literal["both", "x"] = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _named_legend(
-    figure: Any, handles: list[Any], names: list[str], empty: Axes | None = None
-) -> None:
+def _named_legend(figure: Any, drawn: Mapping[str, Any], empty: Axes | None = None) -> None:
     """A legend below the figure; without a line a word on the axes ``empty`` in its stead."""
-    if not handles:
+    if not drawn:
         if empty is not None:
             place: dict[str, Any] = {"ha": "center", "transform": empty.transAxes}
             empty.text(0.5, 0.5, "No attack of given strength.", **place)
         return
     # The names are set afterwards: a legend leaves out labels that begin with an underscore.
-    columns = 3 if max(map(len, names)) <= 20 else 2
-    places = [str(i) for i in range(len(names))]
-    legend = figure.legend(
-        handles, places, loc="outside lower center", ncols=columns, frameon=False
-    )
-    for text, name in zip(legend.get_texts(), names, strict=True):
+    columns = 3 if max(map(len, drawn)) <= 20 else 2
+    places = [str(i) for i in range(len(drawn))]
+    look: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+    legend = figure.legend(list(drawn.values()), places, **look)
+    for text, name in zip(legend.get_texts(), drawn, strict=True):
         text.set_parse_math(False)
         text.set_text(_short(name))
 

@@ -60,7 +60,6 @@ class Column:
     """A key of :data:`FORMS`, or "text"."""
     better: str = ""
     """ "low", "high", or "" where no value is the best."""
-    meaning: str = ""
     name: str = ""
     """In the terminal; empty: not there."""
     ends: tuple[str, ...] = ()
@@ -134,137 +133,26 @@ class Grid:
     """A title, which may be empty, and its rows."""
 
 
-ERROR = Column(
-    "error",
-    "Error %",
-    "percent",
-    "low",
-    "Weak localization error: the share of images whose predicted box overlaps no true box by "
-    "more than half (intersection over union > 0.5). Below it, the 95 % bootstrap interval.",
-    name="error",
-    ends=("error_low", "error_high"),
-)
+ERROR = Column("error", "Error %", "percent", "low", name="error", ends=("error_low", "error_high"))
 COLUMNS = (
     ERROR,
-    Column(
-        "tuned",
-        "Tuned on",
-        "text",
-        "",
-        "“two-fold”: the rule that turns a map into a box (family and α) was chosen on one half of "
-        "the images and scored on the other, and the other way round, so no image was scored with "
-        "a threshold chosen on it. “oracle”: chosen on the very images that are reported, which "
-        "flatters the method. “-”: the box is fixed.",
-    ),
-    Column(
-        "threshold",
-        "Threshold",
-        "text",
-        "",
-        "The chosen family and α, for the two halves (families: Fong & Vedaldi, 2017).",
-    ),
-    Column(
-        "top1_error",
-        "Top-1 %",
-        "percent",
-        "low",
-        "Top-1 localization error: as Error, but the classifier's first class must be right too, "
-        "as in the ImageNet localization challenge.",
-        name="top-1 error",
-    ),
-    Column(
-        "maxboxacc",
-        "MaxBoxAcc %",
-        "percent",
-        "high",
-        "The share of images placed with an overlap of at least 0.5, at the best threshold τ of "
-        "all on the reported images themselves (Choe et al., 2020): an upper bound, not to be "
-        "compared with 100 % − Error.",
-        name="MaxBoxAcc",
-    ),
-    Column(
-        "maxboxacc_v2",
-        "V2 %",
-        "percent",
-        "high",
-        "MaxBoxAccV2: the same, averaged over overlaps of 0.3, 0.5 and 0.7, where the best of all "
-        "connected regions counts (Choe et al., 2020).",
-        name="V2",
-    ),
-    Column(
-        "pointing",
-        "Pointing %",
-        "percent",
-        "high",
-        "Pointing game: how often the map's largest value lies on the object or less than 15 "
-        "pixels beside it, averaged over the classes (Zhang et al., 2016).",
-        name="pointing",
-    ),
-    Column(
-        "pxap",
-        "PxAP %",
-        "percent",
-        "high",
-        "Average precision of the map's pixels against the object's mask (Choe et al., 2020).",
-        name="PxAP",
-    ),
-    Column(
-        "saliency",
-        "Saliency metric",
-        "number",
-        "low",
-        "How small a crop the class survives: log(max(area, 0.05)) − log probability of the "
-        "explained class in the smallest box around all pixels above a threshold, resized to the "
-        "classifier's input (Dabkowski & Gal, 2017). Lower is better, at least −3. The threshold "
-        "was chosen on one half of the images and scored on the other. Clean images only.",
-        ends=("saliency_low", "saliency_high"),
-    ),
-    Column(
-        "flipped",
-        "Flipped %",
-        "percent",
-        "",
-        "Of methods that perturb the image: the share of images whose label the perturbation "
-        "changed, among those whose explained class was the prediction (below: how many).",
-        name="flipped",
-        of="flippable",
-    ),
-    Column(
-        "accuracy",
-        "Accuracy %",
-        "percent",
-        "high",
-        "The share of the labelled images whose class is right: the classifier's, and of a "
-        "defended method that of the scores averaged over its transforms.",
-    ),
-    Column(
-        "forward",
-        "Forward",
-        "number",
-        "low",
-        "Forward passes of the classifier an image.",
-        name="forward",
-    ),
-    Column("backward", "Backward", "number", "low", "Backward passes an image.", name="backward"),
-    Column(
-        "ms_per_image",
-        "ms / image",
-        "time",
-        "low",
-        "Mean time of a map on this machine.",
-        name="ms/image",
-    ),
-    Column("n", "Scored", "count", "", "Images with a box to score against."),
-    Column(
-        "failed",
-        "Failed",
-        "count",
-        "",
-        "Images without a map, for whatever reason.",
-        name="failed",
-        rare=True,
-    ),
+    Column("tuned", "Tuned on", "text"),
+    Column("threshold", "Threshold", "text"),
+    Column("top1_error", "Top-1 %", "percent", "low", name="top-1 error"),
+    Column("maxboxacc", "MaxBoxAcc %", "percent", "high", name="MaxBoxAcc"),
+    Column("maxboxacc_v2", "V2 %", "percent", "high", name="V2"),
+    Column("pointing", "Pointing %", "percent", "high", name="pointing"),
+    Column("pxap", "PxAP %", "percent", "high", name="PxAP"),
+    Column("saliency", "Saliency metric", "number", "low", ends=("saliency_low", "saliency_high")),
+    Column("flipped", "Flipped %", "percent", name="flipped", of="flippable"),
+    Column("accuracy", "Accuracy %", "percent", "high"),
+    Column("forward", "Forward", "number", "low", name="forward"),
+    Column("backward", "Backward", "number", "low", name="backward"),
+    Column("ms_per_image", "ms / image", "time", "low", name="ms/image"),
+    Column("n", "Scored", "count"),
+    Column("failed", "Failed", "count", name="failed", rare=True),
 )
+"""What each means to its reader stands in ``templates/meanings.html.j2``."""
 
 ATTACK_COLUMNS = (
     Column("clean_accuracy", "Clean accuracy %", "percent", name="clean accuracy"),
