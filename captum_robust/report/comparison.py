@@ -46,6 +46,8 @@ class Comparison:
         self.configuration = self._results.configuration
         self.methods = self._results.methods
         self.attacks = self._results.attacks
+        self.attacked_sets = self._results.attacked_sets
+        """The sets of attacked images that are to change the class: an attack, or a case of it."""
 
     @cached_property
     def _scoring(self) -> Scoring:
@@ -64,11 +66,6 @@ class Comparison:
     def __len__(self) -> int:
         """How many images the run has read so far, broken ones included."""
         return self._results.counts()["read"]
-
-    @property
-    def attacked_sets(self) -> list[str]:
-        """The sets of attacked images that are to change the class: an attack, or a case of it."""
-        return self._results.attacked_sets
 
     def rows_of(self, method: str, attack: str) -> str | None:
         """The attack whose rows say how a method does under an attack.

@@ -220,7 +220,7 @@ def _attacks(tables: Tables, frame: pd.DataFrame) -> dict[str, Any]:
         "table": grid(attacked, ATTACK_COLUMNS, head="Attack", names="attack"),
         "unlabelled": int(attacked["unlabelled"].max()),
         "chart": _robust_chart(attack_series(attacked)),
-        "errors": errors_grid(tables.methods, tables.errors.index, results.attacks, baselines)
+        "errors": errors_grid(tables.methods, tables.clean["method"], results.attacks, baselines)
         if "error" in tables.methods
         else None,
         "error_charts": _error_charts(tables),

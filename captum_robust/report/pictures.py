@@ -323,15 +323,14 @@ def _entry(results: Results, rows: pd.DataFrame, position: int, mean_iou: float)
     row = results.image(position)
     canvas = _Canvas.of(results, row, row["picture"])
     first: Any = rows.iloc[0]
-    predicted = None if first["predicted"] != first["predicted"] else int(first["predicted"])
     return Entry(
         image=row["image"],
         picture=_jpeg_uri(draw_boxes(canvas.picture, canvas.truth)),
         mean_iou=mean_iou,
         true_class=results.class_name(row["label"]),
-        predicted_class=results.class_name(predicted),
+        predicted_class=results.class_name(first["predicted"]),
         confidence=float(first["confidence"]),
-        mistaken=row["label"] is not None and row["label"] != predicted,
+        mistaken=row["label"] is not None and row["label"] != first["predicted"],
         tiles=canvas.tiles(rows, CLEAN),
     )
 

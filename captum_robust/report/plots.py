@@ -238,12 +238,13 @@ def _draw_errors(
     names: list[str] = []
     row = 0
     for attack, block in table.groupby("attack", sort=False):
-        first = row
+        first, last = row, row + attacked + len(block)
         if attacked:
             axes.text(0, row, _short(str(attack)), weight="bold", parse_math=False, **beside)
             row += 1
         for entry in block.to_dict("records"):
-            color = styles[entry["method"]].color
+            style = styles[entry["method"]]
+            color = style.color
             value, low, high = (100 * entry[c] for c in ("error", "error_low", "error_high"))
             axes.plot([low, high], [row, row], color=color, linewidth=2)
             axes.plot([value], [row], "o", color=color, markersize=7)
@@ -251,11 +252,9 @@ def _draw_errors(
             ticks.append(row)
             names.append(_short(entry["method"]))
             row += 1
-        for entry in block.to_dict("records"):
-            style = styles[entry["method"]]
             if style.fixed:
-                line: dict[str, Any] = {"color": style.color, "dashes": style.dash, "zorder": 0}
-                axes.plot([100 * entry["error"]] * 2, [first - 0.5, row - 0.5], lw=1, **line)
+                line: dict[str, Any] = {"color": color, "dashes": style.dash, "zorder": 0}
+                axes.plot([value] * 2, [first - 0.5, last - 0.5], lw=1, **line)
     axes.set_yticks(ticks, names, parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(row - 0.4, -0.6)

@@ -53,8 +53,3 @@ class Tables:
     def saliency(self) -> pd.DataFrame:
         """How small a crop the class survives."""
         return self.scoring.saliency_table(self.tuning)
-
-    @cached_property
-    def errors(self) -> pd.DataFrame:
-        """The error of each method under each attack."""
-        return self.scoring.error_by_attack(self.methods)

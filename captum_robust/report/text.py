@@ -66,7 +66,8 @@ def _clean_note(tables: Tables) -> str:
 
 
 def _errors_text(tables: Tables) -> str:
-    errors = tables.errors.map(lambda e: "-" if math.isnan(e) else f"{e:.3f}")
+    errors = tables.scoring.error_by_attack(tables.methods)
+    errors = errors.map(lambda e: "-" if math.isnan(e) else f"{e:.3f}")
     for method in errors.index:
         for attack in errors.columns:
             if tables.results.rows_of(method, attack) not in (attack, None):
