@@ -39,7 +39,8 @@ from captum_robust.catalog.methods import Method, build_methods, named_methods, 
 from captum_robust.defenses import DefendedModel, Transform
 from captum_robust.metrics.functional import SALIENCY_THRESHOLDS
 from captum_robust.models import Classifier
-from captum_robust.report.comparison import CLEAN, GALLERY_POOL, Comparison
+from captum_robust.report.comparison import Comparison
+from captum_robust.report.results import CLEAN, GALLERY_POOL
 from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
 
 _TARGETS = ("label", "prediction")

@@ -15,7 +15,7 @@ from captum_robust.data import Sample
 from captum_robust.draw import amplified, encode_jpeg
 from captum_robust.metrics import functional as metrics
 from captum_robust.metrics.functional.stability import SSIM_WINDOW
-from captum_robust.report.comparison import ATTACK_POOL, GALLERY_POOL, STRATEGY_ORDER
+from captum_robust.report.results import ATTACK_POOL, GALLERY_POOL, STRATEGY_ORDER
 from captum_robust.runs.store import pack
 
 _HEAT_SIDE = 56

@@ -9,13 +9,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from captum_robust._checks import check_choice
-from captum_robust.report.results import (
-    ATTACK_POOL,
-    CLEAN,
-    GALLERY_POOL,
-    STRATEGY_ORDER,
-    Results,
+from captum_robust.report.outcomes import attack_series, attack_table
+from captum_robust.report.plots import (
+    method_styles,
+    plot_comparison,
+    plot_error_series,
+    plot_robust_accuracy,
 )
+from captum_robust.report.results import CLEAN, STRATEGY_ORDER, Results, Tuning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from captum_robust.report.run_tables import Tables
     from captum_robust.report.scoring import Scoring
-
-__all__ = ["ATTACK_POOL", "CLEAN", "GALLERY_POOL", "STRATEGY_ORDER", "Comparison"]
 
 
 class Comparison:
@@ -47,6 +46,8 @@ class Comparison:
         self.configuration = self._results.configuration
         self.methods = self._results.methods
         self.attacks = self._results.attacks
+        self.attacked_sets = self._results.attacked_sets
+        """The sets of attacked images that are to change the class: an attack, or a case of it."""
 
     @cached_property
     def _scoring(self) -> Scoring:
@@ -56,7 +57,6 @@ class Comparison:
 
     def _tables(self, protocol: str = "whi2020", oracle: bool = False) -> Tables:
         from captum_robust.report.run_tables import Tables
-        from captum_robust.report.scoring import Tuning
 
         return Tables(self._scoring, Tuning(protocol, oracle))
 
@@ -66,11 +66,6 @@ class Comparison:
     def __len__(self) -> int:
         """How many images the run has read so far, broken ones included."""
         return self._results.counts()["read"]
-
-    @property
-    def attacked_sets(self) -> list[str]:
-        """The sets of attacked images that are to change the class: an attack, or a case of it."""
-        return self._results.attacked_sets
 
     def rows_of(self, method: str, attack: str) -> str | None:
         """The attack whose rows say how a method does under an attack.
@@ -123,8 +118,6 @@ class Comparison:
             level: of the interval.
             seed: of the split in two halves and of the bootstrap.
         """
-        from captum_robust.report.scoring import Tuning
-
         return self._scoring.table(Tuning(protocol, oracle, tuple(strategies), seed), level)
 
     def attack_table(self, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
@@ -146,7 +139,7 @@ class Comparison:
             level: of the interval.
             seed: of the bootstrap.
         """
-        return self._scoring.attack_table(level, seed)
+        return attack_table(self._store, self.attacked_sets, level=level, seed=seed)
 
     def to_text(self, *, protocol: str = "whi2020", oracle: bool = False) -> str:
         """The tables for a terminal, with a line on how thresholds were chosen.
@@ -188,7 +181,7 @@ class Comparison:
             level: of the interval.
             seed: of the split in two halves and of the bootstrap.
         """
-        return self._scoring.saliency_table(oracle, level, seed)
+        return self._scoring.saliency_table(Tuning(oracle=oracle, seed=seed), level)
 
     def gap_table(
         self, baseline: str | None = None, *, level: float = 0.95, seed: int = 0
@@ -239,8 +232,6 @@ class Comparison:
         at the threshold of :meth:`saliency_table`. Rows that :meth:`table`
         repeats are there once, under the plain attack.
         """
-        from captum_robust.report.scoring import Tuning
-
         return self._scoring.frame(Tuning(protocol, oracle), first)
 
     def failures(self) -> pd.DataFrame:
@@ -261,16 +252,11 @@ class Comparison:
 
     def plot(self) -> Figure:
         """Error of each method with its interval, beside error against threshold."""
-        from captum_robust.report.plots import method_styles, plot_comparison
-
         styles = method_styles(self._results.kinds)
         return plot_comparison(self.table(), self.curves(), styles)
 
     def plot_attacks(self) -> Figure:
         """Robust accuracy with its interval against the strength, a line an attack."""
-        from captum_robust.report.outcomes import attack_series
-        from captum_robust.report.plots import plot_robust_accuracy
-
         return plot_robust_accuracy(attack_series(self.attack_table()))
 
     def error_series(self) -> dict[str, pd.DataFrame]:
@@ -283,8 +269,6 @@ class Comparison:
 
     def plot_errors(self) -> Figure:
         """Localization error against the strength, a panel an attack, a line a method."""
-        from captum_robust.report.plots import method_styles, plot_error_series
-
         return plot_error_series(self.error_series(), method_styles(self._results.kinds))
 
     def to_html(self, path: str | Path) -> Path:

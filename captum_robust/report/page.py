@@ -53,9 +53,17 @@ class Chart:
     """A figure and what it says in words."""
 
     title: str
+    described: str
     picture: str
     """A data URI; empty where matplotlib is missing."""
-    described: str
+
+    @classmethod
+    def of(cls, title: str, described: str, plot: Callable[..., Figure], *data: Any) -> Chart:
+        """Draw it by a function."""
+        try:
+            return cls(title, described, svg_uri(plot(*data)))
+        except ImportError:  # matplotlib is no requirement
+            return cls(title, described, "")
 
 
 def write_report(tables: Tables, path: Path) -> Path:
@@ -103,9 +111,7 @@ def _content(tables: Tables) -> dict[str, Any]:
         "facts": _facts(results, counts),
         "columns": [column for column in COLUMNS if column.key in table],
         "results": grid(once, COLUMNS, baselines, by="attack"),
-        "crops": None
-        if saliency.empty
-        else grid(saliency, SALIENCY_COLUMNS, others, head="Box around"),
+        "crops": grid(saliency, SALIENCY_COLUMNS, others, head="Box around"),
         "charts": _curves(tables),
         "attacks": _attacks(tables, frame) if len(results.attacks) > 1 else None,
         "gallery": gallery,
@@ -192,45 +198,36 @@ def _curves(tables: Tables) -> list[Chart]:
     """Error against threshold, a chart a family."""
     charts = []
     styles = method_styles(tables.results.kinds)
-    for family, curves in tables.curves.groupby("strategy", sort=False):
+    every = tables.scoring.curves()
+    for family, curves in every.groupby("strategy", sort=False):
         lowest = curves.loc[curves.groupby("method", sort=False)["error"].idxmin()]
         said = "; ".join(
             f"{row['method']} {100 * row['error']:.1f} % at {row['alpha']:g}"
             for row in lowest.to_dict("records")
         )
-        picture = _picture(plot_curves, tables.curves, styles, str(family))
+        title = f"{family}: {FAMILIES[str(family)]}"
         described = f"Error against α for the family {family}. Lowest: {said}."
-        charts.append(Chart(f"{family}: {FAMILIES[str(family)]}", picture, described))
+        charts.append(Chart.of(title, described, plot_curves, every, styles, str(family)))
     return charts
-
-
-def _picture(plot: Callable[..., Figure], *data: Any) -> str:
-    try:
-        return svg_uri(plot(*data))
-    except ImportError:  # matplotlib is no requirement
-        return ""
 
 
 def _attacks(tables: Tables, frame: pd.DataFrame) -> dict[str, Any]:
     """What the section on attacks shows."""
     results, attacked, gaps = tables.results, tables.attacks, tables.gaps
     baselines = results.baselines
-    errors, stability = "error" in tables.methods, tables.stability
     target = results.configuration["settings"]["target"]
     return {
         "table": grid(attacked, ATTACK_COLUMNS, head="Attack", names="attack"),
         "unlabelled": int(attacked["unlabelled"].max()),
         "chart": _robust_chart(attack_series(attacked)),
-        "errors": errors_grid(tables.methods, tables.errors.index, results.attacks, baselines)
-        if errors
+        "errors": errors_grid(tables.methods, tables.clean["method"], results.attacks, baselines)
+        if "error" in tables.methods
         else None,
         "error_charts": _error_charts(tables),
         "adaptive": bool(results.adaptive),
-        "stability": None
-        if stability.empty
-        else grid(stability, STABILITY_COLUMNS, baselines, by="attack"),
-        "gaps": None if gaps.empty else gaps_grid(gaps, baselines),
-        "gaps_of": "" if gaps.empty else gaps["baseline"].iloc[0],
+        "stability": grid(tables.stability, STABILITY_COLUMNS, baselines, by="attack"),
+        "gaps": gaps_grid(gaps, baselines),
+        "gaps_of": tables.gap_baseline,
         "no_gaps": list(dict.fromkeys(gaps.loc[gaps["closed"].isna(), "attack"])),
         "unsure": has_unsure_gap(gaps),
         "trios": build_trios(results, frame),
@@ -244,7 +241,7 @@ def _error_charts(tables: Tables) -> list[Chart]:
     """Localization error against strength, a chart an attack."""
     charts = []
     styles = method_styles(tables.results.kinds)
-    for name, rows in tables.series.items():
+    for name, rows in tables.scoring.error_series(tables.methods).items():
         counts = rows["method"].value_counts()
         lines = {m: rows[rows["method"] == m] for m in styles if counts.get(m, 0) > 1}
         if not lines:
@@ -252,8 +249,8 @@ def _error_charts(tables: Tables) -> list[Chart]:
         said = "; ".join(f"{m}: {_said(one, 'error')}" for m, one in lines.items())
         kept = rows[rows["method"].isin(list(lines))]
         quantity = f"Localization error under {name} in % against the strength of the attack"
-        picture = _picture(plot_error_series, {name: kept}, styles)
-        charts.append(Chart(name, picture, f"{quantity}. {said}."))
+        described = f"{quantity}. {said}."
+        charts.append(Chart.of(name, described, plot_error_series, {name: kept}, styles))
     return charts
 
 
@@ -269,7 +266,7 @@ def _robust_chart(series: dict[str, pd.DataFrame]) -> Chart | None:
             numbers = f"{100 * rows['clean_accuracy'].iloc[0]:.1f} at 0, {numbers}"
         said.append(f"{name}: {numbers}")
     described = "Robust accuracy in % against the strength of the attack. " + "; ".join(said) + "."
-    return Chart("", _picture(plot_robust_accuracy, series), described)
+    return Chart.of("", described, plot_robust_accuracy, series)
 
 
 def _said(rows: pd.DataFrame, column: str) -> str:

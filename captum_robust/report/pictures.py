@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +59,9 @@ class Tile:
     iou: float | None
     """None: there is no true box to compare with."""
     localized: bool
+    attack: str
+    decided_class: str
+    """What the method takes the image for."""
     change: Change | None = None
 
 
@@ -94,15 +97,15 @@ class Strip:
     """One image, clean or under one attack, with the maps of it."""
 
     attack: str
-    picture: str
-    """A data URI, like ``change``, which is empty where there is none."""
-    change: str
-    factor: str
-    predicted_class: str
-    confidence: float
-    fooled: bool | None
-    """None: the clean image."""
     tiles: list[Tile]
+    picture: str = ""
+    """A data URI, like ``change``; empty where there is none."""
+    change: str = ""
+    factor: str = ""
+    predicted_class: str = ""
+    confidence: float = math.nan
+    fooled: bool | None = None
+    """None: the clean image."""
 
 
 @dataclass(frozen=True)
@@ -112,26 +115,6 @@ class AttackedEntry:
     image: str
     true_class: str
     strips: list[Strip]
-
-
-@dataclass(frozen=True)
-class Shot:
-    """A map over the image that its method was shown."""
-
-    attack: str
-    decided_class: str
-    """What the method takes the image for."""
-    tile: Tile
-
-
-@dataclass(frozen=True)
-class Trio:
-    """One image clean, attacked, and attacked before the eyes of defended methods."""
-
-    image: str
-    true_class: str
-    rows: list[tuple[str, list[Shot]]]
-    """For each attack: clean, attacked, defended."""
 
 
 def build_strips(results: Results, rows: pd.DataFrame) -> list[AttackedEntry]:
@@ -146,11 +129,12 @@ def build_strips(results: Results, rows: pd.DataFrame) -> list[AttackedEntry]:
     return [_attacked_entry(results, rows, position) for position in positions]
 
 
-def build_trios(results: Results, rows: pd.DataFrame) -> list[Trio]:
-    """Clean, attacked, defended: of the first images that were right, under the outer attacks.
+def build_trios(results: Results, rows: pd.DataFrame) -> list[AttackedEntry]:
+    """The first images that were right, under the outer attacks: clean, attacked, defended.
 
-    The undefended method is the one that is "grad_cam", or the first that is no baseline. Empty
-    without it, a defended method or an attack.
+    Each map lies over the image that its method was shown. The undefended method is the one that
+    is "grad_cam", or the first that is no baseline. Empty without it, a defended method or an
+    attack.
     """
     kinds = results.kinds
     has_class = rows[rows["decided"].notna()]["method"].unique()
@@ -166,14 +150,13 @@ def build_trios(results: Results, rows: pd.DataFrame) -> list[Trio]:
     for position in results.right_before(_STRIPS):
         image = results.image(position)
         clean = _shots(results, rows, image, CLEAN, [bare[0]])
-        under = []
+        strips = []
         for attack in plain:
-            shots = _shots(results, rows, image, attack, [bare[0], *defended])
+            tiles = _shots(results, rows, image, attack, [bare[0], *defended])
             if attack in adaptive:
-                shots += _shots(results, rows, image, adaptive[attack], defended)
-            under.append((attack, [*clean, *shots]))
-        name = results.class_name(image["label"])
-        entries.append(Trio(image["image"], name, under))
+                tiles += _shots(results, rows, image, adaptive[attack], defended)
+            strips.append(Strip(attack, [*clean, *tiles]))
+        entries.append(AttackedEntry(image["image"], results.class_name(image["label"]), strips))
     return entries
 
 
@@ -183,52 +166,50 @@ def _shots(
     image: dict[str, Any],
     attack: str,
     methods: Sequence[str],
-) -> list[Shot]:
+) -> list[Tile]:
     """The maps of some methods over the images that each was shown."""
     position = image["position"]
-    attacked = results.attacked(position)
-    shots = []
+    pictured = results.attacked(position) | {CLEAN: image}
+    tiles = []
     for method in methods:
         here = rows[
             (rows["position"] == position) & (rows["attack"] == attack) & (rows["method"] == method)
         ]
-        picture = image["picture"]
-        if attack != CLEAN:
-            picture = attacked.get(results.images_of(method, attack), {}).get("picture")
-        if here.empty or picture is None:
-            continue
-        canvas = _Canvas.of(image, picture)
-        (tile,) = _tiles(results, here, position, attack, canvas)
-        first: Any = here.iloc[0]
-        decided = first["predicted"] if first["decided"] != first["decided"] else first["decided"]
-        shots.append(Shot(attack, results.class_name(decided), tile))
-    return shots
+        picture = pictured.get(results.images_of(method, attack), {}).get("picture")
+        if picture is not None:
+            tiles += _Canvas.of(results, image, picture).tiles(here, attack)
+    return tiles
 
 
 def _attacked_entry(results: Results, rows: pd.DataFrame, position: int) -> AttackedEntry:
     image = results.image(position)
-    attacked = results.attacked(position)
+    pictured = results.attacked(position) | {CLEAN: image}
     mine = rows[rows["position"] == position]
     strips = []
     for name in (CLEAN, *results.attacked_sets):
         here = mine[mine["source"] == name]
-        row = attacked.get(name)
-        if here.empty or (name != CLEAN and (row is None or row["picture"] is None)):
+        row = pictured.get(name, {"picture": None})
+        if here.empty or row["picture"] is None:
             continue
-        attack = str(here["attack"].iloc[0])
-        canvas = _Canvas.of(image, image["picture"] if row is None else row["picture"])
         first: Any = here.iloc[0]
+        canvas = _Canvas.of(results, image, row["picture"])
+        change: dict[str, Any] = {}
+        if name != CLEAN:
+            change = {
+                "change": _jpeg_uri(canvas.fitted(row["change"])),
+                "factor": factor_text(row["amplification"]),
+                "fooled": bool(row["fooled"]),
+            }
+        # An image that is attacked through transforms has the class of their mean scores.
+        judged = first if name == CLEAN else row
         strips.append(
             Strip(
                 attack=name,
+                tiles=canvas.tiles(here, first["attack"]),
                 picture=_jpeg_uri(canvas.picture),
-                change="" if row is None else _jpeg_uri(canvas.fitted(row["change"])),
-                factor="" if row is None else factor_text(row["amplification"]),
-                # Of an image that is attacked through transforms, the class of their mean scores.
-                predicted_class=results.class_name((first if row is None else row)["predicted"]),
-                confidence=float((first if row is None else row)["confidence"]),
-                fooled=None if row is None else bool(row["fooled"]),
-                tiles=_tiles(results, here, position, attack, canvas),
+                predicted_class=results.class_name(judged["predicted"]),
+                confidence=float(judged["confidence"]),
+                **change,
             )
         )
     return AttackedEntry(image["image"], results.class_name(image["label"]), strips)
@@ -268,6 +249,8 @@ def build_gallery(results: Results, rows: pd.DataFrame) -> Gallery:
 class _Canvas:
     """A picture in the shape of the original image, as the model's input may have squeezed it."""
 
+    results: Results
+    position: int
     picture: RGB
     truth: np.ndarray[Any, Any]
     """M×4, the true boxes on it."""
@@ -275,18 +258,51 @@ class _Canvas:
     """4, from the pixels of the model's input."""
 
     @classmethod
-    def of(cls, image: dict[str, Any], picture: bytes) -> _Canvas:
+    def of(cls, results: Results, image: dict[str, Any], picture: bytes) -> _Canvas:
         """From a row of ``images`` and a picture at the size of the model's input."""
         stored = _decoded(picture)
         height, width = stored.shape[:2]
         size = _tile_size(image["width"], image["height"])
         truth = np.array(image["boxes"]).reshape(-1, 4) * [*size, *size]
         scale = np.array([size[0] / width, size[1] / height] * 2)
-        return cls(_sized(stored, size), truth, scale)
+        return cls(results, image["position"], _sized(stored, size), truth, scale)
 
     def fitted(self, picture: bytes) -> RGB:
         """Another picture in the same size."""
         return _sized(_decoded(picture), (self.picture.shape[1], self.picture.shape[0]))
+
+    def tiles(self, rows: pd.DataFrame, attack: str) -> list[Tile]:
+        """The maps of the image under one attack, of the methods in ``rows``."""
+        kept = self.results.maps(self.position, attack)
+        by_method = {r["method"]: r for r in rows.to_dict("records")}
+        return [
+            self._tile(by_method[method], kept.get(method))
+            for method in self.results.methods
+            if method in by_method
+        ]
+
+    def _tile(self, row: dict[Any, Any], kept: dict[str, Any] | None) -> Tile:
+        decided = row["predicted"] if row["decided"] != row["decided"] else row["decided"]
+        tile = Tile(row["method"], "", None, False, row["attack"], self.results.class_name(decided))
+        if kept is None:  # the method failed on this image
+            return tile
+        values = unpack(kept["heat"], np.uint8)
+        side = round(len(values) ** 0.5)
+        drawn = draw_boxes(overlay(self.picture, values.reshape(side, side)), self.truth)
+        tile = replace(tile, change=self._change(kept))
+        if math.isnan(iou := float(row.get("iou", math.nan))):  # no box to compare with
+            return replace(tile, picture=_jpeg_uri(drawn))
+        box = np.array([[row[c] for c in ("x0", "y0", "x1", "y1")]]) * self.scale
+        picture = _jpeg_uri(draw_boxes(drawn, box, PREDICTED_COLOR))
+        return replace(tile, picture=picture, iou=iou, localized=bool(row["localized"]))
+
+    def _change(self, kept: dict[str, Any]) -> Change | None:
+        if kept["perturbation"] is None:
+            return None
+        drawn = self.fitted(kept["perturbation"])
+        mark, words = verdict(bool(kept["flipped"]), kept["predicted"] == kept["explained"])
+        new_class = self.results.class_name(kept["new_class"])
+        return Change(_jpeg_uri(drawn), factor_text(kept["amplification"]), mark, words, new_class)
 
 
 def _decoded(data: bytes) -> RGB:
@@ -305,55 +321,18 @@ def _sized(rgb: RGB, size: tuple[int, int]) -> RGB:
 
 def _entry(results: Results, rows: pd.DataFrame, position: int, mean_iou: float) -> Entry:
     row = results.image(position)
-    canvas = _Canvas.of(row, row["picture"])
+    canvas = _Canvas.of(results, row, row["picture"])
     first: Any = rows.iloc[0]
-    predicted = None if first["predicted"] != first["predicted"] else int(first["predicted"])
     return Entry(
         image=row["image"],
         picture=_jpeg_uri(draw_boxes(canvas.picture, canvas.truth)),
         mean_iou=mean_iou,
         true_class=results.class_name(row["label"]),
-        predicted_class=results.class_name(predicted),
+        predicted_class=results.class_name(first["predicted"]),
         confidence=float(first["confidence"]),
-        mistaken=row["label"] is not None and row["label"] != predicted,
-        tiles=_tiles(results, rows, position, CLEAN, canvas),
+        mistaken=row["label"] is not None and row["label"] != first["predicted"],
+        tiles=canvas.tiles(rows, CLEAN),
     )
-
-
-def _tiles(
-    results: Results, rows: pd.DataFrame, position: int, attack: str, canvas: _Canvas
-) -> list[Tile]:
-    """The maps of one image under one attack, of the methods in ``rows``."""
-    kept = results.maps(position, attack)
-    by_method = {r["method"]: r for r in rows.to_dict("records")}
-    return [
-        _tile(results, by_method[method], kept.get(method), canvas)
-        for method in results.methods
-        if method in by_method
-    ]
-
-
-def _tile(
-    results: Results, row: dict[Any, Any], kept: dict[str, Any] | None, canvas: _Canvas
-) -> Tile:
-    if kept is None:  # the method failed on this image
-        return Tile(row["method"], "", None, False)
-    values = unpack(kept["heat"], np.uint8)
-    side = round(len(values) ** 0.5)
-    drawn = draw_boxes(overlay(canvas.picture, values.reshape(side, side)), canvas.truth)
-    change = None if kept["perturbation"] is None else _change(results, kept, canvas)
-    if math.isnan(iou := float(row.get("iou", math.nan))):  # no box to compare with
-        return Tile(row["method"], _jpeg_uri(drawn), None, False, change)
-    box = np.array([[row[c] for c in ("x0", "y0", "x1", "y1")]]) * canvas.scale
-    drawn = draw_boxes(drawn, box, PREDICTED_COLOR)
-    return Tile(row["method"], _jpeg_uri(drawn), iou, bool(row["localized"]), change)
-
-
-def _change(results: Results, kept: dict[str, Any], canvas: _Canvas) -> Change:
-    drawn = canvas.fitted(kept["perturbation"])
-    mark, words = verdict(bool(kept["flipped"]), kept["predicted"] == kept["explained"])
-    new_class = results.class_name(kept["new_class"])
-    return Change(_jpeg_uri(drawn), factor_text(kept["amplification"]), mark, words, new_class)
 
 
 def _tile_size(width: int, height: int) -> tuple[int, int]:

@@ -151,8 +151,8 @@ def plot_robust_accuracy(series: Mapping[str, pd.DataFrame]) -> Figure:
     """
     figure = blank_figure(figsize=(7, 5), layout="constrained")
     axes: Axes = figure.subplots()
-    handles = []
-    for i, rows in enumerate(series.values()):
+    drawn: dict[str, Any] = {}
+    for i, (name, rows) in enumerate(series.items()):
         style = line_style(i)
         rows = rows[rows["n"] > 0].sort_values("epsilon", kind="stable")
         levels, accuracy = list(255 * rows["epsilon"]), list(100 * rows["robust_accuracy"])
@@ -164,12 +164,12 @@ def plot_robust_accuracy(series: Mapping[str, pd.DataFrame]) -> Figure:
         # The later ones are thinner, so that none hides another.
         width = 1.8 + 1.4 * min(len(series) - 1 - i, 4)
         look = style.line | {"linewidth": width, "markersize": 2.5 + width}
-        handles += axes.plot(levels, accuracy, "o-", **look)
+        (drawn[name],) = axes.plot(levels, accuracy, "o-", **look)
     axes.set_xlabel("strength ε, in levels of an 8-bit image (1/255)")
     axes.set_ylabel("robust accuracy, % of images (bar: 95 % interval)")
     axes.set_ylim(-2, 102)
     _plain(axes)
-    _named_legend(figure, handles, list(series), empty=axes)
+    _named_legend(figure, drawn, empty=axes)
     return figure
 
 
@@ -209,7 +209,7 @@ def plot_error_series(series: Mapping[str, pd.DataFrame], styles: Mapping[str, S
         axes.set_ylim(-2, 102)
         _plain(axes)
     panels[0].set_ylabel("localization error, % of images (bar: 95 % interval)")
-    _named_legend(figure, list(drawn.values()), list(drawn), empty=panels[0])
+    _named_legend(figure, drawn, empty=panels[0])
     return figure
 
 
@@ -229,12 +229,13 @@ def _draw_errors(
     names: list[str] = []
     row = 0
     for attack, block in table.groupby("attack", sort=False):
-        first = row
+        first, last = row, row + attacked + len(block)
         if attacked:
             axes.text(0, row, _short(str(attack)), weight="bold", parse_math=False, **beside)
             row += 1
         for entry in block.to_dict("records"):
-            color = styles[entry["method"]].color
+            style = styles[entry["method"]]
+            color = style.color
             value, low, high = (100 * entry[c] for c in ("error", "error_low", "error_high"))
             axes.plot([low, high], [row, row], color=color, linewidth=2)
             axes.plot([value], [row], "o", color=color, markersize=7)
@@ -242,11 +243,9 @@ def _draw_errors(
             ticks.append(row)
             names.append(_short(entry["method"]))
             row += 1
-        for entry in block.to_dict("records"):
-            style = styles[entry["method"]]
             if style.fixed:
-                line: dict[str, Any] = {"color": style.color, "dashes": style.dash, "zorder": 0}
-                axes.plot([100 * entry["error"]] * 2, [first - 0.5, row - 0.5], lw=1, **line)
+                line: dict[str, Any] = {"color": color, "dashes": style.dash, "zorder": 0}
+                axes.plot([value] * 2, [first - 0.5, last - 0.5], lw=1, **line)
     axes.set_yticks(ticks, names, parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(row - 0.4, -0.6)
@@ -278,7 +277,7 @@ def _draw_families(
         axes.margins(x=0.01)
     for axes in grid[:, 0]:
         axes.set_ylabel("error, % of images")
-    _named_legend(figure, list(drawn.values()), list(drawn))
+    _named_legend(figure, drawn)
 
 
 def _plain(axes: Axes, lines: Literal["both", "x"] = "both") -> None:
@@ -288,22 +287,19 @@ def _plain(axes: Axes, lines: Literal["both", "x"] = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _named_legend(
-    figure: Any, handles: list[Any], names: list[str], empty: Axes | None = None
-) -> None:
+def _named_legend(figure: Any, drawn: Mapping[str, Any], empty: Axes | None = None) -> None:
     """A legend below the figure; without a line a word on the axes ``empty`` in its stead."""
-    if not handles:
+    if not drawn:
         if empty is not None:
             place: dict[str, Any] = {"ha": "center", "transform": empty.transAxes}
             empty.text(0.5, 0.5, "No attack of given strength.", **place)
         return
     # The names are set afterwards: a legend leaves out labels that begin with an underscore.
-    columns = 3 if max(map(len, names)) <= 20 else 2
-    places = [str(i) for i in range(len(names))]
-    legend = figure.legend(
-        handles, places, loc="outside lower center", ncols=columns, frameon=False
-    )
-    for text, name in zip(legend.get_texts(), names, strict=True):
+    columns = 3 if max(map(len, drawn)) <= 20 else 2
+    places = [str(i) for i in range(len(drawn))]
+    look: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+    legend = figure.legend(list(drawn.values()), places, **look)
+    for text, name in zip(legend.get_texts(), drawn, strict=True):
         text.set_parse_math(False)
         text.set_text(_short(name))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from sqlite3 import Row
 from typing import Any
 
 from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
@@ -26,6 +26,19 @@ ATTACK_POOL = 48
 
 _MEANS = ", ".join(f"avg({m}) AS {m}" for m in STABILITY_MEASURES)
 _LOWEST = ", ".join(f"min({m}) AS {m}" for m in STABILITY_MEASURES)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How boxes are judged and their thresholds chosen, see :meth:`Comparison.table`."""
+
+    protocol: str = "whi2020"
+    oracle: bool = False
+    strategies: tuple[str, ...] = STRATEGY_ORDER
+    seed: int = 0
+
+
+USUAL_TUNING = Tuning()
 
 
 class Results:
@@ -87,11 +100,11 @@ class Results:
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Rows of a query."""
-        return [dict(row) for row in self.store.select(sql, parameters)]
+        return list(self.store.select(sql, parameters))
 
     @cached_property
     def _class_names(self) -> dict[int, str]:
-        return {r["number"]: r["name"] for r in self.store.select("SELECT * FROM classes")}
+        return {r["number"]: r["name"] for r in self.select("SELECT * FROM classes")}
 
     def class_name(self, number: float | None) -> str:
         """The name of a class; its number where the model has no names; "unknown" without one."""
@@ -105,23 +118,21 @@ class Results:
             "SELECT count(*) AS read, count(error) AS broken, "
             "coalesce(sum(error IS NULL AND boxes = '[]'), 0) AS unboxed FROM images"
         )
-        return counts | {"failed": len(self.failed_maps())}
+        return counts | {"failed": len(self.failures()) - counts["broken"]}
 
-    def failed_maps(self) -> list[dict[str, Any]]:
-        """Image, method and error of the maps that failed on images that could be read."""
+    def failures(self) -> list[dict[str, Any]]:
+        """Image, method and error: of images that no method could use, then of single maps."""
         return self.select(
+            "SELECT image, '(all)' AS method, error FROM images WHERE error IS NOT NULL "
+            "ORDER BY position"
+        ) + self.select(
             "SELECT r.image, r.method, r.error FROM results r JOIN images i USING (position) "
             "WHERE r.error IS NOT NULL AND i.error IS NULL ORDER BY position, method"
         )
 
-    def broken_images(self) -> list[dict[str, Any]]:
-        """Image and error of those that could not be used by any method."""
-        return self.select(
-            "SELECT image, '(all)' AS method, error FROM images WHERE error IS NOT NULL "
-            "ORDER BY position"
-        )
-
-    def measured(self, method: str, attack: str, value: str, stop: int | None = None) -> list[Row]:
+    def measured(
+        self, method: str, attack: str, value: str, stop: int | None = None
+    ) -> list[dict[str, Any]]:
         """A column of a method under an attack where it has a value, in the images' order.
 
         Rows have ``position``, ``image``, ``label``, ``class`` (that the method takes the image
@@ -133,15 +144,13 @@ class Results:
             f"WHERE r.method = ? AND r.attack = ? AND r.{value} IS NOT NULL "
             "AND (? IS NULL OR r.position < ?) ORDER BY r.position"
         )
-        return list(self.store.select(sql, (method, attack, stop, stop)))
+        return self.select(sql, (method, attack, stop, stop))
 
-    def true_crops(self) -> list[Row]:
+    def true_crops(self) -> list[dict[str, Any]]:
         """``position``, ``image`` and ``value`` of the crops around the largest true boxes."""
-        return list(
-            self.store.select(
-                "SELECT position, image, true_crop AS value FROM images "
-                "WHERE true_crop IS NOT NULL ORDER BY position"
-            )
+        return self.select(
+            "SELECT position, image, true_crop AS value FROM images "
+            "WHERE true_crop IS NOT NULL ORDER BY position"
         )
 
     def means(self, method: str, attack: str) -> dict[str, Any]:
@@ -161,20 +170,19 @@ class Results:
         """Whether a method takes images for a class of its own."""
         return bool(self.select("SELECT 1 FROM results WHERE decided IS NOT NULL LIMIT 1"))
 
-    def mean_stability(self, method: str, attack: str) -> dict[str, Any]:
-        """``n`` and the mean of each measure of stability."""
-        (means,) = self.select(
-            f"SELECT count(spearman) AS n, {_MEANS} FROM results WHERE method = ? AND attack = ?",
-            (method, attack),
-        )
-        return means
+    def mean_stability(self, method: str, attack: str | None) -> dict[str, Any]:
+        """``n`` and the mean of each measure of stability.
 
-    def worst_stability(self, method: str) -> dict[str, Any]:
-        """``n`` and, for each measure, the mean of each image's lowest value over all attacks."""
+        Without an attack, the mean of each image's lowest value over all attacks.
+        """
+        rows = "results WHERE method = ? AND attack = ?"
+        if attack is None:
+            rows = (
+                f"(SELECT {_LOWEST} FROM results WHERE method = ? AND attack <> ? "
+                "AND spearman IS NOT NULL GROUP BY position)"
+            )
         (means,) = self.select(
-            f"SELECT count(spearman) AS n, {_MEANS} FROM (SELECT {_LOWEST} FROM results "
-            "WHERE method = ? AND attack <> ? AND spearman IS NOT NULL GROUP BY position)",
-            (method, CLEAN),
+            f"SELECT count(spearman) AS n, {_MEANS} FROM {rows}", (method, attack or CLEAN)
         )
         return means
 
@@ -194,7 +202,7 @@ class Results:
 
     def pictured(self) -> list[int]:
         """The positions of the images whose pictures are kept."""
-        rows = self.store.select("SELECT position FROM images WHERE picture IS NOT NULL")
+        rows = self.select("SELECT position FROM images WHERE picture IS NOT NULL")
         return [row["position"] for row in rows]
 
     def right_before(self, most: int) -> list[int]:
@@ -203,7 +211,7 @@ class Results:
         At least one, if there is any.
         """
         plain = self.plain_attacks
-        rows = self.store.select(
+        rows = self.select(
             "SELECT position FROM attacked JOIN images USING (position) "
             "WHERE NOT already AND attacked.picture IS NOT NULL AND images.picture IS NOT NULL "
             f"AND attack IN ({', '.join('?' * len(plain))}) "
@@ -240,4 +248,4 @@ def attacked_rows(store: RunStore, attack: str) -> list[dict[str, Any]]:
         "WHERE a.attack = ? AND i.error IS NULL ORDER BY position",
         (attack,),
     )
-    return [dict(row) for row in rows]
+    return list(rows)

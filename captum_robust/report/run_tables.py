@@ -6,8 +6,9 @@ from functools import cached_property
 
 import pandas as pd
 
-from captum_robust.report.results import CLEAN
-from captum_robust.report.scoring import Scoring, Tuning
+from captum_robust.report.outcomes import attack_table
+from captum_robust.report.results import CLEAN, Tuning
+from captum_robust.report.scoring import Scoring
 
 
 class Tables:
@@ -21,7 +22,7 @@ class Tables:
     @cached_property
     def attacks(self) -> pd.DataFrame:
         """What each attack did to the images."""
-        return self.scoring.attack_table()
+        return attack_table(self.results.store, self.results.attacked_sets)
 
     @cached_property
     def methods(self) -> pd.DataFrame:
@@ -43,22 +44,12 @@ class Tables:
         """The gap that each method closes."""
         return self.scoring.gap_table()
 
+    @property
+    def gap_baseline(self) -> str:
+        """The method whose gap that is; empty without one."""
+        return next(iter(self.gaps["baseline"]), "")
+
     @cached_property
     def saliency(self) -> pd.DataFrame:
         """How small a crop the class survives."""
-        return self.scoring.saliency_table(self.tuning.oracle)
-
-    @cached_property
-    def errors(self) -> pd.DataFrame:
-        """The error of each method under each attack."""
-        return self.scoring.error_by_attack(self.methods)
-
-    @cached_property
-    def curves(self) -> pd.DataFrame:
-        """The error of the clean images at every threshold."""
-        return self.scoring.curves()
-
-    @cached_property
-    def series(self) -> dict[str, pd.DataFrame]:
-        """The error against the strength of each attack."""
-        return self.scoring.error_series(self.methods)
+        return self.scoring.saliency_table(self.tuning)

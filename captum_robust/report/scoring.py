@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from sqlite3 import Row
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,8 +30,8 @@ from captum_robust.metrics.functional import (
     split_folds,
     tuned_saliency,
 )
-from captum_robust.report.outcomes import attack_table
-from captum_robust.report.results import CLEAN, STRATEGY_ORDER, Results
+from captum_robust.report.outcomes import attack_series, attack_table
+from captum_robust.report.results import CLEAN, STRATEGY_ORDER, USUAL_TUNING, Results, Tuning
 from captum_robust.runs.store import unpack
 
 T = TypeVar("T")
@@ -41,43 +41,23 @@ TRUE_BOX = "true box"
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """How boxes are judged and their thresholds chosen, see :meth:`Comparison.table`."""
-
-    protocol: str = "whi2020"
-    oracle: bool = False
-    strategies: tuple[str, ...] = STRATEGY_ORDER
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Scored:
     """One method under one attack, on the M images whose box was scored."""
 
     positions: list[int]
-    labels: list[int | None]
-    classes: list[int | None]
-    """What the method takes each image for."""
     folds: Tensor
     """M, 0 or 1."""
     result: LocalizationResult
     ious: dict[str, Tensor]
     """M×A for each family."""
+    top1_error: float
+    """The error where the class must be right too, over the images that have a label."""
 
     def columns(self) -> Tensor:
         """M, the column among all families' thresholds that scored each image."""
         index = {name: i for i, name in enumerate((s, a) for s in self.ious for a in alpha_grid(s))}
         by_fold = torch.tensor([index[chosen[0]] for chosen in self.result.chosen])
         return by_fold[self.folds] if len(by_fold) > 1 else by_fold.expand(len(self.positions))
-
-    def top1_error(self) -> float:
-        """The error where the class must be right too, over the images that have a label."""
-        known = torch.tensor([label is not None for label in self.labels])
-        right = torch.tensor([a == b for a, b in zip(self.labels, self.classes, strict=True)])
-        if not known.any():
-            return float("nan")
-        error = self.result.per_sample_error[known]
-        return float(torch.where(right[known], error, torch.ones_like(error)).mean())
 
 
 @dataclass(frozen=True)
@@ -91,11 +71,6 @@ class Crops:
     """M, like ``probability``."""
     probability: Tensor
 
-    def interval(self, level: float, seed: int) -> dict[str, float]:
-        """The mean of the metric with its bootstrap interval."""
-        one = bootstrap_interval(self.tuned.per_sample, level=level, seed=seed)
-        return {"n": one.n, "saliency": one.mean, "low": one.low, "high": one.high}
-
 
 class Scoring:
     """Scores the rows of a run, each method and attack once; anew when the run has gone on."""
@@ -105,19 +80,20 @@ class Scoring:
         self._known: dict[Hashable, Any] = {}
         self._rows = 0
 
-    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
+    def _once(self, make: Callable[..., T], *arguments: Hashable) -> T:
         if self._rows != (now := self.results.store.total()):
             self._rows = now
             self._known.clear()
+        key = (make, arguments)
         if key not in self._known:
-            self._known[key] = make()
+            self._known[key] = make(*arguments)
         value: T = self._known[key]
         return value
 
-    def score(self, method: str, attack: str, tuning: Tuning = Tuning()) -> Scored | None:
-        """Judge the boxes of a method under an attack that it has rows of; None without boxes."""
-        key = (method, attack, tuning)
-        return self._once(key, lambda: self._score(method, attack, tuning))
+    def score(self, method: str, attack: str, tuning: Tuning = USUAL_TUNING) -> Scored | None:
+        """Judge the boxes of a method under an attack; None without any."""
+        source = self.results.rows_of(method, attack)
+        return None if source is None else self._once(self._score, method, source, tuning)
 
     def _score(self, method: str, attack: str, tuning: Tuning) -> Scored | None:
         rows = self.results.measured(method, attack, "ious")
@@ -131,17 +107,20 @@ class Scoring:
         result = localization_error(
             ious, protocol=tuning.protocol, folds=folds, oracle=tuning.oracle or one_sided
         )
-        labels, classes = ([row[name] for row in rows] for name in ("label", "class"))
-        return Scored(_positions(rows), labels, classes, folds, result, ious)
+        misses = [
+            error if row["label"] == row["class"] else 1.0
+            for row, error in zip(rows, result.per_sample_error.tolist(), strict=True)
+            if row["label"] is not None
+        ]
+        top1_error = float(torch.tensor(misses, dtype=torch.float64).mean())  # NaN without labels
+        return Scored(_positions(rows), folds, result, ious, top1_error)
 
-    def crops(self, method: str | None, *, oracle: bool = False, seed: int = 0) -> Crops | None:
+    def crops(self, method: str | None, tuning: Tuning = USUAL_TUNING) -> Crops | None:
         """The crops of a method on the clean images; without a method, of the true boxes.
 
         None where there are none.
         """
-        return self._once(
-            ("crops", method, oracle, seed), lambda: self._crops(method, oracle, seed)
-        )
+        return self._once(self._crops, method, tuning.oracle, tuning.seed)
 
     def _crops(self, method: str | None, oracle: bool, seed: int) -> Crops | None:
         results = self.results
@@ -156,14 +135,9 @@ class Scoring:
         probability = log_probability.gather(1, at)[:, 0].exp()
         return Crops(_positions(rows), tuned, area.gather(1, at)[:, 0], probability)
 
-    def attack_table(self, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
-        """See :meth:`Comparison.attack_table`."""
-        results = self.results
-        return attack_table(results.store, results.attacked_sets, level=level, seed=seed)
-
     def table(
         self,
-        tuning: Tuning = Tuning(),
+        tuning: Tuning = USUAL_TUNING,
         level: float = 0.95,
         attacked: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
@@ -171,7 +145,10 @@ class Scoring:
         results = self.results
         for strategy in tuning.strategies:
             check_choice("family of thresholds", strategy, STRATEGY_ORDER)
-        attacked = self.attack_table(level, tuning.seed) if attacked is None else attacked
+        if attacked is None:
+            attacked = attack_table(
+                results.store, results.attacked_sets, level=level, seed=tuning.seed
+            )
         names = ["n_right", "already_wrong", "fooled", "robust_accuracy"]
         shared = attacked.set_index("attack")[names]
         rows = []
@@ -199,15 +176,14 @@ class Scoring:
         return table.dropna(axis="columns", how="all")
 
     def _row(self, method: str, attack: str, tuning: Tuning, level: float) -> dict[str, Any]:
-        row: dict[str, Any] = {"attack": attack, "method": method, "n": 0, "error": float("nan")}
+        row: dict[str, Any] = {"attack": attack, "method": method, "n": 0, "error": math.nan}
         if (scored := self.score(method, attack, tuning)) is not None:
             row |= self._localization(method, attack, scored, level, tuning.seed)
-        if attack == CLEAN:
-            crops = self.crops(method, oracle=tuning.oracle, seed=tuning.seed)
-            if crops is not None:
-                one = crops.interval(level, tuning.seed)
-                row |= {"saliency": one["saliency"], "saliency_low": one["low"]}
-                row |= {"saliency_high": one["high"], "saliency_n": one["n"]}
+        crops = self.crops(method, tuning) if attack == CLEAN else None
+        if crops is not None:
+            one = bootstrap_interval(crops.tuned.per_sample, level=level, seed=tuning.seed)
+            row |= {"saliency": one.mean, "saliency_low": one.low}
+            row |= {"saliency_high": one.high, "saliency_n": one.n}
         means = self.results.means(method, attack)
         row["accuracy"] = means.pop("accuracy")
         row["pointing"] = self._pointing(method, attack)
@@ -232,7 +208,7 @@ class Scoring:
             "error_high": interval.high,
             "tuned": "-" if fixed else "oracle" if result.oracle else "two-fold",
             "threshold": "-" if fixed else ", ".join(chosen),
-            "top1_error": scored.top1_error(),
+            "top1_error": scored.top1_error,
             "maxboxacc": float(maxboxacc_from_ious(curves["maxboxacc"], (0.5,))),
             "maxboxacc_v2": float(maxboxacc_from_ious(curves["maxboxacc_v2"], (0.3, 0.5, 0.7))),
         }
@@ -240,7 +216,7 @@ class Scoring:
     def _pointing(self, method: str, attack: str) -> float:
         rows = self.results.measured(method, attack, "pointing")
         if not rows:
-            return float("nan")
+            return math.nan
         hits = torch.tensor([row["value"] for row in rows])
         labels = [row["label"] for row in rows]
         classes = None if None in labels else torch.tensor(labels)
@@ -253,42 +229,40 @@ class Scoring:
             total = total + counts if len(total) else counts
         total = total.reshape(2, -1)
         if not total[1].any():  # no mask, or only empty ones
-            return float("nan")
+            return math.nan
         return float(pxap_from_histograms(total))
 
     def stability_table(self) -> pd.DataFrame:
         """See :meth:`Comparison.stability_table`."""
         results = self.results
+        worst = [None] if len(results.attacks) > 2 else []
         rows = [
-            {"attack": attack, "method": method, **results.mean_stability(method, attack)}
-            for attack in results.attacks[1:]
-            for method in results.methods
+            {"attack": attack or "worst", "method": m, **results.mean_stability(m, attack)}
+            for attack in (*results.attacks[1:], *worst)
+            for m in results.methods
         ]
-        if len(results.attacks) > 2:
-            rows += [
-                {"attack": "worst", "method": method, **results.worst_stability(method)}
-                for method in results.methods
-            ]
         columns = ["attack", "method", "n", *STABILITY_MEASURES]
         table = pd.DataFrame([row for row in rows if row["n"]], columns=columns)
         return table.astype(dict.fromkeys(STABILITY_MEASURES, float))
 
-    def saliency_table(
-        self, oracle: bool = False, level: float = 0.95, seed: int = 0
-    ) -> pd.DataFrame:
+    def saliency_table(self, tuning: Tuning = USUAL_TUNING, level: float = 0.95) -> pd.DataFrame:
         """See :meth:`Comparison.saliency_table`."""
         columns = ["method", "n", "saliency", "low", "high", "area", "probability"]
         columns += ["tuned", "threshold"]
         rows = []
         for method in (*self.results.methods, None):
-            crops = self.crops(method, oracle=oracle, seed=seed)
+            crops = self.crops(method, tuning)
             if crops is None:
                 continue
             tuned, chosen = self._chosen_crops(crops.tuned)
+            one = bootstrap_interval(crops.tuned.per_sample, level=level, seed=tuning.seed)
             rows.append(
                 {
                     "method": TRUE_BOX if method is None else method,
-                    **crops.interval(level, seed),
+                    "n": one.n,
+                    "saliency": one.mean,
+                    "low": one.low,
+                    "high": one.high,
                     "area": float(crops.area.double().mean()),
                     "probability": float(crops.probability.double().mean()),
                     "tuned": tuned,
@@ -337,9 +311,7 @@ class Scoring:
 
     def _misses(self, method: str, attack: str) -> dict[int, float]:
         """Position -> whether the box misses, of the images that were scored."""
-        source = self.results.rows_of(method, attack)
-        scored = None if source is None else self.score(method, source)
-        if scored is None:
+        if (scored := self.score(method, attack)) is None:
             return {}
         errors = scored.result.per_sample_error.tolist()
         return dict(zip(scored.positions, errors, strict=True))
@@ -354,27 +326,21 @@ class Scoring:
         """See :meth:`Comparison.error_series`."""
         if "error" not in table:
             return {}
+        levels = [strength_of(attack)[1] for attack in table["attack"]]
+        # Strength 0 is the clean images.
+        table = table.assign(epsilon=[e / LEVELS if e else math.nan for e in levels])
         clean = table[table["attack"] == CLEAN].assign(epsilon=0.0)
-        parts: dict[str, list[pd.DataFrame]] = {}
-        for attack in self.results.attacks[1:]:
-            name, levels = strength_of(attack)
-            if levels:  # strength 0 is the clean images
-                rows = table[table["attack"] == attack].assign(epsilon=levels / LEVELS)
-                parts.setdefault(name, []).append(rows)
-        series: dict[str, pd.DataFrame] = {}
-        for name, blocks in parts.items():
-            under = pd.concat(blocks)
+        series = {}
+        for name, under in attack_series(table).items():
             both = pd.concat([clean[clean["method"].isin(under["method"])], under])
-            both = both[both["error"].notna()]
-            series[name] = both.sort_values("epsilon", kind="stable", ignore_index=True)
+            series[name] = both[both["error"].notna()].reset_index(drop=True)
         return series
 
     def curves(self, attack: str = CLEAN) -> pd.DataFrame:
         """See :meth:`Comparison.curves`."""
         rows = []
         for method in self.results.methods:
-            source = self.results.rows_of(method, attack)
-            scored = None if source is None else self.score(method, source)
+            scored = self.score(method, attack)
             for strategy, ious in (scored.ious if scored else {}).items():
                 errors = 1 - (ious > 0.5).double().mean(dim=0)
                 rows += [
@@ -383,11 +349,11 @@ class Scoring:
                 ]
         return pd.DataFrame(rows, columns=["method", "strategy", "alpha", "error"])
 
-    def frame(self, tuning: Tuning = Tuning(), first: int | None = None) -> pd.DataFrame:
+    def frame(self, tuning: Tuning = USUAL_TUNING, first: int | None = None) -> pd.DataFrame:
         """See :meth:`Comparison.to_dataframe`."""
         stop = sys.maxsize if first is None else first
         rows = pd.DataFrame(self.results.every_map(stop))
-        for parts in (list(self._boxes(tuning, stop)), list(self._crop_rows(tuning.oracle, stop))):
+        for parts in (list(self._boxes(tuning, stop)), list(self._crop_rows(tuning, stop))):
             if parts:
                 rows = rows.merge(pd.concat(parts), how="left", on=["position", "method", "attack"])
         return rows
@@ -418,10 +384,10 @@ class Scoring:
                 part["position"] = scored.positions[:n]
                 yield part.assign(method=method, attack=attack)
 
-    def _crop_rows(self, oracle: bool, stop: int) -> Iterator[pd.DataFrame]:
+    def _crop_rows(self, tuning: Tuning, stop: int) -> Iterator[pd.DataFrame]:
         """The saliency metric of each clean image and what it is made of."""
         for method in self.results.methods:
-            crops = self.crops(method, oracle=oracle)
+            crops = self.crops(method, tuning)
             if crops is not None:
                 part = pd.DataFrame(
                     {
@@ -435,20 +401,19 @@ class Scoring:
 
     def failures(self) -> pd.DataFrame:
         """See :meth:`Comparison.failures`."""
-        rows = self.results.broken_images() + self.results.failed_maps()
-        return pd.DataFrame(rows, columns=["image", "method", "error"])
+        return pd.DataFrame(self.results.failures(), columns=["image", "method", "error"])
 
 
-def _values(rows: Sequence[Row]) -> np.ndarray[Any, Any]:
+def _values(rows: Sequence[dict[str, Any]]) -> np.ndarray[Any, Any]:
     """The unpacked values, a line a row."""
     return np.stack([unpack(row["value"]) for row in rows])
 
 
-def _positions(rows: Sequence[Row]) -> list[int]:
+def _positions(rows: Sequence[dict[str, Any]]) -> list[int]:
     return [row["position"] for row in rows]
 
 
-def _folds(rows: Sequence[Row], seed: int) -> tuple[Tensor, bool]:
+def _folds(rows: Sequence[dict[str, Any]], seed: int) -> tuple[Tensor, bool]:
     """The half of each image, which follows from its name, and whether all are in one."""
     folds = split_folds([row["image"] for row in rows], seed)
     return folds, bool((folds == folds[0]).all())

@@ -60,7 +60,6 @@ class Column:
     """A key of :data:`FORMS`, or "text"."""
     better: str = ""
     """ "low", "high", or "" where no value is the best."""
-    meaning: str = ""
     name: str = ""
     """In the terminal; empty: not there."""
     ends: tuple[str, ...] = ()
@@ -81,7 +80,10 @@ class Column:
         return f"{text} of {record[self.of]:.0f}" if self.of and self.form == "percent" else text
 
     def cell(self, record: Mapping[Any, Any] | None) -> Cell:
-        """The value of a row for the page; a dash without one."""
+        """The value of a row for the page; a dash without one.
+
+        It says so where the value repeats that of another row, or where some draws have no gap.
+        """
         value = math.nan if record is None else record[self.key]
         if self.form == "text":
             return Cell(value if isinstance(value, str) else "–", words=True)
@@ -93,7 +95,10 @@ class Column:
             return Cell("–", below)
         if self.ends:
             below = " to ".join(form.end(record[end]) for end in self.ends)
-        return Cell(form.page(value), below, value)
+        if record.get("without_gap", 0) > _NO_GAP:
+            below += f"; no gap in {100 * record['without_gap']:.0f} %"
+        repeated = " =" if isinstance(record.get("same_as"), str) else ""
+        return Cell(form.page(value) + repeated, below, value)
 
 
 @dataclass(frozen=True)
@@ -128,136 +133,26 @@ class Grid:
     """A title, which may be empty, and its rows."""
 
 
+ERROR = Column("error", "Error %", "percent", "low", name="error", ends=("error_low", "error_high"))
 COLUMNS = (
-    Column(
-        "error",
-        "Error %",
-        "percent",
-        "low",
-        "Weak localization error: the share of images whose predicted box overlaps no true box by "
-        "more than half (intersection over union > 0.5). Below it, the 95 % bootstrap interval.",
-        name="error",
-        ends=("error_low", "error_high"),
-    ),
-    Column(
-        "tuned",
-        "Tuned on",
-        "text",
-        "",
-        "“two-fold”: the rule that turns a map into a box (family and α) was chosen on one half of "
-        "the images and scored on the other, and the other way round, so no image was scored with "
-        "a threshold chosen on it. “oracle”: chosen on the very images that are reported, which "
-        "flatters the method. “-”: the box is fixed.",
-    ),
-    Column(
-        "threshold",
-        "Threshold",
-        "text",
-        "",
-        "The chosen family and α, for the two halves (families: Fong & Vedaldi, 2017).",
-    ),
-    Column(
-        "top1_error",
-        "Top-1 %",
-        "percent",
-        "low",
-        "Top-1 localization error: as Error, but the classifier's first class must be right too, "
-        "as in the ImageNet localization challenge.",
-        name="top-1 error",
-    ),
-    Column(
-        "maxboxacc",
-        "MaxBoxAcc %",
-        "percent",
-        "high",
-        "The share of images placed with an overlap of at least 0.5, at the best threshold τ of "
-        "all on the reported images themselves (Choe et al., 2020): an upper bound, not to be "
-        "compared with 100 % − Error.",
-        name="MaxBoxAcc",
-    ),
-    Column(
-        "maxboxacc_v2",
-        "V2 %",
-        "percent",
-        "high",
-        "MaxBoxAccV2: the same, averaged over overlaps of 0.3, 0.5 and 0.7, where the best of all "
-        "connected regions counts (Choe et al., 2020).",
-        name="V2",
-    ),
-    Column(
-        "pointing",
-        "Pointing %",
-        "percent",
-        "high",
-        "Pointing game: how often the map's largest value lies on the object or less than 15 "
-        "pixels beside it, averaged over the classes (Zhang et al., 2016).",
-        name="pointing",
-    ),
-    Column(
-        "pxap",
-        "PxAP %",
-        "percent",
-        "high",
-        "Average precision of the map's pixels against the object's mask (Choe et al., 2020).",
-        name="PxAP",
-    ),
-    Column(
-        "saliency",
-        "Saliency metric",
-        "number",
-        "low",
-        "How small a crop the class survives: log(max(area, 0.05)) − log probability of the "
-        "explained class in the smallest box around all pixels above a threshold, resized to the "
-        "classifier's input (Dabkowski & Gal, 2017). Lower is better, at least −3. The threshold "
-        "was chosen on one half of the images and scored on the other. Clean images only.",
-        ends=("saliency_low", "saliency_high"),
-    ),
-    Column(
-        "flipped",
-        "Flipped %",
-        "percent",
-        "",
-        "Of methods that perturb the image: the share of images whose label the perturbation "
-        "changed, among those whose explained class was the prediction (below: how many).",
-        name="flipped",
-        of="flippable",
-    ),
-    Column(
-        "accuracy",
-        "Accuracy %",
-        "percent",
-        "high",
-        "The share of the labelled images whose class is right: the classifier's, and of a "
-        "defended method that of the scores averaged over its transforms.",
-    ),
-    Column(
-        "forward",
-        "Forward",
-        "number",
-        "low",
-        "Forward passes of the classifier an image.",
-        name="forward",
-    ),
-    Column("backward", "Backward", "number", "low", "Backward passes an image.", name="backward"),
-    Column(
-        "ms_per_image",
-        "ms / image",
-        "time",
-        "low",
-        "Mean time of a map on this machine.",
-        name="ms/image",
-    ),
-    Column("n", "Scored", "count", "", "Images with a box to score against."),
-    Column(
-        "failed",
-        "Failed",
-        "count",
-        "",
-        "Images without a map, for whatever reason.",
-        name="failed",
-        rare=True,
-    ),
+    ERROR,
+    Column("tuned", "Tuned on", "text"),
+    Column("threshold", "Threshold", "text"),
+    Column("top1_error", "Top-1 %", "percent", "low", name="top-1 error"),
+    Column("maxboxacc", "MaxBoxAcc %", "percent", "high", name="MaxBoxAcc"),
+    Column("maxboxacc_v2", "V2 %", "percent", "high", name="V2"),
+    Column("pointing", "Pointing %", "percent", "high", name="pointing"),
+    Column("pxap", "PxAP %", "percent", "high", name="PxAP"),
+    Column("saliency", "Saliency metric", "number", "low", ends=("saliency_low", "saliency_high")),
+    Column("flipped", "Flipped %", "percent", name="flipped", of="flippable"),
+    Column("accuracy", "Accuracy %", "percent", "high"),
+    Column("forward", "Forward", "number", "low", name="forward"),
+    Column("backward", "Backward", "number", "low", name="backward"),
+    Column("ms_per_image", "ms / image", "time", "low", name="ms/image"),
+    Column("n", "Scored", "count"),
+    Column("failed", "Failed", "count", name="failed", rare=True),
 )
+"""What each means to its reader stands in ``templates/meanings.html.j2``."""
 
 ATTACK_COLUMNS = (
     Column("clean_accuracy", "Clean accuracy %", "percent", name="clean accuracy"),
@@ -325,8 +220,10 @@ def grid(
     head: str = "Method",
     names: str = "method",
     by: str | None = None,
-) -> Grid:
+) -> Grid | None:
     """A table for the page, the best values among those that are no baselines marked.
+
+    None for a table without rows.
 
     Args:
         table: the data.
@@ -336,6 +233,8 @@ def grid(
         names: the column of the table with the names of the rows.
         by: a column whose values are titles of groups of rows.
     """
+    if table.empty:
+        return None
     columns = [c for c in columns if c.label and c.key in table]
     blocks = [("", table)] if by is None else table.groupby(by, sort=False)
     groups = []
@@ -353,71 +252,56 @@ def grid(
 def _marked(
     column: Column, records: list[dict[Any, Any]], names: str, baselines: Collection[str]
 ) -> list[Cell]:
-    """The cells of a column; of equal digits at the best value all are marked."""
+    """The cells of a column; of equal digits at the best value all are marked, unless all are."""
     cells = [column.cell(record) for record in records]
-    ranked = [
-        cell
-        for cell, record in zip(cells, records, strict=True)
-        if cell.value is not None and record[names] not in baselines
-    ]
-    if not ranked or not column.better:
+    ranked = [record[names] not in baselines for record in records]
+    values = {
+        cell.text: cell.value
+        for cell, counts in zip(cells, ranked, strict=True)
+        if counts and cell.value is not None
+    }
+    if len(values) < 2 or not column.better:
         return cells
     choose = min if column.better == "low" else max
-    best = choose(ranked, key=lambda cell: cell.value or 0.0).text
-    if all(cell.text == best for cell in ranked):
-        return cells
-    marked = {id(cell) for cell in ranked if cell.text == best}
-    return [replace(cell, best=True) if id(cell) in marked else cell for cell in cells]
+    best = choose(values, key=values.__getitem__)
+    return [
+        replace(cell, best=counts and cell.text == best)
+        for cell, counts in zip(cells, ranked, strict=True)
+    ]
+
+
+def crossed(
+    table: pd.DataFrame,
+    column: Column,
+    methods: Iterable[str],
+    attacks: list[Cell],
+    baselines: Collection[str],
+) -> Grid | None:
+    """One column of a table for the page: a row a method, a column an attack."""
+    if table.empty:
+        return None
+    records = {(r["method"], r["attack"]): r for r in table.to_dict("records")}
+    lines = [
+        Line(m, m in baselines, [column.cell(records.get((m, head.text))) for head in attacks])
+        for m in methods
+    ]
+    return Grid(column.label, attacks, [("", lines)])
 
 
 def errors_grid(
     table: pd.DataFrame, methods: Iterable[str], attacks: list[str], baselines: Collection[str]
-) -> Grid:
-    """The error of each method under each attack, "=" where it is that under the plain one."""
-    error = next(column for column in COLUMNS if column.key == "error")
-
-    def cell(record: dict[Any, Any] | None) -> Cell:
-        one = error.cell(record)
-        repeated = record is not None and isinstance(record.get("same_as"), str)
-        return replace(one, text=one.text + " =") if repeated else one
-
-    columns = [Cell(attack) for attack in attacks]
-    return _crossed(table, methods, attacks, baselines, cell, "Error %", columns)
+) -> Grid | None:
+    """The error of each method under each attack."""
+    return crossed(table, ERROR, methods, [Cell(attack) for attack in attacks], baselines)
 
 
-def gaps_grid(table: pd.DataFrame, baselines: Collection[str]) -> Grid:
+def gaps_grid(table: pd.DataFrame, baselines: Collection[str]) -> Grid | None:
     """The gap that each method closes under each attack, below whose name the gap stands."""
-
-    def cell(record: dict[Any, Any] | None) -> Cell:
-        one = GAP_CLOSED.cell(record)
-        if record is None or one.value is None or not record["without_gap"] > _NO_GAP:
-            return one
-        return replace(one, below=f"{one.below}; no gap in {100 * record['without_gap']:.0f} %")
-
     gaps = table.groupby("attack", sort=False)["gap"].last()
-    columns = [Cell(str(attack), f"gap {_percent(gap)} points") for attack, gap in gaps.items()]
-    methods = dict.fromkeys(table["method"])
-    return _crossed(table, methods, list(gaps.index), baselines, cell, "Gap closed", columns)
+    heads = [Cell(str(attack), f"gap {_percent(gap)} points") for attack, gap in gaps.items()]
+    return crossed(table, GAP_CLOSED, dict.fromkeys(table["method"]), heads, baselines)
 
 
 def has_unsure_gap(table: pd.DataFrame) -> bool:
     """Whether an interval of a closed gap leaves out draws that have no gap."""
     return bool(((table["without_gap"] > _NO_GAP) & table["closed"].notna()).any())
-
-
-def _crossed(
-    table: pd.DataFrame,
-    methods: Iterable[str],
-    attacks: list[str],
-    baselines: Collection[str],
-    cell: Callable[[dict[Any, Any] | None], Cell],
-    head: str,
-    columns: list[Cell],
-) -> Grid:
-    """A row a method, a column an attack."""
-    records = {(r["method"], r["attack"]): r for r in table.to_dict("records")}
-    lines = [
-        Line(m, m in baselines, [cell(records.get((m, attack))) for attack in attacks])
-        for m in methods
-    ]
-    return Grid(head, columns, [("", lines)])

@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +21,6 @@ from torch import Tensor
 from captum_robust._files import check_same_run
 
 _LOCK_SECONDS = 120
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS images (
-    position INTEGER PRIMARY KEY,
-    image TEXT NOT NULL,
-    label INTEGER,
-    height INTEGER, width INTEGER,
-    boxes TEXT,
-    picture BLOB,
-    true_crop BLOB,
-    error TEXT
-);
-CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS results (
-    position INTEGER NOT NULL,
-    method TEXT NOT NULL,
-    attack TEXT NOT NULL,
-    image TEXT NOT NULL,
-    predicted INTEGER, explained INTEGER,
-    confidence REAL,
-    seconds REAL, forward_passes REAL, backward_passes REAL,
-    pointing REAL,
-    ious BLOB, predicted_boxes BLOB, maxboxacc BLOB, maxboxacc_v2 BLOB, pxap BLOB,
-    heat BLOB,
-    new_class INTEGER, flipped INTEGER, margin REAL,
-    perturbation BLOB, amplification REAL,
-    decided INTEGER, source TEXT,
-    spearman REAL, pearson REAL, ssim REAL, top_k REAL, box_iou REAL,
-    crops BLOB,
-    error TEXT,
-    PRIMARY KEY (method, attack, position)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS attacked (
-    position INTEGER NOT NULL,
-    attack TEXT NOT NULL,
-    image TEXT NOT NULL,
-    label INTEGER, before INTEGER, predicted INTEGER,
-    confidence REAL,
-    already INTEGER, fooled INTEGER, skipped INTEGER,
-    linf REAL, l2 REAL,
-    file TEXT,
-    picture BLOB, change BLOB, amplification REAL,
-    error TEXT,
-    PRIMARY KEY (attack, position)
-) WITHOUT ROWID;
-"""
 
 
 @dataclass
@@ -157,6 +112,32 @@ class AttackRow:
     error: str | None = None
 
 
+_SQL_TYPES = {
+    "int": "INTEGER",
+    "bool": "INTEGER",
+    "float": "REAL",
+    "str": "TEXT",
+    "bytes": "BLOB",
+    "list[list[float]]": "TEXT",
+}
+_TABLES: tuple[tuple[str, type[Any], str], ...] = (
+    ("images", ImageRow, "PRIMARY KEY (position))"),
+    ("results", ResultRow, "PRIMARY KEY (method, attack, position)) WITHOUT ROWID"),
+    ("attacked", AttackRow, "PRIMARY KEY (attack, position)) WITHOUT ROWID"),
+)
+
+
+def _schema() -> Iterator[str]:
+    """The statements that make the tables: a column for each field of their rows."""
+    yield "CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL)"
+    for table, row, key in _TABLES:
+        columns = ""
+        for field in fields(row):
+            columns += f"{field.name} {_SQL_TYPES[str(field.type).removesuffix(' | None')]}"
+            columns += " NOT NULL, " if field.default is MISSING else ", "
+        yield f"CREATE TABLE IF NOT EXISTS {table} ({columns}{key}"
+
+
 class RunStore:
     """The folder of one run.
 
@@ -185,7 +166,8 @@ class RunStore:
             self._database = sqlite3.connect(file, timeout=_LOCK_SECONDS, isolation_level=None)
             self._enter_wal_mode()
             self._database.execute("PRAGMA synchronous=NORMAL")
-            self._database.executescript(_SCHEMA)
+            for statement in _schema():
+                self._database.execute(statement)
             self.count(0, 0)
         except sqlite3.Error as error:
             raise ValueError(
@@ -255,21 +237,14 @@ class RunStore:
         attacked: Iterable[AttackRow] = (),
     ) -> None:
         """Write rows in one transaction: all of them or, if the process dies, none."""
-        tables: dict[str, list[Any]] = {
-            "images": list(images),
-            "results": list(results),
-            "attacked": list(attacked),
-        }
         with self._transaction() as database:
-            for table, rows in tables.items():
-                if rows:
-                    names = list(vars(rows[0]))
-                    marks = ", ".join("?" * len(names))
-                    values = [[_plain(getattr(row, name)) for name in names] for row in rows]
-                    database.executemany(
-                        f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({marks})",
-                        values,
-                    )
+            for (table, row, _), rows in zip(_TABLES, (images, results, attacked), strict=True):
+                names = [field.name for field in fields(row)]
+                marks = ", ".join("?" * len(names))
+                database.executemany(
+                    f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({marks})",
+                    ([_plain(getattr(one, name)) for name in names] for one in rows),
+                )
 
     def write_classes(self, names: Iterable[str]) -> None:
         """Keep the names of the model's classes with the run."""
@@ -278,31 +253,26 @@ class RunStore:
 
     def count(self, start: int, stop: int) -> dict[tuple[str, str], int]:
         """How many rows each (method, attack) has for the positions from start to stop."""
-        rows = self._database.execute(
-            "SELECT method, attack, count(*) FROM results WHERE position >= ? AND position < ? "
-            "GROUP BY method, attack",
-            (start, stop),
-        )
+        rows = self._counts("results", "method, attack", start, stop)
         return {(method, attack): n for method, attack, n in rows}
 
     def count_attacked(self, start: int, stop: int) -> dict[str, int]:
         """How many of the positions from start to stop each attack has a row for."""
-        rows = self._database.execute(
-            "SELECT attack, count(*) FROM attacked WHERE position >= ? AND position < ? "
-            "GROUP BY attack",
-            (start, stop),
-        )
-        return dict(rows.fetchall())
+        return dict(self._counts("attacked", "attack", start, stop))
+
+    def _counts(self, table: str, columns: str, start: int, stop: int) -> list[Any]:
+        sql = f"SELECT {columns}, count(*) FROM {table} WHERE position >= ? AND position < ? "
+        return self._database.execute(f"{sql} GROUP BY {columns}", (start, stop)).fetchall()
 
     def total(self) -> int:
         """How many result rows there are."""
         return int(self._database.execute("SELECT count(*) FROM results").fetchone()[0])
 
-    def select(self, sql: str, parameters: Iterable[Any] = ()) -> Iterator[sqlite3.Row]:
+    def select(self, sql: str, parameters: Iterable[Any] = ()) -> Iterator[dict[str, Any]]:
         """Rows of a query, one at a time."""
         cursor = self._database.cursor()
         cursor.row_factory = sqlite3.Row
-        yield from cursor.execute(sql, tuple(parameters))
+        yield from map(dict, cursor.execute(sql, tuple(parameters)))
 
 
 def pack(tensor: Tensor) -> bytes:

@@ -81,5 +81,5 @@ def strips_of(run: Comparison) -> list[pictures.AttackedEntry]:
     return pictures.build_strips(run._results, run.to_dataframe(first=GALLERY_POOL))
 
 
-def trios_of(run: Comparison) -> list[pictures.Trio]:
+def trios_of(run: Comparison) -> list[pictures.AttackedEntry]:
     return pictures.build_trios(run._results, run.to_dataframe(first=GALLERY_POOL))

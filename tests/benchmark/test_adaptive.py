@@ -479,20 +479,21 @@ def test_the_report_has_the_strip_of_clean_attacked_and_defended(run: Comparison
     frame = run.to_dataframe().set_index(["image", "attack", "method"])
     defended = ["defended_cam", "defended_robust", "other"]  # those with a class of their own
     for entry in entries:
-        assert [attack for attack, _ in entry.rows] == ["pgd 8/255", "pgd 32/255"]
-        for attack, shots in entry.rows:
-            assert [(s.attack, s.tile.method) for s in shots] == [
+        assert [strip.attack for strip in entry.strips] == ["pgd 8/255", "pgd 32/255"]
+        for strip in entry.strips:
+            attack = strip.attack
+            assert [(tile.attack, tile.method) for tile in strip.tiles] == [
                 ("clean", "cam"),
                 (attack, "cam"),
                 *((attack, m) for m in defended),
                 *((f"{attack}, adaptive", m) for m in defended),
             ]
-            for shot in shots:
-                row = frame.loc[(entry.image, shot.attack, shot.tile.method)]
-                assert shot.tile.picture
-                assert shot.tile.iou == row["iou"]
-                number = row["predicted"] if shot.tile.method == "cam" else row["decided"]
-                assert shot.decided_class == run.class_name(int(number))
+            for tile in strip.tiles:
+                row = frame.loc[(entry.image, tile.attack, tile.method)]
+                assert tile.picture
+                assert tile.iou == row["iou"]
+                number = row["predicted"] if tile.method == "cam" else row["decided"]
+                assert tile.decided_class == run.class_name(int(number))
 
 
 def test_names_from_disk_are_escaped_in_the_strip(tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from captum_robust.metrics import LocalizationError
 from captum_robust.metrics.functional import alpha_grid, best_iou, split_folds, sweep_boxes
 from captum_robust.metrics.functional.weak_localization import best_columns
 from captum_robust.models import Classifier
-from captum_robust.report.comparison import STRATEGY_ORDER
-from captum_robust.report.scoring import Tuning
+from captum_robust.report.results import STRATEGY_ORDER, Tuning
 from captum_robust.runs.store import ResultRow, RunStore, unpack
 
 from .conftest import Drawn, centre_heat, make_classifier
