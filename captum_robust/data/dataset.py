@@ -97,6 +97,6 @@ def place_of(images: Mapping[str, Place], id: str, annotation: object) -> Place:
     return images[id]
 
 
-def entry_id(image: str, category: str | None) -> str:
-    """The id of a sample that is one category of an image."""
+def entry_id(image: str, category: str) -> str:
+    """The id of a sample that is one category of an image, or all of it where that is empty."""
     return f"{image}#{category}" if category else image

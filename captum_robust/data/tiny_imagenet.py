@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,11 +9,10 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_choice
 from captum_robust.data.annotations import parse_box
-from captum_robust.data.classes import class_of, imagenet_names, imagenet_wnids
+from captum_robust.data.classes import class_of, imagenet_table
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
 from captum_robust.data.files import decode_text, open_tree, stem_of
 from captum_robust.data.images import EXTENSIONS, load_image
-from captum_robust.data.sample import DataError
 
 _Line = tuple[str, list[str], str]
 """wnid, the box's words, file:line."""
@@ -85,13 +83,11 @@ class TinyImageNet(AnnotatedImages):
         self.ids = sorted(ids, key=len)  # val_9 before val_10
 
     def _read_classes(self, labels: str) -> None:
-        self.class_names: Sequence[str] = imagenet_names()
-        self._classes = imagenet_wnids()
+        wnids = list(imagenet_table())
         if labels == "wnids":
             wnids = self._text(f"{self._top}wnids.txt").split()
-            names = {wnid: imagenet_names()[index] for wnid, index in self._classes.items()}
-            self._classes = {wnid: index for index, wnid in enumerate(wnids)}
-            self.class_names = [names.get(wnid, wnid) for wnid in wnids]
+        self._wnids = {wnid: index for index, wnid in enumerate(wnids)}
+        self.class_names = [imagenet_table().get(wnid, wnid) for wnid in wnids]
 
     def _text(self, name: str) -> str:
         return decode_text(self._tree.read(name), self._tree.where(name))
@@ -116,12 +112,10 @@ class TinyImageNet(AnnotatedImages):
         name = self._images[id]
         if id not in self._lines:
             wnid = name.split("/")[-3] if self.split == "train" else None
-            return Truth(class_of(wnid, self._classes, self._tree.where(name)))
+            return Truth(class_of(wnid, self._wnids, self._tree.where(name)))
         wnid, words, where = self._lines[id]
-        fits = len(words) == 4
-        check(fits, f"{where}: expected four numbers for the box of {id}, got {words}", DataError)
         x0, y0, x1, y1 = parse_box(words, where)
-        label = class_of(wnid, self._classes, where)
+        label = class_of(wnid, self._wnids, where)
         return Truth(label, [((x0, y0, x1 + 1, y1 + 1), where)])
 
 
