@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,18 +76,18 @@ class Coco(AnnotatedImages):
             self._path, beside = self.root / "annotations" / f"instances_{split}.json", self.root
         existing(self._path, "file", "COCO's instances")
         self._folder = _image_folder(images, beside, split)
-        self._entries = self._read(categories)
-        if skip_missing:
-            self._entries = [e for e in self._entries if self._file(e).is_file()]
+        self._entries: dict[str, _Entry] = {}
+        for entry in self._read(categories):
+            name = entry.image.get("file_name", f"image_id={entry.image['id']}")
+            id = entry_id(str(name), entry.category)
+            if not skip_missing or self._file(entry).is_file():
+                is_new = id not in self._entries
+                check(is_new, f"{self._path}: lists the image of {id!r} more than once")
+                self._entries[id] = entry
         check(self._entries, f"{self._path}: no images with annotations to take")
-        names = {e.category for e in self._entries}
+        self.ids = list(self._entries)
+        names = {entry.category for entry in self._entries.values()}
         self._labels = category_labels(names, category_to_class, class_names)
-        self.ids = [
-            entry_id(str(e.image.get("file_name", f"image_id={e.image['id']}")), e.category)
-            for e in self._entries
-        ]
-        twice = [id for id, times in Counter(self.ids).items() if times > 1][:1]
-        check(not twice, f"{self._path}: lists the image of {''.join(twice)!r} more than once")
 
     def _read(self, categories: Sequence[str] | None) -> list[_Entry]:
         content = _read_json(self._path)
@@ -117,16 +116,16 @@ class Coco(AnnotatedImages):
     def _wheres(self, entry: _Entry) -> list[str]:
         return [f"{self._path}: annotation {each.get('id')}" for each in entry.objects]
 
-    def _image(self, index: int) -> tuple[Tensor, str]:
-        entry = self._entries[index]
+    def _image(self, id: str) -> tuple[Tensor, str]:
+        entry = self._entries[id]
         at = next(iter(self._wheres(entry)), self._path)
         named = "file_name" in entry.image
         check(named, f"{at}: no image with id {entry.image['id']} and a file_name", DataError)
         path = self._file(entry)
         return load_image(path), str(path)
 
-    def _truth(self, index: int, size: tuple[int, int]) -> Truth:
-        entry = self._entries[index]
+    def _truth(self, id: str, size: tuple[int, int]) -> Truth:
+        entry = self._entries[id]
         stated = (entry.image.get("height", 0), entry.image.get("width", 0))
         check_size(stated, size, f"{self._path}: image {entry.image['id']}")
         pairs = zip(entry.objects, self._wheres(entry), strict=True)

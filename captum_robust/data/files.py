@@ -9,6 +9,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
+from posixpath import basename
 from typing import Any, BinaryIO, Literal
 
 from captum_robust._checks import check
@@ -29,7 +30,7 @@ def stem_of(name: str) -> str:
     >>> stem_of("val/images/val_0.JPEG")
     'val_0'
     """
-    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return basename(name).rsplit(".", 1)[0]
 
 
 def read_bytes(path: Path, name: str | None = None) -> bytes:

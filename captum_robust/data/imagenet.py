@@ -56,12 +56,9 @@ class ImageNet(AnnotatedImages):
 
         annotations = self.root / "ILSVRC" / "Annotations" / "CLS-LOC" / split
         self._csv_path = self.root / f"LOC_{split}_solution.csv"
-        check(
-            annotations.is_dir() or self._csv_path.is_file(),
-            f"{annotations}: no such folder, nor {self._csv_path.name} in {self.root}; expected "
-            "one of them for the boxes",
-            FileNotFoundError,
-        )
+        has_boxes = annotations.is_dir() or self._csv_path.is_file()
+        other = f"nor {self._csv_path.name} in {self.root}; expected one of them for the boxes"
+        check(has_boxes, f"{annotations}: no such folder, {other}", FileNotFoundError)
         self._xml = {path.stem: path for path in sorted(annotations.rglob("*.xml"))}
         self._csv = _read_solution(self._csv_path) if self._csv_path.is_file() else {}
         self._read_classes()
@@ -78,13 +75,11 @@ class ImageNet(AnnotatedImages):
         self._wnids = {wnid: index for index, wnid in enumerate(names)}
         self.class_names = tuple(names.values())
 
-    def _image(self, index: int) -> tuple[Tensor, str]:
-        id = self.ids[index]
+    def _image(self, id: str) -> tuple[Tensor, str]:
         path = place_of(self._images, id, self._xml.get(id, self._csv_path))
         return load_image(path), str(path)
 
-    def _truth(self, index: int, size: tuple[int, int]) -> Truth:
-        id = self.ids[index]
+    def _truth(self, id: str, size: tuple[int, int]) -> Truth:
         line, text = self._csv.get(id, (0, ""))
         solution = _parse_solution(text, f"{self._csv_path}:{line}")
         objects = solution

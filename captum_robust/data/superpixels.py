@@ -208,7 +208,5 @@ def _read(file: Path, facts: dict[str, Any], count: int) -> tuple[Tensor, list[i
 
 def _described(facts: dict[str, Any]) -> str:
     size = "×".join(str(side) for side in facts.get("size", []))
-    return printable(
-        f"{facts.get('n_segments')} super-pixels of compactness {facts.get('compactness')} for "
-        f"{size} pixels"
-    )
+    number, compactness = facts.get("n_segments"), facts.get("compactness")
+    return printable(f"{number} super-pixels of compactness {compactness} for {size} pixels")

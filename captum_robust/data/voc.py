@@ -66,18 +66,18 @@ class PascalVOC(AnnotatedImages):
         self.root = Path(root)
         self.split = split
         self.class_names = class_names
-        folder, _ = (
-            existing(self.root / name, "folder", "Pascal VOC's layout")
-            for name in ("JPEGImages", "Annotations")
-        )
+        layout = "Pascal VOC's layout"
+        folder = existing(self.root / "JPEGImages", "folder", layout)
+        existing(self.root / "Annotations", "folder", layout)
         self._images = {path.stem: path for path in some_images(folder, "*.jpg").values()}
         stems = self._stems()
         if skip_missing:
             stems = [stem for stem in stems if stem in self._images]
-        self._entries = [entry for stem in stems for entry in self._read(stem, difficult)]
-        categories = {entry.category for entry in self._entries}
+        entries = [entry for stem in stems for entry in self._read(stem, difficult)]
+        self._entries = {entry_id(entry.stem, entry.category): entry for entry in entries}
+        self.ids = list(self._entries)
+        categories = {entry.category for entry in entries}
         self._labels = category_labels(categories, category_to_class, class_names)
-        self.ids = [entry_id(entry.stem, entry.category) for entry in self._entries]
 
     def _stems(self) -> list[str]:
         if self.split is None:
@@ -105,16 +105,16 @@ class PascalVOC(AnnotatedImages):
                 boxes.setdefault(each.name, []).append(((x0 - 1, y0 - 1, x1, y1), each.where))
         return [_Entry(stem, name, own, annotation.size) for name, own in sorted(boxes.items())]
 
-    def _image(self, index: int) -> tuple[Tensor, str]:
-        entry = self._entries[index]
+    def _image(self, id: str) -> tuple[Tensor, str]:
+        entry = self._entries[id]
         there = entry.stem in self._images
         check(there, f"{self.root / 'JPEGImages' / entry.stem}.jpg: no such image", DataError)
         check(not entry.error, entry.error, DataError)
         path = self._images[entry.stem]
         return load_image(path), str(path)
 
-    def _truth(self, index: int, size: tuple[int, int]) -> Truth:
-        entry = self._entries[index]
+    def _truth(self, id: str, size: tuple[int, int]) -> Truth:
+        entry = self._entries[id]
         if entry.boxes:
             check_size(entry.size, size, str(self.root / "Annotations" / f"{entry.stem}.xml"))
         return Truth(self._labels.get(entry.category), entry.boxes)

@@ -75,7 +75,9 @@ def _parsed(data: bytes, name: str) -> Element:
 
 
 def _text(element: Element, path: str) -> str:
-    return "".join(part.text or "" for part in element.findall(path)).strip()
+    """All text that stands right at the path, not in elements below it."""
+    parts = [t for e in element.findall(path) for t in (e.text, *(below.tail for below in e))]
+    return "".join(filter(None, parts)).strip()
 
 
 def _side(root: Element, side: str, name: str) -> int:
