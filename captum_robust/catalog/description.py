@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,8 @@ def _describe_named(model: Classifier, methods: Collection[str]) -> dict[str, st
     facts = {}
     if any(name in methods for name in known.PERTURBING):
         scale, power = known.FINE_CAM_SCALE, known.FINE_CAM_POWER
-        facts["perturbing_methods"] = (
-            f"{known.BALL_SETTINGS}, blur {known.BALL_BLUR:g}, map of {scale:.4g} times the size "
-            f"to the power {power:g}"
-        )
+        cam = f"map of {scale:.4g} times the size to the power {power:g}"
+        facts["perturbing_methods"] = f"{known.BALL_SETTINGS}, blur {known.BALL_BLUR:g}, {cam}"
     if any(name in methods for name in known.DEFENDED):
         facts["defended_methods"] = repr(default_transforms())
     if "iterative_mask" in methods:
@@ -84,19 +82,21 @@ def _describe(value: Any) -> str:
             settings[name] = _describe(part)
         elif isinstance(value, Attack):  # a perturbation that it carries, its loss and transform
             if isinstance(part, torch.Tensor):
-                settings[name] = f"crc32:{checksum([part]):08x}"
+                settings[name] = _crc32([part])
             elif callable(part) and name != "forward_func":
                 settings[name] = _describe(part)
     if isinstance(value, RealTimeMasking):
-        decoder = value.network.decoder.state_dict()
-        settings["network"] = f"crc32:{checksum(decoder.values()):08x}"
+        settings["network"] = _crc32(value.network.decoder.state_dict().values())
     if isinstance(value, AdversarialLocalization):
-        weights = value.network.state_dict()
-        settings["network"] = f"crc32:{checksum(weights.values()):08x}"
+        settings["network"] = _crc32(value.network.state_dict().values())
         settings["n_segments"] = repr(value.network.n_segments)
     listed = ", ".join(f"{name}={text}" for name, text in sorted(settings.items()))
     # A function among a tuple's elements shows its address, another in each process.
     return f"{_class_of(value)}({re.sub(r' at 0x[0-9a-f]+', '', listed)})"
+
+
+def _crc32(tensors: Iterable[torch.Tensor]) -> str:
+    return f"crc32:{checksum(tensors):08x}"
 
 
 def _class_of(value: Any) -> str:

@@ -5,21 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
+import captum.attr
 import torch
-from captum.attr import (
-    Attribution,
-    Deconvolution,
-    GuidedBackprop,
-    GuidedGradCam,
-    InputXGradient,
-    IntegratedGradients,
-    LayerGradCam,
-    NoiseTunnel,
-    Occlusion,
-    Saliency,
-)
+from captum.attr import Attribution, LayerGradCam
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, check_type
@@ -160,51 +151,30 @@ _MapAttack: TypeAlias = Callable[[float, int], Attack]
 
 def _map_attack(attribution: Attribution, arguments: Mapping[str, Any]) -> _MapAttack | None:
     """How the map of a class activation map, or of a defended one, or a mask is attacked."""
+    # A mask is no gradient. Of a class activation map of a rectified network the weights are
+    # constant nearly everywhere: its exact gradient is that of the layer's output.
+    attack = partial(ExplanationAttack, forward_func=attribution.forward_func, beta=None)
     if isinstance(attribution, RealTimeMasking):
         network, confidence = attribution.network, attribution.confidence
-        return _mask_attack(attribution, lambda x, target: network(x, target, confidence))
+        return partial(attack, lambda x, target: network(x, target, confidence))
     if isinstance(attribution, AdversarialLocalization):
-        # Of pixels: super-pixels have no gradient.
-        return _mask_attack(attribution, lambda x, _: attribution.network(x))
+        # The map of pixels: super-pixels have no gradient.
+        return partial(attack, lambda x, **_: attribution.network(x))
     is_defended = isinstance(attribution, Defended)
     inner = attribution.attribution if is_defended else attribution
     if not isinstance(inner, (RobustCAM, LayerGradCam)):
         return None
-    surrogate: Attribution | None = None
-    if is_defended and isinstance(inner, LayerGradCam):
+    kept = {k: v for k, v in arguments.items() if k != "upsample"}
+    attack = partial(attack, attribution, attribution_arguments=kept)
+    if not is_defended:
+        return attack
+    if isinstance(inner, LayerGradCam):
         # Captum's own detaches its map; with one class this is the same, and has a gradient.
         same = RobustCAM(inner.forward_func, inner.layer, base="gradcam")
         surrogate = Defended(same, attribution.transforms, attribution.combine)
-
-    def make(epsilon: float, steps: int) -> Attack:
-        model = attribution.forward_func
-        if is_defended:
-            model = DefendedModel(model, attribution.transforms)
-        return ExplanationAttack(
-            attribution,
-            epsilon,
-            steps,
-            forward_func=model,
-            surrogate=surrogate,
-            attribution_arguments={k: v for k, v in arguments.items() if k != "upsample"},
-            surrogate_arguments=None if surrogate is None else {"k": 1},
-            # Of a rectified network the map's weights are constant nearly everywhere: its exact
-            # gradient is that of the layer's output.
-            beta=None,
-        )
-
-    return make
-
-
-def _mask_attack(masking: Attribution, network: Callable[[Tensor, Tensor], Tensor]) -> _MapAttack:
-    def masks(images: Tensor, target: Tensor) -> Tensor:
-        """With a graph: ``attribute`` detaches them."""
-        with torch.enable_grad():
-            return network(images, target)
-
-    # A mask is no gradient, so that its own needs no smooth activations.
-    return lambda epsilon, steps: ExplanationAttack(
-        masks, epsilon, steps, forward_func=masking.forward_func, beta=None
+        attack = partial(attack, surrogate=surrogate, surrogate_arguments={"k": 1})
+    return lambda epsilon, steps: attack(
+        epsilon, steps, forward_func=DefendedModel(inner.forward_func, attribution.transforms)
     )
 
 
@@ -281,7 +251,7 @@ def _smallest_perturbation(model: Classifier) -> Method:
 
 
 def _occlusion(model: Classifier) -> Method:
-    occlusion = Occlusion(model)
+    occlusion = captum.attr.Occlusion(model)
 
     def attribute(images: Tensor, target: Tensor | None) -> Tensor:
         n, channels, *size = images.shape
@@ -320,9 +290,8 @@ def _baseline(
 
 def _random_map(n: int, size: tuple[int, int]) -> Tensor:
     # From the global generator, which the runner seeds for each batch.
-    return metrics.random_map(
-        n, size, torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
-    )
+    seed = int(torch.randint(2**31, ()).item())
+    return metrics.random_map(n, size, torch.Generator().manual_seed(seed))
 
 
 METHODS: dict[str, Callable[[Classifier], Method]] = {
@@ -334,17 +303,16 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
     "defended_robust_cam": lambda m: from_attribution(
         Defended(RobustCAM(m, m.cam_layer), default_transforms()), upsample=True
     ),
-    "grad_cam": lambda m: _grad_cam(m, _layer_grad_cam(m)),
-    # The graph of a batch of images is large: one transform at a time.
-    "defended_grad_cam": lambda m: _grad_cam(
-        m, Defended(_layer_grad_cam(m), default_transforms(), transforms_per_eval=1)
-    ),
-    "guided_grad_cam": lambda m: from_attribution(GuidedGradCam(m, m.cam_layer)),
+    "grad_cam": lambda m: _grad_cam(m),
+    "defended_grad_cam": lambda m: _grad_cam(m, defended=True),
+    "guided_grad_cam": lambda m: from_attribution(captum.attr.GuidedGradCam(m, m.cam_layer)),
     "integrated_gradients": lambda m: from_attribution(
-        IntegratedGradients(m), n_steps=INTEGRATED_GRADIENTS_STEPS, internal_batch_size=32
+        captum.attr.IntegratedGradients(m),
+        n_steps=INTEGRATED_GRADIENTS_STEPS,
+        internal_batch_size=32,
     ),
     "top_classes_ig": lambda m: from_attribution(
-        TopClasses(IntegratedGradients(m), 3),
+        TopClasses(captum.attr.IntegratedGradients(m), 3),
         n_steps=INTEGRATED_GRADIENTS_STEPS // 2,
         internal_batch_size=32,
     ),
@@ -354,18 +322,18 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
     ),
     "adversarial_localization": _localization,
     "iterative_mask": lambda m: from_attribution(IterativeMask(m)),
-    "saliency": lambda m: from_attribution(Saliency(m)),
+    "saliency": lambda m: from_attribution(captum.attr.Saliency(m)),
     "smooth_grad": lambda m: from_attribution(
-        NoiseTunnel(Saliency(m)),
+        captum.attr.NoiseTunnel(captum.attr.Saliency(m)),
         nt_type="smoothgrad",
         nt_samples=SMOOTH_GRAD_SAMPLES,
         nt_samples_batch_size=2,
         stdevs=0.15,
     ),
-    "guided_backprop": lambda m: from_attribution(GuidedBackprop(m)),
-    "deconvolution": lambda m: from_attribution(Deconvolution(m)),
+    "guided_backprop": lambda m: from_attribution(captum.attr.GuidedBackprop(m)),
+    "deconvolution": lambda m: from_attribution(captum.attr.Deconvolution(m)),
     "lrp": lambda m: from_function(RelevancePropagation(m), signed=True),
-    "input_x_gradient": lambda m: from_attribution(InputXGradient(m)),
+    "input_x_gradient": lambda m: from_attribution(captum.attr.InputXGradient(m)),
     "center_box": lambda _: _baseline(metrics.center_box_map, metrics.center_box),
     "whole_image": lambda _: _baseline(metrics.whole_image_map, metrics.whole_image_box),
     "random": lambda _: _baseline(_random_map),
@@ -380,9 +348,12 @@ DEFENDED = ("defended_robust_cam", "defended_grad_cam")
 PERTURBING = (*WITH_PERCEPTUAL_LAYERS, "smallest_perturbation")
 
 
-def _grad_cam(model: Classifier, attribution: Attribution) -> Method:
-    one_class: dict[str, Any] = {"k": 1} if model.reshape_transform is not None else {}
-    return from_attribution(attribution, **one_class)
+def _grad_cam(model: Classifier, defended: bool = False) -> Method:
+    cam = _layer_grad_cam(model)
+    one_class: dict[str, Any] = {"k": 1} if isinstance(cam, RobustCAM) else {}
+    if defended:  # the graph of a batch of images is large: one transform at a time
+        cam = Defended(cam, default_transforms(), transforms_per_eval=1)
+    return from_attribution(cam, **one_class)
 
 
 def _layer_grad_cam(model: Classifier) -> Attribution:
@@ -418,12 +389,9 @@ def named_methods(methods: str | Iterable[str] | Mapping[str, Any]) -> Mapping[s
     if not isinstance(methods, Mapping):
         names = [methods] if isinstance(methods, str) else methods
         names = list(names) if isinstance(names, Iterable) else [names]
-        check(
-            all(isinstance(name, str) for name in names),
-            "methods: expected names, or a mapping from your names to names, attributions and "
-            f"functions, got {methods!r:.80}",
-            TypeError,
-        )
+        are_names = all(isinstance(name, str) for name in names)
+        expected = "names, or a mapping from your names to names, attributions and functions"
+        check(are_names, f"methods: expected {expected}, got {methods!r:.80}", TypeError)
         check(len(set(names)) == len(names), f"methods: expected each name once, got {names}")
         methods = {name: name for name in names}
     check(methods, "methods: expected at least one")

@@ -16,6 +16,7 @@ from captum_robust._captum import EpsilonRule, GammaRule
 from captum_robust._checks import check
 from captum_robust._contexts import probing
 from captum_robust.models import Classifier
+from captum_robust.nn.scales import channels_of
 
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _WITH_RULE = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *_POOLING)
@@ -56,15 +57,12 @@ class RelevancePropagation:
 
         It sums to the score of the class, but for what the layers' biases keep.
         """
-        mean, std = self.model.mean, self.model.std
-        x = images.detach()
-        if mean is not None and std is not None:
-            x = (x - mean) / std
+        x = self.model.normalised(images.detach())
         if target is None:
             with torch.no_grad():
                 target = self.chain(x).argmax(dim=1)
-        convolutions = [m for m in self.chain.layers if isinstance(m, nn.Conv2d)]
-        for layer in self.chain.layers:  # Captum takes the rules away after each call
+        convolutions = [m for m in self.chain if isinstance(m, nn.Conv2d)]
+        for layer in self.chain:  # Captum takes the rules away after each call
             if isinstance(layer, _WITH_RULE):
                 is_inner = layer in convolutions[1:]
                 layer.rule = GammaRule(0.25) if is_inner else EpsilonRule()
@@ -74,13 +72,9 @@ class RelevancePropagation:
         return relevance.detach()
 
 
-class _Chain(nn.Module):
-    def __init__(self, layers: list[nn.Module]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
+class _Chain(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
+        for layer in self:
             x = layer(x.flatten(1) if isinstance(layer, nn.Linear) else x)
         return x
 
@@ -94,8 +88,7 @@ def _chain_of(model: Classifier) -> _Chain:
             ran.append(module)
 
     with torch.no_grad(), probing(model, record) as image_of:
-        channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-        like = image_of(channels, *model.input_size)
+        like = image_of(channels_of(model), *model.input_size)
         noise = torch.rand(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
         expected = model.module(noise)
     _check_rules(model, ran)
@@ -112,12 +105,11 @@ def _chain_of(model: Classifier) -> _Chain:
             layers[-1] = fuse_conv_bn_eval(last, own)  # type: ignore[arg-type]
         else:
             layers.append(own)
-    chain = _Chain(layers).eval()
-    check(
-        _gives(chain, noise, expected),
-        "layer-wise relevance propagation needs a chain of layers, each of which takes what the "
-        f"one before gives; {model.name} has branches, or computes outside of its layers",
-    )
+    chain = _Chain(*layers).eval()
+    needed = "a chain of layers, each of which takes what the one before gives"
+    reason = f"{model.name} has branches, or computes outside of its layers"
+    is_chain = _gives(chain, noise, expected)
+    check(is_chain, f"layer-wise relevance propagation needs {needed}; {reason}")
     return chain
 
 

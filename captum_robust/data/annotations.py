@@ -48,13 +48,12 @@ def checked_boxes(boxes: Iterable[tuple[Box, str]], size: tuple[int, int]) -> Te
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
 
 
-def check_size(annotated: tuple[int, int] | None, size: tuple[int, int], where: str) -> None:
+def check_size(annotated: tuple[int, int], size: tuple[int, int], where: str) -> None:
     """Refuse boxes that were drawn on an image of another size; (H, W), zeros mean unknown."""
-    if annotated is not None and all(annotated) and annotated != size:
-        raise DataError(
-            f"{where}: annotates an image of {annotated[1]}×{annotated[0]} pixels, "
-            f"but the image has {size[1]}×{size[0]}; scale the boxes with the images"
-        )
+    fits = annotated == size or not all(annotated)
+    stated = f"annotates an image of {annotated[1]}×{annotated[0]} pixels"
+    advice = f"the image has {size[1]}×{size[0]}; scale the boxes with the images"
+    check(fits, f"{where}: {stated}, but {advice}", DataError)
 
 
 def mask_box(mask: Tensor) -> list[Box]:

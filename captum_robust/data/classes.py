@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -15,15 +15,10 @@ _WNID = re.compile(r"n\d{8}")
 
 
 @cache
-def _imagenet_table() -> tuple[tuple[str, str], ...]:
+def imagenet_table() -> Mapping[str, str]:
+    """WordNet id → name of the 1,000 ImageNet classes, in order."""
     text = (files("captum_robust") / "imagenet_classes.tsv").read_text(encoding="utf-8")
-    rows = (line.split("\t") for line in text.splitlines() if line)
-    return tuple((wnid, name) for wnid, name in rows)
-
-
-@cache
-def _imagenet_wnids() -> dict[str, int]:
-    return {wnid: index for index, (wnid, _) in enumerate(_imagenet_table())}
+    return dict(line.split("\t") for line in text.splitlines() if line)
 
 
 def imagenet_wnids() -> dict[str, int]:
@@ -32,7 +27,7 @@ def imagenet_wnids() -> dict[str, int]:
     >>> imagenet_wnids()["n01440764"]
     0
     """
-    return dict(_imagenet_wnids())
+    return {wnid: index for index, wnid in enumerate(imagenet_table())}
 
 
 @cache
@@ -42,7 +37,7 @@ def imagenet_names() -> tuple[str, ...]:
     >>> imagenet_names()[0]
     'tench'
     """
-    return tuple(name for _, name in _imagenet_table())
+    return tuple(imagenet_table().values())
 
 
 class ClassIndex:
@@ -63,7 +58,7 @@ class ClassIndex:
         # ImageNet's "Cardigan" is a dog and its "cardigan" a garment: a name that fits two
         # classes only counts in its exact spelling.
         self._plain = {name: i for i, name in enumerate(plain) if times[name] == 1}
-        self._wnids = _imagenet_wnids() if self.names == imagenet_names() else {}
+        self._wnids = imagenet_wnids() if self.names == imagenet_names() else {}
 
     def __call__(self, text: str) -> int | None:
         """The index, or None when ``text`` is no class."""
@@ -81,20 +76,14 @@ def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
 
-class CategoryLabels:
-    """The class index of a data set's category: from the mapping, else by its name, else None."""
-
-    def __init__(
-        self, category_to_class: Mapping[str, int] | None, class_names: Sequence[str] | None
-    ) -> None:
-        self._mapping = dict(category_to_class or {})
-        self._find = ClassIndex(class_names) if class_names is not None else None
-
-    def __call__(self, category: str | None) -> int | None:
-        """The index, or None without a category or when neither knows it."""
-        if category is None or category in self._mapping:
-            return self._mapping.get(category or "")
-        return self._find(category) if self._find else None
+def category_labels(
+    categories: Iterable[str],
+    category_to_class: Mapping[str, int] | None,
+    class_names: Sequence[str] | None,
+) -> dict[str, int | None]:
+    """The class index of each category: from the mapping, else by its name, else None."""
+    find = ClassIndex(class_names or ())
+    return {name: find(name) for name in categories} | dict(category_to_class or {})
 
 
 def class_of(wnid: str | None, classes: Mapping[str, int], where: str) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_choice
 from captum_robust.data.annotations import Box, check_size
-from captum_robust.data.classes import CategoryLabels
+from captum_robust.data.classes import category_labels
 from captum_robust.data.coco_mask import union_mask
 from captum_robust.data.dataset import AnnotatedImages, Truth, entry_id
 from captum_robust.data.files import existing, read_text
@@ -26,8 +25,8 @@ class _Entry:
     """One sample before its image is decoded: an image of the file and its objects there."""
 
     image: dict[str, Any]
-    category: str | None
-    objects: tuple[dict[str, Any], ...]
+    category: str
+    objects: list[dict[str, Any]]
 
 
 class Coco(AnnotatedImages):
@@ -71,44 +70,45 @@ class Coco(AnnotatedImages):
     ) -> None:
         self.root = Path(root)
         self.class_names = class_names
-        self._label = CategoryLabels(category_to_class, class_names)
         if self.root.suffix.lower() == ".json":
             self._path, beside = self.root, self.root.parent
         else:
             self._path, beside = self.root / "annotations" / f"instances_{split}.json", self.root
         existing(self._path, "file", "COCO's instances")
         self._folder = _image_folder(images, beside, split)
-        self._entries = self._read(categories)
-        if skip_missing:
-            self._entries = [e for e in self._entries if self._file(e).is_file()]
+        self._entries: dict[str, _Entry] = {}
+        for entry in self._read(categories):
+            name = entry.image.get("file_name", f"image_id={entry.image['id']}")
+            id = entry_id(str(name), entry.category)
+            if not skip_missing or self._file(entry).is_file():
+                is_new = id not in self._entries
+                check(is_new, f"{self._path}: lists the image of {id!r} more than once")
+                self._entries[id] = entry
         check(self._entries, f"{self._path}: no images with annotations to take")
-        self.ids = [
-            entry_id(str(e.image.get("file_name", f"image_id={e.image['id']}")), e.category)
-            for e in self._entries
-        ]
-        twice = [id for id, times in Counter(self.ids).items() if times > 1][:1]
-        check(not twice, f"{self._path}: lists the image of {''.join(twice)!r} more than once")
+        self.ids = list(self._entries)
+        names = {entry.category for entry in self._entries.values()}
+        self._labels = category_labels(names, category_to_class, class_names)
 
     def _read(self, categories: Sequence[str] | None) -> list[_Entry]:
         content = _read_json(self._path)
         names = {each["id"]: str(each["name"]) for each in content["categories"]}
         for category in categories or ():
             check_choice("category of COCO", category, names.values())
+        images = {each["id"]: each for each in content["images"]}
         objects: dict[Any, dict[str, list[dict[str, Any]]]] = {}
         for each in content["annotations"]:
-            name = names.get(each.get("category_id"), f"category {each.get('category_id')}")
-            by_name = objects.setdefault(each.get("image_id"), {})
+            id, category_id = each.get("image_id"), each.get("category_id")
+            name = names.get(category_id, f"category {category_id}")
+            images.setdefault(id, {"id": id})  # one that is not listed, an error of its sample
+            by_name = objects.setdefault(id, {})
             if not each.get("iscrowd") and (categories is None or name in categories):
                 by_name.setdefault(name, []).append(each)
-        entries = []
-        images = {each["id"]: each for each in content["images"]}
-        for image_id in [*images, *(id for id in objects if id not in images)]:
-            image = images.get(image_id, {"id": image_id})
-            if image_id not in objects and categories is None:
-                entries.append(_Entry(image, None, ()))
-            by_name = objects.get(image_id, {})
-            entries += [_Entry(image, name, tuple(own)) for name, own in sorted(by_name.items())]
-        return entries
+        bare: dict[str, list[dict[str, Any]]] = {"": []} if categories is None else {}
+        return [
+            _Entry(image, name, own)
+            for id, image in images.items()
+            for name, own in sorted(objects.get(id, bare).items())
+        ]
 
     def _file(self, entry: _Entry) -> Path:
         return self._folder / str(entry.image.get("file_name", ""))
@@ -116,21 +116,21 @@ class Coco(AnnotatedImages):
     def _wheres(self, entry: _Entry) -> list[str]:
         return [f"{self._path}: annotation {each.get('id')}" for each in entry.objects]
 
-    def _image(self, index: int) -> tuple[Tensor, str]:
-        entry = self._entries[index]
+    def _image(self, id: str) -> tuple[Tensor, str]:
+        entry = self._entries[id]
         at = next(iter(self._wheres(entry)), self._path)
         named = "file_name" in entry.image
         check(named, f"{at}: no image with id {entry.image['id']} and a file_name", DataError)
         path = self._file(entry)
         return load_image(path), str(path)
 
-    def _truth(self, index: int, size: tuple[int, int]) -> Truth:
-        entry = self._entries[index]
+    def _truth(self, id: str, size: tuple[int, int]) -> Truth:
+        entry = self._entries[id]
         stated = (entry.image.get("height", 0), entry.image.get("width", 0))
         check_size(stated, size, f"{self._path}: image {entry.image['id']}")
         pairs = zip(entry.objects, self._wheres(entry), strict=True)
         boxes = [(_corners(each, where), where) for each, where in pairs]
-        return Truth(self._label(entry.category), boxes, self._mask(entry, size))
+        return Truth(self._labels.get(entry.category), boxes, self._mask(entry, size))
 
     def _mask(self, entry: _Entry, size: tuple[int, int]) -> Tensor | None:
         """The union of the objects' masks; None unless all of them have one."""
@@ -163,13 +163,12 @@ def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
         raise ValueError(f"{path}: cannot be read as JSON: {error}") from None
     needed = {"images": ("id",), "annotations": (), "categories": ("id", "name")}
     for key, fields in needed.items():
-        each = content.get(key) if isinstance(content, dict) else None
-        is_list = isinstance(each, list)
+        items: Any = content.get(key) if isinstance(content, dict) else None
+        is_list = isinstance(items, list)
         check(is_list, f"{path}: no list {key!r}; expected COCO's instances format")
-        whole = all(isinstance(one, dict) and all(f in one for f in fields) for one in each or ())
+        whole = all(isinstance(each, dict) and set(fields) <= each.keys() for each in items)
         check(whole, f"{path}: expected every item of {key!r} to be an object with {fields}")
-    result: dict[str, list[dict[str, Any]]] = content
-    return result
+    return content  # type: ignore[no-any-return]
 
 
 def _corners(annotation: dict[str, Any], where: str) -> Box:

@@ -21,9 +21,12 @@ def union_mask(segmentations: list[Any], size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: a run-length code of another size, or a compressed one without pycocotools.
     """
+    decode = _with_pycocotools if find_spec("pycocotools") else _without
     mask = np.zeros(size, dtype=bool)
     for each in segmentations:
-        mask |= _with_pycocotools(each, size) if find_spec("pycocotools") else _without(each, size)
+        own = size if isinstance(each, list) else tuple(each["size"])
+        check(own == size, f"run-length code: expected one of size {size}, got {own}")
+        mask |= decode(each, size)
     return torch.from_numpy(mask)
 
 
@@ -33,17 +36,14 @@ def _with_pycocotools(segmentation: Any, size: tuple[int, int]) -> npt.NDArray[n
     code = segmentation
     if isinstance(segmentation, list):
         code = coco.merge(coco.frPyObjects(segmentation, *size))
-    else:
-        _check_code(segmentation, size)
-        if isinstance(segmentation["counts"], list):
-            code = coco.frPyObjects(segmentation, *size)
+    elif isinstance(segmentation["counts"], list):
+        code = coco.frPyObjects(segmentation, *size)
     return np.asarray(coco.decode(code), dtype=bool)
 
 
 def _without(segmentation: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     if isinstance(segmentation, list):
-        return _fill(segmentation, size)
-    _check_code(segmentation, size)
+        return _filled(segmentation, size)
     counts = segmentation["counts"]
     is_plain = isinstance(counts, list)
     check(is_plain, "a compressed run-length code needs `pip install pycocotools`")
@@ -54,17 +54,12 @@ def _without(segmentation: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     return values.reshape(width, height).T  # runs go down the columns
 
 
-def _check_code(code: Any, size: tuple[int, int]) -> None:
-    fits = tuple(code["size"]) == size
-    check(fits, f"run-length code: expected one of size {list(size)}, got {code['size']}")
-
-
-def _fill(polygons: list[list[float]], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    import skimage.draw
+def _filled(polygons: list[list[float]], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    from skimage.draw import polygon2mask
 
     mask = np.zeros(size, dtype=bool)
     for corners in polygons:
-        # COCO's coordinates are pixel corners, scikit-image's are pixel centres.
-        xs, ys = np.asarray(corners, dtype=np.float64).reshape(-1, 2).T - 0.5
-        mask[skimage.draw.polygon(ys, xs, size)] = True  # type: ignore[no-untyped-call]
+        # COCO's coordinates are x, y of pixel corners, scikit-image's y, x of pixel centres.
+        points = np.asarray(corners, dtype=np.float64).reshape(-1, 2)[:, ::-1] - 0.5
+        mask |= polygon2mask(size, points)  # type: ignore[no-untyped-call]
     return mask

@@ -69,19 +69,20 @@ class AnnotatedImages(LocalizationDataset):
     """A data set of image files and annotations, each in its layout."""
 
     @abstractmethod
-    def _image(self, index: int) -> tuple[Tensor, str]:
+    def _image(self, id: str) -> tuple[Tensor, str]:
         """The image 3×H×W and where it comes from; :class:`DataError` where there is none."""
 
     @abstractmethod
-    def _truth(self, index: int, size: tuple[int, int], /) -> Truth:
+    def _truth(self, id: str, size: tuple[int, int], /) -> Truth:
         """What is known of the image, whose size is (H, W)."""
 
     def _load(self, index: int) -> Sample:
-        image, source = self._image(index)
+        id = self.ids[index]
+        image, source = self._image(id)
         size = (image.shape[1], image.shape[2])
-        truth = self._truth(index, size)
+        truth = self._truth(id, size)
         boxes = checked_boxes(truth.boxes, size)
-        return Sample(image, truth.label, boxes, self.ids[index], truth.mask, source=source)
+        return Sample(image, truth.label, boxes, id, truth.mask, source=source)
 
 
 def listed_ids(
@@ -97,6 +98,6 @@ def place_of(images: Mapping[str, Place], id: str, annotation: object) -> Place:
     return images[id]
 
 
-def entry_id(image: str, category: str | None) -> str:
-    """The id of a sample that is one category of an image."""
+def entry_id(image: str, category: str) -> str:
+    """The id of a sample that is one category of an image, or all of it where that is empty."""
     return f"{image}#{category}" if category else image

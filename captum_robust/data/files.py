@@ -9,7 +9,8 @@ import zipfile
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from posixpath import basename
+from typing import Any, BinaryIO, Literal
 
 from captum_robust._checks import check
 from captum_robust.data.sample import DataError
@@ -29,15 +30,15 @@ def stem_of(name: str) -> str:
     >>> stem_of("val/images/val_0.JPEG")
     'val_0'
     """
-    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return basename(name).rsplit(".", 1)[0]
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, name: str | None = None) -> bytes:
     """The file of one sample; :class:`DataError` that names it where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
+        raise DataError(f"{name or path}: {error.strerror or error}") from None
 
 
 def read_text(path: Path) -> str:
@@ -91,9 +92,8 @@ def open_tree(path: Path) -> FileTree:
         return _Zip(path) if zipfile.is_zipfile(path) else _Tar(path)
     # A damaged gzip stream raises EOFError or zlib.error, depending on where it breaks.
     except Exception as error:
-        raise ValueError(
-            f"{path}: cannot be read as a folder, .tar[.gz] or .zip: {error}"
-        ) from None
+        kinds = "a folder, .tar[.gz] or .zip"
+        raise ValueError(f"{path}: cannot be read as {kinds}: {error}") from None
 
 
 class _Folder(FileTree):
@@ -120,19 +120,22 @@ class _Tar(FileTree):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with tarfile.open(path, "r:") as tar:
-                self._spans = _spans(tar)
-            self._is_plain = True
-        except tarfile.ReadError:
-            self._is_plain = False
-            with tarfile.open(fileobj=io.BytesIO(self._uncompressed)) as tar:
-                self._spans = _spans(tar)
+        with tarfile.open(path) as tar:
+            self._is_plain = isinstance(tar.fileobj, io.BufferedReader)
+        with self._open() as file, tarfile.open(fileobj=file) as tar:
+            self._spans = {  # offset and size
+                member.name.removeprefix("./"): (member.offset_data, member.size)
+                for member in tar
+                if member.isreg() and not member.issparse()
+            }
         self.names = list(self._spans)
+
+    def _open(self) -> BinaryIO:
+        return self.path.open("rb") if self._is_plain else io.BytesIO(self._uncompressed)
 
     @cached_property
     def _uncompressed(self) -> bytes:
-        with tarfile.open(self.path, "r:*") as tar:
+        with tarfile.open(self.path) as tar:
             stream = tar.fileobj
             assert stream is not None
             stream.seek(0)
@@ -143,10 +146,8 @@ class _Tar(FileTree):
 
     def read(self, name: str) -> bytes:
         offset, size = self._spans[name]
-        if not self._is_plain:
-            return self._uncompressed[offset : offset + size]
         try:
-            with self.path.open("rb") as file:
+            with self._open() as file:
                 file.seek(offset)
                 data = file.read(size)
         except OSError as error:
@@ -162,11 +163,8 @@ class _Zip(FileTree):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
-        self._members = {
-            _clean(member.filename): member.filename
-            for member in self._zip().infolist()
-            if not member.is_dir()
-        }
+        members = (member for member in self._zip().infolist() if not member.is_dir())
+        self._members = {m.filename.removeprefix("./"): m.filename for m in members}
         self.names = list(self._members)
 
     def _zip(self) -> zipfile.ZipFile:
@@ -184,16 +182,3 @@ class _Zip(FileTree):
         # Besides BadZipFile: OSError, zlib.error, RuntimeError for an encrypted member, …
         except Exception as error:
             raise DataError(f"{self.where(name)}: {error}") from None
-
-
-def _spans(tar: tarfile.TarFile) -> dict[str, tuple[int, int]]:
-    """File → (offset, size) in the uncompressed archive."""
-    return {
-        _clean(member.name): (member.offset_data, member.size)
-        for member in tar
-        if member.isreg() and not member.issparse()
-    }
-
-
-def _clean(name: str) -> str:
-    return name.removeprefix("./")

@@ -124,7 +124,5 @@ def _resized(size: tuple[int, int], resize_to: int | tuple[int, int]) -> tuple[i
     if not isinstance(resize_to, int):
         return checked_size("resize_to", resize_to)
     short, _ = checked_size("resize_to", resize_to)
-    height, width = size
-    if height <= width:
-        return short, max(short, short * width // height)
-    return max(short, short * height // width), short
+    height, width = (max(short, short * side // min(size)) for side in size)
+    return height, width

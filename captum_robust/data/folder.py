@@ -115,24 +115,19 @@ class ImageFolder(AnnotatedImages):
             raise unknown_name("class folder", unknown[0], self._find_class.names)
         return {name: index for name, index in indices.items() if index is not None}
 
-    def _image(self, index: int) -> tuple[Tensor, str]:
-        id = self.ids[index]
+    def _image(self, id: str) -> tuple[Tensor, str]:
         rows = self._rows.get(id)
         path = place_of(self._images, id, rows[0].where if rows else self._masks.get(id))
         return load_image(path, exif_orientation=self._exif_orientation), str(path)
 
-    def _truth(self, index: int, size: tuple[int, int]) -> Truth:
-        id = self.ids[index]
+    def _truth(self, id: str, size: tuple[int, int]) -> Truth:
         rows, mask = self._rows.get(id, []), None
         boxes = [(parse_box(r.corners, r.where), r.where) for r in rows if any(r.corners)]
         if path := self._masks.get(_stem(id)):
             mask = load_mask(path)
             height, width = mask.shape
-            check(
-                mask.shape == size,
-                f"{path}: the mask has {width}×{height} pixels, its image {size[1]}×{size[0]}",
-                DataError,
-            )
+            sides = f"the mask has {width}×{height} pixels, its image {size[1]}×{size[0]}"
+            check(mask.shape == size, f"{path}: {sides}", DataError)
             if not rows:
                 boxes = [(box, str(path)) for box in mask_box(mask)]
         return Truth(self._label(id, rows), boxes, mask)
@@ -143,11 +138,8 @@ class ImageFolder(AnnotatedImages):
             return self._folder_class.get(id.split("/")[0]) if "/" in id else None
         label = labelled[0].label
         for row in labelled:
-            check(
-                row.label == label,
-                f"{row.where}: label {row.label!r} for {id}, but {label!r} on an earlier line",
-                DataError,
-            )
+            two = f"label {row.label!r} for {id}, but {label!r} on an earlier line"
+            check(row.label == label, f"{row.where}: {two}", DataError)
         index = self._find_class(label)
         if index is None:
             error = unknown_name("label", label, self._find_class.names)
@@ -157,31 +149,27 @@ class ImageFolder(AnnotatedImages):
 
 def _read_table(path: Path) -> dict[str, list[_Row]]:
     """File → its rows; what is wrong with a row waits until its sample is loaded."""
-    lines = read_text(path).splitlines()
-    header = lines[0] if lines else ""
-    delimiter = max(",;\t", key=header.count)
-    columns = [name.strip().casefold() for name in next(csv.reader([header], delimiter=delimiter))]
+    lines = read_text(path).splitlines() or [""]
+    reader = csv.reader(lines, delimiter=max(",;\t", key=lines[0].count))
+    columns = [name.strip().casefold() for name in next(reader)]
     corners = next((names for names in _CORNERS if set(names) <= set(columns)), None)
     if "file" not in columns or corners is None:
-        raise ValueError(
-            f"{path}:1: expected a header with the columns file,x0,y0,x1,y1 (or file,xmin,ymin,"
-            f"xmax,ymax) and perhaps label, got {header[:80]!r}"
-        )
+        expected = "the columns file,x0,y0,x1,y1 (or file,xmin,ymin,xmax,ymax) and perhaps label"
+        raise ValueError(f"{path}:1: expected a header with {expected}, got {lines[0][:80]!r}")
     rows: dict[str, list[_Row]] = {}
-    reader = csv.reader(lines[1:], delimiter=delimiter)
     try:
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
             cell = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
-            where = f"{path}:{reader.line_num + 1}"
             # A row that names no file is a sample of its own, under its place in the table.
-            file = cell.get("file") or f"{path.name}:{reader.line_num + 1}"
+            file = cell.get("file") or f"{path.name}:{reader.line_num}"
             file = file.replace("\\", "/").removeprefix("./")
-            row = _Row([cell.get(c, "") for c in corners], cell.get("label", ""), where)
+            numbers = [cell.get(corner, "") for corner in corners]
+            row = _Row(numbers, cell.get("label", ""), f"{path}:{reader.line_num}")
             rows.setdefault(file, []).append(row)
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num + 1}: {error}") from None
+        raise ValueError(f"{path}:{reader.line_num}: {error}") from None
     return rows
 
 

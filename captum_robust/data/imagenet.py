@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice
-from captum_robust.data.annotations import Box, check_size, parse_box
-from captum_robust.data.classes import class_of, imagenet_names, imagenet_wnids
+from captum_robust.data.annotations import check_size, parse_box
+from captum_robust.data.classes import class_of, imagenet_names, imagenet_table, imagenet_wnids
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import existing, read_bytes, read_text, stem_of
+from captum_robust.data.files import existing, read_text, stem_of
 from captum_robust.data.images import load_image, some_images
 from captum_robust.data.sample import DataError
-from captum_robust.data.voc_xml import read_voc_xml
+from captum_robust.data.voc_xml import AnnotatedObject, read_voc_xml
 
 __all__ = ["ImageNet", "imagenet_names", "imagenet_wnids"]
 
@@ -57,12 +56,9 @@ class ImageNet(AnnotatedImages):
 
         annotations = self.root / "ILSVRC" / "Annotations" / "CLS-LOC" / split
         self._csv_path = self.root / f"LOC_{split}_solution.csv"
-        check(
-            annotations.is_dir() or self._csv_path.is_file(),
-            f"{annotations}: no such folder, nor {self._csv_path.name} in {self.root}; expected "
-            "one of them for the boxes",
-            FileNotFoundError,
-        )
+        has_boxes = annotations.is_dir() or self._csv_path.is_file()
+        other = f"nor {self._csv_path.name} in {self.root}; expected one of them for the boxes"
+        check(has_boxes, f"{annotations}: no such folder, {other}", FileNotFoundError)
         self._xml = {path.stem: path for path in sorted(annotations.rglob("*.xml"))}
         self._csv = _read_solution(self._csv_path) if self._csv_path.is_file() else {}
         self._read_classes()
@@ -70,36 +66,31 @@ class ImageNet(AnnotatedImages):
 
     def _read_classes(self) -> None:
         mapping = self.root / "LOC_synset_mapping.txt"
-        self._wnids = imagenet_wnids()
-        self.class_names: Sequence[str] = imagenet_names()
-        if not mapping.is_file():
-            return
-        lines = [line.split(maxsplit=1) for line in read_text(mapping).splitlines()]
-        names = {line[0]: line[-1].split(",")[0] for line in lines if line}
-        check(names, f"{mapping}: no classes; expected lines of 'wnid name, …'")
-        if list(names) != list(self._wnids):
-            self._wnids = {wnid: index for index, wnid in enumerate(names)}
-            self.class_names = tuple(names.values())
+        names = imagenet_table()
+        if mapping.is_file():
+            lines = [line.split(maxsplit=1) for line in read_text(mapping).splitlines()]
+            own = {line[0]: line[-1].split(",")[0] for line in lines if line}
+            check(own, f"{mapping}: no classes; expected lines of 'wnid name, …'")
+            names = own if list(own) != list(names) else names
+        self._wnids = {wnid: index for index, wnid in enumerate(names)}
+        self.class_names = tuple(names.values())
 
-    def _image(self, index: int) -> tuple[Tensor, str]:
-        id = self.ids[index]
+    def _image(self, id: str) -> tuple[Tensor, str]:
         path = place_of(self._images, id, self._xml.get(id, self._csv_path))
         return load_image(path), str(path)
 
-    def _truth(self, index: int, size: tuple[int, int]) -> Truth:
-        id = self.ids[index]
+    def _truth(self, id: str, size: tuple[int, int]) -> Truth:
         line, text = self._csv.get(id, (0, ""))
         solution = _parse_solution(text, f"{self._csv_path}:{line}")
         objects = solution
         if id in self._xml:
-            path = str(self._xml[id])
-            annotation = read_voc_xml(read_bytes(self._xml[id]), path)
-            check_size(annotation.size, size, path)
-            objects = [(each.name, each.box, each.where) for each in annotation.objects]
-        first = next((name for name, _, _ in solution + objects), None)
+            annotation = read_voc_xml(self._xml[id])
+            check_size(annotation.size, size, str(self._xml[id]))
+            objects = annotation.objects
+        first = next((each.name for each in solution + objects), None)
         wnid = self._folder_class.get(id, first)
         # Only boxes of the image's own class count.
-        boxes = [(box, where) for name, box, where in objects if name == wnid]
+        boxes = [(each.box, each.where) for each in objects if each.name == wnid]
         return Truth(class_of(wnid, self._wnids, f"{id}: its class"), boxes)
 
 
@@ -115,11 +106,9 @@ def _read_solution(path: Path) -> dict[str, tuple[int, str]]:
         raise ValueError(f"{path}:{reader.line_num}: {error}") from None
 
 
-def _parse_solution(text: str, where: str) -> list[tuple[str, Box, str]]:
+def _parse_solution(text: str, where: str) -> list[AnnotatedObject]:
     words = text.split()
-    whole = len(words) % 5 == 0
-    check(
-        whole, f"{where}: expected groups of 'wnid x0 y0 x1 y1', got {len(words)} words", DataError
-    )
+    expected = f"expected groups of 'wnid x0 y0 x1 y1', got {len(words)} words"
+    check(len(words) % 5 == 0, f"{where}: {expected}", DataError)
     groups = [words[i : i + 5] for i in range(0, len(words), 5)]
-    return [(wnid, parse_box(corners, where), where) for wnid, *corners in groups]
+    return [AnnotatedObject(wnid, parse_box(box, where), where) for wnid, *box in groups]

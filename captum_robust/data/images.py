@@ -16,8 +16,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from captum_robust._checks import check
+from captum_robust.data.files import read_bytes
 from captum_robust.data.sample import DataError
 
+_WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
@@ -57,7 +59,7 @@ def load_mask(source: str | Path | bytes, *, name: str | None = None) -> Tensor:
         DataError: as :func:`load_image`.
     """
     with _decoded(source, name) as image:
-        if image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+        if image.mode in _WITH_ALPHA:
             image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
         values = np.asarray(image)
         mask = (values != 0) if values.ndim == 2 else (values != 0).any(axis=2)
@@ -66,11 +68,8 @@ def load_mask(source: str | Path | bytes, *, name: str | None = None) -> Tensor:
 
 @contextmanager
 def _decoded(source: str | Path | bytes, name: str | None) -> Iterator[Image.Image]:
+    data = source if isinstance(source, bytes) else read_bytes(Path(source), name)
     name = name or ("image" if isinstance(source, bytes) else os.fspath(source))
-    try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise DataError(f"{name}: {error.strerror or error}") from None
     check(data, f"{name}: the file is empty (0 bytes)", DataError)
     try:
         with warnings.catch_warnings():
@@ -91,7 +90,7 @@ def _unit_range(image: Image.Image) -> npt.NDArray[np.float32]:
     """H×W×3 float32 in [0, 1]."""
     if image.mode.startswith(("I", "F")):  # one channel, wider than 8 bits
         return np.repeat(_wide_grey(image)[:, :, None], 3, axis=2)
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
         above = image.convert("RGBA")
         white = Image.new("RGBA", above.size, "white")
         image = Image.alpha_composite(white, above)
@@ -114,7 +113,8 @@ def _wide_grey(image: Image.Image) -> npt.NDArray[np.float32]:
 def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
     """Every image file under ``root`` by its path relative to it (with ``/``), sorted.
 
-    The folder ``without`` is left out.
+    The folder ``without`` is left out. In the names bytes that aren't UTF-8 are written as
+    ``\\xNN``.
 
     Links to folders are followed, each real folder once; names that start with a dot are passed
     over (macOS leaves ``._*.jpg`` files in archives).
@@ -131,7 +131,8 @@ def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
         for file in files:
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
                 path = Path(folder, file)
-                images[_printable(path.relative_to(root).as_posix())] = path
+                relative = os.fsencode(path.relative_to(root).as_posix())
+                images[relative.decode("utf-8", "backslashreplace")] = path  # valid Unicode
     return dict(sorted(images.items()))
 
 
@@ -140,8 +141,3 @@ def some_images(root: Path, expected: str, *, without: Path | None = None) -> di
     images = list_images(root, without=without)
     check(images, f"{root}: no images; expected {expected}")
     return images
-
-
-def _printable(name: str) -> str:
-    """``name`` as valid Unicode: bytes that aren't UTF-8 are written as ``\\xNN``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -34,21 +34,20 @@ class SampleSet(AnnotatedImages):
     class_names = imagenet_names()
 
     def __init__(self) -> None:
-        self._entries = sample_entries()
-        self._paths = [_photograph(entry["package"], entry["file"]) for entry in self._entries]
+        self._entries = {entry["id"]: entry for entry in sample_entries()}
+        self._paths = {id: _photograph(e["package"], e["file"]) for id, e in self._entries.items()}
         self.root = Path(str(files("captum_robust.data"))) / "samples.json"
-        self.ids = [entry["id"] for entry in self._entries]
+        self.ids = list(self._entries)
 
-    def _image(self, index: int) -> tuple[Tensor, str]:
-        path = self._paths[index]
-        return load_image(path), str(path)
+    def _image(self, id: str) -> tuple[Tensor, str]:
+        return load_image(self._paths[id]), str(self._paths[id])
 
-    def _truth(self, index: int, _: tuple[int, int]) -> Truth:
-        entry = self._entries[index]
+    def _truth(self, id: str, _: tuple[int, int]) -> Truth:
+        entry = self._entries[id]
         return Truth(entry["class_index"], [(tuple(b), "samples.json") for b in entry["boxes"]])
 
     def _load(self, index: int) -> Sample:
-        whole, crop = super()._load(index), self._entries[index]["crop"]
+        whole, crop = super()._load(index), self._entries[self.ids[index]]["crop"]
         if crop is None:
             return whole
         cropped = crop_to(whole, tuple(crop))
@@ -56,7 +55,7 @@ class SampleSet(AnnotatedImages):
 
     def credits(self) -> dict[str, str]:
         """Photographer and licence by id."""
-        return {entry["id"]: entry["credit"] for entry in self._entries}
+        return {id: entry["credit"] for id, entry in self._entries.items()}
 
 
 @cache
@@ -73,7 +72,5 @@ def _photograph(package: str, file: str) -> Path:
     for folder in (spec.submodule_search_locations if spec else None) or ():
         if (path := Path(folder, file)).is_file():
             return path
-    raise FileNotFoundError(
-        f"the sample set needs {package}/{file}, which is not installed: "
-        'pip install "captum-robust[demo]"'
-    )
+    missing = f"{package}/{file}, which is not installed"
+    raise FileNotFoundError(f'the sample set needs {missing}: pip install "captum-robust[demo]"')

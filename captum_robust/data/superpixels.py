@@ -15,15 +15,15 @@ from captum_robust._checks import (
     check,
     check_count,
     check_finite,
+    check_floating,
     check_number,
-    check_type,
     printable,
 )
 from captum_robust._files import checksum, read_facts, write_facts
 
 _FACTS = "captum_robust.superpixels"
 _LEAST_PIXELS = 4
-"""A super-pixel of fewer pixels is not much of a region."""
+"""A super-pixel has at least these: fewer are not much of a region."""
 _SECONDS = 30.0
 """Time between two states of the file: a killed run loses at most that much."""
 
@@ -49,17 +49,14 @@ def superpixels(images: Tensor, n_segments: int = 100, *, compactness: float = 1
     """
     check_count("n_segments", n_segments, 1)
     compactness = check_number("compactness", compactness, 0, open_low=True)
-    check_type("images", images, Tensor, "a tensor of floating point")
-    dtype, shape = images.dtype, tuple(images.shape)
-    check(dtype.is_floating_point, f"images: expected floating point, got {dtype}", TypeError)
-    fits = images.ndim == 4 and images.shape[1] in (1, 3) and images.numel() > 0
+    check_floating("images", images)
+    shape = tuple(images.shape)
+    fits = len(shape) == 4 and shape[1] in (1, 3) and images.numel() > 0
     check(fits, f"images: expected N×1×H×W or N×3×H×W, not empty, got {shape}")
     height, width = images.shape[2:]
-    check(
-        height * width >= _LEAST_PIXELS * n_segments,
-        f"images: {height}×{width} pixels are too few for {n_segments} super-pixels of at "
-        f"least {_LEAST_PIXELS}; take at most n_segments={height * width // _LEAST_PIXELS}",
-    )
+    most = height * width // _LEAST_PIXELS
+    few = f"{height}×{width} pixels are too few for {n_segments} super-pixels"
+    check(n_segments <= most, f"images: {few}; take at most n_segments={most}")
     check_finite(images, "images")
     pixels = images.detach().float().cpu()
     lowest, highest = (float(v) for v in pixels.aminmax())
@@ -211,7 +208,5 @@ def _read(file: Path, facts: dict[str, Any], count: int) -> tuple[Tensor, list[i
 
 def _described(facts: dict[str, Any]) -> str:
     size = "×".join(str(side) for side in facts.get("size", []))
-    return printable(
-        f"{facts.get('n_segments')} super-pixels of compactness {facts.get('compactness')} for "
-        f"{size} pixels"
-    )
+    number, compactness = facts.get("n_segments"), facts.get("compactness")
+    return printable(f"{number} super-pixels of compactness {compactness} for {size} pixels")

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from posixpath import basename
 from typing import Literal
 
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice
 from captum_robust.data.annotations import parse_box
-from captum_robust.data.classes import class_of, imagenet_names, imagenet_wnids
+from captum_robust.data.classes import class_of, imagenet_table
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
 from captum_robust.data.files import decode_text, open_tree, stem_of
 from captum_robust.data.images import EXTENSIONS, load_image
-from captum_robust.data.sample import DataError
 
-_Line = tuple[str, list[str], str]
-"""wnid, the box's words, file:line."""
+_Line = tuple[list[str], str]
+"""The words wnid, x0, y0, x1, y1, and file:line."""
 
 
 class TinyImageNet(AnnotatedImages):
@@ -57,18 +56,20 @@ class TinyImageNet(AnnotatedImages):
         self.root = Path(path)
         self.split = split
         self._tree = open_tree(self.root)
-        files = set(self._tree.names)
-        lists = [name for name in files if _last(name) == "wnids.txt"]
+        lists = [name for name in self._tree.names if basename(name) == "wnids.txt"]
         layout = "expected Tiny ImageNet's layout"
         check(lists, f"{path}: no wnids.txt in it; {layout}", FileNotFoundError)
-        self._top = min(lists, key=len).removesuffix("wnids.txt")
-        self._read_classes(labels)
+        listing = min(lists, key=len)
+        self._top = listing.removesuffix("wnids.txt")
+        wnids = self._text(listing).split() if labels == "wnids" else list(imagenet_table())
+        self._wnids = {wnid: index for index, wnid in enumerate(wnids)}
+        self.class_names = [imagenet_table().get(wnid, wnid) for wnid in wnids]
 
         inside = f"{self._top}{split}/"
         self._images: dict[str, str] = {}
         self._lines: dict[str, _Line] = {}
         for name in self._tree.names:
-            if not name.startswith(inside) or _last(name).startswith("."):
+            if not name.startswith(inside) or basename(name).startswith("."):
                 continue
             if "/images/" in name and name[name.rfind(".") :].lower() in EXTENSIONS:
                 self._images[stem_of(name)] = name
@@ -76,22 +77,12 @@ class TinyImageNet(AnnotatedImages):
                 self._read_lines(name, wnid=name.split("/")[-2])
         if split == "val":
             annotations = f"{inside}val_annotations.txt"
-            there = annotations in files
+            there = annotations in self._tree.names
             check(there, f"{self._tree.where(annotations)}: no such file", FileNotFoundError)
             self._read_lines(annotations)
-        where = self._tree.where(inside)
-        check(self._images, f"{where}: no images; expected images/*.JPEG")
+        check(self._images, f"{self._tree.where(inside)}: no images; expected images/*.JPEG")
         ids = listed_ids(self._images, self._lines, skip_missing)
         self.ids = sorted(ids, key=len)  # val_9 before val_10
-
-    def _read_classes(self, labels: str) -> None:
-        self.class_names: Sequence[str] = imagenet_names()
-        self._classes = imagenet_wnids()
-        if labels == "wnids":
-            wnids = self._text(f"{self._top}wnids.txt").split()
-            names = {wnid: imagenet_names()[index] for wnid, index in self._classes.items()}
-            self._classes = {wnid: index for index, wnid in enumerate(wnids)}
-            self.class_names = [names.get(wnid, wnid) for wnid in wnids]
 
     def _text(self, name: str) -> str:
         return decode_text(self._tree.read(name), self._tree.where(name))
@@ -99,31 +90,21 @@ class TinyImageNet(AnnotatedImages):
     def _read_lines(self, name: str, wnid: str | None = None) -> None:
         where = self._tree.where(name)
         for number, line in enumerate(self._text(name).splitlines(), start=1):
-            file, *words = line.split() or [""]
-            if wnid is not None:
-                words.insert(0, wnid)
-            if file:
-                self._lines[stem_of(file)] = ("".join(words[:1]), words[1:], f"{where}:{number}")
+            if words := line.split():
+                words[1:1] = [wnid] if wnid else []
+                self._lines[stem_of(words[0])] = (words[1:], f"{where}:{number}")
 
-    def _image(self, index: int) -> tuple[Tensor, str]:
-        id = self.ids[index]
-        name = place_of(self._images, id, self._lines[id][2] if id in self._lines else "")
+    def _image(self, id: str) -> tuple[Tensor, str]:
+        name = place_of(self._images, id, self._lines[id][1] if id in self._lines else "")
         source = self._tree.where(name)
         return load_image(self._tree.read(name), name=source), source
 
-    def _truth(self, index: int, _: tuple[int, int]) -> Truth:
-        id = self.ids[index]
+    def _truth(self, id: str, _: tuple[int, int]) -> Truth:
         name = self._images[id]
         if id not in self._lines:
             wnid = name.split("/")[-3] if self.split == "train" else None
-            return Truth(class_of(wnid, self._classes, self._tree.where(name)))
-        wnid, words, where = self._lines[id]
-        fits = len(words) == 4
-        check(fits, f"{where}: expected four numbers for the box of {id}, got {words}", DataError)
-        x0, y0, x1, y1 = parse_box(words, where)
-        label = class_of(wnid, self._classes, where)
+            return Truth(class_of(wnid, self._wnids, self._tree.where(name)))
+        words, where = self._lines[id]
+        x0, y0, x1, y1 = parse_box(words[1:], where)
+        label = class_of(words[0], self._wnids, where)
         return Truth(label, [((x0, y0, x1 + 1, y1 + 1), where)])
-
-
-def _last(name: str) -> str:
-    return name.rsplit("/", 1)[-1]

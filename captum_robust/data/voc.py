@@ -10,12 +10,12 @@ from torch import Tensor
 
 from captum_robust._checks import check
 from captum_robust.data.annotations import Box, check_size
-from captum_robust.data.classes import CategoryLabels
+from captum_robust.data.classes import category_labels
 from captum_robust.data.dataset import AnnotatedImages, Truth, entry_id
-from captum_robust.data.files import existing, read_bytes, read_text
+from captum_robust.data.files import existing, read_text
 from captum_robust.data.images import load_image, some_images
 from captum_robust.data.sample import DataError
-from captum_robust.data.voc_xml import Annotation, read_voc_xml
+from captum_robust.data.voc_xml import read_voc_xml
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class _Entry:
     """One sample before its image is decoded; ``error`` where its annotation cannot be read."""
 
     stem: str
-    category: str | None = None
-    boxes: tuple[tuple[Box, str], ...] = ()
+    category: str = ""
+    boxes: Sequence[tuple[Box, str]] = ()
     size: tuple[int, int] = (0, 0)
     error: str = ""
 
@@ -66,17 +66,18 @@ class PascalVOC(AnnotatedImages):
         self.root = Path(root)
         self.split = split
         self.class_names = class_names
-        self._label = CategoryLabels(category_to_class, class_names)
-        folder, _ = (
-            existing(self.root / name, "folder", "Pascal VOC's layout")
-            for name in ("JPEGImages", "Annotations")
-        )
+        layout = "Pascal VOC's layout"
+        folder = existing(self.root / "JPEGImages", "folder", layout)
+        existing(self.root / "Annotations", "folder", layout)
         self._images = {path.stem: path for path in some_images(folder, "*.jpg").values()}
         stems = self._stems()
         if skip_missing:
             stems = [stem for stem in stems if stem in self._images]
-        self._entries = [entry for stem in stems for entry in self._read(stem, difficult)]
-        self.ids = [entry_id(entry.stem, entry.category) for entry in self._entries]
+        entries = [entry for stem in stems for entry in self._read(stem, difficult)]
+        self._entries = {entry_id(entry.stem, entry.category): entry for entry in entries}
+        self.ids = list(self._entries)
+        categories = {entry.category for entry in entries}
+        self._labels = category_labels(categories, category_to_class, class_names)
 
     def _stems(self) -> list[str]:
         if self.split is None:
@@ -91,38 +92,29 @@ class PascalVOC(AnnotatedImages):
 
     def _read(self, stem: str, difficult: bool) -> list[_Entry]:
         path = self.root / "Annotations" / f"{stem}.xml"
-        if not path.exists():
-            return [_Entry(stem)]
         try:
-            annotation = read_voc_xml(read_bytes(path), str(path))
+            annotation = read_voc_xml(path) if path.exists() else None
         except DataError as error:
             return [_Entry(stem, error=str(error))]
-        return _entries(stem, annotation, difficult)
+        if annotation is None or not annotation.objects:
+            return [_Entry(stem)]
+        boxes: dict[str, list[tuple[Box, str]]] = {}
+        for each in annotation.objects:
+            if difficult or not each.difficult:
+                x0, y0, x1, y1 = each.box
+                boxes.setdefault(each.name, []).append(((x0 - 1, y0 - 1, x1, y1), each.where))
+        return [_Entry(stem, name, own, annotation.size) for name, own in sorted(boxes.items())]
 
-    def _image(self, index: int) -> tuple[Tensor, str]:
-        entry = self._entries[index]
+    def _image(self, id: str) -> tuple[Tensor, str]:
+        entry = self._entries[id]
         there = entry.stem in self._images
         check(there, f"{self.root / 'JPEGImages' / entry.stem}.jpg: no such image", DataError)
         check(not entry.error, entry.error, DataError)
         path = self._images[entry.stem]
         return load_image(path), str(path)
 
-    def _truth(self, index: int, size: tuple[int, int]) -> Truth:
-        entry = self._entries[index]
+    def _truth(self, id: str, size: tuple[int, int]) -> Truth:
+        entry = self._entries[id]
         if entry.boxes:
             check_size(entry.size, size, str(self.root / "Annotations" / f"{entry.stem}.xml"))
-        return Truth(self._label(entry.category), entry.boxes)
-
-
-def _entries(stem: str, annotation: Annotation, difficult: bool) -> list[_Entry]:
-    if not annotation.objects:
-        return [_Entry(stem)]
-    boxes: dict[str, list[tuple[Box, str]]] = {}
-    for each in annotation.objects:
-        if difficult or not each.difficult:
-            x0, y0, x1, y1 = each.box
-            boxes.setdefault(each.name, []).append(((x0 - 1, y0 - 1, x1, y1), each.where))
-    return [
-        _Entry(stem, category, tuple(own), annotation.size)
-        for category, own in sorted(boxes.items())
-    ]
+        return Truth(self._labels.get(entry.category), entry.boxes)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from captum_robust._checks import check
 from captum_robust.data.annotations import Box, parse_box
+from captum_robust.data.files import read_bytes
 from captum_robust.data.sample import DataError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -18,8 +21,8 @@ class AnnotatedObject:
 
     name: str
     box: Box
-    difficult: bool
     where: str
+    difficult: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,51 +33,36 @@ class Annotation:
     objects: list[AnnotatedObject]
 
 
-@dataclass
-class _Fields:
-    """The texts and lines of one ``<object>``, by path below it."""
-
-    line: int
-    texts: dict[str, str] = field(default_factory=dict)
-    lines: dict[str, int] = field(default_factory=dict)
-
-
-def read_voc_xml(data: bytes, name: str) -> Annotation:
-    """Read one annotation; ``name`` is the file's, for errors.
+def read_voc_xml(path: Path) -> Annotation:
+    """Read one annotation.
 
     Only an object's own ``bndbox`` counts, not those of its ``part``s.
 
     Raises:
-        DataError: XML that isn't well-formed, or an object without a name or four numbers; the
-            message names file and line.
+        DataError: a file that cannot be read, XML that isn't well-formed, or an object without a
+            name or four numbers; the message names file and line.
     """
-    parser = expat.ParserCreate()
-    path: list[str] = []
-    size: dict[str, str] = {}
-    objects: list[_Fields] = []
+    name = str(path)
+    root = _parsed(read_bytes(path), name)
+    return Annotation(
+        size=(_side(root, "height", name), _side(root, "width", name)),
+        objects=[_annotated(element, name) for element in root.findall("object")],
+    )
+
+
+def _parsed(data: bytes, name: str) -> Element:
+    """The root; every element has the line of its start as its only attribute."""
+    parser, tree = expat.ParserCreate(), TreeBuilder()
 
     def start(tag: str, _attributes: dict[str, str]) -> None:
-        path.append(tag)
-        if path[1:] == ["object"]:
-            objects.append(_Fields(parser.CurrentLineNumber))
-
-    def text(content: str) -> None:
-        if path[1:2] == ["size"] and len(path) == 3:
-            size[path[2]] = size.get(path[2], "") + content
-        elif path[1:2] == ["object"] and len(path) > 2:
-            below = "/".join(path[2:])
-            objects[-1].texts[below] = objects[-1].texts.get(below, "") + content
-            objects[-1].lines.setdefault(below, parser.CurrentLineNumber)
-
-    def end(_tag: str) -> None:
-        path.pop()
+        tree.start(tag, {"line": str(parser.CurrentLineNumber)})
 
     def entity(entity_name: str, *_: object) -> None:
         raise DataError(f"{name}:{parser.CurrentLineNumber}: declares the entity {entity_name!r}")
 
     parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = text
+    parser.EndElementHandler = tree.end
+    parser.CharacterDataHandler = tree.data
     parser.EntityDeclHandler = entity  # a few nested entities can expand to gigabytes
     try:
         parser.Parse(data, True)
@@ -83,30 +71,28 @@ def read_voc_xml(data: bytes, name: str) -> Annotation:
     except expat.ExpatError as error:
         reason = expat.ErrorString(error.code)
         raise DataError(f"{name}:{error.lineno}: not well-formed XML: {reason}") from None
-
-    return Annotation(
-        size=(_side(size, "height", name), _side(size, "width", name)),
-        objects=[_annotated(fields, name) for fields in objects],
-    )
+    return tree.close()
 
 
-def _side(size: dict[str, str], side: str, name: str) -> int:
-    written = size.get(side, "").strip() or "0"
+def _text(element: Element, path: str) -> str:
+    """All text that stands right at the path, not in elements below it."""
+    parts = [t for e in element.findall(path) for t in (e.text, *(below.tail for below in e))]
+    return "".join(filter(None, parts)).strip()
+
+
+def _side(root: Element, side: str, name: str) -> int:
+    written = _text(root, f"size/{side}") or "0"
     try:
         return int(float(written))
     except (ValueError, OverflowError):
         raise DataError(f"{name}: <{side}> must be a number of pixels, got {written!r}") from None
 
 
-def _annotated(fields: _Fields, name: str) -> AnnotatedObject:
+def _annotated(element: Element, name: str) -> AnnotatedObject:
+    label = _text(element, "name")
+    check(label, f"{name}:{element.get('line')}: the object has no <name>", DataError)
     corners = [f"bndbox/{corner}" for corner in _CORNERS]
-    line = min((fields.lines[c] for c in corners if c in fields.lines), default=fields.line)
-    where = f"{name}:{line}"
-    label = fields.texts.get("name", "").strip()
-    check(label, f"{name}:{fields.line}: the object has no <name>", DataError)
-    return AnnotatedObject(
-        name=label,
-        box=parse_box([fields.texts.get(corner) for corner in corners], where),
-        difficult=fields.texts.get("difficult", "0").strip() == "1",
-        where=where,
-    )
+    lines = [int(part.get("line", 0)) for path in corners for part in element.findall(path)]
+    where = f"{name}:{min(lines, default=element.get('line'))}"
+    box = parse_box([_text(element, path) for path in corners], where)
+    return AnnotatedObject(label, box, where, _text(element, "difficult") == "1")

@@ -67,7 +67,10 @@ class Classifier(nn.Module):
         check(not needs_layer, "reshape_transform: give the cam_layer whose output it turns")
         self.module = module
         self.name = type(module).__name__ if name is None else name
-        self.input_size = sides_of(input_size)
+        sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        fits = len(sides) == 2 and min(sides) >= 1
+        check(fits, f"input_size: expected a number or (H, W) from 1, got {input_size!r}")
+        self.input_size = int(sides[0]), int(sides[1])
         self.class_names = None if class_names is None else list(class_names)
         self.reshape_transform = reshape_transform
         # Not persistent: the state dict stays that of `module`, under one prefix.
@@ -79,10 +82,14 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores N×K of images N×C×H×W with pixels in [0, 1]."""
-        if self.mean is not None and self.std is not None:
-            x = (x - self.mean) / self.std
-        scores: Tensor = self.module(x)
+        scores: Tensor = self.module(self.normalised(x))
         return scores
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Images N×C×H×W with pixels in [0, 1] as ``module`` takes them."""
+        if self.mean is None or self.std is None:
+            return x
+        return (x - self.mean) / self.std
 
     @property
     def cam_layer(self) -> nn.Module:
@@ -128,14 +135,6 @@ class Classifier(nn.Module):
         """(C, H, W) of an image."""
         channels = 3 if self.mean is None else int(self.mean.shape[1])
         return (channels, *self.input_size)
-
-
-def sides_of(input_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(H, W); ``ValueError`` for a size below 1, or of another number of sides."""
-    sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    fits = len(sides) == 2 and min(sides) >= 1
-    check(fits, f"input_size: expected a number or (H, W) from 1, got {input_size!r}")
-    return int(sides[0]), int(sides[1])
 
 
 def takes_size(model: Classifier, size: tuple[int, int]) -> bool:

@@ -53,27 +53,20 @@ def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.M
         ValueError: no module gives a map, or tokens (N×T×C) follow the last one, as in vision
             transformers, where no general rule holds.
     """
-    maps: list[tuple[nn.Module, Tensor]] = []
-    pooled: list[Tensor] = []
-    runs: Counter[nn.Module] = Counter()
-    tokens_since_map = False
+    outputs: list[tuple[nn.Module, Tensor]] = []
 
     def record(m: nn.Module, _: Any, output: Any) -> None:
-        nonlocal tokens_since_map
-        if not isinstance(output, Tensor):
-            return
-        runs[m] += 1
-        if isinstance(m, _POOLING):
-            pooled.append(output)
-        elif _is_map(output) and not any(output is p for p in pooled):
-            tokens_since_map = output.ndim == 3
-            if output.ndim == 4:
-                maps.append((m, output))
+        if isinstance(output, Tensor):
+            outputs.append((m, output))
 
     with torch.no_grad(), probing(module, record) as image_of:
         module(image_of(*input_shape))
+    runs = Counter(m for m, _ in outputs)
+    pooled = {id(output) for m, output in outputs if isinstance(m, _POOLING)}
+    spread = [(m, o) for m, o in outputs if _is_map(o) and id(o) not in pooled]
+    maps = [(m, o) for m, o in spread if o.ndim == 4]
     reason = "tokens follow the last one" if maps else "no module gives an N×C×h×w map"
-    has_map = maps and not tokens_since_map
+    has_map = maps and spread[-1][1].ndim == 4
     check(has_map, f"cam_layer: none found ({reason}); pass the layer yourself")
     layer, last = maps[-1]
     if runs[layer] > 1:  # a shared activation: prefer a module that returns the same map once
@@ -118,11 +111,8 @@ def find_perceptual_layers(
         trunk = trunk[blocks[0] : blocks[-1] + 1]
     if not trunk:  # activations are functions: take convolutions and normalisations
         trunk = [m for m in usable if next(m.parameters(recurse=False), None) is not None]
-    check(
-        trunk,
-        "perceptual_layers: none found (no module gives an N×C×h×w map or N×T×C tokens once a "
-        "forward pass); pass the layers yourself",
-    )
+    reason = "no module gives an N×C×h×w map or N×T×C tokens once a forward pass"
+    check(trunk, f"perceptual_layers: none found ({reason}); pass the layers yourself")
     return tuple(trunk[len(trunk) // 2 :])
 
 
@@ -192,12 +182,10 @@ def paper_perceptual_layers(module: nn.Module, preset: str) -> tuple[nn.Module, 
     check_choice("preset", preset, _PAPER_RELUS)
     relus = [relu for stage in _vgg_relus(module) or () for relu in stage]
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in module.modules())
-    check(
-        len(relus) == norms == 16,
-        f"preset {preset!r}: expected VGG19 with batch normalisation (torchvision's vgg19_bn: "
-        f"16 ReLUs and 16 normalisations in five stages), got {type(module).__name__} with "
-        f"{len(relus)} such ReLUs and {norms} normalisations",
-    )
+    expected = "16 ReLUs in five stages and 16 normalisations, as torchvision's vgg19_bn has"
+    got = f"{type(module).__name__} with {len(relus)} such ReLUs and {norms} normalisations"
+    named = f"preset {preset!r}: expected VGG19 with batch normalisation ({expected})"
+    check(len(relus) == norms == 16, f"{named}, got {got}")
     first, last = _PAPER_RELUS[preset]
     return tuple(relus[first - 1 : last])
 

