@@ -285,15 +285,6 @@ class RunStore:
         )
         return {(method, attack): n for method, attack, n in rows}
 
-    def count_attacked(self, start: int, stop: int) -> dict[str, int]:
-        """How many of the positions from start to stop each attack has a row for."""
-        rows = self._database.execute(
-            "SELECT attack, count(*) FROM attacked WHERE position >= ? AND position < ? "
-            "GROUP BY attack",
-            (start, stop),
-        )
-        return dict(rows.fetchall())
-
     def total(self) -> int:
         """How many result rows there are."""
         return int(self._database.execute("SELECT count(*) FROM results").fetchone()[0])
