@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from captum_robust._checks import check, check_choice, check_count
 from captum_robust._contexts import seeded
+from captum_robust._processes import is_first
 from captum_robust.data.superpixels import cached_superpixels, superpixel_path
 from captum_robust.models import Classifier, load_classifier, takes_size
 from captum_robust.models.zoo import published_weights
@@ -32,7 +33,6 @@ from captum_robust.training.recipe import (
     Recipe,
     card,
     class_names_of,
-    is_first,
     labelled_split,
     open_images,
     weights_crc32,

@@ -10,6 +10,7 @@ from torch.utils.data import Subset
 
 from captum_robust._checks import check, check_choice, check_count
 from captum_robust._contexts import seeded
+from captum_robust._processes import is_first
 from captum_robust.data import LocalizationDataset, load_dataset
 from captum_robust.data.classes import imagenet_names
 from captum_robust.models import load_classifier
@@ -28,7 +29,6 @@ from captum_robust.training.recipe import (
     Recipe,
     card,
     check_out,
-    is_first,
     open_images,
     shuffled,
     weights_crc32,

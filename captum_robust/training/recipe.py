@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,11 +64,6 @@ class Recipe(ABC):
     @abstractmethod
     def file(self) -> Path:
         """The file of the network."""
-
-
-def is_first() -> bool:
-    """Whether this is the process that prints and writes, of those that share the batches."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def open_images(kind: str, path: Path, out: Path) -> LocalizationDataset:

@@ -9,6 +9,7 @@ from torch.utils.data import Subset
 
 from captum_robust._checks import check_choice, check_number
 from captum_robust._contexts import seeded
+from captum_robust._processes import is_first
 from captum_robust.models import Classifier, load_classifier, save_classifier
 from captum_robust.models.zoo import published_weights
 from captum_robust.training.adversarial import METHODS, InnerAttack, adversarial_training
@@ -17,7 +18,6 @@ from captum_robust.training.loop import TrainingResult
 from captum_robust.training.recipe import (
     Recipe,
     class_names_of,
-    is_first,
     labelled_split,
     open_images,
     weights_crc32,
