@@ -11,6 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+PRECISIONS = ("float32", "bfloat16")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Inside, a network computes in bfloat16 if that is the precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
 
 @contextmanager
 def evaluation(*networks: object) -> Iterator[None]:

@@ -20,6 +20,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first() -> bool:
+    """Whether this is the process that prints and writes, of those that share the batches."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
 def ranks() -> Iterator[tuple[int, int]]:
     """Rank and number of processes under ``torchrun``; leaves together, when all have finished."""

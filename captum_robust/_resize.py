@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,16 @@ def resized(x: Tensor, size: tuple[int, int], *, antialias: bool = True) -> Tens
     full = x.float() if x.dtype.itemsize < 4 else x  # the CPU cannot smooth bfloat16
     larger = F.interpolate(full, size, mode="bilinear", align_corners=False, antialias=antialias)
     return larger.to(x.dtype)
+
+
+def size_within(size: Sequence[int], side: int) -> tuple[int, int]:
+    """The size (H, W) of the same shape whose longer side is ``side``.
+
+    >>> size_within((200, 100), 50)
+    (50, 25)
+    """
+    scale = side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:

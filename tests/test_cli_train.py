@@ -13,7 +13,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from captum_robust.cli.train_command import app, command_of, help_of
+from captum_robust.cli.options import command_of, help_of
+from captum_robust.cli.train_command import app
 from captum_robust.training import (
     LocalizationSettings,
     MaskingSettings,
@@ -70,7 +71,7 @@ def test_a_command_takes_what_its_dataclass_says() -> None:
     assert help_of(Own) == {"path": "Where it is.", "size": "How large.", "names": "Several."}
     given: list[Any] = []
     own = typer.Typer()
-    own.command()(command_of(Own, given.append))
+    own.command()(command_of(Own)(given.append))
     result = CliRunner().invoke(own, ["--path", "x", "--names", "a", "--names", "b"])
     assert result.exit_code == 0
     assert given == [Own(path=Path("x"), names=["a", "b"])]

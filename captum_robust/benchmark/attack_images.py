@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,18 +29,14 @@ from captum_robust.benchmark.batches import (
 )
 from captum_robust.benchmark.robust_accuracy import in_ball, rounded_attack
 from captum_robust.benchmark.runner import Rows, Runner
-from captum_robust.catalog.attacks import LEVELS, strength_of
+from captum_robust.catalog.attacks import strength_of
 from captum_robust.catalog.description import describe_run
 from captum_robust.data import LocalizationDataset, Sample, load_image
 from captum_robust.data.images import EXTENSIONS
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
-from captum_robust.report.outcomes import attack_series, attack_table, attacks_text
+from captum_robust.report.attack_run import AttackRun
 from captum_robust.runs.store import AttackRow, ImageRow, RunStore
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 _LONGEST = 180
 """Bytes of a file's or folder's name; most file systems take 255."""
@@ -139,9 +134,13 @@ class _Attacking(Runner[str]):
     names: list[str]
 
     def missing(self, start: int, stop: int) -> list[str]:
-        have = self.store.count_attacked(start, stop)
-        lost = self._without_file(start, stop)
-        return [name for name in self.tasks if have.get(name, 0) < stop - start or name in lost]
+        rows = self.store.select(
+            "SELECT attack, file FROM attacked WHERE position >= ? AND position < ?", (start, stop)
+        )
+        files = ((row["attack"], row["file"]) for row in rows)
+        # A row whose file is gone is made again.
+        have = Counter(a for a, f in files if f is None or (self.store.folder / f).is_file())
+        return [attack for attack in self.tasks if have[attack] < stop - start]
 
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:  # noqa: ARG002
         return [image_row(item, picture=False) for item in loaded]
@@ -154,15 +153,6 @@ class _Attacking(Runner[str]):
                 columns |= self._attacked(batch, attack, start)
             # To be written behind the files: a row's file is there.
             yield [], [AttackRow(i.position, attack, i.image, **row) for i, row in columns.items()]
-
-    def _without_file(self, start: int, stop: int) -> set[str]:
-        """The attacks that have a row of the batch whose file is gone."""
-        rows = self.store.select(
-            "SELECT attack, file FROM attacked "
-            "WHERE position >= ? AND position < ? AND file IS NOT NULL",
-            (start, stop),
-        )
-        return {row["attack"] for row in rows if not (self.store.folder / row["file"]).is_file()}
 
     def _attacked(self, batch: Batch, attack: str, start: int) -> Columns:
         """The columns of each image of the batch; those that can be attacked are."""
@@ -207,128 +197,6 @@ class _Attacking(Runner[str]):
         return rows
 
 
-class AttackRun:
-    """The outcome of :func:`attack_images`, read from the folder of its run.
-
-    Args:
-        folder: a run's folder; also one whose run was stopped half-way.
-
-    Raises:
-        FileNotFoundError: no run there.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._store = RunStore(self.folder)
-        self.configuration = self._store.configuration
-        self.attacks: list[str] = list(self.configuration["attacks"])
-
-    def table(self, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
-        """One row an attack, see :meth:`captum_robust.benchmark.Comparison.attack_table`.
-
-        Of a targeted attack ``fooled`` is the share that reached the class aimed at, and
-        ``skipped`` are the images that are of it.
-        """
-        return attack_table(self._store, self.attacks, level=level, seed=seed)
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row for each image and attack.
-
-        Columns: ``image``, ``attack``, ``epsilon`` (in pixel units), ``label`` (without one the
-        prediction), ``before`` and ``after`` (classes of the model), their names, ``confidence``
-        in the class after, ``already_wrong``, ``fooled``, ``skipped``, ``linf`` and ``l2`` (of the
-        change, in pixel units), ``file`` (relative to the folder), ``error``.
-        """
-        import pandas as pd
-
-        rows = self._rows()
-        return pd.DataFrame(rows, columns=None if rows else ["image", "attack", "epsilon"])
-
-    def _rows(self) -> list[dict[str, Any]]:
-        """Those of the data frame, by image and attack."""
-        turns = {attack: i for i, attack in enumerate(self.attacks)}
-        rows = self._store.select(
-            "SELECT a.image, a.attack, NULL AS epsilon, a.label, a.before, a.predicted AS after, "
-            "l.name AS label_name, b.name AS before_name, p.name AS after_name, a.confidence, "
-            "a.already AS already_wrong, a.fooled, a.skipped, a.linf, a.l2, a.file, a.error "
-            "FROM attacked a LEFT JOIN classes l ON l.number = a.label "
-            "LEFT JOIN classes b ON b.number = a.before "
-            "LEFT JOIN classes p ON p.number = a.predicted ORDER BY a.position"
-        )
-        named = [dict(row, epsilon=_epsilon(row["attack"])) for row in rows]
-        at = {image: i for i, image in enumerate(dict.fromkeys(row["image"] for row in named))}
-        return sorted(named, key=lambda row: (at[row["image"]], turns[row["attack"]]))
-
-    def to_text(self, most: int) -> str:
-        """The first rows for a terminal: what became of each image under each attack."""
-        import pandas as pd
-
-        rows = [row for row in self._rows() if row["error"] is None]
-        left = len(rows) - most
-        texts = [
-            {
-                "image": printable(row["image"]),
-                "attack": row["attack"],
-                **{which: _class_text(row, which) for which in ("label", "before", "after")},
-                "confidence": f"{row['confidence']:.3f}",
-                "Linf": f"{255 * row['linf']:.0f}/255",
-                "L2": f"{row['l2']:.2f}",
-                "outcome": _outcome_text(row),
-            }
-            for row in rows[:most]
-        ]
-        text = pd.DataFrame(texts).to_string(index=False) if texts else ""
-        return text + (f"\nand {left} rows more, all in the table" if left > 0 else "")
-
-    def table_text(self) -> str:
-        """:meth:`table` for a terminal, with a line on what it counts."""
-        target = self.configuration["settings"]["target"]
-        if target is None:
-            return attacks_text(self.table())
-        rows = self._store.select("SELECT name FROM classes WHERE number = ?", (target,))
-        return attacks_text(self.table(), next((row["name"] for row in rows), str(target)))
-
-    def used(self) -> int:
-        """How many images could be read."""
-        rows = self._store.select("SELECT count(*) AS n FROM images WHERE error IS NULL")
-        return int(next(rows)["n"])
-
-    def failures(self) -> list[tuple[str, str]]:
-        """Image and error of those that could not be read, and of those whose attack failed."""
-        rows = self._store.select(
-            "SELECT DISTINCT image, error FROM attacked WHERE error IS NOT NULL ORDER BY position"
-        )
-        return [(row["image"], row["error"]) for row in rows]
-
-    def summary(self) -> str:
-        """One line: how many images were read, and how many could not be used."""
-        counts = next(self._store.select("SELECT count(*) AS n, count(error) AS e FROM images"))
-        files = next(self._store.select("SELECT count(file) AS n FROM attacked"))["n"]
-        return f"{counts['n']} images: {counts['e']} could not be used; {files} files written"
-
-    def plot(self) -> Figure:
-        """Robust accuracy with its interval against the strength, a line an attack."""
-        from captum_robust.report.plots import plot_robust_accuracy
-
-        return plot_robust_accuracy(attack_series(self.table()))
-
-    def write_csv(self) -> Path:
-        """Write :meth:`to_dataframe` as ``attacked.csv`` into the folder."""
-        return write_whole(self.folder / "attacked.csv", self.to_dataframe().to_csv(index=False))
-
-    def write_curves(self) -> Path:
-        """Write :meth:`plot` as ``curves.png`` into the folder.
-
-        Raises:
-            ImportError: matplotlib is missing.
-        """
-        import io
-
-        buffer = io.BytesIO()
-        self.plot().savefig(buffer, format="png", dpi=120)
-        return write_whole(self.folder / "curves.png", buffer.getvalue())
-
-
 def png_names(ids: Sequence[str]) -> list[str]:
     """File names for the images, each once also where case does not count, inside their folder.
 
@@ -371,22 +239,6 @@ def _folder_of(attack: str) -> str:
     """The folder of an attack's files: "pgd-8" for "pgd 8/255"."""
     name, levels = strength_of(attack)
     return _safe(name if levels is None else f"{name}-{levels:g}").replace("/", "_")
-
-
-def _epsilon(attack: str) -> float | None:
-    """In pixel units."""
-    levels = strength_of(attack)[1]
-    return None if levels is None else levels / LEVELS
-
-
-def _class_text(row: Mapping[str, Any], which: str) -> str:
-    name = row[f"{which}_name"]
-    return printable(str(row[which] if name is None else name))
-
-
-def _outcome_text(row: Mapping[str, Any]) -> str:
-    kinds = {"already_wrong": "already wrong", "skipped": "skipped", "fooled": "fooled"}
-    return next((words for kind, words in kinds.items() if row[kind]), "-")
 
 
 def _refuse_target_of_all(reader: BatchReader, count: int, target: int) -> None:

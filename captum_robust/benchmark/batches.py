@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, check_count, check_type, printable
-from captum_robust._contexts import evaluation, without_new_gradients
+from captum_robust._contexts import autocast, evaluation, without_new_gradients
 from captum_robust._processes import device_of
 from captum_robust.attacks.outcome import outcome
 from captum_robust.data import FITS, DataError, Sample, fitted
 from captum_robust.draw import as_rgb
 from captum_robust.models import Classifier
 from captum_robust.runs.store import ImageRow
-
-PRECISIONS = ("float32", "bfloat16")
 
 Perturb: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Images n×C×H×W and their labels n -> attacked images."""
@@ -70,10 +68,6 @@ class Batch:
     def samples(self) -> list[Sample]:
         """n, fitted to the model."""
         return [item.sample for item in self.items if item.sample is not None]
-
-    def singles(self) -> list[Batch]:
-        """Each image as a batch of its own."""
-        return [self[i : i + 1] for i in range(len(self))]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -134,21 +128,25 @@ class BatchReader:
         """The images that could be read as one batch, with the errors of the others."""
         unread = {item: {"error": item.error} for item in loaded if item.error is not None}
         usable = tuple(item for item in loaded if item.sample is not None)
-        batches, failed = _one_by_one(usable, self._clean) if usable else ([], {})
-        return batches, unread | failed
+        return each(([usable] if usable else [], unread), self._clean)
 
     def attacked(self, clean: Batches, name: str, perturb: Perturb, start: int) -> Batches:
         """The batches under an attack; one by one where it fails on one, with its error."""
 
         def attack(batch: Batch) -> Batch:
-            return self._attacked(batch, name, perturb, start)
+            with self.undisturbed(start, name):
+                images = perturb(batch.images.clone(), batch.label.clone()).detach()
+            shape, got = tuple(batch.images.shape), tuple(images.shape)
+            check(got == shape, f"attack {name!r}: expected {shape}, got {got}")
+            images = images.to(batch.images)
+            predicted, confidence = self.classified(images)
+            return replace(batch, images=images, predicted=predicted, confidence=confidence)
 
-        batches, failed = _joined(_one_by_one(batch, attack) for batch in clean[0])
-        return batches, clean[1] | failed
+        return each(clean, attack)
 
     def scores(self, images: Tensor, model: torch.nn.Module | None = None) -> Tensor:
         """The scores n×K of the model, or of another around it, without gradients."""
-        with torch.no_grad(), evaluation(self.model), self._autocast():
+        with torch.no_grad(), evaluation(self.model), self._precise():
             scores: Tensor = (self.model if model is None else model)(images)
         return scores
 
@@ -173,7 +171,7 @@ class BatchReader:
             evaluation(self.model),
             without_new_gradients(self.model),
             torch.enable_grad(),
-            self._autocast(),
+            self._precise(),
         ):
             torch.manual_seed(zlib.crc32(f"{self.seed} {start} {name}".encode()))
             yield
@@ -184,27 +182,23 @@ class BatchReader:
         try:
             sample = self.dataset[position]
             image = image if ids is not None else sample.id
-            sample = self._fitted(self._checked(sample))
+            sample = self._fitted(sample)
         except Exception as error:  # whatever is wrong with one image, the run goes on
             return Loaded(position, image, None, one_line(error))
         return Loaded(position, image, sample)
 
-    def _checked(self, sample: Sample) -> Sample:
-        """The sample with a plain label; ``DataError`` for what would spoil its batch."""
+    def _fitted(self, sample: Sample) -> Sample:
+        """The sample at the model's size; ``DataError`` for what would spoil its batch."""
         image, mask, label = sample.image, sample.mask, sample.label
         in_range = image.dtype == torch.float32 and image.amin() >= 0 and image.amax() <= 1
         check(in_range, f"{sample.id}: the image is not float32 in [0, 1]", DataError)
         kind = torch.bool if mask is None else mask.dtype
         check(kind == torch.bool, f"{sample.id}: the mask is {kind}, not Boolean", DataError)
-        if label is None:
-            return sample
-        label, count = as_index(label), self.classes
-        known = f"the model has {count} classes"
-        check(0 <= label < count, f"{sample.id}: class index {label}, but {known}", DataError)
-        return replace(sample, label=label)
-
-    def _fitted(self, sample: Sample) -> Sample:
-        sample = fitted(sample, self.model.input_size, self.fit)
+        if label is not None:
+            label, count = as_index(label), self.classes
+            known = f"the model has {count} classes"
+            check(0 <= label < count, f"{sample.id}: class index {label}, but {known}", DataError)
+        sample = fitted(replace(sample, label=label), self.model.input_size, self.fit)
         return replace(sample, image=to_levels(sample.image)) if self.eight_bit else sample
 
     def _clean(self, usable: tuple[Loaded, ...]) -> Batch:
@@ -216,41 +210,46 @@ class BatchReader:
         label = torch.where(known < 0, predicted, known)
         return Batch(usable, images, label, predicted, predicted, confidence, images)
 
-    def _attacked(self, batch: Batch, name: str, perturb: Perturb, start: int) -> Batch:
-        with self.undisturbed(start, name):
-            images = perturb(batch.images.clone(), batch.label.clone()).detach()
-        shape, got = tuple(batch.images.shape), tuple(images.shape)
-        check(got == shape, f"attack {name!r}: expected {shape}, got {got}")
-        images = images.to(batch.images)
-        predicted, confidence = self.classified(images)
-        return replace(batch, images=images, predicted=predicted, confidence=confidence)
-
-    def _autocast(self) -> torch.autocast:
-        device = device_of(self.model).type
-        enabled = self.precision == "bfloat16"
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
+    def _precise(self) -> torch.autocast:
+        return autocast(device_of(self.model), self.precision)
 
 
 _Part = TypeVar("_Part", Batch, tuple[Loaded, ...])
+_Made = TypeVar("_Made")
 
 
-def _one_by_one(images: _Part, make: Callable[[_Part], Batch]) -> Batches:
-    """What ``make`` returns of all images or, where that fails, of each alone; and the errors."""
-    try:
-        return [make(images)], {}
-    except Exception as error:
-        if len(images) == 1:
-            return [], {item: {"error": one_line(error)} for item in images}
-    return _joined(_one_by_one(images[i : i + 1], make) for i in range(len(images)))
+def each(
+    batches: tuple[Sequence[_Part], Columns],
+    make: Callable[[_Part], _Made],
+    caught: type[Exception] = Exception,
+) -> tuple[list[_Made], Columns]:
+    """What ``make`` returns of each batch or, where that fails, of each of its images alone.
+
+    With it go the errors, also those that the batches come with.
+    """
+    made: list[_Made] = []
+    failed = dict(batches[1])
+    for batch in batches[0]:
+        try:
+            made.append(make(batch))
+        except caught as error:
+            if len(batch) == 1:
+                failed |= {item: {"error": one_line(error)} for item in batch}
+                continue
+            singles = [batch[i : i + 1] for i in range(len(batch))]
+            some, failed = each((singles, failed), make, caught)
+            made += some
+    return made, failed
 
 
-def _joined(parts: Iterable[Batches]) -> Batches:
-    batches: list[Batch] = []
-    failed: Columns = {}
-    for some, errors in parts:
-        batches += some
-        failed |= errors
-    return batches, failed
+def columns_of(
+    batches: Batches, make: Callable[[Batch], Columns], caught: type[Exception] = Exception
+) -> Columns:
+    """The columns that :func:`each` makes, those of the errors first."""
+    made, columns = each(batches, make, caught)
+    for some in made:
+        columns |= some
+    return columns
 
 
 def outcome_columns(batch: Batch, aimed: Tensor | None = None) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice
+from captum_robust._contexts import PRECISIONS
 from captum_robust._processes import world_size
 from captum_robust.benchmark import measure
 from captum_robust.benchmark.adaptive_cases import Stage, adaptive_stages, describe_stages
 from captum_robust.benchmark.batches import (
-    PRECISIONS,
     Batch,
     Batches,
     BatchReader,
@@ -27,6 +28,7 @@ from captum_robust.benchmark.batches import (
     Loaded,
     SampleSource,
     check_settings,
+    columns_of,
     image_row,
     one_line,
     perturb_of,
@@ -179,10 +181,10 @@ class _Comparing(Runner[_Task]):
 
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
         rows = [image_row(item, picture=item.position < GALLERY_POOL) for item in loaded]
-        if self.saliency_metric:
-            crops = self._true_crops(clean[0])
-            for item, row in zip(loaded, rows, strict=True):
-                row.true_crop = crops.get(item)
+        # Without the images whose boxes cannot be cut out.
+        crops = columns_of(clean, self._true_crops, ValueError) if self.saliency_metric else {}
+        for item, row in zip(loaded, rows, strict=True):
+            row.true_crop = crops.get(item, {}).get("true_crop")
         return rows
 
     def rows(self, tasks: Sequence[_Task], start: int, clean: Batches) -> Rows:
@@ -202,16 +204,14 @@ class _Comparing(Runner[_Task]):
     def _results(self, batches: Batches, method: str, stage: Stage, work: _Work) -> list[ResultRow]:
         if stage.perturb is None:
             work.clean_maps[method] = {}
-        columns = dict(batches[1])
-        for batch in batches[0]:
-            columns |= self._explained(batch, method, stage, work)
+        columns = columns_of(batches, partial(self._explained, method, stage, work))
         return [
             ResultRow(item.position, method, stage.attack, item.image, **row)
             for item, row in columns.items()
         ]
 
-    def _explained(self, batch: Batch, method: str, stage: Stage, work: _Work) -> Columns:
-        """The columns of one batch; where the method fails on it, image by image."""
+    def _explained(self, method: str, stage: Stage, work: _Work, batch: Batch) -> Columns:
+        """The columns of one batch; of one image alone also where the method fails on it."""
         transforms = self.methods[method].transforms
         facts = {"predicted": batch.predicted, "confidence": batch.confidence}
         facts["explained"] = batch.label if self.target == "label" else batch.predicted
@@ -221,14 +221,13 @@ class _Comparing(Runner[_Task]):
                 if self.target == "prediction":
                     facts["explained"] = facts["decided"]
             measured = self._measured(batch, method, stage, facts["explained"], work)
-        except Exception as error:  # one image may fail where the others work
+        except Exception as error:
             if len(batch) > 1:
-                singles = [self._explained(one, method, stage, work) for one in batch.singles()]
-                return {item: row for single in singles for item, row in single.items()}
+                raise
             measured = [{"error": one_line(error)}]
-        facts_of = rows_of(facts)
         source = {} if stage.name == stage.attack else {"source": stage.name}
-        return {item: {**facts_of[i], **source, **measured[i]} for i, item in enumerate(batch)}
+        rows = zip(rows_of(facts), measured, strict=True)
+        return {i: {**fact, **source, **row} for i, (fact, row) in zip(batch, rows, strict=True)}
 
     def _measured(
         self, batch: Batch, name: str, stage: Stage, explained: Tensor, work: _Work
@@ -263,19 +262,10 @@ class _Comparing(Runner[_Task]):
             parts.append(measure.stability_columns(batch.items, work.clean_maps[name], maps))
         return [dict(chain.from_iterable(map(dict.items, row))) for row in zip(*parts, strict=True)]
 
-    def _true_crops(self, batches: list[Batch]) -> dict[Loaded, bytes | None]:
-        """Without the images whose boxes cannot be cut out."""
-        crops: dict[Loaded, bytes | None] = {}
-        for batch in batches:
-            classes = batch.label if self.target == "label" else batch.predicted
-            try:
-                packed = measure.true_crops(
-                    self.reader.scores, batch.images, batch.samples, classes
-                )
-                crops |= zip(batch, packed, strict=True)
-            except ValueError:
-                crops |= self._true_crops(batch.singles()) if len(batch) > 1 else {}
-        return crops
+    def _true_crops(self, batch: Batch) -> Columns:
+        classes = batch.label if self.target == "label" else batch.predicted
+        crops = measure.true_crops(self.reader.scores, batch.images, batch.samples, classes)
+        return {item: {"true_crop": crop} for item, crop in zip(batch, crops, strict=True)}
 
     def _decided(
         self, batch: Batch, transforms: tuple[Transform, ...], images: str, work: _Work
@@ -293,25 +283,20 @@ class _Comparing(Runner[_Task]):
     def _attack_rows(self, attacked: Batches, stage: Stage, work: _Work) -> list[AttackRow]:
         """What became of the images that could be read, whatever the methods."""
         batches, failed = attacked
-        columns = {item: row for item, row in failed.items() if item.sample is not None}
-        for batch in batches:
-            try:
-                rows = measure.attack_columns(self._judged(batch, stage, work))
-            except Exception as error:
-                rows = [{"error": one_line(error)}] * len(batch)
-            columns |= zip(batch, rows, strict=True)
+
+        def judged(batch: Batch) -> Columns:
+            if stage.transforms:  # by the scores that the attack is on
+                clean = replace(batch, images=batch.clean)
+                before, _ = self._decided(clean, stage.transforms, CLEAN, work)
+                after, confidence = self._decided(batch, stage.transforms, stage.name, work)
+                batch = replace(batch, before=before, predicted=after, confidence=confidence)
+            return dict(zip(batch, measure.attack_columns(batch), strict=True))
+
+        read = {item: row for item, row in failed.items() if item.sample is not None}
+        columns = columns_of((batches, read), judged)
         return [
             AttackRow(item.position, stage.name, item.image, **row) for item, row in columns.items()
         ]
-
-    def _judged(self, batch: Batch, stage: Stage, work: _Work) -> Batch:
-        """The batch with the classes of those scores that the attack is on."""
-        if not stage.transforms:
-            return batch
-        clean = replace(batch, images=batch.clean)
-        before, _ = self._decided(clean, stage.transforms, CLEAN, work)
-        after, confidence = self._decided(batch, stage.transforms, stage.name, work)
-        return replace(batch, before=before, predicted=after, confidence=confidence)
 
 
 def _now(device: torch.device) -> float:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_robust._resize import size_within
 from captum_robust.benchmark.batches import Batch, Loaded, as_jpeg, outcome_columns, rows_of
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import Sample
@@ -155,8 +156,7 @@ def _thumbnail(heat: Tensor) -> bytes:
 
 def picture_of_change(change: Tensor) -> dict[str, Any]:
     """A change 3×H×W as columns: a JPEG of at most 20 kB, and how much it is amplified there."""
-    scale = min(1.0, _CHANGE_SIDE / max(change.shape[1:]))
-    size = [max(1, round(side * scale)) for side in change.shape[1:]]
+    size = size_within(change.shape[1:], min(_CHANGE_SIDE, max(change.shape[1:])))
     small = F.interpolate(change.detach().float().cpu()[None], size=size, mode="area")[0]
     picture, factor = amplified(small)
     for quality in (75, 60, 45, 30, 15):  # noise is what JPEG is worst at

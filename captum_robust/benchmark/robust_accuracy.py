@@ -18,7 +18,7 @@ from captum_robust.attacks.outcome import Outcome, outcome
 from captum_robust.benchmark.batches import SampleSource, to_levels
 from captum_robust.data import Sample, resize
 from captum_robust.models import Classifier
-from captum_robust.report.outcomes import summarize_attack
+from captum_robust.report.outcomes import NOTHING_TO_ATTACK, summarize_attack
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,14 +87,10 @@ def robust_accuracy(
                 after = _classes(model, rounded)
                 outcomes[epsilon].append(outcome(images, rounded, labels, before, after))
             advance(len(images))
+    check(outcomes[strengths[0]], "data: expected images, got none")
     joined = {epsilon: _joined(parts) for epsilon, parts in outcomes.items()}
-    already = joined[strengths[0]].get("already", torch.zeros(0))
-    check(len(already), "data: expected images, got none")
-    check(
-        not already.all(),
-        f"data: the model classifies none of the {len(already)} images right, so there is nothing "
-        "to attack; do the labels count the model's classes?",
-    )
+    already = joined[strengths[0]]["already"]
+    check(not already.all(), f"data: {NOTHING_TO_ATTACK.format(len(already))}")
     summaries = [summarize_attack(**joined[e], level=level, seed=seed) for e in strengths]
     rows = [{"epsilon": e, **vars(s)} for e, s in zip(strengths, summaries, strict=True)]
     return pd.DataFrame(rows)
@@ -102,7 +98,7 @@ def robust_accuracy(
 
 def _joined(parts: list[Outcome]) -> dict[str, Tensor]:
     """The columns of all images, on the CPU."""
-    names = vars(parts[0]) if parts else ()
+    names = vars(parts[0])
     return {name: torch.cat([getattr(part, name).cpu() for part in parts]) for name in names}
 
 

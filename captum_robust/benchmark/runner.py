@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
@@ -53,18 +53,16 @@ class Runner(ABC, Generic[Task]):
             progress_bar(count * len(self.tasks), unit, progress and rank == 0) as advance,
         ):
             for start in range(rank * batch_size, count, world * batch_size):
-                self._run_batch(start, min(start + batch_size, count), advance)
+                stop = min(start + batch_size, count)
+                tasks = self.missing(start, stop)
+                advance((stop - start) * (len(self.tasks) - len(tasks)))
+                if not tasks:
+                    continue
+                loaded = self.reader.load(start, stop)
+                clean = self.reader.clean(loaded)
+                images = self.image_rows(loaded, clean)
+                for results, attacked in self.rows(tasks, start, clean):
+                    self.store.write(results, images, attacked)
+                    images = []
+                    advance(stop - start)
         self.store.close()
-
-    def _run_batch(self, start: int, stop: int, advance: Callable[[int], None]) -> None:
-        tasks = self.missing(start, stop)
-        advance((stop - start) * (len(self.tasks) - len(tasks)))
-        if not tasks:
-            return
-        loaded = self.reader.load(start, stop)
-        clean = self.reader.clean(loaded)
-        images = self.image_rows(loaded, clean)
-        for results, attacked in self.rows(tasks, start, clean):
-            self.store.write(results, images, attacked)
-            images = []
-            advance(stop - start)

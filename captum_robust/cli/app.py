@@ -32,31 +32,22 @@ for command in (demo, compare, explain, attack, video, methods):
 
 def main() -> None:
     """Run the command; what a user got wrong is one line on standard error and exit code 2."""
+    expected = (ValueError, TypeError, OSError, ImportError, sqlite3.Error)
     try:
         code = app(standalone_mode=False)
-    except (ValueError, TypeError, OSError, ImportError, sqlite3.Error) as error:
-        code = _fail(error)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in {"click", "typer"}:
+        is_parsers = type(error).__module__.split(".")[0] in {"click", "typer"}
+        if not (is_parsers or isinstance(error, expected)):
             raise
-        if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(_message(error))
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        if is_parsers and type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(message)
             code = 0
         else:
-            code = _fail(error)
+            typer.echo(f"captum-robust: error: {printable(message)}", err=True)
+            code = 2
     if code == 130:  # Ctrl-C, which typer itself may already have turned into this code
         typer.echo("captum-robust: stopped; the same command goes on from here", err=True)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _fail(error: Exception) -> int:
-    typer.echo(f"captum-robust: error: {printable(_message(error))}", err=True)
-    return 2
-
-
-def _message(error: Exception) -> str:
-    """Return the message of an error, of the command line's parser or any other."""
-    own = getattr(error, "format_message", None)
-    return str(own() if own else error)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from captum_robust._checks import check, printable
-from captum_robust.cli.model_options import Device, Model, Weights, class_number, load_model
-from captum_robust.cli.shared_options import (
-    EPSILON_HELP,
-    USUAL_MODEL,
-    Fit,
-    Images,
-    Split,
-    Steps,
-    Universal,
-    attacks_of,
-    given_options,
-    listed,
-    open_dataset,
-)
+from captum_robust._checks import check
+from captum_robust.cli.model_options import class_number, load_model
+from captum_robust.cli.options import USUAL_MODEL, argument, command_of, option
+from captum_robust.cli.printing import warn
+from captum_robust.cli.shared_options import attacks_of, given_data_options, listed, open_dataset
 
 if TYPE_CHECKING:
     from captum_robust.benchmark import AttackRun
@@ -32,48 +22,45 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 40
 
 
-def attack(
-    path: Annotated[
-        Path | None,
-        typer.Argument(help="An image, a folder of images, or the data set that --kind names."),
-    ] = None,
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            help="imagenet, tiny-imagenet, coco, voc, folder or samples (which takes no path). "
-            "By default an image file is one image, and a folder is of kind folder."
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run: images, table and curves.")] = Path(
-        "captum-robust-attack"
-    ),
-    attack: Annotated[
-        str,
-        typer.Option(help="Names of attacks, separated by commas. See captum-robust methods."),
-    ] = "pgd",
-    epsilon: Annotated[str | None, typer.Option(help=f"{EPSILON_HELP} 1,2,4,8 by default.")] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            help="The class to move towards, by name or number; else away from the label."
-        ),
-    ] = None,
-    steps: Steps = 10,
-    universal: Universal = None,
-    keep_all: Annotated[
-        bool, typer.Option("--all", help="Also write the images that do not fool the model.")
-    ] = False,
-    model: Model = USUAL_MODEL,
-    weights: Weights = "DEFAULT",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images that are attacked at once.")] = 16,
-    fit: Fit = "squash",
-    split: Split = None,
-    boxes: Annotated[Path | None, typer.Option(help="folder: CSV with a column label.")] = None,
-    images: Images = None,
-    seed: Annotated[int, typer.Option(help="For attacks that draw.")] = 0,
-    device: Device = "auto",
-) -> None:
+@dataclass(frozen=True)
+class AttackCommandOptions:
+    """The options of the command."""
+
+    path: Path | None = field(default=None, metadata=argument())
+    """An image, a folder of images, or the data set that --kind names."""
+    kind: str | None = None
+    """imagenet, tiny-imagenet, coco, voc, folder or samples (which takes no path). By default an
+    image file is one image, and a folder is of kind folder."""
+    out: Path = Path("captum-robust-attack")
+    """Folder of the run: images, table and curves."""
+    attack: str = "pgd"
+    epsilon: str | None = None
+    """Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8 means 8/255 of
+    the pixels' range. 1,2,4,8 by default."""
+    target: str | None = None
+    """The class to move towards, by name or number; else away from the label."""
+    steps: int = field(default=10, metadata=option(min=1))
+    universal: Path | None = None
+    keep_all: bool = field(default=False, metadata=option("--all"))
+    """Also write the images that do not fool the model."""
+    model: str = USUAL_MODEL
+    weights: str = "DEFAULT"
+    limit: int | None = None
+    """Only the first so many images."""
+    batch_size: int = 16
+    """Images that are attacked at once."""
+    fit: str = "squash"
+    split: str | None = None
+    boxes: Path | None = None
+    """folder: CSV with a column label."""
+    images: Path | None = None
+    seed: int = 0
+    """For attacks that draw."""
+    device: str = "auto"
+
+
+@command_of(AttackCommandOptions)
+def attack(options: AttackCommandOptions) -> None:
     """Write images that fool the model, and say how many do at each strength.
 
     Each is a PNG at the size of the model's input that still fools when it is read back.
@@ -81,38 +68,38 @@ def attack(
     that are misclassified to begin with are not attacked, and counted apart. Started
     again with the same arguments, a stopped run goes on.
     """
+    from captum_robust._processes import is_first
     from captum_robust.benchmark import AttackOptions, attack_images
     from captum_robust.catalog.attacks import ATTACKS, SWEPT_EPSILONS
 
-    given = {"split": split, "boxes": boxes, "images": images}
-    classifier = load_model(model, weights, device)
-    dataset = _open_images(kind, path, out, given, classifier)
-    options = AttackOptions(steps, seed, universal)
-    built = attacks_of(classifier, attack, epsilon, SWEPT_EPSILONS, options, whole=True)
-    aimed = None if target is None else class_number(classifier, target, "target")
-    for name in listed(attack) or []:
-        can_aim = aimed is None or ATTACKS[name].can_aim
+    model = load_model(options.model, options.weights, options.device)
+    dataset = _open_images(options, model)
+    of_attacks = AttackOptions(options.steps, options.seed, options.universal)
+    names, epsilon = options.attack, options.epsilon
+    attacks = attacks_of(model, names, epsilon, SWEPT_EPSILONS, of_attacks, whole=True)
+    target = class_number(model, options.target, "target")
+    for name in listed(names) or []:
+        can_aim = target is None or ATTACKS[name].can_aim
         check(can_aim, f"target: {name} cannot move towards a given class")
     result = attack_images(
-        classifier,
+        model,
         dataset,
-        built,
-        out,
-        target=aimed,
-        limit=limit,
-        batch_size=batch_size,
-        fit=fit,
-        seed=seed,
-        keep_all=keep_all,
+        attacks,
+        options.out,
+        target=target,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        fit=options.fit,
+        seed=options.seed,
+        keep_all=options.keep_all,
     )
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first():
         _finish_attack(result)
 
 
-def _open_images(
-    kind: str | None, path: Path | None, out: Path, options: dict[str, Any], model: Classifier
-) -> LocalizationDataset:
+def _open_images(options: AttackCommandOptions, model: Classifier) -> LocalizationDataset:
     """Open the data set to attack, by its kind, or what is at the path."""
+    kind, path, out = options.kind, options.path, options.out
     there = path is not None or kind is not None
     check(there, "give an image, a folder of images, or --kind samples")
     is_inside = path and path.is_dir() and out.resolve().is_relative_to(path.resolve())
@@ -121,14 +108,16 @@ def _open_images(
     if kind is None and path is not None and not path.is_dir():
         from captum_robust.benchmark.attack_images import Photograph
 
-        given = ", ".join(f"--{name}" for name in given_options(options))
+        given = ", ".join(f"--{name}" for name in given_data_options(vars(options)))
         check(not given, f"a single image does not take: {given}")
         return Photograph(path)
-    return open_dataset("folder" if kind is None else kind, path, options, model)
+    return open_dataset("folder" if kind is None else kind, path, vars(options), model)
 
 
 def _finish_attack(result: AttackRun) -> None:
     """Write table and curves, and print what became of the images."""
+    from captum_robust.report.outcomes import NOTHING_TO_ATTACK
+
     table = result.write_csv()
     try:
         curves = f", curves: {result.write_curves()}"
@@ -140,16 +129,12 @@ def _finish_attack(result: AttackRun) -> None:
     typer.echo("\n" + result.summary())
     failures = result.failures()
     for image, why in failures[:5]:
-        text = why if image in why else f"{image}: {why}"
-        typer.echo(f"captum-robust: {printable(text)}", err=True)
+        warn(why if image in why else f"{image}: {why}")
     if len(failures) > 5:
         typer.echo(f"  and {len(failures) - 5} more, all in the table")
     typer.echo(f"\ntable: {table}{curves}")
     if not result.used():
         raise typer.Exit(2)
     counts = result.table()
-    check(
-        not counts["n"].any() or counts["n_right"].any(),
-        f"the model classifies none of the {counts['n'].max()} images right, so there is nothing "
-        "to attack; do the labels count the model's classes?",
-    )
+    is_any_right = not counts["n"].any() or counts["n_right"].any()
+    check(is_any_right, NOTHING_TO_ATTACK.format(counts["n"].max()))

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from captum_robust.cli.model_options import Device, Model, Weights
+from captum_robust._checks import check
+from captum_robust.cli.options import USUAL_MODEL, argument, command_of, option
 from captum_robust.cli.shared_options import (
-    EPSILON_HELP,
-    USUAL_MODEL,
-    Adaptive,
-    AllSteps,
-    Attacks,
-    Fit,
-    Images,
-    Layer,
-    Methods,
-    Network,
-    Split,
-    Steps,
-    Universal,
     attacks_of,
-    check_attack,
     listed,
     model_for,
     open_dataset,
@@ -34,52 +18,60 @@ from captum_robust.cli.shared_options import (
 )
 
 
-def compare(
-    kind: Annotated[
-        str, typer.Argument(help="imagenet, tiny-imagenet, coco, voc, folder or samples.")
-    ],
-    path: Annotated[
-        Path | None, typer.Argument(help="Folder or archive of the data set; none for samples.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run and its report.")] = Path(
-        "captum-robust-compare"
-    ),
-    model: Model = USUAL_MODEL,
-    weights: Weights = "DEFAULT",
-    layer: Layer = None,
-    methods: Methods = None,
-    network: Network = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images that a method gets at once.")] = 16,
-    target: Annotated[str, typer.Option(help="The class to explain: label or prediction.")] = (
-        "label"
-    ),
-    fit: Fit = "squash",
-    oracle: Annotated[
-        bool, typer.Option("--oracle", help="Tune thresholds on the reported images.")
-    ] = False,
-    split: Split = None,
-    boxes: Annotated[Path | None, typer.Option(help="folder: CSV of boxes.")] = None,
-    masks: Annotated[Path | None, typer.Option(help="folder: parallel folder of masks.")] = None,
-    images: Images = None,
-    attack: Attacks = None,
-    epsilon: Annotated[str | None, typer.Option(help=f"{EPSILON_HELP} 8 by default.")] = None,
-    steps: Steps = 10,
-    universal: Universal = None,
-    all_steps: AllSteps = False,
-    adaptive: Adaptive = False,
-    saliency_metric: Annotated[
-        bool,
-        typer.Option(
-            "--saliency-metric",
-            help="Also measure how small a crop around each map the class survives: up to 18 "
-            "classifier passes more an image and method.",
-        ),
-    ] = False,
-    seed: Annotated[int, typer.Option(help="For methods and attacks that draw.")] = 0,
-    device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-) -> None:
+@dataclass(frozen=True)
+class CompareOptions:
+    """The options of the command."""
+
+    kind: str = field(metadata=argument())
+    """imagenet, tiny-imagenet, coco, voc, folder or samples."""
+    path: Path | None = field(default=None, metadata=argument())
+    """Folder or archive of the data set; none for samples."""
+    out: Path = Path("captum-robust-compare")
+    """Folder of the run and its report."""
+    model: str = USUAL_MODEL
+    weights: str = "DEFAULT"
+    layer: str | None = None
+    methods: str | None = None
+    """Names, separated by commas. See captum-robust methods."""
+    network: Path | None = None
+    limit: int | None = None
+    """Only the first so many samples."""
+    batch_size: int = 16
+    """Images that a method gets at once."""
+    target: str = "label"
+    """The class to explain: label or prediction."""
+    fit: str = "squash"
+    oracle: bool = field(default=False, metadata=option("--oracle"))
+    """Tune thresholds on the reported images."""
+    split: str | None = None
+    boxes: Path | None = None
+    """folder: CSV of boxes."""
+    masks: Path | None = None
+    """folder: parallel folder of masks."""
+    images: Path | None = None
+    attack: str | None = None
+    epsilon: str | None = None
+    """Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8 means 8/255 of
+    the pixels' range. 8 by default."""
+    steps: int = field(default=10, metadata=option(min=1))
+    universal: Path | None = None
+    all_steps: bool = field(default=False, metadata=option("--all-steps"))
+    """pgd: go on with images that are fooled. Else their change is often much smaller than the
+    strength allows, and so is what it does to the maps."""
+    adaptive: bool = field(default=False, metadata=option("--adaptive"))
+    """Also attack the defended methods through their transforms, and the maps themselves, at each
+    strength."""
+    saliency_metric: bool = field(default=False, metadata=option("--saliency-metric"))
+    """Also measure how small a crop around each map the class survives: up to 18 classifier passes
+    more an image and method."""
+    seed: int = 0
+    """For methods and attacks that draw."""
+    device: str = "auto"
+    precision: str = "float32"
+
+
+@command_of(CompareOptions)
+def compare(options: CompareOptions) -> None:
     """Run attribution methods over a data set: a table with intervals, and a report.
 
     The centre box and the whole image are always among the methods. With --attack every
@@ -88,36 +80,38 @@ def compare(
     arguments, a stopped run goes on. Under torchrun (python -m captum_robust) the
     processes share the images.
     """
+    from captum_robust._processes import is_first
     from captum_robust.benchmark import AttackOptions
     from captum_robust.benchmark import compare as run
     from captum_robust.catalog.attacks import COMPARED_EPSILONS
     from captum_robust.catalog.methods import FIXED_BOXES
 
-    check_attack(
-        attack, epsilon=epsilon, universal=universal, adaptive=adaptive, all_steps=all_steps
-    )
-    chosen = listed(methods)
+    only_attacked = ("epsilon", "universal", "adaptive", "all_steps")
+    for name in only_attacked if options.attack is None else ():
+        is_given = getattr(options, name) not in (None, False)
+        flag = name.replace("_", "-")
+        check(not is_given, f"--{flag} is for attacks: give --attack too, such as --attack pgd")
+    chosen = listed(options.methods)
     if chosen:  # every table has the baselines; they cost no classifier pass
         chosen += [name for name in FIXED_BOXES if name not in chosen]
-    file = read_network(network, chosen)
-    classifier = model_for(file, model, weights, device, layer)
-    given = {"split": split, "boxes": boxes, "masks": masks, "images": images}
-    dataset = open_dataset(kind, path, given, classifier)
-    options = AttackOptions(steps, seed, universal, all_steps)
+    file = read_network(options.network, chosen)
+    classifier = model_for(file, options.model, options.weights, options.device, options.layer)
+    dataset = open_dataset(options.kind, options.path, vars(options), classifier)
+    of_attacks = AttackOptions(options.steps, options.seed, options.universal, options.all_steps)
     result = run(
         classifier,
         dataset,
         with_network(classifier, chosen, file),
-        attacks_of(classifier, attack, epsilon, COMPARED_EPSILONS, options),
-        out=out,
-        limit=limit,
-        batch_size=batch_size,
-        target=target,
-        fit=fit,
-        precision=precision,
-        seed=seed,
-        adaptive=adaptive,
-        saliency_metric=saliency_metric,
+        attacks_of(classifier, options.attack, options.epsilon, COMPARED_EPSILONS, of_attacks),
+        out=options.out,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        target=options.target,
+        fit=options.fit,
+        precision=options.precision,
+        seed=options.seed,
+        adaptive=options.adaptive,
+        saliency_metric=options.saliency_metric,
     )
-    if int(os.environ.get("RANK", "0")) == 0:
-        print_comparison(result, out / "report.html", oracle=oracle)
+    if is_first():
+        print_comparison(result, options.out / "report.html", oracle=options.oracle)

@@ -2,97 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from captum_robust._checks import check_number, printable
-from captum_robust.cli.model_options import Device, Model, Weights, class_number
-from captum_robust.cli.shared_options import (
-    USUAL_MODEL,
-    Layer,
-    Network,
-    listed,
-    model_for,
-    read_network,
-    with_network,
-)
+from captum_robust.cli.model_options import class_number
+from captum_robust.cli.options import USUAL_MODEL, argument, command_of, option
+from captum_robust.cli.printing import warn
+from captum_robust.cli.shared_options import listed, model_for, read_network, with_network
 
 if TYPE_CHECKING:
     from captum_robust.show.explain import ExplainedImage
 
 
-def explain(
-    path: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path(
-        "captum-robust-explain"
-    ),
-    model: Model = USUAL_MODEL,
-    weights: Weights = "DEFAULT",
-    layer: Layer = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            help="Names, separated by commas; see captum-robust methods. robust_cam by default, "
-            "or, with --counterfactual, perceptual_ball."
-        ),
-    ] = None,
-    network: Network = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="The class to explain, by name or number; else the prediction."),
-    ] = None,
-    counterfactual: Annotated[
-        str | None,
-        typer.Option(
-            help="What would make it this class, by name or number? For methods that perturb the "
-            "image, such as perceptual_ball."
-        ),
-    ] = None,
-    top: Annotated[int, typer.Option(help="How many classes to print.", min=1)] = 5,
-    threshold: Annotated[
-        float,
-        typer.Option(help="The box holds the largest part above this share of the map's range."),
-    ] = 0.2,
-    device: Device = "auto",
-) -> None:
+@dataclass(frozen=True)
+class ExplainOptions:
+    """The options of the command."""
+
+    path: Path = field(metadata=argument())
+    """An image, or a folder of images."""
+    out: Path = Path("captum-robust-explain")
+    """Folder for the pictures."""
+    model: str = USUAL_MODEL
+    weights: str = "DEFAULT"
+    layer: str | None = None
+    methods: str | None = None
+    """Names, separated by commas; see captum-robust methods. robust_cam by default, or, with
+    --counterfactual, perceptual_ball."""
+    network: Path | None = None
+    target: str | None = None
+    """The class to explain, by name or number; else the prediction."""
+    counterfactual: str | None = None
+    """What would make it this class, by name or number? For methods that perturb the image, such
+    as perceptual_ball."""
+    top: int = field(default=5, metadata=option(min=1))
+    """How many classes to print."""
+    threshold: float = 0.2
+    """The box holds the largest part above this share of the map's range."""
+    device: str = "auto"
+
+
+@command_of(ExplainOptions)
+def explain(options: ExplainOptions) -> None:
     """Draw where the classifier looks: one PNG an image, the top classes in the terminal."""
     from captum_robust.catalog.methods import build_methods
     from captum_robust.data import DataError
     from captum_robust.show.explain import explain_image, pictures_of
 
-    check_number("threshold", threshold, 0, 1)
-    usual = "robust_cam" if counterfactual is None else "perceptual_ball"
-    named = listed(usual if methods is None else methods)
-    trained = read_network(network, named)
-    pictures = pictures_of(path, out)
-    classifier = model_for(trained, model, weights, device, layer)
-    chosen = build_methods(classifier, with_network(classifier, named, trained))
-    number = None if target is None else class_number(classifier, target, "target")
-    towards = None
-    if counterfactual is not None:
-        towards = class_number(classifier, counterfactual, "counterfactual")
+    check_number("threshold", options.threshold, 0, 1)
+    usual = "robust_cam" if options.counterfactual is None else "perceptual_ball"
+    named = listed(usual if options.methods is None else options.methods)
+    file = read_network(options.network, named)
+    pictures = pictures_of(options.path, options.out)
+    classifier = model_for(file, options.model, options.weights, options.device, options.layer)
+    chosen = build_methods(classifier, with_network(classifier, named, file))
+    target = class_number(classifier, options.target, "target")
+    towards = class_number(classifier, options.counterfactual, "counterfactual")
     failed = 0
-    for picture, file in pictures:
+    for picture, image in pictures:
         try:
             explained = explain_image(
                 classifier,
-                file,
+                image,
                 chosen,
                 picture,
-                target=number,
+                target=target,
                 counterfactual=towards,
-                threshold=threshold,
-                top=top,
+                threshold=options.threshold,
+                top=options.top,
             )
         except DataError as error:
             if len(pictures) == 1:
                 raise
             failed += 1
-            typer.echo(f"captum-robust: {printable(str(error))}", err=True)
+            warn(str(error))
         else:
-            _say_explained(file, explained)
+            _say_explained(image, explained)
     if failed:
         typer.echo(f"{len(pictures)} images: {failed} could not be used")
     if failed == len(pictures):

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from captum_robust.cli.training_words import say_resumed, say_unusable
+from captum_robust.cli.options import command_of
+from captum_robust.cli.printing import say, say_resumed, say_unusable
+from captum_robust.training.settings import LocalizationSettings
 
 if TYPE_CHECKING:
     from captum_robust.training import LocalizationRecipe, TrainingResult
-    from captum_robust.training.settings import LocalizationSettings
 
 
+@command_of(LocalizationSettings)
 def localization(settings: LocalizationSettings) -> None:
     """Train a network that removes objects against a classifier that learns to miss nothing.
 
@@ -25,34 +25,30 @@ def localization(settings: LocalizationSettings) -> None:
     each batch.
     """
     from captum_robust.training.localization_recipe import LocalizationRecipe
-    from captum_robust.training.recipe import is_first
 
     recipe = LocalizationRecipe(settings, progress=True)
-    if is_first():
-        say_images(recipe)
+    say_images(recipe)
     pretraining = recipe.pretrain()
-    if is_first() and pretraining is not None:
+    if pretraining is not None:
         say_resumed(pretraining)
         if rows := pretraining.evaluations:
-            typer.echo(f"classifier alone: accuracy {rows[-1]['clean_accuracy']:.1%}")
-    result = recipe.train()
-    if is_first():
-        say_result(result, recipe.file)
+            say(f"classifier alone: accuracy {rows[-1]['clean_accuracy']:.1%}")
+    say_result(recipe.train(), recipe.file)
 
 
 def say_images(recipe: LocalizationRecipe) -> None:
     """What is trained on and measured with."""
     training, testing = len(recipe.training), len(recipe.testing)
-    typer.echo(
+    say(
         f"{training} images to train on, {testing} to measure with, "
         f"{len(recipe.class_names)} classes"
     )
     if testing and not recipe.evaluation.can_score:
-        typer.echo("no boxes are known of these images: the masks are trained, but not scored")
+        say("no boxes are known of these images: the masks are trained, but not scored")
     say_unusable(recipe.images)
     if trunk := recipe.settings.trunk:
         how = "trained with the rest" if recipe.trains_trunk else "frozen"
-        typer.echo(f"trunk: {trunk}, {how}")
+        say(f"trunk: {trunk}, {how}")
 
 
 def say_result(result: TrainingResult, file: Path) -> None:
@@ -60,14 +56,14 @@ def say_result(result: TrainingResult, file: Path) -> None:
     say_resumed(result)
     rows = result.evaluations
     if rows:
-        typer.echo("\non images that were not trained on")
+        say("\non images that were not trained on")
         for row, when in ((rows[0], "before"), (rows[-1], "after")):
-            typer.echo(f"  {when:<7} {_in_words(row)}")
+            say(f"  {when:<7} {_in_words(row)}")
     restarts = max((int(row.get("restarts", 0)) for row in result.rows), default=0)
     if restarts:
         times = "once" if restarts == 1 else f"{restarts} times"
-        typer.echo(f"the masks collapsed {times}, and were started anew")
-    typer.echo(f"\nnetwork: {file}")
+        say(f"the masks collapsed {times}, and were started anew")
+    say(f"\nnetwork: {file}")
 
 
 def _in_words(row: Mapping[str, Any]) -> str:

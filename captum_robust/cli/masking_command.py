@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import typer
-
-from captum_robust.cli.training_words import say_resumed, say_unusable
-
-if TYPE_CHECKING:
-    from captum_robust.training.settings import MaskingSettings
+from captum_robust.cli.options import command_of
+from captum_robust.cli.printing import say, say_resumed, say_unusable
+from captum_robust.training.settings import MaskingSettings
 
 
+@command_of(MaskingSettings)
 def masking(settings: MaskingSettings) -> None:
     """Train a network that shows in one pass where the evidence of a class is.
 
@@ -22,28 +18,24 @@ def masking(settings: MaskingSettings) -> None:
     batch.
     """
     from captum_robust.training.masking_recipe import MaskingRecipe, best_look
-    from captum_robust.training.recipe import is_first
 
     recipe = MaskingRecipe(settings, progress=True)
-    if is_first():
-        labelled = sum(label >= 0 for label in recipe.images.labels)
-        typer.echo(
-            f"{len(recipe.training)} images to train on, {len(recipe.testing)} to look at, "
-            f"{labelled} of {len(recipe.images)} with a class"
-        )
-        say_unusable(recipe.images)
+    labelled = sum(label >= 0 for label in recipe.images.labels)
+    say(
+        f"{len(recipe.training)} images to train on, {len(recipe.testing)} to look at, "
+        f"{labelled} of {len(recipe.images)} with a class"
+    )
+    say_unusable(recipe.images)
     result = recipe.train()
-    if not is_first():
-        return
     say_resumed(result)
     if result.evaluations:
         best = best_look(result)
         looked_at = min(len(recipe.testing), settings.evaluation_images)
-        typer.echo(f"\nof {looked_at} images that were not trained on")
+        say(f"\nof {looked_at} images that were not trained on")
         for row, when in ((result.evaluations[0], "before"), (best, f"step {best['step']}")):
-            typer.echo(
+            say(
                 f"  {when:<10} saliency metric {row['saliency_metric']:.3f} (crop of "
                 f"{row['area']:.2f} of the image, probability {row['probability']:.2f}), mask "
                 f"{row['mask']:.3f}, of another class {row['mask_of_another']:.3f}"
             )
-    typer.echo(f"\nnetwork: {recipe.file}")
+    say(f"\nnetwork: {recipe.file}")

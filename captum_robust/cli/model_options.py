@@ -1,29 +1,14 @@
-"""The options by which the commands name a classifier, one of its classes, and a device."""
+"""What the commands' options name: a classifier, one of its classes, and a device."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from captum_robust._checks import check, unknown_name
 
 if TYPE_CHECKING:
     from captum_robust.models import Classifier
-
-Model = Annotated[
-    str,
-    typer.Option(help="efficientnet_lite0, …1, …2, or a torchvision classification model."),
-]
-Weights = Annotated[
-    str,
-    typer.Option(
-        help="DEFAULT, a member of torchvision's weights enum, none for random ones, "
-        "or a .safetensors file."
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")]
 
 
 def load_model(name: str, weights: str, device: str, layer: str | None = None) -> Classifier:
@@ -55,12 +40,14 @@ def chosen_device(device: str) -> str:
     return device
 
 
-def class_number(model: Classifier, target: str, option: str) -> int:
-    """The number of a class of the model, from its name or number.
+def class_number(model: Classifier, target: str | None, option: str) -> int | None:
+    """The number of a class of the model, from its name or number; None: none was given.
 
     Raises:
         ValueError: there is no such class.
     """
+    if target is None:
+        return None
     from captum_robust.data.classes import ClassIndex
 
     names = model.class_names or []

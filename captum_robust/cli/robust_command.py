@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import typer
-
-from captum_robust.cli.training_words import say_resumed, say_unusable
-
-if TYPE_CHECKING:
-    from captum_robust.training.settings import RobustSettings
+from captum_robust.cli.options import command_of
+from captum_robust.cli.printing import say, say_resumed, say_unusable
+from captum_robust.training.settings import RobustSettings
 
 
+@command_of(RobustSettings)
 def robust(settings: RobustSettings) -> None:
     """Train a classifier that withstands attacks, on a folder of images.
 
@@ -20,24 +16,18 @@ def robust(settings: RobustSettings) -> None:
     --weights OUT/model.safetensors. Under accelerate launch or torchrun
     (-m captum_robust train robust) the processes share each batch.
     """
-    from captum_robust.training.recipe import is_first
     from captum_robust.training.robust_recipe import RobustRecipe
 
     recipe = RobustRecipe(settings, progress=True)
-    if is_first():
-        typer.echo(
-            f"{len(recipe.training)} images to train on, {len(recipe.testing)} held out, "
-            f"{len(recipe.class_names)} classes"
-        )
-        say_unusable(recipe.images)
+    say(
+        f"{len(recipe.training)} images to train on, {len(recipe.testing)} held out, "
+        f"{len(recipe.class_names)} classes"
+    )
+    say_unusable(recipe.images)
     result = recipe.train()
-    if not is_first():
-        return
     say_resumed(result)
-    rows = result.evaluations
-    if rows:
-        levels = f"{settings.epsilon:g}/255"
-        typer.echo(f"\naccuracy on held-out images, clean and under PGD at {levels}")
+    if rows := result.evaluations:
+        say(f"\naccuracy on held-out images, clean and under PGD at {settings.epsilon:g}/255")
         for row, when in ((rows[0], "before"), (rows[-1], "after")):
-            typer.echo(f"  {when:<8}{row['clean_accuracy']:6.1%}{row['robust_accuracy']:8.1%}")
-    typer.echo(f"\nmodel: --model {recipe.network.name} --weights {recipe.file}")
+            say(f"  {when:<8}{row['clean_accuracy']:6.1%}{row['robust_accuracy']:8.1%}")
+    say(f"\nmodel: --model {recipe.network.name} --weights {recipe.file}")

@@ -1,14 +1,16 @@
-"""What the commands share: options of methods and attacks, data sets, a trained network."""
+"""What the commands make of their options: data sets, attacks, a trained network."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from captum_robust._checks import check
 from captum_robust.cli.model_options import chosen_device, load_model
+from captum_robust.cli.options import USUAL_MODEL
 
 if TYPE_CHECKING:
     from captum_robust._files import TensorFile
@@ -19,60 +21,6 @@ if TYPE_CHECKING:
 
 MASKING = "real_time_masking"
 LOCALIZATION = "adversarial_localization"
-USUAL_MODEL = "efficientnet_lite0"
-
-Methods = Annotated[
-    str | None,
-    typer.Option(help="Names, separated by commas. See captum-robust methods."),
-]
-Layer = Annotated[
-    str | None,
-    typer.Option(help="Layer for class activation maps, by its dotted name; else the last map."),
-]
-Network = Annotated[
-    Path | None,
-    typer.Option(
-        help="For real_time_masking or adversarial_localization: file of a network for the model, "
-        "from captum-robust train masking or train localization, which holds the small classifier "
-        "that it was trained against too; else the one that comes with the package."
-    ),
-]
-Attacks = Annotated[
-    str | None,
-    typer.Option(
-        "--attack", help="Names of attacks, separated by commas. See captum-robust methods."
-    ),
-]
-EPSILON_HELP = (
-    "Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8 means 8/255 of "
-    "the pixels' range."
-)
-AllSteps = Annotated[
-    bool,
-    typer.Option(
-        "--all-steps",
-        help="pgd: go on with images that are fooled. Else their change is often much smaller "
-        "than the strength allows, and so is what it does to the maps.",
-    ),
-]
-Steps = Annotated[int, typer.Option(help="Of attacks that take several steps.", min=1)]
-Universal = Annotated[
-    Path | None,
-    typer.Option(help="File of the universal perturbation, for --attack universal."),
-]
-Adaptive = Annotated[
-    bool,
-    typer.Option(
-        "--adaptive",
-        help="Also attack the defended methods through their transforms, and the maps "
-        "themselves, at each strength.",
-    ),
-]
-Fit = Annotated[
-    str, typer.Option(help="squash the whole image to the model's size, or crop its centre.")
-]
-Split = Annotated[str | None, typer.Option(help="Split of the data set.")]
-Images = Annotated[Path | None, typer.Option(help="coco: folder of the images.")]
 
 
 def listed(methods: str | None) -> list[str] | None:
@@ -151,14 +99,6 @@ def _localization_facts(file: TensorFile) -> dict[str, Any] | None:
         return None
 
 
-def check_attack(attack: str | None, **options: object) -> None:
-    """Raise ``ValueError`` that names the first of the options which is there without --attack."""
-    given = [name for name, value in options.items() if value is not None and value is not False]
-    option = "".join(given[:1]).replace("_", "-")
-    is_used = attack is not None or not given
-    check(is_used, f"--{option} is for attacks: give --attack too, such as --attack pgd")
-
-
 def attacks_of(
     model: Classifier,
     names: str | None,
@@ -189,38 +129,39 @@ def attacks_of(
     return build_attacks(model, chosen, epsilons, options)
 
 
-def given_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return those options that are not None."""
-    return {name: value for name, value in options.items() if value is not None}
+def given_data_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options of a command that a data set takes and that were given."""
+    values = {name: options.get(name) for name in ("split", "boxes", "masks", "images")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def open_dataset(
-    kind: str, path: Path | None, options: dict[str, Any], model: Classifier
+    kind: str, path: Path | None, options: Mapping[str, Any], model: Classifier
 ) -> LocalizationDataset:
     """Open a data set whose labels count the classes of the model.
 
     Args:
         kind: see :func:`captum_robust.data.load_dataset`.
         path: of the data set; None: it has none.
-        options: of the kind, None for those that were not given.
+        options: of the command, by name; those of the kind are among them.
         model: the classes of which are counted.
     """
     from captum_robust.data import load_dataset
     from captum_robust.data.classes import imagenet_names
 
-    options = given_options(options)
+    given = given_data_options(options)
     own: dict[str, Any] = {}
     if kind == "folder":  # names of folders and labels in a CSV are classes of the model
         own = {"class_names": model.class_names}
     elif kind == "tiny-imagenet" and tuple(model.class_names or ()) != imagenet_names():
         own = {"labels": "wnids"}  # of a model that was trained on it, not of ImageNet's classes
     try:
-        dataset = load_dataset(kind, path, **own, **options)
+        dataset = load_dataset(kind, path, **own, **given)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise ValueError(f"{path}: {error}") from None
-        given = ", ".join(f"--{name}" for name in options)
-        raise ValueError(f"a data set of kind {kind!r} does not take all of: {given}") from None
+        flags = ", ".join(f"--{name}" for name in given)
+        raise ValueError(f"a data set of kind {kind!r} does not take all of: {flags}") from None
     if "labels" in own:
         names = list(model.class_names or [])
         are_first = names == list(dataset.class_names or [])[: len(names)]

@@ -3,59 +3,54 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from captum_robust._checks import check, printable
-from captum_robust.cli.model_options import Device, Model, Weights, class_number, load_model
-from captum_robust.cli.shared_options import USUAL_MODEL
+from captum_robust.cli.model_options import class_number, load_model
+from captum_robust.cli.options import USUAL_MODEL, argument, command_of
+from captum_robust.cli.printing import warn
 
 if TYPE_CHECKING:
     from captum_robust.show.video import VideoResult
 
 
-def video(
-    source: Annotated[
-        str, typer.Argument(metavar="IN", help="A video file, or the number of a camera.")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, .mp4 or .avi.")],
-    model: Model = USUAL_MODEL,
-    weights: Weights = "DEFAULT",
-    network: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of a masking network for the model, from captum-robust train masking; else "
-            "the one that comes with the package."
-        ),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="Instead of a masking network a method of captum-robust methods, such as "
-            "robust_cam; each map is divided by its largest value."
-        ),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="The class to show, by name or number; else the predicted one."),
-    ] = None,
-    smooth: Annotated[
-        float,
-        typer.Option(
-            help="Share of the frames before in the average over masks and probabilities, such as "
-            "0.8; 0 shows each frame by itself. The masks' average begins anew with the class."
-        ),
-    ] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Frames that the network gets at once.")] = 4,
-    codec: Annotated[
-        str | None, typer.Option(help="Four letters; mp4v for .mp4 and MJPG for .avi by default.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many frames.")] = None,
-    device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-) -> None:
+@dataclass(frozen=True)
+class VideoOptions:
+    """The options of the command."""
+
+    source: str = field(metadata=argument(metavar="IN"))
+    """A video file, or the number of a camera."""
+    out: Path = field(metadata=argument(metavar="OUT"))
+    """The file to write, .mp4 or .avi."""
+    model: str = USUAL_MODEL
+    weights: str = "DEFAULT"
+    network: Path | None = None
+    """File of a masking network for the model, from captum-robust train masking; else the one that
+    comes with the package."""
+    method: str | None = None
+    """Instead of a masking network a method of captum-robust methods, such as robust_cam; each map
+    is divided by its largest value."""
+    target: str | None = None
+    """The class to show, by name or number; else the predicted one."""
+    smooth: float = 0.0
+    """Share of the frames before in the average over masks and probabilities, such as 0.8; 0 shows
+    each frame by itself. The masks' average begins anew with the class."""
+    batch_size: int = 4
+    """Frames that the network gets at once."""
+    codec: str | None = None
+    """Four letters; mp4v for .mp4 and MJPG for .avi by default."""
+    limit: int | None = None
+    """Only the first so many frames."""
+    device: str = "auto"
+    precision: str = "float32"
+
+
+@command_of(VideoOptions)
+def video(options: VideoOptions) -> None:
     """Write a video with the mask of the class over each frame: where the network looks.
 
     Class and probability stand on each frame; sound is not copied. A camera is recorded
@@ -67,17 +62,18 @@ def video(
 
     from captum_robust.show.video import annotate_video
 
-    masks = _masks(model, weights, network, method, device)
+    source = options.source
+    masks = _masks(options)
     result = annotate_video(
         int(source) if source.isdecimal() else source,
-        out,
+        options.out,
         masks,
-        target=None if target is None else class_number(masks.encoder, target, "target"),
-        smooth=smooth,
-        batch_size=batch_size,
-        codec=codec,
-        limit=limit,
-        precision=precision,
+        target=class_number(masks.encoder, options.target, "target"),
+        smooth=options.smooth,
+        batch_size=options.batch_size,
+        codec=options.codec,
+        limit=options.limit,
+        precision=options.precision,
         progress=True,
     )
     _say_result(result, source)
@@ -86,10 +82,11 @@ def video(
         raise SystemExit(130)
 
 
-def _masks(model: str, weights: str, network: Path | None, method: str | None, device: str) -> Any:
+def _masks(options: VideoOptions) -> Any:
     """Return what gives the masks, on its device."""
+    network, method = options.network, options.method
     check(network is None or method is None, "--network and --method: give one of them")
-    classifier = load_model(model, weights, device)
+    classifier = load_model(options.model, options.weights, options.device)
     if method is not None:
         from captum_robust.show.video import MethodMasks
 
@@ -100,7 +97,7 @@ def _masks(model: str, weights: str, network: Path | None, method: str | None, d
         return load_masking_network(network, classifier)
     from captum_robust.attr import RealTimeMasking
 
-    return RealTimeMasking.from_pretrained(model, model=classifier).network
+    return RealTimeMasking.from_pretrained(options.model, model=classifier).network
 
 
 def _say_result(result: VideoResult, source: str) -> None:
@@ -113,12 +110,8 @@ def _say_result(result: VideoResult, source: str) -> None:
         )
     )
     if result.resized:
-        _warn(f"{result.resized} frames of another size were resized to the first one's")
+        warn(f"{result.resized} frames of another size were resized to the first one's")
     if result.cut_short:
-        _warn(f"{source} announces {result.announced} frames, {result.frames} could be read")
+        warn(f"{source} announces {result.announced} frames, {result.frames} could be read")
     if result.interrupted:
-        _warn(f"stopped; {result.path} holds the frames so far")
-
-
-def _warn(text: str) -> None:
-    typer.echo(f"captum-robust: {printable(text)}", err=True)
+        warn(f"stopped; {result.path} holds the frames so far")

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+NOTHING_TO_ATTACK = (
+    "the model classifies none of the {} images right, so there is nothing to attack; do the "
+    "labels count the model's classes?"
+)
+
+
 @dataclass(frozen=True)
 class AttackSummary:
     """What an attack did to n images. Shares are in [0, 1], sizes in pixel units."""
@@ -108,11 +114,10 @@ def attack_table(
             level=level,
             seed=seed,
         )
-        levels = strength_of(attack)[1]
         rows.append(
             {
                 "attack": attack,
-                "epsilon": None if levels is None else levels / LEVELS,
+                "epsilon": epsilon_of(attack),
                 **vars(summary),
                 "unlabelled": sum(row["label"] is None for row in done),
                 "skipped": sum(bool(row["skipped"]) for row in every),
@@ -122,6 +127,16 @@ def attack_table(
     counted = [field.name for field in fields(AttackSummary)]
     columns = ["attack", "epsilon", *counted, "unlabelled", "skipped", "failed"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def epsilon_of(attack: str) -> float | None:
+    """The strength in pixel units that the name of an attack says.
+
+    >>> epsilon_of("pgd 51/255"), epsilon_of("deepfool")
+    (0.2, None)
+    """
+    levels = strength_of(attack)[1]
+    return None if levels is None else levels / LEVELS
 
 
 def attack_series(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -253,16 +253,12 @@ class RunStore:
 
     def count(self, start: int, stop: int) -> dict[tuple[str, str], int]:
         """How many rows each (method, attack) has for the positions from start to stop."""
-        rows = self._counts("results", "method, attack", start, stop)
+        rows = self._database.execute(
+            "SELECT method, attack, count(*) FROM results WHERE position >= ? AND position < ? "
+            "GROUP BY method, attack",
+            (start, stop),
+        )
         return {(method, attack): n for method, attack, n in rows}
-
-    def count_attacked(self, start: int, stop: int) -> dict[str, int]:
-        """How many of the positions from start to stop each attack has a row for."""
-        return dict(self._counts("attacked", "attack", start, stop))
-
-    def _counts(self, table: str, columns: str, start: int, stop: int) -> list[Any]:
-        sql = f"SELECT {columns}, count(*) FROM {table} WHERE position >= ? AND position < ? "
-        return self._database.execute(f"{sql} GROUP BY {columns}", (start, stop)).fetchall()
 
     def total(self) -> int:
         """How many result rows there are."""

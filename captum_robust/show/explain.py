@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_robust import draw
 from captum_robust._checks import check, check_number
 from captum_robust._processes import device_of
-from captum_robust._resize import resize_image
+from captum_robust._resize import resize_image, size_within
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import DataError, load_image
 from captum_robust.data.images import list_images
@@ -121,7 +121,7 @@ def explain_image(
         f"{file}: the counterfactual class, {wanted}, is the {what} already",
         DataError,
     )
-    large = resize_image(image, _display_size(image))
+    large = resize_image(image, size_within(image.shape[1:], _DISPLAY_SIDE))
     groups = [[(draw.as_rgb(large), _name(model, explained))]]
     verdicts = {}
     for name, method in methods.items():
@@ -192,12 +192,6 @@ def _with_map(image: Tensor, heat: Tensor, method: Method, threshold: float) -> 
     height, width = image.shape[1:]
     scale = torch.tensor([width / size[1], height / size[0]] * 2)
     return draw.draw_boxes(draw.overlay(image, heat[0]), box * scale, draw.PREDICTED_COLOR)
-
-
-def _display_size(image: Tensor) -> tuple[int, int]:
-    height, width = image.shape[1:]
-    scale = _DISPLAY_SIDE / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _name(model: Classifier, number: int) -> str:

@@ -21,8 +21,10 @@ from captum_robust._checks import (
     check_finite,
     check_number,
     check_type,
+    checked_size,
     printable,
 )
+from captum_robust._contexts import PRECISIONS, autocast
 from captum_robust._processes import device_of, progress_bar
 from captum_robust.catalog.methods import build_methods
 from captum_robust.draw import tag
@@ -32,6 +34,7 @@ from captum_robust.show.video_files import Frame, ReadFrame, VideoFile, VideoSou
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 """What a file is written with, by its suffix."""
 _BATCHES_AHEAD = 2
+_COLORS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)
 _MASK_SHARE = 0.55
 _LETTERS = 1 / 24
 """A share of the frame's height."""
@@ -153,7 +156,7 @@ def annotate_video(
     """
     check_count("target", target, optional=True)
     smooth = check_number("smooth", smooth, 0, 1, open_high=True)
-    check_choice("precision", precision, ("float32", "bfloat16"))
+    check_choice("precision", precision, PRECISIONS)
     check_count("batch_size", batch_size, 1)
     check_count("limit", limit, 1, optional=True)
     size = _input_size(network, input_size)
@@ -196,11 +199,8 @@ def annotate_video(
 def _input_size(network: MasksAndScores, given: tuple[int, int] | None) -> tuple[int, int]:
     size: Any = getattr(network, "input_size", None) if given is None else given
     check(size is not None, "input_size: the network does not tell its own; give (H, W)")
-    is_pair = isinstance(size, (tuple, list)) and len(size) == 2
-    check(is_pair, f"input_size: expected (H, W), got {size!r}")
-    for side in size:
-        check_count("input_size", side, 1)
-    return size[0], size[1]
+    check(not isinstance(size, int), f"input_size: expected (H, W), got {size!r}")
+    return checked_size("input_size", size)
 
 
 def _checked_output(source: str | Path | int, out: Path, codec: str | None) -> tuple[Path, str]:
@@ -237,14 +237,8 @@ class _Painter:
     ) -> None:
         self.network, self.names, self.target = network, names or (), target
         self.device = _device(network)
-        self._autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=precision == "bfloat16"
-        )
-        self._colors = cv2.applyColorMap(
-            np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO
-        )
-        # Convolutions are faster on it.
-        self._layout: dict[str, Any] = {"memory_format": torch.channels_last}
+        self._autocast = autocast(self.device, precision)
+        self._layout = torch.channels_last  # convolutions are faster on it
         self._done = 0
         self._average_probabilities = _Average(smooth)
         self._average_masks = _Average(smooth)
@@ -282,14 +276,15 @@ class _Painter:
         return self._average_masks(masks[:, 0].float(), classes), classes, shares
 
     def _run(self, x: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
-        with self._autocast:
-            try:
-                masks, scores = self.network.masks_and_scores(x.contiguous(**self._layout), classes)
-            except RuntimeError:  # a network that calls view() on its features
-                if not self._layout:
-                    raise
-                self._layout = {}
-                masks, scores = self.network.masks_and_scores(x.contiguous(), classes)
+        try:
+            with self._autocast:
+                laid_out = x.contiguous(memory_format=self._layout)
+                masks, scores = self.network.masks_and_scores(laid_out, classes)
+        except RuntimeError:  # a network that calls view() on its features
+            if self._layout == torch.contiguous_format:
+                raise
+            self._layout = torch.contiguous_format
+            return self._run(x, classes)
         n, got, scored = len(x), tuple(masks.shape), tuple(scores.shape)
         is_mask = len(got) == 4 and got[:2] == (n, 1)
         check(is_mask, f"network: expected masks {n}×1×H×W, got {got}")
@@ -302,7 +297,7 @@ class _Painter:
     def _paint(self, pixels: Frame, level: Frame, caption: str) -> Frame:
         height, width = pixels.shape[:2]
         enlarged = cv2.resize(level, (width, height), interpolation=cv2.INTER_LINEAR)
-        colors = cv2.applyColorMap(enlarged, self._colors)
+        colors = cv2.applyColorMap(enlarged, _COLORS)
         cv2.addWeighted(pixels, 1 - _MASK_SHARE, colors, _MASK_SHARE, 0, dst=pixels)
         words = tag(caption, max(_SMALLEST_LETTERS, round(height * _LETTERS)), width)[:height]
         pixels[: words.shape[0], : words.shape[1]] = words[:, :, None]

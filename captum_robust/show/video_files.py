@@ -253,17 +253,13 @@ class VideoFile:
 def readable_frames(path: Path, expected: int) -> int:
     """How many frames of a file that was written can be read again."""
     video = cv2.VideoCapture(str(path))
-    try:
-        # The count alone is no proof: it stands at the beginning of some files.
-        if video.get(cv2.CAP_PROP_FRAME_COUNT) >= expected:
-            video.set(cv2.CAP_PROP_POS_FRAMES, expected - 1)
-            if video.read()[0]:
-                return expected
-    finally:
-        video.release()
-    video = cv2.VideoCapture(str(path))
+    # The count alone is no proof: it stands at the beginning of some files.
+    if video.get(cv2.CAP_PROP_FRAME_COUNT) >= expected:
+        video.set(cv2.CAP_PROP_POS_FRAMES, expected - 1)
+        if video.read()[0]:
+            return expected
+    video.open(str(path))  # from the first again
     count = 0
     while count < expected and video.grab():
         count += 1
-    video.release()
     return count

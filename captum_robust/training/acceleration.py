@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,8 +53,3 @@ def half_precision(device: torch.device, precision: str) -> torch.autocast:
     """
     enabled = precision == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
-
-
-def is_first() -> bool:
-    """Whether this is the process that prints and writes, of those that share the batches."""
-    return int(os.environ.get("RANK", "0")) == 0

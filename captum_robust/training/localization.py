@@ -23,9 +23,10 @@ from captum_robust._checks import (
     check_type,
 )
 from captum_robust._contexts import frozen, resting, seeded
+from captum_robust._processes import is_first
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, removal_loss
 from captum_robust.nn.removal_loss import FORMS
-from captum_robust.training.acceleration import is_first, training_device
+from captum_robust.training.acceleration import training_device
 from captum_robust.training.localization_evaluation import LocalizationEvaluation
 from captum_robust.training.loop import TrainingResult, fit
 from captum_robust.training.preparation import CheckedLabels, adamw, count_classes

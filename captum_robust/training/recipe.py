@@ -15,10 +15,10 @@ from torch.utils.data import Dataset, Subset
 from captum_robust._checks import check, check_choice
 from captum_robust._contexts import seeded
 from captum_robust._files import checksum
+from captum_robust._processes import is_first
 from captum_robust.data import LocalizationDataset, load_dataset
 from captum_robust.models import Classifier, load_classifier
 from captum_robust.models.zoo import published_weights
-from captum_robust.training.acceleration import is_first as is_first
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.image_sets import (
     Augmented,

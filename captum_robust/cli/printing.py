@@ -1,4 +1,4 @@
-"""What the commands of ``captum-robust train`` print alike."""
+"""What several commands print alike."""
 
 from __future__ import annotations
 
@@ -12,16 +12,29 @@ if TYPE_CHECKING:
     from captum_robust.training import CroppedImages, LabelledImages, TrainingResult
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print it once, where several processes share the batches."""
+    from captum_robust._processes import is_first
+
+    if is_first():
+        typer.echo(text, err=err)
+
+
+def warn(text: str) -> None:
+    """Print it on standard error, on one line."""
+    typer.echo(f"captum-robust: {printable(text)}", err=True)
+
+
 def say_unusable(images: LabelledImages | CroppedImages) -> None:
     """How many images could not be used, and why the first of them."""
     if images.unusable:
         total = len(images) + len(images.unusable)
-        typer.echo(f"{total} images: {len(images.unusable)} could not be used", err=True)
+        say(f"{total} images: {len(images.unusable)} could not be used", err=True)
         for why in list(images.unusable.values())[:5]:
-            typer.echo(f"  {printable(why)}", err=True)
+            say(f"  {printable(why)}", err=True)
 
 
 def say_resumed(result: TrainingResult) -> None:
     """Where a run went on, if it did."""
     if result.resumed_from:
-        typer.echo(f"went on from step {result.resumed_from} of {result.steps}")
+        say(f"went on from step {result.resumed_from} of {result.steps}")

@@ -1,0 +1,120 @@
+"""A command's options are the fields of a dataclass: what stands below a field is its help."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+S = TypeVar("S")
+
+USUAL_MODEL = "efficientnet_lite0"
+
+
+def argument(**facts: Any) -> dict[str, Any]:
+    """Metadata of a field that is an argument of its command, not an option.
+
+    ``facts`` are those of ``typer.Argument``.
+    """
+    return {"kind": typer.Argument, "facts": facts}
+
+
+def option(*names: str, **facts: Any) -> dict[str, Any]:
+    """Metadata of a field whose option has these names instead of its own, or facts as ``min=1``.
+
+    ``facts`` are those of ``typer.Option``.
+    """
+    return {"options": names, "facts": facts}
+
+
+@dataclass(frozen=True)
+class SharedOptions:
+    """The options that several commands have, for their help."""
+
+    model: str
+    """efficientnet_lite0, …1, …2, or a torchvision classification model."""
+    weights: str
+    """DEFAULT, a member of torchvision's weights enum, none for random ones, or a .safetensors
+    file."""
+    layer: str
+    """Layer for class activation maps, by its dotted name; else the last map."""
+    network: Path
+    """For real_time_masking or adversarial_localization: file of a network for the model, from
+    captum-robust train masking or train localization, which holds the small classifier that it was
+    trained against too; else the one that comes with the package."""
+    attack: str
+    """Names of attacks, separated by commas. See captum-robust methods."""
+    steps: int
+    """Of attacks that take several steps."""
+    universal: Path
+    """File of the universal perturbation, for --attack universal."""
+    fit: str
+    """squash the whole image to the model's size, or crop its centre."""
+    split: str
+    """Split of the data set."""
+    images: Path
+    """coco: folder of the images."""
+    device: str
+    """auto, cpu, cuda, cuda:1, mps, …"""
+    precision: str
+    """float32 or bfloat16."""
+
+
+def command_of(settings: type[S]) -> Callable[[Callable[[S], None]], Callable[..., None]]:
+    """Make a command of a function that takes a dataclass: its options are the fields.
+
+    Args:
+        settings: a frozen dataclass. What stands below a field is its help, else what stands below
+            that of :class:`SharedOptions`. The fields of the first of its bases come last. The
+            metadata of a field are those of :func:`argument` and :func:`option`.
+
+    Returns:
+        A decorator; the docstring of the function is that of the command.
+    """
+    helps, types = help_of(SharedOptions) | help_of(settings), get_type_hints(settings)
+    general = [one.name for one in fields(settings.__mro__[-2])]
+    parameters = []
+    every: list[Field[Any]] = list(fields(settings))  # type: ignore[arg-type]
+    for one in sorted(every, key=lambda one: one.name in general):
+        facts = {"help": helps[one.name], **one.metadata.get("facts", {})}
+        kind = one.metadata.get("kind", typer.Option)
+        parameters.append(
+            inspect.Parameter(
+                one.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if one.default is MISSING else one.default,
+                annotation=Annotated[
+                    types[one.name], kind(*one.metadata.get("options", ()), **facts)
+                ],
+            )
+        )
+
+    def decorated(run: Callable[[S], None]) -> Callable[..., None]:
+        def command(**options: Any) -> None:
+            run(settings(**options))
+
+        command.__name__, command.__doc__ = run.__name__, run.__doc__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return decorated
+
+
+def help_of(settings: type) -> dict[str, str]:
+    """Field of a dataclass -> the string below it, its own or that of a base."""
+    helps: dict[str, str] = {}
+    for base in reversed(settings.__mro__[:-1]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(definition, ast.ClassDef)
+        for one, below in zip(definition.body, definition.body[1:], strict=False):
+            if isinstance(one, ast.AnnAssign) and isinstance(below, ast.Expr):
+                assert isinstance(one.target, ast.Name)
+                helps[one.target.id] = " ".join(ast.literal_eval(below.value).split())
+    return helps
