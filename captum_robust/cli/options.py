@@ -51,7 +51,7 @@ class SharedOptions:
     attack: str
     """Names of attacks, separated by commas. See captum-robust methods."""
     steps: int
-    """Of attacks that take several steps."""
+    """Steps of attacks that take several."""
     universal: Path
     """File of the universal perturbation, for --attack universal."""
     fit: str

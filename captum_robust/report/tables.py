@@ -127,7 +127,7 @@ class Grid:
     """A finished table for the page."""
 
     head: str
-    """Of the column of names."""
+    """The title of the column of names."""
     columns: list[Cell]
     groups: list[tuple[str, list[Line]]]
     """A title, which may be empty, and its rows."""

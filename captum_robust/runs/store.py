@@ -35,7 +35,7 @@ class ImageRow:
     boxes: list[list[float]] | None = None
     picture: bytes | None = None
     true_crop: bytes | None = None
-    """Of the largest true box what ``ResultRow.crops`` is of a method's."""
+    """What ``ResultRow.crops`` holds, for the largest true box."""
     error: str | None = None
 
 
@@ -102,9 +102,9 @@ class AttackRow:
     """Not attacked, as its label is the class aimed at."""
     linf: float | None = None
     l2: float | None = None
-    """Of the change, in pixel units."""
+    """Length of the change, in pixel units."""
     file: str | None = None
-    """Of the adversarial image, relative to the run's folder."""
+    """Path of the adversarial image, relative to the run's folder."""
     picture: bytes | None = None
     change: bytes | None = None
     amplification: float | None = None
