@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,9 +27,8 @@ def check_type(name: str, value: object, kinds: Any, expected: str) -> None:
 
 def check_callable(name: str, value: object, *, optional: bool = False) -> None:
     """``TypeError`` for what is no function (or None where that is allowed)."""
-    if not (callable(value) or (optional and value is None)):
-        expected = "a function or None" if optional else "a function"
-        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    expected = "a function or None" if optional else "a function"
+    check_type(name, value, Callable | None if optional else Callable, expected)
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
@@ -60,9 +59,9 @@ def check_number(
     number = math.nan if isinstance(value, bool) else as_number(value)
     above = number > low if open_low else number >= low
     below = number < high if open_high else number <= high
-    if not (above and below and math.isfinite(number)):
-        expected = _range(low, high, open_low, open_high)
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    expected = _range(low, high, open_low, open_high)
+    is_inside = above and below and math.isfinite(number)
+    check(is_inside, f"{name}: expected {expected}, got {value!r}")
     return number
 
 
@@ -97,9 +96,8 @@ def check_shape(name: str, value: Any, shape: str) -> None:
         length == (int(part) if part.isdigit() else lengths.setdefault(part, length))
         for part, length in zip(parts, value.shape, strict=True)
     )
-    if not fits:
-        got = "×".join(map(str, value.shape)) or "a single number"
-        raise ValueError(f"{name}: expected {shape}, got {got}")
+    got = "×".join(map(str, value.shape)) or "a single number"
+    check(fits, f"{name}: expected {shape}, got {got}")
 
 
 def shape_or_type(value: object) -> tuple[int, ...] | str:
@@ -127,12 +125,11 @@ def check_count(
         ...
     ValueError: bits: expected a whole number from 1 to 16, got 17
     """
-    if optional and value is None:
-        return value
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        limits = f"from {least}" if most == math.inf else f"from {least} to {most}"
-        or_none = ", or None" if optional else ""
-        raise ValueError(f"{name}: expected a whole number {limits}{or_none}, got {value!r}")
+    is_count = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    limits = f"from {least}" if most == math.inf else f"from {least} to {most}"
+    or_none = ", or None" if optional else ""
+    is_none = optional and value is None
+    check(is_count or is_none, f"{name}: expected a whole number {limits}{or_none}, got {value!r}")
     return value
 
 
@@ -149,11 +146,9 @@ def check_finite(tensor: Tensor, where: str, first_sample: int = 0) -> None:
     rows = tensor.detach().reshape(tensor.shape[0], -1)
     finite = torch.isfinite(rows.amin(dim=1)) & torch.isfinite(rows.amax(dim=1))
     if not finite.all():
-        first = int((~finite).nonzero()[0])
-        raise ValueError(
-            f"{where}: NaN or infinity in sample {first_sample + first} "
-            f"({int((~finite).sum())} of {len(finite)} samples)"
-        )
+        wrong = (~finite).nonzero().flatten().tolist()
+        share = f"{len(wrong)} of {len(finite)} samples"
+        raise ValueError(f"{where}: NaN or infinity in sample {first_sample + wrong[0]} ({share})")
 
 
 def check_batch(inputs: tuple[Tensor, ...]) -> int:
@@ -161,10 +156,9 @@ def check_batch(inputs: tuple[Tensor, ...]) -> int:
     from torch import Tensor
 
     for i, x in enumerate(inputs):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"inputs: expected tensors, got {type(x).__name__} at position {i}")
-        if x.ndim == 0 or x.shape[0] == 0:
-            raise ValueError(f"inputs: the batch is empty (shape {tuple(x.shape)})")
+        got = f"{type(x).__name__} at position {i}"
+        check(isinstance(x, Tensor), f"inputs: expected tensors, got {got}", TypeError)
+        check(x.ndim > 0 and len(x) > 0, f"inputs: the batch is empty (shape {tuple(x.shape)})")
         check_finite(x, "inputs")
     return int(inputs[0].shape[0])
 
@@ -173,13 +167,10 @@ def check_classes(classes: Tensor, n: int, count: int) -> None:
     """Before they are indices, of which a wrong one ends all work on a GPU."""
     import torch
 
-    if getattr(classes, "dtype", None) not in (torch.int32, torch.int64):
-        got = classes.dtype if isinstance(classes, torch.Tensor) else type(classes).__name__
-        raise TypeError(f"classes: expected a tensor of integers, got {got}")
-    if classes.shape != (n,):
-        raise ValueError(
-            f"classes: expected one for each of {n} images, got {tuple(classes.shape)}"
-        )
+    is_index = getattr(classes, "dtype", None) in (torch.int32, torch.int64)
+    _check_tensor("classes", classes, is_index, "integers")
+    got = tuple(classes.shape)
+    check(got == (n,), f"classes: expected one for each of {n} images, got {got}")
     check_numbers_below("classes", classes, count)
 
 
@@ -202,36 +193,25 @@ def checked_bounds(bounds: Any) -> tuple[float, float]:
     return numbers[0], numbers[1]
 
 
-def check_images(inputs: tuple[Tensor, ...]) -> None:
-    """Raise ``ValueError`` unless each input is a batch of images N×C×H×W, as masks need."""
-    for i, x in enumerate(inputs):
-        if x.ndim != 4:
-            raise ValueError(
-                f"inputs: expected images N×C×H×W, got {tuple(x.shape)} at position {i}; give "
-                "what no mask shall hide as additional_forward_args"
-            )
-
-
 def check_inputs(inputs: tuple[Tensor, ...], bounds: tuple[float, float] | None) -> None:
     n = len(inputs[0])
     for i, x in enumerate(inputs):
-        if not x.is_floating_point():
-            raise TypeError(f"inputs: expected floating point, got {x.dtype} at position {i}")
-        if len(x) != n:
-            raise ValueError(f"inputs: batches of {n} and {len(x)} samples")
-        if x[0].numel() == 0:
-            raise ValueError(f"inputs: no elements (shape {tuple(x.shape)})")
+        got = f"{x.dtype} at position {i}"
+        check(x.is_floating_point(), f"inputs: expected floating point, got {got}", TypeError)
+        check(len(x) == n, f"inputs: batches of {n} and {len(x)} samples")
+        check(x[0].numel() > 0, f"inputs: no elements (shape {tuple(x.shape)})")
     if bounds is None:
         return
     lowest, highest = bounds
     for x in inputs:
         rows = x.detach().reshape(n, -1)
-        outside = (rows.amin(dim=1) < lowest) | (rows.amax(dim=1) > highest)
+        low, high = rows.amin(dim=1), rows.amax(dim=1)
+        outside = (low < lowest) | (high > highest)
         if outside.any():
             sample = int(outside.nonzero()[0])
+            values = f"values from {float(low[sample]):.4g} to {float(high[sample]):.4g}"
             raise ValueError(
-                f"inputs: sample {sample} has values from {float(rows[sample].min()):.4g} to "
-                f"{float(rows[sample].max()):.4g}, outside of the bounds {bounds}"
+                f"inputs: sample {sample} has {values}, outside of the bounds {bounds}"
             )
 
 
@@ -288,9 +268,7 @@ def check_floating(name: str, value: object) -> None:
     from torch import Tensor
 
     is_floating = isinstance(value, Tensor) and value.is_floating_point()
-    check(
-        is_floating, f"{name}: expected a tensor of floating point, got {_kind(value)}", TypeError
-    )
+    _check_tensor(name, value, is_floating, "floating point")
 
 
 def check_integers(name: str, value: Any) -> None:
@@ -299,8 +277,11 @@ def check_integers(name: str, value: Any) -> None:
 
     is_tensor = isinstance(value, torch.Tensor) and value.dtype != torch.bool
     is_integer = is_tensor and not (value.is_floating_point() or value.is_complex())
-    check(is_integer, f"{name}: expected a tensor of integers, got {_kind(value)}", TypeError)
+    _check_tensor(name, value, is_integer, "integers")
 
 
-def _kind(value: object) -> object:
-    return getattr(value, "dtype", type(value).__name__)
+def _check_tensor(name: str, value: object, fits: bool, numbers: str) -> None:
+    from torch import Tensor
+
+    got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    check(fits, f"{name}: expected a tensor of {numbers}, got {got}", TypeError)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,14 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 @contextmanager
 def evaluation(*networks: object) -> Iterator[None]:
     """Evaluation mode inside; each module's own mode is put back. Functions are left alone."""
-    modules = [m for n in networks if isinstance(n, nn.Module) for m in n.modules()]
-    modes = [(m, m.training) for m in modules]
+    models = [n for n in networks if isinstance(n, nn.Module)]
+    modes = {m: m.training for model in models for m in model.modules()}
     try:
-        for network in networks:
-            if isinstance(network, nn.Module):
-                network.eval()
+        for model in models:
+            model.eval()
         yield
     finally:
-        for module, mode in modes:
+        for module, mode in modes.items():
             module.training = mode
 
 
@@ -68,26 +67,22 @@ def without_new_gradients(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
     """A forward hook (module, arguments, output) on each module inside."""
-    handles = [m.register_forward_hook(hook) for m in modules]
-    try:
+    with ExitStack() as handles:
+        for module in modules:
+            # A ScriptModule refuses a hook: the ones before it have to go then too.
+            handles.enter_context(module.register_forward_hook(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def outputs_of(layers: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
     """Number of a layer -> its last output, of those that run inside."""
     outputs: dict[int, Tensor] = {}
-    numbers: dict[nn.Module, list[int]] = {}
-    for i, layer in enumerate(layers):
-        numbers.setdefault(layer, []).append(i)
 
     def keep(module: nn.Module, _: Any, output: Tensor) -> None:
-        outputs.update(dict.fromkeys(numbers[module], output))
+        outputs.update({i: output for i, layer in enumerate(layers) if layer is module})
 
-    with hooked(numbers, keep):
+    with hooked(dict.fromkeys(layers), keep):
         yield outputs
 
 

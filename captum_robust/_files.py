@@ -36,14 +36,10 @@ def write_whole(path: Path, content: bytes | str) -> Path:
     if path.is_dir():
         raise IsADirectoryError(f"{printable(str(path))} is a folder; give the name of a file")
     data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
-    return _put(path, lambda part: _written(part, data))
+    return _put(path, lambda part: part.write_bytes(data))
 
 
-def _written(part: Path, data: bytes) -> None:
-    part.write_bytes(data)
-
-
-def _put(path: Path, write: Callable[[Path], None]) -> Path:
+def _put(path: Path, write: Callable[[Path], object]) -> Path:
     """Let ``write`` make the file, and give it its name when it is on the disk."""
     part = path.with_name(f".{secrets.token_hex(8)}.part")  # a name may be as long as it can be
     try:
@@ -277,18 +273,13 @@ def check_same_run(
         if before.get(key) != after.get(key)
         and (ignored is None or not key.startswith(f"{ignored}."))
     ]
-    if differing:
-        lines = "; ".join(
-            _difference(key, before.get(key, "(none)"), after.get(key, "(none)"))
-            for key in differing
-        )
-        raise ValueError(
-            f"{printable(str(folder))} holds another run ({lines}); give another folder"
-        )
+    lines = "; ".join(_difference(key, before, after) for key in differing)
+    message = f"{printable(str(folder))} holds another run ({lines}); give another folder"
+    check(not differing, message)
 
 
-def _difference(key: str, before: Any, after: Any) -> str:
-    there, here = str(before), str(after)
+def _difference(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    there, here = str(before.get(key, "(none)")), str(after.get(key, "(none)"))
     # Of long ones the part where they begin to differ, character by character.
     start = max(0, len(os.path.commonprefix([there, here])) - 60)  # noqa: RUF071
     stop = start + 120

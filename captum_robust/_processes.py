@@ -50,8 +50,4 @@ def progress_bar(total: int | None, unit: str, show: bool) -> Iterator[Callable[
     from tqdm import tqdm
 
     with tqdm(total=total, unit=unit, disable=not show, smoothing=0.05) as bar:
-
-        def advance(n: int) -> None:
-            bar.update(n)
-
-        yield advance
+        yield bar.update

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from captum_robust._checks import check, check_number
 from captum_robust._files import write_whole
 
 if TYPE_CHECKING:
@@ -42,18 +43,14 @@ def as_rgb(image: Tensor | npt.NDArray[Any]) -> RGB:
     >>> as_rgb(torch.ones(3, 2, 4)).shape
     (2, 4, 3)
     """
+    got = f"{image.dtype} of shape {tuple(image.shape)}"
     if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-            raise ValueError(
-                "image: expected a floating-point tensor 3×H×W in [0, 1], "
-                f"got {image.dtype} of shape {tuple(image.shape)}"
-            )
+        fits = image.ndim == 3 and image.shape[0] == 3 and image.is_floating_point()
+        check(fits, f"image: expected a floating-point tensor 3×H×W in [0, 1], got {got}")
         pixels = image.detach().float().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
         return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(
-            f"image: expected a uint8 array H×W×3, got {image.dtype} of shape {image.shape}"
-        )
+    fits = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+    check(fits, f"image: expected a uint8 array H×W×3, got {got}")
     return np.ascontiguousarray(image)
 
 
@@ -86,8 +83,7 @@ def overlay(
     """
     import cv2
 
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: expected a number in [0, 1], got {alpha}")
+    check_number("alpha", alpha, 0, 1)
     picture = as_rgb(image)
     height, width = picture.shape[:2]
     levels = cv2.resize(_levels(heat), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -182,11 +178,9 @@ def panel(images: Sequence[RGB], captions: Sequence[str], columns: int | None = 
     """
     from PIL import Image, ImageDraw
 
-    if not images or len(images) != len(captions):
-        raise ValueError(
-            f"captions: expected one for each of at least one image, got {len(captions)} "
-            f"for {len(images)}"
-        )
+    fit = 0 < len(images) == len(captions)
+    got = f"{len(captions)} for {len(images)}"
+    check(fit, f"captions: expected one for each of at least one image, got {got}")
     columns = min(columns or len(images), len(images))
     rows = -(-len(images) // columns)
     cell_width = max(image.shape[1] for image in images)
@@ -255,15 +249,13 @@ def _levels(heat: Tensor | npt.NDArray[Any]) -> RGB:
     """H×W of any range as uint8 H×W from 0 to 255."""
     values = heat.detach().float().cpu().numpy() if isinstance(heat, Tensor) else heat
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 2 or not values.size:
-        raise ValueError(f"heat: expected a map H×W, got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("heat: it holds NaN or infinity")
+    is_map = values.ndim == 2 and values.size > 0
+    check(is_map, f"heat: expected a map H×W, got shape {values.shape}")
+    check(np.isfinite(values).all(), "heat: it holds NaN or infinity")
     low, high = values.min(), values.max()
-    if high <= low:
-        return np.zeros(values.shape, dtype=np.uint8)
-    scaled: RGB = ((values - low) / (high - low) * 255).round().astype(np.uint8)
-    return scaled
+    scaled = (values - low) / (high - low or 1)  # a constant map becomes zeros
+    levels: RGB = (scaled * 255).round().astype(np.uint8)
+    return levels
 
 
 def _colors(levels: RGB) -> RGB:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_robust._captum import format_output, format_tensor_into_tuples, is_tuple
-from captum_robust._checks import check_batch, check_finite, check_images, check_inputs
+from captum_robust._checks import check, check_batch, check_finite, check_inputs
 from captum_robust._scores import at_least_float
 
 MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
@@ -34,7 +34,10 @@ def checked_numbers(inputs: Any, bounds: tuple[float, float] | None = None) -> t
 def checked_images(inputs: Any) -> tuple[Tensor, ...]:
     """The inputs as :func:`checked_numbers` gives them, N×C×H×W, which a mask can hide."""
     images = checked_numbers(inputs)
-    check_images(images)
+    advice = "give what no mask shall hide as additional_forward_args"
+    for i, x in enumerate(images):
+        got = f"{tuple(x.shape)} at position {i}"
+        check(x.ndim == 4, f"inputs: expected images N×C×H×W, got {got}; {advice}")
     return images
 
 
