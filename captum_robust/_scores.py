@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, run_forward, select_targets
+from captum_robust._checks import check, check_finite
 from captum_robust._contexts import hooked
+
+T = TypeVar("T")
 
 
 def model_scores(forward_func: Callable[..., Tensor], inputs: object, arguments: object) -> Tensor:
     """What ``forward_func`` returns; ``TypeError`` if that is no tensor."""
-    scores = run_forward(forward_func, inputs, None, arguments)
-    if not isinstance(scores, Tensor):
-        raise TypeError(
-            f"forward_func: expected a tensor of scores, got {type(scores).__name__}; give a "
-            "function that picks the scores out, such as lambda x: model(x)[0]"
-        )
+    scores: Tensor = run_forward(forward_func, inputs, None, arguments)
+    advice = "give a function that picks the scores out, such as lambda x: model(x)[0]"
+    got = f"{type(scores).__name__}; {advice}"
+    message = f"forward_func: expected a tensor of scores, got {got}"
+    check(isinstance(scores, Tensor), message, TypeError)
     return scores
 
 
@@ -30,24 +32,31 @@ class FastScores:
     it.
     """
 
-    def __init__(self, forward_func: Callable[..., Tensor]) -> None:
+    def __init__(self, forward_func: Callable[..., Tensor], *, channels_last: bool = True) -> None:
         self.forward_func = forward_func
-        self.channels_last = True
-        """Whether, as far as is known, the model takes it."""
+        self.channels_last = channels_last
+        """Whether it is wanted and, as far as is known, the model takes it."""
 
-    def __call__(self, inputs: tuple[Tensor, ...], arguments: object) -> Tensor:
-        if self.channels_last and all(x.ndim == 4 for x in inputs):
-            try:
-                return self._run(inputs, arguments, torch.channels_last)
-            except RuntimeError:  # a model that calls view() on its features
-                self.channels_last = False
-        return self._run(inputs, arguments, torch.contiguous_format)
+    def __call__(self, inputs: Iterable[Tensor], arguments: object) -> Tensor:
+        return self.in_fitting_layout(lambda: self.run(inputs, arguments))
 
-    def _run(
-        self, inputs: tuple[Tensor, ...], arguments: object, layout: torch.memory_format
-    ) -> Tensor:
-        copies = tuple(x.clone(memory_format=layout) for x in inputs)
+    def run(self, inputs: Iterable[Tensor], arguments: object) -> Tensor:
+        """The scores, in the layout that is thought to fit."""
+        layouts = (torch.contiguous_format, torch.channels_last)
+        copies = tuple(
+            x.clone(memory_format=layouts[self.channels_last and x.ndim == 4]) for x in inputs
+        )
         return model_scores(self.forward_func, copies, arguments)
+
+    def in_fitting_layout(self, run: Callable[[], T]) -> T:
+        """What ``run`` returns, without channels_last where the model does not take that."""
+        try:
+            return run()
+        except RuntimeError:  # a model that calls view() on its features
+            if not self.channels_last:
+                raise
+            self.channels_last = False
+            return run()
 
 
 def one_row_a_sample(scores: Tensor, n: int) -> Tensor:
@@ -55,10 +64,19 @@ def one_row_a_sample(scores: Tensor, n: int) -> Tensor:
     if scores.ndim == 0 and n == 1:
         with torch.enable_grad():
             return scores.reshape(1)
-    if scores.ndim == 0 or scores.shape[0] != n:
-        raise ValueError(
-            f"forward_func: expected scores {n}×K for a batch of {n}, got {tuple(scores.shape)}"
-        )
+    expected, got = f"scores {n}×K for a batch of {n}", tuple(scores.shape)
+    check(got and got[0] == n, f"forward_func: expected {expected}, got {got}")
+    return scores
+
+
+def finite_scores(scores: Tensor, n: int, *, copies: int = 1, first_sample: int = 0) -> Tensor:
+    """Scores of n samples, as :func:`one_row_a_sample` has them, or of copies of all, in turn.
+
+    ``ValueError`` for NaN or infinity names the sample, the first of which is ``first_sample``.
+    """
+    scores = one_row_a_sample(scores, n * copies)
+    for each in torch.split(scores, n):
+        check_finite(each, "forward_func, scores", first_sample)
     return scores
 
 
@@ -84,12 +102,9 @@ class ClassScores:
                     (slice(None), *t[1:]) if isinstance(t, tuple) else (slice(None),)
                     for t in tuples
                 ]
-        of_rows = self(scores)
-        if of_rows.ndim != 2 or (self.classes is not None and self.classes.ndim != 1):
-            raise AssertionError(
-                "Target not provided when necessary, cannot take gradient with respect to multiple "
-                "outputs."
-            )
+        are_read = self(scores).ndim == 2 and (self.classes is None or self.classes.ndim == 1)
+        message = "Target not provided when necessary, cannot take gradient with respect to"
+        check(are_read, f"{message} multiple outputs.", AssertionError)
 
     def __call__(self, scores: Tensor, rows: list[int] | None = None) -> Tensor:
         """Class scores n×K of the given samples (all, in order, by default)."""
@@ -109,13 +124,13 @@ def target_of(target: Any, rows: list[int], n: int) -> Any:
     is_tensor = isinstance(target, Tensor) and target.ndim == 1 and len(target) > 1
     if len(rows) == n or not (is_tensor or isinstance(target, list)):
         return target
-    if len(target) != n:  # what Captum raises where it sees the whole batch
-        raise AssertionError(f"target: expected one a sample, {n}, got {len(target)}")
+    message = f"target: expected one a sample, {n}, got {len(target)}"
+    check(len(target) == n, message, AssertionError)  # as Captum, where it sees the whole batch
     return target[rows] if is_tensor else [target[row] for row in rows]
 
 
 def arguments_of(arguments: Any, rows: list[int], n: int) -> Any:
-    """Of each tensor with N rows those of some samples, as Captum expands them."""
+    """Some samples' rows of each tensor that has N, as Captum expands them; all else as it is."""
     if isinstance(arguments, tuple):
         return tuple(arguments_of(a, rows, n) for a in arguments)
     if not isinstance(arguments, Tensor):
@@ -126,8 +141,7 @@ def arguments_of(arguments: Any, rows: list[int], n: int) -> Any:
 
 def check_rivals(scores: Tensor) -> None:
     """Raise ``ValueError`` if scores N×K are of the label alone, which can't be lost then."""
-    if scores.shape[1] < 2:
-        raise ValueError("forward_func: expected scores of at least two classes, got one")
+    check(scores.shape[1] > 1, "forward_func: expected scores of at least two classes, got one")
 
 
 def check_target(target: TargetType, scores: Tensor) -> None:
@@ -142,10 +156,8 @@ def check_target(target: TargetType, scores: Tensor) -> None:
     outside = (numbers < 0) | (numbers >= classes)
     if outside.any():
         sample = int(outside.nonzero()[0])
-        raise ValueError(
-            f"target: class {int(numbers[sample])} of sample {sample}, but the model has the "
-            f"classes 0 to {classes - 1}"
-        )
+        known = f"the model has the classes 0 to {classes - 1}"
+        raise ValueError(f"target: class {int(numbers[sample])} of sample {sample}, but {known}")
 
 
 def at_least_float(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from captum_robust._scores import (
     arguments_of,
     at_least_float,
     check_target,
-    one_row_a_sample,
+    finite_scores,
     where_the_graph_breaks,
 )
 from captum_robust.attacks.norms import Norm, Tensors, minus, plus
@@ -116,8 +116,7 @@ class Victim:
         raw = self._model_scores(inputs, arguments)
         if not self._model_scores.channels_last:
             self.x = tuple(x.contiguous() for x in self.x)
-        scores = at_least_float(one_row_a_sample(raw, len(rows)))
-        check_finite(scores, "forward_func, scores")
+        scores = at_least_float(finite_scores(raw, len(rows)))
         self.forward_passes.index_add_(0, rows, torch.ones_like(rows))
         if self.class_scores is not None:
             return self.class_scores(scores, places)

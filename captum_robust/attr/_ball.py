@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_robust._checks import check
@@ -31,6 +33,12 @@ class BallSettings:
     line_search: str = "strong_wolfe"
     normalize_layers: bool = False
     map_tolerance: float = 0.0
+
+
+def search_options(settings: BallSettings) -> dict[str, Any]:
+    """The options that L-BFGS takes under the same name."""
+    names = ("step", "max_iterations", "history_size", "line_search")
+    return {name: getattr(settings, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -73,14 +81,10 @@ class Ball:
         self.settings = settings
         self.bounds = bounds
         self.counterfactual = counterfactual
-        self.inputs = samples.inputs
-        self.n = samples.n
         self.features = FeatureDistance(layers, settings.normalize_layers)
-        dtype = torch.float32
-        for x in self.inputs:
-            dtype = torch.promote_types(dtype, x.dtype)
-        self.x = torch.cat([x.reshape(self.n, -1).to(dtype) for x in self.inputs], dim=1)  # N×D
-        self.previous: Tensor | None = None  # N×D, each sample's last perturbation, of length 1
+        rows = [x.reshape(samples.n, -1) for x in samples.inputs]
+        self.x = at_least_float(torch.cat(rows, dim=1))  # N×D
+        self.previous = torch.zeros_like(self.x)  # each sample's last perturbation, of length 1
         self.classes: Tensor  # N, whose margin it is
         self.sign = 1 if counterfactual is None else -1  # of the margin of `classes`
 
@@ -89,15 +93,12 @@ class Ball:
         minimum = minimize(
             self.evaluate,
             self.x,
-            step=s.step,
-            max_iterations=s.max_iterations,
             tolerance_gradient=1e-7,
             tolerance_change=s.tolerance,
-            history_size=s.history_size,
-            line_search=s.line_search,
             start=self.start(),
             stop=self._has_settled if s.map_tolerance > 0 else None,
             first_sample=self.samples.first,
+            **search_options(s),
         )
         moved = self._within_bounds(minimum.x) - self.x
         assert minimum.extra is not None
@@ -121,8 +122,9 @@ class Ball:
         """The evaluation at x, where the features are recorded and nothing has moved yet."""
         with torch.enable_grad():
             x = self.x.clone().requires_grad_()
-            scores, outputs = self.samples.in_fitting_layout(lambda: self._reference_pass(x))
-            scores = self.samples.checked_scores(scores, self.n, "a margin")
+            run = self.samples.model.in_fitting_layout
+            scores, outputs = run(lambda: self._reference_pass(x))
+            scores = self.samples.checked_scores(scores, "a margin")
             self.scores_of, self.original = explained(scores, self.samples.target)
             by_class = self.scores_of(scores)
             self.classes = self.original
@@ -130,51 +132,51 @@ class Ball:
                 self.classes = self._other_classes(self.counterfactual, by_class)
             self._check_dependence(x, scores, outputs)
             del outputs
-            margin = self._margin(by_class, self.classes)
-            value = (margin - self.settings.margin_target).square()
-            (gradient,) = torch.autograd.grad(value.sum(), x)
-        if not gradient.any():
-            self._check_not_constant(scores.detach())
-        predicted = by_class.argmax(dim=1).to(margin.dtype)
-        extra = torch.stack([margin, predicted, torch.zeros_like(margin)], dim=1)
-        return value.detach(), gradient, extra.detach()
+            # Not clamped: that would stop the gradient of what lies on a bound.
+            evaluation = self._objective(x, x, by_class, self.samples.everyone)
+        if not evaluation[1].any():  # is the model constant, or only flat at these inputs?
+            self.samples.check_not_constant(scores.detach(), self.bounds)
+        return evaluation
 
     def _reference_pass(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         """The scores, and the outputs of each layer."""
-        with self.features.reference(self.n) as outputs:
-            return self._run(x, list(range(self.n))), outputs
+        with self.features.reference(self.samples.n) as outputs:
+            return self._run(x, self.samples.everyone), outputs
 
     def evaluate(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """J and its gradient at x' n×D, and (margin, class, feature distance) n×3."""
-        s = self.settings
         places = rows.tolist()
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             inside = self._within_bounds(x)
             with self.features.measured(places):
                 scores = self._run(inside, places)
-            by_class = self.scores_of(scores, places)
-            margin = self._margin(by_class, rows_of(self.classes, places, self.n))
-            distance = self.features.total
-            moved = (inside - rows_of(self.x, places, self.n)).square().mean(dim=1)
-            value = (margin - s.margin_target).square() + s.pixel_weight * moved
-            if distance is None:
-                distance = torch.zeros_like(margin)
-            else:
-                value = value + s.perceptual_weight * distance
-            (gradient,) = torch.autograd.grad(value.sum(), x)
-        classes = by_class.detach().argmax(dim=1).to(margin.dtype)
-        return value, gradient, torch.stack([margin, classes, distance], dim=1)
+            return self._objective(x, inside, self.scores_of(scores, places), places)
+
+    def _objective(
+        self, x: Tensor, inside: Tensor, scores: Tensor, places: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What :meth:`evaluate` gives, of class scores n×K at x', that is ``inside`` the bounds."""
+        s, n = self.settings, self.samples.n
+        margin = self._margin(scores, rows_of(self.classes, places, n))
+        moved = inside - rows_of(self.x, places, n)
+        distance = torch.zeros_like(margin) + self.features.total
+        value = (margin - s.margin_target).square() + s.pixel_weight * moved.square().mean(dim=1)
+        value = value + s.perceptual_weight * distance
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        classes = scores.argmax(dim=1).to(margin.dtype)
+        extra = torch.stack([margin, classes, distance], dim=1)
+        return value.detach(), gradient, extra.detach()
 
     def _run(self, x: Tensor, places: list[int]) -> Tensor:
         return self.samples.run(self._split(x), places)
 
     def _split(self, x: Tensor) -> list[Tensor]:
         """n×D in the shapes and types of the inputs."""
-        sizes = [i[0].numel() for i in self.inputs]
+        sizes = [i[0].numel() for i in self.samples.inputs]
         return [
             part.reshape(len(x), *i.shape[1:]).to(i.dtype)
-            for part, i in zip(torch.split(x, sizes, dim=1), self.inputs, strict=True)
+            for part, i in zip(torch.split(x, sizes, dim=1), self.samples.inputs, strict=True)
         ]
 
     def _within_bounds(self, x: Tensor) -> Tensor:
@@ -208,20 +210,10 @@ class Ball:
             message = f"layers: {name}, does not depend on the inputs differentiably"
             check(all(depends_on(t, x) for t in tensors), message)
 
-    def _check_not_constant(self, scores: Tensor) -> None:
-        """A zero gradient of all samples: is the model constant, or only flat at these inputs?"""
-        noise = torch.rand(self.x.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        reach = 1 + self.x.abs().amax(dim=1, keepdim=True)
-        with torch.no_grad():
-            moved = self._within_bounds(self.x + reach * noise.to(self.x))
-            self.samples.check_not_constant(scores, self._run(moved, list(range(self.n))))
-
     def _has_settled(self, x: Tensor, rows: Tensor, _: list[int]) -> Tensor:
         at = rows.to(x.device)
         moved = self._within_bounds(x.reshape(len(x), -1)) - self.x[at]
-        moved = moved / moved.norm(dim=1, keepdim=True).clamp(min=torch.finfo(moved.dtype).tiny)
-        if self.previous is None:
-            self.previous = torch.zeros_like(self.x)
+        moved = F.normalize(moved, dim=1, eps=torch.finfo(moved.dtype).tiny)
         turned = (moved - self.previous[at]).norm(dim=1)
         self.previous[at] = moved
         settled: Tensor = turned < self.settings.map_tolerance

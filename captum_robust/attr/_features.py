@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from captum_robust._checks import check
+from captum_robust._contexts import hooked
 from captum_robust._scores import at_least_float, rows_of
 from captum_robust.attr._inputs import as_tuple, divided
 
@@ -30,8 +30,8 @@ class FeatureDistance:
     def __init__(self, layers: Sequence[nn.Module], normalize: bool = False) -> None:
         self.layers = list(layers)
         self.normalize = normalize
-        self.total: Tensor | None = None
-        """n, of the last pass under ``measured``; differentiable."""
+        self.total: Tensor | float = 0.0
+        """n, of the last pass under ``measured``; differentiable. 0 without layers."""
         self._references: list[tuple[Tensor, ...]] = [() for _ in self.layers]
         self._selected: list[tuple[Tensor, ...]] = self._references
         self._n = 0
@@ -55,13 +55,16 @@ class FeatureDistance:
         for i, (layer, calls) in enumerate(zip(self.layers, self._calls, strict=True)):
             check(calls > 0, f"layers: number {i}, {type(layer).__name__}, did not run")
         self._n = n
-        self._select(list(range(n)))
 
     @contextmanager
     def measured(self, rows: list[int]) -> Iterator[None]:
         """While it lasts, a forward pass of these samples sums up their change in ``total``."""
-        self._select(rows)
-        self.total = None
+        if rows != self._rows:
+            self._rows = rows
+            self._selected = [
+                tuple(rows_of(t, rows, self._n) for t in tensors) for tensors in self._references
+            ]
+        self.total = 0.0
 
         def compare(i: int, call: int, tensors: tuple[Tensor, ...]) -> None:
             if call != self._calls[i]:
@@ -70,21 +73,13 @@ class FeatureDistance:
                 change = _mean_square(tensor - reference)
                 if self.normalize:
                     change = divided(change, _mean_square(reference))
-                self.total = change if self.total is None else self.total + change
+                self.total = self.total + change
 
         with self._hooked(len(rows), compare) as calls:
             yield
         times = f"{calls} and {self._calls} times"
         message = f"layers: they did not run as often as on the unperturbed inputs ({times})"
         check(calls == self._calls, message)
-
-    def _select(self, rows: list[int]) -> None:
-        """Keep the references of these samples at hand."""
-        if rows != self._rows:
-            self._rows = rows
-            self._selected = [
-                tuple(rows_of(t, rows, self._n) for t in tensors) for tensors in self._references
-            ]
 
     @contextmanager
     def _hooked(
@@ -96,14 +91,12 @@ class FeatureDistance:
         """
         calls = [0] * len(self.layers)
 
-        def hook(i: int, layer: nn.Module, _: Any, output: Any) -> None:
+        def hook(layer: nn.Module, _: Any, output: Any) -> None:
+            i = self.layers.index(layer)
             calls[i] += 1
             receive(i, calls[i], _tensors(layer, output, n))
 
-        with ExitStack() as hooks:
-            for i, layer in enumerate(self.layers):
-                # A ScriptModule refuses a hook: the ones before it have to go then too.
-                hooks.callback(layer.register_forward_hook(partial(hook, i)).remove)
+        with hooked(self.layers, hook):
             yield calls
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_count, check_number, check_type
-from captum_robust._scores import ClassScores, depends_on
+from captum_robust._scores import ClassScores, at_least_float, depends_on
 from captum_robust.attr._classes import explained
 from captum_robust.attr._inputs import as_given, checked_images, over_channels, size_of
-from captum_robust.attr._samples import Samples, in_batches, joined
+from captum_robust.attr._samples import Samples, in_batches
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective, blend, upsampled
 
 PER_IMAGE = CodeObjective(area=11.0, smoothness=0.5, preserver=0.2)
@@ -137,18 +137,18 @@ class IterativeMask(Attribution):
         steps = self.steps if steps is None else steps
         check_count("steps", steps, 1)
         images = checked_images(inputs)
-        results = []
-        with torch.inference_mode(False), torch.enable_grad():
-            for samples in in_batches(
-                self.forward_func, images, target, additional_forward_args, internal_batch_size
-            ):
-                descent = _Descent(self, samples)
-                descent.descend(steps)
-                if return_details:
-                    descent.evaluate()
-                details = MaskDetails(descent.classes, torch.stack(descent.history, dim=1))
-                results.append((descent.attributions, details))
-        masks, details = joined(results)
+        n = len(images[0])
+        whole = Samples(self.forward_func, images, target, additional_forward_args, 0, n)
+
+        def explain(samples: Samples) -> tuple[tuple[Tensor, ...], MaskDetails]:
+            descent = _Descent(self, samples)
+            descent.descend(steps)
+            if return_details:
+                descent.evaluate()
+            history = torch.stack(descent.history, dim=1)
+            return descent.attributions, MaskDetails(descent.classes, history)
+
+        masks, details = in_batches(whole, internal_batch_size, explain)
         result = as_given(inputs, masks)
         return (result, details) if return_details else result
 
@@ -160,7 +160,6 @@ class _Descent:
         self.method = method
         self.samples = samples
         self.images = samples.inputs
-        self.n = samples.n
         self.history: list[Tensor] = []  # the objective n, at each evaluation
         # One generator a batch: each of them meets the same draws.
         seed = method.seed
@@ -169,18 +168,13 @@ class _Descent:
         self.classes: Tensor  # n, the explained ones
         if samples.target is None:
             with torch.no_grad():
-                self._explain(self._scores(self.images, copies=1))
-        # What the masks are made of: n×2×h×w, for each of the images.
-        self.cells = [
-            torch.full(
-                (self.n, 2, *(min(method.mask_size, size) for size in x.shape[2:])),
-                0.5,
-                dtype=torch.promote_types(x.dtype, torch.float32),
-                device=x.device,
-                requires_grad=True,
-            )
-            for x in self.images
-        ]
+                scores = self._scores(self.images, copies=1)
+            self.scores_of, self.classes = explained(scores, None)
+        self.cells: list[Tensor] = []  # n×2×h×w, what the masks of each of the images are made of
+        for x in self.images:
+            sides = [min(method.mask_size, side) for side in size_of(x)]
+            cells = at_least_float(x.new_full((samples.n, 2, *sides), 0.5))
+            self.cells.append(cells.requires_grad_())
 
     def descend(self, steps: int) -> None:
         """Stochastic gradient descent with Nesterov's momentum."""
@@ -205,16 +199,14 @@ class _Descent:
     def evaluate(self) -> Tensor:
         """The objective n at the masks as they are."""
         masks = self._masks()
-        scores = self._scores(
-            tuple(
-                torch.cat([self._kept(x, mask), self._kept(x, 1 - mask)]).to(x.dtype)
-                for x, mask in zip(self.images, masks, strict=True)
-            ),
-            copies=2,
+        images = tuple(
+            torch.cat([self._kept(x, mask), self._kept(x, 1 - mask)]).to(x.dtype)
+            for x, mask in zip(self.images, masks, strict=True)
         )
-        kept, destroyed = torch.split(scores, self.n)
+        scores = self._scores(images, copies=2)
+        kept, destroyed = scores.chunk(2)
         if self.scores_of is None:
-            self._explain(kept)
+            self.scores_of, self.classes = explained(kept.detach(), self.samples.target)
         if not self.history:
             self._check_dependence(scores)
         assert self.scores_of is not None
@@ -244,23 +236,15 @@ class _Descent:
 
     def _scores(self, images: tuple[Tensor, ...], copies: int) -> Tensor:
         """Scores of ``copies`` images of each sample, all samples of a copy together."""
-        rows = list(range(self.n)) * copies
-        scores = self.samples.in_fitting_layout(lambda: self.samples.run(images, rows))
-        return self.samples.checked_scores(scores, len(rows), "a mask of a class")
-
-    def _explain(self, scores: Tensor) -> None:
-        """Settle which classes are explained; n rows of scores."""
-        self.scores_of, self.classes = explained(scores.detach(), self.samples.target)
+        s, rows = self.samples, self.samples.everyone * copies
+        scores = s.model.in_fitting_layout(lambda: s.run(images, rows))
+        return s.checked_scores(scores, "a mask of a class", copies)
 
     def _check_dependence(self, scores: Tensor) -> None:
         """``ValueError`` where the scores would leave the masks to their own area."""
         differentiable = any(depends_on(scores, cells) for cells in self.cells)
         message = "forward_func: its scores do not depend on the inputs differentiably"
         check(differentiable, message)
-        kept, destroyed = torch.split(scores.detach(), self.n)
-        if not torch.equal(kept, destroyed):
-            return
-        generator = torch.Generator().manual_seed(0)
-        noise = tuple(torch.rand(x.shape, generator=generator).to(x) for x in self.images)
-        with torch.no_grad():
-            self.samples.check_not_constant(kept, self._scores(noise, copies=1))
+        kept, destroyed = scores.detach().chunk(2)
+        if torch.equal(kept, destroyed):
+            self.samples.check_not_constant(kept, (0, 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +15,9 @@ from captum_robust._captum import TargetType
 from captum_robust._checks import as_number, check, check_number, check_shape, checked_bounds
 from captum_robust._resize import blurred
 from captum_robust._scores import at_least_float
-from captum_robust.attr._ball import Ball, BallSettings
+from captum_robust.attr._ball import Ball, BallDetails, BallSettings, search_options
 from captum_robust.attr._inputs import as_given, checked_numbers
-from captum_robust.attr._samples import in_batches, joined
+from captum_robust.attr._samples import Samples, in_batches
 from captum_robust.optim import check_options
 
 if TYPE_CHECKING:
@@ -159,33 +159,22 @@ class PerceptualBallPerturbation(Attribution):
                 counterfactual class that is out of range or the explained one. All these before
                 the first step. A pass that gives NaN or infinity names its sample.
         """
-        options = {
-            "perceptual_weight": perceptual_weight,
-            "pixel_weight": pixel_weight,
-            "margin_target": margin_target,
-            "max_iterations": max_iterations,
-            "tolerance": tolerance,
-            "history_size": history_size,
-            "step": step,
-            "line_search": line_search,
-            "normalize_layers": normalize_layers,
-            "map_tolerance": map_tolerance,
-        }
-        given: dict[str, Any] = {n: value for n, value in options.items() if value is not None}
-        settings = replace(self.settings, **given)
+        given = locals()  # in which an option has the name of its setting
+        names = [f.name for f in fields(BallSettings)]
+        settings = replace(self.settings, **{n: given[n] for n in names if given[n] is not None})
         _check_settings(settings)
         bounds = None if bounds is None else checked_bounds(bounds)
-        whole = checked_numbers(inputs, bounds)
-        others = None if counterfactual is None else _checked_classes(counterfactual, len(whole[0]))
+        tensors = checked_numbers(inputs, bounds)
+        n = len(tensors[0])
+        whole = Samples(self.forward_func, tensors, target, additional_forward_args, 0, n)
+        others = None if counterfactual is None else _checked_classes(counterfactual, n)
         layers = self.layers if settings.perceptual_weight > 0 else ()
-        results = []
-        with torch.inference_mode(False):
-            for samples in in_batches(
-                self.forward_func, whole, target, additional_forward_args, internal_batch_size
-            ):
-                own = None if others is None else others[samples.first :][: samples.n]
-                results.append(Ball(samples, layers, settings, bounds, own).shrink())
-        perturbations, details = joined(results)
+
+        def shrink(samples: Samples) -> tuple[tuple[Tensor, ...], BallDetails]:
+            own = None if others is None else others[samples.first :][: samples.n]
+            return Ball(samples, layers, settings, bounds, own).shrink()
+
+        perturbations, details = in_batches(whole, internal_batch_size, shrink)
         result = as_given(inputs, perturbations)
         return (result, details) if return_details else result
 
@@ -216,9 +205,7 @@ def _checked_layers(
     forward_func: Callable[..., Tensor], layers: nn.Module | Sequence[nn.Module]
 ) -> tuple[nn.Module, ...]:
     several = (layers,) if isinstance(layers, nn.Module) else tuple(layers)
-    inside = several
-    if isinstance(forward_func, nn.Module):
-        inside = tuple(forward_func.modules())
+    inside = tuple(forward_func.modules()) if isinstance(forward_func, nn.Module) else several
     for i, layer in enumerate(several):
         kind = type(layer).__name__
         message = f"layers: expected modules, got {kind} at position {i}"
@@ -239,12 +226,7 @@ def _check_settings(s: BallSettings) -> None:
     for name in ("tolerance", "map_tolerance"):  # with infinity one iteration is enough
         tolerance = getattr(s, name)
         check(as_number(tolerance) >= 0, f"{name}: expected a number from 0, got {tolerance!r}")
-    check_options(
-        step=s.step,
-        max_iterations=s.max_iterations,
-        history_size=s.history_size,
-        line_search=s.line_search,
-    )
+    check_options(**search_options(s))
 
 
 def _checked_classes(counterfactual: Any, n: int) -> Tensor:
