@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,28 +65,22 @@ def cut_at(cut: LayerCut, forward_func: Callable[..., Tensor], heads: bool) -> I
     With ``heads`` it keeps what linear layers were given and gave.
     """
 
-    def leaves_of(value: Any) -> tuple[Tensor, ...]:
-        values = as_tuple(value)
-        for v in values:
+    def on_layer(_: nn.Module, *values: Any) -> Any:
+        value = values[-1]  # the output, or as a hook before the layer runs its arguments
+        parts = as_tuple(value)
+        for v in parts:
             check_type("layer", v, Tensor, "a tensor or a tuple of tensors")
             is_float = v.is_floating_point()
             check(is_float, f"layer: expected floating-point tensors, got {v.dtype}", TypeError)
         torch.set_grad_enabled(True)  # until the no_grad around the forward pass ends
         # A layer that runs twice overwrites: its last call counts, as in Captum.
-        normal = tuple(map(without_inference, values))
+        normal = tuple(map(without_inference, parts))
         trunks = normal if cut.keep_trunk else tuple(v.detach() for v in normal)
         cut.leaves = tuple(v if v.requires_grad else v.requires_grad_() for v in trunks)
+        cut.is_tuple = len(parts) > 1 if cut.at_input else isinstance(value, tuple)
         # Clones, as the next layer may write into its input.
-        return tuple(v.clone() for v in cut.leaves)
-
-    def on_output(_: nn.Module, __: Any, output: Any) -> Any:
-        cut.is_tuple = isinstance(output, tuple)
-        clones = leaves_of(output)
-        return clones if cut.is_tuple else clones[0]
-
-    def on_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        cut.is_tuple = len(args) > 1
-        return leaves_of(args)
+        clones = tuple(v.clone() for v in cut.leaves)
+        return clones if isinstance(value, tuple) else clones[0]
 
     def on_linear(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         assert isinstance(module, nn.Linear)
@@ -96,16 +90,10 @@ def cut_at(cut: LayerCut, forward_func: Callable[..., Tensor], heads: bool) -> I
 
     modules = forward_func.modules() if heads and isinstance(forward_func, nn.Module) else ()
     linears = [m for m in modules if isinstance(m, nn.Linear) and m is not cut.layer]
-    handle = (
-        cut.layer.register_forward_pre_hook(on_input)
-        if cut.at_input
-        else cut.layer.register_forward_hook(on_output)
-    )
-    try:
-        with hooked(linears, on_linear):
-            yield
-    finally:
-        handle.remove()
+    layer = cut.layer
+    register = layer.register_forward_pre_hook if cut.at_input else layer.register_forward_hook
+    with register(on_layer), hooked(linears, on_linear):
+        yield
 
 
 def gradients_of(
@@ -127,15 +115,14 @@ def gradients_of(
             is_grads_batched=batched,
         )
 
-    gradients: Sequence[Tensor | None]
-    if k == 1:  # nothing to batch, and no need for the head to have batching rules
-        gradients = [None if g is None else g.unsqueeze(0) for g in differentiated(basis[0])]
-    else:
-        try:
+    gradients: Sequence[Tensor | None] = ()
+    if k > 1:
+        # It fails where an operation in the head has no batching rule: then one pass a class.
+        with suppress(RuntimeError):
             gradients = differentiated(basis, batched=True)
-        except RuntimeError:  # an operation in the head has no batching rule: one pass a class
-            each = zip(*(differentiated(direction) for direction in basis), strict=True)
-            gradients = [None if g[0] is None else torch.stack(g) for g in each]
+    if not gradients:
+        each = zip(*(differentiated(direction) for direction in basis), strict=True)
+        gradients = [None if g[0] is None else torch.stack(g) for g in each]
     used = [gradient for gradient in gradients if gradient is not None]
     check(len(used) == len(leaves), "layer: the scores do not depend on all of its tensors")
     return used

@@ -11,10 +11,10 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_robust._captum import TargetType
-from captum_robust._checks import check, check_finite, check_type, printable
+from captum_robust._checks import check, check_type, printable
 from captum_robust._contexts import evaluation
 from captum_robust._files import TensorFile
-from captum_robust._scores import ClassScores, model_scores, one_row_a_sample, without_inference
+from captum_robust._scores import ClassScores, finite_scores, model_scores, without_inference
 from captum_robust.attr._inputs import as_given, as_tuple, checked_images, over_channels
 from captum_robust.nn import LocalizationNetwork, load_localization_network, read_localization_facts
 from captum_robust.nn.superpixel_pooling import check_segments
@@ -46,9 +46,8 @@ class AdversarialLocalization(Attribution):
     explains_prediction = True
 
     def __init__(self, network: LocalizationNetwork) -> None:
-        check_type(
-            "network", network, LocalizationNetwork, "a captum_robust.nn.LocalizationNetwork"
-        )
+        expected = "a captum_robust.nn.LocalizationNetwork"
+        check_type("network", network, LocalizationNetwork, expected)
         super().__init__(network.classifier)
         self.network = network
 
@@ -131,8 +130,7 @@ class AdversarialLocalization(Attribution):
             # Clones: a classifier may write to them, in its first, in-place layer.
             copies = tuple(x.clone() for x in images)
             scores = model_scores(self.forward_func, copies, additional_forward_args)
-            scores = one_row_a_sample(scores, len(images[0]))
-            check_finite(scores, "forward_func, scores")
+            scores = finite_scores(scores, len(images[0]))
             if target is not None:
                 ClassScores(scores, target)
             attributions = [

@@ -12,14 +12,13 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_robust._captum import TargetType
-from captum_robust._checks import check, check_finite, check_number, check_type, unknown_name
+from captum_robust._checks import check, check_number, check_type, unknown_name
 from captum_robust._contexts import evaluation
-from captum_robust._scores import one_row_a_sample, without_inference
+from captum_robust._scores import finite_scores, without_inference
 from captum_robust.attr._classes import explained
 from captum_robust.attr._inputs import as_given, as_tuple, checked_images, over_channels, size_of
 from captum_robust.nn import MaskingNetwork, load_masking_network, upsampled
 
-_FOLDER = "weights"
 _PREFIX = "real_time_masking_"
 
 
@@ -96,9 +95,8 @@ class RealTimeMasking(Attribution):
         Raises:
             ValueError: inputs that are no images, NaN or infinity.
         """
-        if confidence is None:
-            confidence = self.confidence
-        confidence = check_number("confidence", confidence)
+        own = self.confidence
+        confidence = own if confidence is None else check_number("confidence", confidence)
         images = checked_images(inputs)
         arguments = () if additional_forward_args is None else as_tuple(additional_forward_args)
         network = self.network
@@ -107,8 +105,7 @@ class RealTimeMasking(Attribution):
             images = without_inference(images)
             features, scores = network.encode(*images, *arguments)
             check_type("forward_func", scores, Tensor, "a tensor of scores")
-            scores = one_row_a_sample(scores, len(images[0]))
-            check_finite(scores, "forward_func, scores")
+            scores = finite_scores(scores, len(images[0]))
             masks = network.decoder(features, self._classes(scores, target), confidence)
             attributions = [over_channels(upsampled(masks, size_of(x)), x) for x in images]
         return as_given(inputs, attributions)
@@ -124,7 +121,7 @@ class RealTimeMasking(Attribution):
 
 def pretrained() -> dict[str, Path]:
     """Name of the classifier -> file of its trained masking network, of those in this package."""
-    folder = Path(str(files("captum_robust") / _FOLDER))
+    folder = Path(str(files("captum_robust") / "weights"))
     return {
         file.stem.removeprefix(_PREFIX): file
         for file in sorted(folder.glob(f"{_PREFIX}*.safetensors"))

@@ -12,8 +12,8 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_output
-from captum_robust._checks import check, check_choice, check_finite, check_type
-from captum_robust._scores import at_least_float, model_scores, one_row_a_sample
+from captum_robust._checks import check, check_choice, check_type
+from captum_robust._scores import at_least_float, finite_scores, model_scores
 from captum_robust.attr._classes import Ranking, class_weights, top_classes
 from captum_robust.attr._inputs import MODES, checked, divided, enlarged, in_dtype_of
 from captum_robust.attr._layer_cut import LayerCut, cut_at, gradients_of
@@ -66,10 +66,8 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         check_choice("base", base, _BASES)
         LayerAttribution.__init__(self, forward_func, layer)
         GradientAttribution.__init__(self, forward_func)
-        if reshape_transform is None:
-            of_classifier = getattr(forward_func, "reshape_transform", None)
-            if of_classifier is not None and getattr(forward_func, "cam_layer", None) is layer:
-                reshape_transform = of_classifier
+        if reshape_transform is None and getattr(forward_func, "cam_layer", None) is layer:
+            reshape_transform = getattr(forward_func, "reshape_transform", None)
         self.base = base
         self.reshape_transform = reshape_transform
 
@@ -118,7 +116,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
                 are no tensor.
         """
         cut = LayerCut(self.layer, attribute_to_layer_input)
-        average = _Average(k, weights, normalize, upsample, ranking)
+        average = _Average(class_weights(k, weights), normalize, upsample, ranking)
         return self._map(inputs, target, additional_forward_args, cut, average)
 
     def differentiable(
@@ -140,7 +138,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         The whole network is recorded, not only the part behind the layer.
         """
         cut = LayerCut(self.layer, attribute_to_layer_input, keep_trunk=True)
-        average = _Average(k, weights, normalize, upsample, ranking)
+        average = _Average(class_weights(k, weights), normalize, upsample, ranking)
         return self._map(inputs, target, additional_forward_args, cut, average)
 
     def _map(
@@ -151,8 +149,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         # The grad mode, which a cut switches on, is restored behind it.
         with torch.inference_mode(False), torch.set_grad_enabled(cut.keep_trunk):
             scores, weight = self._forward(tensors, extra, cut)
-            scores = one_row_a_sample(scores, len(x))
-            check_finite(scores, "forward_func, scores")
+            scores = finite_scores(scores, len(x))
             with torch.enable_grad():
                 ranked = top_classes(scores, target, len(average.ladder), average.ranking)
             class_maps = self._class_maps(cut, weight, *ranked)
@@ -168,10 +165,9 @@ class RobustCAM(LayerAttribution, GradientAttribution):
 
         It runs once; gradients are recorded from the layer on only, if it is to be cut.
         """
-        heads = self.base != "gradcam"
-        with cut_at(cut, self.forward_func, heads):
+        with cut_at(cut, self.forward_func, heads=self.base != "gradcam"):
             scores = model_scores(self.forward_func, inputs, extra)
-            weight = cut.linear_weight(scores) if heads else None
+            weight = cut.linear_weight(scores)
             if cut.leaves and not scores.requires_grad and weight is None:
                 # A trunk with its own no_grad block ended the recording on leaving it. With
                 # gradients on outside of that block it goes on; the layer is still cut off before.
@@ -226,15 +222,13 @@ def _weighted_sum(channel_weights: Tensor, features: Tensor) -> Tensor:
 class _Average:
     """How the maps of the top classes become one; ``RobustCAM.attribute`` explains the options."""
 
-    k: int | None
-    weights: str | Sequence[float]
+    ladder: list[float]
     normalize: str | None
     upsample: bool
     ranking: Ranking | None
 
     def __post_init__(self) -> None:
         check_choice("normalize", self.normalize, _NORMALIZATIONS)
-        self.ladder = class_weights(self.k, self.weights)
 
     def of(self, class_maps: Tensor, x: Tensor) -> Tensor:
         """N×k×… maps for inputs x -> N×1×…, weighted, upsampled, normalised."""
@@ -258,8 +252,6 @@ class _Average:
 
 def _minmax(maps: Tensor, first: int) -> Tensor:
     """Each map scaled to [0, 1] over the dimensions from ``first`` on; a constant one to zeros."""
-    if maps.ndim == first:  # a single position
-        return torch.zeros_like(maps)
-    dims = tuple(range(first, maps.ndim))
-    low, high = maps.amin(dim=dims, keepdim=True), maps.amax(dim=dims, keepdim=True)
-    return divided(maps - low, high - low)
+    rows = maps.reshape(*maps.shape[:first], -1)
+    low, high = rows.amin(dim=-1, keepdim=True), rows.amax(dim=-1, keepdim=True)
+    return divided(rows - low, high - low).reshape(maps.shape)
