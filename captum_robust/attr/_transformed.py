@@ -104,18 +104,16 @@ def _transformed(
 def _check_places(arguments: dict[str, Any], x: Tensor, moving: Transform, images: Tensor) -> None:
     """``ValueError`` for a tensor of pixels that a transform would have to move too."""
     size = x.shape[2:]
-    of_size = [
-        (name, each)
-        for name, value in arguments.items()
-        for each in as_tuple(value)
-        if isinstance(each, Tensor) and each.ndim == 4 and each.shape[2:] == size
-    ]
-    for name, each in of_size:
-        has = f"it has the size of the inputs, {tuple(size)}"
-        check(images.shape[2:] == size, f"{name}: {has}, and does not fit the images of {moving!r}")
-        moves = f"{moving!r} moves those of the inputs only"
-        same = bool((each == each[:, :, :1, :1]).all())
-        check(same, f"{name}: it differs from pixel to pixel, and {moves}")
+    has = f"it has the size of the inputs, {tuple(size)}"
+    moves = f"{moving!r} moves those of the inputs only"
+    for name, value in arguments.items():
+        for each in as_tuple(value):
+            if not (isinstance(each, Tensor) and each.ndim == 4 and each.shape[2:] == size):
+                continue
+            fits = images.shape[2:] == size
+            check(fits, f"{name}: {has}, and does not fit the images of {moving!r}")
+            same = bool((each == each[:, :, :1, :1]).all())
+            check(same, f"{name}: it differs from pixel to pixel, and {moves}")
 
 
 def combined_maps(

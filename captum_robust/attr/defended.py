@@ -15,8 +15,8 @@ from captum_robust._checks import check, check_choice, check_count, check_finite
 from captum_robust._scores import (
     ClassScores,
     arguments_of,
+    finite_scores,
     model_scores,
-    one_row_a_sample,
     target_of,
 )
 from captum_robust.attr._inputs import as_given, checked, in_dtype_of, input_of, size_of
@@ -99,6 +99,7 @@ class Defended(Wrapper):
         self.transforms = as_transforms(transforms)
         self.combine = combine
         self.transforms_per_eval = transforms_per_eval
+        self._ranks_classes = getattr(attribution, "ranks_classes", False)
         self._check_fit()
 
     def _check_fit(self) -> None:
@@ -181,8 +182,11 @@ class Defended(Wrapper):
     def _groups(
         self, inputs: tuple[Tensor, ...], arguments: dict[str, Any], graph: bool
     ) -> Iterator[Group]:
-        most = self.transforms_per_eval or self._usual_number(inputs[0])
-        return groups_of(self.transforms, inputs, arguments, most, graph)
+        x, most = inputs[0], self.transforms_per_eval
+        # One that ranks classes needs no pass of its own to find them if all are in one batch.
+        if most is None and x.device.type == "cpu" and not self._ranks_classes:
+            most = max(1, _CPU_BATCH // len(x))
+        return groups_of(self.transforms, inputs, arguments, most or len(self.transforms), graph)
 
     def _explain(
         self, inputs: Any, target: TargetType, extra: Any, arguments: dict[str, Any], *, graph: bool
@@ -198,10 +202,9 @@ class Defended(Wrapper):
             return self._groups(tensors, passed, graph) if kept is None else kept
 
         shared: dict[str, Any] = {}
-        ranks = getattr(self.attribution, "ranks_classes", False)
-        if ranks and kept is not None and len(kept) == 1:
+        if self._ranks_classes and kept is not None and len(kept) == 1:
             shared["ranking"] = lambda s: s.reshape(count, n, -1).mean(dim=0).repeat(count, 1)
-        elif ranks:
+        elif self._ranks_classes:
             mean = self._average(groups(), extra, n, target)
             shared["ranking"] = lambda scores: mean.repeat(len(scores) // n, 1)
         elif target is None and takes_target(self.attribution):
@@ -227,13 +230,6 @@ class Defended(Wrapper):
         means = [torch.stack(rest).mean(dim=0) for rest in rests]
         return (result, *means) if means else result
 
-    def _usual_number(self, x: Tensor) -> int:
-        """How many transforms make a batch."""
-        # One that ranks classes needs no pass of its own to find them if all are in one batch.
-        if x.device.type != "cpu" or getattr(self.attribution, "ranks_classes", False):
-            return len(self.transforms)
-        return max(1, _CPU_BATCH // len(x))
-
     def _average(
         self, groups: Iterable[Group], arguments: Any, n: int, target: TargetType = None
     ) -> Tensor:
@@ -245,9 +241,7 @@ class Defended(Wrapper):
             passed = arguments_of(arguments, rows, n)
             with torch.no_grad():
                 scores = model_scores(self.forward_func, copied(group.inputs), passed)
-            scores = one_row_a_sample(scores, n * count)
-            for each in torch.split(scores, n):  # the number of a row is that of a sample
-                check_finite(each, "forward_func, scores")
+            scores = finite_scores(scores, n, copies=count)
             if target is not None and scores.ndim > 1:
                 scores = ClassScores(scores, target_of(target, rows, n))(scores)
             scores = scores.reshape(count, n, *scores.shape[1:]).sum(dim=0)
@@ -283,9 +277,6 @@ class Defended(Wrapper):
         is_result_tuple = isinstance(result[0] if rest else result, tuple)
         sizes = tuple(size_of(input_of(group.inputs, i)) for i in range(len(parts)))
         # The rows of each transform.
-        of_parts = zip(*(part.chunk(count) for part in parts), strict=True)
-        of_rest = zip(*(each.chunk(count) for each in rest), strict=True) if rest else [()] * count
-        return [
-            Result(own, sizes, own_rest, is_result_tuple)
-            for own, own_rest in zip(of_parts, of_rest, strict=True)
-        ]
+        by_transform = zip(*(each.chunk(count) for each in (*parts, *rest)), strict=True)
+        last = len(parts)
+        return [Result(own[:last], sizes, own[last:], is_result_tuple) for own in by_transform]

@@ -11,7 +11,7 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_robust._captum import TargetType, format_output
+from captum_robust._captum import TargetType
 from captum_robust._checks import as_number, check
 from captum_robust._resize import resized
 from captum_robust._scores import at_least_float
@@ -50,17 +50,15 @@ class MultiScale(Wrapper):
               [1., 1.]]]])
     """
 
+    explains_prediction = False
+    """The sizes could disagree, so the class is predicted for the inputs as they are given."""
+
     def __init__(self, attribution: Attribution, scales: Sequence[float] = (1, 12 / 7)) -> None:
         super().__init__(attribution)
         is_several = isinstance(scales, Sequence) and len(scales) > 0
         are_positive = is_several and all(0 < as_number(s) < math.inf for s in scales)
         check(are_positive, f"scales: expected positive numbers, at least one, got {scales!r}")
         self.scales = tuple(scales)
-
-    @property
-    def explains_prediction(self) -> bool:
-        """Never: the sizes could disagree, so the class is predicted for the inputs as given."""
-        return False
 
     @log_usage()
     def attribute(
@@ -106,8 +104,8 @@ class MultiScale(Wrapper):
                 ]
                 maps = [of_largest_one(m) for m in maps]
                 sums = [a + b for a, b in zip(sums, maps, strict=True)] if sums else maps
-        averages = tuple(in_dtype_of(tensors[0], s / len(self.scales)) for s in sums)
-        output: Tensor | tuple[Tensor, ...] = format_output(isinstance(result, tuple), averages)
+        averages = (in_dtype_of(tensors[0], s / len(self.scales)) for s in sums)
+        output: Tensor | tuple[Tensor, ...] = as_given(result, averages)
         return output
 
 
