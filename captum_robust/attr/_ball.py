@@ -132,7 +132,8 @@ class Ball:
                 self.classes = self._other_classes(self.counterfactual, by_class)
             self._check_dependence(x, scores, outputs)
             del outputs
-            evaluation = self._objective(x, by_class, self.samples.everyone)
+            # Not clamped: that would stop the gradient of what lies on a bound.
+            evaluation = self._objective(x, x, by_class, self.samples.everyone)
         if not evaluation[1].any():  # is the model constant, or only flat at these inputs?
             self.samples.check_not_constant(scores.detach(), self.bounds)
         return evaluation
@@ -147,17 +148,18 @@ class Ball:
         places = rows.tolist()
         with torch.enable_grad():
             x = x.detach().requires_grad_()
+            inside = self._within_bounds(x)
             with self.features.measured(places):
-                scores = self._run(x, places)
-            return self._objective(x, self.scores_of(scores, places), places)
+                scores = self._run(inside, places)
+            return self._objective(x, inside, self.scores_of(scores, places), places)
 
     def _objective(
-        self, x: Tensor, scores: Tensor, places: list[int]
+        self, x: Tensor, inside: Tensor, scores: Tensor, places: list[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What :meth:`evaluate` gives, of class scores n×K at x'."""
+        """What :meth:`evaluate` gives, of class scores n×K at x', that is ``inside`` the bounds."""
         s, n = self.settings, self.samples.n
         margin = self._margin(scores, rows_of(self.classes, places, n))
-        moved = self._within_bounds(x) - rows_of(self.x, places, n)
+        moved = inside - rows_of(self.x, places, n)
         distance = torch.zeros_like(margin) + self.features.total
         value = (margin - s.margin_target).square() + s.pixel_weight * moved.square().mean(dim=1)
         value = value + s.perceptual_weight * distance
@@ -167,7 +169,7 @@ class Ball:
         return value.detach(), gradient, extra.detach()
 
     def _run(self, x: Tensor, places: list[int]) -> Tensor:
-        return self.samples.run(self._split(self._within_bounds(x)), places)
+        return self.samples.run(self._split(x), places)
 
     def _split(self, x: Tensor) -> list[Tensor]:
         """n×D in the shapes and types of the inputs."""
