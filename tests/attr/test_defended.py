@@ -483,7 +483,7 @@ def test_a_transform_that_lies_about_its_size_is_refused_when_it_runs(
 def test_pixels_out_of_range_and_what_is_no_image_are_refused(net: CountingNet, x: Tensor) -> None:
     with pytest.raises(ValueError, match="sample 1 has values from"):
         Defended(Saliency(net), JPEG()).attribute(torch.cat([x[:1], 3 * x[1:]]), 1)
-    with pytest.raises(ValueError, match="expected images N×C×H×W"):
+    with pytest.raises(ValueError, match="inputs: expected N×C×H×W"):
         Defended(Saliency(pixels), Identity()).attribute(torch.rand(2, 5), 1)
 
 
