@@ -73,7 +73,7 @@ BATCH = 50
 BLURS = (0, 2, 4, 8)
 """Standard deviations in pixels."""
 AREAS = tuple(i / 20 for i in range(4, 21))
-"""Of the centre box whose area is chosen on the other half."""
+"""The areas of the centre box, one of which is chosen on the other half."""
 CLASSIFIER = "simple_convnet"
 OURS = "ours"
 TAUGHT = "taught the boxes"

@@ -102,7 +102,7 @@ class Method:
     movable: Defended | RobustCAM | None = None
     """What gives the same maps and can be differentiated, for the explanation attack."""
     share: float = 1.0
-    """Of the images, for those that take long."""
+    """The share of the images that it is given, less for methods that take long."""
     bfloat16: bool = True
     """Convolutions in half precision, which takes half of the time on a CPU; for maps that need no
     gradient of the inputs."""

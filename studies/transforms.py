@@ -111,7 +111,7 @@ def denoising(x: Tensor) -> None:
 
 
 def objective(z: Tensor, x: Tensor) -> Tensor:
-    """Of total variation denoising, for each image."""
+    """The objective of total variation denoising, for each image."""
     down, right = torch.zeros_like(z), torch.zeros_like(z)
     down[..., :-1, :], right[..., :-1] = z.diff(dim=-2), z.diff(dim=-1)
     lengths = (down.square() + right.square()).sqrt()

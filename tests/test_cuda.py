@@ -62,7 +62,7 @@ def check_close(found: Tensor, expected: Tensor) -> None:
 
 
 def check_ranks(found: Tensor, expected: Tensor) -> None:
-    """Of what many steps or signs led to, where rounding grows."""
+    """Compare what many steps or signs led to, where rounding grows."""
     assert found.shape == expected.shape
     for a, b in zip(found.flatten(1), expected.flatten(1), strict=True):
         assert torch.equal(a, b) if (b == b[0]).all() else spearmanr(a, b)[0] > 0.99

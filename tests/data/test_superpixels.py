@@ -136,7 +136,7 @@ def test_those_of_photographs_are_more_alike_inside_than_squares(real_data: Path
     squares = (11 * row[:, None] + row).expand(16, -1, -1)
 
     def left(segments: Tensor) -> float:
-        """Of the variance, within regions."""
+        """The variance within regions."""
         return float(
             (images - spread(superpixel_means(images, segments), segments)).square().mean()
         )

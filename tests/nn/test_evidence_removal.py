@@ -151,7 +151,7 @@ def test_blend_shows_the_image_where_the_mask_is_one_and_the_removal_where_it_is
 
 
 def test_only_the_mask_gets_a_gradient_through_blend(x: Tensor) -> None:
-    """Of each pixel of the mask: the difference of image and removal, over the channels."""
+    """The difference of image and removal over the channels, for each pixel of the mask."""
     mask = torch.full((6, 1, 20, 28), 0.3, requires_grad=True)
     removed = EvidenceRemoval()(x, generator())
     blend(x, mask, removed).sum().backward()

@@ -21,7 +21,7 @@ def share_of_ones(p: float, **options: Any) -> float:
 
 
 def bound(p: float) -> float:
-    """Of Hoeffding: a share of N draws is farther from p in one of 10^6 tests."""
+    """Hoeffding's bound: a share of N draws is farther from p in one of 10^6 tests."""
     return math.sqrt(math.log(2e6) / (2 * N))
 
 

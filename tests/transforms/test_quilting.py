@@ -94,7 +94,7 @@ def naive_quilting(x: Tensor, bank: Tensor, overlap: int, seam: bool) -> Tensor:
 
 
 def best_path(error: Tensor) -> list[int]:
-    """Of all paths from the first row to the last, by trying every one."""
+    """The best of all paths from the first row to the last, by trying every one."""
     length, width = error.shape
     paths: list[list[int]] = [[c] for c in range(width)]
     for _ in range(length - 1):
