@@ -1,6 +1,7 @@
 """What the metric classes share: whole numbers that add up, and settings that keep them apart."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 from zlib import crc32
 
 import torch
@@ -23,6 +24,30 @@ class CountMetric(Metric):
     def _count(self, name: str, *shape: int) -> None:
         """Add a state of zeros, int64."""
         self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Any:
+        def moved(state: Tensor) -> Tensor:
+            cast = fn(
+                state
+            )  # set_dtype would make numbers with a fraction, or too small, of counts
+            return cast if cast.dtype == state.dtype else state.to(cast.device)
+
+        return super()._apply(moved, *args, **options)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw a value, or a list of them in order, as torchmetrics' own metrics do.
+
+        Args:
+            val: what ``compute`` or ``forward`` returned, or a list of that; None: the value now.
+            ax: the matplotlib axes to draw on; None: new ones.
+
+        Returns:
+            The figure and its axes.
+
+        Raises:
+            ModuleNotFoundError: no matplotlib.
+        """
+        return self._plot(val, ax)
 
     def _keep_apart(self, *settings: object) -> None:
         """Add a number for the settings as a state reduced by "max".

@@ -5,7 +5,14 @@ import pytest
 import torch
 from torchmetrics import MetricCollection
 
-from captum_robust.metrics import LocalizationError, MaxBoxAcc, MaxBoxAccV2, PointingGame, PxAP
+from captum_robust.metrics import (
+    AttributionStability,
+    LocalizationError,
+    MaxBoxAcc,
+    MaxBoxAccV2,
+    PointingGame,
+    PxAP,
+)
 from captum_robust.metrics import functional as F
 
 N = 14
@@ -113,6 +120,43 @@ def test_reset_forgets_and_pickle_remembers(case):
     metric.reset()
     metric.update(*arguments)
     assert pickle.loads(pickle.dumps(metric)).compute().item() == pytest.approx(expected)
+
+
+def test_plot_draws_the_value_now_and_a_list_of_values(case):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    metric, arguments, expected = case
+    metric.update(*arguments)
+    _, axes = metric.plot()
+    assert axes.lines[0].get_ydata() == pytest.approx([expected])
+    _, axes = metric.plot([torch.tensor(0.25), metric.compute()])
+    assert axes.lines[0].get_ydata() == pytest.approx([0.25, expected])
+    plt.close("all")
+
+
+def test_plot_draws_each_measure_of_stability():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    metric = AttributionStability(measures=["spearman", "top_k"])
+    metric.update(MAPS, 2 * MAPS)
+    _, axes = metric.plot()
+    drawn = {line.get_label(): float(line.get_ydata()[0]) for line in axes.lines}
+    assert drawn == pytest.approx({"spearman": 1.0, "top_k": 1.0})
+    plt.close("all")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_counts_and_settings_stay_whole_numbers_under_set_dtype(dtype):
+    # float16 counts to 2048, and its largest number is less than most numbers of settings
+    both = MetricCollection({"near": PointingGame(tolerance=1), "far": PointingGame(tolerance=40)})
+    both.set_dtype(dtype)
+    mask = torch.zeros(3000, 4, 60, dtype=torch.bool)
+    mask[:, :, 0] = True
+    both.update(mask.flip(2).float(), mask)
+    both.update(mask.flip(2).float(), mask)
+    assert both["near"].totals.item() == both["far"].totals.item() == 6000
+    assert both["near"].settings != both["far"].settings
+    assert not both["near"].totals.is_floating_point()
 
 
 def work_on_shard(rank, port, values):
