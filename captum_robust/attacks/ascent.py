@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,12 @@ from captum_robust._captum import format_tensor_into_tuples
 from captum_robust._checks import check, check_callable, check_count, check_number
 from captum_robust._contexts import seeded
 from captum_robust._scores import check_rivals
-from captum_robust.attacks.attack import Attack, LossFunction, cross_entropy
+from captum_robust.attacks.attack import (
+    Attack,
+    LossFunction,
+    cross_entropy,
+    log_cross_entropy,
+)
 from captum_robust.attacks.norms import Tensors, of_mean_one
 from captum_robust.attacks.victim import Victim, check_losses, put_each, take, take_each
 
@@ -109,6 +115,8 @@ class GradientAscent(Stepping):
     keep_best: bool = True
     quantize: bool = True
     seed: int | None = 0
+    follows_direction = True
+    """Whether the length of the gradient does not matter."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -206,7 +214,7 @@ class _Climb:
                 return leaves, scores.detach(), self._objective(scores, rows)
             many = rows.repeat_interleave(samples)
             scores = victim.scores(self._transformed(self.attack.transform, leaves), many)
-            objective = self._objective(scores, many).reshape(len(rows), samples).mean(dim=1)
+            objective = self._objective(scores, many, samples)
             probabilities = scores.detach().softmax(dim=1)
             mean = probabilities.reshape(len(rows), samples, -1).mean(dim=1)
             return leaves, mean, objective
@@ -222,10 +230,15 @@ class _Climb:
             ]
         return tuple(torch.stack(each, dim=1).flatten(0, 1) for each in zip(*draws, strict=True))
 
-    def _objective(self, scores: Tensor, rows: Tensor) -> Tensor:
+    def _objective(self, scores: Tensor, rows: Tensor, draws: int = 1) -> Tensor:
+        """What is raised: the loss, the mean of so many draws in a row, or its logarithm."""
         check_rivals(scores)
-        loss = (self.attack.loss_func or cross_entropy)(scores, self.victim.label[rows])
+        loss_func = self.attack.loss_func or cross_entropy
+        is_log = loss_func is cross_entropy and self.attack.follows_direction
+        loss = (log_cross_entropy if is_log else loss_func)(scores, self.victim.label[rows])
         check_losses(loss, len(rows))
+        losses = loss.reshape(-1, draws)
+        loss = losses.logsumexp(dim=1) - math.log(draws) if is_log else losses.mean(dim=1)
         return -loss if self.victim.targeted else loss
 
     def _verified(self, scores: Tensor, x: Tensors) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,25 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 def cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
     """The loss of each sample: -log of the class's softmax."""
-    return F.cross_entropy(scores, classes, reduction="none")
+    return F.softplus(odds_against(scores, classes))
+
+
+def log_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
+    """The logarithm of :func:`cross_entropy`, which rises where it does.
+
+    Its gradient has the same direction, and vanishes for no classifier, however sure of the class:
+    that of the cross-entropy is rounded to zero from a margin of about 100 between the scores.
+    """
+    z = odds_against(scores, classes)
+    is_exponential = z < -10  # there the softplus of z is exp(z)
+    return torch.where(is_exponential, z, F.softplus(z.masked_fill(is_exponential, 0)).log())
+
+
+def odds_against(scores: Tensor, classes: Tensor) -> Tensor:
+    """The n log odds against classes n, of scores n×K: no difference of nearly equal numbers."""
+    own = scores.gather(1, classes[:, None])
+    others = scores.scatter(1, classes[:, None], -torch.inf)
+    return others.logsumexp(dim=1) - own[:, 0]
 
 
 class Attack(Perturbation):
@@ -106,6 +125,7 @@ class Attack(Perturbation):
             victim = self._victim(self.forward_func, normal, *aim, *limits)
             with torch.no_grad():
                 adversarial = self._attack(victim, strength)
+                _warn_of_no_gradient(victim)
                 results = tuple(
                     a.to(x.dtype).contiguous()
                     for a, x in zip(adversarial, inputs_tuple, strict=True)
@@ -139,6 +159,16 @@ class Attack(Perturbation):
             0 <= number <= highest and math.isfinite(number),
             f"epsilon: expected a number from 0 to {highest:.4g} in units of the inputs (such as "
             f"8/255 for pixels in [0, 1]), got {epsilon!r}",
+        )
+
+
+def _warn_of_no_gradient(victim: Victim) -> None:
+    stuck = int(victim.without_gradient.sum())
+    if stuck:
+        warnings.warn(
+            f"the gradient of {stuck} of {victim.n} samples was zero in every step: the attack "
+            "could not try them, and that they are not fooled does not make them robust",
+            stacklevel=4,
         )
 
 

@@ -112,6 +112,8 @@ class GradientStep(FGSM):
         epsilon: the factor η of the gradient; not the size of the change, and without a limit.
     """
 
+    follows_direction = False
+
     def _step_length(self, epsilon: float) -> float:
         return epsilon
 

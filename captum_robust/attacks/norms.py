@@ -59,8 +59,11 @@ class L2:
     """The Euclidean length; for the methods see :class:`Linf`."""
 
     def lengths(self, changes: Tensors) -> Tensor:  # noqa: D102
-        squares = [at_least_float(c.reshape(len(c), -1)).square().sum(dim=1) for c in changes]
-        return torch.stack(squares).sum(dim=0).sqrt()
+        flat = [at_least_float(c.reshape(len(c), -1)) for c in changes]
+        largest = torch.stack([c.abs().amax(dim=1) for c in flat]).amax(dim=0)
+        unit = torch.where(largest > 0, largest, 1.0)  # squares of small and large values are lost
+        squares = [(c / unit[:, None]).square().sum(dim=1) for c in flat]
+        return torch.stack(squares).sum(dim=0).sqrt() * unit
 
     dual_lengths = lengths
 
@@ -127,4 +130,4 @@ def divided(x: Tensor, values: Tensor) -> Tensor:
 def of_mean_one(gradients: Tensors) -> Tensors:
     """Divide each sample by its mean magnitude over all tensors; zeros stay zeros."""
     mean = Linf().dual_lengths(gradients) / sum(g[0].numel() for g in gradients)
-    return tuple(divided(g, mean.clamp(min=1e-30)) for g in gradients)
+    return tuple(divided(g, mean.clamp(min=torch.finfo(torch.float32).tiny)) for g in gradients)

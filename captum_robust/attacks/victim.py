@@ -20,7 +20,7 @@ from captum_robust._scores import (
     finite_scores,
     where_the_graph_breaks,
 )
-from captum_robust.attacks.norms import Norm, Tensors, minus, plus
+from captum_robust.attacks.norms import Linf, Norm, Tensors, minus, plus
 from captum_robust.attacks.outcome import sizes_of
 
 
@@ -47,6 +47,11 @@ class AttackDetails:
     """N, forward passes of the attack, without those that only wrote these details."""
     backward_passes: Tensor
     """N."""
+    without_gradient: Tensor
+    """N booleans: not fooled, but the gradient was zero in every step that was tried.
+
+    So the attack had nothing to go by, as where the model rounds: this says nothing of robustness.
+    """
 
 
 def is_lost(victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
@@ -94,6 +99,8 @@ class Victim:
         """N, known to be fooled by what the attack returns; the attack keeps it."""
         self.forward_passes = torch.zeros_like(self.label)
         self.backward_passes = torch.zeros_like(self.label)
+        self.saw_gradient = torch.zeros_like(self.already)
+        """N, whether any gradient of the attack was not zero."""
 
     @property
     def knows_labels(self) -> bool:
@@ -148,7 +155,14 @@ class Victim:
         if gradients is None:
             raise no_gradient(self.forward_func, self.x, self.arguments)
         self.backward_passes[rows] += times
+        self.saw_gradient[rows] |= Linf().lengths(gradients) > 0
         return gradients
+
+    @property
+    def without_gradient(self) -> Tensor:
+        """N booleans: not fooled, and the gradient was zero in every step that was tried."""
+        asked = (self.backward_passes > 0) & ~self.saw_gradient
+        return asked & ~self.fooled & ~self.already
 
     def succeeds(self, scores: Tensor, rows: Tensor) -> Tensor:
         """n booleans: fooled by ``success``."""
@@ -189,15 +203,17 @@ class Victim:
         before, after = (tuple(map(at_least_float, each)) for each in (self.x, results))
         changes = [c.reshape(self.n, -1) for c in minus(after, before)]
         linf, l2 = sizes_of(torch.cat(changes, dim=1))
+        fooled = self.succeeds(scores, self.everyone) & ~self.already
         return AttackDetails(
             label=self.label,
             predicted=scores.argmax(dim=1),
             already=self.already,
-            fooled=self.succeeds(scores, self.everyone) & ~self.already,
+            fooled=fooled,
             linf=linf,
             l2=l2,
             forward_passes=forward,
             backward_passes=self.backward_passes,
+            without_gradient=self.without_gradient & ~fooled,
         )
 
     def _see_clean(self, scores: Tensor, classes: Tensor | None) -> None:

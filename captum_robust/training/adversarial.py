@@ -28,6 +28,7 @@ from captum_robust._files import checksum
 from captum_robust._processes import device_of
 from captum_robust.attacks import PGD
 from captum_robust.attacks.ascent import ascend, changed
+from captum_robust.attacks.attack import log_cross_entropy
 from captum_robust.attacks.norms import Tensors, norm_of
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.loop import TrainingResult, bare_module, fit
@@ -105,7 +106,7 @@ class InnerAttack:
 
         def look(x: Tensors, _: int) -> tuple[Tensors, Tensors]:
             leaf = x[0].requires_grad_()
-            total = F.cross_entropy(_scores(network, leaf), labels, reduction="sum")
+            total = log_cross_entropy(_scores(network, leaf), labels).sum()
             return x, torch.autograd.grad(total, leaf)
 
         def move(x: Tensors, gradients: Tensors) -> Tensors:

@@ -1,0 +1,124 @@
+"""A classifier that is sure of its class is no more robust for it."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from captum_robust.attacks import FGSM, PGD, LeastLikelyClass, cross_entropy
+from captum_robust.attacks.attack import log_cross_entropy
+from captum_robust.attacks.norms import NORMS
+from captum_robust.training.adversarial import InnerAttack
+
+FACTORS = (1.0, 10.0, 100.0, 1e3)
+
+
+def line(factor):
+    """Two classes, apart by 2 · factor · (x₀ - x₁) / 2: at (.6, .4) an ε above .1 fools it."""
+    model = nn.Linear(2, 2, bias=False)
+    model.weight.data = factor * torch.tensor([[1.0, -1.0], [0.0, 0.0]])
+    return model
+
+
+POINT = torch.tensor([[0.6, 0.4]])
+
+
+@pytest.mark.parametrize("factor", [1.0, 50.0, 100.0, 1e3, 1e6])
+@pytest.mark.parametrize("attack", [FGSM, PGD, LeastLikelyClass])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_any_margin_is_crossed(factor, attack, norm):
+    _, details = attack(line(factor), 0.2, norm=norm).perturb(POINT, 0, return_details=True)
+    assert details.fooled.all()
+    _, details = attack(line(factor), 0.05, norm=norm).perturb(POINT, 0, return_details=True)
+    assert not details.fooled.any()
+    assert not details.without_gradient.any()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x = torch.rand(200, 20)
+        y = (x @ torch.randn(20, 4)).argmax(dim=1)
+        net = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 4))
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for _ in range(200):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    return net, x, y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_robust_accuracy_does_not_depend_on_a_factor_of_the_logits(trained, dtype):
+    net, x, y = trained
+    accuracies = []
+    for factor in FACTORS:
+        scaled = copy.deepcopy(net)
+        scaled[2].weight.data *= factor
+        scaled[2].bias.data *= factor
+        scaled.to(dtype)
+        attack = PGD(lambda z, scaled=scaled: scaled(z.to(dtype)), 8 / 255)
+        _, details = attack.perturb(x, y, return_details=True)
+        accuracies.append(float((~details.already & ~details.fooled).float().mean()))
+    assert max(accuracies) - min(accuracies) <= 0.02
+    assert 0.5 < max(accuracies) < 0.95
+
+
+def test_training_attacks_a_network_that_is_sure():
+    attacked = InnerAttack(epsilon=0.2, steps=10)(line(1e4), POINT, torch.tensor([0]), 0)
+    assert line(1.0)(attacked).argmax(dim=1) == 1
+
+
+def test_the_mean_over_draws_is_that_of_the_cross_entropy(trained):
+    net, x, _ = trained
+    scores = net(x[:6]).double().detach()
+    classes = torch.zeros(6, dtype=torch.long)
+    log = log_cross_entropy(scores, classes)
+    torch.testing.assert_close(log.exp(), F.cross_entropy(scores, classes, reduction="none"))
+    torch.testing.assert_close(cross_entropy(scores, classes), log.exp())
+
+
+@pytest.mark.parametrize("z", [-1e4, -30.0, -10.0, -1.0, 0.0, 30.0, 1e4])
+def test_the_logarithm_has_the_gradient_of_the_formula(z):
+    scores = torch.tensor([[0.0, z]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(log_cross_entropy(scores, torch.tensor([0])).sum(), scores)
+    precise = torch.tensor(z, dtype=torch.float64)
+    expected = (
+        1.0 if z < -30 else float(precise.sigmoid() / precise.exp().log1p()) if z < 99 else 1 / z
+    )
+    torch.testing.assert_close(gradient, torch.tensor([[-expected, expected]]), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-24, 1.0, 1e24])
+def test_euclidean_lengths_neither_vanish_nor_overflow(size):
+    change = (torch.tensor([[3.0, 4.0], [0.0, 0.0]]) * size,)
+    torch.testing.assert_close(
+        NORMS["L2"].lengths(change) / size, torch.tensor([5.0, 0.0]), rtol=1e-4, atol=0
+    )
+    (unit,) = NORMS["L2"].steepest(change)
+    torch.testing.assert_close(unit, torch.tensor([[0.6, 0.8], [0.0, 0.0]]), rtol=1e-4, atol=0)
+
+
+def test_a_step_along_a_tiny_gradient_has_its_length():
+    options = {"norm": "L2", "early_stop": False, "quantize": False, "keep_best": False}
+    moved = PGD(line(1e-24), 0.5, steps=1, step_size=0.01, **options).perturb(POINT, 0)
+    assert (moved - POINT).norm().item() == pytest.approx(0.01, rel=1e-4)
+
+
+class Rounding(nn.Module):
+    """What is rounded has no gradient, for the first sample's pixels."""
+
+    def forward(self, x):
+        rounds = x[:, :1] > 0.5
+        return torch.where(rounds, (10 * x).round(), 10 * x)
+
+
+def test_samples_without_any_gradient_are_counted_and_said():
+    x = torch.tensor([[0.9, 0.3], [0.4, 0.2], [0.4, 0.39]])
+    with pytest.warns(UserWarning, match="gradient of 1 of 3 samples was zero in every step"):
+        _, details = PGD(Rounding(), 0.02).perturb(x, [0, 0, 0], return_details=True)
+    assert details.without_gradient.tolist() == [True, False, False]
+    assert details.fooled.tolist() == [False, False, True]
