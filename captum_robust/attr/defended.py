@@ -23,7 +23,6 @@ from captum_robust.attr._inputs import as_given, checked, in_dtype_of, input_of,
 from captum_robust.attr._transformed import COMBINATIONS, Group, Result, combined_maps, groups_of
 from captum_robust.attr._wrapped import (
     Wrapper,
-    copied,
     innermost,
     is_of_layer,
     listed,
@@ -240,7 +239,7 @@ class Defended(Wrapper):
             rows = list(range(n)) * count
             passed = arguments_of(arguments, rows, n)
             with torch.no_grad():
-                scores = model_scores(self.forward_func, copied(group.inputs), passed)
+                scores = model_scores(self.forward_func, group.inputs, passed)
             scores = finite_scores(scores, n, copies=count)
             if target is not None and scores.ndim > 1:
                 scores = ClassScores(scores, target_of(target, rows, n))(scores)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check, check_type
 from captum_robust._contexts import probing
+from captum_robust._scores import copies_of
 from captum_robust.models.layers import find_cam_layer, find_perceptual_layers, layer_of
 
 
@@ -86,9 +87,9 @@ class Classifier(nn.Module):
         return scores
 
     def normalised(self, x: Tensor) -> Tensor:
-        """Images N×C×H×W with pixels in [0, 1] as ``module`` takes them."""
+        """A copy of images N×C×H×W with pixels in [0, 1], as ``module`` takes them."""
         if self.mean is None or self.std is None:
-            return x
+            return copies_of(x)  # type: ignore[no-any-return]
         return (x - self.mean) / self.std
 
     @property

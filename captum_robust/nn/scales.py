@@ -12,14 +12,18 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check
 from captum_robust._contexts import outputs_of, probing
+from captum_robust._scores import copies_of
 
 
 def features_of(
     network: Callable[..., Any], layers: Sequence[nn.Module], *arguments: Any
 ) -> tuple[list[Tensor], Any]:
-    """The output of each of the layers that run in one pass, and what the network returns."""
+    """The output of each of the layers that run in one pass, and what the network returns.
+
+    It is given copies of the tensors among the arguments.
+    """
     with outputs_of(layers) as outputs:
-        result = network(*arguments)
+        result = network(*copies_of(arguments))
     return [outputs[i] for i in range(len(layers)) if i in outputs], result
 
 

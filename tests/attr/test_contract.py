@@ -23,7 +23,7 @@ from captum_robust import (
 from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
 from captum_robust.defenses import Transform
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, MaskingNetwork
-from tests.networks import Called, Grid, Net
+from tests.networks import Called, Grid, InPlaceNet, Net, PixelNet
 
 
 @dataclass(frozen=True)
@@ -343,10 +343,11 @@ def test_a_trunk_with_its_own_no_grad_is_no_obstacle(case: Case, net: Net, x: Te
     # Of layers only: an input attribution needs the gradient through the trunk.
     def frozen(x: Tensor) -> Tensor:
         with torch.no_grad():
-            features = net.relu(net.conv2(net.relu(net.conv1(x))))
+            # In place: a second pass, with gradients on, must not find it normalised already.
+            features = net.relu(net.conv2(net.relu(net.conv1(x.mul_(4).sub_(2)))))
         return net.head(net.pool(features).flatten(1))
 
-    plain = case.make(lambda a: net(a), net.conv2).attribute(x, 1)
+    plain = case.make(lambda a: net(4 * a - 2), net.conv2).attribute(x, 1)
     torch.testing.assert_close(case.make(frozen, net.conv2).attribute(x, 1), plain)
 
 
@@ -369,6 +370,19 @@ def test_channels_last_gives_the_same(case: Case, net: Net, x: Tensor) -> None:
     result = case.make(net, net.conv2).attribute(x.to(memory_format=torch.channels_last), 1)
     check_result(case, result, x)
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@cases
+def test_a_model_that_normalises_in_place_is_given_copies(case: Case, net: Net, x: Tensor) -> None:
+    plain, in_place = PixelNet().eval(), InPlaceNet().eval()
+    plain.load_state_dict(net.state_dict())
+    in_place.load_state_dict(net.state_dict())
+    before = x.clone()
+    for target in (1, None):
+        expected = case.make(plain, plain.conv2).attribute(x, target)
+        result = case.make(in_place, in_place.conv2).attribute(x, target)
+        torch.testing.assert_close(result, expected)
+        assert torch.equal(x, before)
 
 
 @cases
