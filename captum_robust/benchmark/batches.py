@@ -116,7 +116,7 @@ class BatchReader:
         """How many classes the model scores."""
         if self.model.class_names is not None:
             return len(self.model.class_names)
-        black = torch.zeros(1, 3, *self.model.input_size, device=device_of(self.model))
+        black = torch.zeros(1, *self.model.input_shape, device=device_of(self.model))
         return int(self.scores(black).shape[1])
 
     def load(self, start: int, stop: int) -> list[Loaded]:

@@ -37,10 +37,18 @@ def channels_of_maps(maps: Sequence[Any], layers: Sequence[nn.Module], of: str) 
     return tuple(int(m.shape[1]) for m in maps)
 
 
-def channels_of(network: nn.Module) -> int:
-    """How many channels an image for the network has: as many as its first convolution takes."""
-    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-    return 3 if first is None else first.in_channels
+def channels_of(network: nn.Module, size: tuple[int, int] | None = None) -> int:
+    """How many channels an image for the network has: as many as its first convolution takes.
+
+    Where a linear layer comes first, the pixels of an image of ``size`` (H, W) say it; else 3.
+    """
+    kinds = (nn.Conv2d, nn.Linear)
+    first = next((m for m in network.modules() if isinstance(m, kinds)), None)
+    if isinstance(first, nn.Conv2d):
+        return first.in_channels or 3  # 0: a lazy one
+    if first is None or size is None or first.in_features % (size[0] * size[1]):
+        return 3
+    return first.in_features // (size[0] * size[1]) or 3
 
 
 def input_size_of(
