@@ -15,6 +15,7 @@ from captum_robust._checks import check, check_choice, check_count, check_finite
 from captum_robust._scores import (
     ClassScores,
     arguments_of,
+    at_least_float,
     finite_scores,
     model_scores,
     target_of,
@@ -202,7 +203,9 @@ class Defended(Wrapper):
 
         shared: dict[str, Any] = {}
         if self._ranks_classes and kept is not None and len(kept) == 1:
-            shared["ranking"] = lambda s: s.reshape(count, n, -1).mean(dim=0).repeat(count, 1)
+            shared["ranking"] = lambda s: (
+                at_least_float(s).reshape(count, n, -1).mean(dim=0).repeat(count, 1)
+            )
         elif self._ranks_classes:
             mean = self._average(groups(), extra, n, target)
             shared["ranking"] = lambda scores: mean.repeat(len(scores) // n, 1)
@@ -243,7 +246,7 @@ class Defended(Wrapper):
             scores = finite_scores(scores, n, copies=count)
             if target is not None and scores.ndim > 1:
                 scores = ClassScores(scores, target_of(target, rows, n))(scores)
-            scores = scores.reshape(count, n, *scores.shape[1:]).sum(dim=0)
+            scores = at_least_float(scores).reshape(count, n, *scores.shape[1:]).sum(dim=0)
             total = scores if total is None else total + scores
         assert total is not None
         return total / len(self.transforms)

@@ -174,6 +174,27 @@ def _of_channels(values: Any, dtype: torch.dtype) -> Tensor | None:
     return numbers.reshape(1, -1, 1, 1).clone()
 
 
+def in_channels_of(model: Classifier, images: Tensor) -> Tensor:
+    """RGB images N×3×H×W in the channels that the network takes: as they are, or as N×1×H×W grey.
+
+    Grey is the luminance of ITU-R BT.601, as of Pillow's "L".
+
+    Raises:
+        ValueError: it takes another number of channels.
+    """
+    check_channels(model)
+    if model.input_shape[0] == 3:
+        return images
+    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True).clamp(0, 1)
+
+
+def check_channels(model: Classifier) -> None:
+    """``ValueError`` for a network that takes neither grey nor RGB images."""
+    channels = model.input_shape[0]
+    check(channels in (1, 3), f"model: expected one of 1 or 3 channels, got one of {channels}")
+
+
 def takes_size(model: Classifier, size: tuple[int, int]) -> bool:
     """Whether the network runs on images of another size, found by one black image of it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -383,6 +384,23 @@ def test_a_model_that_normalises_in_place_is_given_copies(case: Case, net: Net, 
         result = case.make(in_place, in_place.conv2).attribute(x, target)
         torch.testing.assert_close(result, expected)
         assert torch.equal(x, before)
+
+
+@cases
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_models_of_other_precisions_give_nearly_the_same(
+    case: Case, net: Net, x: Tensor, dtype: torch.dtype
+) -> None:
+    expected = case.make(net, net.conv2).attribute(x, 1)
+    other = copy.deepcopy(net).to(dtype)
+    result = case.make(other, other.conv2).attribute(x.to(dtype), 1)
+    check_result(case, result, x)
+    assert result.dtype == dtype
+    # A ball's line search takes other turns, as its tests on one precision say.
+    if case.name != "perceptual_ball":
+        # Half precision moves a pixel's gradient across a ReLU, of which there are few here.
+        tolerance = 1e-5 if dtype == torch.float64 else 2 * case.bfloat16_tolerance
+        torch.testing.assert_close(result.float(), expected, rtol=tolerance, atol=tolerance)
 
 
 @cases

@@ -296,3 +296,25 @@ def test_no_memory_is_kept_after_the_call() -> None:
     method.attribute(X)
     gc.collect()
     assert [ref() for ref in seen] == [None]
+
+
+@pytest.mark.parametrize("base", ["cam", "auto", "gradcam"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_sum_over_channels_is_not_taken_in_half_precision(base: str, dtype: torch.dtype) -> None:
+    # 512 channels of 200 add up to 102400, where float16 ends at 65504; the scores are finite.
+    net = Cam([[1.0] * 512, [0.5] * 512]).to(dtype)
+    x = torch.zeros(1, 512, 7, 7, dtype=dtype)
+    x[:, :, 2, 3] = 200
+    assert torch.isfinite(net(x)).all()
+    expected = torch.zeros(1, 1, 7, 7, dtype=dtype)
+    expected[0, 0, 2, 3] = 1
+    assert torch.equal(RobustCAM(net, net.layer, base=base).attribute(x), expected)
+
+
+def test_a_map_that_half_precision_cannot_hold_is_refused() -> None:
+    net = Cam([[1.0] * 512, [0.5] * 512]).half()
+    x = torch.zeros(2, 512, 7, 7, dtype=torch.float16)
+    x[1, :, 2, 3] = 200
+    cam = RobustCAM(net, net.layer, base="cam")
+    with pytest.raises(ValueError, match=r"in torch.float16: NaN or infinity in sample 1"):
+        cam.attribute(x, k=1, weights=[1.0], normalize=None)
