@@ -101,6 +101,13 @@ class Rounding(nn.Module):
         return x.detach().round()
 
 
+def quantised(layer: nn.Module) -> nn.Module:
+    """A linear layer in dynamic int8, whose output has a graph but no gradient."""
+    whole = nn.Sequential(layer)
+    changed: nn.Module = torch.ao.quantization.quantize_dynamic(whole, {nn.Linear}, torch.qint8)
+    return changed[0]
+
+
 def randomize(network: nn.Module) -> None:
     """Weights and statistics that are none of the initial ones."""
     generator = torch.Generator().manual_seed(5)

@@ -133,7 +133,7 @@ class Ball:
             self._check_dependence(x, scores, outputs)
             del outputs
             # Not clamped: that would stop the gradient of what lies on a bound.
-            evaluation = self._objective(x, x, by_class, self.samples.everyone)
+            evaluation = self._objective(x, x, by_class, self.samples.everyone, starts=True)
         if not evaluation[1].any():  # is the model constant, or only flat at these inputs?
             self.samples.check_not_constant(scores.detach(), self.bounds)
         return evaluation
@@ -154,16 +154,22 @@ class Ball:
             return self._objective(x, inside, self.scores_of(scores, places), places)
 
     def _objective(
-        self, x: Tensor, inside: Tensor, scores: Tensor, places: list[int]
+        self, x: Tensor, inside: Tensor, scores: Tensor, places: list[int], *, starts: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What :meth:`evaluate` gives, of class scores n×K at x', that is ``inside`` the bounds."""
         s, n = self.settings, self.samples.n
         margin = self._margin(scores, rows_of(self.classes, places, n))
         moved = inside - rows_of(self.x, places, n)
         distance = torch.zeros_like(margin) + self.features.total
-        value = (margin - s.margin_target).square() + s.pixel_weight * moved.square().mean(dim=1)
+        of_margin = (margin - s.margin_target).square()
+        value = of_margin + s.pixel_weight * moved.square().mean(dim=1)
         value = value + s.perceptual_weight * distance
-        (gradient,) = torch.autograd.grad(value.sum(), x)
+        # At x the other two terms have their minimum, so this is the whole gradient; there is none
+        # where the scores have a graph through which no gradient flows, as of a quantised layer.
+        descended = of_margin if starts else value
+        (gradient,) = torch.autograd.grad(descended.sum(), x, allow_unused=starts)
+        message = "forward_func: its scores do not depend on the inputs differentiably"
+        check(gradient is not None, message)
         classes = scores.argmax(dim=1).to(margin.dtype)
         extra = torch.stack([margin, classes, distance], dim=1)
         return value.detach(), gradient, extra.detach()

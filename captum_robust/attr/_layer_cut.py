@@ -123,6 +123,8 @@ def gradients_of(
     if not gradients:
         each = zip(*(differentiated(direction) for direction in basis), strict=True)
         gradients = [None if g[0] is None else torch.stack(g) for g in each]
+    none = all(gradient is None for gradient in gradients)
+    check(not none, "layer: no gradient flows to it from the scores (a detached or quantised part)")
     used = [gradient for gradient in gradients if gradient is not None]
     check(len(used) == len(leaves), "layer: the scores do not depend on all of its tensors")
     return used

@@ -25,6 +25,8 @@ PER_IMAGE = CodeObjective(area=11.0, smoothness=0.5, preserver=0.2)
 _EPSILON = 1e-3
 """The authors' code adds it to |a| + |b|."""
 
+_NO_GRADIENT = "forward_func: its scores do not depend on the inputs differentiably"
+
 
 @dataclass(frozen=True)
 class MaskDetails:
@@ -170,6 +172,7 @@ class _Descent:
             with torch.no_grad():
                 scores = self._scores(self.images, copies=1)
             self.scores_of, self.classes = explained(scores, None)
+        self.seen: tuple[Tensor, ...] = ()  # the images that the model was given last
         self.cells: list[Tensor] = []  # n×2×h×w, what the masks of each of the images are made of
         for x in self.images:
             sides = [min(method.mask_size, side) for side in size_of(x)]
@@ -180,10 +183,16 @@ class _Descent:
         """Stochastic gradient descent with Nesterov's momentum."""
         learning_rate, momentum = self.method.learning_rate, self.method.momentum
         velocities = [torch.zeros_like(cells) for cells in self.cells]
-        for _ in range(steps):
-            gradients = torch.autograd.grad(self.evaluate().sum(), self.cells)
+        for step in range(steps):
+            value = self.evaluate()
+            # The area of a mask has a gradient whatever the model is: at the first step, that of
+            # what the model was given tells whether its scores have one too.
+            wanted = self.cells if step else [*self.cells, *self.seen]
+            gradients = torch.autograd.grad(value.sum(), wanted, allow_unused=step == 0)
+            if step == 0:
+                check(any(g is not None for g in gradients[len(self.cells) :]), _NO_GRADIENT)
             with torch.no_grad():
-                each = zip(self.cells, velocities, gradients, strict=True)
+                each = zip(self.cells, velocities, gradients, strict=False)
                 for cells, velocity, gradient in each:
                     velocity.mul_(momentum).add_(gradient)
                     cells.sub_(learning_rate * (gradient + momentum * velocity))
@@ -203,6 +212,7 @@ class _Descent:
             torch.cat([self._kept(x, mask), self._kept(x, 1 - mask)]).to(x.dtype)
             for x, mask in zip(self.images, masks, strict=True)
         )
+        self.seen = images
         scores = self._scores(images, copies=2)
         kept, destroyed = scores.chunk(2)
         if self.scores_of is None:
@@ -243,8 +253,7 @@ class _Descent:
     def _check_dependence(self, scores: Tensor) -> None:
         """``ValueError`` where the scores would leave the masks to their own area."""
         differentiable = any(depends_on(scores, cells) for cells in self.cells)
-        message = "forward_func: its scores do not depend on the inputs differentiably"
-        check(differentiable, message)
+        check(differentiable, _NO_GRADIENT)
         kept, destroyed = scores.detach().chunk(2)
         if torch.equal(kept, destroyed):
             self.samples.check_not_constant(kept, (0, 1))

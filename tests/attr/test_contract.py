@@ -24,7 +24,7 @@ from captum_robust import (
 from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
 from captum_robust.defenses import Transform
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, MaskingNetwork
-from tests.networks import Called, Grid, InPlaceNet, Net, PixelNet
+from tests.networks import Called, Grid, InPlaceNet, Net, PixelNet, quantised
 
 
 @dataclass(frozen=True)
@@ -420,6 +420,20 @@ def test_grey_odd_sized_images_and_a_batch_of_one_work(case: Case) -> None:
     grey = Net(channels=1).eval()
     x = torch.rand(1, 1, 10, 26)
     check_result(case, case.make(grey, grey.conv2).attribute(x, 1), x)
+
+
+@cases
+def test_a_quantised_head_works_or_is_refused_by_name(case: Case, net: Net, x: Tensor) -> None:
+    net.head = quantised(net.head)
+    if not case.is_trained:
+        # The last are Captum's own words.
+        refusal = "no gradient|differentiably|not have been used in the graph"
+        with pytest.raises((ValueError, RuntimeError), match=refusal):
+            case.make(net, net.conv2).attribute(x, 1)
+        return
+    result = case.make(net, net.conv2).attribute(x, 1)
+    check_result(case, result, x)
+    assert not torch.equal(result[0], result[1])
 
 
 @cases

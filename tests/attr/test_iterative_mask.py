@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from captum_robust import IterativeMask, MaskDetails
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective
+from tests.networks import quantised
 
 BLUR = EvidenceRemoval("blur")  # draws nothing
 
@@ -383,6 +384,13 @@ def test_scores_without_a_gradient_are_an_error(net: OneConvolution, x: Tensor) 
 
     with pytest.raises(ValueError, match="do not depend on the inputs differentiably"):
         IterativeMask(cut).attribute(x, 0)
+
+
+def test_a_quantised_head_is_an_error(net: OneConvolution, x: Tensor) -> None:
+    """Its scores claim a graph, through which no gradient flows."""
+    net.head = quantised(net.head)
+    with pytest.raises(ValueError, match="do not depend on the inputs differentiably"):
+        IterativeMask(net).attribute(x, 0)
 
 
 def test_equal_scores_of_kept_and_destroyed_image_alone_are_no_error(

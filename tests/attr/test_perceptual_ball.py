@@ -20,7 +20,7 @@ from captum_robust import PerceptualBallPerturbation
 from captum_robust.attr import BallDetails, BallSettings
 from captum_robust.attr.perceptual_ball import PAPER
 from captum_robust.optim import minimize
-from tests.networks import Called
+from tests.networks import Called, quantised
 
 CLASSES = 5
 
@@ -919,6 +919,13 @@ def test_constant_scores_are_a_clear_error(
     with pytest.raises(ValueError, match=r"forward_func: its scores (are constant|do not depend)"):
         PerceptualBallPerturbation(model, ()).attribute(x[:n], 0, internal_batch_size=size)
     assert len(seen) <= 2  # at x, and once elsewhere
+
+
+def test_a_quantised_head_is_a_clear_error(net: TwoConvolutions, x: Tensor) -> None:
+    net = net.float()
+    net.head = quantised(net.head)
+    with pytest.raises(ValueError, match="do not depend on the inputs differentiably"):
+        PerceptualBallPerturbation(net, (net.relu1,)).attribute(x.float(), 0)
 
 
 def dead_image(x: Tensor, value: float) -> tuple[nn.Module, Tensor]:
