@@ -64,6 +64,9 @@ class BallDetails:
     iterations: Tensor
     evaluations: Tensor
     """Forward and backward passes, the one on x included."""
+    flat: Tensor
+    """Whether the margin has no slope at x, as behind a dead ReLU: the perturbation is zero then,
+    which says nothing of the sample."""
 
 
 class Ball:
@@ -86,6 +89,7 @@ class Ball:
         self.x = at_least_float(torch.cat(rows, dim=1))  # N×D
         self.previous = torch.zeros_like(self.x)  # each sample's last perturbation, of length 1
         self.classes: Tensor  # N, whose margin it is
+        self.flat: Tensor  # N, whether it has no slope at x
         self.sign = 1 if counterfactual is None else -1  # of the margin of `classes`
 
     def shrink(self) -> tuple[tuple[Tensor, ...], BallDetails]:
@@ -115,6 +119,7 @@ class Ball:
             objective=minimum.value,
             iterations=minimum.iterations.to(margin.device),
             evaluations=minimum.evaluations.to(margin.device),
+            flat=self.flat,
         )
         return tuple(self._split(moved)), details
 
@@ -134,7 +139,8 @@ class Ball:
             del outputs
             # Not clamped: that would stop the gradient of what lies on a bound.
             evaluation = self._objective(x, x, by_class, self.samples.everyone, starts=True)
-        if not evaluation[1].any():  # is the model constant, or only flat at these inputs?
+        self.flat = ~evaluation[1].flatten(1).any(dim=1)
+        if self.flat.all():  # is the model constant, or only flat at these inputs?
             self.samples.check_not_constant(scores.detach(), self.bounds)
         return evaluation
 

@@ -11,7 +11,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_output, is_tuple
-from captum_robust._checks import check, check_choice, check_count, check_finite
+from captum_robust._checks import check, check_choice, check_count, check_finite, check_number
 from captum_robust._scores import (
     ClassScores,
     arguments_of,
@@ -66,6 +66,9 @@ class Defended(Wrapper):
         transforms_per_eval: at most so many transforms in a batch, whose images are made when it is
             their turn (twice, where the class has to be found first). None: all; on the CPU as many
             as make 16 images, where that takes no more passes.
+        clamp: an image that leaves the pixels a transform takes, mostly [0, 1], by at most so many
+            widths of theirs is clamped for it, as noise around it does (``NoiseTunnel``,
+            ``sensitivity_max``); one that leaves them further, as in 0 to 255, is refused. 0: all.
 
     Raises:
         TypeError: ``attribution`` is no attribution, a transform neither transform nor function.
@@ -92,13 +95,16 @@ class Defended(Wrapper):
         combine: str = "mean",
         *,
         transforms_per_eval: int | None = None,
+        clamp: float = 1.0,
     ) -> None:
         super().__init__(attribution)
         check_choice("combine", combine, COMBINATIONS)
         check_count("transforms_per_eval", transforms_per_eval, 1, optional=True)
+        check_number("clamp", clamp, 0)
         self.transforms = as_transforms(transforms)
         self.combine = combine
         self.transforms_per_eval = transforms_per_eval
+        self.clamp = clamp
         self._ranks_classes = getattr(attribution, "ranks_classes", False)
         self._check_fit()
 
@@ -186,7 +192,8 @@ class Defended(Wrapper):
         # One that ranks classes needs no pass of its own to find them if all are in one batch.
         if most is None and x.device.type == "cpu" and not self._ranks_classes:
             most = max(1, _CPU_BATCH // len(x))
-        return groups_of(self.transforms, inputs, arguments, most or len(self.transforms), graph)
+        most = most or len(self.transforms)
+        return groups_of(self.transforms, inputs, arguments, most, graph, self.clamp)
 
     def _explain(
         self, inputs: Any, target: TargetType, extra: Any, arguments: dict[str, Any], *, graph: bool

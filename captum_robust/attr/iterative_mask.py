@@ -37,6 +37,9 @@ class MaskDetails:
     objective: Tensor
     """N×(steps + 1): of the mask before each step, and of the returned one in the end. It wavers,
     as the evidence removal draws anew each time."""
+    flat: Tensor
+    """N, whether the scores had no slope at any step, as behind a dead ReLU: the mask is zero then,
+    which says nothing of the sample."""
 
 
 class IterativeMask(Attribution):
@@ -148,7 +151,7 @@ class IterativeMask(Attribution):
             if return_details:
                 descent.evaluate()
             history = torch.stack(descent.history, dim=1)
-            return descent.attributions, MaskDetails(descent.classes, history)
+            return descent.attributions, MaskDetails(descent.classes, history, descent.flat)
 
         masks, details = in_batches(whole, internal_batch_size, explain)
         result = as_given(inputs, masks)
@@ -172,6 +175,7 @@ class _Descent:
             with torch.no_grad():
                 scores = self._scores(self.images, copies=1)
             self.scores_of, self.classes = explained(scores, None)
+        self.flat = torch.ones(samples.n, dtype=torch.bool, device=self.images[0].device)
         self.seen: tuple[Tensor, ...] = ()  # the images that the model was given last
         self.cells: list[Tensor] = []  # n×2×h×w, what the masks of each of the images are made of
         for x in self.images:
@@ -183,14 +187,17 @@ class _Descent:
         """Stochastic gradient descent with Nesterov's momentum."""
         learning_rate, momentum = self.method.learning_rate, self.method.momentum
         velocities = [torch.zeros_like(cells) for cells in self.cells]
-        for step in range(steps):
+        for _ in range(steps):
             value = self.evaluate()
-            # The area of a mask has a gradient whatever the model is: at the first step, that of
-            # what the model was given tells whether its scores have one too.
-            wanted = self.cells if step else [*self.cells, *self.seen]
-            gradients = torch.autograd.grad(value.sum(), wanted, allow_unused=step == 0)
-            if step == 0:
-                check(any(g is not None for g in gradients[len(self.cells) :]), _NO_GRADIENT)
+            # The area of a mask has a gradient whatever the model is: that of what the model was
+            # given tells whether its scores have one too.
+            wanted = [*self.cells, *self.seen]
+            gradients = torch.autograd.grad(value.sum(), wanted, allow_unused=True)
+            of_seen = [g for g in gradients[len(self.cells) :] if g is not None]
+            check(of_seen, _NO_GRADIENT)
+            for g in of_seen:
+                slopes = g.flatten(1).any(dim=1)
+                self.flat &= ~(slopes[: self.samples.n] | slopes[self.samples.n :])
             with torch.no_grad():
                 each = zip(self.cells, velocities, gradients, strict=False)
                 for cells, velocity, gradient in each:
@@ -201,7 +208,7 @@ class _Descent:
     def attributions(self) -> tuple[Tensor, ...]:
         """The masks in the shape of the images."""
         with torch.no_grad():
-            masks = self._masks()
+            masks = [m.masked_fill(self.flat.view(-1, 1, 1, 1), 0) for m in self._masks()]
         pairs = zip(masks, self.images, strict=True)
         return tuple(over_channels(mask, x, self.samples.first) for mask, x in pairs)
 

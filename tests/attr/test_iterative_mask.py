@@ -393,6 +393,20 @@ def test_a_quantised_head_is_an_error(net: OneConvolution, x: Tensor) -> None:
         IterativeMask(net).attribute(x, 0)
 
 
+def test_a_flat_sample_has_no_mask_and_is_counted(net: OneConvolution, x: Tensor) -> None:
+    def gated(x: Tensor) -> Tensor:
+        """Dead for what is darker than .4, and blurring makes nothing brighter."""
+        opened = (x.amax(dim=(1, 2, 3)) - 0.4).relu()[:, None]
+        return torch.tensor([1.0, 0.0, 0.0, 0.0]) + opened * net(x)
+
+    x = torch.cat([0.3 * x[:1], x[1:]])
+    method = IterativeMask(gated, removal=BLUR, image_noise=0, steps=3)
+    for batch in (x, x[:1]):
+        masks, details = method.attribute(batch, 0, return_details=True)
+        assert masks.flatten(1).any(dim=1).tolist() == [False, True, True][: len(batch)]
+        assert details.flat.tolist() == [True, False, False][: len(batch)]
+
+
 def test_equal_scores_of_kept_and_destroyed_image_alone_are_no_error(
     net: OneConvolution, x: Tensor
 ) -> None:

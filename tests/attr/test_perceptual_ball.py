@@ -965,6 +965,25 @@ def test_a_flat_image_stays_as_it_is_in_a_batch_and_alone(x: Tensor, value: floa
     assert details.flipped.tolist() == [False]
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_sample_at_a_dead_relu_is_flat_alone_too(sign: float) -> None:
+    # The only weight opens where the sum of the pixels is above 5000 (or below -5000).
+    def model(x: Tensor) -> Tensor:
+        opened = (sign * x.sum(dim=(1, 2, 3)) - 5000).relu()
+        return torch.stack([torch.ones_like(opened), opened], dim=1)
+
+    x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x[1] = sign * 200  # 9600 in all
+    method = PerceptualBallPerturbation(model, ())
+    for size in (None, 1):
+        found, details = method.attribute(x, 1, internal_batch_size=size, return_details=True)
+        assert found.flatten(1).any(dim=1).tolist() == [False, True]
+        assert details.flat.tolist() == [True, False]
+    alone, details = method.attribute(x[:1], 1, return_details=True)
+    assert not alone.any()
+    assert int(details.flat.sum()) == 1
+
+
 def test_nan_in_the_inputs_names_the_sample_before_any_pass(
     net: TwoConvolutions, x: Tensor
 ) -> None:
