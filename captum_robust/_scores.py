@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -50,7 +50,10 @@ def model_scores(
     """
     copies = copies_of(format_tensor_into_tuples(inputs), channels_last=channels_last)
     scores: Tensor = run_forward(forward_func, copies, None, copies_of(arguments))
-    advice = "give a function that picks the scores out, such as lambda x: model(x)[0]"
+    key: object = 0
+    if isinstance(scores, Mapping):
+        key = next((k for k, v in scores.items() if isinstance(v, Tensor)), "logits")
+    advice = f"give a function that picks the scores out, such as lambda x: model(x)[{key!r}]"
     got = f"{type(scores).__name__}; {advice}"
     message = f"forward_func: expected a tensor of scores, got {got}"
     check(isinstance(scores, Tensor), message, TypeError)

@@ -106,14 +106,15 @@ class RobustCAM(LayerAttribution, GradientAttribution):
                 :class:`Defended` has them.
 
         Returns:
-            One map, or a tuple of maps for a layer that returns a tuple; dtype of the input.
+            One map, or a tuple of maps for a layer that returns several tensors, in a tuple (of
+            any kind), list or dictionary, or a tuple of one; dtype of the input.
 
         Raises:
             ValueError: a wrong ``k``, ``weights`` or ``normalize``; a layer that does not run or
                 does not influence the scores; ``base="cam"`` on a network that it does not hold
                 for; ``upsample`` where map and input have not the same number of dimensions.
-            TypeError: a layer whose output is neither a tensor nor a tuple of tensors; scores that
-                are no tensor.
+            TypeError: a layer whose output holds no floating-point tensor; scores that are no
+                tensor.
         """
         cut = LayerCut(self.layer, attribute_to_layer_input)
         average = _Average(class_weights(k, weights), normalize, upsample, ranking)
@@ -193,6 +194,8 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             return [_weighted_sum(channel_weights, self._features(leaf, cut))]
         needs = "a layer N×C×h×w followed by global average pooling and one linear layer"
         message = f"base: 'cam' needs {needs} that gives the scores; use base='gradcam'"
+        if not isinstance(self.forward_func, nn.Module):
+            message += ", or give the module itself: a function does not show its linear layers"
         check(self.base != "cam", message)
         check(selected.requires_grad, "layer: the scores do not depend on it differentiably")
         gradients = gradients_of(selected, cut.leaves, create_graph=cut.keep_trunk)

@@ -783,7 +783,7 @@ class Branches(nn.Module):
 
 class Named(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"x": x}
+        return {"n": torch.zeros(len(x), dtype=torch.long)}
 
 
 @pytest.mark.parametrize(
