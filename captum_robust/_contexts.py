@@ -75,6 +75,13 @@ def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[N
 
 
 @contextmanager
+def given(module: nn.Module, prepared: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside, the module is given what ``prepared`` makes of its arguments, a tuple."""
+    with module.register_forward_pre_hook(lambda _, arguments: prepared(arguments)):
+        yield
+
+
+@contextmanager
 def outputs_of(layers: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
     """Number of a layer -> its last output, of those that run inside."""
     outputs: dict[int, Tensor] = {}

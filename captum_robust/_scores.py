@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from captum_robust._captum import TargetType, run_forward, select_targets
+from captum_robust._captum import (
+    TargetType,
+    format_tensor_into_tuples,
+    run_forward,
+    select_targets,
+)
 from captum_robust._checks import check, check_finite
 from captum_robust._contexts import hooked
 
 T = TypeVar("T")
 
 
-def model_scores(forward_func: Callable[..., Tensor], inputs: object, arguments: object) -> Tensor:
-    """What ``forward_func`` returns; ``TypeError`` if that is no tensor."""
-    scores: Tensor = run_forward(forward_func, inputs, None, arguments)
-    advice = "give a function that picks the scores out, such as lambda x: model(x)[0]"
+_LAYOUTS = {None: torch.preserve_format, False: torch.contiguous_format, True: torch.channels_last}
+
+
+def copies_of(values: Any, *, channels_last: bool | None = None) -> Any:
+    """Copies of a tensor or of the tensors of a tuple, which keep the graph; all else as it is.
+
+    A model that normalises in place writes to what it is given: it is given these.
+    ``channels_last`` is the layout of images, None: their own.
+    """
+    if isinstance(values, Tensor):
+        layout = channels_last if values.ndim == 4 or channels_last is None else False
+        return values.clone(memory_format=_LAYOUTS[layout])
+    if type(values) is not tuple:
+        return values
+    return tuple(copies_of(value, channels_last=channels_last) for value in values)
+
+
+def model_scores(
+    forward_func: Callable[..., Tensor],
+    inputs: Any,
+    arguments: object,
+    *,
+    channels_last: bool | None = None,
+) -> Tensor:
+    """What ``forward_func`` returns for copies of its inputs and arguments.
+
+    ``TypeError`` if that is no tensor. For ``channels_last`` see :func:`copies_of`.
+    """
+    copies = copies_of(format_tensor_into_tuples(inputs), channels_last=channels_last)
+    scores: Tensor = run_forward(forward_func, copies, None, copies_of(arguments))
+    key: object = 0
+    if isinstance(scores, Mapping):
+        key = next((k for k, v in scores.items() if isinstance(v, Tensor)), "logits")
+    advice = f"give a function that picks the scores out, such as lambda x: model(x)[{key!r}]"
     got = f"{type(scores).__name__}; {advice}"
     message = f"forward_func: expected a tensor of scores, got {got}"
     check(isinstance(scores, Tensor), message, TypeError)
@@ -26,10 +61,9 @@ def model_scores(forward_func: Callable[..., Tensor], inputs: object, arguments:
 
 
 class FastScores:
-    """:func:`model_scores` of copies of the inputs, which the model may write to.
+    """:func:`model_scores`, of images in the layout channels_last where the model takes it.
 
-    Convolutions are some 10 to 20 % faster on channels_last, which images get where the model takes
-    it.
+    Convolutions are some 10 to 20 % faster on it.
     """
 
     def __init__(self, forward_func: Callable[..., Tensor], *, channels_last: bool = True) -> None:
@@ -42,11 +76,8 @@ class FastScores:
 
     def run(self, inputs: Iterable[Tensor], arguments: object) -> Tensor:
         """The scores, in the layout that is thought to fit."""
-        layouts = (torch.contiguous_format, torch.channels_last)
-        copies = tuple(
-            x.clone(memory_format=layouts[self.channels_last and x.ndim == 4]) for x in inputs
-        )
-        return model_scores(self.forward_func, copies, arguments)
+        last = self.channels_last
+        return model_scores(self.forward_func, tuple(inputs), arguments, channels_last=last)
 
     def in_fitting_layout(self, run: Callable[[], T]) -> T:
         """What ``run`` returns, without channels_last where the model does not take that."""
@@ -198,8 +229,8 @@ def where_the_graph_breaks(
 
     parts = [m for m in forward_func.modules() if m is not forward_func]
     with torch.enable_grad(), hooked(parts, watch):
-        copies = tuple(x.detach().requires_grad_().clone() for x in inputs)
-        scores = model_scores(forward_func, copies, arguments)
+        asking = tuple(x.detach().requires_grad_() for x in inputs)
+        scores = model_scores(forward_func, asking, arguments)
     if broken:
         return broken[0]
     lost = "" if scores.requires_grad else ", between its layers (detach, no_grad, argmax, …)"

@@ -35,7 +35,7 @@ _GAP = 8
 
 
 def as_rgb(image: Tensor | npt.NDArray[Any]) -> RGB:
-    """A picture from a tensor 3×H×W in [0, 1], or from an array H×W×3 that is one already.
+    """A picture from a tensor 3×H×W or 1×H×W in [0, 1], or from an array H×W×3 that is one already.
 
     Raises:
         ValueError: any other shape or type of numbers.
@@ -45,10 +45,10 @@ def as_rgb(image: Tensor | npt.NDArray[Any]) -> RGB:
     """
     got = f"{image.dtype} of shape {tuple(image.shape)}"
     if isinstance(image, Tensor):
-        fits = image.ndim == 3 and image.shape[0] == 3 and image.is_floating_point()
+        fits = image.ndim == 3 and image.shape[0] in (1, 3) and image.is_floating_point()
         check(fits, f"image: expected a floating-point tensor 3×H×W in [0, 1], got {got}")
         pixels = image.detach().float().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
-        return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+        return np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
     fits = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
     check(fits, f"image: expected a uint8 array H×W×3, got {got}")
     return np.ascontiguousarray(image)

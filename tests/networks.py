@@ -46,6 +46,13 @@ class PixelNet(Net):
         return 4 * x - 2
 
 
+class InPlaceNet(Net):
+    """As :class:`PixelNet`, but it writes into the caller's images."""
+
+    def normalized(self, x: Tensor) -> Tensor:
+        return x.mul_(4).sub_(2)
+
+
 class Grid(nn.Module):
     """The 24 scores of a network as N×4×2×3, for targets that are tuples."""
 
@@ -92,6 +99,13 @@ class Rounding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.detach().round()
+
+
+def quantised(layer: nn.Module) -> nn.Module:
+    """A linear layer in dynamic int8, whose output has a graph but no gradient."""
+    whole = nn.Sequential(layer)
+    changed: nn.Module = torch.ao.quantization.quantize_dynamic(whole, {nn.Linear}, torch.qint8)
+    return changed[0]
 
 
 def randomize(network: nn.Module) -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -34,6 +35,100 @@ def test_the_normalisation_is_inside() -> None:
     model = Classifier(nn.Identity(), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
     x = torch.full((1, 3, 1, 1), 0.6)
     torch.testing.assert_close(model(x).flatten(), torch.tensor([1.0, 1.6, 0.15]))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        (torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.25, 2.0])),
+        (
+            torch.tensor([0.1, 0.2, 0.3]).reshape(1, 3, 1, 1),
+            torch.tensor([[[0.5]], [[0.25]], [[2]]]),
+        ),
+        (np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.25, 2.0], np.float32)),
+        (np.array([0.1, 0.2, 0.3]).tolist(), (np.float64(0.5), torch.tensor(0.25), 2)),
+        ([0.1, 0.2, 0.3], torch.tensor([0.5, 0.25, 2.0], requires_grad=True)),
+    ],
+)
+def test_mean_and_std_may_be_tensors_and_arrays(mean: Any, std: Any) -> None:
+    model = Classifier(nn.Identity(), mean, std)
+    x = torch.full((1, 3, 1, 1), 0.6)
+    torch.testing.assert_close(model(x).flatten(), torch.tensor([1.0, 1.6, 0.15]))
+    assert not model(x).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        (0.5, 0.5),
+        ((0.5,) * 3, None),
+        (None, torch.ones(3)),
+        (torch.zeros(3), torch.ones(1)),
+        (torch.zeros(2, 3), torch.ones(2, 3)),
+        (np.zeros((3, 0)), np.ones((3, 0))),
+        ((float("nan"), 0, 0), (1, 1, 1)),
+        ("abc", (1, 1, 1)),
+    ],
+)
+def test_wrong_means_are_named(mean: Any, std: Any) -> None:
+    with pytest.raises(ValueError, match="mean and std: expected one value a channel each, got"):
+        Classifier(nn.Identity(), mean, std)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_mean_and_std_follow_the_module_and_images_its_dtype(
+    dtype: torch.dtype, normalised: bool
+) -> None:
+    mean = (0.5, 0.25, 0.75) if normalised else None
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False)).to(dtype)
+    net[1].weight.data.copy_(torch.tensor([[1.0, 2.0, 4.0], [0.0, 1.0, 0.0]]))
+    model = Classifier(net, mean, None if mean is None else (0.5,) * 3, input_size=1)
+    assert model.mean is None or model.mean.dtype == dtype
+    # (.75 - mean) / .5 = .5, 1, 0 with a mean; all exact in half precision.
+    expected = [2.5, 1.0] if normalised else [5.25, 0.75]
+    for kind in (torch.float32, dtype):
+        x = torch.full((1, 3, 1, 1), 0.75, dtype=kind, requires_grad=True)
+        scores = model(x)
+        assert scores.dtype == dtype
+        assert scores[0].tolist() == expected
+        scores[0, 0].backward()
+        assert x.grad is not None
+        assert x.grad.flatten().tolist() == ([2, 4, 8] if normalised else [1, 2, 4])
+
+
+def test_a_module_that_is_cast_or_moved_after_it_was_wrapped_is_followed() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    model = Classifier(net, (0.5,) * 3, (0.5,) * 3, input_size=1)
+    net.double()
+    assert model(torch.rand(1, 3, 1, 1)).dtype == torch.float64
+    assert Classifier(net.to("meta"), (0.5,) * 3, (0.5,) * 3).mean.device.type == "meta"
+    # The means stay on the CPU where only the module is moved.
+    assert model(torch.rand(1, 3, 1, 1, device="meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_a_probe_has_as_many_channels_as_the_first_layer_takes(channels: int) -> None:
+    net = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = Classifier(net, input_size=9)
+    assert model.input_shape == (channels, 9, 9)
+    assert model.cam_layer is net[1]
+    assert model.perceptual_layers
+    assert find_perceptual_layers(net)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(channels * 35, 2))
+    assert Classifier(linear, input_size=(5, 7)).input_shape == (channels, 5, 7)
+    # One mean for all channels says nothing of their number.
+    assert Classifier(net, [0.5], [0.5], input_size=9).input_shape == (channels, 9, 9)
+
+
+def test_a_module_that_normalises_in_place_leaves_the_image() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(2).sub_(1).flatten(1)
+
+    x = torch.full((1, 1, 1, 1), 0.75)
+    assert Classifier(InPlace())(x).item() == 0.5
+    assert x.item() == 0.75
 
 
 def test_lite_gives_the_scores_of_its_package_on_pixels_scaled_its_way() -> None:

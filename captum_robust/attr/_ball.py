@@ -64,6 +64,9 @@ class BallDetails:
     iterations: Tensor
     evaluations: Tensor
     """Forward and backward passes, the one on x included."""
+    flat: Tensor
+    """Whether the margin has no slope at x, as behind a dead ReLU: the perturbation is zero then,
+    which says nothing of the sample."""
 
 
 class Ball:
@@ -86,6 +89,7 @@ class Ball:
         self.x = at_least_float(torch.cat(rows, dim=1))  # N×D
         self.previous = torch.zeros_like(self.x)  # each sample's last perturbation, of length 1
         self.classes: Tensor  # N, whose margin it is
+        self.flat: Tensor  # N, whether it has no slope at x
         self.sign = 1 if counterfactual is None else -1  # of the margin of `classes`
 
     def shrink(self) -> tuple[tuple[Tensor, ...], BallDetails]:
@@ -115,6 +119,7 @@ class Ball:
             objective=minimum.value,
             iterations=minimum.iterations.to(margin.device),
             evaluations=minimum.evaluations.to(margin.device),
+            flat=self.flat,
         )
         return tuple(self._split(moved)), details
 
@@ -133,8 +138,9 @@ class Ball:
             self._check_dependence(x, scores, outputs)
             del outputs
             # Not clamped: that would stop the gradient of what lies on a bound.
-            evaluation = self._objective(x, x, by_class, self.samples.everyone)
-        if not evaluation[1].any():  # is the model constant, or only flat at these inputs?
+            evaluation = self._objective(x, x, by_class, self.samples.everyone, starts=True)
+        self.flat = ~evaluation[1].flatten(1).any(dim=1)
+        if self.flat.all():  # is the model constant, or only flat at these inputs?
             self.samples.check_not_constant(scores.detach(), self.bounds)
         return evaluation
 
@@ -154,16 +160,22 @@ class Ball:
             return self._objective(x, inside, self.scores_of(scores, places), places)
 
     def _objective(
-        self, x: Tensor, inside: Tensor, scores: Tensor, places: list[int]
+        self, x: Tensor, inside: Tensor, scores: Tensor, places: list[int], *, starts: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What :meth:`evaluate` gives, of class scores n×K at x', that is ``inside`` the bounds."""
         s, n = self.settings, self.samples.n
         margin = self._margin(scores, rows_of(self.classes, places, n))
         moved = inside - rows_of(self.x, places, n)
         distance = torch.zeros_like(margin) + self.features.total
-        value = (margin - s.margin_target).square() + s.pixel_weight * moved.square().mean(dim=1)
+        of_margin = (margin - s.margin_target).square()
+        value = of_margin + s.pixel_weight * moved.square().mean(dim=1)
         value = value + s.perceptual_weight * distance
-        (gradient,) = torch.autograd.grad(value.sum(), x)
+        # At x the other two terms have their minimum, so this is the whole gradient; there is none
+        # where the scores have a graph through which no gradient flows, as of a quantised layer.
+        descended = of_margin if starts else value
+        (gradient,) = torch.autograd.grad(descended.sum(), x, allow_unused=starts)
+        message = "forward_func: its scores do not depend on the inputs differentiably"
+        check(gradient is not None, message)
         classes = scores.argmax(dim=1).to(margin.dtype)
         extra = torch.stack([margin, classes, distance], dim=1)
         return value.detach(), gradient, extra.detach()

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from captum_robust._checks import check
 from captum_robust._contexts import hooked
 from captum_robust._scores import at_least_float, rows_of
-from captum_robust.attr._inputs import as_tuple, divided
+from captum_robust.attr._inputs import divided
 
 
 class FeatureDistance:
@@ -22,7 +23,8 @@ class FeatureDistance:
     its last call, as in Captum.
 
     Args:
-        layers: whose outputs, tensors with the batch first or tuples of such, are compared.
+        layers: whose outputs, tensors with the batch first, or tuples and dictionaries with such,
+            are compared.
         normalize: divide the change of each sample's output by the mean square of its reference,
             so that every layer counts alike.
     """
@@ -101,14 +103,14 @@ class FeatureDistance:
 
 
 def _tensors(layer: nn.Module, output: Any, n: int) -> tuple[Tensor, ...]:
-    # Attention without its weights returns (output, None).
-    tensors = tuple(t for t in as_tuple(output) if t is not None)
+    # Attention without its weights returns (output, None); others, dictionaries.
+    leaves = tree_leaves(output)
+    tensors = tuple(t for t in leaves if isinstance(t, Tensor) and t.is_floating_point())
     name = f"layers: the output of {type(layer).__name__}"
-    for tensor in tensors or (output,):
-        is_float = isinstance(tensor, Tensor) and tensor.is_floating_point()
-        got = getattr(tensor, "dtype", type(tensor).__name__)
-        message = f"{name} is no floating-point tensor or tuple of them, but {got}"
-        check(is_float, message, TypeError)
+    got = getattr(output, "dtype", type(output).__name__)
+    message = f"{name} is no floating-point tensor or tuple of them, but {got}"
+    check(tensors, message, TypeError)
+    for tensor in tensors:
         fits = tensor.ndim > 0 and len(tensor) == n
         shape = tuple(tensor.shape)
         check(fits, f"{name} has the shape {shape}, expected {n}×… for a batch of {n}")

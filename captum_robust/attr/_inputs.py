@@ -61,8 +61,14 @@ def size_of(x: Tensor) -> tuple[int, int]:
 
 
 def in_dtype_of(x: Tensor, values: Tensor) -> Tensor:
-    """The values in the input's dtype, or in float32 for one of integers; contiguous."""
-    return values.to(x.dtype if x.dtype.is_floating_point else torch.float32).contiguous()
+    """The values in the input's dtype, or in float32 for one of integers; contiguous.
+
+    ``ValueError`` for finite values that half precision cannot hold.
+    """
+    result = values.to(x.dtype if x.dtype.is_floating_point else torch.float32).contiguous()
+    if result.dtype.itemsize < values.dtype.itemsize:
+        check_finite(result, f"attribution in {result.dtype}")
+    return result
 
 
 def over_channels(masks: Tensor, x: Tensor, first_sample: int = 0) -> Tensor:

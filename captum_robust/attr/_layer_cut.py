@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from captum_robust._checks import check, check_type
+from captum_robust._checks import check
 from captum_robust._contexts import hooked
 from captum_robust._scores import without_inference
-from captum_robust.attr._inputs import as_tuple
 
 
 @dataclass
@@ -67,20 +67,23 @@ def cut_at(cut: LayerCut, forward_func: Callable[..., Tensor], heads: bool) -> I
 
     def on_layer(_: nn.Module, *values: Any) -> Any:
         value = values[-1]  # the output, or as a hook before the layer runs its arguments
-        parts = as_tuple(value)
-        for v in parts:
-            check_type("layer", v, Tensor, "a tensor or a tuple of tensors")
-            is_float = v.is_floating_point()
-            check(is_float, f"layer: expected floating-point tensors, got {v.dtype}", TypeError)
+        # Of a tuple, a dictionary or a mixture of them, the rest (None, numbers) stays as it is.
+        flat, structure = tree_flatten(value)
+        places = [i for i, v in enumerate(flat) if isinstance(v, Tensor) and v.is_floating_point()]
+        got = getattr(value, "dtype", type(value).__name__)
+        wanted = "floating-point tensors, or a tuple or dictionary with such a tensor"
+        check(places, f"layer: expected {wanted}, got {got}", TypeError)
+        parts = [flat[i] for i in places]
         torch.set_grad_enabled(True)  # until the no_grad around the forward pass ends
         # A layer that runs twice overwrites: its last call counts, as in Captum.
         normal = tuple(map(without_inference, parts))
         trunks = normal if cut.keep_trunk else tuple(v.detach() for v in normal)
         cut.leaves = tuple(v if v.requires_grad else v.requires_grad_() for v in trunks)
-        cut.is_tuple = len(parts) > 1 if cut.at_input else isinstance(value, tuple)
-        # Clones, as the next layer may write into its input.
-        clones = tuple(v.clone() for v in cut.leaves)
-        return clones if isinstance(value, tuple) else clones[0]
+        is_whole = isinstance(value, tuple) and len(parts) == len(flat) and not cut.at_input
+        cut.is_tuple = len(parts) > 1 or is_whole
+        for i, leaf in zip(places, cut.leaves, strict=True):
+            flat[i] = leaf.clone()  # as the next layer may write into its input
+        return tree_unflatten(flat, structure)
 
     def on_linear(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         assert isinstance(module, nn.Linear)
@@ -123,6 +126,8 @@ def gradients_of(
     if not gradients:
         each = zip(*(differentiated(direction) for direction in basis), strict=True)
         gradients = [None if g[0] is None else torch.stack(g) for g in each]
+    none = all(gradient is None for gradient in gradients)
+    check(not none, "layer: no gradient flows to it from the scores (a detached or quantised part)")
     used = [gradient for gradient in gradients if gradient is not None]
     check(len(used) == len(leaves), "layer: the scores do not depend on all of its tensors")
     return used

@@ -49,15 +49,21 @@ class Samples:
         return scores
 
     def check_not_constant(self, scores: Tensor, bounds: tuple[float, float] | None) -> None:
-        """``ValueError`` where the scores of noise within the bounds are the same."""
+        """``ValueError`` where the scores are the same elsewhere within the bounds.
+
+        Elsewhere is near and far away, by noise and all one way: a ReLU that is dead here, and
+        around here, wakes up somewhere.
+        """
         generator = torch.Generator().manual_seed(0)
         elsewhere = []
         for x in self.inputs:
             noise = torch.rand(x.shape, generator=generator).to(x) * 2 - 1
-            moved = x + (1 + x.abs().max()) * noise
+            ways = [far * way for far in (1, 100) for way in (noise, 1, -1)]
+            moved = torch.cat([x + (1 + x.abs().max()) * way for way in ways])
             elsewhere.append(moved if bounds is None else moved.clamp(*bounds))
         with torch.no_grad():
-            is_constant = torch.equal(scores, self.run(elsewhere, self.everyone))
+            others = self.run(elsewhere, self.everyone * len(ways))
+        is_constant = all(torch.equal(scores, each) for each in torch.split(others, self.n))
         check(
             not is_constant, "forward_func: its scores are constant; they do not change with inputs"
         )

@@ -60,6 +60,7 @@ def groups_of(
     arguments: dict[str, Any],
     most: int,
     graph: bool,
+    clamp: float,
 ) -> Iterator[Group]:
     """The transformed inputs: those of one size, of up to ``most`` transforms, together.
 
@@ -71,7 +72,7 @@ def groups_of(
         return Group(tuple(same), tuple(map(torch.cat, zip(*same.values(), strict=True))))
 
     for i, transform in enumerate(transforms):
-        images = _transformed(transform, inputs, graph)
+        images = _transformed(transform, _clamped(inputs, transform.bounds, clamp), graph)
         if transform.moves_pixels:
             for x, image in zip(inputs, images, strict=True):
                 _check_places(arguments, x, transform, image)
@@ -81,6 +82,26 @@ def groups_of(
         if len(same) == most:
             yield group(waiting.pop(size))
     yield from map(group, waiting.values())
+
+
+def _clamped(
+    inputs: tuple[Tensor, ...], bounds: tuple[float, float] | None, clamp: float
+) -> tuple[Tensor, ...]:
+    """Samples that leave the bounds by up to ``clamp`` of their width, clamped; others as they are.
+
+    Those the transform refuses.
+    """
+    if bounds is None or clamp == 0:
+        return inputs
+    low, high = bounds
+    reach = clamp * (high - low)
+
+    def within(x: Tensor) -> Tensor:
+        rows = x.detach().reshape(len(x), -1)
+        near = (rows.amin(dim=1) >= low - reach) & (rows.amax(dim=1) <= high + reach)
+        return torch.where(near.reshape(-1, *[1] * (x.ndim - 1)), x.clamp(low, high), x)
+
+    return tuple(within(x) if x.is_floating_point() else x for x in inputs)
 
 
 def _transformed(

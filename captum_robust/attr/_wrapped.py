@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from captum.attr import (
     LayerGradCam,
     NoiseTunnel,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_tensor_into_tuples
 from captum_robust._checks import check, check_finite, check_type
-from captum_robust._scores import model_scores, without_inference
+from captum_robust._contexts import given
+from captum_robust._scores import copies_of, model_scores, without_inference
 from captum_robust.attr._inputs import as_given, as_tuple
 
 
@@ -43,7 +45,7 @@ class Wrapper(Attribution):
         """The scores of the inputs, without gradients; ``ValueError`` where they are not finite."""
         with torch.no_grad():
             passed = without_inference(additional_forward_args)
-            scores = model_scores(self.forward_func, copied(inputs), passed)
+            scores = model_scores(self.forward_func, inputs, passed)
         scores = scores.reshape(1) if scores.ndim == 0 else scores
         check_finite(scores, "forward_func, scores")
         return scores
@@ -127,7 +129,11 @@ def run(
         for name, value in passed_on(target, additional_forward_args, arguments).items()
         if name != "target" or takes_target(attribution)
     }
-    return attribution.attribute(as_given(inputs, copies), **passed)
+    model = attribution.forward_func
+    # Captum's own attributions do not copy what a model may write to. A ScriptModule takes no hook.
+    takes_hook = isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule)
+    with given(model, copies_of) if takes_hook else nullcontext():
+        return attribution.attribute(as_given(inputs, copies), **passed)
 
 
 def copied(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

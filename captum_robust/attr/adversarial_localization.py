@@ -127,9 +127,7 @@ class AdversarialLocalization(Attribution):
         # Outside of inference mode: its tensors can't be kept for a gradient later.
         with evaluation(network), torch.inference_mode(False), torch.no_grad():
             images = without_inference(images)
-            # Clones: a classifier may write to them, in its first, in-place layer.
-            copies = tuple(x.clone() for x in images)
-            scores = model_scores(self.forward_func, copies, additional_forward_args)
+            scores = model_scores(self.forward_func, images, additional_forward_args)
             scores = finite_scores(scores, len(images[0]))
             if target is not None:
                 ClassScores(scores, target)

@@ -11,10 +11,11 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_output, is_tuple
-from captum_robust._checks import check, check_choice, check_count, check_finite
+from captum_robust._checks import check, check_choice, check_count, check_finite, check_number
 from captum_robust._scores import (
     ClassScores,
     arguments_of,
+    at_least_float,
     finite_scores,
     model_scores,
     target_of,
@@ -23,7 +24,6 @@ from captum_robust.attr._inputs import as_given, checked, in_dtype_of, input_of,
 from captum_robust.attr._transformed import COMBINATIONS, Group, Result, combined_maps, groups_of
 from captum_robust.attr._wrapped import (
     Wrapper,
-    copied,
     innermost,
     is_of_layer,
     listed,
@@ -66,6 +66,9 @@ class Defended(Wrapper):
         transforms_per_eval: at most so many transforms in a batch, whose images are made when it is
             their turn (twice, where the class has to be found first). None: all; on the CPU as many
             as make 16 images, where that takes no more passes.
+        clamp: an image that leaves the pixels a transform takes, mostly [0, 1], by at most so many
+            widths of theirs is clamped for it, as noise around it does (``NoiseTunnel``,
+            ``sensitivity_max``); one that leaves them further, as in 0 to 255, is refused. 0: all.
 
     Raises:
         TypeError: ``attribution`` is no attribution, a transform neither transform nor function.
@@ -92,13 +95,16 @@ class Defended(Wrapper):
         combine: str = "mean",
         *,
         transforms_per_eval: int | None = None,
+        clamp: float = 1.0,
     ) -> None:
         super().__init__(attribution)
         check_choice("combine", combine, COMBINATIONS)
         check_count("transforms_per_eval", transforms_per_eval, 1, optional=True)
+        check_number("clamp", clamp, 0)
         self.transforms = as_transforms(transforms)
         self.combine = combine
         self.transforms_per_eval = transforms_per_eval
+        self.clamp = clamp
         self._ranks_classes = getattr(attribution, "ranks_classes", False)
         self._check_fit()
 
@@ -186,7 +192,8 @@ class Defended(Wrapper):
         # One that ranks classes needs no pass of its own to find them if all are in one batch.
         if most is None and x.device.type == "cpu" and not self._ranks_classes:
             most = max(1, _CPU_BATCH // len(x))
-        return groups_of(self.transforms, inputs, arguments, most or len(self.transforms), graph)
+        most = most or len(self.transforms)
+        return groups_of(self.transforms, inputs, arguments, most, graph, self.clamp)
 
     def _explain(
         self, inputs: Any, target: TargetType, extra: Any, arguments: dict[str, Any], *, graph: bool
@@ -203,7 +210,9 @@ class Defended(Wrapper):
 
         shared: dict[str, Any] = {}
         if self._ranks_classes and kept is not None and len(kept) == 1:
-            shared["ranking"] = lambda s: s.reshape(count, n, -1).mean(dim=0).repeat(count, 1)
+            shared["ranking"] = lambda s: (
+                at_least_float(s).reshape(count, n, -1).mean(dim=0).repeat(count, 1)
+            )
         elif self._ranks_classes:
             mean = self._average(groups(), extra, n, target)
             shared["ranking"] = lambda scores: mean.repeat(len(scores) // n, 1)
@@ -240,11 +249,11 @@ class Defended(Wrapper):
             rows = list(range(n)) * count
             passed = arguments_of(arguments, rows, n)
             with torch.no_grad():
-                scores = model_scores(self.forward_func, copied(group.inputs), passed)
+                scores = model_scores(self.forward_func, group.inputs, passed)
             scores = finite_scores(scores, n, copies=count)
             if target is not None and scores.ndim > 1:
                 scores = ClassScores(scores, target_of(target, rows, n))(scores)
-            scores = scores.reshape(count, n, *scores.shape[1:]).sum(dim=0)
+            scores = at_least_float(scores).reshape(count, n, *scores.shape[1:]).sum(dim=0)
             total = scores if total is None else total + scores
         assert total is not None
         return total / len(self.transforms)

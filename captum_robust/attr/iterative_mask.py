@@ -25,6 +25,8 @@ PER_IMAGE = CodeObjective(area=11.0, smoothness=0.5, preserver=0.2)
 _EPSILON = 1e-3
 """The authors' code adds it to |a| + |b|."""
 
+_NO_GRADIENT = "forward_func: its scores do not depend on the inputs differentiably"
+
 
 @dataclass(frozen=True)
 class MaskDetails:
@@ -35,6 +37,9 @@ class MaskDetails:
     objective: Tensor
     """N×(steps + 1): of the mask before each step, and of the returned one in the end. It wavers,
     as the evidence removal draws anew each time."""
+    flat: Tensor
+    """N, whether the scores had no slope at any step, as behind a dead ReLU: the mask is zero then,
+    which says nothing of the sample."""
 
 
 class IterativeMask(Attribution):
@@ -146,7 +151,7 @@ class IterativeMask(Attribution):
             if return_details:
                 descent.evaluate()
             history = torch.stack(descent.history, dim=1)
-            return descent.attributions, MaskDetails(descent.classes, history)
+            return descent.attributions, MaskDetails(descent.classes, history, descent.flat)
 
         masks, details = in_batches(whole, internal_batch_size, explain)
         result = as_given(inputs, masks)
@@ -170,6 +175,8 @@ class _Descent:
             with torch.no_grad():
                 scores = self._scores(self.images, copies=1)
             self.scores_of, self.classes = explained(scores, None)
+        self.flat = torch.ones(samples.n, dtype=torch.bool, device=self.images[0].device)
+        self.seen: tuple[Tensor, ...] = ()  # the images that the model was given last
         self.cells: list[Tensor] = []  # n×2×h×w, what the masks of each of the images are made of
         for x in self.images:
             sides = [min(method.mask_size, side) for side in size_of(x)]
@@ -181,9 +188,18 @@ class _Descent:
         learning_rate, momentum = self.method.learning_rate, self.method.momentum
         velocities = [torch.zeros_like(cells) for cells in self.cells]
         for _ in range(steps):
-            gradients = torch.autograd.grad(self.evaluate().sum(), self.cells)
+            value = self.evaluate()
+            # The area of a mask has a gradient whatever the model is: that of what the model was
+            # given tells whether its scores have one too.
+            wanted = [*self.cells, *self.seen]
+            gradients = torch.autograd.grad(value.sum(), wanted, allow_unused=True)
+            of_seen = [g for g in gradients[len(self.cells) :] if g is not None]
+            check(of_seen, _NO_GRADIENT)
+            for g in of_seen:
+                slopes = g.flatten(1).any(dim=1)
+                self.flat &= ~(slopes[: self.samples.n] | slopes[self.samples.n :])
             with torch.no_grad():
-                each = zip(self.cells, velocities, gradients, strict=True)
+                each = zip(self.cells, velocities, gradients, strict=False)
                 for cells, velocity, gradient in each:
                     velocity.mul_(momentum).add_(gradient)
                     cells.sub_(learning_rate * (gradient + momentum * velocity))
@@ -192,7 +208,7 @@ class _Descent:
     def attributions(self) -> tuple[Tensor, ...]:
         """The masks in the shape of the images."""
         with torch.no_grad():
-            masks = self._masks()
+            masks = [m.masked_fill(self.flat.view(-1, 1, 1, 1), 0) for m in self._masks()]
         pairs = zip(masks, self.images, strict=True)
         return tuple(over_channels(mask, x, self.samples.first) for mask, x in pairs)
 
@@ -203,6 +219,7 @@ class _Descent:
             torch.cat([self._kept(x, mask), self._kept(x, 1 - mask)]).to(x.dtype)
             for x, mask in zip(self.images, masks, strict=True)
         )
+        self.seen = images
         scores = self._scores(images, copies=2)
         kept, destroyed = scores.chunk(2)
         if self.scores_of is None:
@@ -243,8 +260,7 @@ class _Descent:
     def _check_dependence(self, scores: Tensor) -> None:
         """``ValueError`` where the scores would leave the masks to their own area."""
         differentiable = any(depends_on(scores, cells) for cells in self.cells)
-        message = "forward_func: its scores do not depend on the inputs differentiably"
-        check(differentiable, message)
+        check(differentiable, _NO_GRADIENT)
         kept, destroyed = scores.detach().chunk(2)
         if torch.equal(kept, destroyed):
             self.samples.check_not_constant(kept, (0, 1))

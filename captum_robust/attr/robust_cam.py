@@ -106,14 +106,15 @@ class RobustCAM(LayerAttribution, GradientAttribution):
                 :class:`Defended` has them.
 
         Returns:
-            One map, or a tuple of maps for a layer that returns a tuple; dtype of the input.
+            One map, or a tuple of maps for a layer that returns several tensors, in a tuple (of
+            any kind), list or dictionary, or a tuple of one; dtype of the input.
 
         Raises:
             ValueError: a wrong ``k``, ``weights`` or ``normalize``; a layer that does not run or
                 does not influence the scores; ``base="cam"`` on a network that it does not hold
                 for; ``upsample`` where map and input have not the same number of dimensions.
-            TypeError: a layer whose output is neither a tensor nor a tuple of tensors; scores that
-                are no tensor.
+            TypeError: a layer whose output holds no floating-point tensor; scores that are no
+                tensor.
         """
         cut = LayerCut(self.layer, attribute_to_layer_input)
         average = _Average(class_weights(k, weights), normalize, upsample, ranking)
@@ -189,9 +190,12 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             leaf = cut.leaves[0]
             # Equation 1; "auto" keeps to LayerGradCam's scale, whichever way it takes.
             scale = 1 if self.base == "cam" else 1 / (leaf.shape[2] * leaf.shape[3])
-            return [_weighted_sum(weight[classes] * scale, self._features(leaf, cut))]
+            channel_weights = at_least_float(weight[classes]) * scale
+            return [_weighted_sum(channel_weights, self._features(leaf, cut))]
         needs = "a layer N×C×h×w followed by global average pooling and one linear layer"
         message = f"base: 'cam' needs {needs} that gives the scores; use base='gradcam'"
+        if not isinstance(self.forward_func, nn.Module):
+            message += ", or give the module itself: a function does not show its linear layers"
         check(self.base != "cam", message)
         check(selected.requires_grad, "layer: the scores do not depend on it differentiably")
         gradients = gradients_of(selected, cut.leaves, create_graph=cut.keep_trunk)
@@ -200,6 +204,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             g = self._features(gradient.flatten(0, 1), cut)
             g = g.reshape(k, n, *g.shape[1:])
             # (k×N×C×…) averaged over the positions -> N×k×C
+            g = at_least_float(g)
             channel_weights = (g.flatten(3).mean(dim=3) if g.ndim > 3 else g).transpose(0, 1)
             maps.append(_weighted_sum(channel_weights, self._features(leaf, cut)))
         return maps
@@ -213,6 +218,7 @@ def _weighted_sum(channel_weights: Tensor, features: Tensor) -> Tensor:
     """Σ_c: N×k×C weights, N×C×… features -> N×k×…."""
     positions = features.flatten(2) if features.ndim > 2 else features.unsqueeze(2)
     dtype = torch.promote_types(features.dtype, channel_weights.dtype)
+    dtype = torch.promote_types(dtype, torch.float32)  # a sum over channels may exceed float16
     with torch.autocast(features.device.type, enabled=False):
         maps = torch.bmm(channel_weights.to(dtype), positions.to(dtype))
     return maps.reshape(*channel_weights.shape[:2], *features.shape[2:])

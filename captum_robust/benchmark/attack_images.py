@@ -35,6 +35,7 @@ from captum_robust.data import LocalizationDataset, Sample, load_image
 from captum_robust.data.images import EXTENSIONS
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
+from captum_robust.models.classifier import in_channels_of
 from captum_robust.report.attack_run import AttackRun
 from captum_robust.runs.store import AttackRow, ImageRow, RunStore
 
@@ -187,6 +188,7 @@ class _Attacking(Runner[str]):
         images = rounded_attack(batch.clean, batch.images, used.epsilon if in_ball(used) else None)
         files = [encode_png(as_rgb(image)) for image in images]
         read = torch.stack([load_image(data) for data in files]).to(batch.clean)
+        read = in_channels_of(self.reader.model, read)
         predicted, confidence = self.reader.classified(read)
         judged = replace(batch, images=read, predicted=predicted, confidence=confidence)
         rows = dict(zip(batch, rows_of(self._columns(judged)), strict=True))

@@ -22,6 +22,7 @@ from captum_robust.attacks.outcome import outcome
 from captum_robust.data import FITS, DataError, Sample, fitted
 from captum_robust.draw import as_rgb
 from captum_robust.models import Classifier
+from captum_robust.models.classifier import check_channels, in_channels_of
 from captum_robust.runs.store import ImageRow
 
 Perturb: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -116,7 +117,7 @@ class BatchReader:
         """How many classes the model scores."""
         if self.model.class_names is not None:
             return len(self.model.class_names)
-        black = torch.zeros(1, 3, *self.model.input_size, device=device_of(self.model))
+        black = torch.zeros(1, *self.model.input_shape, device=device_of(self.model))
         return int(self.scores(black).shape[1])
 
     def load(self, start: int, stop: int) -> list[Loaded]:
@@ -205,6 +206,7 @@ class BatchReader:
         samples = [item.sample for item in usable if item.sample is not None]
         device = device_of(self.model)
         images = torch.stack([s.image for s in samples]).to(device)
+        images = in_channels_of(self.model, images)
         predicted, confidence = self.classified(images)
         known = torch.tensor([-1 if s.label is None else s.label for s in samples]).to(device)
         label = torch.where(known < 0, predicted, known)
@@ -296,7 +298,7 @@ def to_levels(images: Tensor) -> Tensor:
 
 
 def as_jpeg(image: Tensor) -> bytes:
-    """An image 3×H×W in [0, 1] as a JPEG file."""
+    """An image 3×H×W, or 1×H×W, in [0, 1] as a JPEG file."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -329,10 +331,12 @@ def check_settings(
 
     Raises:
         TypeError: ``model`` is no ``Classifier``.
-        ValueError: a setting is out of range, or there are no samples.
+        ValueError: a setting is out of range, there are no samples, or the model takes neither grey
+            nor RGB images.
     """
     how = "a captum_robust.models.Classifier (wrap yours with Classifier(module, mean, std, size))"
     check_type("model", model, Classifier, how)
+    check_channels(model)
     check_choice("fit", fit, FITS)
     check_count("limit", limit, 1, optional=True)
     check_count("batch_size", batch_size, 1)

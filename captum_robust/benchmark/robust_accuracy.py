@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_robust._checks import check, check_count
 from captum_robust._contexts import evaluation, without_new_gradients
 from captum_robust._processes import device_of, progress_bar
+from captum_robust._scores import copies_of
 from captum_robust.attacks import Attack, GradientStep
 from captum_robust.attacks.outcome import Outcome, outcome
 from captum_robust.benchmark.batches import SampleSource, to_levels
@@ -127,7 +128,7 @@ def rounded_attack(images: Tensor, attacked: Tensor, epsilon: float | None) -> T
 
 def _classes(model: Any, images: Tensor) -> Tensor:
     with torch.no_grad():
-        classes: Tensor = model(images).argmax(dim=1)
+        classes: Tensor = model(copies_of(images)).argmax(dim=1)
     return classes
 
 

@@ -16,7 +16,6 @@ from captum_robust._captum import EpsilonRule, GammaRule
 from captum_robust._checks import check
 from captum_robust._contexts import probing
 from captum_robust.models import Classifier
-from captum_robust.nn.scales import channels_of
 
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _WITH_RULE = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *_POOLING)
@@ -88,7 +87,7 @@ def _chain_of(model: Classifier) -> _Chain:
             ran.append(module)
 
     with torch.no_grad(), probing(model, record) as image_of:
-        like = image_of(channels_of(model), *model.input_size)
+        like = image_of(*model.input_shape)
         noise = torch.rand(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
         expected = model.module(noise)
     _check_rules(model, ran)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check, check_finite, check_type, unknown_name
 from captum_robust._contexts import hooked
+from captum_robust._scores import copies_of
 
 SUMMARIES = ("mean", "max", "flatten")
 
@@ -46,8 +47,7 @@ def output_and_activations(
         summaries[layer] = _summarised(output, summary, layer, len(x))
 
     with hooked(dict.fromkeys(layers), keep):
-        # A copy: a model may write to what it is given.
-        output = model(x.clone())
+        output = model(copies_of(x))
     for i, layer in enumerate(layers):
         check(layer in summaries, f"layers: number {i}, {type(layer).__name__}, did not run")
     activations = torch.cat([summaries[layer].to(x.device) for layer in layers], dim=1)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import check, check_type
 from captum_robust._contexts import probing
+from captum_robust._scores import copies_of
 from captum_robust.models.layers import find_cam_layer, find_perceptual_layers, layer_of
+from captum_robust.nn.scales import channels_of
 
 
 class Classifier(nn.Module):
@@ -18,7 +21,8 @@ class Classifier(nn.Module):
 
     Args:
         module: takes normalised N×C×H×W images, returns N×K scores.
-        mean, std: per channel, on pixels in [0, 1]; None leaves the pixels as they are.
+        mean, std: per channel, on pixels in [0, 1]: numbers, a tensor or an array. They are on the
+            device and in the dtype of ``module``. None leaves the pixels as they are.
         input_size: (H, W), or one number for a square.
         class_names: K names, in the order of the scores.
         cam_layer: the layer for class activation maps, a module of ``module`` or its dotted name
@@ -31,8 +35,8 @@ class Classifier(nn.Module):
 
     Raises:
         TypeError: ``module`` is no ``nn.Module``.
-        ValueError: mean and std of different length, a std of zero, a size below 1, a layer that
-            is not in ``module``.
+        ValueError: mean and std of different length, not finite, a std of zero, a size below 1, a
+            layer that is not in ``module``.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> model = Classifier(net, mean=(0.5,) * 3, std=(0.5,) * 3, input_size=8)
@@ -48,8 +52,8 @@ class Classifier(nn.Module):
     def __init__(
         self,
         module: nn.Module,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | Tensor | npt.NDArray[Any] | None = None,
+        std: Sequence[float] | Tensor | npt.NDArray[Any] | None = None,
         input_size: int | tuple[int, int] = 224,
         class_names: Sequence[str] | None = None,
         cam_layer: nn.Module | str | None = None,
@@ -60,9 +64,14 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         check_type("module", module, nn.Module, "a torch.nn.Module")
-        fits = (mean is None) == (std is None) and len(mean or ()) == len(std or ())
+        like = _first_weight(module)
+        dtype = torch.float32 if like is None else like.dtype
+        means, stds = _of_channels(mean, dtype), _of_channels(std, dtype)
+        fits = (mean is None) == (std is None) == (means is None) == (stds is None)
+        fits = fits and (means is None or stds is None or means.shape == stds.shape)
         check(fits, f"mean and std: expected one value a channel each, got {mean!r} and {std!r}")
-        check(all(s > 0 for s in std or ()), f"std: expected positive values, got {std!r}")
+        are_positive = stds is None or bool((stds > 0).all())
+        check(are_positive, f"std: expected positive values, got {std!r}")
         needs_layer = reshape_transform is not None and cam_layer is None
         check(not needs_layer, "reshape_transform: give the cam_layer whose output it turns")
         self.module = module
@@ -74,9 +83,9 @@ class Classifier(nn.Module):
         self.class_names = None if class_names is None else list(class_names)
         self.reshape_transform = reshape_transform
         # Not persistent: the state dict stays that of `module`, under one prefix.
-        for buffer, values in (("mean", mean), ("std", std)):
-            tensor = None if values is None else torch.tensor(list(values)).view(1, -1, 1, 1)
-            self.register_buffer(buffer, tensor, persistent=False)
+        for buffer, values in (("mean", means), ("std", stds)):
+            placed = values if values is None or like is None else values.to(like.device)
+            self.register_buffer(buffer, placed, persistent=False)
         self._cam_layer = None if cam_layer is None else (layer_of(module, cam_layer),)
         self.perceptual_layers = perceptual_layers
 
@@ -86,10 +95,17 @@ class Classifier(nn.Module):
         return scores
 
     def normalised(self, x: Tensor) -> Tensor:
-        """Images N×C×H×W with pixels in [0, 1] as ``module`` takes them."""
+        """A copy of images N×C×H×W with pixels in [0, 1], as ``module`` takes them.
+
+        It is in the dtype of the module's weights, where none of them has that of the images.
+        """
         if self.mean is None or self.std is None:
-            return x
-        return (x - self.mean) / self.std
+            x = copies_of(x)
+        else:
+            x = (x - self.mean.to(x.device)) / self.std.to(x.device)
+        like = _first_weight(self.module)
+        fits = like is None or any(p.dtype == x.dtype for p in self.module.parameters())
+        return x if like is None or fits else x.to(like.dtype)
 
     @property
     def cam_layer(self) -> nn.Module:
@@ -132,9 +148,51 @@ class Classifier(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        channels = 3 if self.mean is None else int(self.mean.shape[1])
+        """(C, H, W) of an image.
+
+        C is the number of the means; without them, or with one for all channels, it is that of the
+        first layer of ``module``.
+        """
+        means = 0 if self.mean is None else int(self.mean.shape[1])
+        channels = means if means > 1 else channels_of(self.module, self.input_size)
         return (channels, *self.input_size)
+
+
+def _first_weight(module: nn.Module) -> Tensor | None:
+    return next((p for p in module.parameters() if p.is_floating_point()), None)
+
+
+def _of_channels(values: Any, dtype: torch.dtype) -> Tensor | None:
+    """Finite numbers as 1×C×1×1 on the CPU; None: they are no such numbers."""
+    try:
+        numbers = torch.as_tensor(values, dtype=dtype, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):  # None, a word, rows of several lengths
+        return None
+    # C×1×1 and 1×C×1×1 are such too.
+    if numbers.ndim == 0 or numbers.numel() != max(numbers.shape) or not numbers.isfinite().all():
+        return None
+    return numbers.reshape(1, -1, 1, 1).clone()
+
+
+def in_channels_of(model: Classifier, images: Tensor) -> Tensor:
+    """RGB images N×3×H×W in the channels that the network takes: as they are, or as N×1×H×W grey.
+
+    Grey is the luminance of ITU-R BT.601, as of Pillow's "L".
+
+    Raises:
+        ValueError: it takes another number of channels.
+    """
+    check_channels(model)
+    if model.input_shape[0] == 3:
+        return images
+    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True).clamp(0, 1)
+
+
+def check_channels(model: Classifier) -> None:
+    """``ValueError`` for a network that takes neither grey nor RGB images."""
+    channels = model.input_shape[0]
+    check(channels in (1, 3), f"model: expected one of 1 or 3 channels, got one of {channels}")
 
 
 def takes_size(model: Classifier, size: tuple[int, int]) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check, check_choice
 from captum_robust._contexts import probing
-from captum_robust.nn.scales import is_plain_sequence, lasting_outputs
+from captum_robust.nn.scales import channels_of, is_plain_sequence, lasting_outputs
 
 _POOLING = (
     nn.MaxPool2d,
@@ -93,7 +93,7 @@ def find_perceptual_layers(
     Args:
         module: the network, or a wrapper around it; its mode is left as it was.
         input_shape: (C, H, W) of an input; by default that of the :class:`Classifier`, or
-            3×224×224 without one.
+            C×224×224 without one, C as the first convolution takes it.
 
     Raises:
         ValueError: no module gives such a map.
@@ -102,7 +102,8 @@ def find_perceptual_layers(
         return (*stages[2], *stages[3][: (len(stages[3]) + 1) // 2])
     if input_shape is None:
         shapes = (getattr(m, "input_shape", None) for m in module.modules())
-        input_shape = next((s for s in shapes if isinstance(s, tuple)), (3, 224, 224))
+        input_shape = next((s for s in shapes if isinstance(s, tuple)), None)
+        input_shape = (channels_of(module), 224, 224) if input_shape is None else input_shape
     outputs, runs = lasting_outputs(module, input_shape)
     usable = {m: i for i, m in enumerate(outputs) if _is_map(outputs[m])}
     trunk = sorted(set(_trunk(module, usable, runs)), key=usable.__getitem__)

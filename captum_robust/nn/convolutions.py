@@ -77,8 +77,9 @@ class WayUp(nn.ModuleList):
         return x
 
 
-def in_precision_of(layer: nn.Conv2d, features: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Features, perhaps of a network in half precision, as the layer takes them."""
-    if torch.is_autocast_enabled(features[-1].device.type):
+def in_precision_of(network: nn.Module, features: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Images or features, perhaps of a network in another precision, as this one takes them."""
+    weight = next((p for p in network.parameters() if p.is_floating_point()), None)
+    if weight is None or torch.is_autocast_enabled(features[-1].device.type):
         return features
-    return [f.to(layer.weight.dtype) for f in features]
+    return [f.to(weight.dtype) for f in features]

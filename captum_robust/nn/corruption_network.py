@@ -136,7 +136,8 @@ class CorruptionNetwork(nn.Module):
 
     def _features(self, x: Tensor) -> list[Tensor]:
         size = (int(x.shape[2]), int(x.shape[3]))
-        return features_of(self.trunk, self._layers, resized(x, self._size_seen(size)))[0]
+        x = in_precision_of(self.trunk, [resized(x, self._size_seen(size))])[0]
+        return features_of(self.trunk, self._layers, x)[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits N×1×H×W in float32, or in the network's precision where that is higher.

@@ -80,7 +80,7 @@ class MaskingNetwork(nn.Module):
     ) -> tuple[DecoderShape, tuple[Tensor, Tensor] | None]:
         with probing(self.encoder) as image_of:
             # Noise: on a black image features could be zero, and tell nothing of the head.
-            probe = image_of(channels_of(self.encoder), *self.input_size)
+            probe = image_of(channels_of(self.encoder, self.input_size), *self.input_size)
             noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0))
             features, scores = self.encode(noise.to(probe))
         if not isinstance(scores, Tensor) or scores.ndim < 2:

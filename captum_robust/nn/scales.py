@@ -12,14 +12,18 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check
 from captum_robust._contexts import outputs_of, probing
+from captum_robust._scores import copies_of
 
 
 def features_of(
     network: Callable[..., Any], layers: Sequence[nn.Module], *arguments: Any
 ) -> tuple[list[Tensor], Any]:
-    """The output of each of the layers that run in one pass, and what the network returns."""
+    """The output of each of the layers that run in one pass, and what the network returns.
+
+    It is given copies of the tensors among the arguments.
+    """
     with outputs_of(layers) as outputs:
-        result = network(*arguments)
+        result = network(*copies_of(arguments))
     return [outputs[i] for i in range(len(layers)) if i in outputs], result
 
 
@@ -33,10 +37,18 @@ def channels_of_maps(maps: Sequence[Any], layers: Sequence[nn.Module], of: str) 
     return tuple(int(m.shape[1]) for m in maps)
 
 
-def channels_of(network: nn.Module) -> int:
-    """How many channels an image for the network has: as many as its first convolution takes."""
-    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-    return 3 if first is None else first.in_channels
+def channels_of(network: nn.Module, size: tuple[int, int] | None = None) -> int:
+    """How many channels an image for the network has: as many as its first convolution takes.
+
+    Where a linear layer comes first, the pixels of an image of ``size`` (H, W) say it; else 3.
+    """
+    kinds = (nn.Conv2d, nn.Linear)
+    first = next((m for m in network.modules() if isinstance(m, kinds)), None)
+    if isinstance(first, nn.Conv2d):
+        return first.in_channels or 3  # 0: a lazy one
+    if first is None or size is None or first.in_features % (size[0] * size[1]):
+        return 3
+    return first.in_features // (size[0] * size[1]) or 3
 
 
 def input_size_of(

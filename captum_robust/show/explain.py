@@ -21,6 +21,7 @@ from captum_robust.data.images import list_images
 from captum_robust.metrics.functional import largest_component, mask_to_box
 from captum_robust.metrics.functional import threshold as threshold_map
 from captum_robust.models import Classifier
+from captum_robust.models.classifier import in_channels_of
 
 _DISPLAY_SIDE = 360
 
@@ -105,6 +106,7 @@ def explain_image(
     )
     image = load_image(file)
     x = resize_image(image, model.input_size)[None].to(device_of(model))
+    x = in_channels_of(model, x)
     with torch.no_grad():
         probabilities = model(x)[0].float().softmax(dim=0)
     check(

@@ -29,6 +29,7 @@ from captum_robust._processes import device_of, progress_bar
 from captum_robust.catalog.methods import build_methods
 from captum_robust.draw import tag
 from captum_robust.models import Classifier
+from captum_robust.models.classifier import in_channels_of
 from captum_robust.show.video_files import Frame, ReadFrame, VideoFile, VideoSource, read_ahead
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
@@ -72,6 +73,7 @@ class MethodMasks:
 
     def masks_and_scores(self, x: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Maps N×1×H×W in [0, 1], zero where nothing is positive, and scores N×K."""
+        x = in_channels_of(self.encoder, x)
         with torch.no_grad():
             scores = self.encoder(x)
         explained = scores.argmax(dim=1) if classes is None else classes

@@ -26,6 +26,7 @@ from captum_robust._checks import (
 from captum_robust._contexts import evaluation, seeded
 from captum_robust._files import checksum
 from captum_robust._processes import device_of
+from captum_robust._scores import copies_of
 from captum_robust.attacks import PGD
 from captum_robust.attacks.ascent import ascend, changed
 from captum_robust.attacks.attack import log_cross_entropy
@@ -340,7 +341,7 @@ def _placed(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]
 
 def _scores(network: nn.Module, images: Tensor) -> Tensor:
     """Return float scores N×K."""
-    scores = network(images)
+    scores = network(copies_of(images))
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
         n, got = len(images), shape_or_type(scores)
         raise TypeError(f"model: expected scores {n}×K for a batch of {n}, got {got}")

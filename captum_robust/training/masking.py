@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from captum_robust._checks import check, check_choice, check_count, check_number, check_type
 from captum_robust._contexts import frozen, seeded
 from captum_robust._processes import device_of
+from captum_robust._scores import copies_of
 from captum_robust.metrics.functional import saliency_metric
 from captum_robust.nn import EvidenceRemoval, MaskingNetwork, blend, upsampled
 from captum_robust.nn.mask_decoder import MaskDecoder
@@ -120,7 +121,7 @@ def _features_and_classes(
     features, scores = network.encode(images)
     if model is not network.encoder and bool((labels < 0).any()):
         with torch.no_grad():
-            scores = model(images)
+            scores = model(copies_of(images))
     return features, torch.where(labels < 0, scores.argmax(dim=1), labels)
 
 

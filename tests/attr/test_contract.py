@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from captum_robust import (
 from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
 from captum_robust.defenses import Transform
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, MaskingNetwork
-from tests.networks import Called, Grid, Net
+from tests.networks import Called, Grid, InPlaceNet, Net, PixelNet, quantised
 
 
 @dataclass(frozen=True)
@@ -343,10 +344,11 @@ def test_a_trunk_with_its_own_no_grad_is_no_obstacle(case: Case, net: Net, x: Te
     # Of layers only: an input attribution needs the gradient through the trunk.
     def frozen(x: Tensor) -> Tensor:
         with torch.no_grad():
-            features = net.relu(net.conv2(net.relu(net.conv1(x))))
+            # In place: a second pass, with gradients on, must not find it normalised already.
+            features = net.relu(net.conv2(net.relu(net.conv1(x.mul_(4).sub_(2)))))
         return net.head(net.pool(features).flatten(1))
 
-    plain = case.make(lambda a: net(a), net.conv2).attribute(x, 1)
+    plain = case.make(lambda a: net(4 * a - 2), net.conv2).attribute(x, 1)
     torch.testing.assert_close(case.make(frozen, net.conv2).attribute(x, 1), plain)
 
 
@@ -372,6 +374,36 @@ def test_channels_last_gives_the_same(case: Case, net: Net, x: Tensor) -> None:
 
 
 @cases
+def test_a_model_that_normalises_in_place_is_given_copies(case: Case, net: Net, x: Tensor) -> None:
+    plain, in_place = PixelNet().eval(), InPlaceNet().eval()
+    plain.load_state_dict(net.state_dict())
+    in_place.load_state_dict(net.state_dict())
+    before = x.clone()
+    for target in (1, None):
+        expected = case.make(plain, plain.conv2).attribute(x, target)
+        result = case.make(in_place, in_place.conv2).attribute(x, target)
+        torch.testing.assert_close(result, expected)
+        assert torch.equal(x, before)
+
+
+@cases
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_models_of_other_precisions_give_nearly_the_same(
+    case: Case, net: Net, x: Tensor, dtype: torch.dtype
+) -> None:
+    expected = case.make(net, net.conv2).attribute(x, 1)
+    other = copy.deepcopy(net).to(dtype)
+    result = case.make(other, other.conv2).attribute(x.to(dtype), 1)
+    check_result(case, result, x)
+    assert result.dtype == dtype
+    # A ball's line search takes other turns, as its tests on one precision say.
+    if case.name != "perceptual_ball":
+        # Half precision moves a pixel's gradient across a ReLU, of which there are few here.
+        tolerance = 1e-5 if dtype == torch.float64 else 2 * case.bfloat16_tolerance
+        torch.testing.assert_close(result.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+@cases
 def test_bfloat16_autocast_gives_nearly_the_same(case: Case, net: Net, x: Tensor) -> None:
     expected = case.make(net, net.conv2).attribute(x, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -388,6 +420,20 @@ def test_grey_odd_sized_images_and_a_batch_of_one_work(case: Case) -> None:
     grey = Net(channels=1).eval()
     x = torch.rand(1, 1, 10, 26)
     check_result(case, case.make(grey, grey.conv2).attribute(x, 1), x)
+
+
+@cases
+def test_a_quantised_head_works_or_is_refused_by_name(case: Case, net: Net, x: Tensor) -> None:
+    net.head = quantised(net.head)
+    if not case.is_trained:
+        # The last are Captum's own words.
+        refusal = "no gradient|differentiably|not have been used in the graph"
+        with pytest.raises((ValueError, RuntimeError), match=refusal):
+            case.make(net, net.conv2).attribute(x, 1)
+        return
+    result = case.make(net, net.conv2).attribute(x, 1)
+    check_result(case, result, x)
+    assert not torch.equal(result[0], result[1])
 
 
 @cases

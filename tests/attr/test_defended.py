@@ -19,6 +19,7 @@ from captum.attr import (
     Occlusion,
     Saliency,
 )
+from captum.metrics import sensitivity_max
 from torch import Tensor, nn
 
 from captum_robust import RobustCAM
@@ -485,6 +486,29 @@ def test_pixels_out_of_range_and_what_is_no_image_are_refused(net: CountingNet, 
         Defended(Saliency(net), JPEG()).attribute(torch.cat([x[:1], 3 * x[1:]]), 1)
     with pytest.raises(ValueError, match="inputs: expected N×C×H×W"):
         Defended(Saliency(pixels), Identity()).attribute(torch.rand(2, 5), 1)
+
+
+def test_noise_around_it_is_clamped_to_the_pixels_that_transforms_take(
+    net: CountingNet, x: Tensor
+) -> None:
+    noisy = x + 0.15 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    assert noisy.min() < 0
+    assert noisy.max() > 1
+    jpeg = JPEG()
+    result = Defended(Saliency(net), [jpeg]).attribute(noisy, 1)
+    expected = Saliency(net).attribute(jpeg(noisy.clamp(0, 1)).requires_grad_(), 1)
+    torch.testing.assert_close(result, expected)
+    with pytest.raises(ValueError, match="outside of the bounds"):
+        Defended(Saliency(net), [jpeg], clamp=0).attribute(noisy, 1)
+    with pytest.raises(ValueError, match="sample 0 has values from"):
+        Defended(Saliency(net), [jpeg]).attribute(255 * x, 1)
+    with pytest.raises(ValueError, match="clamp: expected a number from 0"):
+        Defended(Saliency(net), [jpeg], clamp=-1)
+    defended = Defended(Saliency(net), [jpeg])
+    smooth = NoiseTunnel(defended).attribute(x, nt_samples=3, stdevs=0.2, target=1)
+    assert torch.isfinite(smooth).all()
+    white = torch.ones_like(x)
+    assert torch.isfinite(sensitivity_max(defended.attribute, white, target=1)).all()
 
 
 def test_a_baseline_of_the_inputs_size_does_not_fit_resized_images(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from captum_robust import IterativeMask, MaskDetails
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective
+from tests.networks import quantised
 
 BLUR = EvidenceRemoval("blur")  # draws nothing
 
@@ -383,6 +384,27 @@ def test_scores_without_a_gradient_are_an_error(net: OneConvolution, x: Tensor) 
 
     with pytest.raises(ValueError, match="do not depend on the inputs differentiably"):
         IterativeMask(cut).attribute(x, 0)
+
+
+def test_a_quantised_head_is_an_error(net: OneConvolution, x: Tensor) -> None:
+    """Its scores claim a graph, through which no gradient flows."""
+    net.head = quantised(net.head)
+    with pytest.raises(ValueError, match="do not depend on the inputs differentiably"):
+        IterativeMask(net).attribute(x, 0)
+
+
+def test_a_flat_sample_has_no_mask_and_is_counted(net: OneConvolution, x: Tensor) -> None:
+    def gated(x: Tensor) -> Tensor:
+        """Dead for what is darker than .4, and blurring makes nothing brighter."""
+        opened = (x.amax(dim=(1, 2, 3)) - 0.4).relu()[:, None]
+        return torch.tensor([1.0, 0.0, 0.0, 0.0]) + opened * net(x)
+
+    x = torch.cat([0.3 * x[:1], x[1:]])
+    method = IterativeMask(gated, removal=BLUR, image_noise=0, steps=3)
+    for batch in (x, x[:1]):
+        masks, details = method.attribute(batch, 0, return_details=True)
+        assert masks.flatten(1).any(dim=1).tolist() == [False, True, True][: len(batch)]
+        assert details.flat.tolist() == [True, False, False][: len(batch)]
 
 
 def test_equal_scores_of_kept_and_destroyed_image_alone_are_no_error(

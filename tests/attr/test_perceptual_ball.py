@@ -20,7 +20,7 @@ from captum_robust import PerceptualBallPerturbation
 from captum_robust.attr import BallDetails, BallSettings
 from captum_robust.attr.perceptual_ball import PAPER
 from captum_robust.optim import minimize
-from tests.networks import Called
+from tests.networks import Called, quantised
 
 CLASSES = 5
 
@@ -783,7 +783,7 @@ class Branches(nn.Module):
 
 class Named(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"x": x}
+        return {"n": torch.zeros(len(x), dtype=torch.long)}
 
 
 @pytest.mark.parametrize(
@@ -921,6 +921,13 @@ def test_constant_scores_are_a_clear_error(
     assert len(seen) <= 2  # at x, and once elsewhere
 
 
+def test_a_quantised_head_is_a_clear_error(net: TwoConvolutions, x: Tensor) -> None:
+    net = net.float()
+    net.head = quantised(net.head)
+    with pytest.raises(ValueError, match="do not depend on the inputs differentiably"):
+        PerceptualBallPerturbation(net, (net.relu1,)).attribute(x.float(), 0)
+
+
 def dead_image(x: Tensor, value: float) -> tuple[nn.Module, Tensor]:
     """A net that is flat around images of this grey, and only there; x with one of them."""
 
@@ -956,6 +963,25 @@ def test_a_flat_image_stays_as_it_is_in_a_batch_and_alone(x: Tensor, value: floa
     alone, details = method.attribute(x[1:2], return_details=True)
     assert not alone.any()
     assert details.flipped.tolist() == [False]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_sample_at_a_dead_relu_is_flat_alone_too(sign: float) -> None:
+    # The only weight opens where the sum of the pixels is above 5000 (or below -5000).
+    def model(x: Tensor) -> Tensor:
+        opened = (sign * x.sum(dim=(1, 2, 3)) - 5000).relu()
+        return torch.stack([torch.ones_like(opened), opened], dim=1)
+
+    x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x[1] = sign * 200  # 9600 in all
+    method = PerceptualBallPerturbation(model, ())
+    for size in (None, 1):
+        found, details = method.attribute(x, 1, internal_batch_size=size, return_details=True)
+        assert found.flatten(1).any(dim=1).tolist() == [False, True]
+        assert details.flat.tolist() == [True, False]
+    alone, details = method.attribute(x[:1], 1, return_details=True)
+    assert not alone.any()
+    assert int(details.flat.sum()) == 1
 
 
 def test_nan_in_the_inputs_names_the_sample_before_any_pass(

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from captum.testing.attr.helpers.test_config import config
 from captum.testing.helpers.basic_models import BasicModelWithReusedModules
 from torch import Tensor, nn
 
-from captum_robust import RobustCAM
+from captum_robust import PerceptualBallPerturbation, RobustCAM
 from captum_robust.models import load_classifier
 
 
@@ -296,3 +298,83 @@ def test_no_memory_is_kept_after_the_call() -> None:
     method.attribute(X)
     gc.collect()
     assert [ref() for ref in seen] == [None]
+
+
+@pytest.mark.parametrize("base", ["cam", "auto", "gradcam"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_sum_over_channels_is_not_taken_in_half_precision(base: str, dtype: torch.dtype) -> None:
+    # 512 channels of 200 add up to 102400, where float16 ends at 65504; the scores are finite.
+    net = Cam([[1.0] * 512, [0.5] * 512]).to(dtype)
+    x = torch.zeros(1, 512, 7, 7, dtype=dtype)
+    x[:, :, 2, 3] = 200
+    assert torch.isfinite(net(x)).all()
+    expected = torch.zeros(1, 1, 7, 7, dtype=dtype)
+    expected[0, 0, 2, 3] = 1
+    assert torch.equal(RobustCAM(net, net.layer, base=base).attribute(x), expected)
+
+
+def test_a_map_that_half_precision_cannot_hold_is_refused() -> None:
+    net = Cam([[1.0] * 512, [0.5] * 512]).half()
+    x = torch.zeros(2, 512, 7, 7, dtype=torch.float16)
+    x[1, :, 2, 3] = 200
+    cam = RobustCAM(net, net.layer, base="cam")
+    with pytest.raises(ValueError, match=r"in torch.float16: NaN or infinity in sample 1"):
+        cam.attribute(x, k=1, weights=[1.0], normalize=None)
+
+
+class Pair(NamedTuple):
+    features: Tensor
+    rest: Any
+
+
+class Packed(nn.Module):
+    """Gives its input inside of something else."""
+
+    def __init__(self, pack: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.pack = pack
+
+    def forward(self, x: Tensor) -> Any:
+        return self.pack(x)
+
+
+@pytest.mark.parametrize(
+    ("pack", "unpack"),
+    [
+        (lambda x: (x, None), lambda o: o[0]),
+        (lambda x: Pair(x, None), lambda o: o.features),
+        (lambda x: Pair(x, torch.zeros(len(x), dtype=torch.long)), lambda o: o.features),
+        (lambda x: {"out": x, "aux": None}, lambda o: o["out"]),
+        (lambda x: OrderedDict(out=x, size=2), lambda o: o["out"]),
+        (lambda x: [x], lambda o: o[0]),
+        (lambda x: {"all": (x, [None])}, lambda o: o["all"][0]),
+    ],
+)
+@pytest.mark.parametrize("base", ["auto", "gradcam", "cam"])
+def test_the_tensor_of_a_layer_may_be_in_a_tuple_or_dictionary(
+    pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor], base: str
+) -> None:
+    plain = Cam(WEIGHT)
+    packed = Cam(WEIGHT)
+    packed.layer = Packed(pack)
+    packed.pool = nn.Sequential(Packed(unpack), packed.pool)
+    expected = RobustCAM(plain, plain.layer, base=base).attribute(X)
+    assert torch.equal(RobustCAM(packed, packed.layer, base=base).attribute(X), expected)
+    inside = RobustCAM(packed, packed.pool, base=base)
+    assert torch.equal(inside.attribute(X, attribute_to_layer_input=True), expected)
+    ball = PerceptualBallPerturbation(packed, packed.layer).attribute(X, 0, max_iterations=2)
+    assert torch.equal(
+        ball, PerceptualBallPerturbation(plain, plain.layer).attribute(X, 0, max_iterations=2)
+    )
+
+
+def test_what_holds_no_tensor_is_named_and_scores_in_a_dictionary_are_found() -> None:
+    net = Cam(WEIGHT)
+    empty = nn.Sequential(Packed(lambda x: (x, {"none": None})), Packed(lambda o: o[0]), net)
+    odd = nn.Sequential(Packed(lambda _: {"n": 3}), Packed(lambda _: X), net)
+    with pytest.raises(TypeError, match=r"layer: expected floating-point tensors, .* got dict"):
+        RobustCAM(odd, odd[0]).attribute(X)
+    with pytest.raises(TypeError, match=r"got dict; give .* lambda x: model\(x\)\['logits'\]"):
+        RobustCAM(lambda x: {"loss": None, "logits": empty(x)}, net.layer).attribute(X)
+    with pytest.raises(ValueError, match=r"base: 'cam' needs .* give the module itself"):
+        RobustCAM(lambda x: net(x), net.layer, base="cam").attribute(X)

@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 import torch
 from captum.attr import LayerGradCam, Saliency
+from PIL import Image
 from torch import Tensor, nn
 
+from captum_robust.attacks import FGSM
 from captum_robust.benchmark import METHODS, Comparison, compare
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.catalog.methods import heat_map
@@ -46,6 +48,60 @@ def test_every_method_gives_one_row_an_image(model: Classifier, drawn: Drawn) ->
     table = result.table()
     assert list(table["n"]) == [6] * len(methods)
     assert table["error"].between(table["error_low"], table["error_high"]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_model_of_another_precision_is_compared(drawn: Drawn, dtype: torch.dtype) -> None:
+    expected = rows(compare(make_classifier(), drawn, ["robust_cam", "saliency"], progress=False))
+    for model in (
+        make_classifier().to(dtype),
+        Classifier(make_classifier().module.to(dtype), (0.5,) * 3, (0.5,) * 3, 32),
+    ):
+        frame = rows(compare(model, drawn, ["robust_cam", "saliency"], progress=False))
+        assert frame["error"].isna().all()
+        assert (frame["predicted"] == expected["predicted"]).all()
+        np.testing.assert_allclose(frame["confidence"], expected["confidence"], rtol=0.02)
+
+
+def test_a_model_of_one_channel_sees_photographs_in_grey(drawn: Drawn, tmp_path: Path) -> None:
+    coloured = make_classifier()
+    first = coloured.module[0]
+    grey = nn.Conv2d(1, 8, 5, stride=2, padding=2)
+    grey.load_state_dict({**first.state_dict(), "weight": first.weight.data.sum(1, keepdim=True)})
+    model = Classifier(nn.Sequential(grey, *coloured.module[1:]), [0.5], [0.5], 32).eval()
+    names = sorted(
+        set(METHODS) - {"iterative_mask", "real_time_masking", "adversarial_localization"}
+    )
+    run = compare(
+        model,
+        drawn,
+        names,
+        attacks={"fgsm": FGSM(model, epsilon=0.02)},
+        out=tmp_path,
+        progress=False,
+    )
+    frame = rows(run)
+    assert frame["error"].isna().all(), frame["error"].dropna().unique()
+    assert run.to_html(tmp_path / "page.html")
+
+    # The same network on three equal channels of the grey that Pillow makes, in 8 bits.
+    @dataclass
+    class InGrey(Drawn):
+        def __getitem__(self, index: int) -> Sample:
+            sample = resize(super().__getitem__(index), (32, 32))
+            pixels = sample.image.mul(255).round().byte().permute(1, 2, 0).numpy()
+            luminance = torch.from_numpy(np.array(Image.fromarray(pixels).convert("L")))
+            return replace(sample, image=luminance.div(255).expand(3, -1, -1))
+
+    expected = rows(compare(coloured, InGrey(), ["robust_cam"], progress=False))
+    of_cam = frame[(frame["method"] == "robust_cam") & (frame["attack"] == "clean")]
+    np.testing.assert_allclose(of_cam["confidence"], expected["confidence"], atol=2e-3)
+
+
+def test_a_model_of_five_channels_is_refused(drawn: Drawn) -> None:
+    model = Classifier(nn.Sequential(nn.Conv2d(5, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    with pytest.raises(ValueError, match="model: expected one of 1 or 3 channels, got one of 5"):
+        compare(model, drawn, {"bright": centre_heat}, progress=False)
 
 
 def test_overlaps_are_those_of_the_metrics_on_the_resized_image(

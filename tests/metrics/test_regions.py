@@ -58,6 +58,24 @@ def test_the_smallest_regions_by_counting_pixels():
     ).item() == pytest.approx(0.9)
 
 
+def test_a_model_that_normalises_in_place_does_not_darken_the_image():
+    image = with_block()
+    before = image.clone()
+
+    def in_place(x):
+        x.mul_(0.5)  # seen twice, no pixel is white any more
+        return white_pixels(2 * x)
+
+    for check in (smallest_sufficient_region, smallest_destroying_region):
+        for share in (None, 1.0):
+            # As above: 10 of 100 pixels are not enough, and 15 are. With a share the probability
+            # of the whole image is wanted: all 25 pixels, and the first white one that is missing.
+            area = check(in_place, image, image[:, 0], ONE, removal=black, share=share)
+            everything = 0.25 if check is smallest_sufficient_region else REGION_AREAS[0]
+            assert area.item() == pytest.approx(0.15 if share is None else everything)
+    assert torch.equal(image, before)
+
+
 def test_what_no_area_gives_is_nan():
     small = with_block(3)  # 9 white pixels: class 1 is not there at all
     heat = small[:, 0]

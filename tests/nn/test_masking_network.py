@@ -104,6 +104,19 @@ class Shared(nn.Module):
         return self.head(self.last(x).mean(dim=(2, 3)))
 
 
+def test_an_encoder_that_normalises_in_place_is_given_a_copy(x: Tensor) -> None:
+    class InPlace(Shared):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.mul_(4).sub_(2))
+
+    net, plain = InPlace(inplace=False), Shared(inplace=False)
+    plain.load_state_dict(net.state_dict())
+    network = MaskingNetwork(net, input_size=(32, 32))
+    before = x.clone()
+    torch.testing.assert_close(network.encode(x)[1], plain(4 * before - 2))
+    assert torch.equal(x, before)
+
+
 def test_a_layer_that_runs_twice_is_none(x: Tensor) -> None:
     net = Shared(inplace=False)
     assert names_of(net, find_scales(net, (32, 32))) == ["conv1", "last"]
