@@ -144,8 +144,11 @@ class Victim:
         rows: Tensor,
         times: int = 1,
         keep_graph: bool = False,
+        places: Tensor | None = None,
     ) -> Tensors:
         """The gradients of the n objectives with respect to each of the inputs.
+
+        ``places``: where samples ``rows`` stand among the inputs, if these are of more samples.
 
         Raises:
             ValueError: the objective does not depend on the inputs differentiably, or a gradient
@@ -154,6 +157,8 @@ class Victim:
         gradients = gradients_or_zeros(objective, inputs, "forward_func, gradient", keep_graph)
         if gradients is None:
             raise no_gradient(self.forward_func, self.x, self.arguments)
+        if places is not None:
+            gradients = take_each(gradients, places)
         self.backward_passes[rows] += times
         self.saw_gradient[rows] |= Linf().lengths(gradients) > 0
         return gradients
@@ -272,8 +277,9 @@ class Point:
         """
         with torch.enable_grad():
             values = objective(take(self._scores, self._places))
-        gradients = self.victim.gradients(values, self._leaves, self.rows, keep_graph=True)
-        gradients = take_each(gradients, self._places)
+        gradients = self.victim.gradients(
+            values, self._leaves, self.rows, keep_graph=True, places=self._places
+        )
         return values.detach(), self.victim.masked(gradients, self.rows)
 
 
