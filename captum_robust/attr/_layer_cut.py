@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from captum_robust._checks import check
 from captum_robust._contexts import hooked
 from captum_robust._scores import without_inference
+from captum_robust.nn.layout import Layout, Layouts
 
 
 @dataclass
@@ -29,6 +30,8 @@ class LayerCut:
     leaves: tuple[Tensor, ...] = ()
     is_tuple: bool = False
     linears: list[tuple[nn.Linear, Tensor, Tensor]] = field(default_factory=list)
+    layouts: list[Layout | None] = field(default_factory=list)
+    """What is known of each tensor's layout, where it is followed."""
 
     def linear_weight(self, scores: Tensor) -> Tensor | None:
         """K×C, if the scores are a linear layer of the average-pooled leaf; else None."""
@@ -59,11 +62,15 @@ def _is_mean(pooled: Tensor, leaf: Tensor) -> bool:
 
 
 @contextmanager
-def cut_at(cut: LayerCut, forward_func: Callable[..., Tensor], heads: bool) -> Iterator[None]:
+def cut_at(
+    cut: LayerCut, forward_func: Callable[..., Tensor], heads: bool, follow: bool = False
+) -> Iterator[None]:
     """While it lasts, a forward pass cuts the graph at the layer and records from there on.
 
-    With ``heads`` it keeps what linear layers were given and gave.
+    With ``heads`` it keeps what linear layers were given and gave; with ``follow``, what is known
+    of the layout of the layer's tensors.
     """
+    followed = Layouts() if follow else None
 
     def on_layer(_: nn.Module, *values: Any) -> Any:
         value = values[-1]  # the output, or as a hook before the layer runs its arguments
@@ -75,6 +82,8 @@ def cut_at(cut: LayerCut, forward_func: Callable[..., Tensor], heads: bool) -> I
         check(places, f"layer: expected {wanted}, got {got}", TypeError)
         parts = [flat[i] for i in places]
         torch.set_grad_enabled(True)  # until the no_grad around the forward pass ends
+        if followed is not None:
+            cut.layouts = [followed.of(v) for v in parts]
         # A layer that runs twice overwrites: its last call counts, as in Captum.
         normal = tuple(map(without_inference, parts))
         trunks = normal if cut.keep_trunk else tuple(v.detach() for v in normal)
@@ -95,7 +104,7 @@ def cut_at(cut: LayerCut, forward_func: Callable[..., Tensor], heads: bool) -> I
     linears = [m for m in modules if isinstance(m, nn.Linear) and m is not cut.layer]
     layer = cut.layer
     register = layer.register_forward_pre_hook if cut.at_input else layer.register_forward_hook
-    with register(on_layer), hooked(linears, on_linear):
+    with register(on_layer), hooked(linears, on_linear), followed or nullcontext():
         yield
 
 

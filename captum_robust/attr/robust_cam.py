@@ -17,6 +17,7 @@ from captum_robust._scores import at_least_float, finite_scores, model_scores
 from captum_robust.attr._classes import Ranking, class_weights, top_classes
 from captum_robust.attr._inputs import MODES, checked, divided, enlarged, in_dtype_of
 from captum_robust.attr._layer_cut import LayerCut, cut_at, gradients_of
+from captum_robust.nn.layout import Layout, recognised
 
 _BASES = ("auto", "cam", "gradcam")
 _NORMALIZATIONS = ("max", "minmax_each", None)
@@ -38,13 +39,14 @@ class RobustCAM(LayerAttribution, GradientAttribution):
     Args:
         forward_func: the model, or any function of the inputs that calls it.
         layer: whose output, N×C×h×w, the map is made of (``Classifier.cam_layer``). N×C×… with any
-            number of positions works, and a tuple of such.
+            number of positions works, and a tuple of such. Channels in the last dimension, and the
+            tokens of images, are recognised by how they were computed.
         base: the map of one class. ``"cam"``: equation 1, for a network whose layer is followed by
             global average pooling and one linear layer; analytic, no backward pass.
             ``"gradcam"``: LayerGradCam's map, for any layer and head (on such a network equation 1
             divided by h·w). ``"auto"``: LayerGradCam's map too, analytically where that is exact.
-        reshape_transform: turns the layer's output into N×C×h×w, for the tokens of a vision
-            transformer. A ``Classifier`` brings its own for its ``cam_layer``.
+        reshape_transform: turns the layer's output into N×C×h×w, where it is not recognised or
+            otherwise than that. A ``Classifier`` brings its own for its ``cam_layer``.
 
     Raises:
         ValueError: an unknown ``base``.
@@ -66,10 +68,11 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         check_choice("base", base, _BASES)
         LayerAttribution.__init__(self, forward_func, layer)
         GradientAttribution.__init__(self, forward_func)
-        if reshape_transform is None and getattr(forward_func, "cam_layer", None) is layer:
-            reshape_transform = getattr(forward_func, "reshape_transform", None)
+        if reshape_transform is None:
+            reshape_transform = reshape_of(forward_func, layer)
         self.base = base
         self.reshape_transform = reshape_transform
+        self._recognised: dict[Any, list[Layout | None]] = {}
 
     @log_usage()
     def attribute(
@@ -112,7 +115,9 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         Raises:
             ValueError: a wrong ``k``, ``weights`` or ``normalize``; a layer that does not run or
                 does not influence the scores; ``base="cam"`` on a network that it does not hold
-                for; ``upsample`` where map and input have not the same number of dimensions.
+                for; ``upsample`` where map and input have not the same number of dimensions;
+                tokens whose places in the image are not known, or that no score depends on but for
+                a class token.
             TypeError: a layer whose output holds no floating-point tensor; scores that are no
                 tensor.
         """
@@ -149,11 +154,11 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         x = tensors[0]
         # The grad mode, which a cut switches on, is restored behind it.
         with torch.inference_mode(False), torch.set_grad_enabled(cut.keep_trunk):
-            scores, weight = self._forward(tensors, extra, cut)
+            scores, weight, layouts = self._forward(tensors, extra, cut)
             scores = finite_scores(scores, len(x))
             with torch.enable_grad():
                 ranked = top_classes(scores, target, len(average.ladder), average.ranking)
-            class_maps = self._class_maps(cut, weight, *ranked)
+            class_maps = self._class_maps(cut, layouts, weight, *ranked)
             with torch.autocast(scores.device.type, enabled=False):
                 maps = tuple(in_dtype_of(x, average.of(m, x)) for m in class_maps)
         result: Tensor | tuple[Tensor, ...] = format_output(cut.is_tuple, maps)
@@ -161,12 +166,15 @@ class RobustCAM(LayerAttribution, GradientAttribution):
 
     def _forward(
         self, inputs: tuple[Tensor, ...], extra: object, cut: LayerCut
-    ) -> tuple[Tensor, Tensor | None]:
-        """The scores, and the weight K×C of an analytic class activation map.
+    ) -> tuple[Tensor, Tensor | None, list[Layout | None]]:
+        """The scores, the weight K×C of an analytic class activation map, and the layer's layouts.
 
         It runs once; gradients are recorded from the layer on only, if it is to be cut.
         """
-        with cut_at(cut, self.forward_func, heads=self.base != "gradcam"):
+        key = cut.at_input, tuple(x.shape[1:] for x in inputs)
+        # A layout is the same for all batches: it is followed in the first pass alone.
+        follow = self.reshape_transform is None and key not in self._recognised
+        with cut_at(cut, self.forward_func, heads=self.base != "gradcam", follow=follow):
             scores = model_scores(self.forward_func, inputs, extra)
             weight = cut.linear_weight(scores)
             if cut.leaves and not scores.requires_grad and weight is None:
@@ -175,10 +183,22 @@ class RobustCAM(LayerAttribution, GradientAttribution):
                 with torch.enable_grad():
                     scores = model_scores(self.forward_func, inputs, extra)
         check(cut.leaves, "layer: it did not run in the forward pass")
-        return scores, weight
+        if self.reshape_transform is not None:
+            return scores, weight, [None] * len(cut.leaves)
+        if follow:
+            each = zip(cut.layouts, cut.leaves, strict=True)
+            self._recognised[key] = [
+                recognised(self.layer, known, x, inputs[0]) for known, x in each
+            ]
+        return scores, weight, self._recognised[key]
 
     def _class_maps(
-        self, cut: LayerCut, weight: Tensor | None, selected: Tensor, classes: Tensor | None
+        self,
+        cut: LayerCut,
+        layouts: list[Layout | None],
+        weight: Tensor | None,
+        selected: Tensor,
+        classes: Tensor | None,
     ) -> list[Tensor]:
         """The signed map of each class, N×k×…, for each tensor of the layer."""
         n, k = selected.shape
@@ -191,7 +211,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             # Equation 1; "auto" keeps to LayerGradCam's scale, whichever way it takes.
             scale = 1 if self.base == "cam" else 1 / (leaf.shape[2] * leaf.shape[3])
             channel_weights = at_least_float(weight[classes]) * scale
-            return [_weighted_sum(channel_weights, self._features(leaf, cut))]
+            return [_weighted_sum(channel_weights, self._features(leaf, None, cut))]
         needs = "a layer N×C×h×w followed by global average pooling and one linear layer"
         message = f"base: 'cam' needs {needs} that gives the scores; use base='gradcam'"
         if not isinstance(self.forward_func, nn.Module):
@@ -200,18 +220,31 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         check(selected.requires_grad, "layer: the scores do not depend on it differentiably")
         gradients = gradients_of(selected, cut.leaves, create_graph=cut.keep_trunk)
         maps = []
-        for leaf, gradient in zip(cut.leaves, gradients, strict=True):
-            g = self._features(gradient.flatten(0, 1), cut)
+        for leaf, gradient, layout in zip(cut.leaves, gradients, layouts, strict=True):
+            g = self._features(gradient.flatten(0, 1), layout, cut)
+            if layout is not None and leaf.ndim == 3:
+                message = "layer: the scores depend on none of its positions, but on a class token"
+                advice = "take a layer before the last attention"
+                check(g.any() or not gradient.any(), f"{message}; {advice}")
             g = g.reshape(k, n, *g.shape[1:])
             # (k×N×C×…) averaged over the positions -> N×k×C
             g = at_least_float(g)
             channel_weights = (g.flatten(3).mean(dim=3) if g.ndim > 3 else g).transpose(0, 1)
-            maps.append(_weighted_sum(channel_weights, self._features(leaf, cut)))
+            maps.append(_weighted_sum(channel_weights, self._features(leaf, layout, cut)))
         return maps
 
-    def _features(self, x: Tensor, cut: LayerCut) -> Tensor:
+    def _features(self, x: Tensor, layout: Layout | None, cut: LayerCut) -> Tensor:
         x = x if cut.keep_trunk else x.detach()
-        return x if self.reshape_transform is None else self.reshape_transform(x)
+        reshape = self.reshape_transform or layout
+        return x if reshape is None else reshape(x)
+
+
+def reshape_of(forward_func: object, layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The ``reshape_transform`` that a ``Classifier`` was given for this layer, if it was."""
+    given: Callable[[Tensor], Tensor] | None = getattr(forward_func, "reshape_transform", None)
+    # The layer is looked for only where it was given too.
+    is_own = given is not None and getattr(forward_func, "cam_layer", None) is layer
+    return given if is_own else None
 
 
 def _weighted_sum(channel_weights: Tensor, features: Tensor) -> Tensor:

@@ -28,11 +28,13 @@ from captum_robust.attr import (
     RobustCAM,
     TopClasses,
 )
+from captum_robust.attr._layer_maps import attributed
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog.relevance import RelevancePropagation
 from captum_robust.defenses import DefendedModel, Transform, default_transforms
 from captum_robust.metrics import functional as metrics
 from captum_robust.models import Classifier, takes_size
+from captum_robust.nn.layout import ONE_POSITION
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,9 @@ def from_attribution(attribution: Attribution, **arguments: Any) -> Method:
     def attribute(images: Tensor, target: Tensor | None) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Captum's notes on the hooks and gradients it sets
+            warnings.filterwarnings("default", message=ONE_POSITION)
             maps: Tensor | tuple[Tensor, ...]
-            maps = attribution.attribute(images, target=target, **arguments)
+            maps = attributed(attribution, images, target=target, **arguments)
         return maps[0] if isinstance(maps, tuple) else maps
 
     transforms = attribution.transforms if isinstance(attribution, Defended) else ()
@@ -165,12 +168,15 @@ def _map_attack(attribution: Attribution, arguments: Mapping[str, Any]) -> _MapA
     if not isinstance(inner, (RobustCAM, LayerGradCam)):
         return None
     kept = {k: v for k, v in arguments.items() if k != "upsample"}
+    # Captum's own detaches its map and takes the layer's dimension 1 for the channels; with one
+    # class this is the same, and has a gradient.
+    same = RobustCAM(inner.forward_func, inner.layer, base="gradcam")
+    if not is_defended and isinstance(inner, LayerGradCam):
+        return partial(attack, same, attribution_arguments=kept | {"k": 1})
     attack = partial(attack, attribution, attribution_arguments=kept)
     if not is_defended:
         return attack
     if isinstance(inner, LayerGradCam):
-        # Captum's own detaches its map; with one class this is the same, and has a gradient.
-        same = RobustCAM(inner.forward_func, inner.layer, base="gradcam")
         surrogate = Defended(same, attribution.transforms, attribution.combine)
         attack = partial(attack, surrogate=surrogate, surrogate_arguments={"k": 1})
     return lambda epsilon, steps: attack(
@@ -237,7 +243,7 @@ def _named(attribution: PerceptualBallPerturbation | Guided) -> Method:
 
 
 def _ball_and_cam(model: Classifier) -> Method:
-    cam = _layer_grad_cam(model)
+    cam: Attribution = LayerGradCam(model, model.cam_layer)
     height, width = (round(FINE_CAM_SCALE * side) for side in model.input_size)
     # A reshape of tokens is made for one size of image.
     if model.reshape_transform is None and takes_size(model, (height, width)):
@@ -349,19 +355,10 @@ PERTURBING = (*WITH_PERCEPTUAL_LAYERS, "smallest_perturbation")
 
 
 def _grad_cam(model: Classifier, defended: bool = False) -> Method:
-    cam = _layer_grad_cam(model)
-    one_class: dict[str, Any] = {"k": 1} if isinstance(cam, RobustCAM) else {}
+    cam: Attribution = LayerGradCam(model, model.cam_layer)
     if defended:  # the graph of a batch of images is large: one transform at a time
         cam = Defended(cam, default_transforms(), transforms_per_eval=1)
-    return from_attribution(cam, **one_class)
-
-
-def _layer_grad_cam(model: Classifier) -> Attribution:
-    if model.reshape_transform is not None:
-        # Captum's class has no place for the reshape of a transformer's tokens; with one class
-        # RobustCAM is the same map.
-        return RobustCAM(model, model.cam_layer, base="gradcam")
-    return LayerGradCam(model, model.cam_layer)
+    return from_attribution(cam)
 
 
 def usual_methods(model: Classifier) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check, check_choice
 from captum_robust._contexts import probing
+from captum_robust.nn.layout import Layout, Layouts, fitting
 from captum_robust.nn.scales import channels_of, is_plain_sequence, lasting_outputs
 
 _POOLING = (
@@ -40,39 +42,90 @@ def layer_of(module: nn.Module, layer: nn.Module | str) -> nn.Module:
 def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
     """The layer whose output a class activation map is made of, found by running a shape probe.
 
-    It is the last module, in order of completion, whose output is N×C×h×w with h·w > 1 and is not
-    made by a pooling module: the outermost of those that return the same map, so that it runs once
-    a forward pass, after its activation. One forward pass of one black image is run in evaluation
-    mode without gradients.
+    It is the last module, in order of completion, whose output is N×C×h×w with h·w > 1, or
+    N×h×w×C by the way it was computed, and is not made by a pooling module: the outermost of those
+    that return the same map, so that it runs once a forward pass, after its activation. Where
+    tokens N×T×C follow it, it is the last normalisation of tokens whose places in the image are
+    known and that the scores depend on, not by a class token alone. One forward pass of one black
+    image is run in evaluation mode.
 
     Args:
         module: the network; its mode is left as it was.
         input_shape: (C, H, W) of an input.
 
     Raises:
-        ValueError: no module gives a map, or tokens (N×T×C) follow the last one, as in vision
-            transformers, where no general rule holds.
+        ValueError: no module gives a map, or tokens (N×T×C) follow the last one and none of them
+            is known to be it.
     """
-    outputs: list[tuple[nn.Module, Tensor]] = []
+    outputs: list[tuple[nn.Module, Tensor, int]] = []
 
     def record(m: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            outputs.append((m, output))
+            layout = followed.of(output)
+            outputs.append((m, output, layout.channels if layout else 1))
 
-    with torch.no_grad(), probing(module, record) as image_of:
+    with torch.no_grad(), probing(module, record) as image_of, Layouts() as followed:
         module(image_of(*input_shape))
-    runs = Counter(m for m, _ in outputs)
-    pooled = {id(output) for m, output in outputs if isinstance(m, _POOLING)}
-    spread = [(m, o) for m, o in outputs if _is_map(o) and id(o) not in pooled]
+    runs = Counter(m for m, *_ in outputs)
+    pooled = {id(output) for m, output, _ in outputs if isinstance(m, _POOLING)}
+    spread = [(m, o) for m, o, c in outputs if _is_map(o, c) and id(o) not in pooled]
     maps = [(m, o) for m, o in spread if o.ndim == 4]
-    reason = "tokens follow the last one" if maps else "no module gives an N×C×h×w map"
-    has_map = maps and spread[-1][1].ndim == 4
-    check(has_map, f"cam_layer: none found ({reason}); pass the layer yourself")
+    if not maps or spread[-1][1].ndim == 3:
+        reason = "tokens follow the last one" if maps else "no module gives an N×C×h×w map"
+        tokens = _last_of_tokens(module, input_shape) if spread else None
+        advice = "pass the layer yourself, with a reshape_transform where it gives tokens"
+        check(tokens, f"cam_layer: none found ({reason}); {advice}")
+        assert tokens is not None
+        return tokens
     layer, last = maps[-1]
     if runs[layer] > 1:  # a shared activation: prefer a module that returns the same map once
         once = [m for m, output in maps if output is last and runs[m] == 1]
         layer = once[-1] if once else layer
     return layer
+
+
+def _last_of_tokens(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module | None:
+    """The last normalisation of tokens, at several places, that the head's input depends on."""
+    norms: list[tuple[nn.Module, Tensor, Layout | None]] = []
+    heads: list[Tensor] = []
+
+    def record(m: nn.Module, given: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 3 and hasattr(m, "normalized_shape"):
+            norms.append((m, output, followed.of(output)))
+        if isinstance(m, nn.Linear) and isinstance(output, Tensor) and output.ndim == 2:
+            heads[:] = given[:1]
+
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        probing(module, record) as image_of,
+        Layouts() as followed,
+    ):
+        # Cloned: a network may write into its input, but not into one that asks for a gradient.
+        image = image_of(*input_shape).requires_grad_().clone()
+        scores = module(image)
+    # Not the scores, where that can be: those of a head that begins at zero depend on nothing.
+    head = heads[0] if heads else scores
+    if not head.requires_grad:
+        return None
+    directions = torch.linspace(1, 2, head.numel()).reshape(head.shape).to(head)
+    for layer, output, layout in reversed(norms):
+        if not output.requires_grad or output.shape[1] == 1:
+            continue
+        (gradient,) = torch.autograd.grad(
+            head, output, directions, retain_graph=True, allow_unused=True
+        )
+        if gradient is None or not gradient.any():
+            continue
+        with suppress(ValueError):  # their places are not known
+            reshape = fitting(layout, output, image)
+            if reshape is None:  # channels, as it seems
+                continue
+            if reshape(gradient).any():
+                return layer
+            continue  # it is the class token alone
+        return None
+    return None
 
 
 def find_perceptual_layers(
@@ -117,10 +170,13 @@ def find_perceptual_layers(
     return tuple(trunk[len(trunk) // 2 :])
 
 
-def _is_map(output: Tensor) -> bool:
-    """Whether it is a map N×C×h×w, or tokens N×T×C, of several positions."""
+def _is_map(output: Tensor, channels: int = 1) -> bool:
+    """Whether it is a map N×C×h×w, or tokens N×T×C, of several positions.
+
+    ``channels`` is the dimension of a map's channels.
+    """
     if output.ndim == 4:
-        return output.shape[2] * output.shape[3] > 1
+        return output[0].numel() > output.shape[channels]
     return output.ndim == 3 and output.shape[1] > 1
 
 

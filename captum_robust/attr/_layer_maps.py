@@ -1,0 +1,88 @@
+"""Attributions of a layer whose output is not N×C×h×w, with its dimensions put in their places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from captum.attr import Attribution, GuidedGradCam, LayerAttribution, LayerGradCam, NoiseTunnel
+from torch import Tensor, nn
+
+from captum_robust._captum import format_tensor_into_tuples
+from captum_robust._checks import check
+from captum_robust._contexts import hooked
+from captum_robust.attr._inputs import as_tuple
+from captum_robust.attr.robust_cam import RobustCAM, reshape_of
+from captum_robust.nn.layout import Layout, Layouts, recognised
+
+_TAKEN = {"target", "additional_forward_args", "attribute_to_layer_input"}
+_EXPECTED = "expected a layer N×C×h×w; take RobustCAM, which recognises others"
+
+
+def attributed(attribution: Attribution, inputs: Any, **arguments: Any) -> Any:
+    """What the attribution gives; of a layer with other dimensions than N×C×h×w, maps N×…×h×w.
+
+    Captum's class activation maps take dimension 1 for the channels. For another layer they are
+    computed again by RobustCAM, whose map of one class is the same with the dimensions in their
+    places. A result in the shape of the layer's output is given these places.
+
+    Raises:
+        ValueError: such a layer, and an attribution or arguments for which that can't be done;
+            tokens of an image whose places are not known.
+    """
+    inner = attribution.attribution_method if isinstance(attribution, NoiseTunnel) else attribution
+    is_guided = isinstance(inner, GuidedGradCam)
+    cam = inner.grad_cam if is_guided else inner
+    layer = getattr(cam, "layer", None)
+    is_captums = isinstance(cam, LayerAttribution) and not isinstance(cam, RobustCAM)
+    if not is_captums or not isinstance(layer, nn.Module):
+        return attribution.attribute(inputs, **arguments)
+    is_cam = isinstance(cam, LayerGradCam)
+    own = reshape_of(attribution.forward_func, layer)
+    if is_cam and own is not None:
+        return _class_activation_map(attribution, layer, inputs, arguments)
+    at_input = bool(arguments.get("attribute_to_layer_input", False))
+    outputs: list[tuple[Tensor, Layout | None]] = []
+
+    def record(_: nn.Module, given: Any, output: Any) -> None:
+        parts = [x for x in as_tuple(given if at_input else output) if isinstance(x, Tensor)]
+        outputs[:] = [(x.detach(), followed.of(x)) for x in parts]
+
+    with Layouts() as followed, hooked([layer], record):
+        result = attribution.attribute(inputs, **arguments)
+    image = format_tensor_into_tuples(inputs)[0]
+    reshapes = [own or recognised(layer, layout, x, image) for x, layout in outputs]
+    if all(reshape is None for reshape in reshapes):
+        return result
+    if is_cam:
+        return _class_activation_map(attribution, layer, inputs, arguments)
+    parts = as_tuple(result)
+    if [getattr(part, "shape", None) for part in parts] != [x.shape for x, _ in outputs]:
+        return result
+    each = zip(reshapes, parts, strict=True)
+    placed = tuple(part if reshape is None else reshape(part) for reshape, part in each)
+    return placed if isinstance(result, tuple) else placed[0]
+
+
+def _class_activation_map(
+    attribution: Attribution, layer: nn.Module, inputs: Any, arguments: dict[str, Any]
+) -> Any:
+    """The map of ``LayerGradCam`` or ``GuidedGradCam``."""
+    is_wrapped = isinstance(attribution, NoiseTunnel)
+    check(not is_wrapped, f"{type(attribution).__name__} of a class activation map: {_EXPECTED}")
+    name, is_guided = type(attribution).__name__, isinstance(attribution, GuidedGradCam)
+    options = {"interpolate_mode"} if is_guided else {"relu_attributions"}
+    other = sorted(set(arguments) - _TAKEN - options)
+    check(not other, f"{name} with {', '.join(other)}: {_EXPECTED}")
+    shared = {option: value for option, value in arguments.items() if option in _TAKEN}
+    cam = RobustCAM(attribution.forward_func, layer, base="gradcam")
+    maps = cam.attribute(inputs, **shared, weights=[1.0], normalize=None)
+    if is_guided or arguments.get("relu_attributions"):
+        maps = tuple(m.clamp(min=0) for m in maps) if isinstance(maps, tuple) else maps.clamp(min=0)
+    if not is_guided:
+        return maps
+    is_one = isinstance(maps, Tensor) and isinstance(inputs, Tensor)
+    check(is_one, f"{name} of several tensors: {_EXPECTED}")
+    shared.pop("attribute_to_layer_input", None)
+    mode = arguments.get("interpolate_mode", "nearest")
+    enlarged = LayerAttribution.interpolate(maps, inputs.shape[2:], mode)
+    return enlarged * attribution.guided_backprop.attribute(inputs, **shared)
