@@ -25,7 +25,7 @@ give one by one. A sample that is misclassified to begin with comes back unchang
 """
 
 from captum_robust.attacks._second_derivatives import recorded_gradients, smooth_activations
-from captum_robust.attacks.attack import Attack, cross_entropy
+from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.deepfool import DeepFool
 from captum_robust.attacks.ensemble import EnsembleTransfer, held_out
 from captum_robust.attacks.explanation import ExplanationAttack, ExplanationDetails
@@ -40,6 +40,7 @@ from captum_robust.attacks.gradient import (
     most_likely_class_map,
 )
 from captum_robust.attacks.lbfgs_attack import LBFGSAttack
+from captum_robust.attacks.losses import cross_entropy
 from captum_robust.attacks.rank import RankAnalysis, Share, rank_analysis
 from captum_robust.attacks.substitute import SubstituteAttack, SubstituteRound
 from captum_robust.attacks.universal import UniversalPerturbation

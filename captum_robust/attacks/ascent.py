@@ -11,15 +11,11 @@ import torch
 from torch import Tensor
 
 from captum_robust._captum import format_tensor_into_tuples
-from captum_robust._checks import check, check_callable, check_count, check_number
+from captum_robust._checks import check, check_callable, check_choice, check_count, check_number
 from captum_robust._contexts import seeded
 from captum_robust._scores import check_rivals
-from captum_robust.attacks.attack import (
-    Attack,
-    LossFunction,
-    cross_entropy,
-    log_cross_entropy,
-)
+from captum_robust.attacks.attack import Attack
+from captum_robust.attacks.losses import LOSSES, LossFunction
 from captum_robust.attacks.norms import Tensors, of_mean_one
 from captum_robust.attacks.victim import Victim, check_losses, put_each, take, take_each
 
@@ -76,10 +72,6 @@ class Stepping(Attack):
     def _step_length(self, epsilon: float) -> float:
         return 2.5 * epsilon / max(1, self.steps) if self.step_size is None else self.step_size
 
-    def _radius(self, epsilon: float) -> float:
-        """The radius of the ball that a change stays in."""
-        return epsilon
-
     def _direction(self, gradients: Tensors) -> Tensors:
         """Where one step of length 1 goes."""
         return self._norm.steepest(gradients)
@@ -88,7 +80,7 @@ class Stepping(Attack):
         self, victim: Victim, clean: Tensors, change: Tensors, rows: Tensor, epsilon: float
     ) -> Tensors:
         """The clean inputs with what is left of a change."""
-        return victim.moved(clean, change, rows, self._radius(epsilon), self._norm)
+        return victim.moved(clean, change, rows, self._ball(epsilon), self._norm)
 
     def _stepped(
         self, victim: Victim, rows: Tensor, epsilon: float, x: Tensors, gradients: Tensors
@@ -107,6 +99,7 @@ class GradientAscent(Stepping):
     random_start: bool = False
     restarts: int = 1
     momentum: float = 0.0
+    loss: str = "log_odds"
     loss_func: LossFunction | None = None
     transform: Callable[..., Any] | None = None
     samples: int = 1
@@ -115,19 +108,35 @@ class GradientAscent(Stepping):
     keep_best: bool = True
     quantize: bool = True
     seed: int | None = 0
-    follows_direction = True
-    """Whether the length of the gradient does not matter."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("restarts", self.restarts, 1)
         check_count("samples", self.samples, 1)
         check_number("momentum", self.momentum, 0)
+        check_choice("loss", self.loss, LOSSES)
         check_callable("loss_func", self.loss_func, optional=True)
         check_callable("transform", self.transform, optional=True)
         can_draw = self.samples == 1 or self.transform is not None
         check(can_draw, f"samples: expected 1 without a transform to draw, got {self.samples}")
-        self.loss_func = self.loss_func or cross_entropy
+
+    def _losses(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
+        """The n losses of scores n×K; of the cross-entropy the logarithms."""
+        return self._loss_of(scores, victim.label[rows], victim.units[rows])
+
+    def _loss_of(self, scores: Tensor, label: Tensor, units: Tensor) -> Tensor:
+        if self.loss_func is not None:
+            losses = self.loss_func(scores, label)
+            check_losses(losses, len(scores))
+            return losses
+        if self.loss == "log_odds":
+            scores = scores / units[:, None]
+        return LOSSES[self.loss](scores, label)
+
+    @property
+    def _are_logarithms(self) -> bool:
+        """Whether the losses are logarithms of what is to be raised."""
+        return self.loss_func is None and self.loss == "cross_entropy"
 
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
         if epsilon is None:
@@ -176,7 +185,8 @@ class _Climb:
         self.draw += 1
         victim, rows, early_stop = self.victim, self.rows, self.attack.early_stop
         is_clean = not victim.knows_labels
-        leaves, scores, objective = self._evaluate(x, rows, graph=not is_last)
+        tried = x, rows
+        leaves, scores, objective = self._evaluate(*tried, graph=not is_last)
         done = fooled = torch.zeros_like(rows, dtype=torch.bool)
         if early_stop and is_clean:
             done = victim.already[rows]
@@ -192,8 +202,20 @@ class _Climb:
             # The backward pass runs through the whole batch. Where few are left, a fresh
             # forward pass of those costs less than that.
             rows, left = self.rows, torch.arange(len(left), device=left.device)
-            leaves, _, objective = self._evaluate(x, rows, graph=True)
-        gradients = victim.gradients(objective, leaves, rows, times=self.attack.samples)
+            tried = x, rows
+            leaves, _, objective = self._evaluate(*tried, graph=True)
+
+        def again() -> tuple[Tensor, Tensors]:
+            leaves, _, objective = self._evaluate(*tried, graph=True)
+            return objective, leaves
+
+        gradients = victim.gradients(
+            objective,
+            leaves,
+            rows,
+            times=self.attack.samples,
+            again=again,
+        )
         gradients = victim.masked(take_each(gradients, left), self.rows)
         if momentum := self.attack.momentum:
             units = zip(self.velocity, of_mean_one(gradients), strict=True)
@@ -231,14 +253,13 @@ class _Climb:
         return tuple(torch.stack(each, dim=1).flatten(0, 1) for each in zip(*draws, strict=True))
 
     def _objective(self, scores: Tensor, rows: Tensor, draws: int = 1) -> Tensor:
-        """What is raised: the loss, the mean of so many draws in a row, or its logarithm."""
+        """What is raised: the loss, or the mean of so many draws in a row."""
         check_rivals(scores)
-        loss_func = self.attack.loss_func or cross_entropy
-        is_log = loss_func is cross_entropy and self.attack.follows_direction
-        loss = (log_cross_entropy if is_log else loss_func)(scores, self.victim.label[rows])
-        check_losses(loss, len(rows))
-        losses = loss.reshape(-1, draws)
-        loss = losses.logsumexp(dim=1) - math.log(draws) if is_log else losses.mean(dim=1)
+        losses = self.attack._losses(self.victim, scores, rows).reshape(-1, draws)
+        if self.attack._are_logarithms:
+            loss = losses.logsumexp(dim=1) - math.log(draws)
+        else:
+            loss = losses.mean(dim=1)
         return -loss if self.victim.targeted else loss
 
     def _verified(self, scores: Tensor, x: Tensors) -> Tensor:
@@ -249,7 +270,7 @@ class _Climb:
             return fooled
         at = fooled.nonzero()[:, 0]
         floats = take_each(x, at)
-        rounded = victim.to_bytes(floats)
+        rounded = victim.to_bytes(floats, rows[at])
         if all(torch.equal(f, r) for f, r in zip(floats, rounded, strict=True)):
             return fooled
         _, scores, _ = self._evaluate(rounded, rows[at], graph=False)

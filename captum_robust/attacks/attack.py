@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from captum.log import log_usage
 from captum.robust import Perturbation
 from torch import Tensor
@@ -26,33 +25,7 @@ from captum_robust._checks import (
 )
 from captum_robust._scores import without_inference
 from captum_robust.attacks.norms import Norm, Tensors, norm_of
-from captum_robust.attacks.victim import AttackDetails, Victim
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""Scores n×K and classes n -> n losses, which an attack raises (targeted: lowers)."""
-
-
-def cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
-    """The loss of each sample: -log of the class's softmax."""
-    return F.softplus(odds_against(scores, classes))
-
-
-def log_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
-    """The logarithm of :func:`cross_entropy`, which rises where it does.
-
-    Its gradient has the same direction, and vanishes for no classifier, however sure of the class:
-    that of the cross-entropy is rounded to zero from a margin of about 100 between the scores.
-    """
-    z = odds_against(scores, classes)
-    is_exponential = z < -10  # there the softplus of z is exp(z)
-    return torch.where(is_exponential, z, F.softplus(z.masked_fill(is_exponential, 0)).log())
-
-
-def odds_against(scores: Tensor, classes: Tensor) -> Tensor:
-    """The n log odds against classes n, of scores n×K: no difference of nearly equal numbers."""
-    own = scores.gather(1, classes[:, None])
-    others = scores.scatter(1, classes[:, None], -torch.inf)
-    return others.logsumexp(dim=1) - own[:, 0]
+from captum_robust.attacks.victim import AttackDetails, Victim, clipped
 
 
 class Attack(Perturbation):
@@ -103,10 +76,9 @@ class Attack(Perturbation):
 
         Raises:
             ValueError: an empty batch; NaN or infinity in inputs or scores; inputs outside of
-                ``bounds``; ``epsilon`` below 0 or above what the bounds allow; a target that is
-                out of range, or, with ``targeted``, the class that the model gives already; a
-                model of a single class, or one through which no gradient flows (the message says
-                which layer broke it).
+                ``bounds`` by more than rounding; ``epsilon`` below 0 or above what the bounds
+                allow; a target that is out of range; a model of a single class, or one through
+                which no gradient flows (the message says which layer broke it).
             TypeError: inputs that are not floating point.
         """
         strength = self.epsilon if epsilon is None else epsilon
@@ -119,12 +91,14 @@ class Attack(Perturbation):
         if targeted:
             check(target is not None, "target: a targeted attack needs the class to move towards")
         with torch.inference_mode(False):
-            normal = tuple(without_inference(x).detach() for x in inputs_tuple)
+            normal = clipped(tuple(map(without_inference, inputs_tuple)), self.bounds)
+            normal = tuple(x.detach() for x in normal)
             aim = (target, additional_forward_args, targeted)
             limits = (_masks(mask, normal), self.bounds, self.quantize)
             victim = self._victim(self.forward_func, normal, *aim, *limits)
+            victim.ball = self._norm, self._ball(strength)
             with torch.no_grad():
-                adversarial = self._attack(victim, strength)
+                adversarial = victim.to_be_saved(self._attack(victim, strength))
                 _warn_of_no_gradient(victim)
                 results = tuple(
                     a.to(x.dtype).contiguous()
@@ -150,6 +124,10 @@ class Attack(Perturbation):
     def _norm(self) -> Norm:
         return norm_of(self.norm)
 
+    def _ball(self, epsilon: float | None) -> float:
+        """The radius of the ball that no result leaves."""
+        return math.inf if epsilon is None else epsilon
+
     def _check_epsilon(self, epsilon: float, inputs: Tensors | None) -> None:
         number, highest = as_number(epsilon), math.inf
         if self.bounds is not None:
@@ -166,7 +144,8 @@ def _warn_of_no_gradient(victim: Victim) -> None:
     stuck = int(victim.without_gradient.sum())
     if stuck:
         warnings.warn(
-            f"the gradient of {stuck} of {victim.n} samples was zero in every step: the attack "
+            f"the gradient of {stuck} of {victim.n} samples was zero in every step, or not finite: "
+            "the attack "
             "could not try them, and that they are not fooled does not make them robust",
             stacklevel=4,
         )

@@ -20,7 +20,7 @@ from captum_robust._contexts import seeded
 from captum_robust._resize import resized
 from captum_robust._scores import arguments_of, at_least_float, target_of
 from captum_robust.attacks._second_derivatives import recorded_gradients
-from captum_robust.attacks.norms import Tensors
+from captum_robust.attacks.norms import Linf, Tensors
 from captum_robust.attacks.outcome import sizes_of
 from captum_robust.attacks.victim import Victim, gradients_or_zeros
 
@@ -71,8 +71,9 @@ class AttributionMaps:
                 run = explainer.differentiable
             elif graph:
                 stack.enter_context(recorded_gradients())
-            attributed = run(format_output(len(leaves) > 1, leaves), **passed)
-        maps = _as_maps(attributed, leaves, isinstance(explainer, LayerAttribution))
+            given = victim.as_given(leaves)
+            attributed = run(format_output(len(given) > 1, given), **passed)
+        maps = _as_maps(attributed, given, isinstance(explainer, LayerAttribution))
         check_finite(maps, "attribution")
         return maps if graph else maps.detach()
 
@@ -84,7 +85,7 @@ class AttributionMaps:
             leaves = tuple(t.detach().requires_grad_() for t in x)
             maps = self(victim, leaves, rows, graph=True)
             objective = goal(maps, rows)
-        gradients = gradients_or_zeros(objective, leaves, "attribution, second derivative")
+        gradients = gradients_or_zeros(objective, leaves)
         if gradients is None:
             kind = getattr(self.explainer, "__name__", type(self.explainer).__name__)
             raise ValueError(
@@ -92,6 +93,10 @@ class AttributionMaps:
                 "attack needs one; give surrogate=, another attribution of the same model, such as "
                 "captum.attr.Saliency, whose map is moved in its stead"
             )
+        for gradient in gradients:
+            check_finite(gradient, "attribution, second derivative")
+        victim.backward_passes[rows] += 1
+        victim.saw_gradient[rows] |= Linf().lengths(gradients) > 0
         return gradients, maps.detach()
 
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from captum_robust._checks import check_count, check_number
 from captum_robust._scores import check_rivals
 from captum_robust.attacks.attack import Attack
+from captum_robust.attacks.losses import others_of
 from captum_robust.attacks.norms import Tensors, minus, plus, scaled
 from captum_robust.attacks.segments import MULTIPLES, Segment, margins_of
-from captum_robust.attacks.victim import Point, Victim, others_of, put_each, take, take_each
+from captum_robust.attacks.victim import Point, Victim, put_each, take, take_each
 
 _SLACK = 2.0
 """How many times longer than expected a gradient may be, before a boundary is overlooked."""

@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from captum.robust import Perturbation
 from torch import Tensor, nn
 
@@ -22,8 +21,8 @@ from captum_robust._checks import (
 )
 from captum_robust._scores import at_least_float, copies_of, depends_on, where_the_graph_breaks
 from captum_robust.attacks.ascent import GradientAscent
-from captum_robust.attacks.attack import LossFunction
 from captum_robust.attacks.image_batches import ForwardFunction, class_scores, one_an_image
+from captum_robust.attacks.losses import units_of
 from captum_robust.attacks.rank import Share
 from captum_robust.attacks.victim import Victim
 
@@ -37,10 +36,11 @@ class EnsembleTransfer(GradientAscent):
 
     .. math:: x \leftarrow \Pi(x \pm \alpha \, \mathrm{sgn} \, \nabla \tfrac1M \sum_k L_k(T(x), y))
 
-    with the cross-entropy L and transformations T, as in Elsayed et al., "Adversarial Examples that
-    Fool both Computer Vision and Time-Limited Humans" (https://arxiv.org/abs/1802.08195). That what
-    fools several models fools others is the finding of Liu et al., "Delving into Transferable
-    Adversarial Examples and Black-box Attacks" (https://arxiv.org/abs/1611.02770).
+    with the loss L of each model's scores and transformations T, as in Elsayed et al.,
+    "Adversarial Examples that Fool both Computer Vision and Time-Limited Humans"
+    (https://arxiv.org/abs/1802.08195). That what fools several models fools others is the finding
+    of Liu et al., "Delving into Transferable Adversarial Examples and Black-box Attacks"
+    (https://arxiv.org/abs/1611.02770).
     :func:`held_out` measures it.
 
     ``predicted`` of the details is the class with the highest mean of log-probabilities. A sample
@@ -50,8 +50,8 @@ class EnsembleTransfer(GradientAscent):
     Args:
         models: forward functions with the same K classes; each takes the same inputs.
         share: of the models that must be fooled for the sample to be; 1: all.
-        epsilon, steps, step_size, norm, random_start, restarts, momentum, transform, samples,
-            bounds, keep_best, quantize, seed: as for :class:`PGD`.
+        epsilon, steps, step_size, norm, random_start, restarts, momentum, loss, loss_func,
+            transform, samples, bounds, keep_best, quantize, seed: as for :class:`PGD`.
         early_stop: False, unlike for :class:`PGD`: what just crosses the boundaries of the models
             that it knows transfers less than what goes on.
     """
@@ -64,7 +64,6 @@ class EnsembleTransfer(GradientAscent):
     share: float = 1.0
     early_stop: bool = False
     forward_func: Callable[..., Tensor] = field(init=False)
-    loss_func: LossFunction | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         is_list = isinstance(self.models, (Sequence, nn.ModuleList))
@@ -79,7 +78,6 @@ class EnsembleTransfer(GradientAscent):
         self.share = check_number("share", self.share, 0, 1, open_low=True)
         self.models = list(self.models)
         self.forward_func = _Ensemble(self.models, self.share)
-        self.loss_func = _mean_cross_entropy
         super().__post_init__()
 
     def _victim(self, forward_func: ForwardFunction, *arguments: Any) -> Victim:
@@ -88,10 +86,20 @@ class EnsembleTransfer(GradientAscent):
         ensemble = _Ensemble(models, self.share)
         return Victim(ensemble, *arguments, success=ensemble.is_lost)
 
-
-def _mean_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
-    """The negative mean log-probability. Not the cross-entropy of it, which would normalise it."""
-    return F.nll_loss(scores, classes, reduction="none")
+    def _losses(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
+        """The mean of each model's."""
+        ensemble, read = victim.forward_func, victim.class_scores
+        assert isinstance(ensemble, _Ensemble)
+        assert read is not None
+        places, label = victim.places(victim.seen), victim.label[rows]
+        each = [
+            self._loss_of(read(scores, places), label, units_of(read(clean))[rows])
+            for scores, clean in zip(ensemble.of_each, ensemble.clean, strict=True)
+        ]
+        losses = torch.stack(each)
+        if self._are_logarithms:
+            return losses.logsumexp(dim=0) - math.log(len(each))
+        return losses.mean(dim=0)
 
 
 class _Ensemble:
@@ -102,17 +110,19 @@ class _Ensemble:
         self.needed = math.ceil(share * len(models) - 1e-9)
         """So many must be fooled for a sample to be."""
         self.of_each: list[Tensor] = []
-        """The log-probabilities of the last call, one tensor a model, without a graph."""
+        """The scores of the last call, one tensor a model."""
+        self.clean: list[Tensor] = []
+        """Those of the first call, without a graph."""
 
     def __call__(self, *args: Any) -> Tensor:
         each: list[Tensor] = []
-        self.of_each = []
         for place, model in enumerate(self.models):
             scores = model(*copies_of(args))
             self._check(scores, place, each, args)
-            each.append(at_least_float(scores).log_softmax(dim=1))
-            self.of_each.append(each[-1].detach())
-        return torch.stack(each).mean(dim=0)
+            each.append(at_least_float(scores))
+        self.of_each = each
+        self.clean = self.clean or [scores.detach() for scores in each]
+        return torch.stack([scores.log_softmax(dim=1) for scores in each]).mean(dim=0)
 
     def _check(self, scores: Any, place: int, before: list[Tensor], args: tuple[Any, ...]) -> None:
         got = shape_or_type(scores)
@@ -129,7 +139,7 @@ class _Ensemble:
                 f"{where_the_graph_breaks(self.models[place], inputs, rest or None)}"
             )
 
-    def is_lost(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
+    def is_lost(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
         """n booleans: enough of the models, in the last pass, lost or reached the class.
 
         Where that was of several draws a sample, the mean of a model's probabilities counts.
@@ -139,7 +149,8 @@ class _Ensemble:
         n = len(rows)
         lost = torch.zeros(n, dtype=torch.long, device=rows.device)
         for each in self.of_each:
-            probabilities = victim.class_scores(each, places).exp()
+            scores = each.detach().log_softmax(dim=1)
+            probabilities = victim.class_scores(scores, places).exp()
             classes = probabilities.reshape(n, len(each) // n, -1).mean(dim=1).argmax(dim=1)
             lost += (classes == victim.label[rows]) == victim.targeted
         return lost >= self.needed

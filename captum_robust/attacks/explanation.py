@@ -351,4 +351,4 @@ class _Farthest:
         victim = self.victim
         if not victim.quantize:
             return torch.ones_like(rows, dtype=torch.bool)
-        return ~victim.succeeds(victim.scores(victim.to_bytes(x), rows), rows)
+        return ~victim.succeeds(victim.scores(victim.to_bytes(x, rows), rows), rows)

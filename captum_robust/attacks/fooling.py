@@ -22,9 +22,9 @@ from captum_robust._checks import (
     checked_size,
 )
 from captum_robust._processes import progress_bar
-from captum_robust.attacks.attack import LossFunction, cross_entropy
 from captum_robust.attacks.gradient import PlainAscent
 from captum_robust.attacks.image_batches import check_class, class_scores, place_of
+from captum_robust.attacks.losses import LossFunction
 from captum_robust.attacks.norms import Tensors
 from captum_robust.attacks.victim import Victim, is_lost
 
@@ -74,6 +74,7 @@ class FoolingImage(PlainAscent):
     objective: str = "log_probability"
     norm: str = "L2"
     keep_best: bool = True
+    loss: str = field(default="cross_entropy", init=False)
     loss_func: LossFunction | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +82,7 @@ class FoolingImage(PlainAscent):
         check_number("confidence", self.confidence, 0, 1, open_low=True, open_high=True)
         check_number("step_size", self.step_size, 0, open_low=True)
         self.l2_decay = check_number("l2_decay", self.l2_decay, 0, 1, open_high=True)
-        self.loss_func = cross_entropy if self.objective == "log_probability" else _minus_score
+        self.loss_func = None if self.objective == "log_probability" else _minus_score
         super().__post_init__()
 
     @staticmethod
@@ -121,7 +122,7 @@ class FoolingImage(PlainAscent):
         return super().perturb(*arguments, return_details=return_details)
 
     def _victim(self, *arguments: Any) -> Victim:
-        return Victim(*arguments, success=self._is_sure, begins_anywhere=True)
+        return Victim(*arguments, success=self._is_sure)
 
     def _is_sure(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
         """n booleans: the model gives the sample its class with the probability asked for."""

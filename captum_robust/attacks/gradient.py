@@ -14,7 +14,7 @@ from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_batch, check_inputs, check_number
 from captum_robust._scores import check_rivals, without_inference
 from captum_robust.attacks.ascent import GradientAscent
-from captum_robust.attacks.attack import LossFunction, cross_entropy
+from captum_robust.attacks.losses import LossFunction, cross_entropy, odds_against
 from captum_robust.attacks.norms import Tensors
 from captum_robust.attacks.victim import Point, Victim
 
@@ -43,7 +43,14 @@ class PGD(GradientAscent):
         restarts: how often to begin; from the second time on at a random point, and only with
             the samples that are not fooled yet.
         momentum: decay of the sum of normalised gradients; 0: none.
-        loss_func: (scores n×K, classes n) -> n losses. Cross-entropy by default.
+        loss: what is raised, by name. ``"log_odds"``: the log odds against the label, of scores in
+            units of a tenth of their deviation over the classes of the clean input, so that a
+            factor of the scores changes nothing. ``"cross_entropy"``: as published, which sees
+            the other classes the more evenly the smaller the scores are. ``"margin"``: the score
+            of the highest other class less that of the label (Carlini and Wagner,
+            https://arxiv.org/abs/1608.04644). ``"dlr"``: that over the difference of the highest
+            and the third highest score (Croce and Hein, https://arxiv.org/abs/2003.01690).
+        loss_func: in place of it, (scores n×K, classes n) -> n losses.
         transform: the attack averages the loss over ``samples`` draws of it, of one size. It takes
             the inputs n×… and returns the like, the same transform of each or one of its own. A
             sample counts as fooled when the mean of the probabilities says so. It draws from
@@ -90,13 +97,13 @@ class FGSM(PlainAscent):
     """Fast gradient sign method: one step of ``epsilon`` along the sign of the gradient.
 
     Goodfellow et al., "Explaining and Harnessing Adversarial Examples"
-    (https://arxiv.org/abs/1412.6572). Unlike Captum's class of the same name it takes the
-    cross-entropy of the scores by default. With ``norm="L2"`` the step goes along the gradient.
+    (https://arxiv.org/abs/1412.6572), with the paper's loss where ``loss="cross_entropy"``. With
+    ``norm="L2"`` the step goes along the gradient.
 
     Args:
         forward_func, bounds, quantize: see :mod:`captum_robust.attacks`.
         epsilon: length of the step in units of the inputs.
-        norm, loss_func: as for :class:`PGD`.
+        norm, loss, loss_func: as for :class:`PGD`.
         early_stop: a sample that is misclassified to begin with stays as it is.
     """
 
@@ -104,15 +111,26 @@ class FGSM(PlainAscent):
     step_size: float | None = field(default=None, init=False)
 
 
+@dataclass(eq=False, repr=False)
 class GradientStep(FGSM):
     """One step along the gradient itself: x + ``epsilon`` ∇L, neither signed nor normalised.
 
     Args:
         forward_func, bounds, quantize, loss_func, early_stop: as for :class:`FGSM`.
+        loss: as for :class:`FGSM`; cross-entropy by default.
         epsilon: the factor η of the gradient; not the size of the change, and without a limit.
     """
 
-    follows_direction = False
+    loss: str = field(default="cross_entropy", kw_only=True)
+
+    @property
+    def _are_logarithms(self) -> bool:
+        return False
+
+    def _loss_of(self, scores: Tensor, label: Tensor, units: Tensor) -> Tensor:
+        if self.loss_func is None and self.loss == "cross_entropy":
+            return cross_entropy(scores, label)  # its length matters, so no logarithm
+        return super()._loss_of(scores, label, units)
 
     def _step_length(self, epsilon: float) -> float:
         return epsilon
@@ -120,7 +138,7 @@ class GradientStep(FGSM):
     def _direction(self, gradients: Tensors) -> Tensors:
         return gradients
 
-    def _radius(self, epsilon: float) -> float:  # noqa: ARG002 – no ball
+    def _ball(self, epsilon: float | None) -> float:  # noqa: ARG002 – none
         return math.inf
 
     def _check_epsilon(self, epsilon: float, inputs: Tensors | None) -> None:  # noqa: ARG002
@@ -136,7 +154,8 @@ class LeastLikelyClass(PlainAscent):
     the details, ``label`` is the least likely class and ``fooled`` says that it was reached.
 
     Args:
-        forward_func, epsilon, norm, loss_func, bounds, early_stop, quantize: as for :class:`PGD`.
+        forward_func, epsilon, norm, loss, loss_func, bounds, early_stop, quantize: as for
+            :class:`PGD`.
         steps: 1: a single step of ``epsilon``. None: the iterated attack, steps of one level of
             an 8-bit image, min(ε + 4, 1.25 ε) of them with ε in such levels.
         step_size: as for :class:`PGD`, where ``steps`` is given.
@@ -179,7 +198,8 @@ class MostLikelyClassMap:
     classes: Tensor
     """N, the class."""
     magnitude: Tensor
-    """N×…, the absolute gradient of its loss."""
+    """N×…, the absolute gradient of the loss, by default of the log odds against the class: that of
+    the cross-entropy but for a factor an image, which is 0 where the model is sure."""
     sign: Tensor
     """N×…, 1 where a brighter pixel supports the class, -1 where a darker one does."""
 
@@ -202,14 +222,14 @@ def most_likely_class_map(
         forward_func, additional_forward_args: see :mod:`captum_robust.attacks`.
         inputs: N×…, of any range.
         target: the class to support instead of the most likely one.
-        loss_func: cross-entropy by default.
+        loss_func: (scores n×K, classes n) -> n losses; the log odds against the class by default.
     """
     check_batch((inputs,))
     check_inputs((inputs,), None)
     with torch.inference_mode(False), torch.no_grad():
         normal = without_inference(inputs).detach()
         victim = Victim(forward_func, (normal,), target, additional_forward_args)
-        loss = loss_func or cross_entropy
+        loss = loss_func or odds_against
         point = Point(victim, victim.x, victim.everyone, graph=True)
         _, (gradient,) = point.gradients(lambda scores: loss(scores, victim.label))
         gradient = gradient.contiguous()

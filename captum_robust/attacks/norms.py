@@ -29,6 +29,13 @@ class Linf:
         """Return the nearest changes in the ball of radius ``epsilon``."""
         return tuple(c.clamp(-epsilon, epsilon) for c in changes)
 
+    def outside(self, changes: Tensors, epsilon: float, least: Tensors) -> Tensors:  # noqa: ARG002
+        """Return booleans that expand to the changes: what makes them longer than ``epsilon``.
+
+        ``least``: changes n×… that rounding takes in any case, which L2 lengths may exceed it by.
+        """
+        return tuple(c.abs() > epsilon for c in changes)
+
     def steepest(
         self,
         gradients: Tensors,
@@ -71,6 +78,10 @@ class L2:
         if math.isinf(epsilon):
             return changes
         return scaled(changes, (epsilon / self.lengths(changes).clamp(min=1e-12)).clamp(max=1))
+
+    def outside(self, changes: Tensors, epsilon: float, least: Tensors) -> Tensors:  # noqa: D102
+        are = self.lengths(changes) > epsilon + self.lengths(least)
+        return tuple(per_sample(are, c).bool() for c in changes)
 
     def steepest(  # noqa: D102
         self, gradients: Tensors, dual_lengths: Tensor | None = None

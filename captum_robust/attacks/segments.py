@@ -113,7 +113,9 @@ class Segment:
     def _try(self, rows: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
         """n booleans: fooled by these multiples; the n margins, less what is to spare."""
         x = self._multiples(rows, factors)
-        scores = self.victim.scores(self.victim.to_bytes(x) if self.victim.quantize else x, rows)
+        if self.victim.quantize:
+            x = self.victim.to_bytes(x, rows)
+        scores = self.victim.scores(x, rows)
         fooled, margins = self.judge(scores, rows)
         return fooled, margins - self.spare[rows]
 
@@ -127,7 +129,9 @@ class Segment:
         moved = victim.within(plus(clean, scaled(take_each(self.change, rows), factors)))
         if not victim.quantize:
             return moved
-        rounded = victim.to_bytes(moved)
+        if self.epsilon is not None:
+            moved = self._projected(moved, rows, self.epsilon)
+        rounded = victim.to_bytes(moved, rows)
         if victim.masks is not None:
             rounded = tuple(
                 torch.where(take(m, rows) == 0, x, r)

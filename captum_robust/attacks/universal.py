@@ -23,7 +23,7 @@ from captum_robust._checks import (
 )
 from captum_robust._contexts import seeded
 from captum_robust._files import read_facts, write_facts
-from captum_robust.attacks.attack import Attack, LossFunction, cross_entropy
+from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.deepfool import DeepFool
 from captum_robust.attacks.fooling_rates import image_scores, sized_as
 from captum_robust.attacks.image_batches import (
@@ -33,6 +33,7 @@ from captum_robust.attacks.image_batches import (
     image_batches,
     place_of,
 )
+from captum_robust.attacks.losses import LossFunction, cross_entropy
 from captum_robust.attacks.norms import Tensors, of_mean_one, plus
 from captum_robust.attacks.victim import (
     Victim,
@@ -372,9 +373,10 @@ class _Fit:
             loss = self.loss_func(scores, aim)
             check_losses(loss, len(x))
             objective = loss.mean() if target is None else -loss.mean()
-        gradients = gradients_or_zeros(objective, (v,), "forward_func, gradient")
+        gradients = gradients_or_zeros(objective, (v,))
         if gradients is None:
             raise no_gradient(self.attack.forward_func, (x,), None)
+        check_finite(gradients[0], "forward_func, gradient")
         # A new tensor each time: v and the velocity move on together, and an interrupt in between
         # costs no more than one step.
         velocity = self.settings["momentum"] * self.velocity + of_mean_one(gradients)[0]

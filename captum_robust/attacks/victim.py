@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._captum import TargetType
-from captum_robust._checks import check, check_finite, shape_or_type
+from captum_robust._checks import check, shape_or_type
 from captum_robust._scores import (
     ClassScores,
     FastScores,
@@ -20,8 +21,11 @@ from captum_robust._scores import (
     finite_scores,
     where_the_graph_breaks,
 )
-from captum_robust.attacks.norms import Linf, Norm, Tensors, minus, plus
+from captum_robust.attacks.losses import others_of, units_of
+from captum_robust.attacks.norms import Linf, Norm, Tensors, minus, per_sample, plus
 from captum_robust.attacks.outcome import sizes_of
+
+_FIRST_SCALE = 2.0**10
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,10 @@ class AttackDetails:
     predicted: Tensor
     """N, the class of the result (with ``quantize`` of its 8-bit rounding)."""
     already: Tensor
-    """N booleans: misclassified before the attack. With early stop such samples are unchanged."""
+    """N booleans: misclassified before the attack; targeted: of the class aimed at before it.
+
+    With early stop such samples are unchanged.
+    """
     fooled: Tensor
     """N booleans: classified right before, and not any more; targeted: now of the class aimed at.
 
@@ -48,7 +55,7 @@ class AttackDetails:
     backward_passes: Tensor
     """N."""
     without_gradient: Tensor
-    """N booleans: not fooled, but the gradient was zero in every step that was tried.
+    """N booleans: not fooled, but the gradient was zero or not finite in every step tried.
 
     So the attack had nothing to go by, as where the model rounds: this says nothing of robustness.
     """
@@ -75,8 +82,6 @@ class Victim:
     quantize: bool = False
     success: Callable[[Victim, Tensor, Tensor], Tensor] = field(default=is_lost, kw_only=True)
     """(victim, scores n×K, rows) -> n booleans: when samples are fooled."""
-    begins_anywhere: bool = field(default=False, kw_only=True)
-    """Whether a targeted attack may begin at samples that have the class already."""
     class_scores: ClassScores | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -88,7 +93,11 @@ class Victim:
         self._model_scores = FastScores(self.forward_func)
         is_images = all(x.ndim == 4 for x in self.x)
         layout = torch.channels_last if is_images else torch.contiguous_format
-        self.x = tuple(x.contiguous(memory_format=layout) for x in self.x)
+        self._dtypes = tuple(x.dtype for x in self.x)
+        # At least in float32: steps, balls and gradients are too fine for half precision.
+        self.x = tuple(at_least_float(x).contiguous(memory_format=layout) for x in self.x)
+        self.ball: tuple[Norm, float] = (Linf(), math.inf)
+        """The norm and the radius that no result leaves, nor its rounding to 8 bits."""
         self.everyone = self.seen = torch.arange(n, device=device)
         """N, all rows; and the rows of the last pass."""
         self.label = torch.zeros(n, dtype=torch.long, device=device)
@@ -100,7 +109,15 @@ class Victim:
         self.forward_passes = torch.zeros_like(self.label)
         self.backward_passes = torch.zeros_like(self.label)
         self.saw_gradient = torch.zeros_like(self.already)
-        """N, whether any gradient of the attack was not zero."""
+        """N, whether any gradient of the attack was not zero, nor infinite."""
+        self.units = torch.ones(n, dtype=self.x[0].dtype, device=device)
+        """N, what the loss ``log_odds`` divides scores by; known after the clean pass."""
+        self._scale = torch.full((n,), _FIRST_SCALE, device=device)
+        """N, powers of two that objectives are multiplied by before the backward pass, so that
+        the gradients within a network in half precision neither vanish nor overflow."""
+        self._has_half = torch.float16 in self._dtypes
+        self.donates = False
+        """Whether the model was compiled so that a graph serves one backward pass."""
 
     @property
     def knows_labels(self) -> bool:
@@ -118,7 +135,8 @@ class Victim:
         arguments = self.arguments
         if places is not None:
             arguments = arguments_of(arguments, places, self.n)
-        raw = self._model_scores(inputs, arguments)
+        raw = self._model_scores(self.as_given(inputs), arguments)
+        self._has_half |= isinstance(raw, Tensor) and raw.dtype == torch.float16
         if not self._model_scores.channels_last:
             self.x = tuple(x.contiguous() for x in self.x)
         scores = at_least_float(finite_scores(raw, len(rows)))
@@ -130,6 +148,10 @@ class Victim:
         scores = self.class_scores(scores)
         self._see_clean(scores.detach(), self.class_scores.classes)
         return scores
+
+    def as_given(self, inputs: Tensors) -> Tensors:
+        """The inputs in the dtype of the clean ones."""
+        return tuple(x.to(d) for x, d in zip(inputs, self._dtypes, strict=True))
 
     def places(self, rows: Tensor) -> list[int] | None:
         """The rows as numbers; None for everyone in order."""
@@ -145,27 +167,61 @@ class Victim:
         times: int = 1,
         keep_graph: bool = False,
         places: Tensor | None = None,
+        again: Callable[[], tuple[Tensor, Tensors]] | None = None,
     ) -> Tensors:
         """The gradients of the n objectives with respect to each of the inputs.
 
-        ``places``: where samples ``rows`` stand among the inputs, if these are of more samples.
+        Those that are not finite are zeros.
+
+        Args:
+            objective: n, with their graph.
+            inputs: what they are of.
+            rows: n, the samples.
+            times: how many backward passes of a sample this is.
+            keep_graph: for another backward pass.
+            places: n, where samples ``rows`` stand among the inputs, if these are of more samples.
+            again: objectives and inputs anew, for another try with another scale.
 
         Raises:
-            ValueError: the objective does not depend on the inputs differentiably, or a gradient
-                is not finite.
+            ValueError: the objective does not depend on the inputs differentiably.
         """
-        gradients = gradients_or_zeros(objective, inputs, "forward_func, gradient", keep_graph)
-        if gradients is None:
-            raise no_gradient(self.forward_func, self.x, self.arguments)
-        if places is not None:
-            gradients = take_each(gradients, places)
-        self.backward_passes[rows] += times
-        self.saw_gradient[rows] |= Linf().lengths(gradients) > 0
-        return gradients
+        while True:
+            scale = self._scale[rows].to(objective.dtype)
+            try:
+                kept = keep_graph and not self.donates
+                gradients = gradients_or_zeros(objective, inputs, kept, scale)
+            except RuntimeError as error:
+                if again is None or self.donates or "donated buffer" not in str(error):
+                    raise
+                self.donates = True
+                objective, inputs = again()
+                continue
+            if gradients is None:
+                raise no_gradient(self.forward_func, self.x, self.arguments)
+            if places is not None:
+                gradients = take_each(gradients, places)
+            self.backward_passes[rows] += times
+            lengths = Linf().lengths(gradients)
+            is_finite = lengths.isfinite()
+            tries = torch.where(is_finite, 1.0, 2.0**-6)
+            if self._has_half:
+                tries[lengths == 0] = 2.0**10
+            tried = self._scale[rows] * tries
+            differs = (tries != 1) & (tried >= 2.0**-20) & (tried <= 2.0**30)
+            if again is None or not bool(differs.any()):
+                break
+            self._scale[rows[differs]] = tried[differs]
+            objective, inputs = again()
+        self.saw_gradient[rows] |= is_finite & (lengths > 0)
+        factors = torch.where(is_finite, 1 / scale, 0.0)
+        return tuple(
+            torch.where(per_sample(is_finite, g).bool(), g * per_sample(factors, g), 0.0)
+            for g in gradients
+        )
 
     @property
     def without_gradient(self) -> Tensor:
-        """N booleans: not fooled, and the gradient was zero in every step that was tried."""
+        """N booleans: not fooled, and no step that was tried had a gradient to go by."""
         asked = (self.backward_passes > 0) & ~self.saw_gradient
         return asked & ~self.fooled & ~self.already
 
@@ -173,13 +229,64 @@ class Victim:
         """n booleans: fooled by ``success``."""
         return self.success(self, scores, rows)
 
-    def to_bytes(self, inputs: Tensors) -> Tensors:
-        """The nearest inputs that an 8-bit image of the bounds' range can hold."""
+    def to_bytes(self, inputs: Tensors, rows: Tensor) -> Tensors:
+        """The nearest inputs that an 8-bit image of the bounds' range can hold, within the ball.
+
+        Where that holds none (the clean input is none itself), the one nearest to the clean input.
+        """
         if self.bounds is None:
             return inputs
+        clean = take_each(self.x, rows)
+        nearest = self._levels(inputs, torch.round)
+        if math.isinf(self.ball[1]):
+            return nearest
+        floors, ceils = self._levels(inputs, torch.floor), self._levels(inputs, torch.ceil)
+        ways = zip(inputs, clean, floors, ceils, strict=True)
+        towards = tuple(torch.where(x > c, low, high) for x, c, low, high in ways)
+        rounded = self._levels(clean, torch.round)
+        norm, radius = self.ball
+        radius += 1e-6 * max(radius, self.bounds[1] - self.bounds[0])
+        # An image that is none of 8 bits moves by its own rounding too.
+        kept, least = nearest, minus(rounded, clean)
+        for other in (towards, rounded):
+            outside = norm.outside(minus(kept, clean), radius, least)
+            parts = zip(outside, kept, other, strict=True)
+            kept = tuple(torch.where(is_outside, b, a) for is_outside, a, b in parts)
+        return kept
+
+    def _levels(self, inputs: Tensors, integer: Callable[[Tensor], Tensor]) -> Tensors:
+        assert self.bounds is not None
         low, high = self.bounds
         unit = (high - low) / 255
-        return tuple(((x - low) / unit).round().mul(unit).add(low).clamp(low, high) for x in inputs)
+        levels = []
+        for x in inputs:
+            steps = (x - low) / unit
+            is_level = (steps - steps.round()).abs() < 2e-4  # to the bit as it is
+            moved = (integer(steps) * unit + low).clamp(low, high)
+            levels.append(torch.where(is_level, x, moved))
+        return tuple(levels)
+
+    def to_be_saved(self, results: Tensors) -> Tensors:
+        """Results N×… as their dtype can hold them, without a step out of the ball.
+
+        With ``quantize`` a fooled one stays in it when it is rounded to the nearest 8 bits: values
+        that would leave it are what :meth:`to_bytes` makes of them.
+        """
+        if math.isinf(self.ball[1]):
+            return results
+        if self.quantize:
+            nearest = self._levels(results, torch.round)
+            inside = self.to_bytes(results, self.everyone)
+            results = tuple(
+                torch.where((n == i) | ~per_sample(self.fooled, x).bool(), x, i)
+                for x, n, i in zip(results, nearest, inside, strict=True)
+            )
+        return self.held(results, self.everyone)
+
+    def held(self, inputs: Tensors, rows: Tensor) -> Tensors:
+        """Inputs as the dtype of the clean ones can hold them, rounded towards those."""
+        clean = take_each(self.x, rows)
+        return tuple(map(_towards, inputs, clean, self._dtypes))
 
     def within(self, inputs: Tensors) -> Tensors:
         """Clipped to the bounds."""
@@ -196,17 +303,17 @@ class Victim:
     ) -> Tensors:
         """Clean inputs changed by what the mask, the ball and the bounds leave of ``change``."""
         change = norm.project(self.masked(change, rows), epsilon)
-        return self.within(plus(clean, change))
+        return self.held(self.within(plus(clean, change)), rows)
 
     def details(self, results: Tensors) -> AttackDetails:
         """What became of the samples; the passes that only this needs are not counted."""
         forward = self.forward_passes.clone()
         if not self.knows_labels:
             self.scores(self.x, self.everyone)
-        final = self.to_bytes(results) if self.quantize else results
+        results = tuple(map(at_least_float, results))
+        final = self.to_bytes(results, self.everyone) if self.quantize else results
         scores = self.scores(final, self.everyone)
-        before, after = (tuple(map(at_least_float, each)) for each in (self.x, results))
-        changes = [c.reshape(self.n, -1) for c in minus(after, before)]
+        changes = [c.reshape(self.n, -1) for c in minus(results, self.x)]
         linf, l2 = sizes_of(torch.cat(changes, dim=1))
         fooled = self.succeeds(scores, self.everyone) & ~self.already
         return AttackDetails(
@@ -224,14 +331,8 @@ class Victim:
     def _see_clean(self, scores: Tensor, classes: Tensor | None) -> None:
         predicted = scores.argmax(dim=1)
         self.label = predicted if classes is None else classes.long().expand(self.n)
-        if not self.targeted or self.begins_anywhere:
-            self.already = self.succeeds(scores, self.everyone)
-        elif (reached := predicted == self.label).any():
-            sample = int(reached.nonzero()[0])
-            raise ValueError(
-                f"target: the model gives sample {sample} the class {int(self.label[sample])} "
-                "already; a targeted attack needs another one"
-            )
+        self.already = self.succeeds(scores, self.everyone)
+        self.units = units_of(scores)
 
 
 class Point:
@@ -239,11 +340,15 @@ class Point:
 
     def __init__(self, victim: Victim, x: Tensors, rows: Tensor, graph: bool) -> None:
         self.victim = victim
-        with torch.set_grad_enabled(graph):
-            self._leaves = tuple(t.detach().requires_grad_(graph) for t in x)
-            self._scores = victim.scores(self._leaves, rows)
         self._all_rows = rows
         self._places = torch.arange(len(rows), device=rows.device)
+        self._look(x, graph)
+
+    def _look(self, x: Tensors, graph: bool = True) -> None:
+        self._is_used = False
+        with torch.set_grad_enabled(graph):
+            self._leaves = tuple(t.detach().requires_grad_(graph) for t in x)
+            self._scores = self.victim.scores(self._leaves, self._all_rows)
 
     @property
     def rows(self) -> Tensor:
@@ -275,30 +380,50 @@ class Point:
 
         These are zero where the mask is.
         """
-        with torch.enable_grad():
-            values = objective(take(self._scores, self._places))
-        gradients = self.victim.gradients(
-            values, self._leaves, self.rows, keep_graph=True, places=self._places
+
+        def evaluated() -> tuple[Tensor, Tensors]:
+            with torch.enable_grad():
+                return objective(take(self._scores, self._places)).reshape(-1), self._leaves
+
+        def again() -> tuple[Tensor, Tensors]:
+            self._look(self._leaves)
+            return evaluated()
+
+        victim = self.victim
+        values, leaves = again() if self._is_used and victim.donates else evaluated()
+        self._is_used = True
+        gradients = victim.gradients(
+            values, leaves, self.rows, keep_graph=True, places=self._places, again=again
         )
-        return values.detach(), self.victim.masked(gradients, self.rows)
+        return values.detach(), victim.masked(gradients, self.rows)
 
 
 def gradients_or_zeros(
-    objective: Tensor, inputs: Tensors, where: str, keep_graph: bool = False
+    objective: Tensor,
+    inputs: Tensors,
+    keep_graph: bool = False,
+    scale: Tensor | None = None,
 ) -> Tensors | None:
-    """The gradients of n objectives, zeros for what they do not depend on; None: on no input."""
+    """The gradients of n objectives, times a scale of each; zeros for what they do not depend on.
+
+    None: they depend on no input.
+    """
     if not objective.requires_grad:
         return None
-    ones = torch.ones_like(objective)
+    ones = torch.ones_like(objective) if scale is None else scale
     some = torch.autograd.grad(objective, inputs, ones, retain_graph=keep_graph, allow_unused=True)
     if all(g is None for g in some):
         return None
-    gradients = tuple(
-        torch.zeros_like(x) if g is None else g for g, x in zip(some, inputs, strict=True)
-    )
-    for g in gradients:
-        check_finite(g, where)
-    return gradients
+    return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(some, inputs, strict=True))
+
+
+def _towards(x: Tensor, clean: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as ``dtype`` can hold it, rounded towards clean values, which that can hold."""
+    if x.dtype == dtype:
+        return x
+    y = x.to(dtype)
+    beyond = (y.to(x.dtype) - clean).abs() > (x - clean).abs()
+    return torch.where(beyond, torch.nextafter(y, clean.to(dtype)), y).to(x.dtype)
 
 
 def no_gradient(
@@ -323,11 +448,6 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
 def take_each(inputs: Tensors, rows: Tensor) -> Tensors:
     """The given rows of each tensor."""
     return tuple(take(x, rows) for x in inputs)
-
-
-def others_of(scores: Tensor, label: Tensor) -> Tensor:
-    """Scores n×K, that of the label -infinity."""
-    return scores.scatter(1, label[:, None], -torch.inf)
 
 
 def leads_of(scores: Tensor, label: Tensor) -> Tensor:

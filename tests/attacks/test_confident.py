@@ -7,12 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_robust.attacks import FGSM, PGD, LeastLikelyClass, cross_entropy
-from captum_robust.attacks.attack import log_cross_entropy
+from captum_robust.attacks import (
+    FGSM,
+    PGD,
+    EnsembleTransfer,
+    GradientStep,
+    LeastLikelyClass,
+    cross_entropy,
+    most_likely_class_map,
+)
+from captum_robust.attacks.losses import LOSSES, log_cross_entropy, units_of
 from captum_robust.attacks.norms import NORMS
 from captum_robust.training.adversarial import InnerAttack
 
-FACTORS = (1.0, 10.0, 100.0, 1e3)
+FACTORS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
+
+
+def ensemble(model, epsilon):
+    return EnsembleTransfer([model, model], epsilon, early_stop=True)
 
 
 def line(factor):
@@ -122,3 +134,107 @@ def test_samples_without_any_gradient_are_counted_and_said():
         _, details = PGD(Rounding(), 0.02).perturb(x, [0, 0, 0], return_details=True)
     assert details.without_gradient.tolist() == [True, False, False]
     assert details.fooled.tolist() == [False, False, True]
+
+
+class Averaged(nn.Module):
+    """Scores of the mean over 224×224 positions: half of the gradient of one is below 6e-8."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.conv(x).tanh().mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sees_the_gradients_that_float32_does(dtype):
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)).to(dtype)
+    options = {"early_stop": False, "keep_best": False, "quantize": False}
+    moved = FGSM(Averaged().to(dtype), 2 / 255, early_stop=False, quantize=False).perturb(x)
+    precise = FGSM(Averaged(), 2 / 255, early_stop=False, quantize=False).perturb(x.float())
+    same = (moved - x).sign() == (precise - x.float()).sign()
+    assert same.float().mean() > 0.97  # not a pixel before, in float16
+    cast = Averaged().to(dtype)
+    inside = PGD(lambda z: cast(z.to(dtype)).float(), 2 / 255, **options).perturb(x.float())
+    assert (inside != x.float()).float().mean() > 0.9
+
+
+def test_gradients_that_overflow_are_taken_again():
+    """A network in half precision whose gradient is 3,000 overflows at the usual scale."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).half()
+    model[0].weight.data = torch.tensor([[100.0, -100.0], [0.0, 0.0]]).half()
+    model[1].weight.data = torch.tensor([[30.0, 0.0], [0.0, 0.0]]).half()
+    attack = FGSM(model, 0.2, loss="margin")
+    result, details = attack.perturb(POINT.half(), 0, return_details=True)
+    assert details.fooled.all()
+    assert details.backward_passes.tolist() == [2]
+    assert not details.without_gradient.any()
+
+
+def test_the_gradient_itself_is_scaled_back():
+    step = GradientStep(line(1.0).half(), 0.5, loss="margin", bounds=None)
+    torch.testing.assert_close(
+        step.perturb(POINT.half(), 0), torch.tensor([[0.1, 0.9]]).half(), rtol=0, atol=3e-4
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_no_half_precision_leaves_the_ball(dtype, norm):
+    x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).to(dtype)
+    epsilon = 4 / 255 if norm == "Linf" else 0.1
+    for attack in (PGD(head, epsilon, norm=norm), PGD(head, epsilon, norm=norm, random_start=True)):
+        change = (attack.perturb(x).double() - x.double()).flatten(1)
+        length = change.abs().amax() if norm == "Linf" else change.norm(dim=1).amax()
+        assert epsilon / 2 < length <= epsilon * (1 + 1e-6)
+
+
+def test_gradients_that_are_not_finite_are_counted():
+    def root(x):  # an infinite slope at 0.25
+        return torch.cat([torch.zeros_like(x), (x - 0.25).clamp(min=0).sqrt() - 1], dim=1)
+
+    x = torch.tensor([[0.25], [0.75]])
+    with pytest.warns(UserWarning, match="of 1 of 2 samples was zero in every step, or not finite"):
+        result, details = PGD(root, 0.1).perturb(x, 0, return_details=True)
+    assert details.without_gradient.tolist() == [True, False]
+    assert torch.equal(result[:1], x[:1])
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e-2, 0.1, 10.0, 1e3])
+@pytest.mark.parametrize("make", [FGSM, PGD, ensemble, LeastLikelyClass])
+def test_no_factor_of_the_logits_changes_an_image(trained, make, factor):
+    net, x, y = trained
+    scaled = copy.deepcopy(net)
+    scaled[2].weight.data *= factor
+    scaled[2].bias.data *= factor
+    moved, expected = (make(m, 8 / 255).perturb(x, y) for m in (scaled, net))
+    assert ((moved - expected).abs().amax(dim=1) < 1e-4).float().mean() > 0.97
+
+
+def test_the_named_losses_by_hand():
+    scores = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, -1.0]])
+    classes = torch.tensor([0, 0])
+    assert LOSSES["margin"](scores, classes).tolist() == [-2.0, 2.0]
+    torch.testing.assert_close(LOSSES["dlr"](scores, classes), torch.tensor([-2 / 3, 1.0]))
+    odds = torch.tensor([[1.0, 0.0, -1.0], [2.0, 1.0, -1.0]]).logsumexp(dim=1)
+    torch.testing.assert_close(LOSSES["log_odds"](scores, classes), odds - scores[:, 0])
+    # The deviation of 3, 1, 0, -1 over the classes is the root of 8.75 / 4.
+    torch.testing.assert_close(units_of(scores[:1]), torch.tensor([(8.75 / 4) ** 0.5 / 10]))
+
+
+def test_a_loss_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match=r"loss: expected one of .*; did you mean 'margin'"):
+        PGD(line(1.0), loss="margn")
+    with pytest.raises(ValueError, match="loss: 'dlr' needs scores of three classes or more"):
+        PGD(line(1.0), loss="dlr").perturb(POINT, 0)
+
+
+def test_the_map_of_a_class_that_is_sure_is_not_empty():
+    found = most_likely_class_map(line(1e4), POINT)  # a margin of 2,000
+    assert found.sign.tolist() == [[1.0, -1.0]]
+    assert (found.magnitude > 0).all()

@@ -503,9 +503,17 @@ def test_a_target_out_of_range_is_named(case: Case, net: PixelNet, x: Tensor, ta
 
 
 @aimed
-def test_aiming_at_the_class_it_has_is_an_error(case: Case, net: PixelNet, x: Tensor) -> None:
-    with pytest.raises(ValueError, match="target: the model gives sample 0 the class"):
-        case.make(net).perturb(x, predicted(net, x), epsilon=case.epsilon, targeted=True)
+def test_what_has_the_class_aimed_at_stays_as_it_is(case: Case, net: PixelNet, x: Tensor) -> None:
+    aims = predicted(net, x)
+    aims[1] = (aims[1] + 1) % 6
+    options: dict[str, Any] = {"epsilon": case.epsilon, "targeted": True, "return_details": True}
+    result, details = case.make(net).perturb(x, aims, **options)
+    assert details.already.tolist() == [True, False, True]
+    assert details.fooled.tolist()[::2] == [False, False]
+    if case.early_stop:
+        assert torch.equal(result[::2], x[::2])
+    alone, _ = case.make(net).perturb(x[1:2], aims[1:2], **options)
+    torch.testing.assert_close(result[1:2], alone, atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="target: a targeted attack needs"):
         case.make(net).perturb(x, epsilon=case.epsilon, targeted=True)
 

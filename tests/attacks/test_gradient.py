@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import captum.robust
 import foolbox
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from captum_robust.attacks import (
     FGSM,
     PGD,
+    DeepFool,
     GradientStep,
     LeastLikelyClass,
     most_likely_class_map,
@@ -62,7 +64,7 @@ def plain(
 ) -> PGD:
     """PGD without what the others lack: every sample takes every step, the last one counts."""
     return PGD(
-        model, epsilon, steps, epsilon / 4, norm=norm,
+        model, epsilon, steps, epsilon / 4, norm=norm, loss="cross_entropy",
         early_stop=False, keep_best=False, quantize=False, **options,  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -122,7 +124,7 @@ def test_the_iterate_is_that_of_adv_lib(
 
 def test_one_step_is_that_of_foolbox_and_of_captum(smooth: Smooth, images: Tensor) -> None:
     label = smooth(images).argmax(dim=1)
-    found = FGSM(smooth, 0.05, quantize=False).perturb(images, label)
+    found = FGSM(smooth, 0.05, loss="cross_entropy", quantize=False).perturb(images, label)
     of_foolbox = foolbox.attacks.LinfFastGradientAttack().run(
         foolbox.PyTorchModel(smooth, bounds=(0, 1)), images, label, epsilon=0.05
     )
@@ -326,7 +328,7 @@ def test_fooled_means_fooled_as_an_8_bit_image() -> None:
 
     x = torch.tensor([[128 / 255]])  # .50196
     # Down to .49996, which is saved as 127 and fools; .5002 is saved as 128 and does not.
-    at_once, details = PGD(scores, 0.6 / 255, 2, 0.6 / 255).perturb(x, 0, return_details=True)
+    at_once, details = PGD(scores, 1 / 255, 2, 0.6 / 255).perturb(x, 0, return_details=True)
     assert details.fooled.item()
     torch.testing.assert_close(at_once, x - 0.6 / 255)
     _, details = PGD(scores, 0.45 / 255, 2, 0.45 / 255).perturb(x, 0, return_details=True)
@@ -339,6 +341,40 @@ def test_fooled_means_fooled_as_an_8_bit_image() -> None:
         attack = PGD(just_below, 0.45 / 255, 1, 0.45 / 255, quantize=quantize)
         _, details = attack.perturb(x, 0, return_details=True)
         assert bool(details.fooled) is expected
+
+
+@pytest.mark.parametrize("attack", [PGD, DeepFool])
+def test_rounding_to_8_bits_stays_in_the_ball(attack: Any) -> None:
+    """A pixel of 76.6 levels is 1.4 from level 78, so with a radius of 1 none above 77 counts."""
+    x = torch.tensor([[76.6 / 255]])
+    for boundary, reached in ((77.8, False), (77.4, False), (76.9, True)):
+
+        def scores(x: Tensor, at: float = boundary) -> Tensor:
+            return torch.cat([torch.full_like(x, at / 255), x], dim=1)
+
+        made = attack(scores, epsilon=1 / 255, norm="Linf", quantize=True)
+        result, details = made.perturb(x, 0, return_details=True)
+        assert details.fooled.item() is reached
+        if reached:
+            assert (255 * result).round().item() == 77
+
+
+def test_rounding_an_image_stays_in_the_euclidean_ball() -> None:
+    """Each of 100 pixels just past the half of a level: to the nearest the length would double."""
+
+    def scores(x: Tensor) -> Tensor:
+        total = x.sum(dim=1, keepdim=True)
+        return torch.cat([torch.full_like(total, (10_000 + 55) / 255), total], dim=1)
+
+    x = torch.full((1, 100), 100 / 255)
+    attack = PGD(scores, epsilon=6 / 255, norm="L2")  # ten times .6 of a level
+    _, details = attack.perturb(x, 0, return_details=True)
+    assert not details.fooled.item()  # before, as an image that is 10 levels away
+    assert PGD(scores, 10 / 255, norm="L2").perturb(x, 0, return_details=True)[1].fooled.item()
+    # Where the clean image is none of 8 bits itself, its own rounding comes on top.
+    between = torch.full((1, 100), 100.3 / 255)
+    _, details = PGD(scores, 6 / 255, norm="L2").perturb(between, 0, return_details=True)
+    assert details.fooled.item()
 
 
 def test_restarts_find_what_one_start_misses() -> None:
@@ -399,10 +435,9 @@ def test_the_map_of_the_most_likely_class_by_hand() -> None:
     model = linear([2.0, -1.0, 0.0], [0.0, 0.0, 0.0])
     x = torch.tensor([[0.5, 0.0, 0.3]])  # scores (1, 0)
     found = most_likely_class_map(model, x)
-    p = torch.tensor(1.0).sigmoid()
     assert found.classes.tolist() == [0]
     assert found.sign.tolist() == [[1.0, -1.0, 0.0]]
-    torch.testing.assert_close(found.magnitude, (1 - p) * torch.tensor([[2.0, 1.0, 0.0]]))
+    torch.testing.assert_close(found.magnitude, torch.tensor([[2.0, 1.0, 0.0]]))
     of_other = most_likely_class_map(model, x, target=1)
     assert of_other.sign.tolist() == [[-1.0, 1.0, 0.0]]
 

@@ -92,7 +92,8 @@ def test_the_loss_is_the_mean_of_the_models_cross_entropies(x: Tensor) -> None:
     mean = torch.stack([F.cross_entropy(m(leaf), y, reduction="sum") for m in models]).mean()
     (gradient,) = torch.autograd.grad(mean, leaf)
     expected = (x + 0.05 * gradient.sign()).clamp(0, 1)
-    attack = EnsembleTransfer(models, epsilon=0.05, steps=1, step_size=0.05, keep_best=False)
+    options = {"steps": 1, "step_size": 0.05, "keep_best": False, "loss": "cross_entropy"}
+    attack = EnsembleTransfer(models, epsilon=0.05, **options)
     torch.testing.assert_close(attack.perturb(x, y), expected)
     aimed = attack.perturb(x, y, targeted=True)
     torch.testing.assert_close(aimed, (x - 0.05 * gradient.sign()).clamp(0, 1))
