@@ -169,7 +169,7 @@ def test_gradients_that_overflow_are_taken_again():
     model[0].weight.data = torch.tensor([[100.0, -100.0], [0.0, 0.0]]).half()
     model[1].weight.data = torch.tensor([[30.0, 0.0], [0.0, 0.0]]).half()
     attack = FGSM(model, 0.2, loss="margin")
-    result, details = attack.perturb(POINT.half(), 0, return_details=True)
+    _, details = attack.perturb(POINT.half(), 0, return_details=True)
     assert details.fooled.all()
     assert details.backward_passes.tolist() == [2]
     assert not details.without_gradient.any()

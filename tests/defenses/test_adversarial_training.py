@@ -64,7 +64,13 @@ def test_from_the_image_itself_it_takes_the_steps_of_pgd() -> None:
     network = trained_a_little()
     found = InnerAttack(8 / 255, steps=5, random_start=False)(network, x, y, seed=0)
     expected = PGD(
-        network.eval(), 8 / 255, 5, early_stop=False, keep_best=False, quantize=False
+        network.eval(),
+        8 / 255,
+        5,
+        loss="cross_entropy",
+        early_stop=False,
+        keep_best=False,
+        quantize=False,
     ).perturb(x, y)
     torch.testing.assert_close(found, expected)
 
@@ -73,7 +79,8 @@ def test_one_step_of_epsilon_from_the_image_is_the_fast_gradient_sign_method() -
     x, y = images()
     network = trained_a_little()
     found = InnerAttack(8 / 255, 1, 8 / 255, random_start=False)(network, x, y, seed=0)
-    torch.testing.assert_close(found, FGSM(network.eval(), 8 / 255, early_stop=False).perturb(x, y))
+    step = FGSM(network.eval(), 8 / 255, loss="cross_entropy", early_stop=False)
+    torch.testing.assert_close(found, step.perturb(x, y))
 
 
 class Viewing(nn.Module):
@@ -91,9 +98,9 @@ def test_a_network_that_views_its_features_is_attacked_alike() -> None:
     x, y = images()
     network = Viewing()
     found = InnerAttack(8 / 255, steps=3, random_start=False)(network, x, y, seed=0)
-    expected = PGD(network, 8 / 255, 3, early_stop=False, keep_best=False, quantize=False).perturb(
-        x, y
-    )
+    expected = PGD(
+        network, 8 / 255, 3, loss="cross_entropy", early_stop=False, keep_best=False, quantize=False
+    ).perturb(x, y)
     torch.testing.assert_close(found, expected)
     MadryLoss()(network, (x, y), 0).backward()
 
@@ -185,7 +192,7 @@ def test_the_ensembles_loss_is_half_of_clean_and_half_of_attacked_images() -> No
     for seed in range(12):
         source = loss.source(network, seed)
         drawn.add(id(source))
-        attacked = FGSM(source, 8 / 255, early_stop=False).perturb(x, y)
+        attacked = FGSM(source, 8 / 255, loss="cross_entropy", early_stop=False).perturb(x, y)
         expected = (F.cross_entropy(network(x), y) + F.cross_entropy(network(attacked), y)) / 2
         torch.testing.assert_close(loss(network, (x, y), seed), expected)
     assert len(drawn) == 2
