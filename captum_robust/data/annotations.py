@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -14,6 +15,10 @@ from captum_robust.data.sample import DataError
 TOLERANCE = 1.0
 """Pixels that a box may reach beyond its image; it is then clipped."""
 
+_FLAGS = dict.fromkeys(("", "0", "0.0", "false", "no"), False) | dict.fromkeys(
+    ("1", "1.0", "true", "yes"), True
+)
+
 Box = tuple[float, float, float, float]
 
 
@@ -24,6 +29,30 @@ def parse_box(values: Sequence[str | None], where: str) -> Box:
     except ValueError:
         raise DataError(f"{where}: expected four numbers for a box, got {list(values)}") from None
     return x0, y0, x1, y1
+
+
+def parse_side(value: object, where: str) -> int:
+    """A number of pixels, written as a number or as text; 0 for nothing."""
+    written = 0 if value is None or value == "" else value
+    try:
+        return int(float(written))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        got = reprlib.repr(value)
+        raise DataError(f"{where}: expected a number of pixels, got {got}") from None
+
+
+def parse_flag(value: object) -> bool | None:
+    """Whether a mark is set, written as 0 or 1, true or false, yes or no; None: as something else.
+
+    A mark that is missing is not set.
+
+    >>> parse_flag("1.0"), parse_flag("False"), parse_flag(None), parse_flag(2)
+    (True, False, False, None)
+    """
+    if value is None:
+        return False
+    is_plain = isinstance(value, (str, int, float))
+    return _FLAGS.get(str(value).strip().casefold()) if is_plain else None
 
 
 def checked_boxes(boxes: Iterable[tuple[Box, str]], size: tuple[int, int]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import ClassVar, TypeVar
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captum_robust._checks import check
+from captum_robust._checks import check, valid_unicode
 from captum_robust.data.annotations import Box, checked_boxes
 from captum_robust.data.sample import DataError, Sample
 
@@ -100,4 +100,4 @@ def place_of(images: Mapping[str, Place], id: str, annotation: object) -> Place:
 
 def entry_id(image: str, category: str) -> str:
     """The id of a sample that is one category of an image, or all of it where that is empty."""
-    return f"{image}#{category}" if category else image
+    return valid_unicode(f"{image}#{category}" if category else image)
