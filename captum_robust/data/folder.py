@@ -140,10 +140,13 @@ class ImageFolder(AnnotatedImages):
         for row in labelled:
             two = f"label {row.label!r} for {id}, but {label!r} on an earlier line"
             check(row.label == label, f"{row.where}: {two}", DataError)
-        index = self._find_class(label)
+        try:
+            index = self._find_class(label)
+        except ValueError as error:
+            raise DataError(f"{labelled[0].where}: label: {error}") from None
         if index is None:
-            error = unknown_name("label", label, self._find_class.names)
-            raise DataError(f"{labelled[0].where}: {error}")
+            unknown = unknown_name("label", label, self._find_class.names)
+            raise DataError(f"{labelled[0].where}: {unknown}")
         return index
 
 
