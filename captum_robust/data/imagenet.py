@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice
+from captum_robust._checks import check, check_choice, valid_unicode
 from captum_robust.data.annotations import check_size, parse_box
 from captum_robust.data.classes import class_of, imagenet_names, imagenet_table, imagenet_wnids
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
@@ -59,7 +59,8 @@ class ImageNet(AnnotatedImages):
         has_boxes = annotations.is_dir() or self._csv_path.is_file()
         other = f"nor {self._csv_path.name} in {self.root}; expected one of them for the boxes"
         check(has_boxes, f"{annotations}: no such folder, {other}", FileNotFoundError)
-        self._xml = {path.stem: path for path in sorted(annotations.rglob("*.xml"))}
+        xml = sorted(annotations.rglob("*.xml"))
+        self._xml = {valid_unicode(path.stem): path for path in xml}
         self._csv = _read_solution(self._csv_path) if self._csv_path.is_file() else {}
         self._read_classes()
         self.ids = listed_ids(self._images, [*self._xml, *self._csv], skip_missing)

@@ -174,3 +174,12 @@ def test_the_real_validation_images_all_load(real_data):
     # Read by hand in LOC_val_solution.csv: n02165105 38 53 190 202.
     assert first.boxes.tolist() == [[38, 53, 190, 202]]
     assert first.label == imagenet_wnids()["n02165105"]
+
+
+def test_names_that_are_no_utf_8_are_read(root):
+    images = root / "ILSVRC/Data/CLS-LOC/val"
+    (images / "val_1.JPEG").rename(images / "caf\udce9.JPEG")
+    (root / XMLS / "val_1.xml").rename(root / XMLS / "caf\udce9.xml")
+    dataset = ImageNet(root, skip_missing=True)
+    assert dataset.ids[0] == r"caf\xe9"
+    assert dataset[0].boxes.tolist() == [[4, 6, 20, 30], [0, 0, 40, 10]]

@@ -186,3 +186,13 @@ def test_the_real_archive_has_its_counts_and_first_box(real_data):
     train = load_dataset("tiny-imagenet", path, split="train", labels="wnids")
     assert len(train) == 25_000
     assert {train[index].label for index in range(0, 25_000, 50)} == set(range(100))
+
+
+@pytest.mark.parametrize("name", [None, "tiny.tar", "tiny.tar.gz"])
+def test_names_that_are_no_utf_8_are_read(folder, pack, name):
+    (folder / "val/images/val_0.JPEG").rename(folder / "val/images/caf\udce9.JPEG")
+    annotations = folder / "val/val_annotations.txt"
+    annotations.write_bytes(annotations.read_bytes().replace(b"val_0", b"caf\xe9"))
+    dataset = TinyImageNet(folder if name is None else pack(name))
+    assert dataset.ids == ["val_1", "val_2", r"caf\xe9"]
+    assert dataset[2].boxes.tolist() == [[0, 10, 64, 21]]

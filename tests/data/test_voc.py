@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from captum_robust.data import DataError, load_dataset
@@ -160,3 +162,27 @@ def test_deep_xml_is_the_error_of_its_own_sample(root, write):
     with pytest.raises(DataError, match=r"000001\.xml:2: more than 64 levels"):
         dataset[0]
     assert len(dataset[1].boxes) == 1
+
+
+@pytest.mark.parametrize("split", ["val", None])
+def test_names_that_are_no_utf_8_are_read(root, voc_xml, split):
+    listing = root / "ImageSets/Main/val.txt"
+    listing.write_bytes(b"caf\xe9\n" + listing.read_bytes())
+    (root / "JPEGImages/000003.jpg").rename(root / "JPEGImages/caf\udce9.jpg")
+    (root / "Annotations/000003.xml").rename(root / "Annotations/caf\udce9.xml")
+    samples = {sample.id: sample for sample in PascalVOC(root, split)}
+    assert set(samples) == {r"caf\xe9#dog", "000001#dog", "000002#cat"}
+    assert samples[r"caf\xe9#dog"].boxes.tolist() == [[1, 1, 9, 9]]
+
+
+def test_what_is_no_regular_file_is_the_error_of_its_own_sample(root):
+    (root / "Annotations/000001.xml").unlink()
+    os.mkfifo(root / "Annotations/000001.xml")
+    dataset = PascalVOC(root)
+    with pytest.raises(DataError, match=r"000001\.xml: a pipe or a device"):
+        dataset[0]
+    assert len(dataset[1].boxes) == 1
+    (root / "Annotations/000001.xml").unlink()
+    (root / "Annotations/000001.xml").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"000001\.xml: a pipe or a device"):
+        PascalVOC(root)[0]
