@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from captum_robust.data.dataset import AnnotatedImages, Truth, entry_id
 from captum_robust.data.files import existing, read_text
 from captum_robust.data.images import load_image
 from captum_robust.data.sample import DataError
+
+_DEEPEST = 64
+"""Levels of JSON, of which COCO has five."""
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\Z)|[\[\]{}]', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -171,12 +176,16 @@ def _image_folder(given: str | Path | None, beside: Path, split: str) -> Path:
 
 def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The three lists of an instances file, each made of objects with what an index needs."""
+    # Bytes that aren't UTF-8 stay in the names, which are those of the files.
+    text = read_text(path, "surrogateescape")
     try:
-        # Bytes that aren't UTF-8 stay in the names, which are those of the files.
-        content = json.loads(read_text(path, "surrogateescape"))
+        try:
+            content = json.loads(text)
+        except RecursionError:
+            content = json.loads(_shallow(text))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:  # a number of thousands of digits
         raise ValueError(f"{path}: cannot be read as JSON: {error}") from None
     needed = {"images": ("id",), "annotations": (), "categories": ("id", "name")}
     for key, fields in needed.items():
@@ -186,6 +195,23 @@ def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
         whole = all(isinstance(each, dict) and set(fields) <= each.keys() for each in items)
         check(whole, f"{path}: expected every item of {key!r} to be an object with {fields}")
     return content  # type: ignore[no-any-return]
+
+
+def _shallow(text: str) -> str:
+    """JSON with a word for what is nested deeper than Python can read: one odd item's error."""
+    depth = start = 0
+    kept = []
+    for token in _JSON_TOKEN.finditer(text):
+        if token[0] in ("[", "{"):
+            depth += 1
+            if depth == _DEEPEST:
+                kept.append(text[start : token.start()] + '"nested too deep"')
+                start = len(text)
+        elif token[0] in ("]", "}"):
+            if depth == _DEEPEST:
+                start = token.end()
+            depth -= 1
+    return "".join([*kept, text[start:]])
 
 
 def _key(value: Any) -> Any:

@@ -314,6 +314,26 @@ def test_an_odd_annotation_leaves_the_other_samples(root, content, key, odd):
     assert usable == 3
 
 
+@pytest.mark.parametrize("depth", [70, 900, 10**5])
+def test_a_deep_annotation_is_the_error_of_its_sample(root, content, depth):
+    content["annotations"][3]["segmentation"] = "DEEP"
+    content["annotations"][0]["note"] = 'brackets [[[ and \\" {{{ in text'
+    save(root, content)
+    path = root / "annotations/instances_val2017.json"
+    path.write_text(path.read_text().replace('"DEEP"', "[" * depth + "]" * depth))
+    dataset = Coco(root)
+    with pytest.raises(DataError, match="segmentation of annotation 13"):
+        dataset[2]
+    assert [len(dataset[i].boxes) for i in (0, 1, 3)] == [2, 1, 0]
+
+
+def test_deep_json_that_never_ends_is_refused_at_once(root, write):
+    for text in ("[" * 10**6, '{"images": ' + '\\"[' * 10**6):
+        write(root / "annotations/instances_val2017.json", text)
+        with pytest.raises(ValueError, match=r"json"):
+            Coco(root)
+
+
 def test_an_image_listed_twice_is_refused_because_ids_must_be_unique(root, content):
     content["images"].append({"id": 4, "file_name": "3.png"})
     save(root, content)
