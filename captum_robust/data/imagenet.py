@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, valid_unicode
-from captum_robust.data.annotations import check_size, parse_box
+from captum_robust.data.annotations import check_size, parse_box, table_rows
 from captum_robust.data.classes import class_of, imagenet_names, imagenet_table, imagenet_wnids
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
 from captum_robust.data.files import existing, read_text, stem_of
@@ -97,14 +96,11 @@ class ImageNet(AnnotatedImages):
 
 def _read_solution(path: Path) -> dict[str, tuple[int, str]]:
     """Image → (line, "wnid x0 y0 x1 y1 wnid …"); the boxes are parsed when they are asked for."""
-    reader = csv.reader(read_text(path).splitlines())
-    header = next(reader, [])[:2]
+    (_, header), *rows = table_rows(read_text(path).splitlines() or [""])
+    header = header[:2]
     fits = header == ["ImageId", "PredictionString"]
     check(fits, f"{path}:1: expected the header ImageId,PredictionString, got {header}")
-    try:
-        return {row[0]: (reader.line_num, row[1] if len(row) > 1 else "") for row in reader if row}
-    except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: {error}") from None
+    return {row[0]: (number, row[1] if len(row) > 1 else "") for number, row in rows if row}
 
 
 def _parse_solution(text: str, where: str) -> list[AnnotatedObject]:
