@@ -28,7 +28,10 @@ _MARKS = {
     **{b"<\0": "utf-16-le", b"\0<": "utf-16-be"},
 }
 """How a file begins whose encoding needs no declaration."""
-_LARGER = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-kr": "cp949"}
+_LARGER = {
+    **{"gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs"},
+    **{"shift_jis": "cp932", "euc_kr": "cp949"},
+}
 """What files really are in that declare an encoding, as browsers read them."""
 
 
@@ -105,8 +108,9 @@ def _decoded(data: bytes, name: str) -> str:
     if not encoding:
         declared = _DECLARATION.match(data)
         encoding = declared[1].decode().casefold() if declared else "utf-8"
-        encoding = _LARGER.get(encoding, encoding)
         try:
+            own = codecs.lookup(encoding).name
+            encoding = _LARGER.get(own, own)
             holds_ascii = _ASCII.decode(encoding) == _ASCII.decode()
         except (LookupError, ValueError):
             holds_ascii = False

@@ -94,6 +94,7 @@ def one_cat(name, encoding, declared, voc_xml):
     [
         *(("猫", "gb2312", "GB2312"), ("猫", "gbk", "gbk"), ("㐀", "gb18030", "gb18030")),
         *(("镕", "gbk", "gb2312"), ("貓", "big5", "Big5"), ("①猫", "cp932", "Shift_JIS")),
+        *(("裏", "cp950", "big5"), ("똠", "cp949", "ks_c_5601-1987"), ("①", "cp932", "sjis")),
         *(("고양이", "euc-kr", "EUC-KR"), ("猫", "euc-jp", "euc-jp"), ("кот", "koi8-r", "KOI8-R")),
         *(
             ("çat", "latin-1", "ISO-8859-1"),
