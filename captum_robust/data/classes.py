@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -99,6 +99,13 @@ def category_labels(
     """
     find, given = ClassIndex(class_names or ()), dict(category_to_class or {})
     return {name: find(name) for name in categories if name not in given} | given
+
+
+def numbered(wnids: Sequence[str], where: str) -> dict[str, int]:
+    """The index of each WordNet id; ``ValueError`` where one comes twice and shifts the others."""
+    twice = next((wnid for wnid, n in Counter(wnids).items() if n > 1), None)
+    check(twice is None, f"{where}: names {twice!r} more than once")
+    return {wnid: index for index, wnid in enumerate(wnids)}
 
 
 def class_of(wnid: str | None, classes: Mapping[str, int], where: str) -> int | None:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from captum_robust._checks import check, valid_unicode
 from captum_robust.data.annotations import Box, checked_boxes
+from captum_robust.data.files import stem_of
 from captum_robust.data.sample import DataError, Sample
 
 Place = TypeVar("Place")
@@ -96,6 +97,19 @@ def place_of(images: Mapping[str, Place], id: str, annotation: object) -> Place:
     """Where the image is; :class:`DataError` that names its annotation if there is no image."""
     check(id in images, f"{annotation}: annotates {id}, but there is no such image", DataError)
     return images[id]
+
+
+def by_stem(images: Mapping[str, Place], root: Path) -> dict[str, Place]:
+    """The images by their names without folders and suffix, as annotations name them.
+
+    Raises:
+        ValueError: two of them share one, so that either could be meant.
+    """
+    names: dict[str, str] = {}
+    for name in images:
+        other = names.setdefault(stem_of(name), name)
+        check(other == name, f"{root}: {other} and {name} are one image to the annotations")
+    return {stem: images[name] for stem, name in names.items()}
 
 
 def entry_id(image: str, category: str) -> str:

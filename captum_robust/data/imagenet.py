@@ -8,8 +8,14 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_choice, valid_unicode
 from captum_robust.data.annotations import check_size, parse_box, table_rows
-from captum_robust.data.classes import class_of, imagenet_names, imagenet_table, imagenet_wnids
-from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
+from captum_robust.data.classes import (
+    class_of,
+    imagenet_names,
+    imagenet_table,
+    imagenet_wnids,
+    numbered,
+)
+from captum_robust.data.dataset import AnnotatedImages, Truth, by_stem, listed_ids, place_of
 from captum_robust.data.files import existing, read_text, stem_of
 from captum_robust.data.images import load_image, some_images
 from captum_robust.data.sample import DataError
@@ -50,7 +56,7 @@ class ImageNet(AnnotatedImages):
         folder = self.root / "ILSVRC" / "Data" / "CLS-LOC" / split
         existing(folder, "folder", "the images of ILSVRC's Kaggle archive there")
         images = some_images(folder, "*.JPEG")
-        self._images = {stem_of(name): path for name, path in images.items()}
+        self._images = by_stem(images, folder)
         self._folder_class = {stem_of(n): n.split("/")[0] for n in images if "/" in n}
 
         annotations = self.root / "ILSVRC" / "Annotations" / "CLS-LOC" / split
@@ -69,6 +75,7 @@ class ImageNet(AnnotatedImages):
         names = imagenet_table()
         if mapping.is_file():
             lines = [line.split(maxsplit=1) for line in read_text(mapping).splitlines()]
+            numbered([line[0] for line in lines if line], str(mapping))
             own = {line[0]: line[-1].split(",")[0] for line in lines if line}
             check(own, f"{mapping}: no classes; expected lines of 'wnid name, …'")
             names = own if list(own) != list(names) else names

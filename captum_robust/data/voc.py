@@ -11,8 +11,8 @@ from torch import Tensor
 from captum_robust._checks import check, valid_unicode
 from captum_robust.data.annotations import Box, check_size
 from captum_robust.data.classes import category_labels
-from captum_robust.data.dataset import AnnotatedImages, Truth, entry_id
-from captum_robust.data.files import existing, read_text, stem_of
+from captum_robust.data.dataset import AnnotatedImages, Truth, by_stem, entry_id
+from captum_robust.data.files import existing, read_text
 from captum_robust.data.images import load_image, some_images
 from captum_robust.data.sample import DataError
 from captum_robust.data.voc_xml import read_voc_xml
@@ -69,7 +69,7 @@ class PascalVOC(AnnotatedImages):
         layout = "Pascal VOC's layout"
         folder = existing(self.root / "JPEGImages", "folder", layout)
         existing(self.root / "Annotations", "folder", layout)
-        self._images = {stem_of(name): path for name, path in some_images(folder, "*.jpg").items()}
+        self._images = by_stem(some_images(folder, "*.jpg"), folder)
         xml = sorted((self.root / "Annotations").glob("*.xml"))
         self._xml = {valid_unicode(path.stem): path for path in xml}
         stems = self._stems()

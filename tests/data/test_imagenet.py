@@ -183,3 +183,9 @@ def test_names_that_are_no_utf_8_are_read(root):
     dataset = ImageNet(root, skip_missing=True)
     assert dataset.ids[0] == r"caf\xe9"
     assert dataset[0].boxes.tolist() == [[4, 6, 20, 30], [0, 0, 40, 10]]
+
+
+def test_a_class_listed_twice_is_refused_because_it_would_shift_the_others(root, write):
+    write(root / "LOC_synset_mapping.txt", f"{GOLDFISH} a\n{GOLDFISH} b\n{TENCH} c\n")
+    with pytest.raises(ValueError, match=rf"mapping\.txt: names '{GOLDFISH}' more than once"):
+        ImageNet(root)

@@ -196,3 +196,10 @@ def test_names_that_are_no_utf_8_are_read(folder, pack, name):
     dataset = TinyImageNet(folder if name is None else pack(name))
     assert dataset.ids == ["val_1", "val_2", r"caf\xe9"]
     assert dataset[2].boxes.tolist() == [[0, 10, 64, 21]]
+
+
+def test_a_class_listed_twice_is_refused_because_it_would_shift_the_others(folder, write):
+    write(folder / "wnids.txt", f"{GOLDFISH}\n{GOLDFISH}\n{TENCH}\n")
+    with pytest.raises(ValueError, match=rf"wnids\.txt: names '{GOLDFISH}' more than once"):
+        TinyImageNet(folder, labels="wnids")
+    assert TinyImageNet(folder)[0].label == 1
