@@ -523,6 +523,25 @@ def test_a_saved_classifier_comes_back_by_name_with_its_classes_and_size(tmp_pat
         save_classifier(model, tmp_path / "m.pt")
 
 
+def test_class_names_of_a_file_are_valid_text(tmp_path: Path) -> None:
+    model = load_classifier("small_resnet", None, class_names=["ant", "bee"])
+    facts = {"captum_robust.classifier": r'{"class_names": ["\ud800nt", "caf\udce9"]}'}
+    save_file(model.module.state_dict(), tmp_path / "m.safetensors", facts)
+    again = load_classifier("small_resnet", tmp_path / "m.safetensors")
+    assert again.class_names == [r"\ud800nt", r"caf\xe9"]
+
+
+@pytest.mark.parametrize(
+    "facts", ["[]", "7", '{"class_names": "ab"}', '{"class_names": [1, 2]}', "[" * 10**5]
+)
+def test_facts_of_another_form_are_refused(tmp_path: Path, facts: str) -> None:
+    model = load_classifier("small_resnet", None, class_names=["ant", "bee"])
+    file = tmp_path / "m.safetensors"
+    save_file(model.module.state_dict(), file, {"captum_robust.classifier": facts})
+    with pytest.raises(ValueError, match="weights: "):
+        load_classifier("small_resnet", file)
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

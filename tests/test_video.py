@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from captum_robust import cli
@@ -318,6 +319,102 @@ def test_a_camera_keeps_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.frames == 4
     written = [heat(f)[0] > 100 for f in read(result.path)]
     assert written == [False, True, True, True, False]
+
+
+def test_a_file_of_variable_rate_keeps_its_times(tmp_path: Path) -> None:
+    # Ten frames of a tenth of a second, ten of a second; black and white in turn.
+    frames = [Image.fromarray(np.full((64, 96, 3), 255 * (i % 2), np.uint8)) for i in range(20)]
+    source = tmp_path / "in.gif"
+    durations = [100] * 10 + [1000] * 10
+    frames[0].save(source, save_all=True, append_images=frames[1:], duration=durations)
+    result = annotate_video(source, tmp_path / "out.avi", Stub())
+    assert (result.frames, result.frame_rate) == (20, 10.0)
+    written = [f[60:, 90:].mean() for f in read(result.path)]
+    shown = [*range(10), *(i for i in range(10, 20) for _ in range(10))]
+    assert len(written) == len(shown) == 110  # 11 seconds
+    assert [w > np.mean(written) for w in written] == [i % 2 == 1 for i in shown]
+
+
+class TimedFile(Camera):
+    """In the place of OpenCV's reader of a file: frames and the times that it tells."""
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = cv2.VideoCapture
+
+        def opened(source: Any) -> Any:
+            is_source = str(source).endswith("in.avi")
+            return TimedFile(self.frames, self.times, self.rate) if is_source else real(source)
+
+        monkeypatch.setattr(cv2, "VideoCapture", opened)
+
+    def grab(self) -> bool:
+        return self.read()[0]
+
+    def get(self, fact: int) -> float:
+        return (
+            1000 * self.times[self.reads - 1]
+            if fact == cv2.CAP_PROP_POS_MSEC
+            else super().get(fact)
+        )
+
+
+@pytest.mark.parametrize(
+    ("times", "rate", "shown"),
+    [
+        ([0, 0.04, 0.08, 0.12], 25.0, [0, 1, 2, 3]),
+        ([5, 5.04, 5.08, 5.12], 25.0, [0, 1, 2, 3]),
+        ([0, 0.033, 0.067, 0.1], 30.0, [0, 1, 2, 3]),  # rounded to milliseconds
+        ([0, 0.08, 0.16, 0.24], 12.5, [0, 1, 2, 3]),  # constant, and not what it says
+        ([0, 0.04, 0.16, 0.2], 25.0, [0, 1, 1, 1, 2, 3]),
+        ([0, 0.12, 0.04, 0.08], 25.0, [0, 1, 2, 3]),  # in the order of decoding: no times
+        ([0, 0, 0, 0], 25.0, [0, 1, 2, 3]),
+        ([0, 0.04, 1e9, 1e9 + 0.04], 25.0, [0, 1, 2, 3]),  # broken
+        ([0, 0.001, 1, 2], 60.0, [0] + [1] * 59 + [2] * 60 + [3]),
+    ],
+)
+def test_the_times_of_a_file_decide(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    times: list[float],
+    rate: float,
+    shown: list[int],
+) -> None:
+    frames = [flat(green=1, red=r) for r in (0, 1, 0, 1)]
+    source = write(tmp_path / "in.avi", frames)
+    TimedFile(frames, times, 30.0 if rate == 30 else 25.0).install(monkeypatch)
+    result = annotate_video(source, tmp_path / "out.avi", Stub())
+    assert (result.frames, result.frame_rate) == (4, rate)
+    written = [heat(f)[0] > 100 for f in read(result.path)]
+    assert written == [i % 2 == 1 for i in shown]
+
+
+def test_addresses_and_sequences_of_images_are_for_opencv(tmp_path: Path) -> None:
+    frames = [flat(green=1, red=r) for r in (0, 1, 0)]
+    source = write(tmp_path / "in.avi", frames)
+    for i, frame in enumerate(frames):
+        cv2.imwrite(str(tmp_path / f"{i:02d}.png"), frame)
+    for given in (f"file://{source}", str(tmp_path / "%02d.png")):
+        result = annotate_video(given, tmp_path / "out.avi", Stub())
+        assert [heat(f)[0] > 100 for f in read(result.path)] == [False, True, False]
+    for given in ("rtsp://127.0.0.1:1/none", str(tmp_path / "no%02d.png")):
+        with pytest.raises(ValueError, match="OpenCV can't read it"):
+            annotate_video(given, tmp_path / "out.avi", Stub())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "in.avi")
+    with pytest.raises(ValueError, match=r"in\.avi is a pipe"):
+        annotate_video(tmp_path / "in.avi", tmp_path / "out.avi", Stub())
+
+
+def test_webm_is_for_browsers(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.avi", [flat(green=1, red=r) for r in (0, 1, 0)])
+    result = annotate_video(source, tmp_path / "out.webm", Stub())
+    assert result.codec == "VP80"
+    assert result.path.read_bytes()[:4] == b"\x1a\x45\xdf\xa3"  # EBML, the container's mark
+    assert [heat(f)[0] > 100 for f in read(result.path)] == [False, True, False]
+    assert annotate_video(source, tmp_path / "out.mp4", Stub()).codec in ("avc1", "mp4v")
 
 
 def test_a_camera_without_a_rate_gets_the_usual_one(

@@ -23,9 +23,10 @@ class VideoOptions:
     """The options of the command."""
 
     source: str = field(metadata=argument(metavar="IN"))
-    """A video file, or the number of a camera."""
+    """A video file, the address of a stream, a pattern such as %02d.png, or the number of a
+    camera."""
     out: Path = field(metadata=argument(metavar="OUT"))
-    """The file to write, .mp4 or .avi."""
+    """The file to write, .mp4, .webm or .avi."""
     model: str = USUAL_MODEL
     weights: str = "DEFAULT"
     network: Path | None = None
@@ -42,7 +43,7 @@ class VideoOptions:
     batch_size: int = 4
     """Frames that the network gets at once."""
     codec: str | None = None
-    """Four letters; mp4v for .mp4 and MJPG for .avi by default."""
+    """Four letters; VP80 for .webm, MJPG for .avi, avc1 or else mp4v for .mp4 by default."""
     limit: int | None = None
     """Only the first so many frames."""
     device: str = "auto"

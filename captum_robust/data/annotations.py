@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -13,6 +16,10 @@ from captum_robust.data.sample import DataError
 
 TOLERANCE = 1.0
 """Pixels that a box may reach beyond its image; it is then clipped."""
+
+_FLAGS = dict.fromkeys(("", "0", "0.0", "false", "no"), False) | dict.fromkeys(
+    ("1", "1.0", "true", "yes"), True
+)
 
 Box = tuple[float, float, float, float]
 
@@ -24,6 +31,49 @@ def parse_box(values: Sequence[str | None], where: str) -> Box:
     except ValueError:
         raise DataError(f"{where}: expected four numbers for a box, got {list(values)}") from None
     return x0, y0, x1, y1
+
+
+def table_rows(lines: Sequence[str], delimiter: str = ",") -> list[tuple[int, list[str]]]:
+    """The number of the line and the cells of each row of a CSV file.
+
+    Where a quote is never closed, each line is a row: it would take all further ones with it.
+    """
+    if sum(line.count('"') for line in lines) % 2 == 0:
+        with suppress(csv.Error):  # a cell of more than 131,072 characters
+            reader = csv.reader(lines, delimiter=delimiter)
+            return [(reader.line_num, cells) for cells in reader]
+    return [(n, _cells(line, delimiter)) for n, line in enumerate(lines, start=1)]
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return [reprlib.repr(line)]
+
+
+def parse_side(value: object, where: str) -> int:
+    """A number of pixels, written as a number or as text; 0 for nothing."""
+    written = 0 if value is None or value == "" else value
+    try:
+        return int(float(written))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        got = reprlib.repr(value)
+        raise DataError(f"{where}: expected a number of pixels, got {got}") from None
+
+
+def parse_flag(value: object) -> bool | None:
+    """Whether a mark is set, written as 0 or 1, true or false, yes or no; None: as something else.
+
+    A mark that is missing is not set.
+
+    >>> parse_flag("1.0"), parse_flag("False"), parse_flag(None), parse_flag(2)
+    (True, False, False, None)
+    """
+    if value is None:
+        return False
+    is_plain = isinstance(value, (str, int, float))
+    return _FLAGS.get(str(value).strip().casefold()) if is_plain else None
 
 
 def checked_boxes(boxes: Iterable[tuple[Box, str]], size: tuple[int, int]) -> Tensor:

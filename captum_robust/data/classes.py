@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -52,24 +52,35 @@ class ClassIndex:
 
     def __init__(self, names: Sequence[str] | None = None) -> None:
         self.names = tuple(names) if names is not None else imagenet_names()
-        self._exact = {name: index for index, name in enumerate(self.names)}
-        plain = [_plain(name) for name in self.names]
-        times = Counter(plain)
-        # ImageNet's "Cardigan" is a dog and its "cardigan" a garment: a name that fits two
-        # classes only counts in its exact spelling.
-        self._plain = {name: i for i, name in enumerate(plain) if times[name] == 1}
+        self._exact = _places(self.names, str.strip)
+        self._plain = _places(self.names, _plain)
         self._wnids = imagenet_wnids() if self.names == imagenet_names() else {}
 
     def __call__(self, text: str) -> int | None:
-        """The index, or None when ``text`` is no class."""
+        """The index, or None when ``text`` is no class.
+
+        Raises:
+            ValueError: ``text`` is the name of several classes. Its exact spelling comes first:
+                ImageNet's "Cardigan" is a dog, "cardigan" a garment, and "CARDIGAN" an error.
+        """
         text = text.strip()
-        if text in self._exact:
-            return self._exact[text]
-        if _WNID.fullmatch(text):
-            return self._wnids.get(text)
-        if text.isascii() and text.isdigit():
+        # A number of few digits: Python refuses to read one of thousands.
+        if text not in self._exact and text.isascii() and text.isdigit() and len(text) < 10:
             return int(text) if int(text) < len(self.names) else None
-        return self._plain.get(_plain(text))
+        if text not in self._exact and _WNID.fullmatch(text):
+            return self._wnids.get(text)
+        fitting = self._exact.get(text) or self._plain.get(_plain(text), [])
+        several = f"the name of several ({', '.join(map(str, fitting))}); give the number"
+        check(len(fitting) <= 1, f"class: expected the name of one, got {text!r}, {several}")
+        return fitting[0] if fitting else None
+
+
+def _places(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, list[int]]:
+    """The indices of each name."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, name in enumerate(names):
+        places[spelled(name)].append(index)
+    return dict(places)
 
 
 def _plain(name: str) -> str:
@@ -81,9 +92,20 @@ def category_labels(
     category_to_class: Mapping[str, int] | None,
     class_names: Sequence[str] | None,
 ) -> dict[str, int | None]:
-    """The class index of each category: from the mapping, else by its name, else None."""
-    find = ClassIndex(class_names or ())
-    return {name: find(name) for name in categories} | dict(category_to_class or {})
+    """The class index of each category: from the mapping, else by its name, else None.
+
+    Raises:
+        ValueError: a category that the mapping lacks has the name of several classes.
+    """
+    find, given = ClassIndex(class_names or ()), dict(category_to_class or {})
+    return {name: find(name) for name in categories if name not in given} | given
+
+
+def numbered(wnids: Sequence[str], where: str) -> dict[str, int]:
+    """The index of each WordNet id; ``ValueError`` where one comes twice and shifts the others."""
+    twice = next((wnid for wnid, n in Counter(wnids).items() if n > 1), None)
+    check(twice is None, f"{where}: names {twice!r} more than once")
+    return {wnid: index for index, wnid in enumerate(wnids)}
 
 
 def class_of(wnid: str | None, classes: Mapping[str, int], where: str) -> int | None:

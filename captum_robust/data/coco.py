@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice
-from captum_robust.data.annotations import Box, check_size
+from captum_robust._checks import check, check_choice, valid_unicode
+from captum_robust.data.annotations import Box, check_size, parse_flag, parse_side
 from captum_robust.data.classes import category_labels
 from captum_robust.data.coco_mask import union_mask
 from captum_robust.data.dataset import AnnotatedImages, Truth, entry_id
 from captum_robust.data.files import existing, read_text
 from captum_robust.data.images import load_image
 from captum_robust.data.sample import DataError
+
+_DEEPEST = 64
+"""Levels of JSON, of which COCO has five."""
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\Z)|[\[\]{}]', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,8 @@ class Coco(AnnotatedImages):
     One sample for each pair of an image and a category in it, with that category's boxes
     (x, y, width, height become corners) and the union of its masks; its id is
     ``file_name#category``. Crowds are left out. An image without annotations is one sample with
-    zero boxes and no class. Polygons are filled by pycocotools if installed, else by scikit-image,
-    which differ along the outline.
+    zero boxes and no class. Masks are those that pycocotools makes. An image without ``file_name``
+    has the last part of its ``coco_url``.
 
     Args:
         root: the folder that holds ``annotations``, or the JSON file itself.
@@ -52,7 +59,8 @@ class Coco(AnnotatedImages):
     Raises:
         FileNotFoundError: the JSON file or the images' folder is missing.
         ValueError: a file that isn't JSON or lacks ``images``, ``annotations`` or ``categories``;
-            no images, or one listed twice; an unknown name in ``categories``.
+            no images, or one listed twice; one id of two images or of two categories; an unknown
+            name in ``categories``, or a name of several classes.
     """
 
     kind = "coco"
@@ -78,8 +86,8 @@ class Coco(AnnotatedImages):
         self._folder = _image_folder(images, beside, split)
         self._entries: dict[str, _Entry] = {}
         for entry in self._read(categories):
-            name = entry.image.get("file_name", f"image_id={entry.image['id']}")
-            id = entry_id(str(name), entry.category)
+            name = _file_name(entry.image) or f"image_id={_key(entry.image['id'])}"
+            id = entry_id(name, entry.category)
             if not skip_missing or self._file(entry).is_file():
                 is_new = id not in self._entries
                 check(is_new, f"{self._path}: lists the image of {id!r} more than once")
@@ -91,17 +99,19 @@ class Coco(AnnotatedImages):
 
     def _read(self, categories: Sequence[str] | None) -> list[_Entry]:
         content = _read_json(self._path)
-        names = {each["id"]: str(each["name"]) for each in content["categories"]}
+        listed = self._by_id(content, "categories")
+        names = {id: valid_unicode(str(_key(each["name"]))) for id, each in listed.items()}
         for category in categories or ():
             check_choice("category of COCO", category, names.values())
-        images = {each["id"]: each for each in content["images"]}
+        images = self._by_id(content, "images")
         objects: dict[Any, dict[str, list[dict[str, Any]]]] = {}
         for each in content["annotations"]:
-            id, category_id = each.get("image_id"), each.get("category_id")
+            id, category_id = _key(each.get("image_id")), _key(each.get("category_id"))
             name = names.get(category_id, f"category {category_id}")
             images.setdefault(id, {"id": id})  # one that is not listed, an error of its sample
             by_name = objects.setdefault(id, {})
-            if not each.get("iscrowd") and (categories is None or name in categories):
+            is_crowd = parse_flag(each.get("iscrowd")) is True  # None: an error of its sample
+            if not is_crowd and (categories is None or name in categories):
                 by_name.setdefault(name, []).append(each)
         bare: dict[str, list[dict[str, Any]]] = {"": []} if categories is None else {}
         return [
@@ -110,25 +120,38 @@ class Coco(AnnotatedImages):
             for name, own in sorted(objects.get(id, bare).items())
         ]
 
+    def _by_id(self, content: dict[str, list[dict[str, Any]]], kind: str) -> dict[Any, Any]:
+        items: dict[Any, dict[str, Any]] = {}
+        for each in content[kind]:
+            id = _key(each["id"])
+            is_one = items.setdefault(id, each) == each
+            check(is_one, f"{self._path}: gives the id {id!r} to two of its {kind}")
+        return items
+
     def _file(self, entry: _Entry) -> Path:
-        return self._folder / str(entry.image.get("file_name", ""))
+        return self._folder / _file_name(entry.image)
 
     def _wheres(self, entry: _Entry) -> list[str]:
-        return [f"{self._path}: annotation {each.get('id')}" for each in entry.objects]
+        return [f"{self._path}: annotation {_key(each.get('id'))}" for each in entry.objects]
 
     def _image(self, id: str) -> tuple[Tensor, str]:
         entry = self._entries[id]
         at = next(iter(self._wheres(entry)), self._path)
-        named = "file_name" in entry.image
-        check(named, f"{at}: no image with id {entry.image['id']} and a file_name", DataError)
+        missing = f"{at}: no image with id {_key(entry.image['id'])} and a file_name"
+        check(_file_name(entry.image), missing, DataError)
         path = self._file(entry)
         return load_image(path), str(path)
 
     def _truth(self, id: str, size: tuple[int, int]) -> Truth:
         entry = self._entries[id]
-        stated = (entry.image.get("height", 0), entry.image.get("width", 0))
-        check_size(stated, size, f"{self._path}: image {entry.image['id']}")
-        pairs = zip(entry.objects, self._wheres(entry), strict=True)
+        at = f"{self._path}: image {_key(entry.image['id'])}"
+        height, width = (parse_side(entry.image.get(side), at) for side in ("height", "width"))
+        check_size((height, width), size, at)
+        pairs = list(zip(entry.objects, self._wheres(entry), strict=True))
+        for each, where in pairs:
+            is_flag = parse_flag(each.get("iscrowd")) is not None
+            got = reprlib.repr(each.get("iscrowd"))
+            check(is_flag, f"{where}: expected iscrowd 0 or 1, got {got}", DataError)
         boxes = [(_corners(each, where), where) for each, where in pairs]
         return Truth(self._labels.get(entry.category), boxes, self._mask(entry, size))
 
@@ -139,11 +162,9 @@ class Coco(AnnotatedImages):
             return None
         try:
             return union_mask(parts, size)
-        # The file may hold anything at this place, and pycocotools' C code raises what it likes.
-        except Exception as error:
-            ids = ", ".join(str(each.get("id")) for each in entry.objects)
-            reason = " ".join(str(error).split())
-            raise DataError(f"{self._path}: segmentation of annotation {ids}: {reason}") from None
+        except ValueError as error:
+            ids = ", ".join(str(_key(each.get("id"))) for each in entry.objects)
+            raise DataError(f"{self._path}: segmentation of annotation {ids}: {error}") from None
 
 
 def _image_folder(given: str | Path | None, beside: Path, split: str) -> Path:
@@ -155,11 +176,16 @@ def _image_folder(given: str | Path | None, beside: Path, split: str) -> Path:
 
 def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The three lists of an instances file, each made of objects with what an index needs."""
+    # Bytes that aren't UTF-8 stay in the names, which are those of the files.
+    text = read_text(path, "surrogateescape")
     try:
-        content = json.loads(read_text(path))
+        try:
+            content = json.loads(text)
+        except RecursionError:
+            content = json.loads(_shallow(text))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:  # a number of thousands of digits
         raise ValueError(f"{path}: cannot be read as JSON: {error}") from None
     needed = {"images": ("id",), "annotations": (), "categories": ("id", "name")}
     for key, fields in needed.items():
@@ -171,10 +197,39 @@ def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
     return content  # type: ignore[no-any-return]
 
 
+def _shallow(text: str) -> str:
+    """JSON with a word for what is nested deeper than Python can read: one odd item's error."""
+    depth = start = 0
+    kept = []
+    for token in _JSON_TOKEN.finditer(text):
+        if token[0] in ("[", "{"):
+            depth += 1
+            if depth == _DEEPEST:
+                kept.append(text[start : token.start()] + '"nested too deep"')
+                start = len(text)
+        elif token[0] in ("]", "}"):
+            if depth == _DEEPEST:
+                start = token.end()
+            depth -= 1
+    return "".join([*kept, text[start:]])
+
+
+def _key(value: Any) -> Any:
+    """An id or a name as one that can be looked up and shown, whatever the file holds there."""
+    return value if isinstance(value, (str, int, float)) else reprlib.repr(value)
+
+
+def _file_name(image: Mapping[str, Any]) -> str:
+    """The image's file, as its URL names it where that is all there is; "" without both."""
+    given = image.get("file_name") or image.get("coco_url")
+    name = given if isinstance(given, str) else ""
+    return name if image.get("file_name") else PurePosixPath(unquote(name.partition("?")[0])).name
+
+
 def _corners(annotation: dict[str, Any], where: str) -> Box:
     try:
         x, y, width, height = map(float, annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
-        got = annotation.get("bbox")
-        raise DataError(f"{where}: expected bbox [x, y, width, height], got {got!r}") from None
+    except (KeyError, TypeError, ValueError, OverflowError):
+        got = reprlib.repr(annotation.get("bbox"))
+        raise DataError(f"{where}: expected bbox [x, y, width, height], got {got}") from None
     return x, y, x + width, y + height

@@ -12,8 +12,9 @@ from typing import ClassVar, TypeVar
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captum_robust._checks import check
+from captum_robust._checks import check, valid_unicode
 from captum_robust.data.annotations import Box, checked_boxes
+from captum_robust.data.files import stem_of
 from captum_robust.data.sample import DataError, Sample
 
 Place = TypeVar("Place")
@@ -98,6 +99,19 @@ def place_of(images: Mapping[str, Place], id: str, annotation: object) -> Place:
     return images[id]
 
 
+def by_stem(images: Mapping[str, Place], root: Path) -> dict[str, Place]:
+    """The images by their names without folders and suffix, as annotations name them.
+
+    Raises:
+        ValueError: two of them share one, so that either could be meant.
+    """
+    names: dict[str, str] = {}
+    for name in images:
+        other = names.setdefault(stem_of(name), name)
+        check(other == name, f"{root}: {other} and {name} are one image to the annotations")
+    return {stem: images[name] for stem, name in names.items()}
+
+
 def entry_id(image: str, category: str) -> str:
     """The id of a sample that is one category of an image, or all of it where that is empty."""
-    return f"{image}#{category}" if category else image
+    return valid_unicode(f"{image}#{category}" if category else image)

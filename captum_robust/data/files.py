@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
@@ -14,6 +15,9 @@ from typing import Any, BinaryIO, Literal
 
 from captum_robust._checks import check
 from captum_robust.data.sample import DataError
+
+LARGEST = 2**30
+"""Bytes of one sample's file."""
 
 
 def existing(path: str | Path, kind: Literal["file", "folder"], expected: str) -> Path:
@@ -34,29 +38,46 @@ def stem_of(name: str) -> str:
 
 
 def read_bytes(path: Path, name: str | None = None) -> bytes:
-    """The file of one sample; :class:`DataError` that names it where it cannot be read."""
+    """The file of one sample; :class:`DataError` that names it where it cannot be read.
+
+    A pipe or a device, which may never end, is not read, nor more than ``LARGEST`` bytes.
+    """
+    name = name or str(path)
     try:
+        facts = path.stat()
+        is_file = stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)
+        check(is_file, "a pipe or a device, no file", OSError)
+        fits = facts.st_size <= LARGEST
+        check(fits, f"expected at most {LARGEST} bytes, got {facts.st_size}", OSError)
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{name or path}: {error.strerror or error}") from None
+        raise DataError(f"{name}: {error.strerror or error}") from None
+    except ValueError as error:  # a zero byte, or what the file system's encoding cannot hold
+        raise DataError(f"{name}: no name of a file: {error}") from None
 
 
-def read_text(path: Path) -> str:
-    """A text file of the whole data set, in UTF-8 with or without a byte order mark.
+def read_text(path: Path, errors: str = "backslashreplace") -> str:
+    """A text file of the whole data set, see :func:`decode_text`.
 
     Raises:
         FileNotFoundError: it is missing.
-        ValueError: it isn't UTF-8.
+        ValueError: it isn't text.
     """
-    return decode_text(path.read_bytes(), str(path))
+    return decode_text(path.read_bytes(), str(path), errors)
 
 
-def decode_text(data: bytes, name: str) -> str:
-    """UTF-8 text, or ``ValueError`` that names the file."""
+def decode_text(data: bytes, name: str, errors: str = "backslashreplace") -> str:
+    """Text in UTF-8, with or without a byte order mark; ``ValueError`` that names what is none.
+
+    A byte that isn't UTF-8 is written as ``\\xNN``, as in the names of :func:`list_images`: one odd
+    name spoils its own sample only.
+    """
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not a text file in UTF-8 (byte {error.start})") from None
+        is_text = b"\0" not in data
+        check(is_text, f"{name}: not a text file in UTF-8 (byte {error.start})")
+        return data.decode("utf-8-sig", errors)
 
 
 class FileTree(ABC):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, unknown_name
-from captum_robust.data.annotations import mask_box, parse_box
+from captum_robust.data.annotations import mask_box, parse_box, table_rows
 from captum_robust.data.classes import ClassIndex
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
 from captum_robust.data.files import existing, read_text
@@ -140,36 +139,36 @@ class ImageFolder(AnnotatedImages):
         for row in labelled:
             two = f"label {row.label!r} for {id}, but {label!r} on an earlier line"
             check(row.label == label, f"{row.where}: {two}", DataError)
-        index = self._find_class(label)
+        try:
+            index = self._find_class(label)
+        except ValueError as error:
+            raise DataError(f"{labelled[0].where}: label: {error}") from None
         if index is None:
-            error = unknown_name("label", label, self._find_class.names)
-            raise DataError(f"{labelled[0].where}: {error}")
+            unknown = unknown_name("label", label, self._find_class.names)
+            raise DataError(f"{labelled[0].where}: {unknown}")
         return index
 
 
 def _read_table(path: Path) -> dict[str, list[_Row]]:
     """File → its rows; what is wrong with a row waits until its sample is loaded."""
     lines = read_text(path).splitlines() or [""]
-    reader = csv.reader(lines, delimiter=max(",;\t", key=lines[0].count))
-    columns = [name.strip().casefold() for name in next(reader)]
+    (_, names), *table = table_rows(lines, max(",;\t", key=lines[0].count))
+    columns = [name.strip().casefold() for name in names]
     corners = next((names for names in _CORNERS if set(names) <= set(columns)), None)
     if "file" not in columns or corners is None:
         expected = "the columns file,x0,y0,x1,y1 (or file,xmin,ymin,xmax,ymax) and perhaps label"
         raise ValueError(f"{path}:1: expected a header with {expected}, got {lines[0][:80]!r}")
     rows: dict[str, list[_Row]] = {}
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            cell = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
-            # A row that names no file is a sample of its own, under its place in the table.
-            file = cell.get("file") or f"{path.name}:{reader.line_num}"
-            file = file.replace("\\", "/").removeprefix("./")
-            numbers = [cell.get(corner, "") for corner in corners]
-            row = _Row(numbers, cell.get("label", ""), f"{path}:{reader.line_num}")
-            rows.setdefault(file, []).append(row)
-    except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: {error}") from None
+    for number, cells in table:
+        if not any(cell.strip() for cell in cells):
+            continue
+        cell = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
+        # A row that names no file is a sample of its own, under its place in the table.
+        file = cell.get("file") or f"{path.name}:{number}"
+        file = file.replace("\\", "/").removeprefix("./")
+        numbers = [cell.get(corner, "") for corner in corners]
+        row = _Row(numbers, cell.get("label", ""), f"{path}:{number}")
+        rows.setdefault(file, []).append(row)
     return rows
 
 

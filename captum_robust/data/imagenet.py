@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice
-from captum_robust.data.annotations import check_size, parse_box
-from captum_robust.data.classes import class_of, imagenet_names, imagenet_table, imagenet_wnids
-from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
+from captum_robust._checks import check, check_choice, valid_unicode
+from captum_robust.data.annotations import check_size, parse_box, table_rows
+from captum_robust.data.classes import (
+    class_of,
+    imagenet_names,
+    imagenet_table,
+    imagenet_wnids,
+    numbered,
+)
+from captum_robust.data.dataset import AnnotatedImages, Truth, by_stem, listed_ids, place_of
 from captum_robust.data.files import existing, read_text, stem_of
 from captum_robust.data.images import load_image, some_images
 from captum_robust.data.sample import DataError
@@ -51,7 +56,7 @@ class ImageNet(AnnotatedImages):
         folder = self.root / "ILSVRC" / "Data" / "CLS-LOC" / split
         existing(folder, "folder", "the images of ILSVRC's Kaggle archive there")
         images = some_images(folder, "*.JPEG")
-        self._images = {stem_of(name): path for name, path in images.items()}
+        self._images = by_stem(images, folder)
         self._folder_class = {stem_of(n): n.split("/")[0] for n in images if "/" in n}
 
         annotations = self.root / "ILSVRC" / "Annotations" / "CLS-LOC" / split
@@ -59,7 +64,8 @@ class ImageNet(AnnotatedImages):
         has_boxes = annotations.is_dir() or self._csv_path.is_file()
         other = f"nor {self._csv_path.name} in {self.root}; expected one of them for the boxes"
         check(has_boxes, f"{annotations}: no such folder, {other}", FileNotFoundError)
-        self._xml = {path.stem: path for path in sorted(annotations.rglob("*.xml"))}
+        xml = sorted(annotations.rglob("*.xml"))
+        self._xml = {valid_unicode(path.stem): path for path in xml}
         self._csv = _read_solution(self._csv_path) if self._csv_path.is_file() else {}
         self._read_classes()
         self.ids = listed_ids(self._images, [*self._xml, *self._csv], skip_missing)
@@ -69,6 +75,7 @@ class ImageNet(AnnotatedImages):
         names = imagenet_table()
         if mapping.is_file():
             lines = [line.split(maxsplit=1) for line in read_text(mapping).splitlines()]
+            numbered([line[0] for line in lines if line], str(mapping))
             own = {line[0]: line[-1].split(",")[0] for line in lines if line}
             check(own, f"{mapping}: no classes; expected lines of 'wnid name, …'")
             names = own if list(own) != list(names) else names
@@ -96,14 +103,11 @@ class ImageNet(AnnotatedImages):
 
 def _read_solution(path: Path) -> dict[str, tuple[int, str]]:
     """Image → (line, "wnid x0 y0 x1 y1 wnid …"); the boxes are parsed when they are asked for."""
-    reader = csv.reader(read_text(path).splitlines())
-    header = next(reader, [])[:2]
+    (_, header), *rows = table_rows(read_text(path).splitlines() or [""])
+    header = header[:2]
     fits = header == ["ImageId", "PredictionString"]
     check(fits, f"{path}:1: expected the header ImageId,PredictionString, got {header}")
-    try:
-        return {row[0]: (reader.line_num, row[1] if len(row) > 1 else "") for row in reader if row}
-    except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: {error}") from None
+    return {row[0]: (number, row[1] if len(row) > 1 else "") for number, row in rows if row}
 
 
 def _parse_solution(text: str, where: str) -> list[AnnotatedObject]:

@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice
+from captum_robust._checks import check, check_choice, valid_unicode
 from captum_robust.data.annotations import parse_box
-from captum_robust.data.classes import class_of, imagenet_table
+from captum_robust.data.classes import class_of, imagenet_table, numbered
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
 from captum_robust.data.files import decode_text, open_tree, stem_of
 from captum_robust.data.images import EXTENSIONS, load_image
@@ -62,7 +62,7 @@ class TinyImageNet(AnnotatedImages):
         listing = min(lists, key=len)
         self._top = listing.removesuffix("wnids.txt")
         wnids = self._text(listing).split() if labels == "wnids" else list(imagenet_table())
-        self._wnids = {wnid: index for index, wnid in enumerate(wnids)}
+        self._wnids = numbered(wnids, self._tree.where(listing))
         self.class_names = [imagenet_table().get(wnid, wnid) for wnid in wnids]
 
         inside = f"{self._top}{split}/"
@@ -72,7 +72,7 @@ class TinyImageNet(AnnotatedImages):
             if not name.startswith(inside) or basename(name).startswith("."):
                 continue
             if "/images/" in name and name[name.rfind(".") :].lower() in EXTENSIONS:
-                self._images[stem_of(name)] = name
+                self._images[valid_unicode(stem_of(name))] = name
             elif split == "train" and name.endswith("_boxes.txt"):
                 self._read_lines(name, wnid=name.split("/")[-2])
         if split == "val":

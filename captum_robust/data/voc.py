@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from captum_robust._checks import check
+from captum_robust._checks import check, valid_unicode
 from captum_robust.data.annotations import Box, check_size
 from captum_robust.data.classes import category_labels
-from captum_robust.data.dataset import AnnotatedImages, Truth, entry_id
+from captum_robust.data.dataset import AnnotatedImages, Truth, by_stem, entry_id
 from captum_robust.data.files import existing, read_text
 from captum_robust.data.images import load_image, some_images
 from captum_robust.data.sample import DataError
@@ -69,7 +69,9 @@ class PascalVOC(AnnotatedImages):
         layout = "Pascal VOC's layout"
         folder = existing(self.root / "JPEGImages", "folder", layout)
         existing(self.root / "Annotations", "folder", layout)
-        self._images = {path.stem: path for path in some_images(folder, "*.jpg").values()}
+        self._images = by_stem(some_images(folder, "*.jpg"), folder)
+        xml = sorted((self.root / "Annotations").glob("*.xml"))
+        self._xml = {valid_unicode(path.stem): path for path in xml}
         stems = self._stems()
         if skip_missing:
             stems = [stem for stem in stems if stem in self._images]
@@ -81,8 +83,7 @@ class PascalVOC(AnnotatedImages):
 
     def _stems(self) -> list[str]:
         if self.split is None:
-            annotated = {path.stem for path in (self.root / "Annotations").glob("*.xml")}
-            return sorted(annotated | set(self._images))
+            return sorted(self._xml.keys() | self._images)
         listing = self.root / "ImageSets" / "Main" / f"{self.split}.txt"
         existing(listing, "file", "the split's image names")
         words = [line.split() for line in read_text(listing).splitlines()]
@@ -91,9 +92,8 @@ class PascalVOC(AnnotatedImages):
         return stems
 
     def _read(self, stem: str, difficult: bool) -> list[_Entry]:
-        path = self.root / "Annotations" / f"{stem}.xml"
         try:
-            annotation = read_voc_xml(path) if path.exists() else None
+            annotation = read_voc_xml(self._xml[stem]) if stem in self._xml else None
         except DataError as error:
             return [_Entry(stem, error=str(error))]
         if annotation is None or not annotation.objects:
@@ -116,5 +116,5 @@ class PascalVOC(AnnotatedImages):
     def _truth(self, id: str, size: tuple[int, int]) -> Truth:
         entry = self._entries[id]
         if entry.boxes:
-            check_size(entry.size, size, str(self.root / "Annotations" / f"{entry.stem}.xml"))
+            check_size(entry.size, size, str(self._xml[entry.stem]))
         return Truth(self._labels.get(entry.category), entry.boxes)

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from captum_robust._checks import check
-from captum_robust.data.annotations import Box, parse_box
+from captum_robust.data.annotations import Box, parse_box, parse_flag, parse_side
 from captum_robust.data.files import read_bytes
 from captum_robust.data.sample import DataError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+_DEEPEST = 64
+"""Levels of elements, of which VOC has five."""
+_ASCII = bytes(range(32, 92)) + bytes(range(93, 127)) + rb"\u0041 ~{ +AGE- .xn--mnchen-3ya"
+"""Text that Python's codecs for other ends, such as "utf-7" and "idna", take for another one."""
+_DECLARATION = re.compile(rb"""\s*<\?xml\s[^>]*?\bencoding\s*=\s*["']([\w.:-]+)["']""")
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    **dict.fromkeys([codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE], "utf-16"),
+    **{b"<\0": "utf-16-le", b"\0<": "utf-16-be"},
+}
+"""How a file begins whose encoding needs no declaration."""
+_LARGER = {
+    **{"gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs"},
+    **{"shift_jis": "cp932", "euc_kr": "cp949"},
+}
+"""What files really are in that declare an encoding, as browsers read them."""
 
 
 @dataclass(frozen=True)
@@ -53,25 +73,54 @@ def read_voc_xml(path: Path) -> Annotation:
 def _parsed(data: bytes, name: str) -> Element:
     """The root; every element has the line of its start as its only attribute."""
     parser, tree = expat.ParserCreate(), TreeBuilder()
+    depth = 0
 
     def start(tag: str, _attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        fits = depth <= _DEEPEST
+        check(fits, f"{name}:{parser.CurrentLineNumber}: more than {_DEEPEST} levels", DataError)
         tree.start(tag, {"line": str(parser.CurrentLineNumber)})
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        tree.end(tag)
 
     def entity(entity_name: str, *_: object) -> None:
         raise DataError(f"{name}:{parser.CurrentLineNumber}: declares the entity {entity_name!r}")
 
     parser.StartElementHandler = start
-    parser.EndElementHandler = tree.end
+    parser.EndElementHandler = end
     parser.CharacterDataHandler = tree.data
     parser.EntityDeclHandler = entity  # a few nested entities can expand to gigabytes
     try:
-        parser.Parse(data, True)
-    except LookupError as error:  # an encoding that Python does not know
-        raise DataError(f"{name}:1: {error}") from None
+        parser.Parse(_decoded(data, name), True)  # of text, whatever encoding it declares
     except expat.ExpatError as error:
         reason = expat.ErrorString(error.code)
         raise DataError(f"{name}:{error.lineno}: not well-formed XML: {reason}") from None
     return tree.close()
+
+
+def _decoded(data: bytes, name: str) -> str:
+    """The text of a file in any encoding that holds ASCII as it is, or in UTF-16."""
+    encoding = next((known for mark, known in _MARKS.items() if data.startswith(mark)), "")
+    if not encoding:
+        declared = _DECLARATION.match(data)
+        encoding = declared[1].decode().casefold() if declared else "utf-8"
+        try:
+            own = codecs.lookup(encoding).name
+            encoding = _LARGER.get(own, own)
+            holds_ascii = _ASCII.decode(encoding) == _ASCII.decode()
+        except (LookupError, ValueError):
+            holds_ascii = False
+        check(holds_ascii, f"{name}:1: unknown encoding {encoding!r}", DataError)
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        reason = f"no text in {encoding} (byte {error.start})"
+        raise DataError(f"{name}:{line}: not well-formed XML: {reason}") from None
 
 
 def _text(element: Element, path: str) -> str:
@@ -81,11 +130,7 @@ def _text(element: Element, path: str) -> str:
 
 
 def _side(root: Element, side: str, name: str) -> int:
-    written = _text(root, f"size/{side}") or "0"
-    try:
-        return int(float(written))
-    except (ValueError, OverflowError):
-        raise DataError(f"{name}: <{side}> must be a number of pixels, got {written!r}") from None
+    return parse_side(_text(root, f"size/{side}"), f"{name}: <{side}>")
 
 
 def _annotated(element: Element, name: str) -> AnnotatedObject:
@@ -95,4 +140,8 @@ def _annotated(element: Element, name: str) -> AnnotatedObject:
     lines = [int(part.get("line", 0)) for path in corners for part in element.findall(path)]
     where = f"{name}:{min(lines, default=element.get('line'))}"
     box = parse_box([_text(element, path) for path in corners], where)
-    return AnnotatedObject(label, box, where, _text(element, "difficult") == "1")
+    difficult = parse_flag(_text(element, "difficult"))
+    if difficult is None:
+        got = repr(_text(element, "difficult"))
+        raise DataError(f"{where}: expected <difficult> 0 or 1, got {got}")
+    return AnnotatedObject(label, box, where, difficult)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check, check_type
+from captum_robust._checks import check, check_type, valid_unicode
 from captum_robust._contexts import probing
 from captum_robust._scores import copies_of
 from captum_robust.models.layers import find_cam_layer, find_perceptual_layers, layer_of
@@ -80,7 +80,9 @@ class Classifier(nn.Module):
         fits = len(sides) == 2 and min(sides) >= 1
         check(fits, f"input_size: expected a number or (H, W) from 1, got {input_size!r}")
         self.input_size = int(sides[0]), int(sides[1])
-        self.class_names = None if class_names is None else list(class_names)
+        # As valid text, or no table or page of them could be written.
+        valid = [valid_unicode(str(name)) for name in class_names or ()]
+        self.class_names = None if class_names is None else valid
         self.reshape_transform = reshape_transform
         # Not persistent: the state dict stays that of `module`, under one prefix.
         for buffer, values in (("mean", means), ("std", stds)):

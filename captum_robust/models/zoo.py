@@ -129,8 +129,12 @@ def _read_classifier(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str
     try:
         state, metadata = read_tensors(path)
         facts: dict[str, Any] = json.loads(metadata.get(_FACTS, "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"weights: {error}") from None
+    names = facts.get("class_names", []) if isinstance(facts, dict) else None
+    are_names = isinstance(names, list | None) and all(isinstance(n, str) for n in names or ())
+    are_facts = isinstance(facts, dict) and are_names
+    check(are_facts, f"weights: {printable(str(path))} holds facts of another form")
     written = facts.get("name", name)
     is_own = written == name
     check(is_own, f"weights: {printable(str(path))} is of the model {written}, not {name}")

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check, check_count, check_number, check_type, printable
+from captum_robust._checks import (
+    check,
+    check_count,
+    check_number,
+    check_type,
+    printable,
+    valid_unicode,
+)
 from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
 from captum_robust.nn.corruption_network import LARGEST_TRUNK_SIZE, CorruptionNetwork
@@ -261,7 +268,7 @@ def _optional(kind: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _strings(values: Any) -> list[str]:
-    return [str(value) for value in values]
+    return [valid_unicode(str(value)) for value in values]
 
 
 def _integers(values: Any) -> tuple[int, ...]:

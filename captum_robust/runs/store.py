@@ -291,7 +291,7 @@ def _plain(value: Any) -> Any:
 def _read(described: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{described} is not a run's description ({error})") from None
     if not isinstance(content, dict) or not {"model", "dataset", "settings"} <= content.keys():
         raise ValueError(f"{described} is not a run's description")

@@ -32,8 +32,11 @@ from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
 from captum_robust.show.video_files import Frame, ReadFrame, VideoFile, VideoSource, read_ahead
 
-CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
-"""What a file is written with, by its suffix."""
+CODECS = {".mp4": ("avc1", "mp4v"), ".webm": ("VP80",), ".avi": ("MJPG",)}
+"""What a file is written with, by its suffix: the first that OpenCV has.
+
+Browsers play avc1 and VP80. They play VP9 in .mp4 too, but it takes 100 times as long.
+"""
 _BATCHES_AHEAD = 2
 _COLORS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)
 _MASK_SHARE = 0.55
@@ -95,6 +98,8 @@ class VideoResult:
     """(H, W) of the source's frames."""
     frame_rate: float
     """Frames a second when the file is played."""
+    codec: str
+    """What the file is written with."""
     announced: int | None
     """How many frames the source says that it has, which may be an estimate; None: it does not."""
     cut_short: bool
@@ -124,16 +129,18 @@ def annotate_video(
 
     Black is 0 and yellow is 1 on every frame, so that frames can be compared. The network sees the
     whole frame, squashed to its size. Frames keep their size and rate; an odd side loses its last
-    row or column, as the codecs halve the colours. A camera whose frames come at another rate than
-    it says keeps its time: frames are left out or repeated. Memory does not grow with the length.
-    Sound is not copied.
+    row or column, as the codecs halve the colours. Where frames come at another rate than the
+    source says, or at none, they keep their times: some are repeated, or left out where they are
+    shorter than one of the written file. Memory does not grow with the length. Sound is not copied.
 
     The file gets its name when it is complete; until then, and after an error, an older one stays.
     Ctrl-C is the way to end a camera: it completes the file, and the result says so.
 
     Args:
-        source: a file that OpenCV reads, or the number of a camera, from 0.
-        out: the file to write, ``.mp4`` or ``.avi``.
+        source: a file that OpenCV reads, an address such as ``"rtsp://…"``, the pattern of a
+            sequence of images such as ``"%02d.png"``, or the number of a camera, from 0.
+        out: the file to write, ``.mp4``, ``.webm`` or ``.avi``. Browsers play ``.webm``, and
+            ``.mp4`` where OpenCV can write H.264.
         network: is run as it is, where its parameters are.
         class_names: in the order of the scores; None: those of the network's encoder, else numbers.
         input_size: (H, W) of the images for the network; None: ``network.input_size``.
@@ -164,12 +171,12 @@ def annotate_video(
     size = _input_size(network, input_size)
     if class_names is None:
         class_names = getattr(getattr(network, "encoder", network), "class_names", None)
-    path, fourcc = _checked_output(source, Path(out), codec)
+    path, codecs = _checked_output(source, Path(out), codec)
     frames = VideoSource(source, limit)
     painter = _Painter(network, class_names, target, smooth, precision)
     interrupted = False
     started = time.perf_counter()
-    with closing(VideoFile(path, fourcc, frames.rate)) as file:
+    with closing(VideoFile(path, codecs, frames.rate)) as file:
         try:
             with (
                 progress_bar(frames.expected, "frame", progress) as advance,
@@ -177,8 +184,11 @@ def annotate_video(
             ):
                 for batch in batches:
                     for frame, painted in zip(batch, painter.painted(batch), strict=True):
+                        if not frames.is_camera:
+                            file.hold(frame.seconds)
                         file.write(painted, frame.seconds)
                     advance(len(batch))
+                file.hold(frames.end)
         except KeyboardInterrupt:
             if not file.frames:
                 raise
@@ -191,6 +201,7 @@ def annotate_video(
         seconds=time.perf_counter() - started,
         size=file.size,
         frame_rate=frames.rate,
+        codec=file.codec,
         announced=frames.announced,
         cut_short=frames.cut_short,
         resized=frames.resized,
@@ -205,14 +216,16 @@ def _input_size(network: MasksAndScores, given: tuple[int, int] | None) -> tuple
     return checked_size("input_size", size)
 
 
-def _checked_output(source: str | Path | int, out: Path, codec: str | None) -> tuple[Path, str]:
-    """The file to write and its codec."""
+def _checked_output(
+    source: str | Path | int, out: Path, codec: str | None
+) -> tuple[Path, Sequence[str]]:
+    """The file to write and the codecs to try."""
     kinds = () if isinstance(source, bool) else (str, Path, int)
     check_type("source", source, kinds, "a file or the number of a camera")
     name = printable(str(out))
     suffix = out.suffix.lower()
-    ends = " or ".join(CODECS)
-    check(suffix in CODECS, f"out: expected a name that ends in {ends}, got {name}")
+    ends = ".webm, or a name that ends in .mp4 or .avi"
+    check(suffix in CODECS, f"out: expected {ends}, got {name}")
     is_code = codec is None or (len(codec) == 4 and codec.isascii())
     check(is_code, f"codec: expected four letters such as mp4v, got {codec!r}")
     folder = printable(str(out.parent))
@@ -223,7 +236,7 @@ def _checked_output(source: str | Path | int, out: Path, codec: str | None) -> t
     else:
         is_source = out.exists() and Path(source).exists() and out.samefile(source)
         check(not is_source, f"out: {name} is the source itself; give another name")
-    return out, codec or CODECS[suffix]
+    return out, (codec,) if codec else CODECS[suffix]
 
 
 class _Painter:

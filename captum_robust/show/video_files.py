@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
+import re
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +27,12 @@ Frame: TypeAlias = npt.NDArray[np.uint8]
 USUAL_RATE = 25.0
 """Frames a second of a file or a camera that does not tell."""
 _HIGHEST_RATE = 1000.0
+_PROBED = 500
+"""First frames of a file, by whose times its rate is checked."""
+_PROBED_RATE = 60
+"""The highest that is taken from them, unless the file's own is higher."""
+_LONGEST = 3600.0
+"""Seconds that a frame may stay; what tells more is no time."""
 
 
 @dataclass
@@ -34,15 +42,16 @@ class ReadFrame:
     pixels: Frame
     image: Frame
     """What the network sees of it: h×w×3, red, green, blue."""
-    seconds: float | None
-    """How long after the first frame it came from a camera; None: it is of a file."""
+    seconds: float
+    """How long after the first frame it is shown, or came from a camera."""
 
 
 class VideoSource:
-    """Reads a video file or a camera, once.
+    """Reads a video file, a stream, a sequence of images or a camera, once.
 
     Args:
-        source: a file, or the number of a camera.
+        source: a file, an address such as ``rtsp://…``, a pattern such as ``%02d.png``, or the
+            number of a camera.
         limit: only the first so many frames.
 
     Raises:
@@ -58,10 +67,20 @@ class VideoSource:
         self._limit = limit
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.rate = rate if 0 < rate <= _HIGHEST_RATE else USUAL_RATE
+        self._tells_times = True
+        if not self.is_camera and Path(str(source)).is_file():
+            times = _first_times(str(source), min(_PROBED, limit or _PROBED))
+            self._tells_times = len(times) > 1 and bool((np.diff(times) > 0).all())
+            if self._tells_times:
+                self.rate = _rate_of(times, self.rate)
         count = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.announced = int(count) if not self.is_camera and 0 < count < 2**31 else None
+        self.duration = self.announced / rate if self.announced and rate > 0 else 0.0
+        """Seconds that the file says it takes; 0: it does not."""
         self.resized = 0
         self.cut_short = False
+        self.end = 0.0
+        """When the last frame of one that was read to its end is over; 0: nobody knows."""
 
     @property
     def expected(self) -> int | None:
@@ -70,7 +89,7 @@ class VideoSource:
 
     def read(self, input_size: tuple[int, int]) -> Generator[ReadFrame]:
         """All frames up to the first that can't be read, each of the first one's size."""
-        n, first = 0, 0.0
+        n, first, last, longest = 0, 0.0, 0.0, 0.0
         size: tuple[int, int] | None = None
         try:
             while self._limit is None or n < self._limit:
@@ -78,18 +97,30 @@ class VideoSource:
                 if not is_read or pixels is None:
                     # OpenCV does not tell a broken frame from the end.
                     self.cut_short = self.announced is not None and n < self.announced
+                    if last < self.duration <= last + longest and not self.cut_short:
+                        self.end = self.duration
                     return
-                now = time.perf_counter()
+                now = self._now(n)
                 if size is None:
                     size, first = pixels.shape[:2], now
                 elif pixels.shape[:2] != size:
                     pixels = _resized(pixels, size)
                     self.resized += 1
+                if n and not 0 < now - first - last <= _LONGEST:  # a broken time
+                    first = now - last - 1 / self.rate
+                last, longest = now - first, max(longest, now - first - last)
                 n += 1
-                seconds = now - first if self.is_camera else None
-                yield ReadFrame(pixels, _network_image(pixels, input_size), seconds)
+                yield ReadFrame(pixels, _network_image(pixels, input_size), last)
         finally:
             self._capture.release()
+
+    def _now(self, n: int) -> float:
+        """The time of frame n, which was read last, in seconds."""
+        if self.is_camera:
+            return time.perf_counter()
+        if not self._tells_times:
+            return n / self.rate
+        return float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
 
     def why_empty(self) -> str:
         """Why there was no frame."""
@@ -108,12 +139,35 @@ def _opened(source: str | Path | int, name: str) -> Any:
         return capture
     path = Path(source)
     check(not path.is_dir(), f"{name} is a folder; give a video file", IsADirectoryError)
-    check(path.exists(), f"{name}: no such file", FileNotFoundError)
-    with path.open("rb"):  # says why not, which OpenCV does not
-        pass
+    check(not path.is_fifo(), f"{name} is a pipe; give a video file")
+    if path.exists() or not re.search(r"://|%\d*d", str(source)):
+        check(path.exists(), f"{name}: no such file", FileNotFoundError)
+        with path.open("rb"):  # says why not, which OpenCV does not
+            pass
     capture = cv2.VideoCapture(str(source))
     check(capture.isOpened(), f"{name}: OpenCV can't read it as a video")
     return capture
+
+
+def _first_times(source: str, n: int) -> npt.NDArray[np.float64]:
+    """When up to n frames of a file are shown, in seconds after the first."""
+    capture = cv2.VideoCapture(source)
+    times: list[float] = []
+    while len(times) < n and capture.grab():
+        times.append(float(capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000)
+    capture.release()
+    return np.array(times) - times[0] if times else np.zeros(0)
+
+
+def _rate_of(times: npt.NDArray[np.float64], rate: float) -> float:
+    """The rate at which each frame has its time: the file's own or another, if one does."""
+    n = len(times)
+    for constant in (rate, round((n - 1) / float(times[-1]), 2)):
+        if np.abs(times * constant - np.arange(n)).max() < 0.2:
+            return constant
+    # So many that the shortest frame is one of the written file.
+    shortest = float(np.diff(times).min())
+    return float(min(math.ceil(1 / shortest - 1e-3), max(math.ceil(rate), _PROBED_RATE)))
 
 
 def _resized(pixels: Frame, size: tuple[int, int]) -> Frame:
@@ -182,20 +236,23 @@ class VideoFile:
 
     Args:
         path: the file to write.
-        codec: four letters.
+        codecs: of four letters each; the first is taken that OpenCV has.
         rate: frames a second.
 
     Raises:
         OSError: it can't be written.
     """
 
-    def __init__(self, path: Path, codec: str, rate: float) -> None:
-        self.path, self.codec, self.rate = path, codec, rate
+    def __init__(self, path: Path, codecs: Sequence[str], rate: float) -> None:
+        self.path, self.rate, self._codecs = path, rate, codecs
+        self.codec = codecs[-1]
+        """The one that is taken."""
         self.size = (0, 0)
         """(H, W) of the frames."""
         self.frames = 0
-        self._written = 0  # more or fewer: a camera's may be repeated or left out
+        self._written = 0  # more or fewer: they may be repeated or left out, to be in time
         self._video: Any = None
+        self._last: Any = None
         # With the suffix, by which OpenCV knows the format.
         self._part = path.with_name(f".{os.getpid()}.{path.name}")
         try:
@@ -204,27 +261,38 @@ class VideoFile:
             reason = error.strerror or error
             raise OSError(f"{printable(str(path))}: could not be written ({reason})") from None
 
-    def write(self, pixels: Frame, seconds: float | None) -> None:
-        """Add a frame; one of a camera where ``seconds`` after the first belong.
+    def write(self, pixels: Frame, seconds: float) -> None:
+        """Add the frame that begins ``seconds`` after the first, also where others are missing.
 
         Raises:
             ValueError: OpenCV lacks the codec.
         """
         if self._video is None:
             self._open(pixels)
-        copies = 1 if seconds is None else round(seconds * self.rate) + 1 - self._written
-        for _ in range(copies):
-            self._video.write(pixels)
-            self._written += 1
+        self._last = pixels
+        self._repeat(math.floor(seconds * self.rate + 0.5) + 1)
         self.frames += 1
+
+    def hold(self, seconds: float) -> None:
+        """Let the last frame stay until ``seconds`` after the first."""
+        self._repeat(math.floor(seconds * self.rate + 0.5))
+
+    def _repeat(self, count: int) -> None:
+        while self._written < count:
+            self._video.write(self._last)
+            self._written += 1
 
     def _open(self, like: Frame) -> None:
         self.size = (like.shape[0], like.shape[1])
         height, width = self.size
-        fourcc = cv2.VideoWriter.fourcc(*self.codec)
-        self._video = cv2.VideoWriter(str(self._part), fourcc, self.rate, (width, height))
+        for codec in self._codecs:
+            fourcc = cv2.VideoWriter.fourcc(*codec)
+            self._video = cv2.VideoWriter(str(self._part), fourcc, self.rate, (width, height))
+            if self._video.isOpened():
+                self.codec = codec
+                return
         what = f"{self.path.suffix} with {self.codec!r}, {width}×{height} pixels"
-        check(self._video.isOpened(), f"codec: OpenCV can't write {what}")
+        raise ValueError(f"codec: OpenCV can't write {what}")
 
     def complete(self) -> None:
         """Give the file its name.

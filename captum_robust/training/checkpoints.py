@@ -61,7 +61,7 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer) -> int
     tensors, metadata = read_tensors(path)
     try:
         step, plain, groups = (json.loads(metadata[k]) for k in ("step", "optimizer", "groups"))
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise ValueError(f"{printable(str(path))} is no checkpoint of a training run") from None
     state: dict[int, dict[str, Any]] = {int(number): dict(v) for number, v in plain.items()}
     weights = {}
@@ -129,7 +129,7 @@ def has_begun(path: Path, configuration: Mapping[str, Any]) -> bool:
         return False
     try:
         there: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["configuration"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{printable(str(path))} is damaged; give another folder") from None
     check_same_run(path.parent, there, configuration)
     return True
@@ -177,6 +177,6 @@ def _whole_rows(path: Path) -> Iterable[dict[str, Any]]:
         try:
             row = json.loads(line)
             index(row["step"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return
         yield row

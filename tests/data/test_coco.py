@@ -1,4 +1,5 @@
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -45,6 +46,10 @@ def root(tmp_path, draw, content):
     return tmp_path
 
 
+def runs(counts):
+    return {"size": [30, 40], "counts": counts}
+
+
 def save(root, content):
     (root / "annotations/instances_val2017.json").write_text(json.dumps(content, indent=0))
 
@@ -71,20 +76,39 @@ def test_the_mask_is_the_union_of_the_objects(root):
     assert dog.mask is None  # its segmentation is empty
 
 
-def test_polygons_and_runs_are_the_same_with_and_without_pycocotools(monkeypatch):
-    pytest.importorskip("pycocotools")
+def test_runs_go_down_the_columns_and_begin_with_background():
     # Columns of 4: two background, three object, and so on to 4×3 pixels.
     runs = {"size": [4, 3], "counts": [2, 3, 7]}
-    expected = np.array([[0, 1, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]], dtype=bool)
-    polygons = [[1, 1, 3, 1, 3, 3, 1, 3]]
-    with_library = [coco_mask.union_mask([runs], (4, 3)), coco_mask.union_mask([polygons], (4, 4))]
-    monkeypatch.setattr(coco_mask, "find_spec", lambda name: None)
-    without = [coco_mask.union_mask([runs], (4, 3)), coco_mask.union_mask([polygons], (4, 4))]
-    assert with_library[0].numpy().tolist() == expected.tolist()
-    for a, b in zip(with_library, without, strict=True):
-        assert a.equal(b)
-    with pytest.raises(ValueError, match="pip install pycocotools"):
-        coco_mask.union_mask([{"size": [4, 3], "counts": "232"}], (4, 3))
+    expected = [[0, 1, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]]
+    assert coco_mask.union_mask([runs], (4, 3)).int().tolist() == expected
+    # The same compressed: a character a run, 48 and the number.
+    compressed = {"size": [4, 3], "counts": "237"}
+    assert coco_mask.union_mask([compressed], (4, 3)).int().tolist() == expected
+
+
+def test_masks_are_those_of_pycocotools():
+    library = pytest.importorskip("pycocotools.mask")
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        height, width, corners = (int(n) for n in draw.integers(3, 40, size=3))
+        outline = draw.uniform(-20, 60, size=2 * corners).round(draw.integers(0, 3)).tolist()
+        filled = library.frPyObjects([outline], height, width)
+        code = {"size": [height, width], "counts": filled[0]["counts"].decode()}
+        expected = torch.from_numpy(library.decode(filled)[..., 0]).bool()
+        assert coco_mask.union_mask([[outline]], (height, width)).equal(expected), outline
+        assert coco_mask.union_mask([code], (height, width)).equal(expected)
+
+
+@pytest.mark.parametrize("far", [1e9, 1e300])
+def test_of_a_polygon_that_reaches_far_beyond_the_image_the_part_inside_counts(far):
+    # A library in C lost the process here.
+    triangle = [0, 0, far, 0, 0, far]
+    assert coco_mask.union_mask([[triangle]], (5, 6)).all()
+    right = [3, -far, far, -far, far, far, 3, far]
+    mask = coco_mask.union_mask([[right]], (5, 6))
+    assert mask.sum(dim=0).tolist() == [0, 0, 0, 5, 5, 5]
+    outside = [far, 0, far, 5, 2 * far, 5]
+    assert not coco_mask.union_mask([[outside]], (5, 6)).any()
 
 
 def test_compressed_runs_are_decoded(root, content):
@@ -99,7 +123,20 @@ def test_compressed_runs_are_decoded(root, content):
 
 @pytest.mark.parametrize(
     "segmentation",
-    [[["a", "b"]], {"size": [1, 1], "counts": [1]}, {"counts": [1]}, [[1]], {"size": [30, 40]}],
+    [
+        *(
+            [["a", "b"]],
+            {"size": [1, 1], "counts": [1]},
+            {"counts": [1]},
+            [[1]],
+            {"size": [30, 40]},
+        ),
+        *([[1, 1]], [[1, 1, 3, 3]], [SQUARE[0], [1, 1, 3, 3]], [[1, 1, 3, 3], SQUARE[0]]),
+        *([[1, 1, 3, 1, 3, 3, 1]], [SQUARE[0] + [7]], [["a"] * 6], [[[1]] * 6], "polygon", 7),
+        *([[0, 0, 5, 0, 5, float("inf")]], [[0, 0, 5, 0, 5, float("nan")]], [[10**400] * 6]),
+        *(runs([1]), runs([600, 601]), runs([-1, 1201]), runs([1200.0]), runs(["1200"])),
+        *(runs("1"), runs("X"), runs("o" * 9), runs("é"), runs([]), runs({}), runs([True] * 1200)),
+    ],
 )
 def test_a_broken_segmentation_is_a_data_error_naming_the_annotation(root, content, segmentation):
     content["annotations"][3]["segmentation"] = segmentation
@@ -180,6 +217,121 @@ def test_a_file_of_another_form_is_refused_at_once(root, write, text, reason):
     write(root / "annotations/instances_val2017.json", text)
     with pytest.raises(ValueError, match=reason):
         Coco(root)
+
+
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_an_id_of_two_is_refused_because_it_would_swap_boxes_or_classes(root, content, kind):
+    same = dict(content[kind][0])
+    content[kind].append(same)  # the same once more, as in files that were merged
+    save(root, content)
+    assert len(Coco(root)) == 4
+    same.update(file_name="2.png", name="bird")
+    save(root, content)
+    with pytest.raises(ValueError, match=rf"gives the id 17? to two of its {kind}"):
+        Coco(root)
+
+
+@pytest.mark.parametrize("written", [0, "0", False, "false", "0.0", None])
+def test_what_is_written_as_no_crowd_is_none(root, content, written):
+    content["annotations"][3]["iscrowd"] = written
+    save(root, content)
+    assert Coco(root)[2].boxes.tolist() == [[0, 0, 4, 4]]
+
+
+@pytest.mark.parametrize("written", [1, "1", True, "True", "1.0"])
+def test_what_is_written_as_a_crowd_is_left_out(root, content, written):
+    content["annotations"][3]["iscrowd"] = written
+    save(root, content)
+    assert Coco(root).ids == ["1.png#cat", "1.png#dog", "3.png"]
+
+
+@pytest.mark.parametrize("written", [2, "maybe", [0], {}])
+def test_another_mark_of_a_crowd_is_the_error_of_its_sample(root, content, written):
+    content["annotations"][3]["iscrowd"] = written
+    save(root, content)
+    with pytest.raises(DataError, match="annotation 13: expected iscrowd 0 or 1, got"):
+        Coco(root)[2]
+
+
+def test_sizes_may_be_text_or_missing(root, content):
+    content["images"][0] |= {"height": "30", "width": 40.0}
+    content["images"][1] |= {"height": None, "width": ""}
+    content["images"][2] |= {"height": "tall"}
+    save(root, content)
+    dataset = Coco(root)
+    assert len(dataset[0].boxes) == 2
+    assert len(dataset[2].boxes) == 1
+    with pytest.raises(DataError, match="image 3: expected a number of pixels, got 'tall'"):
+        dataset[3]
+
+
+def test_an_image_may_be_named_by_its_url_alone(root, content):
+    del content["images"][0]["file_name"]
+    content["images"][0]["coco_url"] = "http://images.cocodataset.org/val2017/1.png?size=full"
+    save(root, content)
+    assert Coco(root)[0].id == "1.png#cat"
+
+
+ODD = ["\ud800.png", "a\0.png", "[.png", 7, None, [], {}, [[[[]]]], "/dev/zero"]
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("key", ["file_name", "coco_url"])
+def test_an_odd_file_name_is_the_error_of_its_sample(root, content, name, key):
+    del content["images"][0]["file_name"]
+    content["images"][0][key] = name
+    save(root, content)
+    for skip_missing in (False, True):
+        dataset = Coco(root, skip_missing=skip_missing)
+        "".join(dataset.ids).encode()
+        assert [len(dataset[i].boxes) for i in (-2, -1)] == [1, 0]
+    with pytest.raises(DataError):
+        Coco(root)[0]
+
+
+def test_bytes_of_a_file_name_are_those_on_the_disk(root, content):
+    content["images"][0]["file_name"] = "caf.png"
+    save(root, content)
+    path = root / "annotations/instances_val2017.json"
+    path.write_bytes(path.read_bytes().replace(b"caf", b"caf\xe9"))
+    (root / "val2017/1.png").rename(root / "val2017/caf\udce9.png")
+    dataset = Coco(root)
+    assert dataset.ids[0] == r"caf\xe9.png#cat"
+    assert len(dataset[0].boxes) == 2
+
+
+@pytest.mark.parametrize("odd", [[], {}, None, [[[[[1]]]]], "\ud800", 10**400, 1.5])
+@pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox", "segmentation"])
+def test_an_odd_annotation_leaves_the_other_samples(root, content, key, odd):
+    content["annotations"][3][key] = odd
+    save(root, content)
+    dataset = Coco(root)
+    "".join(dataset.ids).encode()
+    usable = 0
+    for i in range(len(dataset)):
+        with suppress(DataError):
+            usable += dataset[i].id in ("1.png#cat", "1.png#dog", "3.png")
+    assert usable == 3
+
+
+@pytest.mark.parametrize("depth", [70, 900, 10**5])
+def test_a_deep_annotation_is_the_error_of_its_sample(root, content, depth):
+    content["annotations"][3]["segmentation"] = "DEEP"
+    content["annotations"][0]["note"] = 'brackets [[[ and \\" {{{ in text'
+    save(root, content)
+    path = root / "annotations/instances_val2017.json"
+    path.write_text(path.read_text().replace('"DEEP"', "[" * depth + "]" * depth))
+    dataset = Coco(root)
+    with pytest.raises(DataError, match="segmentation of annotation 13"):
+        dataset[2]
+    assert [len(dataset[i].boxes) for i in (0, 1, 3)] == [2, 1, 0]
+
+
+def test_deep_json_that_never_ends_is_refused_at_once(root, write):
+    for text in ("[" * 10**6, '{"images": ' + '\\"[' * 10**6):
+        write(root / "annotations/instances_val2017.json", text)
+        with pytest.raises(ValueError, match=r"json"):
+            Coco(root)
 
 
 def test_an_image_listed_twice_is_refused_because_ids_must_be_unique(root, content):

@@ -111,6 +111,29 @@ def test_a_name_of_two_classes_counts_only_as_it_is_written(tmp_path, draw, writ
 
 
 @pytest.mark.parametrize(
+    "odd", ['"x.png,1,2,3,4', "y" * 200_000 + ",1,2,3,4", "caf\udce9.png,1,2,3,4"]
+)
+def test_one_odd_row_is_the_error_of_its_own_sample(tmp_path, draw, odd):
+    draw(tmp_path / "a.png")
+    draw(tmp_path / "b.png")
+    text = f"{HEADER}a.png,1,1,2,2\n{odd}\nb.png,1,1,9,9\n"
+    (tmp_path / "boxes.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    dataset = ImageFolder(tmp_path)
+    boxes = {id: dataset[i].boxes.tolist() for i, id in enumerate(dataset.ids) if len(id) == 5}
+    assert boxes == {"a.png": [[1, 1, 2, 2]], "b.png": [[1, 1, 9, 9]]}
+    (other,) = (i for i, id in enumerate(dataset.ids) if len(id) != 5)
+    with pytest.raises(DataError, match=r"boxes\.csv:3: annotates"):
+        dataset[other]
+
+
+def test_a_cell_may_go_on_in_the_next_line(tmp_path, draw, write):
+    draw(tmp_path / "a.png")
+    table = 'file,x0,y0,x1,y1,caption\na.png,1,1,2,2,"two\nlines"\na.png,3,3,9,9,\n'
+    write(tmp_path / "boxes.csv", table)
+    assert ImageFolder(tmp_path)[0].boxes.tolist() == [[1, 1, 2, 2], [3, 3, 9, 9]]
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
         ("a.png,1,2,3", "four numbers"),

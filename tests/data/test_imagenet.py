@@ -174,3 +174,18 @@ def test_the_real_validation_images_all_load(real_data):
     # Read by hand in LOC_val_solution.csv: n02165105 38 53 190 202.
     assert first.boxes.tolist() == [[38, 53, 190, 202]]
     assert first.label == imagenet_wnids()["n02165105"]
+
+
+def test_names_that_are_no_utf_8_are_read(root):
+    images = root / "ILSVRC/Data/CLS-LOC/val"
+    (images / "val_1.JPEG").rename(images / "caf\udce9.JPEG")
+    (root / XMLS / "val_1.xml").rename(root / XMLS / "caf\udce9.xml")
+    dataset = ImageNet(root, skip_missing=True)
+    assert dataset.ids[0] == r"caf\xe9"
+    assert dataset[0].boxes.tolist() == [[4, 6, 20, 30], [0, 0, 40, 10]]
+
+
+def test_a_class_listed_twice_is_refused_because_it_would_shift_the_others(root, write):
+    write(root / "LOC_synset_mapping.txt", f"{GOLDFISH} a\n{GOLDFISH} b\n{TENCH} c\n")
+    with pytest.raises(ValueError, match=rf"mapping\.txt: names '{GOLDFISH}' more than once"):
+        ImageNet(root)

@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 from contextlib import suppress
 
@@ -165,3 +166,25 @@ def test_flipped_bytes_give_an_image_or_a_data_error_and_nothing_else(format, fl
     with suppress(DataError):
         image = load_image(bytes(data))
         assert 0 <= image.min() <= image.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_may_never_end_is_not_read(tmp_path, kind):
+    path = tmp_path / "endless.png"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"endless\.png: a pipe or a device"):
+        load_image(path)
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
+    path = tmp_path / "sparse.png"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(DataError, match=r"sparse\.png: expected at most 1073741824 bytes"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("name", ["\ud800.png", "a\0.png"])
+def test_a_name_that_no_file_has_is_an_error_of_its_image(tmp_path, name):
+    with pytest.raises(DataError, match="no name of a file"):
+        load_image(tmp_path / name)

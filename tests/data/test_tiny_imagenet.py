@@ -186,3 +186,20 @@ def test_the_real_archive_has_its_counts_and_first_box(real_data):
     train = load_dataset("tiny-imagenet", path, split="train", labels="wnids")
     assert len(train) == 25_000
     assert {train[index].label for index in range(0, 25_000, 50)} == set(range(100))
+
+
+@pytest.mark.parametrize("name", [None, "tiny.tar", "tiny.tar.gz"])
+def test_names_that_are_no_utf_8_are_read(folder, pack, name):
+    (folder / "val/images/val_0.JPEG").rename(folder / "val/images/caf\udce9.JPEG")
+    annotations = folder / "val/val_annotations.txt"
+    annotations.write_bytes(annotations.read_bytes().replace(b"val_0", b"caf\xe9"))
+    dataset = TinyImageNet(folder if name is None else pack(name))
+    assert dataset.ids == ["val_1", "val_2", r"caf\xe9"]
+    assert dataset[2].boxes.tolist() == [[0, 10, 64, 21]]
+
+
+def test_a_class_listed_twice_is_refused_because_it_would_shift_the_others(folder, write):
+    write(folder / "wnids.txt", f"{GOLDFISH}\n{GOLDFISH}\n{TENCH}\n")
+    with pytest.raises(ValueError, match=rf"wnids\.txt: names '{GOLDFISH}' more than once"):
+        TinyImageNet(folder, labels="wnids")
+    assert TinyImageNet(folder)[0].label == 1

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from captum_robust.data import DataError, load_dataset
@@ -75,8 +77,120 @@ def test_a_zero_based_box_is_one_pixel_out_and_clipped_a_negative_one_refused(ro
         PascalVOC(root)[0]
 
 
+@pytest.mark.parametrize("other", ["000001.png", "small/000001.jpg"])
+def test_two_images_of_one_name_are_refused(root, draw, other):
+    draw(root / "JPEGImages" / other, (20, 15))
+    with pytest.raises(ValueError, match=r"000001\..* and .*000001\..* are one image"):
+        PascalVOC(root)
+
+
 @pytest.mark.parametrize("folder", ["JPEGImages", "Annotations"])
 def test_a_missing_folder_is_raised_at_once(root, folder):
     (root / folder).rename(root / "away")
     with pytest.raises(FileNotFoundError, match=f"{folder}: no such folder"):
         PascalVOC(root)
+
+
+def one_cat(name, encoding, declared, voc_xml):
+    text = f'<?xml version="1.0" encoding="{declared}"?>' + voc_xml((name, 2, 2, 9, 9))
+    return text.encode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "declared"),
+    [
+        *(("猫", "gb2312", "GB2312"), ("猫", "gbk", "gbk"), ("㐀", "gb18030", "gb18030")),
+        *(("镕", "gbk", "gb2312"), ("貓", "big5", "Big5"), ("①猫", "cp932", "Shift_JIS")),
+        *(("裏", "cp950", "big5"), ("똠", "cp949", "ks_c_5601-1987"), ("①", "cp932", "sjis")),
+        *(("고양이", "euc-kr", "EUC-KR"), ("猫", "euc-jp", "euc-jp"), ("кот", "koi8-r", "KOI8-R")),
+        *(
+            ("çat", "latin-1", "ISO-8859-1"),
+            ("č", "cp1250", "windows-1250"),
+            ("猫", "utf-8", "utf8"),
+        ),
+        *(("猫", "utf-16", "utf-16"), ("猫", "utf-16-be", "utf-16"), ("猫", "utf-8-sig", "gbk")),
+    ],
+)
+def test_xml_in_the_encodings_of_the_world_is_read(root, voc_xml, name, encoding, declared):
+    (root / "Annotations/000001.xml").write_bytes(one_cat(name, encoding, declared, voc_xml))
+    dataset = PascalVOC(root, category_to_class={name: 7})
+    assert dataset.ids[0] == f"000001#{name}"
+    assert (dataset[0].label, dataset[0].boxes.tolist()) == (7, [[1, 1, 9, 9]])
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        *("utf-7", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "hz", "base64"),
+        *("rot13", "undefined", "utf-16", "utf-32", "cp037", "aliases", "x" * 5000, "no-such"),
+    ],
+)
+def test_another_encoding_is_the_error_of_its_own_sample(root, voc_xml, declared):
+    path = root / "Annotations/000001.xml"
+    for text in (
+        one_cat("cat", "ascii", declared, voc_xml),
+        one_cat("é", "utf-8", declared, voc_xml),
+    ):
+        path.write_bytes(text)
+        dataset = PascalVOC(root)
+        with pytest.raises(DataError, match=r"000001\.xml:1: unknown encoding"):
+            dataset[0]
+        assert len(dataset[1].boxes) == 1
+
+
+def test_bytes_that_the_encoding_lacks_are_named_with_their_line(root, voc_xml):
+    text = one_cat("dog", "ascii", "euc-kr", voc_xml).replace(b"dog", b"d\xffg")
+    (root / "Annotations/000001.xml").write_bytes(text)
+    with pytest.raises(DataError, match=r"000001\.xml:4: .*no text in cp949"):
+        PascalVOC(root)[0]
+
+
+@pytest.mark.parametrize("mark", ["true", "True", " 1 ", "1.0", "yes"])
+def test_a_mark_may_be_written_in_words(root, write, voc_xml, mark):
+    write(root / "Annotations/000001.xml", voc_xml(("dog", 1, 1, 9, 9), ("dog", 1, 1, 5, 5, mark)))
+    assert PascalVOC(root)[0].boxes.tolist() == [[0, 0, 9, 9]]
+    assert len(PascalVOC(root, difficult=True)[0].boxes) == 2
+
+
+@pytest.mark.parametrize("mark", ["false", "0.0", "no", ""])
+def test_a_mark_that_is_not_set_may_be_written_in_words(root, write, voc_xml, mark):
+    write(root / "Annotations/000001.xml", voc_xml(("dog", 1, 1, 9, 9, mark)))
+    assert PascalVOC(root)[0].boxes.tolist() == [[0, 0, 9, 9]]
+
+
+def test_another_mark_is_the_error_of_its_own_sample(root, write, voc_xml):
+    write(root / "Annotations/000001.xml", voc_xml(("dog", 1, 1, 9, 9, "maybe")))
+    with pytest.raises(DataError, match=r"000001\.xml:8: expected <difficult> 0 or 1, got 'maybe'"):
+        PascalVOC(root)[0]
+
+
+def test_deep_xml_is_the_error_of_its_own_sample(root, write):
+    write(root / "Annotations/000001.xml", "<annotation>\n" + "<object>" * 10**6)
+    dataset = PascalVOC(root)
+    with pytest.raises(DataError, match=r"000001\.xml:2: more than 64 levels"):
+        dataset[0]
+    assert len(dataset[1].boxes) == 1
+
+
+@pytest.mark.parametrize("split", ["val", None])
+def test_names_that_are_no_utf_8_are_read(root, voc_xml, split):
+    listing = root / "ImageSets/Main/val.txt"
+    listing.write_bytes(b"caf\xe9\n" + listing.read_bytes())
+    (root / "JPEGImages/000003.jpg").rename(root / "JPEGImages/caf\udce9.jpg")
+    (root / "Annotations/000003.xml").rename(root / "Annotations/caf\udce9.xml")
+    samples = {sample.id: sample for sample in PascalVOC(root, split)}
+    assert set(samples) == {r"caf\xe9#dog", "000001#dog", "000002#cat"}
+    assert samples[r"caf\xe9#dog"].boxes.tolist() == [[1, 1, 9, 9]]
+
+
+def test_what_is_no_regular_file_is_the_error_of_its_own_sample(root):
+    (root / "Annotations/000001.xml").unlink()
+    os.mkfifo(root / "Annotations/000001.xml")
+    dataset = PascalVOC(root)
+    with pytest.raises(DataError, match=r"000001\.xml: a pipe or a device"):
+        dataset[0]
+    assert len(dataset[1].boxes) == 1
+    (root / "Annotations/000001.xml").unlink()
+    (root / "Annotations/000001.xml").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"000001\.xml: a pipe or a device"):
+        PascalVOC(root)[0]
