@@ -122,11 +122,14 @@ class GradientAscent(Stepping):
 
     def _losses(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
         """The n losses of scores n×K; of the cross-entropy the logarithms."""
-        return self._loss_of(scores, victim.label[rows], victim.units[rows])
+        had_probabilities = victim.has_probabilities
+        return self._loss_of(scores, victim.label[rows], victim.units[rows], had_probabilities)
 
-    def _loss_of(self, scores: Tensor, label: Tensor, units: Tensor) -> Tensor:
+    def _loss_of(
+        self, scores: Tensor, label: Tensor, units: Tensor, had_probabilities: bool = False
+    ) -> Tensor:
         if self.loss_func is not None:
-            losses = self.loss_func(scores, label)
+            losses = self.loss_func(scores.exp() if had_probabilities else scores, label)
             check_losses(losses, len(scores))
             return losses
         if self.loss == "log_odds":

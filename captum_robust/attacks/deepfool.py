@@ -152,7 +152,11 @@ class DeepFool(Attack):
         """
         victim, rows, scores = point.victim, point.rows, point.scores.detach()
         start = scores.argmax(dim=1) if victim.targeted else victim.label[rows]
-        gaps = (scores.gather(1, others) - scores.gather(1, start[:, None])).abs()  # n×C
+        start_scores = scores.gather(1, start[:, None])
+        gaps = (scores.gather(1, others) - start_scores).abs()  # n×C
+        # Ties, and what the scores are too coarse to tell from one.
+        gaps = gaps.maximum(victim.resolution * start_scores.abs())
+        width = 1.0 if self.bounds is None else self.bounds[1] - self.bounds[0]
         best = torch.full_like(gaps[:, 0], torch.inf)
         steps = tuple(torch.zeros_like(x) for x in point.x)
 
@@ -164,8 +168,8 @@ class DeepFool(Attack):
             nearer = (distance < best[at]).nonzero()[:, 0]
             best[at[nearer]] = distance[nearer]
             direction = self._norm.steepest(take_each(gradients, nearer), norm[nearer])
-            # 1e-4 as in the paper's code: a step has to cross the boundary.
-            put_each(steps, at[nearer], scaled(direction, distance[nearer] + 1e-4))
+            # 1e-4 as in the paper's code, of pixels in [0, 1]: a step has to cross the boundary.
+            put_each(steps, at[nearer], scaled(direction, distance[nearer] + 1e-4 * width))
             return norm
 
         at = torch.arange(len(rows), device=rows.device)

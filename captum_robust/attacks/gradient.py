@@ -127,10 +127,12 @@ class GradientStep(FGSM):
     def _are_logarithms(self) -> bool:
         return False
 
-    def _loss_of(self, scores: Tensor, label: Tensor, units: Tensor) -> Tensor:
+    def _loss_of(
+        self, scores: Tensor, label: Tensor, units: Tensor, had_probabilities: bool = False
+    ) -> Tensor:
         if self.loss_func is None and self.loss == "cross_entropy":
             return cross_entropy(scores, label)  # its length matters, so no logarithm
-        return super()._loss_of(scores, label, units)
+        return super()._loss_of(scores, label, units, had_probabilities)
 
     def _step_length(self, epsilon: float) -> float:
         return epsilon

@@ -25,9 +25,11 @@ class LBFGSAttack(Attack):
 
     Szegedy et al., "Intriguing properties of neural networks" (https://arxiv.org/abs/1312.6199):
     minimise c ‖r‖² + L(x + r, ŷ) for the cross-entropy L, and look for the largest c whose minimum
-    still fools. Every sample has its own L-BFGS and its own c: multiplied or divided by ten until
-    one fools and another does not, then their geometric mean. The result is the shortest change of
-    all that were evaluated and fooled, shortened along its own line.
+    still fools. Scores are in units of a tenth of their deviation over the classes of the clean
+    input, r in units of the bounds' width, so that neither's scale matters. Every sample has its
+    own L-BFGS and its own c: multiplied or divided by ten until one fools and another does not,
+    then their geometric mean. The result is the shortest change of all that were evaluated and
+    fooled, shortened along its own line.
 
     ŷ is the target; without ``targeted`` the most likely class of the clean input that is not the
     label. A sample is fooled as by every attack, when the label is lost, whichever class wins.
@@ -43,7 +45,7 @@ class LBFGSAttack(Attack):
             radius, where it mostly does not fool any more.
         searches: how many values of c a sample tries.
         max_iterations: of L-BFGS for each of them.
-        constant: the first c, for pixels in [0, 1].
+        constant: the first c.
         history_size: of L-BFGS; each takes memory for two copies of the inputs.
     """
 
@@ -93,21 +95,23 @@ class LBFGSAttack(Attack):
 
 
 class _PenalisedLoss:
-    """c ‖r‖² + L(x + r, ŷ) of vectors x + r, n×D.
+    """c ‖r‖² + L(x + r, ŷ) of vectors x + r, n×D, in units of the bounds' width.
 
     Its segment ends at the shortest r that fooled.
     """
 
     def __init__(self, victim: Victim, norm: Norm, epsilon: float | None) -> None:
         self.victim = victim
+        bounds = victim.bounds
+        self.width = 1.0 if bounds is None else bounds[1] - bounds[0]
         self.x = self._joined(victim.x)  # N×D
         point = Point(victim, victim.x, victim.everyone, graph=True)
         check_rivals(point.scores)
         self.segment = Segment(victim, norm, epsilon, point.scores)
         others = others_of(point.scores, victim.label).argmax(dim=1)
         self.goal = victim.label if victim.targeted else others
-        value, gradients = point.gradients(lambda scores: cross_entropy(scores, self.goal))
-        self.start = value, self._joined(gradients), torch.zeros_like(value)[:, None]
+        value, gradient = self._loss(point, victim.everyone)
+        self.start = value, gradient, torch.zeros_like(value)[:, None]
         """Values N, gradients N×D and what is kept at the clean inputs."""
 
     def evaluate(
@@ -122,9 +126,8 @@ class _PenalisedLoss:
         inside = self._inside(points)
         change = inside - take(self.x, rows)
         point = Point(self.victim, self._split(inside), rows, graph=True)
-        goal = self.goal[rows]
-        loss, gradients = point.gradients(lambda scores: cross_entropy(scores, goal))
-        gradient = self._joined(gradients) + 2 * factors[:, None] * change
+        loss, gradient = self._loss(point, rows)
+        gradient = gradient + 2 * factors[:, None] * change
         # Beyond the bounds nothing changes, so there is no slope either.
         gradient = torch.where(inside == points, gradient, 0.0)
         fools, margins = self.segment.judge(point.scores, rows)
@@ -132,6 +135,11 @@ class _PenalisedLoss:
         value = loss + factors * change.square().sum(dim=1)
         back = order.argsort()
         return value[back], gradient[back], fools[back][:, None].to(loss.dtype)
+
+    def _loss(self, point: Point, rows: Tensor) -> tuple[Tensor, Tensor]:
+        goal, units = self.goal[rows], self.victim.units[rows, None]
+        loss, gradients = point.gradients(lambda scores: cross_entropy(scores / units, goal))
+        return loss, self._joined(gradients) * self.width**2
 
     def settle_for(self, rows: Tensor, points: Tensor) -> None:
         """End at the points n×D of ``rows`` where nothing has fooled yet."""
@@ -141,16 +149,16 @@ class _PenalisedLoss:
         put_each(self.segment.change, rows[at], minus(end, clean))
 
     def _inside(self, points: Tensor) -> Tensor:
-        return self.victim.within((points,))[0]
+        return self.victim.within((points * self.width,))[0] / self.width
 
     def _split(self, vectors: Tensor) -> Tensors:
         """n×D as the inputs are, n×…."""
         sizes = [x[0].numel() for x in self.victim.x]
         return tuple(
-            part.reshape(-1, *x.shape[1:]).to(x.dtype)
+            (part * self.width).reshape(-1, *x.shape[1:]).to(x.dtype)
             for part, x in zip(torch.split(vectors, sizes, dim=1), self.victim.x, strict=True)
         )
 
     def _joined(self, tensors: Tensors) -> Tensor:
         n = len(tensors[0])
-        return torch.cat([at_least_float(t).reshape(n, -1) for t in tensors], dim=1)
+        return torch.cat([at_least_float(t).reshape(n, -1) for t in tensors], dim=1) / self.width

@@ -74,6 +74,17 @@ def units_of(scores: Tensor) -> Tensor:
     return torch.where(unit > 0, unit, 1.0)
 
 
+def are_probabilities(scores: Tensor) -> bool:
+    """Whether each of the scores n×K of clean samples is a distribution, as softmax gives."""
+    sums = scores.detach().sum(dim=1)
+    return bool(((sums - 1).abs() < 1e-3).all() & (scores >= 0).all())
+
+
+def logarithms_of(probabilities: Tensor) -> Tensor:
+    """The logarithms n×K of probabilities, which are finite and have a gradient near 1 too."""
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
+
+
 def others_of(scores: Tensor, label: Tensor) -> Tensor:
     """Scores n×K, that of the label -infinity."""
     return scores.scatter(1, label[:, None], -torch.inf)

@@ -33,7 +33,7 @@ from captum_robust.attacks.image_batches import (
     image_batches,
     place_of,
 )
-from captum_robust.attacks.losses import LossFunction, cross_entropy
+from captum_robust.attacks.losses import LossFunction, cross_entropy, units_of
 from captum_robust.attacks.norms import Tensors, of_mean_one, plus
 from captum_robust.attacks.victim import (
     Victim,
@@ -153,8 +153,10 @@ class UniversalPerturbation(Attack):
             target_rate: stop after the pass that fooled such a share.
             step_size: of the first pass, in units of ``epsilon``.
             momentum: decay of the sum of gradients (each scaled to mean absolute value 1).
-            loss_func: (scores n×K, classes n) -> n losses. Cross-entropy by default, clipped at
-                10 so that v does not grow on images that are long fooled.
+            loss_func: (scores n×K, classes n) -> n losses. By default cross-entropy, of scores
+                that are scaled to the deviation of 2.5 over the classes that those of ImageNet
+                networks have (in the first batch), and clipped at 10 so that v does not grow on
+                images that are long fooled.
             batch_size: larger batches are split. Small ones make more steps.
             device: where to; by default where the model is, and for a function where the images
                 are.
@@ -198,7 +200,7 @@ class UniversalPerturbation(Attack):
         if target_rate is None and method == "deepfool":
             target_rate = 0.8
         place = place_of(self.forward_func) if device is None else torch.device(device)
-        fit = _Fit(self, settings, place, loss_func or _clipped_cross_entropy)
+        fit = _Fit(self, settings, place, loss_func)
         if checkpoint is not None:
             _check_folder(checkpoint)
             fit.resume(checkpoint)
@@ -296,7 +298,7 @@ class _Fit:
     attack: UniversalPerturbation
     settings: dict[str, Any]
     device: torch.device | None
-    loss_func: LossFunction
+    loss_func: LossFunction | None
     v: Tensor = field(default_factory=partial(torch.zeros, 0))
     """1×C×H×W; empty before the first mini-batch."""
     velocity: Tensor = field(default_factory=partial(torch.zeros, 0))
@@ -304,6 +306,8 @@ class _Fit:
     best: Tensor | None = None
     """v at the end of the pass that fooled the most."""
     rates: list[float] = field(default_factory=list)
+    unit: Tensor = field(default_factory=partial(torch.ones, ()))
+    """What scores are divided by for the loss by default."""
     labels: dict[int, int] = field(default_factory=dict)
     """Bits of a clean image (:func:`_keys`) -> the class that the model gives it."""
 
@@ -329,6 +333,7 @@ class _Fit:
             keys, classes = tensors["image_keys"].tolist(), tensors["image_classes"].tolist()
             self.v, self.velocity = tensors["iterate"][None], tensors["velocity"][None]
             self.best, self.rates = tensors["perturbation"][None], list(facts["rates"])
+            self.unit = tensors.get("unit", self.unit)
         except KeyError as error:
             raise _no_perturbation(checkpoint, error) from None
         self.labels = dict(zip(keys, classes, strict=True))
@@ -338,6 +343,7 @@ class _Fit:
         return {
             "iterate": self.v[0],
             "velocity": self.velocity[0],
+            "unit": self.unit,
             "image_keys": torch.tensor(list(self.labels), dtype=torch.long),
             "image_classes": torch.tensor(list(self.labels.values()), dtype=torch.long),
         }
@@ -370,7 +376,10 @@ class _Fit:
             scores = self._scores(self._added(x, v))
             check_class("target", target or 0, scores)
             aim = labels if target is None else torch.full_like(labels, target)
-            loss = self.loss_func(scores, aim)
+            if self.loss_func is None:
+                loss = _clipped_cross_entropy(scores / self.unit.to(scores), aim)
+            else:
+                loss = self.loss_func(scores, aim)
             check_losses(loss, len(x))
             objective = loss.mean() if target is None else -loss.mean()
         gradients = gradients_or_zeros(objective, (v,))
@@ -412,8 +421,10 @@ class _Fit:
         keys = _keys(x)
         new = [i for i, key in enumerate(keys) if key not in known]
         if new:
-            classes = self._scores(x if len(new) == len(x) else x[new]).argmax(dim=1).tolist()
-            known.update(zip((keys[i] for i in new), classes, strict=True))
+            scores = self._scores(x if len(new) == len(x) else x[new])
+            if not known:
+                self.unit = 4 * units_of(scores).median()
+            known.update(zip((keys[i] for i in new), scores.argmax(dim=1).tolist(), strict=True))
         return torch.tensor([known[key] for key in keys], device=x.device)
 
 

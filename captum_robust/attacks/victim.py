@@ -21,7 +21,7 @@ from captum_robust._scores import (
     finite_scores,
     where_the_graph_breaks,
 )
-from captum_robust.attacks.losses import others_of, units_of
+from captum_robust.attacks.losses import are_probabilities, logarithms_of, others_of, units_of
 from captum_robust.attacks.norms import Linf, Norm, Tensors, minus, per_sample, plus
 from captum_robust.attacks.outcome import sizes_of
 
@@ -116,6 +116,10 @@ class Victim:
         """N, powers of two that objectives are multiplied by before the backward pass, so that
         the gradients within a network in half precision neither vanish nor overflow."""
         self._has_half = torch.float16 in self._dtypes
+        self.resolution = 0.0
+        """The share of a score by which two that the model tells apart differ at least."""
+        self.has_probabilities = False
+        """Whether the model ends in a softmax; its logarithms, as good as scores, are attacked."""
         self.donates = False
         """Whether the model was compiled so that a graph serves one backward pass."""
 
@@ -136,18 +140,29 @@ class Victim:
         if places is not None:
             arguments = arguments_of(arguments, places, self.n)
         raw = self._model_scores(self.as_given(inputs), arguments)
-        self._has_half |= isinstance(raw, Tensor) and raw.dtype == torch.float16
+        self._has_half |= raw.dtype == torch.float16
+        if raw.dtype.is_floating_point:
+            self.resolution = torch.finfo(raw.dtype).eps
         if not self._model_scores.channels_last:
             self.x = tuple(x.contiguous() for x in self.x)
         scores = at_least_float(finite_scores(raw, len(rows)))
         self.forward_passes.index_add_(0, rows, torch.ones_like(rows))
         if self.class_scores is not None:
-            return self.class_scores(scores, places)
+            scores = self.class_scores(scores, places)
+            return logarithms_of(scores) if self.has_probabilities else scores
         check_target(self.target, scores)
         self.class_scores = ClassScores(scores, self.target)
         scores = self.class_scores(scores)
+        self.has_probabilities = are_probabilities(scores) and self._ends_in_softmax()
+        scores = logarithms_of(scores) if self.has_probabilities else scores
         self._see_clean(scores.detach(), self.class_scores.classes)
         return scores
+
+    def _ends_in_softmax(self) -> bool:
+        with torch.enable_grad():
+            asking = tuple(x[:1].detach().requires_grad_() for x in self.as_given(self.x))
+            scores = self._model_scores(asking, arguments_of(self.arguments, [0], self.n))
+        return scores.grad_fn is not None and scores.grad_fn.name().startswith("Softmax")
 
     def as_given(self, inputs: Tensors) -> Tensors:
         """The inputs in the dtype of the clean ones."""

@@ -10,9 +10,12 @@ from torch import nn
 from captum_robust.attacks import (
     FGSM,
     PGD,
+    DeepFool,
     EnsembleTransfer,
     GradientStep,
+    LBFGSAttack,
     LeastLikelyClass,
+    UniversalPerturbation,
     cross_entropy,
     most_likely_class_map,
 )
@@ -238,3 +241,67 @@ def test_the_map_of_a_class_that_is_sure_is_not_empty():
     found = most_likely_class_map(line(1e4), POINT)  # a margin of 2,000
     assert found.sign.tolist() == [[1.0, -1.0]]
     assert (found.magnitude > 0).all()
+
+
+class Softmax(nn.Module):
+    def __init__(self, net, pixels=1.0):
+        super().__init__()
+        self.net, self.pixels = net, pixels
+
+    def forward(self, x):
+        return self.net(x / self.pixels).softmax(dim=1)
+
+
+@pytest.mark.parametrize("attack", [PGD, DeepFool, LBFGSAttack])
+def test_probabilities_are_attacked_like_the_scores_that_they_are_of(trained, attack):
+    net, x, y = trained
+    sharp = copy.deepcopy(net)
+    sharp[2].weight.data *= 5
+    sharp[2].bias.data *= 5  # the probability of most samples' class is 1 to the bit, or others 0
+    found = attack(Softmax(sharp)).perturb(x[:40], y[:40], return_details=True)[1]
+    of_scores = attack(sharp).perturb(x[:40], y[:40], return_details=True)[1]
+    assert not of_scores.without_gradient.any()
+    differs = found.fooled != of_scores.fooled
+    assert torch.equal(differs, found.without_gradient)
+    assert differs.float().mean() <= 0.1
+    at = found.fooled & of_scores.fooled
+    torch.testing.assert_close(found.l2[at].mean(), of_scores.l2[at].mean(), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("attack", [DeepFool, LBFGSAttack])
+def test_the_smallest_change_has_no_units(trained, attack):
+    net, x, y = trained
+    _, expected = attack(net).perturb(x[:40], y[:40], return_details=True)
+    assert (expected.fooled | expected.already).all()
+    for pixels, factor in ((255.0, 1.0), (1.0, 1e-4), (1.0, 1e4)):
+        model = lambda z, p=pixels, f=factor: net(z / p) * f  # noqa: E731
+        made = attack(model, bounds=(0, pixels))
+        _, found = made.perturb(x[:40] * pixels, y[:40], return_details=True)
+        assert (found.fooled == expected.fooled).all()
+        torch.testing.assert_close(found.l2 / pixels, expected.l2, rtol=0.02, atol=1e-3)
+
+
+def test_deepfool_leaves_an_exact_tie():
+    """Scores near 32 in bfloat16 are a quarter apart: most of the two are equal to the bit."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plane = nn.Linear(20, 1)
+    x = torch.rand(40, 20, generator=torch.Generator().manual_seed(1))
+
+    def tied(x):
+        z = plane(x)
+        return torch.cat([z + 32, 32 - z], dim=1).to(torch.bfloat16)
+
+    _, details = DeepFool(tied).perturb(x, return_details=True)
+    assert (details.fooled | details.already).all()  # 8 % before
+
+
+@pytest.mark.parametrize("method", ["gradient", "deepfool"])
+def test_a_universal_perturbation_does_not_depend_on_a_factor(trained, method):
+    net, x, _ = trained
+    rates = []
+    for factor in (1e-3, 1.0, 1e3):
+        model = lambda z, f=factor: net(z) * f  # noqa: E731
+        fit = UniversalPerturbation(model, 0.1).fit(x.split(20), passes=3, method=method)
+        rates.append(fit.rates[-1])
+    assert max(rates) - min(rates) <= 0.02

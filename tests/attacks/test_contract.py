@@ -89,6 +89,7 @@ CASES = [
         epsilon=2.0,
         ball="L2",
         leaves_label=False,
+        rounding=1e-4,  # its steps amplify that of the scores
     ),
 ]
 
