@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -109,6 +110,44 @@ def finite_scores(scores: Tensor, n: int, *, copies: int = 1, first_sample: int 
     for each in torch.split(scores, n):
         check_finite(each, "forward_func, scores", first_sample)
     return scores
+
+
+def two_classes(scores: Any, n: int, name: str = "forward_func") -> Any:
+    """Scores n×2 where a classifier gives one logit z a sample, n×1 or n; others as they are.
+
+    Class 1 is the one that z speaks for: it is predicted where z is positive, and its probability
+    is that of the sigmoid. Its score is z/2, that of class 0 is -z/2: as (0, z), but for a
+    constant that softmax and margins do not see, so that the score of each class has a slope.
+
+    An attribution of a plain function explains z itself, as Captum's do; where it needs another
+    class to compare with, where a class is predicted or attacked, and in a ``Classifier``, a target
+    is 0 or 1.
+
+    Raises:
+        ValueError: one whole number a sample, as where a model tells classes.
+    """
+    if not isinstance(scores, Tensor) or scores.ndim > 2 or scores.numel() != n:
+        return scores
+    if scores.shape[:1] not in ((n,), ()):
+        return scores
+    expected = "scores N×K, or one logit a sample, as floating point"
+    got = f"{scores.dtype} of shape {tuple(scores.shape)}"
+    check(scores.is_floating_point(), f"{name}: expected {expected}, got {got}")
+    half = scores.reshape(-1) / 2
+    return torch.stack([-half, half], dim=1)
+
+
+def warn_of_probabilities(scores: Tensor, name: str = "forward_func") -> None:
+    """Warn where scores N×2 of clean samples look like probabilities that were read as logits."""
+    if scores.shape[1] != 2:
+        return
+    low, high = scores.detach().unbind(dim=1)
+    if bool(((low == -high) & (high >= 0) & (high <= 0.5)).all()):
+        warnings.warn(
+            f"{name}: the one score of each sample is in [0, 1]; it is read as a logit, of class 1 "
+            "where it is above 0. If it is a probability, give lambda x: model(x).logit()",
+            stacklevel=2,
+        )
 
 
 class ClassScores:

@@ -126,9 +126,9 @@ def test_a_module_that_normalises_in_place_leaves_the_image() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.mul_(2).sub_(1).flatten(1)
 
-    x = torch.full((1, 1, 1, 1), 0.75)
-    assert Classifier(InPlace())(x).item() == 0.5
-    assert x.item() == 0.75
+    x = torch.tensor([[[[0.75, 0.25]]]])
+    assert Classifier(InPlace())(x).tolist() == [[0.5, -0.5]]
+    assert x.tolist() == [[[[0.75, 0.25]]]]
 
 
 def test_lite_gives_the_scores_of_its_package_on_pixels_scaled_its_way() -> None:

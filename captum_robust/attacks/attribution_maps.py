@@ -56,6 +56,8 @@ class AttributionMaps:
             isinstance(victim.target, list) and isinstance(victim.target[0], tuple)
         )
         target = target_of(victim.target, places, victim.n) if is_indexed else victim.label[rows]
+        if victim.has_one_score:
+            target = None  # the score itself: an attribution knows no second class
         run: Any = explainer.attribute if isinstance(explainer, Attribution) else explainer
         passed = dict(self.arguments or {})
         if victim.arguments is not None:

@@ -20,7 +20,13 @@ from captum_robust._checks import (
     check_number,
     shape_or_type,
 )
-from captum_robust._scores import at_least_float, copies_of, depends_on, where_the_graph_breaks
+from captum_robust._scores import (
+    at_least_float,
+    copies_of,
+    depends_on,
+    two_classes,
+    where_the_graph_breaks,
+)
 from captum_robust.attacks.ascent import GradientAscent
 from captum_robust.attacks.attack import LossFunction
 from captum_robust.attacks.image_batches import ForwardFunction, class_scores, one_an_image
@@ -108,7 +114,7 @@ class _Ensemble:
         each: list[Tensor] = []
         self.of_each = []
         for place, model in enumerate(self.models):
-            scores = model(*copies_of(args))
+            scores = two_classes(model(*copies_of(args)), len(args[0]), f"models, model {place}")
             self._check(scores, place, each, args)
             each.append(at_least_float(scores).log_softmax(dim=1))
             self.of_each.append(each[-1].detach())

@@ -18,6 +18,8 @@ from captum_robust._scores import (
     at_least_float,
     check_target,
     finite_scores,
+    two_classes,
+    warn_of_probabilities,
     where_the_graph_breaks,
 )
 from captum_robust.attacks.norms import Linf, Norm, Tensors, minus, plus
@@ -101,6 +103,8 @@ class Victim:
         self.backward_passes = torch.zeros_like(self.label)
         self.saw_gradient = torch.zeros_like(self.already)
         """N, whether any gradient of the attack was not zero."""
+        self.has_one_score = False
+        """Whether the model gives one logit a sample, which is read as two classes."""
 
     @property
     def knows_labels(self) -> bool:
@@ -121,10 +125,14 @@ class Victim:
         raw = self._model_scores(inputs, arguments)
         if not self._model_scores.channels_last:
             self.x = tuple(x.contiguous() for x in self.x)
-        scores = at_least_float(finite_scores(raw, len(rows)))
+        raw = finite_scores(raw, len(rows))
+        scores = two_classes(raw, len(rows))
+        self.has_one_score = scores.shape != raw.shape
+        scores = at_least_float(scores)
         self.forward_passes.index_add_(0, rows, torch.ones_like(rows))
         if self.class_scores is not None:
             return self.class_scores(scores, places)
+        warn_of_probabilities(scores)
         check_target(self.target, scores)
         self.class_scores = ClassScores(scores, self.target)
         scores = self.class_scores(scores)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_robust._checks import check
 from captum_robust._contexts import hooked
-from captum_robust._scores import without_inference
+from captum_robust._scores import two_classes, without_inference
 from captum_robust.nn.layout import Layout, Layouts
 
 
@@ -39,14 +39,19 @@ class LayerCut:
             return None
         leaf = self.leaves[0].detach()
         for module, pooled, output in reversed(self.linears):
-            if pooled.shape != leaf.shape[:2] or output.shape != scores.shape:
+            is_logit = output.shape == (len(scores), 1) and scores.shape == (len(scores), 2)
+            if pooled.shape != leaf.shape[:2] or not (is_logit or output.shape == scores.shape):
                 continue
             weight = module.weight.detach()  # read once: a parametrization computes it anew
             bias = None if module.bias is None else module.bias.detach()
             # A subclass or a hook may have made more of it than its weight and bias say. The same
             # operation on the same numbers gives the same bits.
             plain = F.linear(pooled, weight, bias)
-            if _is_mean(pooled, leaf) and (output == plain).all() and (output == scores).all():
+            if not (_is_mean(pooled, leaf) and (output == plain).all()):
+                continue
+            if is_logit:  # of a Classifier
+                output, weight = two_classes(output, len(output)), torch.cat([-weight, weight]) / 2
+            if (output == scores).all():
                 return weight
         return None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check, check_type
 from captum_robust._contexts import probing
-from captum_robust._scores import copies_of
+from captum_robust._scores import copies_of, two_classes
 from captum_robust.models.layers import find_cam_layer, find_perceptual_layers, layer_of
 from captum_robust.nn.scales import channels_of
 
@@ -20,7 +20,8 @@ class Classifier(nn.Module):
     """A classifier with the facts that attributions, attacks and metrics need.
 
     Args:
-        module: takes normalised N×C×H×W images, returns N×K scores.
+        module: takes normalised N×C×H×W images, returns N×K scores; or one logit an image, which
+            :meth:`forward` turns into the scores of two classes.
         mean, std: per channel, on pixels in [0, 1]: numbers, a tensor or an array. They are on the
             device and in the dtype of ``module``. None leaves the pixels as they are.
         input_size: (H, W), or one number for a square.
@@ -90,8 +91,12 @@ class Classifier(nn.Module):
         self.perceptual_layers = perceptual_layers
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores N×K of images N×C×H×W with pixels in [0, 1]."""
-        scores: Tensor = self.module(self.normalised(x))
+        """Scores N×K of images N×C×H×W with pixels in [0, 1].
+
+        A module with one logit z an image has two classes here: -z/2 is the score of class 0, z/2
+        that of class 1, whose probability is that of the sigmoid.
+        """
+        scores: Tensor = two_classes(self.module(self.normalised(x)), len(x), "module")
         return scores
 
     def normalised(self, x: Tensor) -> Tensor:

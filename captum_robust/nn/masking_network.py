@@ -14,6 +14,7 @@ from captum_robust._checks import as_number, check, check_classes, check_type, p
 from captum_robust._contexts import evaluation, probing
 from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
+from captum_robust._scores import two_classes
 from captum_robust.nn.mask_decoder import DecoderShape, MaskDecoder, upsampled
 from captum_robust.nn.saved_networks import check_fit, check_name, name_of
 from captum_robust.nn.scales import (
@@ -110,7 +111,8 @@ class MaskingNetwork(nn.Module):
             torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad),
             evaluation(self.encoder),  # also where it was put in training mode by itself
         ):
-            return features_of(self.encoder, self._layers, x, *arguments)
+            features, scores = features_of(self.encoder, self._layers, x, *arguments)
+        return features, two_classes(scores, len(x), "encoder")
 
     def masks_and_scores(
         self, x: Tensor, classes: Tensor | None = None, *, confidence: float = 0.0

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from captum_robust._checks import check, check_choice, check_count, check_number, check_type
 from captum_robust._contexts import frozen, seeded
 from captum_robust._processes import device_of
-from captum_robust._scores import copies_of
+from captum_robust._scores import copies_of, two_classes
 from captum_robust.metrics.functional import saliency_metric
 from captum_robust.nn import EvidenceRemoval, MaskingNetwork, blend, upsampled
 from captum_robust.nn.mask_decoder import MaskDecoder
@@ -110,7 +110,8 @@ class MaskingLoss:
         """Return the black box's scores of the kept and of the destroyed images, in one pass."""
         kept = blend(images, masks, self.removal(images, generator))
         destroyed = blend(images, 1 - masks, self.removal(images, generator))
-        scores = self.model(torch.cat([kept, destroyed])).float()
+        both = torch.cat([kept, destroyed])
+        scores = two_classes(self.model(both), len(both)).float()
         return scores[: len(images)], scores[len(images) :]
 
 
@@ -121,7 +122,7 @@ def _features_and_classes(
     features, scores = network.encode(images)
     if model is not network.encoder and bool((labels < 0).any()):
         with torch.no_grad():
-            scores = model(copies_of(images))
+            scores = two_classes(model(copies_of(images)), len(images))
     return features, torch.where(labels < 0, scores.argmax(dim=1), labels)
 
 

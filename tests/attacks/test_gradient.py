@@ -417,12 +417,6 @@ def test_equal_scores_leave_another_class_than_the_label_to_aim_at(
     assert not details.fooled.any()
 
 
-@pytest.mark.parametrize("make", [FGSM, PGD, LeastLikelyClass])
-def test_one_class_is_an_error(make: Callable[..., PGD], net: PixelNet, x: Tensor) -> None:
-    with pytest.raises(ValueError, match="at least two classes, got one"):
-        make(lambda images: net(images)[:, :1]).perturb(x)
-
-
 def wrong(make: Callable[[], object], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: "):
         make()
