@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,22 @@ def without_new_gradients(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def uncompiled() -> Iterator[None]:
+    """What was given to ``torch.compile`` runs as it was written inside.
+
+    Compiled code does not run the hooks that came after it, or only now and then, and has no second
+    derivative.
+    """
+    # Without torch._dynamo, which takes long to import, nothing is compiled. From torch 2.6 on.
+    can_be = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
+    with torch.compiler.set_stance("force_eager") if can_be else nullcontext():
+        yield
+
+
+@contextmanager
 def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """A forward hook (module, arguments, output) on each module inside."""
-    with ExitStack() as handles:
+    """A forward hook (module, arguments, output) on each module inside, compiled or not."""
+    with uncompiled(), ExitStack() as handles:
         for module in modules:
             # A ScriptModule refuses a hook: the ones before it have to go then too.
             handles.enter_context(module.register_forward_hook(hook))

@@ -53,6 +53,20 @@ class InPlaceNet(Net):
         return x.mul_(4).sub_(2)
 
 
+class ChannelsLastNet(PixelNet):
+    """As :class:`PixelNet`, with a layer ``norm`` N×h×w×C and the same as ``first``, N×C×h×w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.first = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv1(self.normalized(x)))
+        x = self.norm(self.conv2(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(self.pool(self.relu(self.first(x).clone())).flatten(1))
+
+
 class Grid(nn.Module):
     """The 24 scores of a network as N×4×2×3, for targets that are tuples."""
 

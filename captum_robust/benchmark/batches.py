@@ -335,6 +335,8 @@ def check_settings(
             nor RGB images.
     """
     how = "a captum_robust.models.Classifier (wrap yours with Classifier(module, mean, std, size))"
+    if isinstance(getattr(model, "_orig_mod", None), Classifier):
+        how = "a Classifier that is not compiled itself, as Classifier(torch.compile(module), …)"
     check_type("model", model, Classifier, how)
     check_channels(model)
     check_choice("fit", fit, FITS)

@@ -24,7 +24,7 @@ from captum_robust import (
 from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
 from captum_robust.defenses import Transform
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, MaskingNetwork
-from tests.networks import Called, Grid, InPlaceNet, Net, PixelNet, quantised
+from tests.networks import Called, ChannelsLastNet, Grid, InPlaceNet, Net, PixelNet, quantised
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Case:
     bfloat16_tolerance: float = 0.1
     constant_is_an_error: bool = False  # a model that ignores its input has no answer
     is_trained: bool = False  # what it gives of a model that ignores its input was learned
+    weighs_classes: bool = False  # against others, so that one score is that of two classes
     changes_inputs: bool = False  # the model sees other images, and more at once
 
 
@@ -158,15 +159,23 @@ CASES = [
         ),
         on_layer=False,
         constant_is_an_error=True,
+        weighs_classes=True,
     ),
     Case(
         "iterative_mask",
         lambda f, layer: IterativeMask(f, steps=5),
         on_layer=False,
         constant_is_an_error=True,
+        weighs_classes=True,
     ),
-    Case("real_time_masking", masking_of, on_layer=False, is_trained=True),
-    Case("adversarial_localization", localization_of, on_layer=False, is_trained=True),
+    Case("real_time_masking", masking_of, on_layer=False, is_trained=True, weighs_classes=True),
+    Case(
+        "adversarial_localization",
+        localization_of,
+        on_layer=False,
+        is_trained=True,
+        weighs_classes=True,
+    ),
 ]
 
 cases = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
@@ -384,6 +393,51 @@ def test_a_model_that_normalises_in_place_is_given_copies(case: Case, net: Net, 
         result = case.make(in_place, in_place.conv2).attribute(x, target)
         torch.testing.assert_close(result, expected)
         assert torch.equal(x, before)
+
+
+@cases
+def test_a_compiled_model_gives_the_same(case: Case, net: Net, x: Tensor) -> None:
+    expected = case.make(net, net.conv2).attribute(x, 1)
+    compiled = torch.compile(net, backend="eager")
+    compiled(x)  # compiled without any hook
+    compiled(x.clone().requires_grad_())
+    torch.testing.assert_close(case.make(compiled, net.conv2).attribute(x, 1), expected)
+    of_function = case.make(lambda images: compiled(images), net.conv2).attribute(x, 1)
+    torch.testing.assert_close(of_function, expected)
+    assert torch.compiler.is_compiling() is False
+
+
+@cases
+def test_a_layer_with_the_channels_last_gives_the_same(case: Case, x: Tensor) -> None:
+    torch.manual_seed(0)
+    net = ChannelsLastNet().eval()
+    expected = case.make(net, net.first).attribute(x, 1)
+    if case.name == "real_time_masking":  # its decoder is made of convolutions
+        with pytest.raises(ValueError, match="layers"):
+            case.make(net, net.norm)
+        return
+    result = case.make(net, net.norm).attribute(x, 1)
+    check_result(case, result, x)
+    torch.testing.assert_close(result, expected)
+
+
+@cases
+def test_one_logit_is_explained_itself_or_as_that_of_class_1(case: Case, x: Tensor) -> None:
+    torch.manual_seed(0)
+    one = Net(classes=1).eval()
+
+    def two(x: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(one(x)), one(x)], dim=1)
+
+    expected = case.make(two, one.conv2).attribute(x, 1)
+    row = case.make(lambda x: one(x)[:, 0], one.conv2)
+    if case.weighs_classes:
+        torch.testing.assert_close(case.make(one, one.conv2).attribute(x, 1), expected)
+        torch.testing.assert_close(row.attribute(x, 1), expected)
+        return
+    for target in (None, 0):  # as by Captum
+        torch.testing.assert_close(case.make(one, one.conv2).attribute(x, target), expected)
+    torch.testing.assert_close(row.attribute(x), expected)
 
 
 @cases

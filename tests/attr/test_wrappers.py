@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from captum.attr import (
     Attribution,
+    Deconvolution,
     FeatureAblation,
+    GuidedBackprop,
     GuidedGradCam,
     InputXGradient,
     IntegratedGradients,
@@ -21,7 +23,7 @@ from captum.attr import (
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_robust.attr import Guided, MultiScale, PerceptualBallPerturbation, RobustCAM
+from captum_robust.attr import Guided, MultiScale, PerceptualBallPerturbation, RobustCAM, TopClasses
 from tests.networks import Called, ChannelMeans, Counted
 
 W = torch.tensor([[1.0, -2.0, 4.0], [0.0, 3.0, -1.0]])
@@ -524,3 +526,17 @@ def test_multi_scale_takes_images_only() -> None:
         MultiScale(InputXGradient(lambda x: x)).attribute(torch.rand(2, 3), 0)
     with pytest.raises(TypeError, match="attribution"):
         MultiScale(ChannelMeans())  # type: ignore[arg-type]
+
+
+def test_hooks_of_captums_methods_run_in_a_compiled_model() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    compiled = torch.compile(net, backend="eager")
+    x = torch.rand(2, 3, 8, 8)
+    compiled(x.clone().requires_grad_())
+    for kind in (GuidedBackprop, Deconvolution):
+        expected = kind(net).attribute(x.clone().requires_grad_(), 1)
+        plain = Saliency(net).attribute(x.clone().requires_grad_(), 1, abs=False)
+        found = TopClasses(kind(compiled), weights=[1.0]).attribute(x, 1)
+        torch.testing.assert_close(found, expected)
+        assert not torch.allclose(found, plain)
