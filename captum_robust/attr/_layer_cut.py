@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_robust._checks import check
@@ -100,16 +101,22 @@ def cut_at(
         return tree_unflatten(flat, structure)
 
     def on_linear(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        assert isinstance(module, nn.Linear)
-        if args and isinstance(output, Tensor) and output.ndim == 2:
+        is_head = isinstance(module, nn.Linear) and module is not cut.layer
+        if is_head and args and isinstance(output, Tensor) and output.ndim == 2:
             # Copies, as the model may write into them behind the layer.
             cut.linears.append((module, args[0].detach().clone(), output.detach().clone()))
 
-    modules = forward_func.modules() if heads and isinstance(forward_func, nn.Module) else ()
-    linears = [m for m in modules if isinstance(m, nn.Linear) and m is not cut.layer]
+    module = forward_func if isinstance(forward_func, nn.Module) else None
+    linears = [m for m in module.modules() if isinstance(m, nn.Linear)] if module else []
     layer = cut.layer
     register = layer.register_forward_pre_hook if cut.at_input else layer.register_forward_hook
-    with register(on_layer), hooked(linears, on_linear), followed or nullcontext():
+    with (
+        register(on_layer),
+        hooked(linears if heads else [], on_linear),
+        # A function does not show which modules it calls.
+        register_module_forward_hook(on_linear) if heads and module is None else nullcontext(),
+        followed or nullcontext(),
+    ):
         yield
 
 

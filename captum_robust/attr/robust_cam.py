@@ -174,7 +174,10 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         key = cut.at_input, tuple(x.shape[1:] for x in inputs)
         # A layout is the same for all batches: it is followed in the first pass alone.
         follow = self.reshape_transform is None and key not in self._recognised
-        with cut_at(cut, self.forward_func, heads=self.base != "gradcam", follow=follow):
+        # What a function makes of a module's scores is its own: "auto" differentiates it.
+        is_module = isinstance(self.forward_func, nn.Module)
+        heads = self.base == "cam" or (self.base == "auto" and is_module)
+        with cut_at(cut, self.forward_func, heads=heads, follow=follow):
             scores = model_scores(self.forward_func, inputs, extra)
             weight = cut.linear_weight(scores)
             if cut.leaves and not scores.requires_grad and weight is None:
@@ -214,8 +217,6 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             return [_weighted_sum(channel_weights, self._features(leaf, None, cut))]
         needs = "a layer N×C×h×w followed by global average pooling and one linear layer"
         message = f"base: 'cam' needs {needs} that gives the scores; use base='gradcam'"
-        if not isinstance(self.forward_func, nn.Module):
-            message += ", or give the module itself: a function does not show its linear layers"
         check(self.base != "cam", message)
         check(selected.requires_grad, "layer: the scores do not depend on it differentiably")
         gradients = gradients_of(selected, cut.leaves, create_graph=cut.keep_trunk)
