@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_robust.models import Classifier
 from captum_robust.nn import SimpleConvNet
@@ -51,6 +52,23 @@ class InPlaceNet(Net):
 
     def normalized(self, x: Tensor) -> Tensor:
         return x.mul_(4).sub_(2)
+
+
+class CheckpointedNet(PixelNet):
+    """As :class:`PixelNet`, with its convolutions in a segment that is computed twice."""
+
+    use_reentrant: bool | None = None
+    """None: not so."""
+
+    def segment(self, x: Tensor) -> Tensor:
+        return self.relu(self.conv2(self.relu(self.conv1(self.normalized(x)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.use_reentrant is None:
+            x = self.segment(x)
+        else:
+            x = checkpoint(self.segment, x, use_reentrant=self.use_reentrant)
+        return self.head(self.pool(x).flatten(1))
 
 
 class ChannelsLastNet(PixelNet):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -71,11 +72,14 @@ class FeatureDistance:
         def compare(i: int, call: int, tensors: tuple[Tensor, ...]) -> None:
             if call != self._calls[i]:
                 return
-            for tensor, reference in zip(tensors, self._selected[i], strict=True):
-                change = _mean_square(tensor - reference)
-                if self.normalize:
-                    change = divided(change, _mean_square(reference))
-                self.total = self.total + change
+            # A segment of torch.utils.checkpoint counts what is saved within it, and runs again
+            # without this hook: what is saved here is kept out of that.
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+                for tensor, reference in zip(tensors, self._selected[i], strict=True):
+                    change = _mean_square(tensor - reference)
+                    if self.normalize:
+                        change = divided(change, _mean_square(reference))
+                    self.total = self.total + change
 
         with self._hooked(len(rows), compare) as calls:
             yield

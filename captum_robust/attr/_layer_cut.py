@@ -101,13 +101,15 @@ def cut_at(
         return tree_unflatten(flat, structure)
 
     def on_linear(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        is_head = isinstance(module, nn.Linear) and module is not cut.layer
-        if is_head and args and isinstance(output, Tensor) and output.ndim == 2:
+        if not isinstance(module, nn.Linear) or module is cut.layer:
+            return
+        if args and isinstance(output, Tensor) and output.ndim == 2:
             # Copies, as the model may write into them behind the layer.
             cut.linears.append((module, args[0].detach().clone(), output.detach().clone()))
 
     module = forward_func if isinstance(forward_func, nn.Module) else None
-    linears = [m for m in module.modules() if isinstance(m, nn.Linear)] if module else []
+    parts = () if module is None else module.modules()
+    linears = [m for m in parts if isinstance(m, nn.Linear)]
     layer = cut.layer
     register = layer.register_forward_pre_hook if cut.at_input else layer.register_forward_hook
     with (

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_tensor_into_tuples
 from captum_robust._checks import check, check_finite, check_type
-from captum_robust._contexts import given, uncompiled
+from captum_robust._contexts import as_written, given
 from captum_robust._scores import copies_of, model_scores, without_inference
 from captum_robust.attr._inputs import as_given, as_tuple
 from captum_robust.attr._layer_maps import attributed
@@ -133,7 +133,7 @@ def run(
     model = attribution.forward_func
     # Captum's own attributions do not copy what a model may write to. A ScriptModule takes no hook.
     takes_hook = isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule)
-    with uncompiled(), given(model, copies_of) if takes_hook else nullcontext():
+    with as_written(), given(model, copies_of) if takes_hook else nullcontext():
         return attributed(attribution, as_given(inputs, copies), **passed)
 
 

@@ -13,6 +13,7 @@ import torch
 from captum.attr import Attribution, InputXGradient, NoiseTunnel, Saliency
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 from captum_robust import (
     AdversarialLocalization,
@@ -24,7 +25,16 @@ from captum_robust import (
 from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
 from captum_robust.defenses import Transform
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, MaskingNetwork
-from tests.networks import Called, ChannelsLastNet, Grid, InPlaceNet, Net, PixelNet, quantised
+from tests.networks import (
+    Called,
+    ChannelsLastNet,
+    CheckpointedNet,
+    Grid,
+    InPlaceNet,
+    Net,
+    PixelNet,
+    quantised,
+)
 
 
 @dataclass(frozen=True)
@@ -405,6 +415,24 @@ def test_a_compiled_model_gives_the_same(case: Case, net: Net, x: Tensor) -> Non
     of_function = case.make(lambda images: compiled(images), net.conv2).attribute(x, 1)
     torch.testing.assert_close(of_function, expected)
     assert torch.compiler.is_compiling() is False
+
+
+@cases
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_layer_in_a_checkpointed_segment_gives_the_same(
+    case: Case, x: Tensor, use_reentrant: bool
+) -> None:
+    torch.manual_seed(0)
+    net = CheckpointedNet().eval()
+    expected = case.make(net, net.conv2).attribute(x, 1)
+    net.use_reentrant = use_reentrant
+    attribution = case.make(net, net.conv2)
+    if case.name == "iterative_mask" and use_reentrant:  # torch says what to do
+        with pytest.raises(RuntimeError, match="use_reentrant=False"):
+            attribution.attribute(x, 1)
+    else:
+        torch.testing.assert_close(attribution.attribute(x, 1), expected)
+    assert torch.utils.checkpoint.CheckpointFunction is CheckpointFunction
 
 
 @cases
