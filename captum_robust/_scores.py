@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from captum_robust._captum import (
     select_targets,
 )
 from captum_robust._checks import check, check_finite
-from captum_robust._contexts import hooked
+from captum_robust._contexts import given, hooked
 
 T = TypeVar("T")
 
@@ -59,6 +60,34 @@ def model_scores(
     message = f"forward_func: expected a tensor of scores, got {got}"
     check(isinstance(scores, Tensor), message, TypeError)
     return scores
+
+
+@contextmanager
+def given_copies(attribution: Any) -> Iterator[None]:
+    """Inside, the model of an attribution is given copies, which it may write to.
+
+    Captum's attributions make none.
+    """
+    model = attribution.forward_func
+    # A ScriptModule takes no hook.
+    if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        with given(model, copies_of):
+            yield
+        return
+    holders = [p for p in _parts(attribution) if getattr(p, "forward_func", None) is model]
+    try:
+        for part in holders:
+            part.forward_func = lambda *arguments: model(*copies_of(arguments))
+        yield
+    finally:
+        for part in holders:
+            part.forward_func = model
+
+
+def _parts(attribution: Any) -> list[Any]:
+    """The attribution and those that it is made of."""
+    inner = [value for value in vars(attribution).values() if hasattr(value, "attribute")]
+    return [attribution, *(part for each in inner for part in _parts(each))]
 
 
 class FastScores:

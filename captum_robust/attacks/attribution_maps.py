@@ -18,7 +18,7 @@ from captum_robust._captum import format_output
 from captum_robust._checks import check, check_finite, check_shape, shape_or_type
 from captum_robust._contexts import as_written, seeded
 from captum_robust._resize import resized
-from captum_robust._scores import arguments_of, at_least_float, target_of
+from captum_robust._scores import arguments_of, at_least_float, given_copies, target_of
 from captum_robust.attacks._second_derivatives import recorded_gradients
 from captum_robust.attacks.norms import Tensors
 from captum_robust.attacks.outcome import sizes_of
@@ -68,6 +68,8 @@ class AttributionMaps:
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(as_written())
+            if isinstance(explainer, Attribution):
+                stack.enter_context(given_copies(explainer))
             stack.enter_context(seeded(self.seed, victim.x[0].device))
             leaves = x if graph else tuple(t.detach().requires_grad_() for t in x)
             if graph and hasattr(explainer, "differentiable"):

@@ -235,6 +235,7 @@ def warm_up(
     check_count("steps", steps, 0)
     check_count("images", images, 1)
     decoder = network.decoder
+    black_box = network.encoder if model is None else model
     device = device_of(decoder)
     generator = torch.Generator().manual_seed(seed)
     labelled = CheckedLabels(dataset, decoder.shape.num_classes, unknown=True)
@@ -243,7 +244,7 @@ def warm_up(
     with seeded(seed, None), torch.no_grad():
         for batch, labels in DataLoader(Subset(labelled, chosen), batch_size):
             features, classes = _features_and_classes(
-                network, model or network.encoder, batch.to(device), labels.to(device)
+                network, black_box, batch.to(device), labels.to(device)
             )
             parts.append((features[-1].float().mean(dim=(2, 3), keepdim=True), classes))
     pooled, classes = (torch.cat(each) for each in zip(*parts, strict=True))

@@ -398,11 +398,16 @@ def test_a_model_that_normalises_in_place_is_given_copies(case: Case, net: Net, 
     plain.load_state_dict(net.state_dict())
     in_place.load_state_dict(net.state_dict())
     before = x.clone()
+
+    def function(images: Tensor) -> Tensor:
+        return net(images.mul_(4).sub_(2))
+
     for target in (1, None):
         expected = case.make(plain, plain.conv2).attribute(x, target)
-        result = case.make(in_place, in_place.conv2).attribute(x, target)
-        torch.testing.assert_close(result, expected)
-        assert torch.equal(x, before)
+        for model, layer in ((in_place, in_place.conv2), (function, net.conv2)):
+            result = case.make(model, layer).attribute(x, target)
+            torch.testing.assert_close(result, expected)
+            assert torch.equal(x, before)
 
 
 @cases

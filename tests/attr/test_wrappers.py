@@ -540,3 +540,31 @@ def test_hooks_of_captums_methods_run_in_a_compiled_model() -> None:
         found = TopClasses(kind(compiled), weights=[1.0]).attribute(x, 1)
         torch.testing.assert_close(found, expected)
         assert not torch.allclose(found, plain)
+
+
+def test_a_function_that_writes_to_its_images_is_given_copies() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+
+    def writing(x: Tensor) -> Tensor:
+        return net(x.mul_(4).sub_(2))
+
+    def plain(x: Tensor) -> Tensor:
+        return net(4 * x - 2)
+
+    x = torch.rand(2, 3, 8, 8)
+    before = x.clone()
+    mask = torch.arange(4).repeat_interleave(16).reshape(1, 1, 8, 8)
+    kinds: list[tuple[Any, dict[str, Any]]] = [
+        (Saliency, {}),
+        (IntegratedGradients, {"n_steps": 4}),
+        (FeatureAblation, {"feature_mask": mask}),
+        (lambda f: NoiseTunnel(Saliency(f)), {"nt_samples": 2, "stdevs": 0.0}),
+    ]
+    for kind, arguments in kinds:
+        for wrap in (lambda a: TopClasses(a, 2), Guided, lambda a: MultiScale(a, (1,))):
+            found = wrap(kind(writing))
+            wanted = wrap(kind(plain)).attribute(x, 1, **arguments)
+            torch.testing.assert_close(found.attribute(x, 1, **arguments), wanted)
+            assert torch.equal(x, before)
+            assert found.attribution.forward_func is writing
