@@ -63,21 +63,30 @@ def model_scores(
 
 
 @contextmanager
-def given_copies(attribution: Any) -> Iterator[None]:
-    """Inside, the model of an attribution is given copies, which it may write to.
+def given_copies(attribution: Any, inputs: tuple[Tensor, ...] = ()) -> Iterator[None]:
+    """Inside, the model of an attribution is given copies, in the dtypes of its inputs.
 
-    Captum's attributions make none.
+    A model may write to them: Captum's attributions make none. The noise of Captum's
+    ``NoiseTunnel`` is in float32, whatever the inputs are.
     """
     model = attribution.forward_func
+
+    def prepared(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        copies = list(copies_of(arguments))
+        for i, x in enumerate(inputs[: len(copies)]):
+            if x.is_floating_point() and isinstance(copies[i], Tensor):
+                copies[i] = copies[i].to(x.dtype)
+        return tuple(copies)
+
     # A ScriptModule takes no hook.
     if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
-        with given(model, copies_of):
+        with given(model, prepared):
             yield
         return
     holders = [p for p in _parts(attribution) if getattr(p, "forward_func", None) is model]
     try:
         for part in holders:
-            part.forward_func = lambda *arguments: model(*copies_of(arguments))
+            part.forward_func = lambda *arguments: model(*prepared(arguments))
         yield
     finally:
         for part in holders:

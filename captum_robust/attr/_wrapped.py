@@ -129,7 +129,7 @@ def run(
         for name, value in passed_on(target, additional_forward_args, arguments).items()
         if name != "target" or takes_target(attribution)
     }
-    with as_written(), given_copies(attribution):
+    with as_written(), given_copies(attribution, copies):
         return attributed(attribution, as_given(inputs, copies), **passed)
 
 

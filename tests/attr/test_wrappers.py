@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -568,3 +569,22 @@ def test_a_function_that_writes_to_its_images_is_given_copies() -> None:
             torch.testing.assert_close(found.attribute(x, 1, **arguments), wanted)
             assert torch.equal(x, before)
             assert found.attribution.forward_func is writing
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_noise_around_a_model_in_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    half = copy.deepcopy(net).to(dtype)
+    x = torch.rand(2, 3, 8, 8)
+    noise: dict[str, Any] = {"nt_samples": 2, "stdevs": 0.0}
+    for model in (half, lambda images: half(images)):
+        for wrap in (Guided, lambda a: MultiScale(a, (1,)), lambda a: TopClasses(a, 2)):
+            expected = wrap(Saliency(net)).attribute(x, 1)
+            found = wrap(NoiseTunnel(Saliency(model))).attribute(x.to(dtype), 1, **noise)
+            torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.02)
+        guided = Guided(Saliency(model), NoiseTunnel(Saliency(model)))
+        found = guided.attribute(x.to(dtype), 1, guide_arguments=noise)
+        assert found.dtype == dtype
+        expected = Guided(Saliency(net)).attribute(x, 1)
+        torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.02)
