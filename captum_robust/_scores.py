@@ -203,6 +203,7 @@ class ClassScores:
             # What Captum selects from the scores, it selects from the class indices too.
             index = torch.arange(scores.shape[1] if scores.ndim > 1 else 0, device=scores.device)
             index = index.reshape(1, -1, *[1] * (scores.ndim - 2)).expand(scores.shape)
+            target = target.to(scores.device) if isinstance(target, Tensor) else target
             self.classes = select_targets(index, target)
             if scores.ndim > 2:
                 tuples = target if isinstance(target, list) else [target] * len(scores)

@@ -110,7 +110,7 @@ def _as_maps(attributed: Any, inputs: Tensors, is_of_layer: bool) -> Tensor:
     is_each = len(parts) == len(inputs) and not is_of_layer
     maps = []
     for i, part in enumerate(parts):
-        m = at_least_float(part)
+        m = at_least_float(part).to(inputs[0].device)
         if is_each and m.shape == inputs[i].shape:
             m = m.abs()
             maps.append(m.sum(dim=1) if m.ndim > 2 else m)

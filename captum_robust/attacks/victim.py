@@ -125,7 +125,7 @@ class Victim:
         raw = self._model_scores(inputs, arguments)
         if not self._model_scores.channels_last:
             self.x = tuple(x.contiguous() for x in self.x)
-        raw = finite_scores(raw, len(rows))
+        raw = finite_scores(raw, len(rows)).to(rows.device)
         scores = two_classes(raw, len(rows))
         self.has_one_score = scores.shape != raw.shape
         scores = at_least_float(scores)

@@ -28,13 +28,20 @@ class FeatureDistance:
             are compared.
         normalize: divide the change of each sample's output by the mean square of its reference,
             so that every layer counts alike.
+        device: where the sum is, as layers may lie on several; None: where the first layer is.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], normalize: bool = False) -> None:
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        normalize: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
         self.layers = list(layers)
         self.normalize = normalize
         self.total: Tensor | float = 0.0
         """n, of the last pass under ``measured``; differentiable. 0 without layers."""
+        self._device = device
         self._references: list[tuple[Tensor, ...]] = [() for _ in self.layers]
         self._selected: list[tuple[Tensor, ...]] = self._references
         self._n = 0
@@ -79,7 +86,7 @@ class FeatureDistance:
                     change = _mean_square(tensor - reference)
                     if self.normalize:
                         change = divided(change, _mean_square(reference))
-                    self.total = self.total + change
+                    self.total = self.total + change.to(self._device)
 
         with self._hooked(len(rows), compare) as calls:
             yield

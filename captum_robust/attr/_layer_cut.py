@@ -48,11 +48,11 @@ class LayerCut:
             # A subclass or a hook may have made more of it than its weight and bias say. The same
             # operation on the same numbers gives the same bits.
             plain = F.linear(pooled, weight, bias)
-            if not (_is_mean(pooled, leaf) and (output == plain).all()):
+            if not (_is_mean(pooled.to(leaf.device), leaf) and (output == plain).all()):
                 continue
             if is_logit:  # of a Classifier
                 output, weight = two_classes(output, len(output)), torch.cat([-weight, weight]) / 2
-            if (output == scores).all():
+            if (output.to(scores.device) == scores).all():
                 return weight
         return None
 

@@ -50,7 +50,7 @@ class Samples:
         places = [self.first + row for row in rows]
         scores = self.model.run(inputs, arguments_of(self.arguments, places, self.whole))
         read: Tensor = two_classes(scores, len(rows))
-        return read
+        return read.to(self.inputs[0].device)  # a network may lie on several devices
 
     def checked_scores(self, scores: Tensor, purpose: str, copies: int = 1) -> Tensor:
         """Scores of the samples, or of copies of all, finite and of two classes or more."""

@@ -213,7 +213,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             leaf = cut.leaves[0]
             # Equation 1; "auto" keeps to LayerGradCam's scale, whichever way it takes.
             scale = 1 if self.base == "cam" else 1 / (leaf.shape[2] * leaf.shape[3])
-            channel_weights = at_least_float(weight[classes]) * scale
+            channel_weights = at_least_float(weight[classes.to(weight.device)]) * scale
             return [_weighted_sum(channel_weights, self._features(leaf, None, cut))]
         needs = "a layer N×C×h×w followed by global average pooling and one linear layer"
         message = f"base: 'cam' needs {needs} that gives the scores; use base='gradcam'"
@@ -254,7 +254,8 @@ def _weighted_sum(channel_weights: Tensor, features: Tensor) -> Tensor:
     dtype = torch.promote_types(features.dtype, channel_weights.dtype)
     dtype = torch.promote_types(dtype, torch.float32)  # a sum over channels may exceed float16
     with torch.autocast(features.device.type, enabled=False):
-        maps = torch.bmm(channel_weights.to(dtype), positions.to(dtype))
+        weights = channel_weights.to(features.device, dtype)  # the head may be on another device
+        maps = torch.bmm(weights, positions.to(dtype))
     return maps.reshape(*channel_weights.shape[:2], *features.shape[2:])
 
 

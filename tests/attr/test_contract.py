@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from captum_robust import (
 from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
 from captum_robust.defenses import Transform
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, MaskingNetwork
+from tests.devices import ELSEWHERE, another_device, moved
 from tests.networks import (
     Called,
     ChannelsLastNet,
@@ -420,6 +421,35 @@ def test_a_compiled_model_gives_the_same(case: Case, net: Net, x: Tensor) -> Non
     of_function = case.make(lambda images: compiled(images), net.conv2).attribute(x, 1)
     torch.testing.assert_close(of_function, expected)
     assert torch.compiler.is_compiling() is False
+
+
+class OnTwoDevices(PixelNet):
+    """As :class:`PixelNet`; its parts are moved to ``places``, where the images follow."""
+
+    places: Sequence[str | torch.device] = ("cpu", "cpu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv1(self.normalized(x).to(self.places[0])))
+        x = self.relu(self.conv2(x)).to(self.places[1])
+        return self.head(self.pool(x).flatten(1))
+
+
+@cases
+@pytest.mark.parametrize("trunk_is_elsewhere", [False, True])
+def test_a_network_on_two_devices_gives_the_same(
+    case: Case, x: Tensor, trunk_is_elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net = OnTwoDevices().eval()
+    split = copy.deepcopy(net)
+    split.places = (ELSEWHERE, "cpu") if trunk_is_elsewhere else ("cpu", ELSEWHERE)
+    for part in (split.conv1, split.conv2) if trunk_is_elsewhere else (split.head,):
+        moved(part)
+    for target in (1, None):
+        expected = case.make(net, net.conv2).attribute(x, target)
+        with another_device(monkeypatch):
+            result = case.make(split, split.conv2).attribute(x, target).to("cpu")
+        torch.testing.assert_close(result, expected)
 
 
 @cases
