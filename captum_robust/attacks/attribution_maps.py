@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from captum.attr import Attribution, LayerAttribution
-from torch import Tensor
+from captum.attr import Attribution, GuidedGradCam, LayerAttribution, LayerGradCam, NoiseTunnel
+from torch import Tensor, nn
 
 from captum_robust._captum import format_output
 from captum_robust._checks import check, check_finite, check_shape, shape_or_type
@@ -23,6 +23,7 @@ from captum_robust.attacks._second_derivatives import recorded_gradients
 from captum_robust.attacks.norms import Tensors
 from captum_robust.attacks.outcome import sizes_of
 from captum_robust.attacks.victim import Victim, gradients_or_zeros
+from captum_robust.nn.layout import followed_outputs, placed, recognised
 
 Explainer: TypeAlias = Attribution | Callable[..., Any]
 """A Captum attribution, or a function (inputs, target) -> maps."""
@@ -76,10 +77,24 @@ class AttributionMaps:
                 run = explainer.differentiable
             elif graph:
                 stack.enter_context(recorded_gradients())
+            outputs = stack.enter_context(_outputs_of(explainer, passed))
             attributed = run(format_output(len(leaves) > 1, leaves), **passed)
+        attributed = self._placed(attributed, outputs, leaves[0])
         maps = _as_maps(attributed, leaves, isinstance(explainer, LayerAttribution))
         check_finite(maps, "attribution")
         return maps if graph else maps.detach()
+
+    def _placed(self, attributed: Any, outputs: list[Any], image: Tensor) -> Any:
+        """The attribution of a layer whose channels are last, with these in dimension 1."""
+        explainer = _of_layer(self.explainer)
+        reshapes = [recognised(explainer.layer, layout, x, image) for x, layout in outputs]
+        if all(reshape is None for reshape in reshapes):
+            return attributed
+        name, better = type(explainer).__name__, 'RobustCAM(model, layer, base="gradcam")'
+        takes = f"{name} takes dimension 1 of its layer for the channels, which are elsewhere"
+        is_cam = isinstance(explainer, LayerGradCam)
+        check(not is_cam, f"{self.name}: {takes}; give {better} with the arguments {{'k': 1}}")
+        return placed(attributed, outputs, reshapes)
 
     def gradients(
         self, victim: Victim, goal: Callable[[Tensor, Tensor], Tensor], x: Tensors, rows: Tensor
@@ -98,6 +113,25 @@ class AttributionMaps:
                 "captum.attr.Saliency, whose map is moved in its stead"
             )
         return gradients, maps.detach()
+
+
+def _of_layer(explainer: Explainer) -> Any:
+    """Captum's own attribution of a layer, of which the explainer is made; None for another."""
+    inner: Any = explainer
+    inner = inner.attribution_method if isinstance(inner, NoiseTunnel) else inner
+    inner = inner.grad_cam if isinstance(inner, GuidedGradCam) else inner
+    # RobustCAM knows where its layer has the channels.
+    is_captums = isinstance(inner, LayerAttribution) and not hasattr(inner, "differentiable")
+    return inner if is_captums and isinstance(inner.layer, nn.Module) else None
+
+
+def _outputs_of(
+    explainer: Explainer, arguments: dict[str, Any]
+) -> AbstractContextManager[list[Any]]:
+    """What the layer of an explainer gives inside, with its layouts; nothing without a layer."""
+    inner = _of_layer(explainer)
+    at_input = bool(arguments.get("attribute_to_layer_input", False))
+    return nullcontext([]) if inner is None else followed_outputs(inner.layer, at_input)
 
 
 def _as_maps(attributed: Any, inputs: Tensors, is_of_layer: bool) -> Tensor:
