@@ -540,8 +540,12 @@ def test_grey_odd_sized_images_and_a_batch_of_one_work(case: Case) -> None:
 
 
 @cases
-def test_a_quantised_head_works_or_is_refused_by_name(case: Case, net: Net, x: Tensor) -> None:
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_quantised_head_works_or_is_refused_by_name(
+    case: Case, net: Net, x: Tensor, is_frozen: bool
+) -> None:
     net.head = quantised(net.head)
+    net.requires_grad_(not is_frozen)
     if not case.is_trained:
         # The last are Captum's own words.
         refusal = "no gradient|differentiably|not have been used in the graph"
