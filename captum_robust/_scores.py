@@ -177,7 +177,7 @@ def two_classes(scores: Any, n: int, name: str = "forward_func") -> Any:
 
 def warn_of_probabilities(scores: Tensor, name: str = "forward_func") -> None:
     """Warn where scores N×2 of clean samples look like probabilities that were read as logits."""
-    if scores.shape[1] != 2:
+    if scores.ndim != 2 or scores.shape[1] != 2:
         return
     low, high = scores.detach().unbind(dim=1)
     if bool(((low == -high) & (high >= 0) & (high <= 0.5)).all()):

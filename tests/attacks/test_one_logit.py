@@ -370,6 +370,12 @@ def test_what_looks_like_probabilities_is_warned_of() -> None:
         PGD(probability, 0.1).perturb(POINTS)
     with pytest.warns(UserWarning, match=message):
         fooling_rate(probability, lambda x: x, [POINTS])
+    x, y = images(2)
+    model = Classifier(nn.Sequential(Halves(False), nn.Sigmoid()).eval(), input_size=16)
+    boxes = torch.tensor([[0.0, 0.0, 8.0, 16.0]])
+    samples = [Sample(x[i], int(y[i]), boxes, f"{i}") for i in range(2)]
+    with pytest.warns(UserWarning, match=message):
+        compare(model, samples, ["center_box"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         PGD(column, 0.1).perturb(POINTS)
