@@ -209,6 +209,8 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             fits = leaf.ndim >= 2 and leaf.shape[0] == n
             shape = tuple(leaf.shape)
             check(fits, f"layer: expected {n}×C×… for a batch of {n}, got {shape}")
+        if classes is None and weight is not None and len(weight) == 1:
+            classes = torch.zeros(n, 1, dtype=torch.long)  # of the one score
         if weight is not None and classes is not None:
             leaf = cut.leaves[0]
             # Equation 1; "auto" keeps to LayerGradCam's scale, whichever way it takes.

@@ -25,7 +25,7 @@ class Classifier(nn.Module):
         mean, std: per channel, on pixels in [0, 1]: numbers, a tensor or an array. They are on the
             device and in the dtype of ``module``. None leaves the pixels as they are.
         input_size: (H, W), or one number for a square.
-        class_names: K names, in the order of the scores.
+        class_names: K names, in the order of the scores: of a module with one logit, two.
         cam_layer: the layer for class activation maps, a module of ``module`` or its dotted name
             in it. None: found by :func:`find_cam_layer` when it is first asked for.
         perceptual_layers: layers whose features measure perceptual distance, in the same forms.
@@ -37,7 +37,7 @@ class Classifier(nn.Module):
     Raises:
         TypeError: ``module`` is no ``nn.Module``.
         ValueError: mean and std of different length, not finite, a std of zero, a size below 1, a
-            layer that is not in ``module``.
+            layer that is not in ``module``, fewer than two class names.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> model = Classifier(net, mean=(0.5,) * 3, std=(0.5,) * 3, input_size=8)
@@ -81,7 +81,10 @@ class Classifier(nn.Module):
         fits = len(sides) == 2 and min(sides) >= 1
         check(fits, f"input_size: expected a number or (H, W) from 1, got {input_size!r}")
         self.input_size = int(sides[0]), int(sides[1])
-        self.class_names = None if class_names is None else list(class_names)
+        names = None if class_names is None else list(class_names)
+        message = "class_names: expected at least two (of one logit, those of class 0 and class 1)"
+        check(names is None or len(names) > 1, f"{message}, got {names}")
+        self.class_names = names
         self.reshape_transform = reshape_transform
         # Not persistent: the state dict stays that of `module`, under one prefix.
         for buffer, values in (("mean", means), ("std", stds)):

@@ -231,8 +231,14 @@ def test_the_analytic_map_of_a_classifier_of_one_logit() -> None:
     model = Classifier(net, input_size=16)
     x = images(4)[0]
     found = RobustCAM(model, net[1], base="cam").attribute(x, 0, weights=[1.0], normalize=None)
-    expected = -torch.einsum("c,nchw->nhw", net[4].weight[0], net[1](net[0](x)))[:, None] / 2
-    torch.testing.assert_close(found, expected)
+    of_logit = torch.einsum("c,nchw->nhw", net[4].weight[0], net[1](net[0](x)))[:, None]
+    torch.testing.assert_close(found, -of_logit / 2)
+    for target in (None, 0):  # of a plain network, the score itself
+        plain = RobustCAM(net, net[1], base="cam")
+        found = plain.attribute(x, target, weights=[1.0], normalize=None)
+        torch.testing.assert_close(found, of_logit)
+    with pytest.raises(ValueError, match="class_names: expected at least two"):
+        Classifier(net, class_names=["cat"])
 
 
 @models
