@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -64,10 +66,43 @@ def without_new_gradients(model: nn.Module) -> Iterator[None]:
             p.grad = None
 
 
+class _RunOnce:
+    """In the place of ``torch.utils.checkpoint.CheckpointFunction``."""
+
+    users = 0
+    """How many want it at the moment, of all threads."""
+
+    @staticmethod
+    def apply(segment: Callable[..., Any], _: bool, *arguments: Any) -> Any:
+        return segment(*arguments)
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Inside, models run as they are written: not compiled, nor in segments without a graph.
+
+    Compiled code does not run the hooks that came after it, or only now and then, and has no second
+    derivative. A segment of ``torch.utils.checkpoint`` with ``use_reentrant=True`` has no graph
+    until it is computed again, and no gradient by its input: it keeps its memory here.
+    """
+    # Without torch._dynamo, which takes long to import, nothing is compiled. From torch 2.6 on.
+    can_be = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
+    segments: Any = torch.utils.checkpoint
+    with torch.compiler.set_stance("force_eager") if can_be else nullcontext():
+        _RunOnce.users += 1
+        segments.CheckpointFunction = _RunOnce
+        try:
+            yield
+        finally:
+            _RunOnce.users -= 1
+            if _RunOnce.users == 0:
+                segments.CheckpointFunction = CheckpointFunction
+
+
 @contextmanager
 def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """A forward hook (module, arguments, output) on each module inside."""
-    with ExitStack() as handles:
+    """A forward hook (module, arguments, output) on each module inside, compiled or not."""
+    with as_written(), ExitStack() as handles:
         for module in modules:
             # A ScriptModule refuses a hook: the ones before it have to go then too.
             handles.enter_context(module.register_forward_hook(hook))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +17,7 @@ from captum_robust._captum import (
     select_targets,
 )
 from captum_robust._checks import check, check_finite
-from captum_robust._contexts import hooked
+from captum_robust._contexts import given, hooked
 
 T = TypeVar("T")
 
@@ -58,6 +60,43 @@ def model_scores(
     message = f"forward_func: expected a tensor of scores, got {got}"
     check(isinstance(scores, Tensor), message, TypeError)
     return scores
+
+
+@contextmanager
+def given_copies(attribution: Any, inputs: tuple[Tensor, ...] = ()) -> Iterator[None]:
+    """Inside, the model of an attribution is given copies, in the dtypes of its inputs.
+
+    A model may write to them: Captum's attributions make none. The noise of Captum's
+    ``NoiseTunnel`` is in float32, whatever the inputs are.
+    """
+    model = attribution.forward_func
+
+    def prepared(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        copies = list(copies_of(arguments))
+        for i, x in enumerate(inputs[: len(copies)]):
+            if x.is_floating_point() and isinstance(copies[i], Tensor):
+                copies[i] = copies[i].to(x.dtype)
+        return tuple(copies)
+
+    # A ScriptModule takes no hook.
+    if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        with given(model, prepared):
+            yield
+        return
+    holders = [p for p in _parts(attribution) if getattr(p, "forward_func", None) is model]
+    try:
+        for part in holders:
+            part.forward_func = lambda *arguments: model(*prepared(arguments))
+        yield
+    finally:
+        for part in holders:
+            part.forward_func = model
+
+
+def _parts(attribution: Any) -> list[Any]:
+    """The attribution and those that it is made of."""
+    inner = [value for value in vars(attribution).values() if hasattr(value, "attribute")]
+    return [attribution, *(part for each in inner for part in _parts(each))]
 
 
 class FastScores:
@@ -111,6 +150,44 @@ def finite_scores(scores: Tensor, n: int, *, copies: int = 1, first_sample: int 
     return scores
 
 
+def two_classes(scores: Any, n: int, name: str = "forward_func") -> Any:
+    """Scores n×2 where a classifier gives one logit z a sample, n×1 or n; others as they are.
+
+    Class 1 is the one that z speaks for: it is predicted where z is positive, and its probability
+    is that of the sigmoid. Its score is z/2, that of class 0 is -z/2: as (0, z), but for a
+    constant that softmax and margins do not see, so that the score of each class has a slope.
+
+    An attribution of a plain function explains z itself, as Captum's do; where it needs another
+    class to compare with, where a class is predicted or attacked, and in a ``Classifier``, a target
+    is 0 or 1.
+
+    Raises:
+        ValueError: one whole number a sample, as where a model tells classes.
+    """
+    if not isinstance(scores, Tensor) or scores.ndim > 2 or scores.numel() != n:
+        return scores
+    if scores.shape[:1] not in ((n,), ()):
+        return scores
+    expected = "scores N×K, or one logit a sample, as floating point"
+    got = f"{scores.dtype} of shape {tuple(scores.shape)}"
+    check(scores.is_floating_point(), f"{name}: expected {expected}, got {got}")
+    half = scores.reshape(-1) / 2
+    return torch.stack([-half, half], dim=1)
+
+
+def warn_of_probabilities(scores: Tensor, name: str = "forward_func") -> None:
+    """Warn where scores N×2 of clean samples look like probabilities that were read as logits."""
+    if scores.ndim != 2 or scores.shape[1] != 2:
+        return
+    low, high = scores.detach().unbind(dim=1)
+    if bool(((low == -high) & (high >= 0) & (high <= 0.5)).all()):
+        warnings.warn(
+            f"{name}: the one score of each sample is in [0, 1]; it is read as a logit, of class 1 "
+            "where it is above 0. If it is a probability, give lambda x: model(x).logit()",
+            stacklevel=2,
+        )
+
+
 class ClassScores:
     """Reads N×K class scores out of a model's output, and the class that ``target`` names.
 
@@ -126,6 +203,7 @@ class ClassScores:
             # What Captum selects from the scores, it selects from the class indices too.
             index = torch.arange(scores.shape[1] if scores.ndim > 1 else 0, device=scores.device)
             index = index.reshape(1, -1, *[1] * (scores.ndim - 2)).expand(scores.shape)
+            target = target.to(scores.device) if isinstance(target, Tensor) else target
             self.classes = select_targets(index, target)
             if scores.ndim > 2:
                 tuples = target if isinstance(target, list) else [target] * len(scores)

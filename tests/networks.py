@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_robust.models import Classifier
 from captum_robust.nn import SimpleConvNet
@@ -51,6 +52,37 @@ class InPlaceNet(Net):
 
     def normalized(self, x: Tensor) -> Tensor:
         return x.mul_(4).sub_(2)
+
+
+class CheckpointedNet(PixelNet):
+    """As :class:`PixelNet`, with its convolutions in a segment that is computed twice."""
+
+    use_reentrant: bool | None = None
+    """None: not so."""
+
+    def segment(self, x: Tensor) -> Tensor:
+        return self.relu(self.conv2(self.relu(self.conv1(self.normalized(x)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.use_reentrant is None:
+            x = self.segment(x)
+        else:
+            x = checkpoint(self.segment, x, use_reentrant=self.use_reentrant)
+        return self.head(self.pool(x).flatten(1))
+
+
+class ChannelsLastNet(PixelNet):
+    """As :class:`PixelNet`, with a layer ``norm`` N×h×w×C and the same as ``first``, N×C×h×w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.first = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv1(self.normalized(x)))
+        x = self.norm(self.conv2(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(self.pool(self.relu(self.first(x).clone())).flatten(1))
 
 
 class Grid(nn.Module):

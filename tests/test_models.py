@@ -126,9 +126,9 @@ def test_a_module_that_normalises_in_place_leaves_the_image() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.mul_(2).sub_(1).flatten(1)
 
-    x = torch.full((1, 1, 1, 1), 0.75)
-    assert Classifier(InPlace())(x).item() == 0.5
-    assert x.item() == 0.75
+    x = torch.tensor([[[[0.75, 0.25]]]])
+    assert Classifier(InPlace())(x).tolist() == [[0.5, -0.5]]
+    assert x.tolist() == [[[[0.75, 0.25]]]]
 
 
 def test_lite_gives_the_scores_of_its_package_on_pixels_scaled_its_way() -> None:
@@ -603,3 +603,14 @@ def test_the_small_resnet_has_a_map_of_8x8_and_activations_that_fire_once() -> N
 def test_the_small_resnet_has_the_weights_that_its_page_states() -> None:
     weights = sum(p.numel() for p in SmallResNet(20).parameters())
     assert 0.65e6 < weights < 0.75e6
+
+
+def test_a_compiled_module_has_the_layers_of_its_own() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    compiled = torch.compile(net, backend="eager")
+    model = Classifier(compiled, input_size=8, cam_layer="1", perceptual_layers=["0"])
+    assert model.cam_layer is net[1]
+    assert model.perceptual_layers == (net[0],)
+    assert Classifier(compiled, input_size=8).cam_layer is net[1]
+    with pytest.raises(ValueError, match="layer: expected one of 0, 1, 2, 3"):
+        Classifier(compiled, cam_layer="5")

@@ -5,10 +5,12 @@
 attacks share, explained once:
 
 ``forward_func``
-    Inputs -> scores N×K; any function. Nothing of it is changed: modes, parameters, gradients and
-    hooks stay as they are. In training mode its own passes still update the averages of batch norm
-    and mix the samples: give it in evaluation mode. Pixels are in [0, 1] and the normalisation is
-    inside (as in :class:`captum_robust.models.Classifier`), so ``epsilon`` is in pixel units.
+    Inputs -> scores N×K; any function. One logit a sample, N×1 or N, is that of class 1 of two:
+    where it is not positive, class 0 is predicted. Nothing of it is changed: modes, parameters,
+    gradients and hooks stay as they are. In training mode its own passes still update the averages
+    of batch norm and mix the samples: give it in evaluation mode. Pixels are in [0, 1] and the
+    normalisation is inside (as in :class:`captum_robust.models.Classifier`), so ``epsilon`` is in
+    pixel units.
 ``epsilon``
     The strength; each attack says of what. ``perturb(…, epsilon=…)`` overrides it for a call.
 ``bounds``

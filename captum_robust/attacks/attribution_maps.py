@@ -5,24 +5,25 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from captum.attr import Attribution, LayerAttribution
-from torch import Tensor
+from captum.attr import Attribution, GuidedGradCam, LayerAttribution, LayerGradCam, NoiseTunnel
+from torch import Tensor, nn
 
 from captum_robust._captum import format_output
 from captum_robust._checks import check, check_finite, check_shape, shape_or_type
-from captum_robust._contexts import seeded
+from captum_robust._contexts import as_written, seeded
 from captum_robust._resize import resized
-from captum_robust._scores import arguments_of, at_least_float, target_of
+from captum_robust._scores import arguments_of, at_least_float, given_copies, target_of
 from captum_robust.attacks._second_derivatives import recorded_gradients
 from captum_robust.attacks.norms import Linf, Tensors
 from captum_robust.attacks.outcome import sizes_of
 from captum_robust.attacks.victim import Victim, gradients_or_zeros
+from captum_robust.nn.layout import followed_outputs, placed, recognised
 
 Explainer: TypeAlias = Attribution | Callable[..., Any]
 """A Captum attribution, or a function (inputs, target) -> maps."""
@@ -56,6 +57,8 @@ class AttributionMaps:
             isinstance(victim.target, list) and isinstance(victim.target[0], tuple)
         )
         target = target_of(victim.target, places, victim.n) if is_indexed else victim.label[rows]
+        if victim.has_one_score:
+            target = None  # the score itself: an attribution knows no second class
         run: Any = explainer.attribute if isinstance(explainer, Attribution) else explainer
         passed = dict(self.arguments or {})
         if victim.arguments is not None:
@@ -65,17 +68,34 @@ class AttributionMaps:
             passed["target"] = target
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(as_written())
+            if isinstance(explainer, Attribution):
+                stack.enter_context(given_copies(explainer))
             stack.enter_context(seeded(self.seed, victim.x[0].device))
             leaves = x if graph else tuple(t.detach().requires_grad_() for t in x)
             if graph and hasattr(explainer, "differentiable"):
                 run = explainer.differentiable
             elif graph:
                 stack.enter_context(recorded_gradients())
+            outputs = stack.enter_context(_outputs_of(explainer, passed))
             given = victim.as_given(leaves)
             attributed = run(format_output(len(given) > 1, given), **passed)
+        attributed = self._placed(attributed, outputs, leaves[0])
         maps = _as_maps(attributed, given, isinstance(explainer, LayerAttribution))
         check_finite(maps, "attribution")
         return maps if graph else maps.detach()
+
+    def _placed(self, attributed: Any, outputs: list[Any], image: Tensor) -> Any:
+        """The attribution of a layer whose channels are last, with these in dimension 1."""
+        explainer = _of_layer(self.explainer)
+        reshapes = [recognised(explainer.layer, layout, x, image) for x, layout in outputs]
+        if all(reshape is None for reshape in reshapes):
+            return attributed
+        name, better = type(explainer).__name__, 'RobustCAM(model, layer, base="gradcam")'
+        takes = f"{name} takes dimension 1 of its layer for the channels, which are elsewhere"
+        is_cam = isinstance(explainer, LayerGradCam)
+        check(not is_cam, f"{self.name}: {takes}; give {better} with the arguments {{'k': 1}}")
+        return placed(attributed, outputs, reshapes)
 
     def gradients(
         self, victim: Victim, goal: Callable[[Tensor, Tensor], Tensor], x: Tensors, rows: Tensor
@@ -100,6 +120,25 @@ class AttributionMaps:
         return gradients, maps.detach()
 
 
+def _of_layer(explainer: Explainer) -> Any:
+    """Captum's own attribution of a layer, of which the explainer is made; None for another."""
+    inner: Any = explainer
+    inner = inner.attribution_method if isinstance(inner, NoiseTunnel) else inner
+    inner = inner.grad_cam if isinstance(inner, GuidedGradCam) else inner
+    # RobustCAM knows where its layer has the channels.
+    is_captums = isinstance(inner, LayerAttribution) and not hasattr(inner, "differentiable")
+    return inner if is_captums and isinstance(inner.layer, nn.Module) else None
+
+
+def _outputs_of(
+    explainer: Explainer, arguments: dict[str, Any]
+) -> AbstractContextManager[list[Any]]:
+    """What the layer of an explainer gives inside, with its layouts; nothing without a layer."""
+    inner = _of_layer(explainer)
+    at_input = bool(arguments.get("attribute_to_layer_input", False))
+    return nullcontext([]) if inner is None else followed_outputs(inner.layer, at_input)
+
+
 def _as_maps(attributed: Any, inputs: Tensors, is_of_layer: bool) -> Tensor:
     """Maps n×h×w of an attribution; of several inputs one after the other, n×P."""
     parts = attributed if isinstance(attributed, (tuple, list)) else (attributed,)
@@ -110,7 +149,7 @@ def _as_maps(attributed: Any, inputs: Tensors, is_of_layer: bool) -> Tensor:
     is_each = len(parts) == len(inputs) and not is_of_layer
     maps = []
     for i, part in enumerate(parts):
-        m = at_least_float(part)
+        m = at_least_float(part).to(inputs[0].device)
         if is_each and m.shape == inputs[i].shape:
             m = m.abs()
             maps.append(m.sum(dim=1) if m.ndim > 2 else m)

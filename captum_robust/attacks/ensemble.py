@@ -19,7 +19,13 @@ from captum_robust._checks import (
     check_number,
     shape_or_type,
 )
-from captum_robust._scores import at_least_float, copies_of, depends_on, where_the_graph_breaks
+from captum_robust._scores import (
+    at_least_float,
+    copies_of,
+    depends_on,
+    two_classes,
+    where_the_graph_breaks,
+)
 from captum_robust.attacks.ascent import GradientAscent
 from captum_robust.attacks.image_batches import ForwardFunction, class_scores, one_an_image
 from captum_robust.attacks.losses import units_of
@@ -117,7 +123,7 @@ class _Ensemble:
     def __call__(self, *args: Any) -> Tensor:
         each: list[Tensor] = []
         for place, model in enumerate(self.models):
-            scores = model(*copies_of(args))
+            scores = two_classes(model(*copies_of(args)), len(args[0]), f"models, model {place}")
             self._check(scores, place, each, args)
             each.append(at_least_float(scores))
         self.of_each = each

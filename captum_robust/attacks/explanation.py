@@ -92,8 +92,9 @@ class ExplanationAttack(Stepping):
     before for their 8-bit rounding. The passes in the details are those for the label.
 
     Args:
-        attribution: whose map is moved, computed for the label. Any Captum attribution, or a
-            function (inputs, target) -> maps N×h×w, N×1×h×w or of the inputs' shape, which gets
+        attribution: whose map is moved, computed for the label; where the model has one logit a
+            sample, without a target, for that. Any Captum attribution, or a function
+            (inputs, target) -> maps N×h×w, N×1×h×w or of the inputs' shape, which gets
             ``additional_forward_args`` by that name where there are some. Captum's gradients are
             recorded while it runs (:func:`recorded_gradients`); an attribution that detaches its
             result can offer a method ``differentiable`` with the arguments of ``attribute``, as

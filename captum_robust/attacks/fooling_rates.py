@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_type, shape_or_type
 from captum_robust._resize import resized
-from captum_robust._scores import FastScores
+from captum_robust._scores import FastScores, warn_of_probabilities
 from captum_robust.attacks.image_batches import (
     ForwardFunction,
     Loader,
@@ -114,7 +114,9 @@ def _label_changes(
         n += len(x)
         perturbed = {name: _apply(p, name, x) for name, p in perturbations.items()}
         for model in models:
-            clean = scores[model](x.to(devices[model] or x.device)).argmax(dim=1)
+            of_clean = scores[model](x.to(devices[model] or x.device))
+            warn_of_probabilities(of_clean)
+            clean = of_clean.argmax(dim=1)
             for source, y in perturbed.items():
                 predicted = scores[model](y.to(clean.device)).argmax(dim=1)
                 changed[model][source] = changed[model][source] + (predicted != clean).sum()

@@ -17,7 +17,12 @@ from captum_robust._checks import (
     shape_or_type,
 )
 from captum_robust._processes import progress_bar
-from captum_robust._scores import at_least_float, model_scores, without_inference
+from captum_robust._scores import (
+    at_least_float,
+    model_scores,
+    two_classes,
+    without_inference,
+)
 from captum_robust.attacks.norms import Tensors
 
 ForwardFunction = Callable[..., Tensor]
@@ -88,12 +93,16 @@ def class_scores(
 def checked_scores(
     scores: Any, n: int, name: str = "forward_func", first_sample: int = 0
 ) -> Tensor:
-    """Scores n×K, at least in float32; ``ValueError`` for another shape, NaN or infinity."""
+    """Scores n×K, at least in float32; ``ValueError`` for another shape, NaN or infinity.
+
+    One logit a sample is read as two classes, see :func:`captum_robust._scores.two_classes`.
+    """
     got = shape_or_type(scores)
-    is_batch = isinstance(scores, Tensor) and scores.ndim == 2 and len(scores) == n
+    read = two_classes(scores, n, name)
+    is_batch = isinstance(read, Tensor) and read.ndim == 2 and len(read) == n
     check(is_batch, f"{name}: expected scores {n}×K, one row a sample, got {got}")
-    check_finite(scores, f"{name}, scores", first_sample)
-    return at_least_float(scores)
+    check_finite(read, f"{name}, scores", first_sample)
+    return at_least_float(read)
 
 
 def check_class(name: str, number: int, scores: Tensor) -> None:

@@ -27,7 +27,7 @@ from captum_robust._checks import (
     checked_bounds,
 )
 from captum_robust._contexts import seeded
-from captum_robust._scores import without_inference
+from captum_robust._scores import warn_of_probabilities, without_inference
 from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.gradient import FGSM
 from captum_robust.attacks.image_batches import ForwardFunction, checked_scores, one_an_image
@@ -71,8 +71,8 @@ class SubstituteAttack(Perturbation):
     speak of the substitute. Whether the oracle is fooled, :meth:`judge` asks.
 
     Args:
-        oracle: images -> classes N, as whole numbers; or a model, images -> scores N×K, of which
-            only the argmax is used.
+        oracle: images -> classes N or N×1, as whole numbers or (of two) as truth values; or a
+            model, images -> scores N×K or one logit a sample, of which only the class is used.
         budget: labels to ask at most, by all methods together; None: no limit.
         make: the substitute as a function -> the attack on it. By default :class:`FGSM` of every
             image, also of those that the substitute misclassifies: the oracle may not.
@@ -282,7 +282,7 @@ class SubstituteAttack(Perturbation):
         moved = []
         for x, y in _parts(batch_size, images, labels):
             leaf = x.detach().requires_grad_()
-            chosen = substitute(leaf).gather(1, y[:, None]).sum()
+            chosen = self._checked(substitute(leaf), y).gather(1, y[:, None]).sum()
             (gradient,) = torch.autograd.grad(chosen, leaf)
             check_finite(gradient, "substitute, gradient")
             moved.append(x + step * gradient.sign())
@@ -298,18 +298,26 @@ class SubstituteAttack(Perturbation):
 
 
 def _classes_of(answer: Any, n: int) -> Tensor:
-    """The n classes of an oracle's answer: those, or scores n×K."""
-    if isinstance(answer, Tensor) and answer.shape == (n,):
-        is_class = not answer.is_floating_point() and answer.dtype != torch.bool
-        if is_class and bool((answer >= 0).all()):
-            return answer.long()
+    """The n classes of an oracle's answer: those, n or n×1, or scores n×K, or one logit a sample.
+
+    One truth value a sample is class 1 or 0.
+    """
     is_tensor = isinstance(answer, Tensor)
     got = f"{answer.dtype} of shape {tuple(answer.shape)}" if is_tensor else type(answer).__name__
+    classes: Tensor
+    is_whole = is_tensor and not answer.is_floating_point()
+    if is_whole and answer.shape in ((n,), (n, 1)) and bool((answer >= 0).all()):
+        classes = answer.reshape(n).long()
+        return classes
+    is_scores = is_tensor and answer.ndim in (1, 2) and len(answer) == n
+    if is_scores and answer.ndim == 1:
+        # Numbers in [0, 1] may as well be classes, or probabilities.
+        is_scores = not is_whole and not bool(((answer >= 0) & (answer <= 1)).all())
     expected = f"{n} classes, whole numbers from 0, or scores {n}×K"
-    is_scores = is_tensor and answer.ndim == 2 and len(answer) == n
     check(is_scores, f"oracle: expected {expected}, got {got}")
-    check_finite(answer, "oracle, scores")
-    classes: Tensor = answer.argmax(dim=1)
+    scores = checked_scores(answer, n, "oracle")
+    warn_of_probabilities(scores, "oracle")
+    classes = scores.argmax(dim=1)
     return classes
 
 

@@ -19,6 +19,8 @@ from captum_robust._scores import (
     at_least_float,
     check_target,
     finite_scores,
+    two_classes,
+    warn_of_probabilities,
     where_the_graph_breaks,
 )
 from captum_robust.attacks.losses import are_probabilities, logarithms_of, others_of, units_of
@@ -122,6 +124,8 @@ class Victim:
         """Whether the model ends in a softmax; its logarithms, as good as scores, are attacked."""
         self.donates = False
         """Whether the model was compiled so that a graph serves one backward pass."""
+        self.has_one_score = False
+        """Whether the model gives one logit a sample, which is read as two classes."""
 
     @property
     def knows_labels(self) -> bool:
@@ -145,11 +149,15 @@ class Victim:
             self.resolution = torch.finfo(raw.dtype).eps
         if not self._model_scores.channels_last:
             self.x = tuple(x.contiguous() for x in self.x)
-        scores = at_least_float(finite_scores(raw, len(rows)))
+        raw = finite_scores(raw, len(rows)).to(rows.device)
+        scores = two_classes(raw, len(rows))
+        self.has_one_score = scores.shape != raw.shape
+        scores = at_least_float(scores)
         self.forward_passes.index_add_(0, rows, torch.ones_like(rows))
         if self.class_scores is not None:
             scores = self.class_scores(scores, places)
             return logarithms_of(scores) if self.has_probabilities else scores
+        warn_of_probabilities(scores)
         check_target(self.target, scores)
         self.class_scores = ClassScores(scores, self.target)
         scores = self.class_scores(scores)

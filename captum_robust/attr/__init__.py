@@ -8,7 +8,9 @@ Arguments that all of them share, explained once:
 ``target``
     In each form that Captum takes: an int for all samples; a tensor or list of N ints; for scores
     with more than one dimension a tuple of indices, or a list of N tuples. A bad one raises what
-    Captum raises.
+    Captum raises. Of a model with one score a sample, None (or 0) explains that score, as by
+    Captum; methods that weigh a class against others (the perceptual ball, the masks) read it as
+    the logit of class 1 of two, of which None explains the predicted one.
 ``additional_forward_args``
     Passed to ``forward_func`` behind the inputs; a tensor, anything else, or a tuple of both.
 

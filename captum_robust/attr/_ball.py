@@ -84,7 +84,7 @@ class Ball:
         self.settings = settings
         self.bounds = bounds
         self.counterfactual = counterfactual
-        self.features = FeatureDistance(layers, settings.normalize_layers)
+        self.features = FeatureDistance(layers, settings.normalize_layers, samples.inputs[0].device)
         rows = [x.reshape(samples.n, -1) for x in samples.inputs]
         self.x = at_least_float(torch.cat(rows, dim=1))  # N×D
         self.previous = torch.zeros_like(self.x)  # each sample's last perturbation, of length 1

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -27,13 +28,20 @@ class FeatureDistance:
             are compared.
         normalize: divide the change of each sample's output by the mean square of its reference,
             so that every layer counts alike.
+        device: where the sum is, as layers may lie on several; None: where the first layer is.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], normalize: bool = False) -> None:
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        normalize: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
         self.layers = list(layers)
         self.normalize = normalize
         self.total: Tensor | float = 0.0
         """n, of the last pass under ``measured``; differentiable. 0 without layers."""
+        self._device = device
         self._references: list[tuple[Tensor, ...]] = [() for _ in self.layers]
         self._selected: list[tuple[Tensor, ...]] = self._references
         self._n = 0
@@ -71,11 +79,14 @@ class FeatureDistance:
         def compare(i: int, call: int, tensors: tuple[Tensor, ...]) -> None:
             if call != self._calls[i]:
                 return
-            for tensor, reference in zip(tensors, self._selected[i], strict=True):
-                change = _mean_square(tensor - reference)
-                if self.normalize:
-                    change = divided(change, _mean_square(reference))
-                self.total = self.total + change
+            # A segment of torch.utils.checkpoint counts what is saved within it, and runs again
+            # without this hook: what is saved here is kept out of that.
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+                for tensor, reference in zip(tensors, self._selected[i], strict=True):
+                    change = _mean_square(tensor - reference)
+                    if self.normalize:
+                        change = divided(change, _mean_square(reference))
+                    self.total = self.total + change.to(self._device)
 
         with self._hooked(len(rows), compare) as calls:
             yield

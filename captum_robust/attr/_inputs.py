@@ -74,7 +74,7 @@ def in_dtype_of(x: Tensor, values: Tensor) -> Tensor:
 def over_channels(masks: Tensor, x: Tensor, first_sample: int = 0) -> Tensor:
     """Finite masks N×1×H×W in the shape and dtype of images N×C×H×W."""
     check_finite(masks, "masks", first_sample)
-    return masks.to(x.dtype).expand_as(x).contiguous()
+    return masks.to(x).expand_as(x).contiguous()
 
 
 def enlarged(maps: Tensor, size: torch.Size) -> Tensor:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_robust._checks import check
 from captum_robust._contexts import hooked
-from captum_robust._scores import without_inference
+from captum_robust._scores import two_classes, without_inference
 from captum_robust.nn.layout import Layout, Layouts
 
 
@@ -39,14 +40,19 @@ class LayerCut:
             return None
         leaf = self.leaves[0].detach()
         for module, pooled, output in reversed(self.linears):
-            if pooled.shape != leaf.shape[:2] or output.shape != scores.shape:
+            is_logit = output.shape == (len(scores), 1) and scores.shape == (len(scores), 2)
+            if pooled.shape != leaf.shape[:2] or not (is_logit or output.shape == scores.shape):
                 continue
             weight = module.weight.detach()  # read once: a parametrization computes it anew
             bias = None if module.bias is None else module.bias.detach()
             # A subclass or a hook may have made more of it than its weight and bias say. The same
             # operation on the same numbers gives the same bits.
             plain = F.linear(pooled, weight, bias)
-            if _is_mean(pooled, leaf) and (output == plain).all() and (output == scores).all():
+            if not (_is_mean(pooled.to(leaf.device), leaf) and (output == plain).all()):
+                continue
+            if is_logit:  # of a Classifier
+                output, weight = two_classes(output, len(output)), torch.cat([-weight, weight]) / 2
+            if (output.to(scores.device) == scores).all():
                 return weight
         return None
 
@@ -95,16 +101,24 @@ def cut_at(
         return tree_unflatten(flat, structure)
 
     def on_linear(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        assert isinstance(module, nn.Linear)
+        if not isinstance(module, nn.Linear) or module is cut.layer:
+            return
         if args and isinstance(output, Tensor) and output.ndim == 2:
             # Copies, as the model may write into them behind the layer.
             cut.linears.append((module, args[0].detach().clone(), output.detach().clone()))
 
-    modules = forward_func.modules() if heads and isinstance(forward_func, nn.Module) else ()
-    linears = [m for m in modules if isinstance(m, nn.Linear) and m is not cut.layer]
+    module = forward_func if isinstance(forward_func, nn.Module) else None
+    parts = () if module is None else module.modules()
+    linears = [m for m in parts if isinstance(m, nn.Linear)]
     layer = cut.layer
     register = layer.register_forward_pre_hook if cut.at_input else layer.register_forward_hook
-    with register(on_layer), hooked(linears, on_linear), followed or nullcontext():
+    with (
+        register(on_layer),
+        hooked(linears if heads else [], on_linear),
+        # A function does not show which modules it calls.
+        register_module_forward_hook(on_linear) if heads and module is None else nullcontext(),
+        followed or nullcontext(),
+    ):
         yield
 
 

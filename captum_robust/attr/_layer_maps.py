@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from captum_robust._captum import format_tensor_into_tuples
 from captum_robust._checks import check
-from captum_robust._contexts import hooked
-from captum_robust.attr._inputs import as_tuple
 from captum_robust.attr.robust_cam import RobustCAM, reshape_of
-from captum_robust.nn.layout import Layout, Layouts, recognised
+from captum_robust.nn.layout import followed_outputs, placed, recognised
 
 _TAKEN = {"target", "additional_forward_args", "attribute_to_layer_input"}
 _EXPECTED = "expected a layer N×C×h×w; take RobustCAM, which recognises others"
@@ -41,13 +39,7 @@ def attributed(attribution: Attribution, inputs: Any, **arguments: Any) -> Any:
     if is_cam and own is not None:
         return _class_activation_map(attribution, layer, inputs, arguments)
     at_input = bool(arguments.get("attribute_to_layer_input", False))
-    outputs: list[tuple[Tensor, Layout | None]] = []
-
-    def record(_: nn.Module, given: Any, output: Any) -> None:
-        parts = [x for x in as_tuple(given if at_input else output) if isinstance(x, Tensor)]
-        outputs[:] = [(x.detach(), followed.of(x)) for x in parts]
-
-    with Layouts() as followed, hooked([layer], record):
+    with followed_outputs(layer, at_input) as outputs:
         result = attribution.attribute(inputs, **arguments)
     image = format_tensor_into_tuples(inputs)[0]
     reshapes = [own or recognised(layer, layout, x, image) for x, layout in outputs]
@@ -55,12 +47,7 @@ def attributed(attribution: Attribution, inputs: Any, **arguments: Any) -> Any:
         return result
     if is_cam:
         return _class_activation_map(attribution, layer, inputs, arguments)
-    parts = as_tuple(result)
-    if [getattr(part, "shape", None) for part in parts] != [x.shape for x, _ in outputs]:
-        return result
-    each = zip(reshapes, parts, strict=True)
-    placed = tuple(part if reshape is None else reshape(part) for reshape, part in each)
-    return placed if isinstance(result, tuple) else placed[0]
+    return placed(result, outputs, reshapes)
 
 
 def _class_activation_map(

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_count
-from captum_robust._scores import FastScores, arguments_of, finite_scores, rows_of, target_of
+from captum_robust._scores import (
+    FastScores,
+    arguments_of,
+    finite_scores,
+    rows_of,
+    target_of,
+    two_classes,
+)
 
 
 @dataclass
@@ -36,9 +43,14 @@ class Samples:
         self.model = FastScores(self.forward_func, channels_last=on_cpu)
 
     def run(self, inputs: Iterable[Tensor], rows: list[int]) -> Tensor:
-        """The model's output for copies of inputs, which stand for the samples ``rows``."""
+        """The model's output for copies of inputs, which stand for the samples ``rows``.
+
+        One logit a sample is read as two classes.
+        """
         places = [self.first + row for row in rows]
-        return self.model.run(inputs, arguments_of(self.arguments, places, self.whole))
+        scores = self.model.run(inputs, arguments_of(self.arguments, places, self.whole))
+        read: Tensor = two_classes(scores, len(rows))
+        return read.to(self.inputs[0].device)  # a network may lie on several devices
 
     def checked_scores(self, scores: Tensor, purpose: str, copies: int = 1) -> Tensor:
         """Scores of the samples, or of copies of all, finite and of two classes or more."""

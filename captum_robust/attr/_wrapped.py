@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,12 +14,12 @@ from captum.attr import (
     LayerGradCam,
     NoiseTunnel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_robust._captum import TargetType, format_tensor_into_tuples
 from captum_robust._checks import check, check_finite, check_type
-from captum_robust._contexts import given
-from captum_robust._scores import copies_of, model_scores, without_inference
+from captum_robust._contexts import as_written
+from captum_robust._scores import given_copies, model_scores, without_inference
 from captum_robust.attr._inputs import as_given, as_tuple
 from captum_robust.attr._layer_maps import attributed
 
@@ -130,10 +129,7 @@ def run(
         for name, value in passed_on(target, additional_forward_args, arguments).items()
         if name != "target" or takes_target(attribution)
     }
-    model = attribution.forward_func
-    # Captum's own attributions do not copy what a model may write to. A ScriptModule takes no hook.
-    takes_hook = isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule)
-    with given(model, copies_of) if takes_hook else nullcontext():
+    with as_written(), given_copies(attribution, copies):
         return attributed(attribution, as_given(inputs, copies), **passed)
 
 

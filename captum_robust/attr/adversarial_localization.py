@@ -14,7 +14,13 @@ from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_type, printable
 from captum_robust._contexts import evaluation
 from captum_robust._files import TensorFile
-from captum_robust._scores import ClassScores, finite_scores, model_scores, without_inference
+from captum_robust._scores import (
+    ClassScores,
+    finite_scores,
+    model_scores,
+    two_classes,
+    without_inference,
+)
 from captum_robust.attr._inputs import as_given, as_tuple, checked_images, over_channels
 from captum_robust.nn import LocalizationNetwork, load_localization_network, read_localization_facts
 from captum_robust.nn.superpixel_pooling import check_segments
@@ -128,7 +134,7 @@ class AdversarialLocalization(Attribution):
         with evaluation(network), torch.inference_mode(False), torch.no_grad():
             images = without_inference(images)
             scores = model_scores(self.forward_func, images, additional_forward_args)
-            scores = finite_scores(scores, len(images[0]))
+            scores = two_classes(finite_scores(scores, len(images[0])), len(images[0]))
             if target is not None:
                 ClassScores(scores, target)
             attributions = [

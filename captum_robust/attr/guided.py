@@ -163,7 +163,7 @@ def _fits(guide: Any, x: Tensor) -> bool:
 
 def _scaled(guide: Tensor, x: Tensor, is_map: bool) -> Tensor:
     """In [0, 1], broadcastable to the input; the maximum of each sample is 1, or all is 0."""
-    guide = at_least_float(guide)
+    guide = at_least_float(guide).to(x.device)
     if guide.shape == x.shape and not is_map:
         return of_largest_one(guide.abs())
     guide = guide.clamp(min=0)

@@ -174,7 +174,10 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         key = cut.at_input, tuple(x.shape[1:] for x in inputs)
         # A layout is the same for all batches: it is followed in the first pass alone.
         follow = self.reshape_transform is None and key not in self._recognised
-        with cut_at(cut, self.forward_func, heads=self.base != "gradcam", follow=follow):
+        # What a function makes of a module's scores is its own: "auto" differentiates it.
+        is_module = isinstance(self.forward_func, nn.Module)
+        heads = self.base == "cam" or (self.base == "auto" and is_module)
+        with cut_at(cut, self.forward_func, heads=heads, follow=follow):
             scores = model_scores(self.forward_func, inputs, extra)
             weight = cut.linear_weight(scores)
             if cut.leaves and not scores.requires_grad and weight is None:
@@ -206,16 +209,16 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             fits = leaf.ndim >= 2 and leaf.shape[0] == n
             shape = tuple(leaf.shape)
             check(fits, f"layer: expected {n}×C×… for a batch of {n}, got {shape}")
+        if classes is None and weight is not None and len(weight) == 1:
+            classes = torch.zeros(n, 1, dtype=torch.long)  # of the one score
         if weight is not None and classes is not None:
             leaf = cut.leaves[0]
             # Equation 1; "auto" keeps to LayerGradCam's scale, whichever way it takes.
             scale = 1 if self.base == "cam" else 1 / (leaf.shape[2] * leaf.shape[3])
-            channel_weights = at_least_float(weight[classes]) * scale
+            channel_weights = at_least_float(weight[classes.to(weight.device)]) * scale
             return [_weighted_sum(channel_weights, self._features(leaf, None, cut))]
         needs = "a layer N×C×h×w followed by global average pooling and one linear layer"
         message = f"base: 'cam' needs {needs} that gives the scores; use base='gradcam'"
-        if not isinstance(self.forward_func, nn.Module):
-            message += ", or give the module itself: a function does not show its linear layers"
         check(self.base != "cam", message)
         check(selected.requires_grad, "layer: the scores do not depend on it differentiably")
         gradients = gradients_of(selected, cut.leaves, create_graph=cut.keep_trunk)
@@ -253,7 +256,8 @@ def _weighted_sum(channel_weights: Tensor, features: Tensor) -> Tensor:
     dtype = torch.promote_types(features.dtype, channel_weights.dtype)
     dtype = torch.promote_types(dtype, torch.float32)  # a sum over channels may exceed float16
     with torch.autocast(features.device.type, enabled=False):
-        maps = torch.bmm(channel_weights.to(dtype), positions.to(dtype))
+        weights = channel_weights.to(features.device, dtype)  # the head may be on another device
+        maps = torch.bmm(weights, positions.to(dtype))
     return maps.reshape(*channel_weights.shape[:2], *features.shape[2:])
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from captum_robust._checks import check, check_choice, check_count, check_type, printable
 from captum_robust._contexts import autocast, evaluation, without_new_gradients
 from captum_robust._processes import device_of
+from captum_robust._scores import warn_of_probabilities
 from captum_robust.attacks.outcome import outcome
 from captum_robust.data import FITS, DataError, Sample, fitted
 from captum_robust.draw import as_rgb
@@ -156,6 +157,7 @@ class BatchReader:
     ) -> tuple[Tensor, Tensor]:
         """The classes that the model gives images, and their probabilities, n each."""
         scores = self.scores(images, model)
+        warn_of_probabilities(scores, "model")
         return scores.argmax(dim=1), scores.float().softmax(dim=1).amax(dim=1)
 
     @contextmanager
@@ -335,6 +337,8 @@ def check_settings(
             nor RGB images.
     """
     how = "a captum_robust.models.Classifier (wrap yours with Classifier(module, mean, std, size))"
+    if isinstance(getattr(model, "_orig_mod", None), Classifier):
+        how = "a Classifier that is not compiled itself, as Classifier(torch.compile(module), …)"
     check_type("model", model, Classifier, how)
     check_channels(model)
     check_choice("fit", fit, FITS)

@@ -13,8 +13,8 @@ from torch import Tensor
 from captum_robust._checks import check, check_count
 from captum_robust._contexts import evaluation, without_new_gradients
 from captum_robust._processes import device_of, progress_bar
-from captum_robust._scores import copies_of
 from captum_robust.attacks import Attack, GradientStep
+from captum_robust.attacks.image_batches import class_scores
 from captum_robust.attacks.outcome import Outcome, outcome
 from captum_robust.benchmark.batches import SampleSource, to_levels
 from captum_robust.data import Sample, resize
@@ -128,8 +128,7 @@ def rounded_attack(images: Tensor, attacked: Tensor, epsilon: float | None) -> T
 
 def _classes(model: Any, images: Tensor) -> Tensor:
     with torch.no_grad():
-        classes: Tensor = model(copies_of(images)).argmax(dim=1)
-    return classes
+        return class_scores(model, (images,), "model").argmax(dim=1)
 
 
 def _batches(

@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from captum_robust._captum import EpsilonRule, GammaRule
 from captum_robust._checks import check
 from captum_robust._contexts import probing
+from captum_robust._scores import two_classes
 from captum_robust.models import Classifier
 
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -79,7 +80,10 @@ class _Chain(nn.Sequential):
 
 
 def _chain_of(model: Classifier) -> _Chain:
-    """A copy of the layers in the order in which they run, which gives the same scores."""
+    """A copy of the layers in the order in which they run, which gives the same scores.
+
+    Those of one logit are the two of the classifier.
+    """
     ran: list[nn.Module] = []
 
     def record(module: nn.Module, *_: Any) -> None:
@@ -89,7 +93,8 @@ def _chain_of(model: Classifier) -> _Chain:
     with torch.no_grad(), probing(model, record) as image_of:
         like = image_of(*model.input_shape)
         noise = torch.rand(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
-        expected = model.module(noise)
+        logits = model.module(noise)
+        expected = two_classes(logits, 1)
     _check_rules(model, ran)
     layers: list[nn.Module] = []
     for module in ran:
@@ -104,6 +109,10 @@ def _chain_of(model: Classifier) -> _Chain:
             layers[-1] = fuse_conv_bn_eval(last, own)  # type: ignore[arg-type]
         else:
             layers.append(own)
+    if expected.shape != logits.shape:
+        both = nn.Linear(1, 2, bias=False).requires_grad_(False)
+        both.weight.copy_(two_classes(torch.ones(1, 1), 1).T)
+        layers.append(both.to(logits))
     chain = _Chain(*layers).eval()
     needed = "a chain of layers, each of which takes what the one before gives"
     reason = f"{model.name} has branches, or computes outside of its layers"

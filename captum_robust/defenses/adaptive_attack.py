@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_robust._checks import check, check_batch, check_callable, check_count, check_type
-from captum_robust._scores import arguments_of, model_scores, one_row_a_sample
+from captum_robust._scores import arguments_of, at_least_float, model_scores, one_row_a_sample
 from captum_robust.attacks import (
     Attack,
     EnsembleTransfer,
@@ -93,7 +93,8 @@ class DefendedModel(nn.Module):
         """
         n = check_batch((x,))
         has_graph = torch.is_grad_enabled() and x.requires_grad
-        run: Callable[..., Tensor] = self._weighted_scores
+        dtypes: list[torch.dtype] = []
+        run: Callable[..., Tensor] = partial(self._weighted_scores, dtypes)
         if has_graph and self.transforms_per_eval is not None:
             run = partial(checkpoint, run, use_reentrant=False)
         groups: dict[tuple[int, ...], list[tuple[Tensor, float]]] = {}
@@ -108,14 +109,24 @@ class DefendedModel(nn.Module):
                 images, weights = zip(*same[i : i + most], strict=True)
                 passed = arguments_of(arguments, list(range(n)) * len(images), n)
                 parts.append(run(weights, passed, n, *images))
-        return sum(parts[1:], parts[0]) / len(self.transforms)
+        return (sum(parts[1:], parts[0]) / len(self.transforms)).to(dtypes[0])
 
     def _weighted_scores(
-        self, weights: Sequence[float], arguments: Any, n: int, *images: Tensor
+        self,
+        dtypes: list[torch.dtype],
+        weights: Sequence[float],
+        arguments: Any,
+        n: int,
+        *images: Tensor,
     ) -> Tensor:
-        """N×K: the scores of the images of several transforms, weighted and added up."""
+        """N×K: the scores of the images of several transforms, weighted and added up.
+
+        They are at least in float32, as a sum may exceed float16; ``dtypes`` gets their own.
+        """
         scores = model_scores(self.model, (torch.cat(images),), arguments)
         scores = one_row_a_sample(scores, n * len(images))
+        dtypes.append(scores.dtype)
+        scores = at_least_float(scores)
         by_transform = scores.reshape(len(images), n, *scores.shape[1:])
         weight = scores.new_tensor(weights).reshape(-1, *[1] * scores.ndim)
         return (by_transform * weight).sum(dim=0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check, check_type, valid_unicode
 from captum_robust._contexts import probing
-from captum_robust._scores import copies_of
+from captum_robust._scores import copies_of, two_classes
 from captum_robust.models.layers import find_cam_layer, find_perceptual_layers, layer_of
 from captum_robust.nn.scales import channels_of
 
@@ -20,11 +20,12 @@ class Classifier(nn.Module):
     """A classifier with the facts that attributions, attacks and metrics need.
 
     Args:
-        module: takes normalised N×C×H×W images, returns N×K scores.
+        module: takes normalised N×C×H×W images, returns N×K scores; or one logit an image, which
+            :meth:`forward` turns into the scores of two classes.
         mean, std: per channel, on pixels in [0, 1]: numbers, a tensor or an array. They are on the
             device and in the dtype of ``module``. None leaves the pixels as they are.
         input_size: (H, W), or one number for a square.
-        class_names: K names, in the order of the scores.
+        class_names: K names, in the order of the scores: of a module with one logit, two.
         cam_layer: the layer for class activation maps, a module of ``module`` or its dotted name
             in it. None: found by :func:`find_cam_layer` when it is first asked for.
         perceptual_layers: layers whose features measure perceptual distance, in the same forms.
@@ -36,7 +37,7 @@ class Classifier(nn.Module):
     Raises:
         TypeError: ``module`` is no ``nn.Module``.
         ValueError: mean and std of different length, not finite, a std of zero, a size below 1, a
-            layer that is not in ``module``.
+            layer that is not in ``module``, fewer than two class names.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> model = Classifier(net, mean=(0.5,) * 3, std=(0.5,) * 3, input_size=8)
@@ -81,8 +82,10 @@ class Classifier(nn.Module):
         check(fits, f"input_size: expected a number or (H, W) from 1, got {input_size!r}")
         self.input_size = int(sides[0]), int(sides[1])
         # As valid text, or no table or page of them could be written.
-        valid = [valid_unicode(str(name)) for name in class_names or ()]
-        self.class_names = None if class_names is None else valid
+        names = None if class_names is None else [valid_unicode(str(n)) for n in class_names]
+        message = "class_names: expected at least two (of one logit, those of class 0 and class 1)"
+        check(names is None or len(names) > 1, f"{message}, got {names}")
+        self.class_names = names
         self.reshape_transform = reshape_transform
         # Not persistent: the state dict stays that of `module`, under one prefix.
         for buffer, values in (("mean", means), ("std", stds)):
@@ -92,8 +95,12 @@ class Classifier(nn.Module):
         self.perceptual_layers = perceptual_layers
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores N×K of images N×C×H×W with pixels in [0, 1]."""
-        scores: Tensor = self.module(self.normalised(x))
+        """Scores N×K of images N×C×H×W with pixels in [0, 1].
+
+        A module with one logit z an image has two classes here: -z/2 is the score of class 0, z/2
+        that of class 1, whose probability is that of the sigmoid.
+        """
+        scores: Tensor = two_classes(self.module(self.normalised(x)), len(x), "module")
         return scores
 
     def normalised(self, x: Tensor) -> Tensor:

@@ -35,8 +35,10 @@ def layer_of(module: nn.Module, layer: nn.Module | str) -> nn.Module:
         check(is_part, f"layer: {type(layer).__name__} is not a part of the module")
         return layer
     named: dict[str, nn.Module] = {name: part for name, part in module.named_modules() if name}
-    check_choice("layer", layer, named)
-    return named[layer]
+    # A compiled module holds the one that it was made of under a name of its own.
+    own = {name.replace("_orig_mod.", ""): part for name, part in named.items()}
+    check_choice("layer", layer, named if layer in named else own)
+    return named.get(layer, own[layer.replace("_orig_mod.", "")])
 
 
 def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:

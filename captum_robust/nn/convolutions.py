@@ -78,8 +78,14 @@ class WayUp(nn.ModuleList):
 
 
 def in_precision_of(network: nn.Module, features: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Images or features, perhaps of a network in another precision, as this one takes them."""
+    """Images or features, perhaps of a network in another precision, as this one takes them.
+
+    They may be on several devices, too.
+    """
     weight = next((p for p in network.parameters() if p.is_floating_point()), None)
-    if weight is None or torch.is_autocast_enabled(features[-1].device.type):
+    if weight is None:
+        return features
+    features = [f.to(weight.device) for f in features]
+    if torch.is_autocast_enabled(weight.device.type):
         return features
     return [f.to(weight.dtype) for f in features]

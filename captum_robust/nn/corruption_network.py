@@ -13,6 +13,7 @@ from captum_robust._processes import device_of
 from captum_robust._resize import resized
 from captum_robust._scores import at_least_float
 from captum_robust.nn.convolutions import WayUp, convolution, in_precision_of, zero_convolution
+from captum_robust.nn.layout import Layouts
 from captum_robust.nn.scales import (
     channels_of,
     channels_of_maps,
@@ -118,8 +119,9 @@ class CorruptionNetwork(nn.Module):
         with torch.inference_mode(False), torch.enable_grad(), probing(self.trunk) as image_of:
             for p in asking:
                 p.requires_grad = True
-            maps = self._features(image_of(channels_of(self.trunk), *size))
-            channels = channels_of_maps(maps, self._layers, "trunk")
+            with Layouts() as followed:
+                maps = self._features(image_of(channels_of(self.trunk), *size))
+            channels = channels_of_maps(maps, self._layers, "trunk", followed)
             sums = [m.sum() for m in maps if m.requires_grad]
             gradients = torch.autograd.grad(sums, asking, allow_unused=True) if asking else ()
         for p, gradient in zip(asking, gradients, strict=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_robust._checks import check
+from captum_robust._contexts import hooked
 
 _MOVING = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims"}
 _RESHAPING = {"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"}
@@ -189,6 +191,34 @@ class Layouts(TorchFunctionMode):
             behind=known.behind + sum(x.shape[1] for x in tensors[i + 1 :]),
             in_order=known.in_order and len(several) == 1,
         )
+
+
+@contextmanager
+def followed_outputs(
+    layer: nn.Module, at_input: bool = False
+) -> Iterator[list[tuple[Tensor, Layout | None]]]:
+    """It is given a list, which gets the tensors of the layer's last call with their layouts."""
+    outputs: list[tuple[Tensor, Layout | None]] = []
+
+    def record(_: nn.Module, given: Any, output: Any) -> None:
+        value = given if at_input else output
+        parts = value if isinstance(value, tuple) else (value,)
+        outputs[:] = [(x.detach(), followed.of(x)) for x in parts if isinstance(x, Tensor)]
+
+    with Layouts() as followed, hooked([layer], record):
+        yield outputs
+
+
+def placed(
+    result: Any, outputs: list[tuple[Tensor, Layout | None]], reshapes: Sequence[Any]
+) -> Any:
+    """A result in the shape of a layer's outputs, its dimensions put in their places by these."""
+    parts = result if isinstance(result, tuple) else (result,)
+    if [getattr(part, "shape", None) for part in parts] != [x.shape for x, _ in outputs]:
+        return result
+    each = zip(reshapes, parts, strict=True)
+    moved = tuple(part if reshape is None else reshape(part) for reshape, part in each)
+    return moved if isinstance(result, tuple) else moved[0]
 
 
 def _is_over_several(args: Any, kwargs: Any) -> bool:

@@ -125,6 +125,7 @@ class LocalizationNetwork(nn.Module):
         probabilities = torch.sigmoid(self.corruption(x))
         if segments is None:
             return probabilities, lambda values: values
+        segments = segments.to(probabilities.device)
         return superpixel_means(probabilities, segments), partial(spread, segments=segments)
 
 

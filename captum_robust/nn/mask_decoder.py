@@ -101,7 +101,7 @@ class MaskDecoder(nn.Module):
         """
         features = in_precision_of(self.two_channels, features)
         deepest = features[-1]
-        odds = (self.evidence(deepest, classes) - confidence)[:, None]
+        odds = (self.evidence(deepest, classes.to(deepest.device)) - confidence)[:, None]
         gate = torch.sigmoid(odds)
         x = self.filter(deepest * gate.to(deepest.dtype))
         bounded = torch.tanh(odds / _MOST)

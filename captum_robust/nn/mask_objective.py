@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_robust._checks import check_choice, check_number
+from captum_robust._checks import check, check_choice, check_number
 
 Terms = dict[str, Tensor]
 """Name -> N numbers, one a sample, each weighted; ``"total"`` is their sum."""
@@ -32,7 +32,13 @@ class _Objective:
             kept_scores, destroyed_scores: N×K scores of the images with the mask kept, and with it
                 taken away.
             classes: N.
+
+        Raises:
+            ValueError: scores of fewer than two classes.
         """
+        got = tuple(kept_scores.shape)
+        fits = kept_scores.ndim == 2 and kept_scores.shape[1] > 1
+        check(fits, f"kept_scores: expected N×K of at least two classes, got {got}")
         kept, destroyed = self._of_scores(kept_scores, destroyed_scores, classes)
         terms = {**self.of_mask(masks), "kept": kept, "destroyed": destroyed}
         return {**terms, "total": torch.stack(list(terms.values())).sum(dim=0)}

@@ -14,6 +14,8 @@ from captum_robust._checks import as_number, check, check_classes, check_type, p
 from captum_robust._contexts import evaluation, probing
 from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
+from captum_robust._scores import two_classes
+from captum_robust.nn.layout import Layouts
 from captum_robust.nn.mask_decoder import DecoderShape, MaskDecoder, upsampled
 from captum_robust.nn.saved_networks import check_fit, check_name, name_of
 from captum_robust.nn.scales import (
@@ -78,7 +80,7 @@ class MaskingNetwork(nn.Module):
     def _probe(
         self, num_classes: int | None, learned_classes: bool
     ) -> tuple[DecoderShape, tuple[Tensor, Tensor] | None]:
-        with probing(self.encoder) as image_of:
+        with probing(self.encoder) as image_of, Layouts() as followed:
             # Noise: on a black image features could be zero, and tell nothing of the head.
             probe = image_of(channels_of(self.encoder, self.input_size), *self.input_size)
             noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0))
@@ -86,7 +88,7 @@ class MaskingNetwork(nn.Module):
         if not isinstance(scores, Tensor) or scores.ndim < 2:
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(f"encoder: expected scores N×K, got {got}")
-        channels = channels_of_maps(features, self._layers, "encoder")
+        channels = channels_of_maps(features, self._layers, "encoder", followed)
         count = int(scores.shape[1]) if num_classes is None else num_classes
         head = None
         if not learned_classes and count == scores.shape[1]:
@@ -110,7 +112,8 @@ class MaskingNetwork(nn.Module):
             torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad),
             evaluation(self.encoder),  # also where it was put in training mode by itself
         ):
-            return features_of(self.encoder, self._layers, x, *arguments)
+            features, scores = features_of(self.encoder, self._layers, x, *arguments)
+        return features, two_classes(scores, len(x), "encoder")
 
     def masks_and_scores(
         self, x: Tensor, classes: Tensor | None = None, *, confidence: float = 0.0

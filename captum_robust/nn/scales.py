@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captum_robust._checks import check
 from captum_robust._contexts import outputs_of, probing
 from captum_robust._scores import copies_of
+from captum_robust.nn.layout import Layouts
 
 
 def features_of(
@@ -27,14 +28,23 @@ def features_of(
     return [outputs[i] for i in range(len(layers)) if i in outputs], result
 
 
-def channels_of_maps(maps: Sequence[Any], layers: Sequence[nn.Module], of: str) -> tuple[int, ...]:
+def channels_of_maps(
+    maps: Sequence[Any], layers: Sequence[nn.Module], of: str, followed: Layouts
+) -> tuple[int, ...]:
     """C of each map N×C×h×w; ``ValueError`` unless each of the layers gives one."""
-    are_maps = all(isinstance(m, Tensor) and m.ndim == 4 for m in maps)
+    are_maps = all(
+        isinstance(m, Tensor) and m.ndim == 4 and _has_channels_first(m, followed) for m in maps
+    )
     check(
         are_maps and len(maps) == len(layers),
         f"layers: expected layers of the {of}, each of which gives maps N×C×h×w",
     )
     return tuple(int(m.shape[1]) for m in maps)
+
+
+def _has_channels_first(x: Tensor, followed: Layouts) -> bool:
+    layout = followed.of(x)
+    return layout is None or layout.channels == 1
 
 
 def channels_of(network: nn.Module, size: tuple[int, int] | None = None) -> int:
@@ -106,11 +116,14 @@ def find_scales(
     Raises:
         ValueError: no layer gives such a map.
     """
-    outputs, _ = lasting_outputs(encoder, (channels_of(encoder), *input_size))
+    with Layouts() as followed:
+        outputs, _ = lasting_outputs(encoder, (channels_of(encoder), *input_size))
     usable = {
         module: stage
         for module, output in outputs.items()
-        if output.ndim == 4 and (stage := _stage(output, input_size)) is not None
+        if output.ndim == 4
+        and _has_channels_first(output, followed)
+        and (stage := _stage(output, input_size)) is not None
     }
     inside = _inside_of_coarser(encoder, usable)
     last = {stage: module for module, stage in usable.items() if module not in inside}

@@ -15,6 +15,7 @@ from captum_robust import draw
 from captum_robust._checks import check, check_number
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
+from captum_robust._scores import warn_of_probabilities
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import DataError, load_image
 from captum_robust.data.images import list_images
@@ -108,7 +109,9 @@ def explain_image(
     x = resize_image(image, model.input_size)[None].to(device_of(model))
     x = in_channels_of(model, x)
     with torch.no_grad():
-        probabilities = model(x)[0].float().softmax(dim=0)
+        scores = model(x)
+    warn_of_probabilities(scores, "model")
+    probabilities = scores[0].float().softmax(dim=0)
     check(
         torch.isfinite(probabilities).all(), f"{file}: the model gives no finite scores", DataError
     )

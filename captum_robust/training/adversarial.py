@@ -26,7 +26,7 @@ from captum_robust._checks import (
 from captum_robust._contexts import evaluation, seeded
 from captum_robust._files import checksum
 from captum_robust._processes import device_of
-from captum_robust._scores import copies_of
+from captum_robust._scores import copies_of, two_classes
 from captum_robust.attacks import PGD
 from captum_robust.attacks.ascent import ascend, changed
 from captum_robust.attacks.losses import log_cross_entropy
@@ -340,9 +340,10 @@ def _placed(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]
 
 
 def _scores(network: nn.Module, images: Tensor) -> Tensor:
-    """Return float scores N×K."""
-    scores = network(copies_of(images))
-    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
-        n, got = len(images), shape_or_type(scores)
+    """Return float scores N×K; one logit an image is read as two classes."""
+    n = len(images)
+    scores = two_classes(network(copies_of(images)), n, "model")
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != n:
+        got = shape_or_type(scores)
         raise TypeError(f"model: expected scores {n}×K for a batch of {n}, got {got}")
     return scores.float()

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from captum_robust._checks import check, check_type
+from captum_robust._checks import check_type
 from captum_robust._processes import device_of
+from captum_robust._scores import two_classes
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.adversarial import standard_loss
 from captum_robust.training.loop import TrainingResult, fit
@@ -44,7 +45,7 @@ def clean_training(
 
     Raises:
         TypeError: a classifier that is no module, or gives no scores N×K.
-        ValueError: one class, a label that is none of the classes; see also
+        ValueError: a label that is none of the classes; see also
             :func:`captum_robust.training.fit`.
     """
     settings = settings or TrainingSettings(epochs=10, learning_rate=2e-3, weight_decay=1e-3)
@@ -52,7 +53,6 @@ def clean_training(
     Schedule(dataset, settings)  # refuses too few images
     classifier.to(training_device(settings))
     classes = count_classes("classifier", classifier, dataset, settings.seed)
-    check(classes > 1, "classifier: expected two or more classes, it has one")
     return fit(
         classifier,
         CheckedLabels(dataset, classes),
@@ -71,5 +71,6 @@ def _accuracy(images: Dataset[Any], classifier: nn.Module) -> dict[str, float]:
     right = []
     with torch.no_grad():
         for x, labels in DataLoader(images, 64, generator=torch.Generator()):
-            right.append(classifier(x.to(device)).argmax(dim=1).cpu() == labels)
+            scores = two_classes(classifier(x.to(device)), len(x))
+            right.append(scores.argmax(dim=1).cpu() == labels)
     return {"clean_accuracy": float(torch.cat(right).float().mean())}

@@ -24,6 +24,7 @@ from captum_robust._checks import (
 )
 from captum_robust._contexts import frozen, resting, seeded
 from captum_robust._processes import is_first
+from captum_robust._scores import two_classes
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, removal_loss
 from captum_robust.nn.removal_loss import FORMS
 from captum_robust.training.acceleration import training_device
@@ -206,13 +207,13 @@ class _Opponents(nn.Module):
         if self.layers:
             drawn = torch.rand(len(images), 1, 1, 1, generator=generator).to(images)
             mixed = torch.where(drawn < rules.clean_share, images, removed.detach())
-            asked.append(self.network.classifier(mixed).float())
+            asked.append(self._scores(mixed))
             loss = F.cross_entropy(asked[0], labels)
         if corrupts:
             # Behind the other pass, which moves the averages of batch norm: the backward pass of
             # this one reads them.
             with frozen(self.network.classifier):
-                asked.append(self.network.classifier(removed).float())
+                asked.append(self._scores(removed))
             cost = weight * areas.pow(rules.area.power).mean()
             loss = loss + removal_loss(asked[-1], labels, rules.form).mean() + cost
         area = areas.detach().mean()
@@ -226,6 +227,10 @@ class _Opponents(nn.Module):
         if self.training:
             self._count(probabilities)
         return {"loss": loss, **named}
+
+    def _scores(self, images: Tensor) -> Tensor:
+        scores: Tensor = two_classes(self.network.classifier(images), len(images))
+        return scores.float()
 
     def _count(self, probabilities: Tensor) -> None:
         mean = probabilities.detach().mean()
@@ -327,7 +332,7 @@ def localization_training(
     Raises:
         TypeError: a network or a data set that is none, a classifier that gives no scores N×K.
         ValueError: a number out of range, an unknown form, layers that the classifier does not
-            have, super-pixels without segments, one class, a label that is none of the classes;
+            have, super-pixels without segments, a label that is none of the classes;
             see also :func:`captum_robust.training.fit`.
         ImportError: accelerate is missing; names the pip command.
     """
@@ -340,7 +345,6 @@ def localization_training(
     network.to(training_device(settings))
     _check_segments(dataset, superpixels, settings.seed)
     classes = count_classes("classifier", network.classifier, dataset, settings.seed)
-    check(classes > 1, "classifier: expected two or more classes, it has one")
     described = {
         **vars(rules),
         "area": repr(area),

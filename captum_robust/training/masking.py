@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from captum_robust._checks import check, check_choice, check_count, check_number, check_type
 from captum_robust._contexts import frozen, seeded
 from captum_robust._processes import device_of
-from captum_robust._scores import copies_of
+from captum_robust._scores import copies_of, two_classes
 from captum_robust.metrics.functional import saliency_metric
 from captum_robust.nn import EvidenceRemoval, MaskingNetwork, blend, upsampled
 from captum_robust.nn.mask_decoder import MaskDecoder
@@ -110,7 +110,8 @@ class MaskingLoss:
         """Return the black box's scores of the kept and of the destroyed images, in one pass."""
         kept = blend(images, masks, self.removal(images, generator))
         destroyed = blend(images, 1 - masks, self.removal(images, generator))
-        scores = self.model(torch.cat([kept, destroyed])).float()
+        both = torch.cat([kept, destroyed])
+        scores = two_classes(self.model(both), len(both)).float()
         return scores[: len(images)], scores[len(images) :]
 
 
@@ -121,7 +122,7 @@ def _features_and_classes(
     features, scores = network.encode(images)
     if model is not network.encoder and bool((labels < 0).any()):
         with torch.no_grad():
-            scores = model(copies_of(images))
+            scores = two_classes(model(copies_of(images)), len(images))
     return features, torch.where(labels < 0, scores.argmax(dim=1), labels)
 
 
@@ -234,6 +235,7 @@ def warm_up(
     check_count("steps", steps, 0)
     check_count("images", images, 1)
     decoder = network.decoder
+    black_box = network.encoder if model is None else model
     device = device_of(decoder)
     generator = torch.Generator().manual_seed(seed)
     labelled = CheckedLabels(dataset, decoder.shape.num_classes, unknown=True)
@@ -242,7 +244,7 @@ def warm_up(
     with seeded(seed, None), torch.no_grad():
         for batch, labels in DataLoader(Subset(labelled, chosen), batch_size):
             features, classes = _features_and_classes(
-                network, model or network.encoder, batch.to(device), labels.to(device)
+                network, black_box, batch.to(device), labels.to(device)
             )
             parts.append((features[-1].float().mean(dim=(2, 3), keepdim=True), classes))
     pooled, classes = (torch.cat(each) for each in zip(*parts, strict=True))

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from captum_robust._checks import check
 from captum_robust._contexts import frozen, seeded
 from captum_robust._processes import device_of
+from captum_robust._scores import two_classes
 from captum_robust.training.image_sets import CroppedImages, LabelledImages, WrappedImages
 from captum_robust.training.settings import TrainingSettings
 
@@ -63,12 +64,15 @@ def _known_labels(dataset: Dataset[Any]) -> Sequence[int]:
 def count_classes(name: str, model: nn.Module, dataset: Dataset[Any], seed: int) -> int:
     """Return K of the scores N×K that a model gives for the first image; nothing stays changed.
 
+    One logit an image is read as two classes.
+
     Raises:
         TypeError: the model, which the message calls ``name``, gives no scores N×K.
     """
     device = device_of(model)
     with seeded(seed, device), torch.no_grad(), frozen(model):
         scores = model(torch.as_tensor(dataset[0][0])[None].to(device))
+    scores = two_classes(scores, 1, name)
     is_matrix = isinstance(scores, Tensor) and scores.ndim == 2
     check(is_matrix, f"{name}: expected scores N×K, got {shape_or_type(scores)}", TypeError)
     return int(scores.shape[1])

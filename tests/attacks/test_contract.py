@@ -5,6 +5,7 @@ UniversalPerturbation, FoolingImage and ExplanationAttack keep other promises: s
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from captum_robust.attacks import (
     LBFGSAttack,
     LeastLikelyClass,
 )
-from tests.networks import PixelNet, Rounding
+from tests.networks import InPlaceNet, PixelNet, Rounding, quantised
 
 
 @dataclass(frozen=True)
@@ -368,6 +369,61 @@ def test_a_model_may_write_to_its_inputs(case: Case) -> None:
     expected = case.make(lambda images: grey(images * 0.5)).perturb(x, epsilon=case.epsilon)
     assert torch.equal(x, before)
     assert torch.equal(found, expected)
+
+
+@cases
+def test_a_network_that_normalises_in_place_and_a_compiled_one(
+    case: Case, net: PixelNet, x: Tensor
+) -> None:
+    expected = case.make(net).perturb(x, epsilon=case.epsilon)
+    before = x.clone()
+    in_place = InPlaceNet().eval()
+    in_place.load_state_dict(net.state_dict())
+    assert torch.equal(case.make(in_place).perturb(x, epsilon=case.epsilon), expected)
+    assert torch.equal(x, before)
+    compiled = torch.compile(net, backend="eager")
+    assert torch.equal(case.make(compiled).perturb(x, epsilon=case.epsilon), expected)
+
+
+@cases
+def test_one_logit_is_that_of_class_1_of_two(case: Case, x: Tensor) -> None:
+    torch.manual_seed(0)
+    one = PixelNet(classes=1).eval()
+    with torch.no_grad():
+        one.head.bias -= one(x).mean()  # so that there are images of both classes
+
+    def two(x: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(one(x)), one(x)], dim=1)
+
+    expected, same = case.make(two).perturb(x, epsilon=case.epsilon, return_details=True)
+    for model in (one, lambda x: one(x)[:, 0]):
+        found, details = case.make(model).perturb(x, epsilon=case.epsilon, return_details=True)
+        torch.testing.assert_close(found, expected, atol=2 * case.rounding, rtol=0)
+        assert torch.equal(details.label, same.label)
+        assert torch.equal(details.fooled, same.fooled)
+    assert details.label.unique().tolist() == [0, 1]
+
+
+@cases
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_network_of_another_precision_is_attacked_in_its_own(
+    case: Case, net: PixelNet, x: Tensor, dtype: torch.dtype
+) -> None:
+    expected = case.make(net).perturb(x, epsilon=case.epsilon)
+    result = case.make(copy.deepcopy(net).to(dtype)).perturb(x.to(dtype), epsilon=case.epsilon)
+    assert result.dtype == dtype
+    assert result.isfinite().all()
+    assert not torch.equal(result, x.to(dtype))
+    if dtype == torch.float64:
+        torch.testing.assert_close(result.float(), expected, atol=10 * case.rounding, rtol=0)
+
+
+@those(lambda c: c.needs_gradients)
+def test_a_frozen_int8_head_is_refused_by_name(case: Case, net: PixelNet, x: Tensor) -> None:
+    net.head = quantised(net.head)
+    net.requires_grad_(False)
+    with pytest.raises(ValueError, match="no gradient flows from its scores to the inputs"):
+        case.make(net).perturb(x, epsilon=case.epsilon)
 
 
 @cases

@@ -12,7 +12,10 @@ from captum.attr import (
     GuidedGradCam,
     InputXGradient,
     IntegratedGradients,
+    LayerActivation,
     LayerGradCam,
+    LayerGradientXActivation,
+    NoiseTunnel,
     Occlusion,
     Saliency,
 )
@@ -30,7 +33,7 @@ from captum_robust.attacks import (
     smooth_activations,
 )
 from captum_robust.attacks.attribution_maps import rank_correlation
-from tests.networks import Grid, PixelNet
+from tests.networks import ChannelsLastNet, Grid, PixelNet
 
 EPSILON = 0.05
 MAKERS: dict[str, Callable[[nn.Module, nn.Module], Attribution]] = {
@@ -556,3 +559,29 @@ def test_smooth_activations_let_the_gradient_of_a_relu_network_move(
     stiff = attack_of("saliency", net, beta=None, random_start=False)
     assert torch.equal(stiff.perturb(x, label), x)
     assert not torch.equal(attack_of("saliency", net, random_start=False).perturb(x, label), x)
+
+
+def test_a_layer_with_the_channels_last_is_placed_or_refused(x: Tensor) -> None:
+    torch.manual_seed(0)
+    net = ChannelsLastNet().eval()
+    for kind in (LayerGradientXActivation, LayerActivation):
+        moved = [
+            ExplanationAttack(kind(net, layer), steps=3, surrogate=Saliency(net)).perturb(
+                x, return_details=True
+            )[1]
+            for layer in (net.first, net.norm)
+        ]
+        torch.testing.assert_close(moved[1].objective_after, moved[0].objective_after)
+        torch.testing.assert_close(moved[1].center_shift, moved[0].center_shift)
+    better = RobustCAM(net, net.norm, base="gradcam")
+    same = RobustCAM(net, net.first, base="gradcam")
+    options: dict[str, Any] = {"attribution_arguments": {"k": 1}, "steps": 2}
+    expected = ExplanationAttack(same, **options).perturb(x)
+    torch.testing.assert_close(ExplanationAttack(better, **options).perturb(x), expected)
+    for explainer in (
+        LayerGradCam(net, net.norm),
+        NoiseTunnel(LayerGradCam(net, net.norm)),
+        GuidedGradCam(net, net.norm),
+    ):
+        with pytest.raises(ValueError, match=r"attribution: LayerGradCam .* give RobustCAM\("):
+            ExplanationAttack(explainer, steps=2).perturb(x)

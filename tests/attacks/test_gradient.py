@@ -21,6 +21,7 @@ from captum_robust.attacks import (
     LeastLikelyClass,
     most_likely_class_map,
 )
+from tests.devices import ELSEWHERE, another_device, moved
 from tests.networks import Counted, PixelNet
 
 
@@ -452,12 +453,6 @@ def test_equal_scores_leave_another_class_than_the_label_to_aim_at(
     assert not details.fooled.any()
 
 
-@pytest.mark.parametrize("make", [FGSM, PGD, LeastLikelyClass])
-def test_one_class_is_an_error(make: Callable[..., PGD], net: PixelNet, x: Tensor) -> None:
-    with pytest.raises(ValueError, match="at least two classes, got one"):
-        make(lambda images: net(images)[:, :1]).perturb(x)
-
-
 def wrong(make: Callable[[], object], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: "):
         make()
@@ -487,3 +482,15 @@ def test_wrong_options_are_named(net: PixelNet, x: Tensor) -> None:
         PGD(net, transform=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^inputs: expected floating point"):
         most_likely_class_map(net, x.byte())
+
+
+@pytest.mark.parametrize("make", [FGSM, PGD, LeastLikelyClass])
+def test_a_head_on_another_device_gives_the_same(
+    make: Callable[..., PGD], net: PixelNet, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = make(net).perturb(x, [0, 1, 2])
+    moved(net.head)
+    net.pool.register_forward_hook(lambda _, args, output: output.to(ELSEWHERE))
+    with another_device(monkeypatch):
+        found = make(net).perturb(x, [0, 1, 2])
+    assert torch.equal(found, expected)

@@ -361,12 +361,6 @@ def test_wrong_options_are_named(make: Any, options: dict[str, Any], message: st
         make(TWO, **options)
 
 
-@attacks
-def test_one_class_is_an_error(make: Callable[..., Attack]) -> None:
-    with pytest.raises(ValueError, match="at least two classes"):
-        make(linear([[1.0, 1.0]])).perturb(POINT)
-
-
 @pytest.mark.data
 def test_photographs_need_less_than_by_foolbox(
     real_data: Path, adv_lib_deepfool: Callable[..., Tensor]

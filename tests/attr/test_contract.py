@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from captum.attr import Attribution, InputXGradient, NoiseTunnel, Saliency
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 from captum_robust import (
     AdversarialLocalization,
@@ -24,7 +25,17 @@ from captum_robust import (
 from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
 from captum_robust.defenses import Transform
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, MaskingNetwork
-from tests.networks import Called, Grid, InPlaceNet, Net, PixelNet, quantised
+from tests.devices import ELSEWHERE, another_device, moved
+from tests.networks import (
+    Called,
+    ChannelsLastNet,
+    CheckpointedNet,
+    Grid,
+    InPlaceNet,
+    Net,
+    PixelNet,
+    quantised,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Case:
     bfloat16_tolerance: float = 0.1
     constant_is_an_error: bool = False  # a model that ignores its input has no answer
     is_trained: bool = False  # what it gives of a model that ignores its input was learned
+    weighs_classes: bool = False  # against others, so that one score is that of two classes
     changes_inputs: bool = False  # the model sees other images, and more at once
 
 
@@ -158,15 +170,23 @@ CASES = [
         ),
         on_layer=False,
         constant_is_an_error=True,
+        weighs_classes=True,
     ),
     Case(
         "iterative_mask",
         lambda f, layer: IterativeMask(f, steps=5),
         on_layer=False,
         constant_is_an_error=True,
+        weighs_classes=True,
     ),
-    Case("real_time_masking", masking_of, on_layer=False, is_trained=True),
-    Case("adversarial_localization", localization_of, on_layer=False, is_trained=True),
+    Case("real_time_masking", masking_of, on_layer=False, is_trained=True, weighs_classes=True),
+    Case(
+        "adversarial_localization",
+        localization_of,
+        on_layer=False,
+        is_trained=True,
+        weighs_classes=True,
+    ),
 ]
 
 cases = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
@@ -379,11 +399,108 @@ def test_a_model_that_normalises_in_place_is_given_copies(case: Case, net: Net, 
     plain.load_state_dict(net.state_dict())
     in_place.load_state_dict(net.state_dict())
     before = x.clone()
+
+    def function(images: Tensor) -> Tensor:
+        return net(images.mul_(4).sub_(2))
+
     for target in (1, None):
         expected = case.make(plain, plain.conv2).attribute(x, target)
-        result = case.make(in_place, in_place.conv2).attribute(x, target)
+        for model, layer in ((in_place, in_place.conv2), (function, net.conv2)):
+            result = case.make(model, layer).attribute(x, target)
+            torch.testing.assert_close(result, expected)
+            assert torch.equal(x, before)
+
+
+@cases
+def test_a_compiled_model_gives_the_same(case: Case, net: Net, x: Tensor) -> None:
+    expected = case.make(net, net.conv2).attribute(x, 1)
+    compiled = torch.compile(net, backend="eager")
+    compiled(x)  # compiled without any hook
+    compiled(x.clone().requires_grad_())
+    torch.testing.assert_close(case.make(compiled, net.conv2).attribute(x, 1), expected)
+    of_function = case.make(lambda images: compiled(images), net.conv2).attribute(x, 1)
+    torch.testing.assert_close(of_function, expected)
+    assert torch.compiler.is_compiling() is False
+
+
+class OnTwoDevices(PixelNet):
+    """As :class:`PixelNet`; its parts are moved to ``places``, where the images follow."""
+
+    places: Sequence[str | torch.device] = ("cpu", "cpu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv1(self.normalized(x).to(self.places[0])))
+        x = self.relu(self.conv2(x)).to(self.places[1])
+        return self.head(self.pool(x).flatten(1))
+
+
+@cases
+@pytest.mark.parametrize("trunk_is_elsewhere", [False, True])
+def test_a_network_on_two_devices_gives_the_same(
+    case: Case, x: Tensor, trunk_is_elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net = OnTwoDevices().eval()
+    split = copy.deepcopy(net)
+    split.places = (ELSEWHERE, "cpu") if trunk_is_elsewhere else ("cpu", ELSEWHERE)
+    for part in (split.conv1, split.conv2) if trunk_is_elsewhere else (split.head,):
+        moved(part)
+    for target in (1, None):
+        expected = case.make(net, net.conv2).attribute(x, target)
+        with another_device(monkeypatch):
+            result = case.make(split, split.conv2).attribute(x, target).to("cpu")
         torch.testing.assert_close(result, expected)
-        assert torch.equal(x, before)
+
+
+@cases
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_layer_in_a_checkpointed_segment_gives_the_same(
+    case: Case, x: Tensor, use_reentrant: bool
+) -> None:
+    torch.manual_seed(0)
+    net = CheckpointedNet().eval()
+    expected = case.make(net, net.conv2).attribute(x, 1)
+    net.use_reentrant = use_reentrant
+    attribution = case.make(net, net.conv2)
+    if case.name == "iterative_mask" and use_reentrant:  # torch says what to do
+        with pytest.raises(RuntimeError, match="use_reentrant=False"):
+            attribution.attribute(x, 1)
+    else:
+        torch.testing.assert_close(attribution.attribute(x, 1), expected)
+    assert torch.utils.checkpoint.CheckpointFunction is CheckpointFunction
+
+
+@cases
+def test_a_layer_with_the_channels_last_gives_the_same(case: Case, x: Tensor) -> None:
+    torch.manual_seed(0)
+    net = ChannelsLastNet().eval()
+    expected = case.make(net, net.first).attribute(x, 1)
+    if case.name == "real_time_masking":  # its decoder is made of convolutions
+        with pytest.raises(ValueError, match="layers"):
+            case.make(net, net.norm)
+        return
+    result = case.make(net, net.norm).attribute(x, 1)
+    check_result(case, result, x)
+    torch.testing.assert_close(result, expected)
+
+
+@cases
+def test_one_logit_is_explained_itself_or_as_that_of_class_1(case: Case, x: Tensor) -> None:
+    torch.manual_seed(0)
+    one = Net(classes=1).eval()
+
+    def two(x: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(one(x)), one(x)], dim=1)
+
+    expected = case.make(two, one.conv2).attribute(x, 1)
+    row = case.make(lambda x: one(x)[:, 0], one.conv2)
+    if case.weighs_classes:
+        torch.testing.assert_close(case.make(one, one.conv2).attribute(x, 1), expected)
+        torch.testing.assert_close(row.attribute(x, 1), expected)
+        return
+    for target in (None, 0):  # as by Captum
+        torch.testing.assert_close(case.make(one, one.conv2).attribute(x, target), expected)
+    torch.testing.assert_close(row.attribute(x), expected)
 
 
 @cases
@@ -423,8 +540,12 @@ def test_grey_odd_sized_images_and_a_batch_of_one_work(case: Case) -> None:
 
 
 @cases
-def test_a_quantised_head_works_or_is_refused_by_name(case: Case, net: Net, x: Tensor) -> None:
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_quantised_head_works_or_is_refused_by_name(
+    case: Case, net: Net, x: Tensor, is_frozen: bool
+) -> None:
     net.head = quantised(net.head)
+    net.requires_grad_(not is_frozen)
     if not case.is_trained:
         # The last are Captum's own words.
         refusal = "no gradient|differentiably|not have been used in the graph"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import fields
@@ -20,6 +21,7 @@ from captum_robust import PerceptualBallPerturbation
 from captum_robust.attr import BallDetails, BallSettings
 from captum_robust.attr.perceptual_ball import PAPER
 from captum_robust.optim import minimize
+from tests.devices import ELSEWHERE, another_device, moved
 from tests.networks import Called, quantised
 
 CLASSES = 5
@@ -897,9 +899,9 @@ def test_scores_that_are_no_tensor_are_a_clear_error(net: TwoConvolutions, x: Te
 
 
 def test_scores_of_one_class_are_a_clear_error(net: TwoConvolutions, x: Tensor) -> None:
-    for one in (lambda x: net(x)[:, :1], lambda x: net(x)[:, 0]):
-        with pytest.raises(ValueError, match="a margin needs scores N×K of at least two classes"):
-            PerceptualBallPerturbation(one, ()).attribute(x)
+    method = PerceptualBallPerturbation(lambda x: net(x)[:, :1, None], ())
+    with pytest.raises(ValueError, match="a margin needs scores N×K of at least two classes"):
+        method.attribute(x, (0, 0))
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])
@@ -1230,3 +1232,28 @@ def test_wrong_saliency_arguments_are_named() -> None:
     for blur in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="blur: expected"):
             PerceptualBallPerturbation.saliency(torch.zeros(1, 3, 4, 4), blur)
+
+
+def test_layers_on_two_devices_are_measured_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Split(nn.Sequential):
+        place: Any = "cpu"
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self[2](self[1](self[0](x)).to(self.place)).mean(dim=(2, 3))
+            return self[3](features)
+
+    torch.manual_seed(0)
+    net = Split(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.Linear(4, 3)).eval()
+    split = copy.deepcopy(net)
+    split.place = ELSEWHERE
+    for part in (split[2], split[3]):
+        moved(part)
+    x = torch.rand(2, 3, 9, 9)
+    for normalize in (False, True):
+        options: dict[str, Any] = {"normalize_layers": normalize, "max_iterations": 3}
+        ball = PerceptualBallPerturbation(net, [net[0], net[2]])
+        expected = ball.attribute(x, torch.tensor([0, 2]), **options)
+        with another_device(monkeypatch):
+            ball = PerceptualBallPerturbation(split, [split[0], split[2]])
+            found = ball.attribute(x, torch.tensor([0, 2]), **options)
+        torch.testing.assert_close(found, expected)

@@ -376,5 +376,13 @@ def test_what_holds_no_tensor_is_named_and_scores_in_a_dictionary_are_found() ->
         RobustCAM(odd, odd[0]).attribute(X)
     with pytest.raises(TypeError, match=r"got dict; give .* lambda x: model\(x\)\['logits'\]"):
         RobustCAM(lambda x: {"loss": None, "logits": empty(x)}, net.layer).attribute(X)
-    with pytest.raises(ValueError, match=r"base: 'cam' needs .* give the module itself"):
-        RobustCAM(lambda x: net(x), net.layer, base="cam").attribute(X)
+
+
+def test_equation_1_through_a_function() -> None:
+    net = Cam(WEIGHT)
+    expected = RobustCAM(net, net.layer, base="cam").attribute(X, k=2, normalize=None)
+    found = RobustCAM(lambda x: net(x), net.layer, base="cam").attribute(X, k=2, normalize=None)
+    assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="base: 'cam' needs"):
+        RobustCAM(lambda x: 2 * net(x), net.layer, base="cam").attribute(X)
+    assert not torch.nn.modules.module._has_any_global_hook()

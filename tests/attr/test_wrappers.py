@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from captum.attr import (
     Attribution,
+    Deconvolution,
     FeatureAblation,
+    GuidedBackprop,
     GuidedGradCam,
     InputXGradient,
     IntegratedGradients,
@@ -21,7 +24,7 @@ from captum.attr import (
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_robust.attr import Guided, MultiScale, PerceptualBallPerturbation, RobustCAM
+from captum_robust.attr import Guided, MultiScale, PerceptualBallPerturbation, RobustCAM, TopClasses
 from tests.networks import Called, ChannelMeans, Counted
 
 W = torch.tensor([[1.0, -2.0, 4.0], [0.0, 3.0, -1.0]])
@@ -524,3 +527,64 @@ def test_multi_scale_takes_images_only() -> None:
         MultiScale(InputXGradient(lambda x: x)).attribute(torch.rand(2, 3), 0)
     with pytest.raises(TypeError, match="attribution"):
         MultiScale(ChannelMeans())  # type: ignore[arg-type]
+
+
+def test_hooks_of_captums_methods_run_in_a_compiled_model() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    compiled = torch.compile(net, backend="eager")
+    x = torch.rand(2, 3, 8, 8)
+    compiled(x.clone().requires_grad_())
+    for kind in (GuidedBackprop, Deconvolution):
+        expected = kind(net).attribute(x.clone().requires_grad_(), 1)
+        plain = Saliency(net).attribute(x.clone().requires_grad_(), 1, abs=False)
+        found = TopClasses(kind(compiled), weights=[1.0]).attribute(x, 1)
+        torch.testing.assert_close(found, expected)
+        assert not torch.allclose(found, plain)
+
+
+def test_a_function_that_writes_to_its_images_is_given_copies() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+
+    def writing(x: Tensor) -> Tensor:
+        return net(x.mul_(4).sub_(2))
+
+    def plain(x: Tensor) -> Tensor:
+        return net(4 * x - 2)
+
+    x = torch.rand(2, 3, 8, 8)
+    before = x.clone()
+    mask = torch.arange(4).repeat_interleave(16).reshape(1, 1, 8, 8)
+    kinds: list[tuple[Any, dict[str, Any]]] = [
+        (Saliency, {}),
+        (IntegratedGradients, {"n_steps": 4}),
+        (FeatureAblation, {"feature_mask": mask}),
+        (lambda f: NoiseTunnel(Saliency(f)), {"nt_samples": 2, "stdevs": 0.0}),
+    ]
+    for kind, arguments in kinds:
+        for wrap in (lambda a: TopClasses(a, 2), Guided, lambda a: MultiScale(a, (1,))):
+            found = wrap(kind(writing))
+            wanted = wrap(kind(plain)).attribute(x, 1, **arguments)
+            torch.testing.assert_close(found.attribute(x, 1, **arguments), wanted)
+            assert torch.equal(x, before)
+            assert found.attribution.forward_func is writing
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_noise_around_a_model_in_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    half = copy.deepcopy(net).to(dtype)
+    x = torch.rand(2, 3, 8, 8)
+    noise: dict[str, Any] = {"nt_samples": 2, "stdevs": 0.0}
+    for model in (half, lambda images: half(images)):
+        for wrap in (Guided, lambda a: MultiScale(a, (1,)), lambda a: TopClasses(a, 2)):
+            expected = wrap(Saliency(net)).attribute(x, 1)
+            found = wrap(NoiseTunnel(Saliency(model))).attribute(x.to(dtype), 1, **noise)
+            torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.02)
+        guided = Guided(Saliency(model), NoiseTunnel(Saliency(model)))
+        found = guided.attribute(x.to(dtype), 1, guide_arguments=noise)
+        assert found.dtype == dtype
+        expected = Guided(Saliency(net)).attribute(x, 1)
+        torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.02)

@@ -329,3 +329,12 @@ def test_a_gpu_gives_what_the_cpu_gives():
     torch.testing.assert_close(
         DefendedModel(net.cuda(), SEVERAL)(x.cuda()).cpu(), on_cpu, rtol=1e-3, atol=1e-3
     )
+
+
+def test_scores_of_half_precision_are_added_in_single() -> None:
+    def large(x: Tensor) -> Tensor:  # twice that is infinity in float16
+        return torch.stack([x.mean(dim=(1, 2, 3)) * 0 + 6e4, x.mean(dim=(1, 2, 3)) * 0 + 5e4], 1)
+
+    scores = DefendedModel(large, [BitDepth(8), BitDepth(4)])(torch.rand(2, 3, 8, 8).half())
+    expected = torch.tensor([6e4, 5e4]).half().expand(2, 2)
+    assert torch.equal(scores, expected)

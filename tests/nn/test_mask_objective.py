@@ -191,3 +191,10 @@ def test_an_objective_is_found_by_its_name() -> None:
         objective_named("paper", are=3)
     with pytest.raises(ValueError, match=r"area.*-1"):
         objective_named("code", area=-1)
+
+
+@pytest.mark.parametrize("objective", [PaperObjective(), CodeObjective()])
+def test_scores_of_one_class_are_refused(objective: PaperObjective | CodeObjective) -> None:
+    one = torch.zeros(2, 1)  # their margin would be infinite, their probability 1
+    with pytest.raises(ValueError, match=r"at least two classes, got \(2, 1\)"):
+        objective(torch.zeros(2, 1, 4, 4), one, one, torch.tensor([0, 0]))

@@ -31,7 +31,7 @@ from captum_robust._checks import (
     check_type,
 )
 from captum_robust._contexts import evaluation
-from captum_robust._scores import copies_of
+from captum_robust._scores import copies_of, two_classes
 from captum_robust.metrics.functional._validate import (
     check_maps,
     check_size,
@@ -348,7 +348,7 @@ def class_scores(model: Scores, images: Tensor, samples: Tensor) -> Tensor:
     ``samples`` are the numbers of the images in the caller's batch, for errors.
     """
     with torch.no_grad(), evaluation(model):
-        scores = model(copies_of(images))
+        scores: Tensor = two_classes(model(copies_of(images)), len(images), "model")
     check_shape("scores of the model", scores, f"{len(images)}×K")
     scores = scores.float()
     finite = scores.isfinite().all(dim=1)
