@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 
 from captum_robust._checks import check
 from captum_robust.data.annotations import Box, checked_boxes
+from captum_robust.data.images import load_oriented
+from captum_robust.data.orientation import is_transposed, turned, turned_boxes
 from captum_robust.data.sample import DataError, Sample
 
 Place = TypeVar("Place")
@@ -66,23 +68,36 @@ class Truth:
 
 
 class AnnotatedImages(LocalizationDataset):
-    """A data set of image files and annotations, each in its layout."""
+    """A data set of image files and annotations, each in its layout.
+
+    Images are turned upright as their EXIF tag says, and boxes and masks with them.
+    """
+
+    exif_orientation = False
+    """Whether boxes and masks were drawn on upright images, as viewers show them; else on the
+    pixels as they are stored."""
 
     @abstractmethod
-    def _image(self, id: str) -> tuple[Tensor, str]:
-        """The image 3×H×W and where it comes from; :class:`DataError` where there is none."""
+    def _image_file(self, id: str) -> tuple[Path | bytes, str]:
+        """Where the image is, or its bytes, and its name in messages; or :class:`DataError`."""
 
     @abstractmethod
     def _truth(self, id: str, size: tuple[int, int], /) -> Truth:
-        """What is known of the image, whose size is (H, W)."""
+        """What is known of the image that boxes and masks were drawn on, whose size is (H, W)."""
 
     def _load(self, index: int) -> Sample:
         id = self.ids[index]
-        image, source = self._image(id)
-        size = (image.shape[1], image.shape[2])
-        truth = self._truth(id, size)
-        boxes = checked_boxes(truth.boxes, size)
-        return Sample(image, truth.label, boxes, id, truth.mask, source=source)
+        file, source = self._image_file(id)
+        image, orientation = load_oriented(file, name=source)
+        if self.exif_orientation:
+            orientation = 1  # of the annotations: they are upright already
+        height, width = image.shape[1:]
+        drawn_on = (width, height) if is_transposed(orientation) else (height, width)
+        truth = self._truth(id, drawn_on)
+        boxes = checked_boxes(truth.boxes, drawn_on)
+        boxes = turned_boxes(boxes, orientation, (height, width))
+        mask = None if truth.mask is None else turned(truth.mask, orientation)
+        return Sample(image, truth.label, boxes, id, mask, source=source)
 
 
 def listed_ids(

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from torch import Tensor
-
 from captum_robust._checks import check, check_choice, unknown_name
-from captum_robust.data.annotations import mask_box, parse_box
+from captum_robust.data.annotations import mask_box, other_size, parse_box
 from captum_robust.data.classes import ClassIndex
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
 from captum_robust.data.files import existing, read_text
-from captum_robust.data.images import list_images, load_image, load_mask, some_images
+from captum_robust.data.images import list_images, load_mask, some_images
 from captum_robust.data.sample import DataError
 
 _CORNERS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"))
@@ -52,8 +50,8 @@ class ImageFolder(AnnotatedImages):
             none of them is a class has no labels. ``"sorted"``: the class is the sub-folder's
             position in alphabetical order, as in torchvision's ``ImageFolder``. None: nothing.
         class_names: the classifier's classes in order; ImageNet's 1,000 by default.
-        exif_orientation: turn images upright as their EXIF tag says; boxes and masks must then
-            have been drawn on the upright image.
+        exif_orientation: boxes and masks were drawn on upright images, as most viewers show them;
+            by default on the pixels as they are stored. Images are upright either way.
         skip_missing: leave out rows and masks whose image is missing.
 
     Raises:
@@ -77,7 +75,7 @@ class ImageFolder(AnnotatedImages):
     ) -> None:
         check_choice("meaning of labels", labels, ["names", "sorted", None])
         self.root = Path(root)
-        self._exif_orientation = exif_orientation
+        self.exif_orientation = exif_orientation
         existing(self.root, "folder", "a folder of images")
         table = self.root / "boxes.csv"
         if boxes is not None:
@@ -115,18 +113,19 @@ class ImageFolder(AnnotatedImages):
             raise unknown_name("class folder", unknown[0], self._find_class.names)
         return {name: index for name, index in indices.items() if index is not None}
 
-    def _image(self, id: str) -> tuple[Tensor, str]:
+    def _image_file(self, id: str) -> tuple[Path | bytes, str]:
         rows = self._rows.get(id)
         path = place_of(self._images, id, rows[0].where if rows else self._masks.get(id))
-        return load_image(path, exif_orientation=self._exif_orientation), str(path)
+        return path, str(path)
 
     def _truth(self, id: str, size: tuple[int, int]) -> Truth:
         rows, mask = self._rows.get(id, []), None
         boxes = [(parse_box(r.corners, r.where), r.where) for r in rows if any(r.corners)]
         if path := self._masks.get(_stem(id)):
-            mask = load_mask(path)
+            mask = load_mask(path, exif_orientation=self.exif_orientation)
             height, width = mask.shape
-            sides = f"the mask has {width}×{height} pixels, its image {size[1]}×{size[0]}"
+            other = other_size((height, width), size)
+            sides = f"the mask has {width}×{height} pixels, its image {other}"
             check(mask.shape == size, f"{path}: {sides}", DataError)
             if not rows:
                 boxes = [(box, str(path)) for box in mask_box(mask)]

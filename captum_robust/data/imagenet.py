@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from torch import Tensor
-
 from captum_robust._checks import check, check_choice
 from captum_robust.data.annotations import check_size, parse_box
 from captum_robust.data.classes import class_of, imagenet_names, imagenet_table, imagenet_wnids
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
 from captum_robust.data.files import existing, read_text, stem_of
-from captum_robust.data.images import load_image, some_images
+from captum_robust.data.images import some_images
 from captum_robust.data.sample import DataError
 from captum_robust.data.voc_xml import AnnotatedObject, read_voc_xml
 
@@ -34,6 +32,8 @@ class ImageNet(AnnotatedImages):
     Args:
         root: the folder that holds ``ILSVRC``.
         split: ``"val"`` or ``"train"``.
+        exif_orientation: boxes were drawn on upright images, as most viewers show them; by default
+            on the pixels as they are stored. Images are upright either way.
         skip_missing: leave out annotations whose image is missing, to read a part of the set with
             the annotations of the whole.
 
@@ -44,9 +44,17 @@ class ImageNet(AnnotatedImages):
 
     kind = "imagenet"
 
-    def __init__(self, root: str | Path, split: str = "val", *, skip_missing: bool = False) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "val",
+        *,
+        exif_orientation: bool = False,
+        skip_missing: bool = False,
+    ) -> None:
         check_choice("split of ImageNet", split, ["val", "train"])
         self.root = Path(root)
+        self.exif_orientation = exif_orientation
         self.split = split
         folder = self.root / "ILSVRC" / "Data" / "CLS-LOC" / split
         existing(folder, "folder", "the images of ILSVRC's Kaggle archive there")
@@ -75,9 +83,9 @@ class ImageNet(AnnotatedImages):
         self._wnids = {wnid: index for index, wnid in enumerate(names)}
         self.class_names = tuple(names.values())
 
-    def _image(self, id: str) -> tuple[Tensor, str]:
+    def _image_file(self, id: str) -> tuple[Path | bytes, str]:
         path = place_of(self._images, id, self._xml.get(id, self._csv_path))
-        return load_image(path), str(path)
+        return path, str(path)
 
     def _truth(self, id: str, size: tuple[int, int]) -> Truth:
         line, text = self._csv.get(id, (0, ""))

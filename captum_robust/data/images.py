@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +13,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from captum_robust._checks import check
 from captum_robust.data.files import read_bytes
+from captum_robust.data.orientation import turned, turned_back
 from captum_robust.data.sample import DataError
 
+_DAMAGED_EXIF = (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error)
+"""What Pillow raises on EXIF data that cannot be read; the pixels may be whole all the same."""
 _WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
@@ -28,9 +32,9 @@ EXTENSIONS = (
 
 
 def load_image(
-    source: str | Path | bytes, *, name: str | None = None, exif_orientation: bool = False
+    source: str | Path | bytes, *, name: str | None = None, exif_orientation: bool = True
 ) -> Tensor:
-    """Decode an image to 3×H×W float32 RGB in [0, 1].
+    """Decode an image to 3×H×W float32 RGB in [0, 1], upright.
 
     Grey images are repeated over the channels, palettes and CMYK converted, the first frame of
     several is taken, and transparent pixels are laid over white. 16-bit and floating-point grey is
@@ -39,35 +43,48 @@ def load_image(
     Args:
         source: path, or the file's bytes.
         name: what to call the image in errors; the path by default.
-        exif_orientation: turn the image upright as its EXIF tag says. Off by default, because
-            boxes refer to the stored pixels; torchvision's ``ImageFolder`` does the same.
+        exif_orientation: turn the image upright as its EXIF tag says, as viewers do; False leaves
+            the pixels as they are stored.
 
     Raises:
         DataError: missing, empty, truncated or undecodable file, or more pixels than
             ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    with _decoded(source, name) as image:
-        upright = ImageOps.exif_transpose(image) if exif_orientation else image
-        pixels = _unit_range(upright)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    image, orientation = load_oriented(source, name=name)
+    return image if exif_orientation else turned_back(image, orientation)
 
 
-def load_mask(source: str | Path | bytes, *, name: str | None = None) -> Tensor:
+def load_oriented(source: str | Path | bytes, *, name: str | None = None) -> tuple[Tensor, int]:
+    """:func:`load_image`, and the EXIF orientation, from 1 to 8, that the pixels are stored in."""
+    with _decoded(source, name) as (image, stored, left):
+        pixels = _unit_range(image)
+    return turned(torch.from_numpy(pixels).permute(2, 0, 1), left), stored
+
+
+def load_mask(
+    source: str | Path | bytes, *, name: str | None = None, exif_orientation: bool = True
+) -> Tensor:
     """Decode a mask to H×W bool: every pixel that isn't 0 (palette index or any colour) is object.
 
-    Raises:
-        DataError: as :func:`load_image`.
+    ``exif_orientation`` and errors are those of :func:`load_image`.
     """
-    with _decoded(source, name) as image:
+    with _decoded(source, name) as (image, stored, left):
         if image.mode in _WITH_ALPHA:
             image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
         values = np.asarray(image)
         mask = (values != 0) if values.ndim == 2 else (values != 0).any(axis=2)
-    return torch.from_numpy(mask)
+    upright = turned(torch.from_numpy(mask), left)
+    return upright if exif_orientation else turned_back(upright, stored)
 
 
 @contextmanager
-def _decoded(source: str | Path | bytes, name: str | None) -> Iterator[Image.Image]:
+def _decoded(
+    source: str | Path | bytes, name: str | None
+) -> Iterator[tuple[Image.Image, int, int]]:
+    """The image, the EXIF orientation of its file, and the one that is left to be heeded.
+
+    The two differ for TIFF, which Pillow turns upright itself.
+    """
     data = source if isinstance(source, bytes) else read_bytes(Path(source), name)
     name = name or ("image" if isinstance(source, bytes) else os.fspath(source))
     check(data, f"{name}: the file is empty (0 bytes)", DataError)
@@ -76,14 +93,24 @@ def _decoded(source: str | Path | bytes, name: str | None) -> Iterator[Image.Ima
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", module="PIL", category=UserWarning)
             with Image.open(io.BytesIO(data)) as image:
+                stored = _orientation(image)
                 image.load()
-                yield image
+                yield image, stored, _orientation(image)
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image that Pillow can read ({len(data)} bytes)") from None
     # On a damaged file Pillow's decoders raise almost anything, from SyntaxError to struct.error.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot decode the image: {reason}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, from 1 to 8; 1 where there is none, or none that can be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except _DAMAGED_EXIF:
+        return 1
+    return int(value) if value in range(1, 9) else 1
 
 
 def _unit_range(image: Image.Image) -> npt.NDArray[np.float32]:

@@ -6,14 +6,12 @@ from pathlib import Path
 from posixpath import basename
 from typing import Literal
 
-from torch import Tensor
-
 from captum_robust._checks import check, check_choice
 from captum_robust.data.annotations import parse_box
 from captum_robust.data.classes import class_of, imagenet_table
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
 from captum_robust.data.files import decode_text, open_tree, stem_of
-from captum_robust.data.images import EXTENSIONS, load_image
+from captum_robust.data.images import EXTENSIONS
 
 _Line = tuple[list[str], str]
 """The words wnid, x0, y0, x1, y1, and file:line."""
@@ -94,10 +92,10 @@ class TinyImageNet(AnnotatedImages):
                 words[1:1] = [wnid] if wnid else []
                 self._lines[stem_of(words[0])] = (words[1:], f"{where}:{number}")
 
-    def _image(self, id: str) -> tuple[Tensor, str]:
+    def _image_file(self, id: str) -> tuple[Path | bytes, str]:
         name = place_of(self._images, id, self._lines[id][1] if id in self._lines else "")
         source = self._tree.where(name)
-        return load_image(self._tree.read(name), name=source), source
+        return self._tree.read(name), source
 
     def _truth(self, id: str, _: tuple[int, int]) -> Truth:
         name = self._images[id]

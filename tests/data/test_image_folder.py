@@ -202,11 +202,3 @@ def test_a_broken_image_is_the_error_of_its_own_sample(tmp_path, draw):
     assert dataset[-1].id == "c.png"
     with pytest.raises(IndexError, match="3 samples"):
         dataset[3]
-
-
-def test_exif_orientation_is_applied_on_request(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
-    assert ImageFolder(tmp_path)[0].size == (4, 6)
-    assert ImageFolder(tmp_path, exif_orientation=True)[0].size == (6, 4)

@@ -67,15 +67,6 @@ def test_transparent_pixels_are_laid_over_white():
     assert load_image(encoded(palette, transparency=0)).flatten().tolist() == [1, 1, 1]
 
 
-def test_exif_orientation_is_applied_only_on_request():
-    image = Image.new("RGB", (6, 4))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side
-    data = encoded(image, "JPEG", exif=exif)
-    assert load_image(data).shape == (3, 4, 6)
-    assert load_image(data, exif_orientation=True).shape == (3, 6, 4)
-
-
 def test_one_pixel_is_an_image(tmp_path):
     path = tmp_path / "dot.png"
     Image.new("RGB", (1, 1), "red").save(path)
