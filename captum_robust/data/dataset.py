@@ -7,18 +7,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index as as_index
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from captum_robust._checks import check
 from captum_robust.data.annotations import Box, checked_boxes
+from captum_robust.data.files import Place
 from captum_robust.data.images import load_oriented
 from captum_robust.data.orientation import is_transposed, turned, turned_boxes
 from captum_robust.data.sample import DataError, Sample
-
-Place = TypeVar("Place")
 
 
 class LocalizationDataset(Dataset[Sample], ABC):

@@ -5,15 +5,78 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from posixpath import basename
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
-from captum_robust._checks import check
+from captum_robust._checks import check, printable
 from captum_robust.data.sample import DataError
+
+Place = TypeVar("Place")
+
+
+_SYSTEM_FOLDERS = (
+    *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # of a NAS
+    *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
+)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path is hidden, or a folder that a system keeps beside one's own.
+
+    >>> is_hidden("cat/._1.jpg"), is_hidden("@eaDir/1.jpg"), is_hidden("cat/1.jpg")
+    (True, True, False)
+    """
+    parts = name.split("/")
+    return any(part.startswith(".") or part.casefold() in _SYSTEM_FOLDERS for part in parts)
+
+
+def files_below(root: Path, *, without: Path | None = None) -> Iterator[Path]:
+    """The files at any depth, sorted in each folder, but for those in the folder ``without``.
+
+    Links to folders are followed, each real folder once. Hidden names are passed over, see
+    :func:`is_hidden` (macOS leaves ``._*.jpg`` files in archives). A folder that cannot be read is
+    warned of.
+    """
+    seen = set() if without is None else {os.path.realpath(without)}
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_say_unreadable):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        yield from (Path(folder, file) for file in sorted(files) if not is_hidden(file))
+
+
+def valid_unicode(name: str) -> str:
+    """A path's name in which bytes that aren't UTF-8 are written as ``\\xNN``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _say_unreadable(error: OSError) -> None:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        warnings.warn(printable(f"{error.filename}: left out: {error.strerror}"), stacklevel=3)
+
+
+def by_name(
+    files: Mapping[str, Place], name_of: Callable[[str], str], where: object
+) -> dict[str, Place]:
+    """The files by what ``name_of`` makes of their paths.
+
+    Raises:
+        ValueError: two files of one name.
+    """
+    paths: dict[str, str] = {}
+    for path in files:
+        other = paths.setdefault(name_of(path), path)
+        check(other == path, f"{where}: expected one file of a name, got {other} and {path}")
+    return {name: files[path] for name, path in paths.items()}
 
 
 def existing(path: str | Path, kind: Literal["file", "folder"], expected: str) -> Path:
@@ -99,11 +162,7 @@ def open_tree(path: Path) -> FileTree:
 class _Folder(FileTree):
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.names = [
-            Path(folder, file).relative_to(path).as_posix()
-            for folder, _, files in os.walk(path, followlinks=True)
-            for file in files
-        ]
+        self.names = [file.relative_to(path).as_posix() for file in files_below(path)]
 
     def read(self, name: str) -> bytes:
         return read_bytes(self.path / name)

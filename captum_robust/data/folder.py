@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from captum_robust._checks import check, check_choice, unknown_name
+from captum_robust._checks import check, check_choice, printable, unknown_name
 from captum_robust.data.annotations import mask_box, other_size, parse_box
 from captum_robust.data.classes import ClassIndex
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import existing, read_text
+from captum_robust.data.files import by_name, existing, is_hidden, read_text, valid_unicode
 from captum_robust.data.images import list_images, load_mask, some_images
 from captum_robust.data.sample import DataError
 
@@ -48,7 +50,8 @@ class ImageFolder(AnnotatedImages):
         masks: path of the folder of masks.
         labels: what the sub-folders' names mean. ``"names"``: classes, as above; a tree in which
             none of them is a class has no labels. ``"sorted"``: the class is the sub-folder's
-            position in alphabetical order, as in torchvision's ``ImageFolder``. None: nothing.
+            position in alphabetical order, as in torchvision's ``ImageFolder``, also where one
+            has no images. None: nothing.
         class_names: the classifier's classes in order; ImageNet's 1,000 by default.
         exif_orientation: boxes and masks were drawn on upright images, as most viewers show them;
             by default on the pixels as they are stored. Images are upright either way.
@@ -91,19 +94,24 @@ class ImageFolder(AnnotatedImages):
         self._mask_folder = mask_folder if mask_folder.is_dir() else None
         self._images = some_images(folder, "files such as *.png or *.jpg", without=mask_folder)
         self._rows = _read_table(self._table) if self._table else {}
-        self._masks = _by_stem(list_images(mask_folder))
+        self._masks = by_name(list_images(mask_folder), _stem, mask_folder)
         self._find_class = ClassIndex(class_names)
         self.class_names: Sequence[str] | None = self._find_class.names
-        self._folder_class = self._read_folders(labels)
-        lone = self._masks.keys() - _by_stem(self._images)
+        self._folder_class = self._read_folders(labels, folder)
+        lone = self._masks.keys() - {_stem(name) for name in self._images}
         self.ids = listed_ids(self._images, [*self._rows, *lone], skip_missing)
 
-    def _read_folders(self, labels: str | None) -> dict[str, int]:
+    def _read_folders(self, labels: str | None, folder: Path) -> dict[str, int]:
         """Sub-folder → class index; empty where the folders say nothing."""
         folders = sorted({name.split("/")[0] for name in self._images if "/" in name})
         if labels is None or not folders:
             return {}
         if labels == "sorted":
+            empty = sorted(set(_folders_in(folder, self._mask_folder)) - set(folders))
+            if empty:
+                which = printable(", ".join(empty[:5]))
+                warnings.warn(f"{folder}: classes without an image: {which}", stacklevel=2)
+            folders = sorted([*folders, *empty])
             self._find_class = ClassIndex(folders)
             self.class_names = folders
             return {name: index for index, name in enumerate(folders)}
@@ -146,6 +154,17 @@ class ImageFolder(AnnotatedImages):
         return index
 
 
+def _folders_in(root: Path, without: Path | None) -> list[str]:
+    """The sub-folders, but for hidden ones, ``without``, and links that lead up again."""
+    above = os.path.realpath(root)
+    masks = None if without is None else os.path.realpath(without)
+    paths = [path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)]
+    reals = {valid_unicode(path.name): os.path.realpath(path) for path in paths}
+    return [
+        n for n, real in reals.items() if real != masks and not Path(above).is_relative_to(real)
+    ]
+
+
 def _read_table(path: Path) -> dict[str, list[_Row]]:
     """File → its rows; what is wrong with a row waits until its sample is loaded."""
     lines = read_text(path).splitlines() or [""]
@@ -175,7 +194,3 @@ def _read_table(path: Path) -> dict[str, list[_Row]]:
 def _stem(name: str) -> str:
     """The relative path without its suffix."""
     return str(PurePosixPath(name).with_suffix(""))
-
-
-def _by_stem(paths: dict[str, Path]) -> dict[str, Path]:
-    return {_stem(name): path for name, path in paths.items()}

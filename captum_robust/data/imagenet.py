@@ -9,7 +9,7 @@ from captum_robust._checks import check, check_choice
 from captum_robust.data.annotations import check_size, parse_box
 from captum_robust.data.classes import class_of, imagenet_names, imagenet_table, imagenet_wnids
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import existing, read_text, stem_of
+from captum_robust.data.files import by_name, existing, files_below, read_text, stem_of
 from captum_robust.data.images import some_images
 from captum_robust.data.sample import DataError
 from captum_robust.data.voc_xml import AnnotatedObject, read_voc_xml
@@ -59,7 +59,7 @@ class ImageNet(AnnotatedImages):
         folder = self.root / "ILSVRC" / "Data" / "CLS-LOC" / split
         existing(folder, "folder", "the images of ILSVRC's Kaggle archive there")
         images = some_images(folder, "*.JPEG")
-        self._images = {stem_of(name): path for name, path in images.items()}
+        self._images = by_name(images, stem_of, folder)
         self._folder_class = {stem_of(n): n.split("/")[0] for n in images if "/" in n}
 
         annotations = self.root / "ILSVRC" / "Annotations" / "CLS-LOC" / split
@@ -67,7 +67,9 @@ class ImageNet(AnnotatedImages):
         has_boxes = annotations.is_dir() or self._csv_path.is_file()
         other = f"nor {self._csv_path.name} in {self.root}; expected one of them for the boxes"
         check(has_boxes, f"{annotations}: no such folder, {other}", FileNotFoundError)
-        self._xml = {path.stem: path for path in sorted(annotations.rglob("*.xml"))}
+        self._xml = {
+            path.stem: path for path in files_below(annotations) if path.suffix.lower() == ".xml"
+        }
         self._csv = _read_solution(self._csv_path) if self._csv_path.is_file() else {}
         self._read_classes()
         self.ids = listed_ids(self._images, [*self._xml, *self._csv], skip_missing)

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,8 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from captum_robust._checks import check
-from captum_robust.data.files import read_bytes
+from captum_robust._checks import check, printable
+from captum_robust.data.files import files_below, read_bytes, valid_unicode
 from captum_robust.data.orientation import turned, turned_back
 from captum_robust.data.sample import DataError
 
@@ -25,10 +26,19 @@ _DAMAGED_EXIF = (SyntaxError, ValueError, TypeError, LookupError, OSError, struc
 """What Pillow raises on EXIF data that cannot be read; the pixels may be whole all the same."""
 _WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".png", ".apng", ".gif", ".webp"),
+    *(".avif", ".bmp", ".dib", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
 )
-"""Suffixes of the files that a folder listing takes for images, in lower case."""
+"""Suffixes of the files that a folder listing takes for images, in lower case. Files of another
+name are images if Pillow knows them by their first bytes."""
+COMPANIONS = (
+    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf"),
+    *(".npy", ".npz", ".mat", ".db", ".sqlite", ".ini", ".log", ".py", ".zip", ".gz", ".tar"),
+    *(".safetensors", ".pt", ".pth"),
+)
+"""Suffixes of files that lie beside images and are none, in lower case."""
+_NO_PICTURES = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
+"""Formats that Pillow knows and cannot decode by itself."""
 
 
 def load_image(
@@ -107,7 +117,7 @@ def _decoded(
 def _orientation(image: Image.Image) -> int:
     """EXIF's, from 1 to 8; 1 where there is none, or none that can be read."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation)
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DAMAGED_EXIF:
         return 1
     return int(value) if value in range(1, 9) else 1
@@ -140,27 +150,40 @@ def _wide_grey(image: Image.Image) -> npt.NDArray[np.float32]:
 def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
     """Every image file under ``root`` by its path relative to it (with ``/``), sorted.
 
-    The folder ``without`` is left out. In the names bytes that aren't UTF-8 are written as
-    ``\\xNN``.
-
-    Links to folders are followed, each real folder once; names that start with a dot are passed
-    over (macOS leaves ``._*.jpg`` files in archives).
+    Files are those of :func:`captum_robust.data.files.files_below`. A warning counts those that are
+    neither images nor :data:`COMPANIONS` by their suffix. The names are
+    :func:`captum_robust.data.files.valid_unicode`.
     """
     images: dict[str, Path] = {}
-    seen = set() if without is None else {os.path.realpath(without)}
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
-                path = Path(folder, file)
-                relative = os.fsencode(path.relative_to(root).as_posix())
-                images[relative.decode("utf-8", "backslashreplace")] = path  # valid Unicode
+    others: Counter[str] = Counter()
+    for path in files_below(root, without=without):
+        if _is_image(path):
+            images[valid_unicode(path.relative_to(root).as_posix())] = path
+        elif path.suffix.lower() not in COMPANIONS:
+            others[path.suffix.lower() or "without suffix"] += 1
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        left_out = f"{root}: left out {others.total()} files in which Pillow sees no image: {kinds}"
+        warnings.warn(printable(left_out), stacklevel=2)
     return dict(sorted(images.items()))
+
+
+def _is_image(path: Path) -> bool:
+    """By its suffix, or else by its first bytes."""
+    suffix = path.suffix.lower()
+    if suffix in EXTENSIONS or suffix in COMPANIONS:
+        return suffix in EXTENSIONS
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if not path.is_file():  # a pipe would be waited for
+                return False
+            with Image.open(path) as image:
+                return image.format not in _NO_PICTURES
+    except Image.DecompressionBombError:  # which is said when it is loaded
+        return True
+    except (OSError, ValueError):
+        return False
 
 
 def some_images(root: Path, expected: str, *, without: Path | None = None) -> dict[str, Path]:

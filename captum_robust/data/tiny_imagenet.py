@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from posixpath import basename
 from typing import Literal
 
@@ -10,8 +10,8 @@ from captum_robust._checks import check, check_choice
 from captum_robust.data.annotations import parse_box
 from captum_robust.data.classes import class_of, imagenet_table
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import decode_text, open_tree, stem_of
-from captum_robust.data.images import EXTENSIONS
+from captum_robust.data.files import by_name, decode_text, is_hidden, open_tree, stem_of
+from captum_robust.data.images import COMPANIONS
 
 _Line = tuple[list[str], str]
 """The words wnid, x0, y0, x1, y1, and file:line."""
@@ -64,13 +64,13 @@ class TinyImageNet(AnnotatedImages):
         self.class_names = [imagenet_table().get(wnid, wnid) for wnid in wnids]
 
         inside = f"{self._top}{split}/"
-        self._images: dict[str, str] = {}
+        images: list[str] = []
         self._lines: dict[str, _Line] = {}
         for name in self._tree.names:
-            if not name.startswith(inside) or basename(name).startswith("."):
+            if not name.startswith(inside) or is_hidden(name.removeprefix(inside)):
                 continue
-            if "/images/" in name and name[name.rfind(".") :].lower() in EXTENSIONS:
-                self._images[stem_of(name)] = name
+            if "/images/" in name and PurePosixPath(name).suffix.lower() not in COMPANIONS:
+                images.append(name)
             elif split == "train" and name.endswith("_boxes.txt"):
                 self._read_lines(name, wnid=name.split("/")[-2])
         if split == "val":
@@ -78,7 +78,9 @@ class TinyImageNet(AnnotatedImages):
             there = annotations in self._tree.names
             check(there, f"{self._tree.where(annotations)}: no such file", FileNotFoundError)
             self._read_lines(annotations)
-        check(self._images, f"{self._tree.where(inside)}: no images; expected images/*.JPEG")
+        where = self._tree.where(inside)
+        check(images, f"{where}: no images; expected images/*.JPEG")
+        self._images = by_name({name: name for name in images}, stem_of, where)
         ids = listed_ids(self._images, self._lines, skip_missing)
         self.ids = sorted(ids, key=len)  # val_9 before val_10
 

@@ -10,7 +10,7 @@ from captum_robust._checks import check
 from captum_robust.data.annotations import Box, check_size
 from captum_robust.data.classes import category_labels
 from captum_robust.data.dataset import AnnotatedImages, Truth, entry_id
-from captum_robust.data.files import existing, read_text
+from captum_robust.data.files import by_name, existing, is_hidden, read_text, stem_of
 from captum_robust.data.images import some_images
 from captum_robust.data.sample import DataError
 from captum_robust.data.voc_xml import read_voc_xml
@@ -71,7 +71,7 @@ class PascalVOC(AnnotatedImages):
         layout = "Pascal VOC's layout"
         folder = existing(self.root / "JPEGImages", "folder", layout)
         existing(self.root / "Annotations", "folder", layout)
-        self._images = {path.stem: path for path in some_images(folder, "*.jpg").values()}
+        self._images = by_name(some_images(folder, "*.jpg"), stem_of, folder)
         stems = self._stems()
         if skip_missing:
             stems = [stem for stem in stems if stem in self._images]
@@ -83,7 +83,8 @@ class PascalVOC(AnnotatedImages):
 
     def _stems(self) -> list[str]:
         if self.split is None:
-            annotated = {path.stem for path in (self.root / "Annotations").glob("*.xml")}
+            files = (self.root / "Annotations").glob("*.xml")
+            annotated = {path.stem for path in files if not is_hidden(path.name)}
             return sorted(annotated | set(self._images))
         listing = self.root / "ImageSets" / "Main" / f"{self.split}.txt"
         existing(listing, "file", "the split's image names")

@@ -123,7 +123,7 @@ def test_a_mask_is_every_pixel_that_is_not_zero(tmp_path):
 
 def test_listing_is_sorted_by_relative_path_without_hidden_files_or_loops(tmp_path, draw):
     data = draw(tmp_path / "a" / "1.jpg").read_bytes()
-    for name in ("b/2.PNG", "._a.jpg", ".hidden/3.png", "notes.txt"):
+    for name in ("b/2.PNG", "._a.jpg", ".hidden/3.png", "notes.txt", "b/@eaDir/2.PNG"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
