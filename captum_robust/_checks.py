@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -225,9 +226,23 @@ def printable(text: str) -> str:
     >>> printable("\x1b[31mred.png")
     '\\x1b[31mred.png'
     """
-    line = " ".join(text.split())
-    line = line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    line = valid_unicode(" ".join(text.split()))
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def valid_unicode(text: str) -> str:
+    r"""The text with what UTF-8 cannot hold written out, such as a byte of a file's name.
+
+    >>> valid_unicode("a\udcff\ud800.png")
+    'a\\xff\\ud800.png'
+    """
+    return re.sub("[\ud800-\udfff]", _written_out, text)
+
+
+def _written_out(surrogate: re.Match[str]) -> str:
+    number = ord(surrogate[0])
+    # What Python makes of a byte that isn't UTF-8, or half of a character.
+    return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else f"\\u{number:04x}"
 
 
 def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:

@@ -54,11 +54,6 @@ def files_below(root: Path, *, without: Path | None = None) -> Iterator[Path]:
         yield from (Path(folder, file) for file in sorted(files) if not is_hidden(file))
 
 
-def valid_unicode(name: str) -> str:
-    """A path's name in which bytes that aren't UTF-8 are written as ``\\xNN``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def _say_unreadable(error: OSError) -> None:
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         warnings.warn(printable(f"{error.filename}: left out: {error.strerror}"), stacklevel=3)

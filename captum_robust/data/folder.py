@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from captum_robust._checks import check, check_choice, printable, unknown_name
+from captum_robust._checks import check, check_choice, printable, unknown_name, valid_unicode
 from captum_robust.data.annotations import mask_box, other_size, parse_box
 from captum_robust.data.classes import ClassIndex
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import by_name, existing, is_hidden, read_text, valid_unicode
+from captum_robust.data.files import by_name, existing, is_hidden, read_text
 from captum_robust.data.images import list_images, load_mask, some_images
 from captum_robust.data.sample import DataError
 
@@ -37,8 +37,9 @@ class ImageFolder(AnnotatedImages):
     ``xmin, ymin, xmax, ymax``) and, if known, ``label``: one row a box, in pixels, 0-based,
     half-open, ``file`` relative to the folder of images. A row whose four numbers are empty states
     an image without a box. Masks come from a folder with a file of the same relative path and stem
-    for each image, whatever the suffix; every pixel that isn't 0 is object, and without a table
-    the box is drawn around the mask. An image that neither mentions has zero boxes.
+    for each image, whatever the suffix; every pixel that isn't 0 is object (in a JPEG, every one
+    above half of white), and without a table the box is drawn around the mask. An image that
+    neither mentions has zero boxes.
 
     The class comes from the table's ``label`` or else from the name of the first sub-folder: a
     class index, a WordNet id or a class name.
@@ -48,6 +49,8 @@ class ImageFolder(AnnotatedImages):
             otherwise, and the images are those of ``root/images`` if that exists.
         boxes: path of the table of boxes.
         masks: path of the folder of masks.
+        void: value of mask pixels that are neither object nor background, and don't count as
+            object; 255 in masks with the palette of Pascal VOC, else none.
         labels: what the sub-folders' names mean. ``"names"``: classes, as above; a tree in which
             none of them is a class has no labels. ``"sorted"``: the class is the sub-folder's
             position in alphabetical order, as in torchvision's ``ImageFolder``, also where one
@@ -71,6 +74,7 @@ class ImageFolder(AnnotatedImages):
         *,
         boxes: str | Path | None = None,
         masks: str | Path | None = None,
+        void: int | None = None,
         labels: Literal["names", "sorted"] | None = "names",
         class_names: Sequence[str] | None = None,
         exif_orientation: bool = False,
@@ -79,6 +83,7 @@ class ImageFolder(AnnotatedImages):
         check_choice("meaning of labels", labels, ["names", "sorted", None])
         self.root = Path(root)
         self.exif_orientation = exif_orientation
+        self._void = void
         existing(self.root, "folder", "a folder of images")
         table = self.root / "boxes.csv"
         if boxes is not None:
@@ -130,7 +135,7 @@ class ImageFolder(AnnotatedImages):
         rows, mask = self._rows.get(id, []), None
         boxes = [(parse_box(r.corners, r.where), r.where) for r in rows if any(r.corners)]
         if path := self._masks.get(_stem(id)):
-            mask = load_mask(path, exif_orientation=self.exif_orientation)
+            mask = load_mask(path, exif_orientation=self.exif_orientation, void=self._void)
             height, width = mask.shape
             other = other_size((height, width), size)
             sides = f"the mask has {width}×{height} pixels, its image {other}"

@@ -17,8 +17,8 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from captum_robust._checks import check, printable
-from captum_robust.data.files import files_below, read_bytes, valid_unicode
+from captum_robust._checks import check, printable, valid_unicode
+from captum_robust.data.files import files_below, read_bytes
 from captum_robust.data.orientation import turned, turned_back
 from captum_robust.data.sample import DataError
 
@@ -37,6 +37,10 @@ COMPANIONS = (
     *(".safetensors", ".pt", ".pth"),
 )
 """Suffixes of files that lie beside images and are none, in lower case."""
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
+"""Formats that do not give back the values that were saved, or need not."""
+_VOC_VOID = [224, 224, 192]
+"""The colour of index 255 in the palette of Pascal VOC's masks: the outline of its objects."""
 _NO_PICTURES = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
 """Formats that Pillow knows and cannot decode by itself."""
 
@@ -72,17 +76,27 @@ def load_oriented(source: str | Path | bytes, *, name: str | None = None) -> tup
 
 
 def load_mask(
-    source: str | Path | bytes, *, name: str | None = None, exif_orientation: bool = True
+    source: str | Path | bytes,
+    *,
+    name: str | None = None,
+    exif_orientation: bool = True,
+    void: int | None = None,
 ) -> Tensor:
     """Decode a mask to H×W bool: every pixel that isn't 0 (palette index or any colour) is object.
 
-    ``exif_orientation`` and errors are those of :func:`load_image`.
+    In formats that lose detail, such as JPEG, it is every pixel of more than half of white.
+
+    Args:
+        source, name, exif_orientation: as for :func:`load_image`.
+        void: the value of pixels that belong to neither object nor background, which are left out
+            of the object. 255 in a mask with the palette of Pascal VOC, else None.
+
+    Raises:
+        DataError: as :func:`load_image`; or a mask in such a format that isn't mostly black and
+            white, as one of class numbers.
     """
     with _decoded(source, name) as (image, stored, left):
-        if image.mode in _WITH_ALPHA:
-            image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
-        values = np.asarray(image)
-        mask = (values != 0) if values.ndim == 2 else (values != 0).any(axis=2)
+        mask = _object_of(image, void)
     upright = turned(torch.from_numpy(mask), left)
     return upright if exif_orientation else turned_back(upright, stored)
 
@@ -134,6 +148,26 @@ def _unit_range(image: Image.Image) -> npt.NDArray[np.float32]:
     return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
 
 
+def _object_of(image: Image.Image, void: int | None) -> npt.NDArray[np.bool_]:
+    """H×W: the object of a mask."""
+    format = image.format
+    if image.mode in _WITH_ALPHA:
+        image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
+    if format in _LOSSY:
+        light = _unit_range(image).max(axis=2)
+        is_object, unclear = light > 0.5, (light > 0.25) & (light < 0.75)
+        noise = 1 / 255 if format == "WEBP" else 0  # which it makes of plain black
+        is_clear = 2 * unclear.sum() <= is_object.sum() if is_object.any() else light.max() <= noise
+        expected = f"mask: expected an object near white on black in a {format} file"
+        check(is_clear, f"{expected}, which blurs other values; save it as PNG")
+        return np.asarray(is_object)
+    if void is None and image.mode == "P" and (image.getpalette() or [])[3 * 255 :] == _VOC_VOID:
+        void = 255
+    values = np.asarray(image)
+    is_object = (values != 0) if void is None else (values != 0) & (values != void)
+    return np.asarray(is_object if values.ndim == 2 else is_object.any(axis=2))
+
+
 def _wide_grey(image: Image.Image) -> npt.NDArray[np.float32]:
     """H×W float32 in [0, 1]."""
     values = np.asarray(image)
@@ -152,7 +186,7 @@ def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
 
     Files are those of :func:`captum_robust.data.files.files_below`. A warning counts those that are
     neither images nor :data:`COMPANIONS` by their suffix. The names are
-    :func:`captum_robust.data.files.valid_unicode`.
+    :func:`captum_robust._checks.valid_unicode`.
     """
     images: dict[str, Path] = {}
     others: Counter[str] = Counter()

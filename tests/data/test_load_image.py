@@ -121,6 +121,51 @@ def test_a_mask_is_every_pixel_that_is_not_zero(tmp_path):
     assert load_mask(encoded(colour.convert("RGBA"))).equal(expected)  # opaque isn't object
 
 
+def rectangle(value=255, size=(40, 30)):
+    values = np.zeros(size[::-1], dtype=np.uint8)
+    values[7:12, 13:23] = value
+    return values
+
+
+@pytest.mark.parametrize("quality", [50, 75, 95])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "AVIF", "JPEG2000"])
+def test_a_mask_in_a_format_that_blurs_is_what_was_drawn(format, mode, quality):
+    if format not in Image.SAVE:
+        pytest.skip(f"Pillow without {format}")
+    data = encoded(Image.fromarray(rectangle()).convert(mode), format, quality=quality)
+    assert load_mask(data).equal(torch.from_numpy(rectangle() > 0))
+    empty = encoded(Image.fromarray(rectangle(0)).convert(mode), format, quality=quality)
+    assert not load_mask(empty).any()
+
+
+@pytest.mark.parametrize("value", [1, 20, 64, 128, 150])
+def test_values_that_jpeg_blurs_are_refused(value):
+    with pytest.raises(DataError, match=r"m\.jpg: .*near white on black in a JPEG.*save it as PNG"):
+        load_mask(encoded(Image.fromarray(rectangle(value)), "JPEG"), name="m.jpg")
+
+
+def voc_colours():
+    """The palette of Pascal VOC's masks, as its development kit computes it."""
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    for index in range(256):
+        for bit in range(8):
+            for channel in range(3):
+                colours[index, channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+    return colours
+
+
+def test_the_void_around_an_object_of_pascal_voc_is_not_object():
+    values = np.zeros((30, 40), dtype=np.uint8)
+    values[6:13, 12:24] = 255
+    values[7:12, 13:23] = 15
+    mask = Image.fromarray(values)
+    expected = torch.from_numpy(values == 15)
+    assert load_mask(encoded(mask), void=255).equal(expected)
+    mask.putpalette(voc_colours().tobytes())
+    assert load_mask(encoded(mask)).equal(expected)
+
+
 def test_listing_is_sorted_by_relative_path_without_hidden_files_or_loops(tmp_path, draw):
     data = draw(tmp_path / "a" / "1.jpg").read_bytes()
     for name in ("b/2.PNG", "._a.jpg", ".hidden/3.png", "notes.txt", "b/@eaDir/2.PNG"):
