@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tarfile
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
-from posixpath import basename
+from pathlib import Path, PurePosixPath
+from posixpath import basename, dirname, join, normpath
 from typing import Any, BinaryIO, Literal, TypeVar
 
 from captum_robust._checks import check, printable
@@ -37,26 +38,43 @@ def is_hidden(name: str) -> bool:
 
 
 def files_below(root: Path, *, without: Path | None = None) -> Iterator[Path]:
-    """The files at any depth, sorted in each folder, but for those in the folder ``without``.
+    """The files at any depth, in order of their paths, but for those in the folder ``without``.
 
-    Links to folders are followed, each real folder once. Hidden names are passed over, see
-    :func:`is_hidden` (macOS leaves ``._*.jpg`` files in archives). A folder that cannot be read is
-    warned of.
+    Links to folders are followed, but for those that lead up again. Hidden names are passed over,
+    see :func:`is_hidden` (macOS leaves ``._*.jpg`` files in archives). A folder that cannot be read
+    is warned of.
     """
-    seen = set() if without is None else {os.path.realpath(without)}
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_say_unreadable):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
+    left_out, real = without and os.path.realpath(without), os.path.realpath(root)
+    if real != left_out:
+        entered = (real,) if left_out is None else (left_out, real)
+        yield from _below(root, entered, set(), linked=False)
+
+
+def _below(
+    folder: Path, entered: tuple[str, ...], seen: set[str], *, linked: bool
+) -> Iterator[Path]:
+    """``entered``: the real folders on the way here, to which a link has led if ``linked``."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        warnings.warn(printable(f"{folder}: left out: {error.strerror}"), stacklevel=3)
+        return
+    seen.add(entered[-1])
+    for entry in entries:
+        if is_hidden(entry.name):
             continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
-        yield from (Path(folder, file) for file in sorted(files) if not is_hidden(file))
-
-
-def _say_unreadable(error: OSError) -> None:
-    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        warnings.warn(printable(f"{error.filename}: left out: {error.strerror}"), stacklevel=3)
+        if not os.path.isdir(entry.path):
+            yield Path(entry.path)
+            continue
+        real, is_link = os.path.realpath(entry.path), entry.is_symlink()
+        # Behind a link, links are followed to new folders only: where all folders link to all
+        # others, there would be more paths than one can wait for.
+        if real not in entered and not (linked and is_link and real in seen):
+            inside = (*entered, real)
+            yield from _below(Path(entry.path), inside, seen, linked=linked or is_link)
 
 
 def by_name(
@@ -176,13 +194,23 @@ class _Tar(FileTree):
         self.path = path
         with tarfile.open(path) as tar:
             self._is_plain = isinstance(tar.fileobj, io.BufferedReader)
+        spans: dict[str, tuple[int, int]] = {}  # offset and size
+        links: dict[str, str] = {}
+        self._unread: dict[str, str] = {}
         with self._open() as file, tarfile.open(fileobj=file) as tar:
-            self._spans = {  # offset and size
-                member.name.removeprefix("./"): (member.offset_data, member.size)
-                for member in tar
-                if member.isreg() and not member.issparse()
-            }
-        self.names = list(self._spans)
+            for member in tar:
+                name = normpath(member.name)
+                for those in (spans, links, self._unread):
+                    those.pop(name, None)  # of two members of one name the later counts
+                if member.issym() or member.islnk():
+                    links[name] = _target(name, member.linkname, is_hard=member.islnk())
+                elif member.isreg() and not member.issparse():
+                    spans[name] = (member.offset_data, member.size)
+                elif not member.isdir():
+                    self._unread[name] = "it is a device or a sparse file, which are not read"
+        self._spans, broken = _with_links(spans, links)
+        self._unread |= broken
+        self.names = [*self._spans, *self._unread]
 
     def _open(self) -> BinaryIO:
         return self.path.open("rb") if self._is_plain else io.BytesIO(self._uncompressed)
@@ -199,6 +227,7 @@ class _Tar(FileTree):
         return {key: value for key, value in vars(self).items() if key != "_uncompressed"}
 
     def read(self, name: str) -> bytes:
+        check(name not in self._unread, f"{self.where(name)}: {self._unread.get(name)}", DataError)
         offset, size = self._spans[name]
         try:
             with self._open() as file:
@@ -211,15 +240,52 @@ class _Tar(FileTree):
         return data
 
 
+def _target(name: str, link: str, *, is_hard: bool = False) -> str:
+    """The path in the archive that a link leads to; a hard link's is one from the root."""
+    return normpath(link if is_hard else join(dirname(name), link))
+
+
+def _with_links(
+    files: dict[str, Place], links: dict[str, str]
+) -> tuple[dict[str, Place], dict[str, str]]:
+    """All files, also those that links to files and folders lead to; why others lead nowhere."""
+    below: dict[str, list[str]] = {}
+    for name in files if links else ():
+        for folder in PurePosixPath(name).parents:
+            below.setdefault(str(folder), []).append(name)
+    led_to, broken = dict(files), {}
+    for name, target in links.items():
+        chain = {name}
+        while target in links and target not in chain:
+            chain.add(target)
+            target = links[target]
+        if target in files:
+            led_to[name] = files[target]
+        elif target not in below:
+            broken[name] = f"it is a link to {target!r}, which is no file of the archive"
+        elif not PurePosixPath(name).is_relative_to(target):  # else it leads up again
+            led_to.update(
+                {name + inner.removeprefix(target): files[inner] for inner in below[target]}
+            )
+    return led_to, broken
+
+
 class _Zip(FileTree):
     """A zip archive, opened once a process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
-        members = (member for member in self._zip().infolist() if not member.is_dir())
-        self._members = {m.filename.removeprefix("./"): m.filename for m in members}
-        self.names = list(self._members)
+        members: dict[str, str] = {}
+        links: dict[str, str] = {}
+        for member in self._zip().infolist():
+            name = normpath(member.filename)
+            if stat.S_ISLNK(member.external_attr >> 16):
+                links[name] = _target(name, os.fsdecode(self._zip().read(member)))
+            elif not member.is_dir():
+                members[name] = member.filename
+        self._members, self._unread = _with_links(members, links)
+        self.names = [*self._members, *self._unread]
 
     def _zip(self) -> zipfile.ZipFile:
         # A forked process shares the parent's file position, so it must open its own.
@@ -231,6 +297,7 @@ class _Zip(FileTree):
         return {**vars(self), "_opened": None}
 
     def read(self, name: str) -> bytes:
+        check(name not in self._unread, f"{self.where(name)}: {self._unread.get(name)}", DataError)
         try:
             return self._zip().read(self._members[name])
         # Besides BadZipFile: OSError, zlib.error, RuntimeError for an encrypted member, …

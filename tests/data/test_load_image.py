@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 from contextlib import suppress
 
@@ -173,6 +174,33 @@ def test_listing_is_sorted_by_relative_path_without_hidden_files_or_loops(tmp_pa
         (tmp_path / name).write_bytes(data)
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
     assert list(list_images(tmp_path)) == ["a/1.jpg", "b/2.PNG"]
+
+
+def test_links_to_folders_are_followed_to_an_end(tmp_path, draw):
+    names = "abcdefghij"
+    for name in names:
+        draw(tmp_path / name / "1.jpg")
+        for other in names:
+            (tmp_path / name / f"to_{other}").symlink_to(f"../{other}")
+    found = list_images(tmp_path)
+    assert {f"{name}/1.jpg" for name in names} <= found.keys()  # whatever leads there too
+    assert {f"{n}/to_{o}/1.jpg" for n in names for o in names if n != o} <= found.keys()
+    assert len(found) < 300
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path, draw, monkeypatch):
+    draw(tmp_path / "a/1.jpg")
+    draw(tmp_path / "b/1.jpg")
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.path.basename(path) == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.warns(UserWarning, match=r"b: left out: Permission denied"):
+        assert list(list_images(tmp_path)) == ["a/1.jpg"]
 
 
 def test_a_sample_knows_its_size_and_refuses_other_shapes():
