@@ -44,9 +44,8 @@ def files_below(root: Path, *, without: Path | None = None) -> Iterator[Path]:
     see :func:`is_hidden` (macOS leaves ``._*.jpg`` files in archives). A folder that cannot be read
     is warned of.
     """
-    left_out, real = without and os.path.realpath(without), os.path.realpath(root)
-    if real != left_out:
-        entered = (real,) if left_out is None else (left_out, real)
+    entered = tuple(os.path.realpath(f) for f in (without, root) if f is not None)
+    if len(set(entered)) == len(entered):  # else all is left out
         yield from _below(root, entered, set(), linked=False)
 
 

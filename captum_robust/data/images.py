@@ -174,11 +174,19 @@ def _wide_grey(image: Image.Image) -> npt.NDArray[np.float32]:
     if image.mode == "F":
         inside = np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1
         check(inside, "pixels: expected floating-point ones in [0, 1], got others")
-        return values.astype(np.float32)
-    # Pillow holds 16-bit grey in 32-bit integers too, so the type alone doesn't tell the range.
-    top = 65535 if image.mode != "I" or values.max() <= 65535 else 2**31 - 1
-    check(values.min() >= 0, "pixels: expected none below 0, got some")
-    return (values.astype(np.float64) / top).astype(np.float32)
+        light = values.astype(np.float32)
+    else:
+        # Pillow holds 16-bit grey in 32-bit integers too, so the type alone doesn't tell the range.
+        top = 65535 if image.mode != "I" or values.max() <= 65535 else 2**31 - 1
+        check(values.min() >= 0, "pixels: expected none below 0, got some")
+        light = (values.astype(np.float64) / top).astype(np.float32)
+    # Pillow heeds these two for 8 bits only.
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # TIFF: white is 0
+        light = 1 - light
+    if "transparency" in image.info:
+        light[values == image.info["transparency"]] = 1
+    return light
 
 
 def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
