@@ -65,10 +65,11 @@ def _below(
     for entry in entries:
         if is_hidden(entry.name):
             continue
-        if not os.path.isdir(entry.path):
+        is_link = entry.is_symlink()
+        if not (os.path.isdir(entry.path) if is_link else entry.is_dir()):
             yield Path(entry.path)
             continue
-        real, is_link = os.path.realpath(entry.path), entry.is_symlink()
+        real = os.path.realpath(entry.path)
         # Behind a link, links are followed to new folders only: where all folders link to all
         # others, there would be more paths than one can wait for.
         if real not in entered and not (linked and is_link and real in seen):

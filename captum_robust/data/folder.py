@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from captum_robust._checks import check, check_choice, printable, unknown_name, valid_unicode
@@ -15,7 +15,7 @@ from captum_robust.data.annotations import mask_box, other_size, parse_box
 from captum_robust.data.classes import ClassIndex
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
 from captum_robust.data.files import by_name, existing, is_hidden, read_text
-from captum_robust.data.images import list_images, load_mask, some_images
+from captum_robust.data.images import list_images, load_mask, some_images, without_suffix
 from captum_robust.data.sample import DataError
 
 _CORNERS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"))
@@ -99,11 +99,11 @@ class ImageFolder(AnnotatedImages):
         self._mask_folder = mask_folder if mask_folder.is_dir() else None
         self._images = some_images(folder, "files such as *.png or *.jpg", without=mask_folder)
         self._rows = _read_table(self._table) if self._table else {}
-        self._masks = by_name(list_images(mask_folder), _stem, mask_folder)
+        self._masks = by_name(list_images(mask_folder), without_suffix, mask_folder)
         self._find_class = ClassIndex(class_names)
         self.class_names: Sequence[str] | None = self._find_class.names
         self._folder_class = self._read_folders(labels, folder)
-        lone = self._masks.keys() - {_stem(name) for name in self._images}
+        lone = self._masks.keys() - {without_suffix(name) for name in self._images}
         self.ids = listed_ids(self._images, [*self._rows, *lone], skip_missing)
 
     def _read_folders(self, labels: str | None, folder: Path) -> dict[str, int]:
@@ -134,7 +134,7 @@ class ImageFolder(AnnotatedImages):
     def _truth(self, id: str, size: tuple[int, int]) -> Truth:
         rows, mask = self._rows.get(id, []), None
         boxes = [(parse_box(r.corners, r.where), r.where) for r in rows if any(r.corners)]
-        if path := self._masks.get(_stem(id)):
+        if path := self._masks.get(without_suffix(id)):
             mask = load_mask(path, exif_orientation=self.exif_orientation, void=self._void)
             height, width = mask.shape
             other = other_size((height, width), size)
@@ -194,8 +194,3 @@ def _read_table(path: Path) -> dict[str, list[_Row]]:
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num}: {error}") from None
     return rows
-
-
-def _stem(name: str) -> str:
-    """The relative path without its suffix."""
-    return str(PurePosixPath(name).with_suffix(""))

@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -226,6 +226,18 @@ def _is_image(path: Path) -> bool:
         return True
     except (OSError, ValueError):
         return False
+
+
+def without_suffix(name: str) -> str:
+    """The path without the suffix of an image file; others belong to the name.
+
+    >>> without_suffix("a/1.jpg"), without_suffix("a/frame.0001")
+    ('a/1', 'a/frame.0001')
+    """
+    path = PurePosixPath(name)
+    suffix = path.suffix.lower()
+    is_known = suffix in EXTENSIONS or suffix in Image.registered_extensions()
+    return str(path.with_suffix("")) if is_known else name
 
 
 def some_images(root: Path, expected: str, *, without: Path | None = None) -> dict[str, Path]:

@@ -269,3 +269,11 @@ def test_two_masks_of_one_name_are_refused(tmp_path, draw):
         ValueError, match=r"masks: expected one file of a name, got a\.bmp and a\.png"
     ):
         ImageFolder(tmp_path)
+
+
+def test_a_mask_belongs_to_the_whole_name_of_its_image(tmp_path, draw):
+    for number in (1, 2):
+        draw(tmp_path / "frame.png").rename(tmp_path / f"frame.000{number}")
+        draw_mask(tmp_path / f"masks/frame.000{number}.png", (number, 0, 9, 9))
+    boxes = [sample.boxes.tolist() for sample in ImageFolder(tmp_path)]
+    assert boxes == [[[1, 0, 9, 9]], [[2, 0, 9, 9]]]

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from captum_robust.cli.shared_options import open_dataset
 from captum_robust.data import DataError, load_dataset, load_image
+from tests.networks import classifier_of
 
 SIZE = (50, 30)  # W×H, upright
 TURNS = {  # what was done to the upright pixels before they were stored, in Pillow's words
@@ -180,3 +182,14 @@ def test_sizes_that_fit_the_other_way_only_are_an_error(tmp_path, kind):
     dataset = dataset_of(kind, tmp_path / "set", data, photograph().convert("L"))
     with pytest.raises(DataError, match=r"50×30.*30×50.*see exif_orientation"):
         dataset[0]
+
+
+def test_the_command_line_says_what_annotations_were_drawn_on(tmp_path):
+    data, upright = file_of(tmp_path, 6), photograph().convert("L")
+    for is_upright, drawn in ((True, upright), (False, stored_of(upright, 6))):
+        root = dataset_of("folder", tmp_path / "set", data, drawn).root
+        options = {"exif_orientation": is_upright, "split": None}
+        (sample,) = open_dataset("folder", root, options, classifier_of())
+        assert sample.boxes.tolist() == [[8, 4, 20, 12]]
+    with pytest.raises(ValueError, match=r"'samples' does not take all of: --exif-orientation"):
+        open_dataset("samples", None, {"exif_orientation": True}, classifier_of())
