@@ -204,8 +204,10 @@ def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
         elif path.suffix.lower() not in COMPANIONS:
             others[path.suffix.lower() or "without suffix"] += 1
     if others:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-        left_out = f"{root}: left out {others.total()} files in which Pillow sees no image: {kinds}"
+        counts = [f"{count} {suffix}" for suffix, count in others.most_common()]
+        more = ["…"] if len(counts) > 5 else []
+        kinds = ", ".join(counts[:5] + more)
+        left_out = f"{root}: files left out, as Pillow sees no image in them: {kinds}"
         warnings.warn(printable(left_out), stacklevel=2)
     return dict(sorted(images.items()))
 
