@@ -126,6 +126,21 @@ def test_links_in_an_archive_are_the_files_that_they_lead_to(tmp_path, folder, p
                 assert packed[index].label == unpacked[index].label
 
 
+@pytest.mark.parametrize("name", [None, *ARCHIVES])
+def test_what_systems_leave_beside_images_is_none(folder, pack, draw, name):
+    ids = TinyImageNet(folder).ids
+    for place in (
+        "@eaDir/val_0.JPEG/thumb.jpg",
+        "._val_1.JPEG",
+        "__MACOSX/val_2.JPEG",
+        "Thumbs.db",
+    ):
+        draw(folder / "scratch.png").rename(folder / "scratch")
+        (folder / "val/images" / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "scratch").rename(folder / "val/images" / place)
+    assert TinyImageNet(pack(name) if name else folder).ids == ids
+
+
 def test_links_that_lead_up_again_end(folder):
     ids = {split: TinyImageNet(folder, split).ids for split in ("train", "val")}
     for i, place in enumerate(("train", "val", f"train/{TENCH}", "val/images")):
