@@ -38,7 +38,7 @@ class ImageFolder(AnnotatedImages):
     half-open, ``file`` relative to the folder of images. A row whose four numbers are empty states
     an image without a box. Masks come from a folder with a file of the same relative path and stem
     for each image, whatever the suffix; every pixel that isn't 0 is object (in a JPEG, every one
-    above half of white), and without a table the box is drawn around the mask. An image that
+    above half of the lightest), and without a table the box is drawn around the mask. An image that
     neither mentions has zero boxes.
 
     The class comes from the table's ``label`` or else from the name of the first sub-folder: a

@@ -84,7 +84,7 @@ def load_mask(
 ) -> Tensor:
     """Decode a mask to H×W bool: every pixel that isn't 0 (palette index or any colour) is object.
 
-    In formats that lose detail, such as JPEG, it is every pixel of more than half of white.
+    In formats that lose detail, such as JPEG, it is every pixel lighter than half of the lightest.
 
     Args:
         source, name, exif_orientation: as for :func:`load_image`.
@@ -92,8 +92,8 @@ def load_mask(
             of the object. 255 in a mask with the palette of Pascal VOC, else None.
 
     Raises:
-        DataError: as :func:`load_image`; or a mask in such a format that isn't mostly black and
-            white, as one of class numbers.
+        DataError: as :func:`load_image`; or a mask in such a format that isn't mostly black and one
+            bright colour, as one of class numbers.
     """
     with _decoded(source, name) as (image, stored, left):
         mask = _object_of(image, void)
@@ -154,11 +154,16 @@ def _object_of(image: Image.Image, void: int | None) -> npt.NDArray[np.bool_]:
     if image.mode in _WITH_ALPHA:
         image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
     if format in _LOSSY:
-        light = _unit_range(image).max(axis=2)
+        pixels = _unit_range(image)
+        # Of a colour JPEG keeps the luminance of each pixel, the rest of four together.
+        light = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+        light /= max(light.max(), 1e-6)
         is_object, unclear = light > 0.5, (light > 0.25) & (light < 0.75)
         noise = 1 / 255 if format == "WEBP" else 0  # which it makes of plain black
-        is_clear = 2 * unclear.sum() <= is_object.sum() if is_object.any() else light.max() <= noise
-        expected = f"mask: expected an object near white on black in a {format} file"
+        is_clear = pixels.max() > 0.5 and 2 * unclear.sum() <= is_object.sum()
+        if pixels.max() <= noise:
+            return np.zeros(light.shape, dtype=np.bool_)
+        expected = f"mask: expected an object of one bright colour on black in a {format} file"
         check(is_clear, f"{expected}, which blurs other values; save it as PNG")
         return np.asarray(is_object)
     if void is None and image.mode == "P" and (image.getpalette() or [])[3 * 255 :] == _VOC_VOID:
