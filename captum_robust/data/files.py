@@ -249,25 +249,32 @@ def _with_links(
     files: dict[str, Place], links: dict[str, str]
 ) -> tuple[dict[str, Place], dict[str, str]]:
     """All files, also those that links to files and folders lead to; why others lead nowhere."""
+    if not links:
+        return files, {}
+    targets = {name: _resolved(target, links) for name, target in links.items()}
+    led_to = files | {name: files[target] for name, target in targets.items() if target in files}
     below: dict[str, list[str]] = {}
-    for name in files if links else ():
+    for name in led_to:
         for folder in PurePosixPath(name).parents:
             below.setdefault(str(folder), []).append(name)
-    led_to, broken = dict(files), {}
-    for name, target in links.items():
-        chain = {name}
-        while target in links and target not in chain:
-            chain.add(target)
-            target = links[target]
-        if target in files:
-            led_to[name] = files[target]
-        elif target not in below:
+    every, broken = dict(led_to), {}
+    for name, target in targets.items():
+        if target in below and not PurePosixPath(name).is_relative_to(target):  # it leads not up
+            every |= {name + inner.removeprefix(target): led_to[inner] for inner in below[target]}
+        elif target not in below and target not in files:
             broken[name] = f"it is a link to {target!r}, which is no file of the archive"
-        elif not PurePosixPath(name).is_relative_to(target):  # else it leads up again
-            led_to.update(
-                {name + inner.removeprefix(target): files[inner] for inner in below[target]}
-            )
-    return led_to, broken
+    return every, broken
+
+
+def _resolved(path: str, links: dict[str, str]) -> str:
+    """Where a path leads through links; as far as after 40 of them, which go in a circle."""
+    for _ in range(40):
+        ways = (path, *map(str, PurePosixPath(path).parents))
+        link = next((way for way in reversed(ways) if way in links), None)
+        if link is None:
+            break
+        path = normpath(links[link] + path.removeprefix(link))
+    return path
 
 
 class _Zip(FileTree):

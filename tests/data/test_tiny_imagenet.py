@@ -109,6 +109,8 @@ def test_links_in_an_archive_are_the_files_that_they_lead_to(tmp_path, folder, p
     os.link(images / "val_0.JPEG", images / "val_4.JPEG")
     (train / TENCH / "images").rename(folder / "tench")
     (train / TENCH / "images").symlink_to("../../tench")
+    (folder / "tench" / f"{TENCH}_2.JPEG").symlink_to(f"{TENCH}_0.JPEG")
+    (images / "val_5.JPEG").symlink_to(f"../../train/{TENCH}/images/{TENCH}_2.JPEG")
     (train / GOLDFISH / "again").symlink_to("../..")
     (images / "loop.JPEG").symlink_to("loop.JPEG")
     (images / "gone.JPEG").symlink_to("/gone.JPEG")
