@@ -32,7 +32,7 @@ from captum_robust.benchmark.runner import Rows, Runner
 from captum_robust.catalog.attacks import strength_of
 from captum_robust.catalog.description import describe_run
 from captum_robust.data import LocalizationDataset, Sample, load_image
-from captum_robust.data.images import EXTENSIONS
+from captum_robust.data.images import without_suffix
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
@@ -206,7 +206,7 @@ def png_names(ids: Sequence[str]) -> list[str]:
     ['a/1.jpg.png', 'a/1.png.png', 'b.png', 'etc/x.png']
     """
     safe = [_safe(name) for name in ids]
-    stems = [_without_suffix(name) for name in safe]
+    stems = [without_suffix(name) for name in safe]
     times = Counter(stem.casefold() for stem in stems)
     names = [
         stem if times[stem.casefold()] == 1 else name
@@ -230,11 +230,6 @@ def _safe(name: str) -> str:
             part = part.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")
         kept.append(part)
     return "/".join(kept) or "image"
-
-
-def _without_suffix(name: str) -> str:
-    path = PurePosixPath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in EXTENSIONS else name
 
 
 def _folder_of(attack: str) -> str:

@@ -131,8 +131,9 @@ def attacks_of(
 
 def given_data_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those options of a command that a data set takes and that were given."""
-    values = {name: options.get(name) for name in ("split", "boxes", "masks", "images")}
-    return {name: value for name, value in values.items() if value is not None}
+    names = ("split", "boxes", "masks", "images", "exif_orientation")
+    values = {name: options.get(name) for name in names}
+    return {name: value for name, value in values.items() if value not in (None, False)}
 
 
 def open_dataset(
@@ -160,7 +161,7 @@ def open_dataset(
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise ValueError(f"{path}: {error}") from None
-        flags = ", ".join(f"--{name}" for name in given)
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"a data set of kind {kind!r} does not take all of: {flags}") from None
     if "labels" in own:
         names = list(model.class_names or [])

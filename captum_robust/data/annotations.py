@@ -102,8 +102,14 @@ def check_size(annotated: tuple[int, int], size: tuple[int, int], where: str) ->
     """Refuse boxes that were drawn on an image of another size; (H, W), zeros mean unknown."""
     fits = annotated == size or not all(annotated)
     stated = f"annotates an image of {annotated[1]}×{annotated[0]} pixels"
-    advice = f"the image has {size[1]}×{size[0]}; scale the boxes with the images"
-    check(fits, f"{where}: {stated}, but {advice}", DataError)
+    check(fits, f"{where}: {stated}, but the image has {other_size(annotated, size)}", DataError)
+
+
+def other_size(annotated: tuple[int, int], size: tuple[int, int]) -> str:
+    """The image's size (H, W), and what may be wrong with annotations of another."""
+    is_turned = annotated == size[::-1]
+    cause = "it is turned, see exif_orientation" if is_turned else "scale one to the other"
+    return f"{size[1]}×{size[0]}; {cause}"
 
 
 def mask_box(mask: Tensor) -> list[Box]:

@@ -19,7 +19,6 @@ from captum_robust.data.classes import category_labels
 from captum_robust.data.coco_mask import union_mask
 from captum_robust.data.dataset import AnnotatedImages, Truth, entry_id
 from captum_robust.data.files import existing, read_text
-from captum_robust.data.images import load_image
 from captum_robust.data.sample import DataError
 
 _DEEPEST = 64
@@ -54,6 +53,8 @@ class Coco(AnnotatedImages):
         category_to_class: COCO's category name → the classifier's index.
         class_names: the classifier's classes, in order; a category of the same name gets the
             index. Where neither names it, the label is None.
+        exif_orientation: boxes and masks were drawn on upright images, as most viewers show them;
+            by default on the pixels as they are stored. Images are upright either way.
         skip_missing: leave out images that are not in the folder.
 
     Raises:
@@ -74,9 +75,11 @@ class Coco(AnnotatedImages):
         categories: Sequence[str] | None = None,
         category_to_class: Mapping[str, int] | None = None,
         class_names: Sequence[str] | None = None,
+        exif_orientation: bool = False,
         skip_missing: bool = False,
     ) -> None:
         self.root = Path(root)
+        self.exif_orientation = exif_orientation
         self.class_names = class_names
         if self.root.suffix.lower() == ".json":
             self._path, beside = self.root, self.root.parent
@@ -134,13 +137,13 @@ class Coco(AnnotatedImages):
     def _wheres(self, entry: _Entry) -> list[str]:
         return [f"{self._path}: annotation {_key(each.get('id'))}" for each in entry.objects]
 
-    def _image(self, id: str) -> tuple[Tensor, str]:
+    def _image_file(self, id: str) -> tuple[Path | bytes, str]:
         entry = self._entries[id]
         at = next(iter(self._wheres(entry)), self._path)
         missing = f"{at}: no image with id {_key(entry.image['id'])} and a file_name"
         check(_file_name(entry.image), missing, DataError)
         path = self._file(entry)
-        return load_image(path), str(path)
+        return path, str(path)
 
     def _truth(self, id: str, size: tuple[int, int]) -> Truth:
         entry = self._entries[id]

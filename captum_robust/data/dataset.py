@@ -7,17 +7,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index as as_index
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from captum_robust._checks import check, valid_unicode
 from captum_robust.data.annotations import Box, checked_boxes
-from captum_robust.data.files import stem_of
+from captum_robust.data.files import Place
+from captum_robust.data.images import load_oriented
+from captum_robust.data.orientation import is_transposed, turned, turned_boxes
 from captum_robust.data.sample import DataError, Sample
-
-Place = TypeVar("Place")
 
 
 class LocalizationDataset(Dataset[Sample], ABC):
@@ -67,23 +67,36 @@ class Truth:
 
 
 class AnnotatedImages(LocalizationDataset):
-    """A data set of image files and annotations, each in its layout."""
+    """A data set of image files and annotations, each in its layout.
+
+    Images are turned upright as their EXIF tag says, and boxes and masks with them.
+    """
+
+    exif_orientation = False
+    """Whether boxes and masks were drawn on upright images, as viewers show them; else on the
+    pixels as they are stored."""
 
     @abstractmethod
-    def _image(self, id: str) -> tuple[Tensor, str]:
-        """The image 3×H×W and where it comes from; :class:`DataError` where there is none."""
+    def _image_file(self, id: str) -> tuple[Path | bytes, str]:
+        """Where the image is, or its bytes, and its name in messages; or :class:`DataError`."""
 
     @abstractmethod
     def _truth(self, id: str, size: tuple[int, int], /) -> Truth:
-        """What is known of the image, whose size is (H, W)."""
+        """What is known of the image that boxes and masks were drawn on, whose size is (H, W)."""
 
     def _load(self, index: int) -> Sample:
         id = self.ids[index]
-        image, source = self._image(id)
-        size = (image.shape[1], image.shape[2])
-        truth = self._truth(id, size)
-        boxes = checked_boxes(truth.boxes, size)
-        return Sample(image, truth.label, boxes, id, truth.mask, source=source)
+        file, source = self._image_file(id)
+        image, orientation = load_oriented(file, name=source)
+        if self.exif_orientation:
+            orientation = 1  # of the annotations: they are upright already
+        height, width = image.shape[1:]
+        drawn_on = (width, height) if is_transposed(orientation) else (height, width)
+        truth = self._truth(id, drawn_on)
+        boxes = checked_boxes(truth.boxes, drawn_on)
+        boxes = turned_boxes(boxes, orientation, (height, width))
+        mask = None if truth.mask is None else turned(truth.mask, orientation)
+        return Sample(image, truth.label, boxes, id, mask, source=source)
 
 
 def listed_ids(
@@ -97,19 +110,6 @@ def place_of(images: Mapping[str, Place], id: str, annotation: object) -> Place:
     """Where the image is; :class:`DataError` that names its annotation if there is no image."""
     check(id in images, f"{annotation}: annotates {id}, but there is no such image", DataError)
     return images[id]
-
-
-def by_stem(images: Mapping[str, Place], root: Path) -> dict[str, Place]:
-    """The images by their names without folders and suffix, as annotations name them.
-
-    Raises:
-        ValueError: two of them share one, so that either could be meant.
-    """
-    names: dict[str, str] = {}
-    for name in images:
-        other = names.setdefault(stem_of(name), name)
-        check(other == name, f"{root}: {other} and {name} are one image to the annotations")
-    return {stem: images[name] for stem, name in names.items()}
 
 
 def entry_id(image: str, category: str) -> str:

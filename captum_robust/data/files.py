@@ -6,18 +6,92 @@ import io
 import os
 import stat
 import tarfile
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
-from posixpath import basename
-from typing import Any, BinaryIO, Literal
+from pathlib import Path, PurePosixPath
+from posixpath import basename, dirname, join, normpath
+from typing import Any, BinaryIO, Literal, TypeVar
 
-from captum_robust._checks import check
+from captum_robust._checks import check, printable, valid_unicode
 from captum_robust.data.sample import DataError
 
 LARGEST = 2**30
 """Bytes of one sample's file."""
+Place = TypeVar("Place")
+
+
+_SYSTEM_FOLDERS = (
+    *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # of a NAS
+    *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
+)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path is hidden, or a folder that a system keeps beside one's own.
+
+    >>> is_hidden("cat/._1.jpg"), is_hidden("@eaDir/1.jpg"), is_hidden("cat/1.jpg")
+    (True, True, False)
+    """
+    parts = name.split("/")
+    return any(part.startswith(".") or part.casefold() in _SYSTEM_FOLDERS for part in parts)
+
+
+def files_below(root: Path, *, without: Path | None = None) -> Iterator[Path]:
+    """The files at any depth, in order of their paths, but for those in the folder ``without``.
+
+    Links to folders are followed, but for those that lead up again. Hidden names are passed over,
+    see :func:`is_hidden` (macOS leaves ``._*.jpg`` files in archives). A folder that cannot be read
+    is warned of.
+    """
+    entered = tuple(os.path.realpath(f) for f in (without, root) if f is not None)
+    if len(set(entered)) == len(entered):  # else all is left out
+        yield from _below(root, entered, set(), linked=False)
+
+
+def _below(
+    folder: Path, entered: tuple[str, ...], seen: set[str], *, linked: bool
+) -> Iterator[Path]:
+    """``entered``: the real folders on the way here, to which a link has led if ``linked``."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        warnings.warn(printable(f"{folder}: left out: {error.strerror}"), stacklevel=3)
+        return
+    seen.add(entered[-1])
+    for entry in entries:
+        if is_hidden(entry.name):
+            continue
+        is_link = entry.is_symlink()
+        if not (os.path.isdir(entry.path) if is_link else entry.is_dir()):
+            yield Path(entry.path)
+            continue
+        real = os.path.realpath(entry.path)
+        # Behind a link, links are followed to new folders only: where all folders link to all
+        # others, there would be more paths than one can wait for.
+        if real not in entered and not (linked and is_link and real in seen):
+            inside = (*entered, real)
+            yield from _below(Path(entry.path), inside, seen, linked=linked or is_link)
+
+
+def by_name(
+    files: Mapping[str, Place], name_of: Callable[[str], str], where: object
+) -> dict[str, Place]:
+    """The files by what ``name_of`` makes of their paths, as valid text.
+
+    Raises:
+        ValueError: two files of one name.
+    """
+    paths: dict[str, str] = {}
+    for path in files:
+        other = paths.setdefault(valid_unicode(name_of(path)), path)
+        check(other == path, f"{where}: expected one file of a name, got {other} and {path}")
+    return {name: files[path] for name, path in paths.items()}
 
 
 def existing(path: str | Path, kind: Literal["file", "folder"], expected: str) -> Path:
@@ -120,11 +194,7 @@ def open_tree(path: Path) -> FileTree:
 class _Folder(FileTree):
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.names = [
-            Path(folder, file).relative_to(path).as_posix()
-            for folder, _, files in os.walk(path, followlinks=True)
-            for file in files
-        ]
+        self.names = [file.relative_to(path).as_posix() for file in files_below(path)]
 
     def read(self, name: str) -> bytes:
         return read_bytes(self.path / name)
@@ -143,13 +213,23 @@ class _Tar(FileTree):
         self.path = path
         with tarfile.open(path) as tar:
             self._is_plain = isinstance(tar.fileobj, io.BufferedReader)
+        spans: dict[str, tuple[int, int]] = {}  # offset and size
+        links: dict[str, str] = {}
+        self._unread: dict[str, str] = {}
         with self._open() as file, tarfile.open(fileobj=file) as tar:
-            self._spans = {  # offset and size
-                member.name.removeprefix("./"): (member.offset_data, member.size)
-                for member in tar
-                if member.isreg() and not member.issparse()
-            }
-        self.names = list(self._spans)
+            for member in tar:
+                name = normpath(member.name)
+                for those in (spans, links, self._unread):
+                    those.pop(name, None)  # of two members of one name the later counts
+                if member.issym() or member.islnk():
+                    links[name] = _target(name, member.linkname, is_hard=member.islnk())
+                elif member.isreg() and not member.issparse():
+                    spans[name] = (member.offset_data, member.size)
+                elif not member.isdir():
+                    self._unread[name] = "it is a device or a sparse file, which are not read"
+        self._spans, broken = _with_links(spans, links)
+        self._unread |= broken
+        self.names = [*self._spans, *self._unread]
 
     def _open(self) -> BinaryIO:
         return self.path.open("rb") if self._is_plain else io.BytesIO(self._uncompressed)
@@ -166,6 +246,7 @@ class _Tar(FileTree):
         return {key: value for key, value in vars(self).items() if key != "_uncompressed"}
 
     def read(self, name: str) -> bytes:
+        check(name not in self._unread, f"{self.where(name)}: {self._unread.get(name)}", DataError)
         offset, size = self._spans[name]
         try:
             with self._open() as file:
@@ -178,15 +259,59 @@ class _Tar(FileTree):
         return data
 
 
+def _target(name: str, link: str, *, is_hard: bool = False) -> str:
+    """The path in the archive that a link leads to; a hard link's is one from the root."""
+    return normpath(link if is_hard else join(dirname(name), link))
+
+
+def _with_links(
+    files: dict[str, Place], links: dict[str, str]
+) -> tuple[dict[str, Place], dict[str, str]]:
+    """All files, also those that links to files and folders lead to; why others lead nowhere."""
+    if not links:
+        return files, {}
+    targets = {name: _resolved(target, links) for name, target in links.items()}
+    led_to = files | {name: files[target] for name, target in targets.items() if target in files}
+    below: dict[str, list[str]] = {}
+    for name in led_to:
+        for folder in PurePosixPath(name).parents:
+            below.setdefault(str(folder), []).append(name)
+    every, broken = dict(led_to), {}
+    for name, target in targets.items():
+        if target in below and not PurePosixPath(name).is_relative_to(target):  # it leads not up
+            every |= {name + inner.removeprefix(target): led_to[inner] for inner in below[target]}
+        elif target not in below and target not in files:
+            broken[name] = f"it is a link to {target!r}, which is no file of the archive"
+    return every, broken
+
+
+def _resolved(path: str, links: dict[str, str]) -> str:
+    """Where a path leads through links; as far as after 40 of them, which go in a circle."""
+    for _ in range(40):
+        ways = (path, *map(str, PurePosixPath(path).parents))
+        link = next((way for way in reversed(ways) if way in links), None)
+        if link is None:
+            break
+        path = normpath(links[link] + path.removeprefix(link))
+    return path
+
+
 class _Zip(FileTree):
     """A zip archive, opened once a process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
-        members = (member for member in self._zip().infolist() if not member.is_dir())
-        self._members = {m.filename.removeprefix("./"): m.filename for m in members}
-        self.names = list(self._members)
+        members: dict[str, str] = {}
+        links: dict[str, str] = {}
+        for member in self._zip().infolist():
+            name = normpath(member.filename)
+            if stat.S_ISLNK(member.external_attr >> 16):
+                links[name] = _target(name, os.fsdecode(self._zip().read(member)))
+            elif not member.is_dir():
+                members[name] = member.filename
+        self._members, self._unread = _with_links(members, links)
+        self.names = [*self._members, *self._unread]
 
     def _zip(self) -> zipfile.ZipFile:
         # A forked process shares the parent's file position, so it must open its own.
@@ -198,6 +323,7 @@ class _Zip(FileTree):
         return {**vars(self), "_opened": None}
 
     def read(self, name: str) -> bytes:
+        check(name not in self._unread, f"{self.where(name)}: {self._unread.get(name)}", DataError)
         try:
             return self._zip().read(self._members[name])
         # Besides BadZipFile: OSError, zlib.error, RuntimeError for an encrypted member, …

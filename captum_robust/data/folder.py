@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-
-from captum_robust._checks import check, check_choice, unknown_name
-from captum_robust.data.annotations import mask_box, parse_box, table_rows
+from captum_robust._checks import check, check_choice, printable, unknown_name, valid_unicode
+from captum_robust.data.annotations import mask_box, other_size, parse_box, table_rows
 from captum_robust.data.classes import ClassIndex
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import existing, read_text
-from captum_robust.data.images import list_images, load_image, load_mask, some_images
+from captum_robust.data.files import by_name, existing, is_hidden, read_text
+from captum_robust.data.images import list_images, load_mask, some_images, without_suffix
 from captum_robust.data.sample import DataError
 
 _CORNERS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"))
@@ -36,8 +36,9 @@ class ImageFolder(AnnotatedImages):
     ``xmin, ymin, xmax, ymax``) and, if known, ``label``: one row a box, in pixels, 0-based,
     half-open, ``file`` relative to the folder of images. A row whose four numbers are empty states
     an image without a box. Masks come from a folder with a file of the same relative path and stem
-    for each image, whatever the suffix; every pixel that isn't 0 is object, and without a table
-    the box is drawn around the mask. An image that neither mentions has zero boxes.
+    for each image, whatever the suffix; every pixel that isn't 0 is object (in a JPEG, every one
+    above half of the lightest), and without a table the box is drawn around the mask. An image that
+    neither mentions has zero boxes.
 
     The class comes from the table's ``label`` or else from the name of the first sub-folder: a
     class index, a WordNet id or a class name.
@@ -47,12 +48,15 @@ class ImageFolder(AnnotatedImages):
             otherwise, and the images are those of ``root/images`` if that exists.
         boxes: path of the table of boxes.
         masks: path of the folder of masks.
+        void: value of mask pixels that are neither object nor background, and don't count as
+            object; 255 in masks with the palette of Pascal VOC, else none.
         labels: what the sub-folders' names mean. ``"names"``: classes, as above; a tree in which
             none of them is a class has no labels. ``"sorted"``: the class is the sub-folder's
-            position in alphabetical order, as in torchvision's ``ImageFolder``. None: nothing.
+            position in alphabetical order, as in torchvision's ``ImageFolder``, also where one
+            has no images. None: nothing.
         class_names: the classifier's classes in order; ImageNet's 1,000 by default.
-        exif_orientation: turn images upright as their EXIF tag says; boxes and masks must then
-            have been drawn on the upright image.
+        exif_orientation: boxes and masks were drawn on upright images, as most viewers show them;
+            by default on the pixels as they are stored. Images are upright either way.
         skip_missing: leave out rows and masks whose image is missing.
 
     Raises:
@@ -69,6 +73,7 @@ class ImageFolder(AnnotatedImages):
         *,
         boxes: str | Path | None = None,
         masks: str | Path | None = None,
+        void: int | None = None,
         labels: Literal["names", "sorted"] | None = "names",
         class_names: Sequence[str] | None = None,
         exif_orientation: bool = False,
@@ -76,7 +81,8 @@ class ImageFolder(AnnotatedImages):
     ) -> None:
         check_choice("meaning of labels", labels, ["names", "sorted", None])
         self.root = Path(root)
-        self._exif_orientation = exif_orientation
+        self.exif_orientation = exif_orientation
+        self._void = void
         existing(self.root, "folder", "a folder of images")
         table = self.root / "boxes.csv"
         if boxes is not None:
@@ -92,19 +98,24 @@ class ImageFolder(AnnotatedImages):
         self._mask_folder = mask_folder if mask_folder.is_dir() else None
         self._images = some_images(folder, "files such as *.png or *.jpg", without=mask_folder)
         self._rows = _read_table(self._table) if self._table else {}
-        self._masks = _by_stem(list_images(mask_folder))
+        self._masks = by_name(list_images(mask_folder), without_suffix, mask_folder)
         self._find_class = ClassIndex(class_names)
         self.class_names: Sequence[str] | None = self._find_class.names
-        self._folder_class = self._read_folders(labels)
-        lone = self._masks.keys() - _by_stem(self._images)
+        self._folder_class = self._read_folders(labels, folder)
+        lone = self._masks.keys() - {without_suffix(name) for name in self._images}
         self.ids = listed_ids(self._images, [*self._rows, *lone], skip_missing)
 
-    def _read_folders(self, labels: str | None) -> dict[str, int]:
+    def _read_folders(self, labels: str | None, folder: Path) -> dict[str, int]:
         """Sub-folder → class index; empty where the folders say nothing."""
         folders = sorted({name.split("/")[0] for name in self._images if "/" in name})
         if labels is None or not folders:
             return {}
         if labels == "sorted":
+            empty = sorted(set(_folders_in(folder, self._mask_folder)) - set(folders))
+            if empty:
+                which = printable(", ".join(empty[:5]))
+                warnings.warn(f"{folder}: classes without an image: {which}", stacklevel=2)
+            folders = sorted([*folders, *empty])
             self._find_class = ClassIndex(folders)
             self.class_names = folders
             return {name: index for index, name in enumerate(folders)}
@@ -114,18 +125,19 @@ class ImageFolder(AnnotatedImages):
             raise unknown_name("class folder", unknown[0], self._find_class.names)
         return {name: index for name, index in indices.items() if index is not None}
 
-    def _image(self, id: str) -> tuple[Tensor, str]:
+    def _image_file(self, id: str) -> tuple[Path | bytes, str]:
         rows = self._rows.get(id)
         path = place_of(self._images, id, rows[0].where if rows else self._masks.get(id))
-        return load_image(path, exif_orientation=self._exif_orientation), str(path)
+        return path, str(path)
 
     def _truth(self, id: str, size: tuple[int, int]) -> Truth:
         rows, mask = self._rows.get(id, []), None
         boxes = [(parse_box(r.corners, r.where), r.where) for r in rows if any(r.corners)]
-        if path := self._masks.get(_stem(id)):
-            mask = load_mask(path)
+        if path := self._masks.get(without_suffix(id)):
+            mask = load_mask(path, exif_orientation=self.exif_orientation, void=self._void)
             height, width = mask.shape
-            sides = f"the mask has {width}×{height} pixels, its image {size[1]}×{size[0]}"
+            other = other_size((height, width), size)
+            sides = f"the mask has {width}×{height} pixels, its image {other}"
             check(mask.shape == size, f"{path}: {sides}", DataError)
             if not rows:
                 boxes = [(box, str(path)) for box in mask_box(mask)]
@@ -149,6 +161,17 @@ class ImageFolder(AnnotatedImages):
         return index
 
 
+def _folders_in(root: Path, without: Path | None) -> list[str]:
+    """The sub-folders, but for hidden ones, ``without``, and links that lead up again."""
+    above = os.path.realpath(root)
+    masks = None if without is None else os.path.realpath(without)
+    paths = [path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)]
+    reals = {valid_unicode(path.name): os.path.realpath(path) for path in paths}
+    return [
+        n for n, real in reals.items() if real != masks and not Path(above).is_relative_to(real)
+    ]
+
+
 def _read_table(path: Path) -> dict[str, list[_Row]]:
     """File → its rows; what is wrong with a row waits until its sample is loaded."""
     lines = read_text(path).splitlines() or [""]
@@ -170,12 +193,3 @@ def _read_table(path: Path) -> dict[str, list[_Row]]:
         row = _Row(numbers, cell.get("label", ""), f"{path}:{number}")
         rows.setdefault(file, []).append(row)
     return rows
-
-
-def _stem(name: str) -> str:
-    """The relative path without its suffix."""
-    return str(PurePosixPath(name).with_suffix(""))
-
-
-def _by_stem(paths: dict[str, Path]) -> dict[str, Path]:
-    return {_stem(name): path for name, path in paths.items()}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
-
 from captum_robust._checks import check, check_choice, valid_unicode
 from captum_robust.data.annotations import check_size, parse_box, table_rows
 from captum_robust.data.classes import (
@@ -15,9 +13,9 @@ from captum_robust.data.classes import (
     imagenet_wnids,
     numbered,
 )
-from captum_robust.data.dataset import AnnotatedImages, Truth, by_stem, listed_ids, place_of
-from captum_robust.data.files import existing, read_text, stem_of
-from captum_robust.data.images import load_image, some_images
+from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
+from captum_robust.data.files import by_name, existing, files_below, read_text, stem_of
+from captum_robust.data.images import some_images
 from captum_robust.data.sample import DataError
 from captum_robust.data.voc_xml import AnnotatedObject, read_voc_xml
 
@@ -39,6 +37,8 @@ class ImageNet(AnnotatedImages):
     Args:
         root: the folder that holds ``ILSVRC``.
         split: ``"val"`` or ``"train"``.
+        exif_orientation: boxes were drawn on upright images, as most viewers show them; by default
+            on the pixels as they are stored. Images are upright either way.
         skip_missing: leave out annotations whose image is missing, to read a part of the set with
             the annotations of the whole.
 
@@ -49,14 +49,22 @@ class ImageNet(AnnotatedImages):
 
     kind = "imagenet"
 
-    def __init__(self, root: str | Path, split: str = "val", *, skip_missing: bool = False) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "val",
+        *,
+        exif_orientation: bool = False,
+        skip_missing: bool = False,
+    ) -> None:
         check_choice("split of ImageNet", split, ["val", "train"])
         self.root = Path(root)
+        self.exif_orientation = exif_orientation
         self.split = split
         folder = self.root / "ILSVRC" / "Data" / "CLS-LOC" / split
         existing(folder, "folder", "the images of ILSVRC's Kaggle archive there")
         images = some_images(folder, "*.JPEG")
-        self._images = by_stem(images, folder)
+        self._images = by_name(images, stem_of, folder)
         self._folder_class = {stem_of(n): n.split("/")[0] for n in images if "/" in n}
 
         annotations = self.root / "ILSVRC" / "Annotations" / "CLS-LOC" / split
@@ -64,7 +72,7 @@ class ImageNet(AnnotatedImages):
         has_boxes = annotations.is_dir() or self._csv_path.is_file()
         other = f"nor {self._csv_path.name} in {self.root}; expected one of them for the boxes"
         check(has_boxes, f"{annotations}: no such folder, {other}", FileNotFoundError)
-        xml = sorted(annotations.rglob("*.xml"))
+        xml = (path for path in files_below(annotations) if path.suffix.lower() == ".xml")
         self._xml = {valid_unicode(path.stem): path for path in xml}
         self._csv = _read_solution(self._csv_path) if self._csv_path.is_file() else {}
         self._read_classes()
@@ -82,9 +90,9 @@ class ImageNet(AnnotatedImages):
         self._wnids = {wnid: index for index, wnid in enumerate(names)}
         self.class_names = tuple(names.values())
 
-    def _image(self, id: str) -> tuple[Tensor, str]:
+    def _image_file(self, id: str) -> tuple[Path | bytes, str]:
         path = place_of(self._images, id, self._xml.get(id, self._csv_path))
-        return load_image(path), str(path)
+        return path, str(path)
 
     def _truth(self, id: str, size: tuple[int, int]) -> Truth:
         line, text = self._csv.get(id, (0, ""))

@@ -4,33 +4,51 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from captum_robust._checks import check
-from captum_robust.data.files import read_bytes
+from captum_robust._checks import check, printable, valid_unicode
+from captum_robust.data.files import files_below, read_bytes
+from captum_robust.data.orientation import turned, turned_back
 from captum_robust.data.sample import DataError
 
+_DAMAGED_EXIF = (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error)
+"""What Pillow raises on EXIF data that cannot be read; the pixels may be whole all the same."""
 _WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".png", ".apng", ".gif", ".webp"),
+    *(".avif", ".bmp", ".dib", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
 )
-"""Suffixes of the files that a folder listing takes for images, in lower case."""
+"""Suffixes of the files that a folder listing takes for images, in lower case. Files of another
+name are images if Pillow knows them by their first bytes."""
+COMPANIONS = (
+    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf"),
+    *(".npy", ".npz", ".mat", ".db", ".sqlite", ".ini", ".log", ".py", ".zip", ".gz", ".tar"),
+    *(".safetensors", ".pt", ".pth"),
+)
+"""Suffixes of files that lie beside images and are none, in lower case."""
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
+"""Formats that do not give back the values that were saved, or need not."""
+_VOC_VOID = [224, 224, 192]
+"""The colour of index 255 in the palette of Pascal VOC's masks: the outline of its objects."""
+_NO_PICTURES = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
+"""Formats that Pillow knows and cannot decode by itself."""
 
 
 def load_image(
-    source: str | Path | bytes, *, name: str | None = None, exif_orientation: bool = False
+    source: str | Path | bytes, *, name: str | None = None, exif_orientation: bool = True
 ) -> Tensor:
-    """Decode an image to 3×H×W float32 RGB in [0, 1].
+    """Decode an image to 3×H×W float32 RGB in [0, 1], upright.
 
     Grey images are repeated over the channels, palettes and CMYK converted, the first frame of
     several is taken, and transparent pixels are laid over white. 16-bit and floating-point grey is
@@ -39,35 +57,58 @@ def load_image(
     Args:
         source: path, or the file's bytes.
         name: what to call the image in errors; the path by default.
-        exif_orientation: turn the image upright as its EXIF tag says. Off by default, because
-            boxes refer to the stored pixels; torchvision's ``ImageFolder`` does the same.
+        exif_orientation: turn the image upright as its EXIF tag says, as viewers do; False leaves
+            the pixels as they are stored.
 
     Raises:
         DataError: missing, empty, truncated or undecodable file, or more pixels than
             ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    with _decoded(source, name) as image:
-        upright = ImageOps.exif_transpose(image) if exif_orientation else image
-        pixels = _unit_range(upright)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    image, orientation = load_oriented(source, name=name)
+    return image if exif_orientation else turned_back(image, orientation)
 
 
-def load_mask(source: str | Path | bytes, *, name: str | None = None) -> Tensor:
+def load_oriented(source: str | Path | bytes, *, name: str | None = None) -> tuple[Tensor, int]:
+    """:func:`load_image`, and the EXIF orientation, from 1 to 8, that the pixels are stored in."""
+    with _decoded(source, name) as (image, stored, left):
+        pixels = _unit_range(image)
+    return turned(torch.from_numpy(pixels).permute(2, 0, 1), left), stored
+
+
+def load_mask(
+    source: str | Path | bytes,
+    *,
+    name: str | None = None,
+    exif_orientation: bool = True,
+    void: int | None = None,
+) -> Tensor:
     """Decode a mask to H×W bool: every pixel that isn't 0 (palette index or any colour) is object.
 
+    In formats that lose detail, such as JPEG, it is every pixel lighter than half of the lightest.
+
+    Args:
+        source, name, exif_orientation: as for :func:`load_image`.
+        void: the value of pixels that belong to neither object nor background, which are left out
+            of the object. 255 in a mask with the palette of Pascal VOC, else None.
+
     Raises:
-        DataError: as :func:`load_image`.
+        DataError: as :func:`load_image`; or a mask in such a format that isn't mostly black and one
+            bright colour, as one of class numbers.
     """
-    with _decoded(source, name) as image:
-        if image.mode in _WITH_ALPHA:
-            image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
-        values = np.asarray(image)
-        mask = (values != 0) if values.ndim == 2 else (values != 0).any(axis=2)
-    return torch.from_numpy(mask)
+    with _decoded(source, name) as (image, stored, left):
+        mask = _object_of(image, void)
+    upright = turned(torch.from_numpy(mask), left)
+    return upright if exif_orientation else turned_back(upright, stored)
 
 
 @contextmanager
-def _decoded(source: str | Path | bytes, name: str | None) -> Iterator[Image.Image]:
+def _decoded(
+    source: str | Path | bytes, name: str | None
+) -> Iterator[tuple[Image.Image, int, int]]:
+    """The image, the EXIF orientation of its file, and the one that is left to be heeded.
+
+    The two differ for TIFF, which Pillow turns upright itself.
+    """
     data = source if isinstance(source, bytes) else read_bytes(Path(source), name)
     name = name or ("image" if isinstance(source, bytes) else os.fspath(source))
     check(data, f"{name}: the file is empty (0 bytes)", DataError)
@@ -76,14 +117,24 @@ def _decoded(source: str | Path | bytes, name: str | None) -> Iterator[Image.Ima
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", module="PIL", category=UserWarning)
             with Image.open(io.BytesIO(data)) as image:
+                stored = _orientation(image)
                 image.load()
-                yield image
+                yield image, stored, _orientation(image)
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image that Pillow can read ({len(data)} bytes)") from None
     # On a damaged file Pillow's decoders raise almost anything, from SyntaxError to struct.error.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot decode the image: {reason}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, from 1 to 8; 1 where there is none, or none that can be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DAMAGED_EXIF:
+        return 1
+    return int(value) if value in range(1, 9) else 1
 
 
 def _unit_range(image: Image.Image) -> npt.NDArray[np.float32]:
@@ -97,43 +148,103 @@ def _unit_range(image: Image.Image) -> npt.NDArray[np.float32]:
     return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
 
 
+def _object_of(image: Image.Image, void: int | None) -> npt.NDArray[np.bool_]:
+    """H×W: the object of a mask."""
+    format = image.format
+    if image.mode in _WITH_ALPHA:
+        image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
+    if format in _LOSSY:
+        pixels = _unit_range(image)
+        # Of a colour JPEG keeps the luminance of each pixel, the rest of four together.
+        light = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+        light /= max(light.max(), 1e-6)
+        is_object, unclear = light > 0.5, (light > 0.25) & (light < 0.75)
+        noise = 1 / 255 if format == "WEBP" else 0  # which it makes of plain black
+        is_clear = pixels.max() > 0.5 and 2 * unclear.sum() <= is_object.sum()
+        if pixels.max() <= noise:
+            return np.zeros(light.shape, dtype=np.bool_)
+        expected = f"mask: expected an object of one bright colour on black in a {format} file"
+        check(is_clear, f"{expected}, which blurs other values; save it as PNG")
+        return np.asarray(is_object)
+    if void is None and image.mode == "P" and (image.getpalette() or [])[3 * 255 :] == _VOC_VOID:
+        void = 255
+    values = np.asarray(image)
+    is_object = (values != 0) if void is None else (values != 0) & (values != void)
+    return np.asarray(is_object if values.ndim == 2 else is_object.any(axis=2))
+
+
 def _wide_grey(image: Image.Image) -> npt.NDArray[np.float32]:
     """H×W float32 in [0, 1]."""
     values = np.asarray(image)
     if image.mode == "F":
         inside = np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1
         check(inside, "pixels: expected floating-point ones in [0, 1], got others")
-        return values.astype(np.float32)
-    # Pillow holds 16-bit grey in 32-bit integers too, so the type alone doesn't tell the range.
-    top = 65535 if image.mode != "I" or values.max() <= 65535 else 2**31 - 1
-    check(values.min() >= 0, "pixels: expected none below 0, got some")
-    return (values.astype(np.float64) / top).astype(np.float32)
+        light = values.astype(np.float32)
+    else:
+        # Pillow holds 16-bit grey in 32-bit integers too, so the type alone doesn't tell the range.
+        top = 65535 if image.mode != "I" or values.max() <= 65535 else 2**31 - 1
+        check(values.min() >= 0, "pixels: expected none below 0, got some")
+        light = (values.astype(np.float64) / top).astype(np.float32)
+    # Pillow heeds these two for 8 bits only.
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # TIFF: white is 0
+        light = 1 - light
+    if "transparency" in image.info:
+        light[values == image.info["transparency"]] = 1
+    return light
 
 
 def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
     """Every image file under ``root`` by its path relative to it (with ``/``), sorted.
 
-    The folder ``without`` is left out. In the names bytes that aren't UTF-8 are written as
-    ``\\xNN``.
-
-    Links to folders are followed, each real folder once; names that start with a dot are passed
-    over (macOS leaves ``._*.jpg`` files in archives).
+    Files are those of :func:`captum_robust.data.files.files_below`. A warning counts those that are
+    neither images nor :data:`COMPANIONS` by their suffix. The names are
+    :func:`captum_robust._checks.valid_unicode`.
     """
     images: dict[str, Path] = {}
-    seen = set() if without is None else {os.path.realpath(without)}
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
-                path = Path(folder, file)
-                relative = os.fsencode(path.relative_to(root).as_posix())
-                images[relative.decode("utf-8", "backslashreplace")] = path  # valid Unicode
+    others: Counter[str] = Counter()
+    for path in files_below(root, without=without):
+        if _is_image(path):
+            images[valid_unicode(path.relative_to(root).as_posix())] = path
+        elif path.suffix.lower() not in COMPANIONS:
+            others[path.suffix.lower() or "without suffix"] += 1
+    if others:
+        counts = [f"{count} {suffix}" for suffix, count in others.most_common()]
+        more = ["…"] if len(counts) > 5 else []
+        kinds = ", ".join(counts[:5] + more)
+        left_out = f"{root}: files left out, as Pillow sees no image in them: {kinds}"
+        warnings.warn(printable(left_out), stacklevel=2)
     return dict(sorted(images.items()))
+
+
+def _is_image(path: Path) -> bool:
+    """By its suffix, or else by its first bytes."""
+    suffix = path.suffix.lower()
+    if suffix in EXTENSIONS or suffix in COMPANIONS:
+        return suffix in EXTENSIONS
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if not path.is_file():  # a pipe would be waited for
+                return False
+            with Image.open(path) as image:
+                return image.format not in _NO_PICTURES
+    except Image.DecompressionBombError:  # which is said when it is loaded
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def without_suffix(name: str) -> str:
+    """The path without the suffix of an image file; others belong to the name.
+
+    >>> without_suffix("a/1.jpg"), without_suffix("a/frame.0001")
+    ('a/1', 'a/frame.0001')
+    """
+    path = PurePosixPath(name)
+    suffix = path.suffix.lower()
+    is_known = suffix in EXTENSIONS or suffix in Image.registered_extensions()
+    return str(path.with_suffix("")) if is_known else name
 
 
 def some_images(root: Path, expected: str, *, without: Path | None = None) -> dict[str, Path]:

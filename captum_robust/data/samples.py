@@ -10,12 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from captum_robust.data.classes import imagenet_names
 from captum_robust.data.dataset import AnnotatedImages, Truth
 from captum_robust.data.fit import crop_to
-from captum_robust.data.images import load_image
 from captum_robust.data.sample import Sample
 
 
@@ -39,8 +36,8 @@ class SampleSet(AnnotatedImages):
         self.root = Path(str(files("captum_robust.data"))) / "samples.json"
         self.ids = list(self._entries)
 
-    def _image(self, id: str) -> tuple[Tensor, str]:
-        return load_image(self._paths[id]), str(self._paths[id])
+    def _image_file(self, id: str) -> tuple[Path | bytes, str]:
+        return self._paths[id], str(self._paths[id])
 
     def _truth(self, id: str, _: tuple[int, int]) -> Truth:
         entry = self._entries[id]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from posixpath import basename
 from typing import Literal
 
-from torch import Tensor
-
-from captum_robust._checks import check, check_choice, valid_unicode
+from captum_robust._checks import check, check_choice
 from captum_robust.data.annotations import parse_box
 from captum_robust.data.classes import class_of, imagenet_table, numbered
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import decode_text, open_tree, stem_of
-from captum_robust.data.images import EXTENSIONS, load_image
+from captum_robust.data.files import by_name, decode_text, is_hidden, open_tree, stem_of
+from captum_robust.data.images import COMPANIONS
 
 _Line = tuple[list[str], str]
 """The words wnid, x0, y0, x1, y1, and file:line."""
@@ -66,13 +64,13 @@ class TinyImageNet(AnnotatedImages):
         self.class_names = [imagenet_table().get(wnid, wnid) for wnid in wnids]
 
         inside = f"{self._top}{split}/"
-        self._images: dict[str, str] = {}
+        images: list[str] = []
         self._lines: dict[str, _Line] = {}
         for name in self._tree.names:
-            if not name.startswith(inside) or basename(name).startswith("."):
+            if not name.startswith(inside) or is_hidden(name.removeprefix(inside)):
                 continue
-            if "/images/" in name and name[name.rfind(".") :].lower() in EXTENSIONS:
-                self._images[valid_unicode(stem_of(name))] = name
+            if "/images/" in name and PurePosixPath(name).suffix.lower() not in COMPANIONS:
+                images.append(name)
             elif split == "train" and name.endswith("_boxes.txt"):
                 self._read_lines(name, wnid=name.split("/")[-2])
         if split == "val":
@@ -80,7 +78,9 @@ class TinyImageNet(AnnotatedImages):
             there = annotations in self._tree.names
             check(there, f"{self._tree.where(annotations)}: no such file", FileNotFoundError)
             self._read_lines(annotations)
-        check(self._images, f"{self._tree.where(inside)}: no images; expected images/*.JPEG")
+        where = self._tree.where(inside)
+        check(images, f"{where}: no images; expected images/*.JPEG")
+        self._images = by_name({name: name for name in images}, stem_of, where)
         ids = listed_ids(self._images, self._lines, skip_missing)
         self.ids = sorted(ids, key=len)  # val_9 before val_10
 
@@ -94,10 +94,10 @@ class TinyImageNet(AnnotatedImages):
                 words[1:1] = [wnid] if wnid else []
                 self._lines[stem_of(words[0])] = (words[1:], f"{where}:{number}")
 
-    def _image(self, id: str) -> tuple[Tensor, str]:
+    def _image_file(self, id: str) -> tuple[Path | bytes, str]:
         name = place_of(self._images, id, self._lines[id][1] if id in self._lines else "")
         source = self._tree.where(name)
-        return load_image(self._tree.read(name), name=source), source
+        return self._tree.read(name), source
 
     def _truth(self, id: str, _: tuple[int, int]) -> Truth:
         name = self._images[id]

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from captum_robust._checks import check, valid_unicode
 from captum_robust.data.annotations import Box, check_size
 from captum_robust.data.classes import category_labels
-from captum_robust.data.dataset import AnnotatedImages, Truth, by_stem, entry_id
-from captum_robust.data.files import existing, read_text
-from captum_robust.data.images import load_image, some_images
+from captum_robust.data.dataset import AnnotatedImages, Truth, entry_id
+from captum_robust.data.files import by_name, existing, is_hidden, read_text, stem_of
+from captum_robust.data.images import some_images
 from captum_robust.data.sample import DataError
 from captum_robust.data.voc_xml import read_voc_xml
 
@@ -44,6 +42,8 @@ class PascalVOC(AnnotatedImages):
         category_to_class: VOC's class name → the classifier's index.
         class_names: the classifier's classes, in order; a VOC class of the same name gets the
             index. Where neither names it, the label is None.
+        exif_orientation: boxes were drawn on upright images, as most viewers show them; by default
+            on the pixels as they are stored. Images are upright either way.
         skip_missing: leave out images of the split that are missing.
 
     Raises:
@@ -61,17 +61,19 @@ class PascalVOC(AnnotatedImages):
         difficult: bool = False,
         category_to_class: Mapping[str, int] | None = None,
         class_names: Sequence[str] | None = None,
+        exif_orientation: bool = False,
         skip_missing: bool = False,
     ) -> None:
         self.root = Path(root)
+        self.exif_orientation = exif_orientation
         self.split = split
         self.class_names = class_names
         layout = "Pascal VOC's layout"
         folder = existing(self.root / "JPEGImages", "folder", layout)
         existing(self.root / "Annotations", "folder", layout)
-        self._images = by_stem(some_images(folder, "*.jpg"), folder)
-        xml = sorted((self.root / "Annotations").glob("*.xml"))
-        self._xml = {valid_unicode(path.stem): path for path in xml}
+        self._images = by_name(some_images(folder, "*.jpg"), stem_of, folder)
+        xml = (self.root / "Annotations").glob("*.xml")
+        self._xml = {valid_unicode(path.stem): path for path in xml if not is_hidden(path.name)}
         stems = self._stems()
         if skip_missing:
             stems = [stem for stem in stems if stem in self._images]
@@ -105,13 +107,13 @@ class PascalVOC(AnnotatedImages):
                 boxes.setdefault(each.name, []).append(((x0 - 1, y0 - 1, x1, y1), each.where))
         return [_Entry(stem, name, own, annotation.size) for name, own in sorted(boxes.items())]
 
-    def _image(self, id: str) -> tuple[Tensor, str]:
+    def _image_file(self, id: str) -> tuple[Path | bytes, str]:
         entry = self._entries[id]
         there = entry.stem in self._images
         check(there, f"{self.root / 'JPEGImages' / entry.stem}.jpg: no such image", DataError)
         check(not entry.error, entry.error, DataError)
         path = self._images[entry.stem]
-        return load_image(path), str(path)
+        return path, str(path)
 
     def _truth(self, id: str, size: tuple[int, int]) -> Truth:
         entry = self._entries[id]

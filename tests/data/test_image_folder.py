@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import datasets
 
 from captum_robust.data import DataError, load_dataset
 from captum_robust.data.folder import ImageFolder
@@ -227,9 +228,75 @@ def test_a_broken_image_is_the_error_of_its_own_sample(tmp_path, draw):
         dataset[3]
 
 
-def test_exif_orientation_is_applied_on_request(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
-    assert ImageFolder(tmp_path)[0].size == (4, 6)
-    assert ImageFolder(tmp_path, exif_orientation=True)[0].size == (6, 4)
+def test_what_the_loader_reads_is_listed_whatever_its_suffix(tmp_path):
+    image = Image.new("RGB", (6, 4), (255, 0, 0))
+    kinds = {
+        "jfif": "JPEG",
+        "jp2": "JPEG2000",
+        "tga": "TGA",
+        "avif": "AVIF",
+        "0001": "PNG",
+        "": "GIF",
+    }
+    kinds = {suffix: kind for suffix, kind in kinds.items() if kind in Image.SAVE}
+    for suffix, kind in kinds.items():
+        image.save(tmp_path / f"a.{suffix}".rstrip("."), kind)
+    (tmp_path / "notes").write_text("no image")
+    for name in ("scan.heic", "photo.HEIC"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    (tmp_path / "readme.txt").write_text("which is usual beside images")
+    with pytest.warns(
+        UserWarning, match=r"files left out, .* no image in them: 2 \.heic, 1 without suffix"
+    ):
+        dataset = ImageFolder(tmp_path)
+    assert dataset.ids == sorted(f"a.{suffix}".rstrip(".") for suffix in kinds)
+    for sample in dataset:
+        torch.testing.assert_close(
+            sample.image[:, 1, 1], torch.tensor([1.0, 0, 0]), atol=0.02, rtol=0
+        )
+
+
+def test_classes_are_the_folders_whatever_is_in_them(tmp_path, draw):
+    for name in ("cat/1.png", "emu/1.png", "@eaDir/1.png", ".thumbs/1.png", "masks/cat/1.png"):
+        draw(tmp_path / name)
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog/1.heic").write_bytes(b"of a kind that Pillow does not read")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with pytest.warns(UserWarning, match="left out|without an image") as caught:
+        dataset = ImageFolder(tmp_path, labels="sorted")
+    assert dataset.class_names == ["ant", "cat", "dog", "emu"]
+    assert [(sample.id, sample.label) for sample in dataset] == [("cat/1.png", 1), ("emu/1.png", 3)]
+    words = " ".join(str(warning.message) for warning in caught)
+    assert "no image in them: 1 .heic" in words
+    assert "classes without an image: ant, dog" in words
+
+
+def test_class_numbers_are_those_of_torchvision(tmp_path, draw):
+    for name in ("b/1.png", "B/1.png", "10/1.png", "9/1.png", "é/1.png", "a/deep/1.png"):
+        draw(tmp_path / name)
+    (tmp_path / "aa").mkdir()
+    theirs = datasets.ImageFolder(tmp_path, allow_empty=True)
+    with pytest.warns(UserWarning, match="classes without an image: aa"):
+        ours = ImageFolder(tmp_path, labels="sorted")
+    assert ours.class_names == theirs.classes
+    assert [str(tmp_path / id) for id in ours.ids] == [path for path, _ in theirs.samples]
+    assert [sample.label for sample in ours] == theirs.targets
+
+
+def test_two_masks_of_one_name_are_refused(tmp_path, draw):
+    draw(tmp_path / "a.png")
+    draw_mask(tmp_path / "masks/a.png", (0, 0, 4, 4))
+    draw_mask(tmp_path / "masks/a.bmp", (0, 0, 9, 9))
+    with pytest.raises(
+        ValueError, match=r"masks: expected one file of a name, got a\.bmp and a\.png"
+    ):
+        ImageFolder(tmp_path)
+
+
+def test_a_mask_belongs_to_the_whole_name_of_its_image(tmp_path, draw):
+    for number in (1, 2):
+        draw(tmp_path / "frame.png").rename(tmp_path / f"frame.000{number}")
+        draw_mask(tmp_path / f"masks/frame.000{number}.png", (number, 0, 9, 9))
+    boxes = [sample.boxes.tolist() for sample in ImageFolder(tmp_path)]
+    assert boxes == [[[1, 0, 9, 9]], [[2, 0, 9, 9]]]

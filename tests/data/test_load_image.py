@@ -68,15 +68,6 @@ def test_transparent_pixels_are_laid_over_white():
     assert load_image(encoded(palette, transparency=0)).flatten().tolist() == [1, 1, 1]
 
 
-def test_exif_orientation_is_applied_only_on_request():
-    image = Image.new("RGB", (6, 4))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side
-    data = encoded(image, "JPEG", exif=exif)
-    assert load_image(data).shape == (3, 4, 6)
-    assert load_image(data, exif_orientation=True).shape == (3, 6, 4)
-
-
 def test_one_pixel_is_an_image(tmp_path):
     path = tmp_path / "dot.png"
     Image.new("RGB", (1, 1), "red").save(path)
@@ -131,13 +122,88 @@ def test_a_mask_is_every_pixel_that_is_not_zero(tmp_path):
     assert load_mask(encoded(colour.convert("RGBA"))).equal(expected)  # opaque isn't object
 
 
+def rectangle(value=255, size=(40, 30)):
+    values = np.zeros(size[::-1], dtype=np.uint8)
+    values[7:12, 13:23] = value
+    return values
+
+
+@pytest.mark.parametrize("quality", [75, 95])
+@pytest.mark.parametrize("color", [255, (255, 255, 255), (255, 0, 0), (0, 255, 0)])
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "AVIF", "JPEG2000"])
+def test_a_mask_in_a_format_that_blurs_is_what_was_drawn(format, color, quality):
+    if format not in Image.SAVE:
+        pytest.skip(f"Pillow without {format}")
+    mask = Image.new("L" if color == 255 else "RGB", (40, 30))
+    empty = encoded(mask, format, quality=quality)
+    assert not load_mask(empty).any()
+    mask.paste(color, (13, 7, 23, 12))
+    data = encoded(mask, format, quality=quality)
+    assert load_mask(data).equal(torch.from_numpy(rectangle() > 0))
+
+
+@pytest.mark.parametrize("values", [(1, 1), (20, 20), (64, 64), (128, 255), (100, 200)])
+def test_values_that_jpeg_blurs_are_refused(values):
+    mask = np.concatenate([rectangle(value) for value in values])
+    with pytest.raises(DataError, match=r"m\.jpg: .*one bright colour .* a JPEG.*save it as PNG"):
+        load_mask(encoded(Image.fromarray(mask), "JPEG"), name="m.jpg")
+
+
+def voc_colours():
+    """The palette of Pascal VOC's masks, as its development kit computes it."""
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    for index in range(256):
+        for bit in range(8):
+            for channel in range(3):
+                colours[index, channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+    return colours
+
+
+def test_the_void_around_an_object_of_pascal_voc_is_not_object():
+    values = np.zeros((30, 40), dtype=np.uint8)
+    values[6:13, 12:24] = 255
+    values[7:12, 13:23] = 15
+    mask = Image.fromarray(values)
+    expected = torch.from_numpy(values == 15)
+    assert load_mask(encoded(mask), void=255).equal(expected)
+    mask.putpalette(voc_colours().tobytes())
+    assert load_mask(encoded(mask)).equal(expected)
+
+
 def test_listing_is_sorted_by_relative_path_without_hidden_files_or_loops(tmp_path, draw):
     data = draw(tmp_path / "a" / "1.jpg").read_bytes()
-    for name in ("b/2.PNG", "._a.jpg", ".hidden/3.png", "notes.txt"):
+    for name in ("b/2.PNG", "._a.jpg", ".hidden/3.png", "notes.txt", "b/@eaDir/2.PNG"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
     assert list(list_images(tmp_path)) == ["a/1.jpg", "b/2.PNG"]
+
+
+def test_links_to_folders_are_followed_to_an_end(tmp_path, draw):
+    names = "abcdefghij"
+    for name in names:
+        draw(tmp_path / name / "1.jpg")
+        for other in names:
+            (tmp_path / name / f"to_{other}").symlink_to(f"../{other}")
+    found = list_images(tmp_path)
+    assert {f"{name}/1.jpg" for name in names} <= found.keys()  # whatever leads there too
+    assert {f"{n}/to_{o}/1.jpg" for n in names for o in names if n != o} <= found.keys()
+    assert len(found) < 300
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path, draw, monkeypatch):
+    draw(tmp_path / "a/1.jpg")
+    draw(tmp_path / "b/1.jpg")
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.path.basename(path) == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.warns(UserWarning, match=r"b: left out: Permission denied"):
+        assert list(list_images(tmp_path)) == ["a/1.jpg"]
 
 
 def test_a_sample_knows_its_size_and_refuses_other_shapes():

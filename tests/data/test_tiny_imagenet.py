@@ -1,3 +1,4 @@
+import os
 import pickle
 import tarfile
 import zipfile
@@ -85,6 +86,69 @@ def test_an_archive_gives_what_its_folder_gives_and_unpacks_nothing(folder, pack
         assert ours.image.equal(theirs.image)
         assert ours.boxes.equal(theirs.boxes)
     assert set(path.parent.rglob("*")) == before
+
+
+def zip_with_links(path, folder):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            name = f"{folder.name}/{file.relative_to(folder).as_posix()}"
+            if file.is_symlink():  # as Info-ZIP stores it with -y
+                link = zipfile.ZipInfo(name)
+                link.create_system, link.external_attr = 3, 0o120777 << 16
+                archive.writestr(link, os.readlink(file))
+            elif file.is_file():
+                archive.write(file, name)
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_links_in_an_archive_are_the_files_that_they_lead_to(tmp_path, folder, pack, name):
+    images, train = folder / "val/images", folder / "train"
+    (images / "val_1.JPEG").rename(folder / "elsewhere.JPEG")
+    (images / "val_1.JPEG").symlink_to("val_3.JPEG")
+    (images / "val_3.JPEG").symlink_to("../../elsewhere.JPEG")
+    os.link(images / "val_0.JPEG", images / "val_4.JPEG")
+    (train / TENCH / "images").rename(folder / "tench")
+    (train / TENCH / "images").symlink_to("../../tench")
+    (folder / "tench" / f"{TENCH}_2.JPEG").symlink_to(f"{TENCH}_0.JPEG")
+    (images / "val_5.JPEG").symlink_to(f"../../train/{TENCH}/images/{TENCH}_2.JPEG")
+    (train / GOLDFISH / "again").symlink_to("../..")
+    (images / "loop.JPEG").symlink_to("loop.JPEG")
+    (images / "gone.JPEG").symlink_to("/gone.JPEG")
+    path = tmp_path / name
+    zip_with_links(path, folder) if path.suffix == ".zip" else pack(name)
+    for split in ("train", "val"):
+        packed, unpacked = TinyImageNet(path, split), TinyImageNet(folder, split)
+        assert packed.ids == unpacked.ids
+        for index, id in enumerate(packed.ids):
+            if id in ("loop", "gone"):
+                with pytest.raises(DataError, match=rf"{name}:.*{id}\.JPEG: it is a link to '"):
+                    packed[index]
+            else:
+                assert packed[index].image.equal(unpacked[index].image)
+                assert packed[index].label == unpacked[index].label
+
+
+@pytest.mark.parametrize("name", [None, *ARCHIVES])
+def test_what_systems_leave_beside_images_is_none(folder, pack, draw, name):
+    ids = TinyImageNet(folder).ids
+    for place in (
+        "@eaDir/val_0.JPEG/thumb.jpg",
+        "._val_1.JPEG",
+        "__MACOSX/val_2.JPEG",
+        "Thumbs.db",
+    ):
+        draw(folder / "scratch.png").rename(folder / "scratch")
+        (folder / "val/images" / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "scratch").rename(folder / "val/images" / place)
+    assert TinyImageNet(pack(name) if name else folder).ids == ids
+
+
+def test_links_that_lead_up_again_end(folder):
+    ids = {split: TinyImageNet(folder, split).ids for split in ("train", "val")}
+    for i, place in enumerate(("train", "val", f"train/{TENCH}", "val/images")):
+        (folder / place / f"loop{i}").symlink_to(folder)
+        (folder / place / f"back{i}").symlink_to("..")
+    assert {split: TinyImageNet(folder, split).ids for split in ("train", "val")} == ids
 
 
 @pytest.mark.parametrize("name", ARCHIVES)

@@ -80,7 +80,7 @@ def test_a_zero_based_box_is_one_pixel_out_and_clipped_a_negative_one_refused(ro
 @pytest.mark.parametrize("other", ["000001.png", "small/000001.jpg"])
 def test_two_images_of_one_name_are_refused(root, draw, other):
     draw(root / "JPEGImages" / other, (20, 15))
-    with pytest.raises(ValueError, match=r"000001\..* and .*000001\..* are one image"):
+    with pytest.raises(ValueError, match=r"one file of a name, got 000001\..* and .*000001\."):
         PascalVOC(root)
 
 
