@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from operator import index as as_index
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from captum_robust._contexts import autocast, evaluation, without_new_gradients
 from captum_robust._processes import device_of
 from captum_robust.attacks.outcome import outcome
 from captum_robust.data import FITS, DataError, Sample, fitted
+from captum_robust.data.given import SampleSource, sample_source
 from captum_robust.draw import as_rgb
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import check_channels, in_channels_of
@@ -27,14 +28,6 @@ from captum_robust.runs.store import ImageRow
 
 Perturb: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Images n×C×H×W and their labels n -> attacked images."""
-
-
-class SampleSource(Protocol):
-    """What a run needs of a data set: its length and its samples."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,15 +317,12 @@ def perturb_of(name: str, attack: Any) -> Perturb:
     return perturb
 
 
-def check_settings(
-    model: Any, dataset: SampleSource, limit: int | None, batch_size: int, fit: str
-) -> int:
-    """How many samples a run has.
+def check_settings(model: Any, limit: int | None, batch_size: int, fit: str) -> None:
+    """Refuse what no run can have, before an image is read.
 
     Raises:
         TypeError: ``model`` is no ``Classifier``.
-        ValueError: a setting is out of range, there are no samples, or the model takes neither grey
-            nor RGB images.
+        ValueError: a setting is out of range, or the model takes neither grey nor RGB images.
     """
     how = "a captum_robust.models.Classifier (wrap yours with Classifier(module, mean, std, size))"
     check_type("model", model, Classifier, how)
@@ -340,6 +330,16 @@ def check_settings(
     check_choice("fit", fit, FITS)
     check_count("limit", limit, 1, optional=True)
     check_count("batch_size", batch_size, 1)
-    count = len(dataset) if limit is None else min(limit, len(dataset))
+
+
+def samples_of(model: Classifier, dataset: Any, limit: int | None) -> tuple[SampleSource, int]:
+    """The samples of a run, and how many it has; see :func:`sample_source`.
+
+    Raises:
+        TypeError: ``dataset`` is none of the accepted kinds.
+        ValueError: there are no samples.
+    """
+    source = sample_source(dataset, model.class_names, lambda: BatchReader(model, ()).classes)
+    count = len(source) if limit is None else min(limit, len(source))
     check(count, "dataset: expected at least one sample, got no samples")
-    return count
+    return source, count

@@ -16,8 +16,9 @@ from captum_robust._processes import device_of, progress_bar
 from captum_robust._scores import copies_of
 from captum_robust.attacks import Attack, GradientStep
 from captum_robust.attacks.outcome import Outcome, outcome
-from captum_robust.benchmark.batches import SampleSource, to_levels
+from captum_robust.benchmark.batches import to_levels
 from captum_robust.data import Sample, resize
+from captum_robust.data.given import SampleSource
 from captum_robust.models import Classifier
 from captum_robust.report.outcomes import NOTHING_TO_ATTACK, summarize_attack
 

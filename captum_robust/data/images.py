@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +85,19 @@ def _decoded(source: str | Path | bytes, name: str | None) -> Iterator[Image.Ima
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot decode the image: {reason}") from None
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """The pixels of an image of Pillow as :func:`load_image` gives them, upright by its EXIF tag.
+
+    Raises:
+        DataError: what Pillow cannot decode.
+    """
+    try:
+        pixels = _unit_range(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, struct.error) as error:  # opened before, decoded only now
+        raise DataError(f"cannot decode the image: {error}") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _unit_range(image: Image.Image) -> npt.NDArray[np.float32]:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from captum_robust._checks import check_choice
+from captum_robust.report.failures import complete_failures
 from captum_robust.report.outcomes import attack_series, attack_table
 from captum_robust.report.plots import (
     method_styles,
@@ -16,7 +17,13 @@ from captum_robust.report.plots import (
     plot_error_series,
     plot_robust_accuracy,
 )
-from captum_robust.report.results import CLEAN, STRATEGY_ORDER, Results, Tuning
+from captum_robust.report.results import (
+    CLEAN,
+    NOTHING_SCORED,
+    STRATEGY_ORDER,
+    Results,
+    Tuning,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,7 +152,7 @@ class Comparison:
         """The tables for a terminal, with a line on how thresholds were chosen.
 
         With attacks the first is of the clean images; then what each attack did, and the error of
-        each method under each.
+        each method under each. At the end the most frequent reasons why images or maps failed.
         """
         from captum_robust.report.text import text_of
 
@@ -238,12 +245,24 @@ class Comparison:
         """The images that could not be used, and the methods that failed on an image: why."""
         return self._scoring.failures()
 
+    def complete_failures(self) -> list[str]:
+        """A sentence for each method that failed on every image, with its most frequent reason.
+
+        One for all methods where no image could be used, or an attack failed on all of them.
+        """
+        return complete_failures(self._results)
+
+    def left_unscored(self) -> list[str]:
+        """A sentence, if no image has a box, so that no map was scored."""
+        return [NOTHING_SCORED] if self._results.is_unscored() else []
+
     def summary(self) -> str:
         """One line: how many images were read, scored, without boxes and broken."""
         counts = self._results.counts()
         text = f"{counts['read']} images: {counts['broken']} could not be used, "
         text += f"{counts['unboxed']} without a box"
-        return text + (f"; {counts['failed']} maps failed" if counts["failed"] else "")
+        text += f"; {counts['failed']} maps failed" if counts["failed"] else ""
+        return "; ".join([text, *self.left_unscored()])
 
     def curves(self, attack: str = CLEAN) -> pd.DataFrame:
         """The error at every threshold: columns ``method``, ``strategy``, ``alpha``, ``error``."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from captum_robust._files import write_whole
 from captum_robust.catalog.attacks import LEVELS
 from captum_robust.draw import PREDICTED_COLOR, TRUTH_COLOR
+from captum_robust.report.failures import shown_reasons
 from captum_robust.report.outcomes import attack_series
 from captum_robust.report.pictures import build_gallery, build_strips, build_trios
 from captum_robust.report.plots import (
@@ -99,6 +100,7 @@ def _content(tables: Tables) -> dict[str, Any]:
     baselines = results.baselines
     failures = tables.scoring.failures()
     counts = results.counts()
+    reasons, other_reasons = shown_reasons(results.failures())
     frame = tables.scoring.frame(first=GALLERY_POOL)
     gallery = build_gallery(results, frame)
     entries = (*gallery.best, *gallery.worst)
@@ -122,6 +124,8 @@ def _content(tables: Tables) -> dict[str, Any]:
         ),
         "shown_failures": min(len(failures), _SHOWN_FAILURES),
         "failure_count": len(failures),
+        "reasons": reasons,
+        "other_reasons": other_reasons,
         "unboxed": counts["unboxed"],
         "colors": {"truth": TRUTH_COLOR, "predicted": PREDICTED_COLOR},
     }
