@@ -181,11 +181,9 @@ def _conclusion(tables: Tables) -> str:
     *others, last = [row["method"] for row in methods if row["error"] == best["error"]]
     first = f"{', '.join(others)} and {last} place" if others else f"{last} places"
     text = f"{first} the object best of the methods: "
-    text += (
-        f"{100 * best['error']:.1f} % of the boxes miss it (95 % interval "
-        f"{100 * best['error_low']:.1f} to {100 * best['error_high']:.1f} %, "
-        f"{best['n']} images)."
-    )
+    interval = f"95 % interval {100 * best['error_low']:.1f} to {100 * best['error_high']:.1f} %, "
+    of = f"{interval}{best['n']} images" if best["n"] > 1 else "one image, so there is no interval"
+    text += f"{100 * best['error']:.1f} % of the boxes miss it ({of})."
     if baselines:
         other = baselines[0]
         text += f" The best baseline, {other['method']}, misses {100 * other['error']:.1f} %"

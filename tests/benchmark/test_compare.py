@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sqlite3
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -721,3 +722,18 @@ def test_a_run_that_went_well_says_nothing(model: Classifier, drawn: Drawn) -> N
     assert result.complete_failures() == []
     assert "failed" not in result.to_text()
     assert "scored" not in result.summary()
+
+
+def test_one_image_has_no_interval(model: Classifier, tmp_path: Path) -> None:
+    attacks = {"fgsm 8/255": FGSM(model, epsilon=8 / 255)}
+    result = compare(model, Drawn(n=1), {"bright": centre_heat}, attacks, progress=False)
+    table = result.table()
+    assert table["error"].tolist() == [0, 0]
+    assert table[["error_low", "error_high"]].isna().all(axis=None)
+    assert result.attack_table()[["robust_low", "robust_high"]].isna().all(axis=None)
+    assert "nan" not in result.to_text().lower()
+    page = result.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "one image, so there is no interval" in page
+    assert "nan" not in re.sub(r"<[^>]*>", " ", page.split("</head>")[1]).lower().split()
+    assert result.plot()
+    assert result.plot_attacks()
