@@ -18,7 +18,8 @@ from torch import Tensor
 from captum_robust._checks import check, check_choice, check_count, check_type, printable
 from captum_robust._contexts import autocast, evaluation, without_new_gradients
 from captum_robust._processes import device_of
-from captum_robust.attacks.outcome import outcome
+from captum_robust.attacks.attack import watched_gradients
+from captum_robust.attacks.outcome import last_of, outcome
 from captum_robust.data import FITS, DataError, Sample, fitted
 from captum_robust.data.given import SampleSource, sample_source
 from captum_robust.draw import as_rgb
@@ -57,6 +58,8 @@ class Batch:
     """n, the probabilities of ``predicted``."""
     clean: Tensor
     """n×C×H×W; of a clean batch the images themselves."""
+    without_gradient: Tensor
+    """n booleans: the attack had no gradient to go by."""
 
     @property
     def samples(self) -> list[Sample]:
@@ -128,13 +131,20 @@ class BatchReader:
         """The batches under an attack; one by one where it fails on one, with its error."""
 
         def attack(batch: Batch) -> Batch:
-            with self.undisturbed(start, name):
+            with self.undisturbed(start, name), watched_gradients() as ended:
                 images = perturb(batch.images.clone(), batch.label.clone()).detach()
             shape, got = tuple(batch.images.shape), tuple(images.shape)
             check(got == shape, f"attack {name!r}: expected {shape}, got {got}")
             images = images.to(batch.images)
             predicted, confidence = self.classified(images)
-            return replace(batch, images=images, predicted=predicted, confidence=confidence)
+            without = last_of(ended, batch.before)
+            return replace(
+                batch,
+                images=images,
+                predicted=predicted,
+                confidence=confidence,
+                without_gradient=without,
+            )
 
         return each(clean, attack)
 
@@ -203,7 +213,8 @@ class BatchReader:
         predicted, confidence = self.classified(images)
         known = torch.tensor([-1 if s.label is None else s.label for s in samples]).to(device)
         label = torch.where(known < 0, predicted, known)
-        return Batch(usable, images, label, predicted, predicted, confidence, images)
+        none = torch.zeros_like(predicted, dtype=torch.bool)
+        return Batch(usable, images, label, predicted, predicted, confidence, images, none)
 
     def _precise(self) -> torch.autocast:
         return autocast(device_of(self.model), self.precision)
@@ -249,7 +260,8 @@ def columns_of(
 
 def outcome_columns(batch: Batch, aimed: Tensor | None = None) -> dict[str, Tensor]:
     """What became of attacked images, as columns of their rows."""
-    became = outcome(batch.clean, batch.images, batch.label, batch.before, batch.predicted, aimed)
+    classes = (batch.label, batch.before, batch.predicted)
+    became = outcome(batch.clean, batch.images, *classes, aimed, batch.without_gradient)
     names = ("label", "before", "predicted", "confidence")
     return {name: getattr(batch, name) for name in names} | vars(became)
 

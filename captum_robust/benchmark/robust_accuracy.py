@@ -15,7 +15,8 @@ from captum_robust._contexts import evaluation, without_new_gradients
 from captum_robust._processes import device_of, progress_bar
 from captum_robust._scores import copies_of
 from captum_robust.attacks import Attack, GradientStep
-from captum_robust.attacks.outcome import Outcome, outcome
+from captum_robust.attacks.attack import watched_gradients
+from captum_robust.attacks.outcome import Outcome, last_of, outcome
 from captum_robust.benchmark.batches import to_levels
 from captum_robust.data import Sample, resize
 from captum_robust.data.given import SampleSource
@@ -84,10 +85,14 @@ def robust_accuracy(
             before = _classes(model, images)
             labels = torch.where(labels < 0, before, labels)
             for epsilon in outcomes:
-                attacked = attack.perturb(images.clone(), labels.clone(), epsilon=epsilon).detach()
+                with watched_gradients() as ended:
+                    attacked = attack.perturb(images.clone(), labels.clone(), epsilon=epsilon)
+                attacked = attacked.detach()
                 rounded = rounded_attack(images, attacked, epsilon if in_ball(attack) else None)
                 after = _classes(model, rounded)
-                outcomes[epsilon].append(outcome(images, rounded, labels, before, after))
+                without = last_of(ended, labels)
+                became = outcome(images, rounded, labels, before, after, None, without)
+                outcomes[epsilon].append(became)
             advance(len(images))
     check(outcomes[strengths[0]], "data: expected images, got none")
     joined = {epsilon: _joined(parts) for epsilon, parts in outcomes.items()}

@@ -139,7 +139,9 @@ class Comparison:
         share of the former that the attack fooled; ``robust_accuracy``, the share of all n that
         was right before and still is, with its bootstrap interval ``robust_low`` and
         ``robust_high``; ``linf`` and ``l2``, the mean size of the change of those that were right
-        before, in pixel units; ``unlabelled``, images whose label is not known, for which the
+        before, in pixel units; ``without_gradient``, how many of those that are right count as
+        robust though the gradient was zero in every step, so that the attack could not try them;
+        ``unlabelled``, images whose label is not known, for which the
         prediction is the label; ``failed``, images on which the attack failed; ``skipped``, 0.
 
         Args:
@@ -232,7 +234,8 @@ class Comparison:
         map is of (the attack, or a case of it); ``decided``, the class that a defended
         method takes the image for; of methods that perturb the image also
         ``new_class``, ``flipped`` and ``margin``; of attacked images also ``already_wrong``
-        (misclassified before), ``fooled`` (right before, and not any more), and the size of the
+        (misclassified before), ``fooled`` (right before, and not any more), ``without_gradient``
+        (neither, but the attack had no gradient to go by), and the size of the
         change ``linf`` and ``l2`` in pixel units, and how far the map is that of the clean image:
         ``spearman``, ``pearson``, ``ssim``, ``top_k`` and ``box_iou``. Of a run with
         ``saliency_metric``, of clean images ``saliency``, ``crop_area`` and ``crop_probability``,

@@ -12,7 +12,7 @@ from captum_robust._files import write_whole
 from captum_robust.catalog.attacks import LEVELS
 from captum_robust.draw import PREDICTED_COLOR, TRUTH_COLOR
 from captum_robust.report.failures import shown_reasons
-from captum_robust.report.outcomes import attack_series
+from captum_robust.report.outcomes import NO_GRADIENT, attack_series
 from captum_robust.report.pictures import build_gallery, build_strips, build_trios
 from captum_robust.report.plots import (
     FAMILIES,
@@ -218,9 +218,12 @@ def _attacks(tables: Tables, frame: pd.DataFrame) -> dict[str, Any]:
     results, attacked, gaps = tables.results, tables.attacks, tables.gaps
     baselines = results.baselines
     target = results.configuration["settings"]["target"]
+    has_stuck = bool(attacked["without_gradient"].any())
+    columns = [c for c in ATTACK_COLUMNS if has_stuck or c.key != "without_gradient"]
     return {
-        "table": grid(attacked, ATTACK_COLUMNS, head="Attack", names="attack"),
+        "table": grid(attacked, columns, head="Attack", names="attack"),
         "unlabelled": int(attacked["unlabelled"].max()),
+        "no_gradient": NO_GRADIENT if has_stuck else "",
         "chart": _robust_chart(attack_series(attacked)),
         "errors": errors_grid(tables.methods, tables.clean["method"], results.attacks, baselines)
         if "error" in tables.methods

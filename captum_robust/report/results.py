@@ -213,7 +213,7 @@ class Results:
             "SELECT r.position, r.image, r.method, r.attack, i.label, r.predicted, r.explained,"
             " r.confidence, r.pointing, r.seconds, r.forward_passes, r.backward_passes,"
             " coalesce(r.source, r.attack) AS source, r.decided, r.new_class, r.flipped,"
-            " r.margin, a.already AS already_wrong, a.fooled,"
+            " r.margin, a.already AS already_wrong, a.fooled, a.without_gradient,"
             f" a.linf, a.l2, {', '.join('r.' + m for m in STABILITY_MEASURES)}, r.error"
             " FROM results r JOIN images i USING (position) LEFT JOIN attacked a"
             " ON a.position = r.position AND a.attack = coalesce(r.source, r.attack)"
@@ -264,8 +264,8 @@ class Results:
 def attacked_rows(store: RunStore, attack: str) -> list[dict[str, Any]]:
     """What an attack did to each image of a run, in their order."""
     rows = store.select(
-        "SELECT a.already, a.fooled, a.linf, a.l2, a.skipped, a.error, i.label, "
-        "a.predicted <> a.label AS lost FROM attacked a JOIN images i USING (position) "
+        "SELECT a.already, a.fooled, a.linf, a.l2, a.without_gradient, a.skipped, a.error, "
+        "i.label, a.predicted <> a.label AS lost FROM attacked a JOIN images i USING (position) "
         "WHERE a.attack = ? AND i.error IS NULL ORDER BY position",
         (attack,),
     )

@@ -169,6 +169,7 @@ ATTACK_COLUMNS = (
         name="robust accuracy",
         ends=("robust_low", "robust_high"),
     ),
+    Column("without_gradient", "No gradient", "count", name="no gradient", rare=True),
     Column("linf", "L∞ / 255", "levels", name="Linf"),
     Column("l2", "L2", "two digits", name="L2"),
     Column("n", "Attacked", "count"),
