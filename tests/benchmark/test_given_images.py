@@ -25,7 +25,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from captum_robust.attacks import FGSM
-from captum_robust.benchmark import Comparison, attack_images, compare
+from captum_robust.benchmark import Comparison, attack_images, compare, robust_accuracy
 from captum_robust.data import Sample
 from captum_robust.models import Classifier
 
@@ -313,6 +313,16 @@ def test_attacks_take_them_too(tmp_path: Path) -> None:
     with torch.no_grad():
         right = int((model(PIXELS).argmax(dim=1) == torch.tensor(LABELS)).sum())
     assert result.table()["n_right"].tolist() == [right]
+
+
+def test_robust_accuracy_takes_folders(tmp_path: Path) -> None:
+    model = classifier(["b", "a"])  # in the other order
+    root = tree(tmp_path)
+    with torch.no_grad():
+        right = float((model(PIXELS).argmax(dim=1) == 1 - torch.tensor(LABELS)).double().mean())
+    for data in (ImageFolder(root), root, str(root), Subset(ImageFolder(root), range(6))):
+        frame = robust_accuracy(model, FGSM(model), data, [0.0])
+        assert frame["clean_accuracy"].tolist() == [right]
 
 
 def test_samples_are_taken_as_before() -> None:
