@@ -107,6 +107,29 @@ def test_compare_prints_the_table_and_counts_what_it_could_not_use(
     assert "<script>.png" not in report
 
 
+def test_a_run_in_which_a_method_fails_on_every_image_ends_with_its_reason(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k in range(2):
+        (folder / f"{k}.jpg").write_bytes(b"\xff\xd8\xff\xe0torn")
+    code, out, err = run("compare", "folder", folder, "--methods", "center_box")
+    assert code == 2
+    assert "none of the 2 images could be used" in one_line(err)
+    assert "(2×)" in err
+    assert "2× (all): " in out
+    assert "report.html" in out
+
+
+def test_a_folder_without_a_box_says_that_nothing_was_scored(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=2)
+    (folder / "boxes.csv").unlink()
+    code, out, _ = run("compare", "folder", folder, "--methods", "center_box")
+    assert code == 0
+    assert "2 without a box; nothing was scored, for no image has a box" in out
+
+
 def test_strange_images_and_boxes_are_handled_or_rows_with_their_error(
     run: Run, tmp_path: Path
 ) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -99,7 +101,7 @@ class Attack(Perturbation):
             victim.ball = self._norm, self._ball(strength)
             with torch.no_grad():
                 adversarial = victim.to_be_saved(self._attack(victim, strength))
-                _warn_of_no_gradient(victim)
+                _tell_of_no_gradient(victim)
                 results = tuple(
                     a.to(x.dtype).contiguous()
                     for a, x in zip(adversarial, inputs_tuple, strict=True)
@@ -140,13 +142,32 @@ class Attack(Perturbation):
         )
 
 
-def _warn_of_no_gradient(victim: Victim) -> None:
-    stuck = int(victim.without_gradient.sum())
+_WATCHED: ContextVar[list[Tensor] | None] = ContextVar("without_gradient", default=None)
+
+
+@contextmanager
+def watched_gradients() -> Iterator[list[Tensor]]:
+    """Inside, each attack adds at its end which of its N samples had no gradient, N booleans.
+
+    So it is known of attacks inside of functions too, and without the pass that details cost.
+    """
+    ended: list[Tensor] = []
+    token = _WATCHED.set(ended)
+    try:
+        yield ended
+    finally:
+        _WATCHED.reset(token)
+
+
+def _tell_of_no_gradient(victim: Victim) -> None:
+    without = victim.without_gradient
+    if (ended := _WATCHED.get()) is not None:
+        ended.append(without)
+    stuck = int(without.sum())
     if stuck:
         warnings.warn(
             f"the gradient of {stuck} of {victim.n} samples was zero in every step, or not finite: "
-            "the attack "
-            "could not try them, and that they are not fooled does not make them robust",
+            "the attack could not try them, and that they are not fooled does not make them robust",
             stacklevel=4,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,8 @@ class Outcome:
     """n, the largest change of a pixel."""
     l2: Tensor
     """n, the Euclidean length of the change."""
+    without_gradient: Tensor
+    """n booleans: right before and not fooled, but the attack had no gradient to go by."""
 
 
 def outcome(
@@ -31,6 +34,7 @@ def outcome(
     before: Tensor,
     after: Tensor,
     aimed: Tensor | None = None,
+    without_gradient: Tensor | None = None,
 ) -> Outcome:
     """The outcome of an attack on images.
 
@@ -39,6 +43,7 @@ def outcome(
         label: n, the classes that are right.
         before, after: n, the classes that the model gives them.
         aimed: n, the classes that a targeted attack moves towards.
+        without_gradient: n booleans, of which the attack had no gradient to go by; None: of none.
 
     >>> clean, label = torch.zeros(3, 2), torch.tensor([0, 0, 0])
     >>> moved = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]])
@@ -51,7 +56,21 @@ def outcome(
     already = before != label
     lost = after != label if aimed is None else after == aimed
     linf, l2 = sizes_of(at_least_float(attacked) - at_least_float(clean))
-    return Outcome(already, ~already & lost, linf, l2)
+    without = torch.zeros_like(already) if without_gradient is None else without_gradient
+    return Outcome(already, ~already & lost, linf, l2, without & ~already & ~lost)
+
+
+def last_of(ended: Sequence[Tensor], classes: Tensor) -> Tensor:
+    """n booleans, of which images an attack had no gradient; False where it does not say.
+
+    Args:
+        ended: what :func:`captum_robust.attacks.attack.watched_gradients` saw. The last of n
+            samples is the attack itself, the others are parts of it.
+        classes: n, of the images.
+    """
+    own = [without for without in ended if len(without) == len(classes)]
+    none = torch.zeros_like(classes, dtype=torch.bool)
+    return own[-1].to(none.device) if own else none
 
 
 def sizes_of(change: Tensor) -> tuple[Tensor, Tensor]:

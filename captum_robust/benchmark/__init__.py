@@ -1,7 +1,7 @@
 """Comparison of attribution methods over a data set, and of a model's robustness to attacks."""
 
 from captum_robust.benchmark.attack_images import attack_images
-from captum_robust.benchmark.compare import compare
+from captum_robust.benchmark.compare import RunWarning, compare
 from captum_robust.benchmark.robust_accuracy import robust_accuracy
 from captum_robust.catalog.attacks import ATTACKS, AttackOptions, build_attacks
 from captum_robust.catalog.methods import BASELINES, METHODS
@@ -18,6 +18,7 @@ __all__ = [
     "AttackRun",
     "AttackSummary",
     "Comparison",
+    "RunWarning",
     "attack_images",
     "build_attacks",
     "compare",

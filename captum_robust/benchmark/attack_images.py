@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,11 @@ from captum_robust.benchmark.batches import (
     Columns,
     Loaded,
     Perturb,
-    SampleSource,
     check_settings,
     image_row,
     outcome_columns,
     rows_of,
+    samples_of,
 )
 from captum_robust.benchmark.robust_accuracy import in_ball, rounded_attack
 from captum_robust.benchmark.runner import Rows, Runner
@@ -60,7 +61,7 @@ class Photograph(LocalizationDataset):
 
 def attack_images(
     model: Classifier,
-    dataset: SampleSource,
+    dataset: Any,
     attacks: Mapping[str, Attack],
     out: str | Path,
     *,
@@ -84,7 +85,7 @@ def attack_images(
 
     Args:
         model: runs where its parameters are.
-        dataset: the images; see :mod:`captum_robust.data`.
+        dataset: as for :func:`captum_robust.benchmark.compare`; no boxes are needed.
         attacks: name -> attack; see :func:`captum_robust.benchmark.build_attacks`. The files of
             each have a folder of their own.
         out: folder of the run.
@@ -101,11 +102,12 @@ def attack_images(
         ValueError: a number out of range, no attack, a target that all images are of, or a folder
             that holds another run.
     """
-    count = check_settings(model, dataset, limit, batch_size, fit)
+    check_settings(model, limit, batch_size, fit)
     check(attacks, "attacks: expected at least one")
     apart = len({_folder_of(name) for name in attacks}) == len(attacks)
     check(apart, f"attacks: the folders of {list(attacks)} would be the same")
-    reader = BatchReader(model, dataset, fit, seed=seed, eight_bit=True)
+    source, count = samples_of(model, dataset, limit)
+    reader = BatchReader(model, source, fit, seed=seed, eight_bit=True)
     if target is not None:
         last = reader.classes - 1
         check(0 <= target <= last, f"target: expected a class from 0 to {last}, got {target}")
@@ -117,8 +119,8 @@ def attack_images(
         "seed": seed,
         "written": "all" if keep_all else "fooled",
     }
-    store = RunStore(Path(out), describe_run(model, dataset, count, {}, attacks, settings))
-    ids = getattr(dataset, "ids", None) or [str(i) for i in range(count)]
+    store = RunStore(Path(out), describe_run(model, source, count, {}, attacks, settings))
+    ids = getattr(source, "ids", None) or [str(i) for i in range(count)]
     names = png_names(ids[:count])
     runner = _Attacking(reader, store, list(attacks), attacks, target, keep_all, names)
     runner.run(count, batch_size, "image", progress)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from operator import index as as_index
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from captum_robust._checks import check, check_choice, check_count, check_type, 
 from captum_robust._contexts import autocast, evaluation, without_new_gradients
 from captum_robust._processes import device_of
 from captum_robust._scores import warn_of_probabilities
-from captum_robust.attacks.outcome import outcome
+from captum_robust.attacks.attack import watched_gradients
+from captum_robust.attacks.outcome import last_of, outcome
 from captum_robust.data import FITS, DataError, Sample, fitted
+from captum_robust.data.given import SampleSource, sample_source
 from captum_robust.draw import as_rgb
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import check_channels, in_channels_of
@@ -28,14 +30,6 @@ from captum_robust.runs.store import ImageRow
 
 Perturb: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Images n×C×H×W and their labels n -> attacked images."""
-
-
-class SampleSource(Protocol):
-    """What a run needs of a data set: its length and its samples."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +59,8 @@ class Batch:
     """n, the probabilities of ``predicted``."""
     clean: Tensor
     """n×C×H×W; of a clean batch the images themselves."""
+    without_gradient: Tensor
+    """n booleans: the attack had no gradient to go by."""
 
     @property
     def samples(self) -> list[Sample]:
@@ -136,13 +132,20 @@ class BatchReader:
         """The batches under an attack; one by one where it fails on one, with its error."""
 
         def attack(batch: Batch) -> Batch:
-            with self.undisturbed(start, name):
+            with self.undisturbed(start, name), watched_gradients() as ended:
                 images = perturb(batch.images.clone(), batch.label.clone()).detach()
             shape, got = tuple(batch.images.shape), tuple(images.shape)
             check(got == shape, f"attack {name!r}: expected {shape}, got {got}")
             images = images.to(batch.images)
             predicted, confidence = self.classified(images)
-            return replace(batch, images=images, predicted=predicted, confidence=confidence)
+            without = last_of(ended, batch.before)
+            return replace(
+                batch,
+                images=images,
+                predicted=predicted,
+                confidence=confidence,
+                without_gradient=without,
+            )
 
         return each(clean, attack)
 
@@ -212,7 +215,8 @@ class BatchReader:
         predicted, confidence = self.classified(images)
         known = torch.tensor([-1 if s.label is None else s.label for s in samples]).to(device)
         label = torch.where(known < 0, predicted, known)
-        return Batch(usable, images, label, predicted, predicted, confidence, images)
+        none = torch.zeros_like(predicted, dtype=torch.bool)
+        return Batch(usable, images, label, predicted, predicted, confidence, images, none)
 
     def _precise(self) -> torch.autocast:
         return autocast(device_of(self.model), self.precision)
@@ -258,7 +262,8 @@ def columns_of(
 
 def outcome_columns(batch: Batch, aimed: Tensor | None = None) -> dict[str, Tensor]:
     """What became of attacked images, as columns of their rows."""
-    became = outcome(batch.clean, batch.images, batch.label, batch.before, batch.predicted, aimed)
+    classes = (batch.label, batch.before, batch.predicted)
+    became = outcome(batch.clean, batch.images, *classes, aimed, batch.without_gradient)
     names = ("label", "before", "predicted", "confidence")
     return {name: getattr(batch, name) for name in names} | vars(became)
 
@@ -326,15 +331,12 @@ def perturb_of(name: str, attack: Any) -> Perturb:
     return perturb
 
 
-def check_settings(
-    model: Any, dataset: SampleSource, limit: int | None, batch_size: int, fit: str
-) -> int:
-    """How many samples a run has.
+def check_settings(model: Any, limit: int | None, batch_size: int, fit: str) -> None:
+    """Refuse what no run can have, before an image is read.
 
     Raises:
         TypeError: ``model`` is no ``Classifier``.
-        ValueError: a setting is out of range, there are no samples, or the model takes neither grey
-            nor RGB images.
+        ValueError: a setting is out of range, or the model takes neither grey nor RGB images.
     """
     how = "a captum_robust.models.Classifier (wrap yours with Classifier(module, mean, std, size))"
     if isinstance(getattr(model, "_orig_mod", None), Classifier):
@@ -344,6 +346,16 @@ def check_settings(
     check_choice("fit", fit, FITS)
     check_count("limit", limit, 1, optional=True)
     check_count("batch_size", batch_size, 1)
-    count = len(dataset) if limit is None else min(limit, len(dataset))
+
+
+def samples_of(model: Classifier, dataset: Any, limit: int | None) -> tuple[SampleSource, int]:
+    """The samples of a run, and how many it has; see :func:`sample_source`.
+
+    Raises:
+        TypeError: ``dataset`` is none of the accepted kinds.
+        ValueError: there are no samples.
+    """
+    source = sample_source(dataset, model.class_names, lambda: BatchReader(model, ()).classes)
+    count = len(source) if limit is None else min(limit, len(source))
     check(count, "dataset: expected at least one sample, got no samples")
-    return count
+    return source, count

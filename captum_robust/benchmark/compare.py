@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_choice
 from captum_robust._contexts import PRECISIONS
-from captum_robust._processes import world_size
+from captum_robust._processes import is_first, world_size
 from captum_robust.benchmark import measure
 from captum_robust.benchmark.adaptive_cases import Stage, adaptive_stages, describe_stages
 from captum_robust.benchmark.batches import (
@@ -26,13 +27,13 @@ from captum_robust.benchmark.batches import (
     BatchReader,
     Columns,
     Loaded,
-    SampleSource,
     check_settings,
     columns_of,
     image_row,
     one_line,
     perturb_of,
     rows_of,
+    samples_of,
 )
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.benchmark.runner import Rows, Runner
@@ -48,9 +49,13 @@ from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
 _TARGETS = ("label", "prediction")
 
 
+class RunWarning(UserWarning):
+    """A method failed on every image of a run, or nothing was scored."""
+
+
 def compare(
     model: Classifier,
-    dataset: SampleSource,
+    dataset: Any,
     methods: str | Sequence[str] | Mapping[str, Any] | None = None,
     attacks: Mapping[str, Any] | None = None,
     *,
@@ -73,7 +78,10 @@ def compare(
 
     Args:
         model: runs where its parameters are; put in evaluation mode while it lasts.
-        dataset: samples with boxes or masks; see :mod:`captum_robust.data`.
+        dataset: samples with boxes or masks, see :mod:`captum_robust.data`; or the path of a folder
+            of images. Images of PIL or tensors, pairs (image, class index), batches of these, a
+            ``DataLoader`` and torchvision's data sets have no boxes, and are not scored for
+            localization; their labels are as :func:`captum_robust.data.given.sample_source` says.
         methods: names of ``captum_robust.benchmark.METHODS``, or a mapping from your own names to
             such names, Captum ``Attribution`` objects or functions ``(images, target) -> maps``.
             None: all of ``METHODS`` but "iterative_mask", which takes minutes for a few images,
@@ -106,12 +114,17 @@ def compare(
     Returns:
         The comparison, read from the run's folder.
 
+    Warns:
+        RunWarning: a method failed on every image, with the most frequent reason; or no image has a
+            box, so that nothing was scored.
+
     Raises:
-        TypeError: ``model`` is no ``Classifier``; a method that is none of the accepted kinds.
+        TypeError: ``model`` is no ``Classifier``; a data set or a method that is none of the
+            accepted kinds.
         ValueError: an unknown name, an empty data set, a number out of range, ``adaptive`` without
             an attack, or a folder that holds another run.
     """
-    count = check_settings(model, dataset, limit, batch_size, fit)
+    check_settings(model, limit, batch_size, fit)
     check_choice("precision", precision, PRECISIONS)
     check_choice("target", target, _TARGETS)
     attacks = attacks or {}
@@ -130,7 +143,8 @@ def compare(
         "precision": precision,
         "seed": seed,
     }
-    configuration = describe_run(model, dataset, count, named, attacks, settings)
+    source, count = samples_of(model, dataset, limit)
+    configuration = describe_run(model, source, count, named, attacks, settings)
     # A run without them has no such entries, as those of earlier versions.
     if adaptive:
         configuration["adaptive"] = describe_stages(cases)
@@ -140,13 +154,17 @@ def compare(
     check(alone, "out: the processes of a distributed run need one folder to share")
     temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
     folder = Path(temporary.name if temporary else str(out))
-    reader = BatchReader(model, dataset, fit, precision, seed)
+    reader = BatchReader(model, source, fit, precision, seed)
     store = RunStore(folder, configuration)
     # The methods that are shown the same images follow each other.
     tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
     runner = _Comparing(reader, store, tasks, built, target, saliency_metric)
     runner.run(count, batch_size, "map", progress)
-    return Comparison(folder, _keep_alive=temporary)
+    result = Comparison(folder, _keep_alive=temporary)
+    if is_first():
+        for sentence in [*result.complete_failures(), *result.left_unscored()]:
+            warnings.warn(sentence, RunWarning, stacklevel=2)
+    return result
 
 
 _Task: TypeAlias = tuple[Stage, str]

@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from captum_robust._checks import check, check_count
 from captum_robust._contexts import evaluation, without_new_gradients
 from captum_robust._processes import device_of, progress_bar
 from captum_robust.attacks import Attack, GradientStep
+from captum_robust.attacks.attack import watched_gradients
 from captum_robust.attacks.image_batches import class_scores
-from captum_robust.attacks.outcome import Outcome, outcome
-from captum_robust.benchmark.batches import SampleSource, to_levels
+from captum_robust.attacks.outcome import Outcome, last_of, outcome
+from captum_robust.benchmark.batches import samples_of, to_levels
 from captum_robust.data import Sample, resize
+from captum_robust.data.given import SampleSource
 from captum_robust.models import Classifier
+from captum_robust.models.classifier import in_channels_of
 from captum_robust.report.outcomes import NOTHING_TO_ATTACK, summarize_attack
 
 if TYPE_CHECKING:
@@ -52,7 +57,9 @@ def robust_accuracy(
         attack: an object with ``perturb(images, labels, epsilon=…)``, such as
             ``captum_robust.attacks.PGD(model)``.
         data: a data set of ``captum_robust.data.Sample``, resized to ``model.input_size``, or
-            batches (images, labels) as from a ``DataLoader``. An image without a label is
+            batches (images, labels) as from a ``DataLoader``, whose labels are classes of the
+            model. Of a ``Classifier`` also a data set of torchvision or the path of a folder, as
+            :func:`captum_robust.benchmark.compare` takes them. An image without a label is
             measured against the model's own prediction.
         epsilons: strengths in pixel units, such as ``[1 / 255, 8 / 255]``.
         limit: only the first so many images.
@@ -83,10 +90,14 @@ def robust_accuracy(
             before = _classes(model, images)
             labels = torch.where(labels < 0, before, labels)
             for epsilon in outcomes:
-                attacked = attack.perturb(images.clone(), labels.clone(), epsilon=epsilon).detach()
+                with watched_gradients() as ended:
+                    attacked = attack.perturb(images.clone(), labels.clone(), epsilon=epsilon)
+                attacked = attacked.detach()
                 rounded = rounded_attack(images, attacked, epsilon if in_ball(attack) else None)
                 after = _classes(model, rounded)
-                outcomes[epsilon].append(outcome(images, rounded, labels, before, after))
+                without = last_of(ended, labels)
+                became = outcome(images, rounded, labels, before, after, None, without)
+                outcomes[epsilon].append(became)
             advance(len(images))
     check(outcomes[strengths[0]], "data: expected images, got none")
     joined = {epsilon: _joined(parts) for epsilon, parts in outcomes.items()}
@@ -138,6 +149,9 @@ def _batches(
     device = device_of(model) if isinstance(model, torch.nn.Module) else None
     left = math.inf if limit is None else limit
     is_set = hasattr(data, "__getitem__") and len(data) > 0 and isinstance(data[0], Sample)
+    if isinstance(model, Classifier) and isinstance(data, (str, Path, Dataset)):
+        data, _ = samples_of(model, data, limit)
+        is_set = True
     for batch in _of_samples(model, data, batch_size, limit) if is_set else data:
         is_pair = isinstance(batch, Sequence) and len(batch) >= 2
         what = f"samples, or batches (images, labels), got {type(batch).__name__}"
@@ -165,4 +179,6 @@ def _of_samples(
         if isinstance(model, Classifier):
             samples = [resize(sample, model.input_size) for sample in samples]
         labels = [-1 if sample.label is None else int(sample.label) for sample in samples]
-        yield torch.stack([sample.image for sample in samples]), torch.tensor(labels)
+        images = torch.stack([sample.image for sample in samples])
+        images = in_channels_of(model, images) if isinstance(model, Classifier) else images
+        yield images, torch.tensor(labels)

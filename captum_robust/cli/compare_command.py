@@ -83,8 +83,10 @@ def compare(options: CompareOptions) -> None:
     arguments, a stopped run goes on. Under torchrun (python -m captum_robust) the
     processes share the images.
     """
+    import warnings
+
     from captum_robust._processes import is_first
-    from captum_robust.benchmark import AttackOptions
+    from captum_robust.benchmark import AttackOptions, RunWarning
     from captum_robust.benchmark import compare as run
     from captum_robust.catalog.attacks import COMPARED_EPSILONS
     from captum_robust.catalog.methods import FIXED_BOXES
@@ -101,20 +103,22 @@ def compare(options: CompareOptions) -> None:
     classifier = model_for(file, options.model, options.weights, options.device, options.layer)
     dataset = open_dataset(options.kind, options.path, vars(options), classifier)
     of_attacks = AttackOptions(options.steps, options.seed, options.universal, options.all_steps)
-    result = run(
-        classifier,
-        dataset,
-        with_network(classifier, chosen, file),
-        attacks_of(classifier, options.attack, options.epsilon, COMPARED_EPSILONS, of_attacks),
-        out=options.out,
-        limit=options.limit,
-        batch_size=options.batch_size,
-        target=options.target,
-        fit=options.fit,
-        precision=options.precision,
-        seed=options.seed,
-        adaptive=options.adaptive,
-        saliency_metric=options.saliency_metric,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RunWarning)  # said at the end, beside the report
+        result = run(
+            classifier,
+            dataset,
+            with_network(classifier, chosen, file),
+            attacks_of(classifier, options.attack, options.epsilon, COMPARED_EPSILONS, of_attacks),
+            out=options.out,
+            limit=options.limit,
+            batch_size=options.batch_size,
+            target=options.target,
+            fit=options.fit,
+            precision=options.precision,
+            seed=options.seed,
+            adaptive=options.adaptive,
+            saliency_metric=options.saliency_metric,
+        )
     if is_first():
         print_comparison(result, options.out / "report.html", oracle=options.oracle)

@@ -11,6 +11,7 @@ import typer
 from captum_robust._checks import check
 from captum_robust.cli.model_options import chosen_device, load_model
 from captum_robust.cli.options import USUAL_MODEL
+from captum_robust.cli.printing import warn
 
 if TYPE_CHECKING:
     from captum_robust._files import TensorFile
@@ -171,13 +172,17 @@ def open_dataset(
 
 
 def print_comparison(result: Comparison, report: Path, *, oracle: bool = False) -> None:
-    """Write the report, and print the table, the summary and what failed."""
+    """Write the report, and print the table, what failed, and the summary.
+
+    Raises:
+        typer.Exit: a method failed on every image; its reason is on standard error.
+    """
     page = result.to_html(report)  # first, as the terminal may be a pipe that closes
     typer.echo("\n" + result.to_text(oracle=oracle))
     typer.echo("\n" + result.summary())
-    failures = result.failures()
-    for row in failures.head(5).itertuples():
-        typer.echo(f"  {row.image}: {row.error}")
-    if len(failures) > 5:
-        typer.echo(f"  and {len(failures) - 5} more, all in the report")
     typer.echo(f"\nreport: {page}")
+    failures = result.complete_failures()
+    for sentence in failures:
+        warn(sentence)
+    if failures:
+        raise typer.Exit(2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import reprlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -12,16 +11,12 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check
-from captum_robust.data.sample import DataError
-
-TOLERANCE = 1.0
-"""Pixels that a box may reach beyond its image; it is then clipped."""
+from captum_robust.data.sample import Box as Box
+from captum_robust.data.sample import DataError, checked_box
 
 _FLAGS = dict.fromkeys(("", "0", "0.0", "false", "no"), False) | dict.fromkeys(
     ("1", "1.0", "true", "yes"), True
 )
-
-Box = tuple[float, float, float, float]
 
 
 def parse_box(values: Sequence[str | None], where: str) -> Box:
@@ -82,19 +77,7 @@ def checked_boxes(boxes: Iterable[tuple[Box, str]], size: tuple[int, int]) -> Te
     A box must be finite, have an area, and lie inside the image of ``size`` (H, W) up to
     ``TOLERANCE``; otherwise :class:`DataError`.
     """
-    height, width = size
-    rows = []
-    for box, where in boxes:
-        x0, y0, x1, y1 = box
-        name = f"{where}: box ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
-        check(all(map(math.isfinite, box)), f"{name} is not finite", DataError)
-        has_area = x0 < x1 and y0 < y1
-        check(has_area, f"{name} has no area; expected x0 < x1 and y0 < y1", DataError)
-        clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-        reach = max(abs(given - kept) for given, kept in zip(box, clipped, strict=True))
-        inside = reach <= TOLERANCE and clipped[2] > clipped[0] and clipped[3] > clipped[1]
-        check(inside, f"{name} lies outside the image of {width}×{height} pixels", DataError)
-        rows.append(clipped)
+    rows = [checked_box(box, size, f"{where}: box") for box, where in boxes]
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
 
 

@@ -128,6 +128,21 @@ def _decoded(
         raise DataError(f"{name}: cannot decode the image: {reason}") from None
 
 
+def pixels_of(image: Image.Image) -> Tensor:
+    """The pixels of an image of Pillow as :func:`load_image` gives them, upright by its EXIF tag.
+
+    Raises:
+        DataError: what Pillow cannot decode.
+    """
+    try:
+        image.load()  # opened before, decoded only now
+        pixels = _unit_range(image)
+    except (OSError, SyntaxError, struct.error) as error:
+        raise DataError(f"cannot decode the image: {error}") from None
+    upright = turned(torch.from_numpy(pixels).permute(2, 0, 1), _orientation(image))
+    return upright.contiguous()
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF's, from 1 to 8; 1 where there is none, or none that can be read."""
     try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from captum_robust._checks import check_shape
+from captum_robust._checks import check, check_shape
 
 
 class DataError(ValueError):
@@ -14,6 +17,31 @@ class DataError(ValueError):
 
     A runner can note it as that sample's error and go on with the next.
     """
+
+
+TOLERANCE = 1.0
+"""Pixels that a box may reach beyond its image; it is then clipped."""
+
+Box = tuple[float, float, float, float]
+
+
+def checked_box(box: Sequence[float], size: tuple[int, int], name: str) -> Box:
+    """The box, clipped to its image of ``size`` (H, W).
+
+    Raises:
+        DataError: it is not finite, has no area, or lies outside of the image.
+    """
+    x0, y0, x1, y1 = box
+    height, width = size
+    name = f"{name} ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
+    check(all(map(math.isfinite, box)), f"{name} is not finite", DataError)
+    has_area = x0 < x1 and y0 < y1
+    check(has_area, f"{name} has no area; expected x0 < x1 and y0 < y1", DataError)
+    clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+    reach = max(abs(given - kept) for given, kept in zip(box, clipped, strict=True))
+    inside = reach <= TOLERANCE and clipped[2] > clipped[0] and clipped[3] > clipped[1]
+    check(inside, f"{name} lies outside the image of {width}×{height} pixels", DataError)
+    return clipped
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +57,10 @@ class Sample:
     label: int | None
     """Index among the classifier's classes; None where the data set doesn't know it."""
     boxes: Tensor
-    """M×4 float32 (x0, y0, x1, y1) in pixels of ``image``, half-open: the width is x1 − x0."""
+    """M×4 float32 (x0, y0, x1, y1) in pixels of ``image``, half-open: the width is x1 − x0.
+
+    One that reaches beyond the image by at most ``TOLERANCE`` is clipped; another is refused.
+    """
     id: str
     """Unique within the data set and the same in every run."""
     mask: Tensor | None = None
@@ -44,6 +75,10 @@ class Sample:
         check_shape("boxes", self.boxes, "M×4")
         if self.mask is not None:
             check_shape("mask", self.mask, "×".join(map(str, self.size)))
+        rows = self.boxes.tolist()
+        inside = [checked_box(box, self.size, f"{self.id}: box {i}") for i, box in enumerate(rows)]
+        if [list(box) for box in inside] != rows:
+            object.__setattr__(self, "boxes", torch.tensor(inside, dtype=torch.float32))
         if self.original_size == (0, 0):
             object.__setattr__(self, "original_size", self.size)
 

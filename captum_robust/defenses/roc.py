@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class ROC:
         thresholds: T, falling, from infinity; one for each score that occurs.
         area: under the curve, the chance that an attacked image has a higher score than a clean
             one (equal scores count half).
-        interval: (low, high), the bootstrap interval around the area.
+        interval: (low, high), the bootstrap interval around the area; NaN of one score each.
         resampled_areas: one of each resampling, from which the interval is taken.
     """
 
@@ -88,6 +89,8 @@ class ROC:
         areas = _resampled_areas(kinds, len(values), resamples, seed)
         tail = (1 - level) / 2
         low, high = areas.quantile(torch.tensor([tail, 1 - tail], dtype=torch.double)).tolist()
+        if len(clean) == len(attacked) == 1:
+            low = high = math.nan
         return cls(false, true, thresholds, _areas(*counts).item(), (low, high), areas)
 
 

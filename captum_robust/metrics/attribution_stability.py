@@ -15,6 +15,18 @@ from captum_robust.metrics.functional.stability import (
 )
 
 
+class MeasureValues(dict[str, Tensor]):
+    """Measure -> value. What is computed of all, as in ``1 - metric``, is of each."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, _: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        names = next(one for one in args if isinstance(one, cls))
+        parts = {n: [one[n] if isinstance(one, cls) else one for one in args] for n in names}
+        return cls({name: func(*own, **(kwargs or {})) for name, own in parts.items()})
+
+
 class AttributionStability(CountMetric):
     """How far maps stay the same under attack, averaged over the images.
 
@@ -22,11 +34,19 @@ class AttributionStability(CountMetric):
     the attacks on an image. The value does not depend on batches, order or sharding: sums are of
     whole millionths.
 
+    Of a single measure, given by its name alone, the value is one number, as
+    ``torchmetrics.MetricTracker`` and ``MinMaxMetric`` need; of several it is a dictionary. A
+    ``MetricCollection`` of one metric a measure can be tracked as a whole.
+
     >>> metric = AttributionStability(measures=["spearman", "top_k"])
     >>> maps = torch.arange(4.0).view(1, 2, 2)
     >>> metric.update(maps, 2 * maps)
     >>> {name: value.item() for name, value in metric.compute().items()}
     {'spearman': 1.0, 'top_k': 1.0}
+    >>> unstable = 1 - AttributionStability("spearman")
+    >>> unstable.update(maps, -maps)
+    >>> unstable.compute().item()
+    2.0
     """
 
     higher_is_better = True
@@ -35,7 +55,7 @@ class AttributionStability(CountMetric):
 
     def __init__(
         self,
-        measures: Sequence[str] = STABILITY_MEASURES,
+        measures: str | Sequence[str] = STABILITY_MEASURES,
         reduce: str = "mean",
         share: float = 0.1,
         strategy: str = "value",
@@ -43,6 +63,8 @@ class AttributionStability(CountMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.single = isinstance(measures, str)
+        measures = (measures,) if isinstance(measures, str) else measures
         check_stability_settings(measures, reduce, share, strategy, alpha)
         self.measures = tuple(measures)
         self.reduce = reduce
@@ -68,7 +90,7 @@ class AttributionStability(CountMetric):
         self.sums += sums.to(self.sums.device)
         self.images += len(clean)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return the mean of each measure over the images; NaN without any."""
+    def compute(self) -> Tensor | MeasureValues:
+        """Return the mean of each measure, or of the single one, over the images; NaN of none."""
         means = self.sums / (1e6 * self.images)
-        return dict(zip(self.measures, means, strict=True))
+        return means[0] if self.single else MeasureValues(zip(self.measures, means, strict=True))

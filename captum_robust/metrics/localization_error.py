@@ -9,7 +9,7 @@ from torch import Tensor
 from captum_robust.metrics._counts import FoldMetric
 from captum_robust.metrics.functional.box_sweep import sweep_boxes
 from captum_robust.metrics.functional.boxes import best_iou
-from captum_robust.metrics.functional.folds import best_columns
+from captum_robust.metrics.functional.folds import best_columns, texts_of
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
 from captum_robust.metrics.functional.weak_localization import (
     PROTOCOLS,
@@ -77,7 +77,7 @@ class LocalizationError(FoldMetric):
         self.largest_component_only = largest_component_only
         self.oracle = self.single = oracle
         self.seed = seed
-        self.blacklist = frozenset(blacklist)
+        self.blacklist = frozenset(texts_of("blacklist", blacklist))
         columns = sum(len(alpha_grid(strategy)) for strategy in self.strategies)
         self._count("correct", 2, len(self.iou_thresholds), columns)
         self._count("overlaps", 2, columns)
@@ -92,7 +92,7 @@ class LocalizationError(FoldMetric):
             largest_component_only,
             oracle,
             seed,
-            sorted(map(repr, self.blacklist)),
+            sorted(self.blacklist),
         )
 
     def update(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from captum_robust._checks import check_number, check_shape
 from captum_robust.metrics._counts import FoldMetric
+from captum_robust.metrics.functional._validate import without_channel
 from captum_robust.metrics.functional.folds import fold_sums, millionths
 from captum_robust.metrics.functional.saliency import (
     Scores,
@@ -108,6 +109,7 @@ class SaliencyMetric(FoldMetric):
             )
             values = scores.metric[:, None]
         else:
+            masks = without_channel(masks)
             check_shape("masks", masks, "×".join(map(str, (len(images), *images.shape[2:]))))
             boxes = saliency_boxes(masks, self.thresholds)
             crops = crop_scores(model, images, boxes, classes, batch_size=self.batch_size)

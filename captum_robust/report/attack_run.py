@@ -47,7 +47,8 @@ class AttackRun:
         Columns: ``image``, ``attack``, ``epsilon`` (in pixel units), ``label`` (without one the
         prediction), ``before`` and ``after`` (classes of the model), their names, ``confidence``
         in the class after, ``already_wrong``, ``fooled``, ``skipped``, ``linf`` and ``l2`` (of the
-        change, in pixel units), ``file`` (relative to the folder), ``error``.
+        change, in pixel units), ``without_gradient`` (right before and not fooled, but the
+        attack had no gradient to go by), ``file`` (relative to the folder), ``error``.
         """
         import pandas as pd
 
@@ -60,8 +61,8 @@ class AttackRun:
         rows = self._results.select(
             "SELECT a.image, a.attack, NULL AS epsilon, a.label, a.before, a.predicted AS after, "
             "l.name AS label_name, b.name AS before_name, p.name AS after_name, a.confidence, "
-            "a.already AS already_wrong, a.fooled, a.skipped, a.linf, a.l2, a.file, a.error "
-            "FROM attacked a LEFT JOIN classes l ON l.number = a.label "
+            "a.already AS already_wrong, a.fooled, a.skipped, a.linf, a.l2, a.without_gradient, "
+            "a.file, a.error FROM attacked a LEFT JOIN classes l ON l.number = a.label "
             "LEFT JOIN classes b ON b.number = a.before "
             "LEFT JOIN classes p ON p.number = a.predicted ORDER BY a.position"
         )
@@ -143,4 +144,5 @@ def _class_text(row: Mapping[str, Any], which: str) -> str:
 
 def _outcome_text(row: Mapping[str, Any]) -> str:
     kinds = {"already_wrong": "already wrong", "skipped": "skipped", "fooled": "fooled"}
+    kinds["without_gradient"] = "no gradient"
     return next((words for kind, words in kinds.items() if row[kind]), "-")

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from captum_robust._checks import check_choice
+from captum_robust.report.failures import complete_failures
 from captum_robust.report.outcomes import attack_series, attack_table
 from captum_robust.report.plots import (
     method_styles,
@@ -16,7 +17,13 @@ from captum_robust.report.plots import (
     plot_error_series,
     plot_robust_accuracy,
 )
-from captum_robust.report.results import CLEAN, STRATEGY_ORDER, Results, Tuning
+from captum_robust.report.results import (
+    CLEAN,
+    NOTHING_SCORED,
+    STRATEGY_ORDER,
+    Results,
+    Tuning,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +139,9 @@ class Comparison:
         share of the former that the attack fooled; ``robust_accuracy``, the share of all n that
         was right before and still is, with its bootstrap interval ``robust_low`` and
         ``robust_high``; ``linf`` and ``l2``, the mean size of the change of those that were right
-        before, in pixel units; ``unlabelled``, images whose label is not known, for which the
+        before, in pixel units; ``without_gradient``, how many of those that are right count as
+        robust though the gradient was zero in every step, so that the attack could not try them;
+        ``unlabelled``, images whose label is not known, for which the
         prediction is the label; ``failed``, images on which the attack failed; ``skipped``, 0.
 
         Args:
@@ -145,7 +154,7 @@ class Comparison:
         """The tables for a terminal, with a line on how thresholds were chosen.
 
         With attacks the first is of the clean images; then what each attack did, and the error of
-        each method under each.
+        each method under each. At the end the most frequent reasons why images or maps failed.
         """
         from captum_robust.report.text import text_of
 
@@ -225,7 +234,8 @@ class Comparison:
         map is of (the attack, or a case of it); ``decided``, the class that a defended
         method takes the image for; of methods that perturb the image also
         ``new_class``, ``flipped`` and ``margin``; of attacked images also ``already_wrong``
-        (misclassified before), ``fooled`` (right before, and not any more), and the size of the
+        (misclassified before), ``fooled`` (right before, and not any more), ``without_gradient``
+        (neither, but the attack had no gradient to go by), and the size of the
         change ``linf`` and ``l2`` in pixel units, and how far the map is that of the clean image:
         ``spearman``, ``pearson``, ``ssim``, ``top_k`` and ``box_iou``. Of a run with
         ``saliency_metric``, of clean images ``saliency``, ``crop_area`` and ``crop_probability``,
@@ -238,12 +248,24 @@ class Comparison:
         """The images that could not be used, and the methods that failed on an image: why."""
         return self._scoring.failures()
 
+    def complete_failures(self) -> list[str]:
+        """A sentence for each method that failed on every image, with its most frequent reason.
+
+        One for all methods where no image could be used, or an attack failed on all of them.
+        """
+        return complete_failures(self._results)
+
+    def left_unscored(self) -> list[str]:
+        """A sentence, if no image has a box, so that no map was scored."""
+        return [NOTHING_SCORED] if self._results.is_unscored() else []
+
     def summary(self) -> str:
         """One line: how many images were read, scored, without boxes and broken."""
         counts = self._results.counts()
         text = f"{counts['read']} images: {counts['broken']} could not be used, "
         text += f"{counts['unboxed']} without a box"
-        return text + (f"; {counts['failed']} maps failed" if counts["failed"] else "")
+        text += f"; {counts['failed']} maps failed" if counts["failed"] else ""
+        return "; ".join([text, *self.left_unscored()])
 
     def curves(self, attack: str = CLEAN) -> pd.DataFrame:
         """The error at every threshold: columns ``method``, ``strategy``, ``alpha``, ``error``."""

@@ -25,6 +25,11 @@ NOTHING_TO_ATTACK = (
     "labels count the model's classes?"
 )
 
+NO_GRADIENT = (
+    "so many images are in the robust accuracy only because the gradient was zero in every step: "
+    "the attack could not try them"
+)
+
 
 @dataclass(frozen=True)
 class AttackSummary:
@@ -46,6 +51,9 @@ class AttackSummary:
     linf: float
     l2: float
     """Mean size of the change of those that were right before."""
+    without_gradient: int = 0
+    """How many were right before and are not fooled, though the attack had no gradient to go by:
+    they are in the robust accuracy, but nothing shows that they are robust."""
 
 
 def summarize_attack(
@@ -55,6 +63,7 @@ def summarize_attack(
     l2: Tensor,
     *,
     lost: Tensor | None = None,
+    without_gradient: Tensor | None = None,
     level: float = 0.95,
     seed: int = 0,
 ) -> AttackSummary:
@@ -66,6 +75,8 @@ def summarize_attack(
         linf, l2: n, sizes of the change.
         lost: n booleans, right before and not after; None: those that are fooled. A targeted
             attack may lose an image the label without reaching the class aimed at.
+        without_gradient: n booleans, right before and not fooled, but the attack had no gradient;
+            None: none of them.
         level, seed: of the bootstrap.
 
     >>> no, yes = torch.tensor([False, False, False]), torch.tensor([True, False, False])
@@ -92,6 +103,7 @@ def summarize_attack(
         robust_high=interval.high if interval else math.nan,
         linf=mean_of_right(linf),
         l2=mean_of_right(l2),
+        without_gradient=0 if without_gradient is None else int(without_gradient.sum()),
     )
 
 
@@ -111,6 +123,7 @@ def attack_table(
             torch.tensor([row["linf"] for row in done]),
             torch.tensor([row["l2"] for row in done]),
             lost=torch.tensor([row["lost"] for row in done], dtype=torch.bool),
+            without_gradient=torch.tensor([bool(row["without_gradient"]) for row in done]),
             level=level,
             seed=seed,
         )
@@ -163,4 +176,6 @@ def attacks_text(table: pd.DataFrame, aimed_at: str | None = None) -> str:
     )
     if unlabelled := int(table["unlabelled"].max()):
         note += f"\nwithout a label: {unlabelled}; there the prediction counts as the label"
+    if table["without_gradient"].any():
+        note += f"\nno gradient: {NO_GRADIENT}"
     return f"{text_table(table, ATTACK_COLUMNS, ['attack', 'n'])}\n{note}"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from captum_robust._files import write_whole
 from captum_robust.catalog.attacks import LEVELS
 from captum_robust.draw import PREDICTED_COLOR, TRUTH_COLOR
-from captum_robust.report.outcomes import attack_series
+from captum_robust.report.failures import shown_reasons
+from captum_robust.report.outcomes import NO_GRADIENT, attack_series
 from captum_robust.report.pictures import build_gallery, build_strips, build_trios
 from captum_robust.report.plots import (
     FAMILIES,
@@ -99,6 +100,7 @@ def _content(tables: Tables) -> dict[str, Any]:
     baselines = results.baselines
     failures = tables.scoring.failures()
     counts = results.counts()
+    reasons, other_reasons = shown_reasons(results.failures())
     frame = tables.scoring.frame(first=GALLERY_POOL)
     gallery = build_gallery(results, frame)
     entries = (*gallery.best, *gallery.worst)
@@ -122,6 +124,8 @@ def _content(tables: Tables) -> dict[str, Any]:
         ),
         "shown_failures": min(len(failures), _SHOWN_FAILURES),
         "failure_count": len(failures),
+        "reasons": reasons,
+        "other_reasons": other_reasons,
         "unboxed": counts["unboxed"],
         "colors": {"truth": TRUTH_COLOR, "predicted": PREDICTED_COLOR},
     }
@@ -177,11 +181,9 @@ def _conclusion(tables: Tables) -> str:
     *others, last = [row["method"] for row in methods if row["error"] == best["error"]]
     first = f"{', '.join(others)} and {last} place" if others else f"{last} places"
     text = f"{first} the object best of the methods: "
-    text += (
-        f"{100 * best['error']:.1f} % of the boxes miss it (95 % interval "
-        f"{100 * best['error_low']:.1f} to {100 * best['error_high']:.1f} %, "
-        f"{best['n']} images)."
-    )
+    interval = f"95 % interval {100 * best['error_low']:.1f} to {100 * best['error_high']:.1f} %, "
+    of = f"{interval}{best['n']} images" if best["n"] > 1 else "one image, so there is no interval"
+    text += f"{100 * best['error']:.1f} % of the boxes miss it ({of})."
     if baselines:
         other = baselines[0]
         text += f" The best baseline, {other['method']}, misses {100 * other['error']:.1f} %"
@@ -216,9 +218,12 @@ def _attacks(tables: Tables, frame: pd.DataFrame) -> dict[str, Any]:
     results, attacked, gaps = tables.results, tables.attacks, tables.gaps
     baselines = results.baselines
     target = results.configuration["settings"]["target"]
+    has_stuck = bool(attacked["without_gradient"].any())
+    columns = [c for c in ATTACK_COLUMNS if has_stuck or c.key != "without_gradient"]
     return {
-        "table": grid(attacked, ATTACK_COLUMNS, head="Attack", names="attack"),
+        "table": grid(attacked, columns, head="Attack", names="attack"),
         "unlabelled": int(attacked["unlabelled"].max()),
+        "no_gradient": NO_GRADIENT if has_stuck else "",
         "chart": _robust_chart(attack_series(attacked)),
         "errors": errors_grid(tables.methods, tables.clean["method"], results.attacks, baselines)
         if "error" in tables.methods

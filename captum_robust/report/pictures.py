@@ -106,6 +106,8 @@ class Strip:
     confidence: float = math.nan
     fooled: bool | None = None
     """None: the clean image."""
+    without_gradient: bool = False
+    """Not fooled, but the attack had no gradient to go by."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def _attacked_entry(results: Results, rows: pd.DataFrame, position: int) -> Atta
                 "change": _jpeg_uri(canvas.fitted(row["change"])),
                 "factor": factor_text(row["amplification"]),
                 "fooled": bool(row["fooled"]),
+                "without_gradient": bool(row["without_gradient"]),
             }
         # An image that is attacked through transforms has the class of their mean scores.
         judged = first if name == CLEAN else row

@@ -24,6 +24,8 @@ GALLERY_POOL = 512
 ATTACK_POOL = 48
 """Attacked pictures, and what was changed in them, are kept for this many images."""
 
+NOTHING_SCORED = "nothing was scored, for no image has a box"
+
 _MEANS = ", ".join(f"avg({m}) AS {m}" for m in STABILITY_MEASURES)
 _LOWEST = ", ".join(f"min({m}) AS {m}" for m in STABILITY_MEASURES)
 
@@ -120,15 +122,34 @@ class Results:
         )
         return counts | {"failed": len(self.failures()) - counts["broken"]}
 
-    def failures(self) -> list[dict[str, Any]]:
-        """Image, method and error: of images that no method could use, then of single maps."""
-        return self.select(
-            "SELECT image, '(all)' AS method, error FROM images WHERE error IS NOT NULL "
-            "ORDER BY position"
-        ) + self.select(
+    def failures(
+        self, method: str | None = None, attack: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Image, method and error: of images that no method could use, then of single maps.
+
+        With a method and an attack, of its maps alone.
+        """
+        unread = "SELECT image, '(all)' AS method, error FROM images WHERE error IS NOT NULL "
+        return ([] if method else self.select(unread + "ORDER BY position")) + self.select(
             "SELECT r.image, r.method, r.error FROM results r JOIN images i USING (position) "
-            "WHERE r.error IS NOT NULL AND i.error IS NULL ORDER BY position, method"
+            "WHERE r.error IS NOT NULL AND i.error IS NULL "
+            "AND (? IS NULL OR (r.method = ? AND r.attack = ?)) ORDER BY position, method",
+            (method, method, attack),
         )
+
+    def failed_everywhere(self) -> list[tuple[str, str]]:
+        """The methods, each with the attack, that have a map of no image that could be used."""
+        rows = self.select(
+            "SELECT r.method, r.attack FROM results r JOIN images i USING (position) "
+            "WHERE i.error IS NULL GROUP BY r.method, r.attack HAVING count(*) = count(r.error)"
+        )
+        failed = {(row["method"], row["attack"]) for row in rows}
+        return [(m, a) for a in self.attacks for m in self.methods if (m, a) in failed]
+
+    def is_unscored(self) -> bool:
+        """Whether images could be used, but none has a box."""
+        counts = self.counts()
+        return 0 < counts["unboxed"] == counts["read"] - counts["broken"]
 
     def measured(
         self, method: str, attack: str, value: str, stop: int | None = None
@@ -192,7 +213,7 @@ class Results:
             "SELECT r.position, r.image, r.method, r.attack, i.label, r.predicted, r.explained,"
             " r.confidence, r.pointing, r.seconds, r.forward_passes, r.backward_passes,"
             " coalesce(r.source, r.attack) AS source, r.decided, r.new_class, r.flipped,"
-            " r.margin, a.already AS already_wrong, a.fooled,"
+            " r.margin, a.already AS already_wrong, a.fooled, a.without_gradient,"
             f" a.linf, a.l2, {', '.join('r.' + m for m in STABILITY_MEASURES)}, r.error"
             " FROM results r JOIN images i USING (position) LEFT JOIN attacked a"
             " ON a.position = r.position AND a.attack = coalesce(r.source, r.attack)"
@@ -243,8 +264,8 @@ class Results:
 def attacked_rows(store: RunStore, attack: str) -> list[dict[str, Any]]:
     """What an attack did to each image of a run, in their order."""
     rows = store.select(
-        "SELECT a.already, a.fooled, a.linf, a.l2, a.skipped, a.error, i.label, "
-        "a.predicted <> a.label AS lost FROM attacked a JOIN images i USING (position) "
+        "SELECT a.already, a.fooled, a.linf, a.l2, a.without_gradient, a.skipped, a.error, "
+        "i.label, a.predicted <> a.label AS lost FROM attacked a JOIN images i USING (position) "
         "WHERE a.attack = ? AND i.error IS NULL ORDER BY position",
         (attack,),
     )

@@ -173,7 +173,10 @@ class Scoring:
             ignore_index=True,
             kind="stable",
         )
-        return table.dropna(axis="columns", how="all")
+        known = set(table.columns[table.notna().any()])
+        # The ends of an interval stay beside its value, also where there is none.
+        ends = {f"{name}_{end}" for name in known for end in ("low", "high")}
+        return table[[name for name in table if name in known | ends]]
 
     def _row(self, method: str, attack: str, tuning: Tuning, level: float) -> dict[str, Any]:
         row: dict[str, Any] = {"attack": attack, "method": method, "n": 0, "error": math.nan}

@@ -75,9 +75,13 @@ class Column:
         if math.isnan(value):
             return "-"
         text = form.text(value)
-        if self.ends:
+        if self._has_interval(record):
             text += f" [{', '.join(form.text(record[end]) for end in self.ends)}]"
         return f"{text} of {record[self.of]:.0f}" if self.of and self.form == "percent" else text
+
+    def _has_interval(self, record: Mapping[Any, Any]) -> bool:
+        """Whether the row has an interval; of one image there is none."""
+        return bool(self.ends) and not any(math.isnan(record[end]) for end in self.ends)
 
     def cell(self, record: Mapping[Any, Any] | None) -> Cell:
         """The value of a row for the page; a dash without one.
@@ -93,7 +97,7 @@ class Column:
         value, form = float(value), FORMS[self.form]
         if record is None or math.isnan(value):
             return Cell("–", below)
-        if self.ends:
+        if self._has_interval(record):
             below = " to ".join(form.end(record[end]) for end in self.ends)
         if record.get("without_gap", 0) > _NO_GAP:
             below += f"; no gap in {100 * record['without_gap']:.0f} %"
@@ -165,6 +169,7 @@ ATTACK_COLUMNS = (
         name="robust accuracy",
         ends=("robust_low", "robust_high"),
     ),
+    Column("without_gradient", "No gradient", "count", name="no gradient", rare=True),
     Column("linf", "L∞ / 255", "levels", name="Linf"),
     Column("l2", "L2", "two digits", name="L2"),
     Column("n", "Attacked", "count"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+from captum_robust.report.failures import shown_reasons
 from captum_robust.report.outcomes import attacks_text
+from captum_robust.report.results import NOTHING_SCORED
 from captum_robust.report.run_tables import Tables
 from captum_robust.report.tables import (
     COLUMNS,
@@ -50,10 +52,22 @@ def text_of(tables: Tables) -> str:
     ):
         if not table.empty:
             text += f"\n\n{title}\n{text_table(table, columns, before)}{note}"
-    return text
+    return text + _failures_text(tables)
+
+
+def _failures_text(tables: Tables) -> str:
+    """The most frequent reasons why images or maps failed; nothing where none did."""
+    reasons, others = shown_reasons(tables.results.failures())
+    if not reasons:
+        return ""
+    text = "\n".join(f"  {reason}" for reason in reasons)
+    more = f"\n  and {others} other reasons" if others else ""
+    return f"\n\nwhat failed, and why the first of each kind did\n{text}{more}"
 
 
 def _clean_note(tables: Tables) -> str:
+    if "error" not in tables.methods:
+        return NOTHING_SCORED if tables.results.is_unscored() else "nothing was scored"
     oracle = tables.tuning.oracle
     tuned = "on the reported images (oracle)" if oracle else "on the other half of the images"
     note = (

@@ -103,6 +103,8 @@ class AttackRow:
     linf: float | None = None
     l2: float | None = None
     """Length of the change, in pixel units."""
+    without_gradient: bool | None = None
+    """Right before and not fooled, but the attack had no gradient to go by."""
     file: str | None = None
     """Path of the adversarial image, relative to the run's folder."""
     picture: bytes | None = None
@@ -168,6 +170,7 @@ class RunStore:
             self._database.execute("PRAGMA synchronous=NORMAL")
             for statement in _schema():
                 self._database.execute(statement)
+            self._add_columns()
             self.count(0, 0)
         except sqlite3.Error as error:
             raise ValueError(
@@ -213,6 +216,16 @@ class RunStore:
                 if "locked" not in str(error) or time.monotonic() > end:
                     raise
                 time.sleep(0.01)
+
+    def _add_columns(self) -> None:
+        """Add those that a run of an earlier version does not have, empty."""
+        with self._transaction() as database:
+            for table, row, _ in _TABLES:
+                there = {column[1] for column in database.execute(f"PRAGMA table_info({table})")}
+                for one in fields(row):
+                    if one.name not in there:
+                        kind = _SQL_TYPES[str(one.type).removesuffix(" | None")]
+                        database.execute(f"ALTER TABLE {table} ADD COLUMN {one.name} {kind}")
 
     def close(self) -> None:
         """Close the database; the rows are safe without it."""

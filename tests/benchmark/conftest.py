@@ -39,7 +39,9 @@ class Drawn:
         image = 0.3 * torch.rand(3, *self.size, generator=g)
         x, y = (int(v) for v in torch.randint(2, 16, (2,), generator=g))
         image[:, y : y + 18, x : x + 22] += 0.6
-        boxes = torch.tensor([[x, y, x + 22, y + 18]], dtype=torch.float32)
+        height, width = self.size  # the square ends where the image does
+        far = [min(x + 22, width), min(y + 18, height)]
+        boxes = torch.tensor([[x, y, *far]], dtype=torch.float32)
         return Sample(image, label=index % 4, boxes=boxes, id=self.ids[index])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from captum_robust.benchmark import (
     ATTACKS,
     AttackOptions,
     Comparison,
+    attack_images,
     build_attacks,
     compare,
     plot_robust_accuracy,
@@ -436,3 +438,72 @@ def test_the_plot_of_a_run_has_a_line_an_attack_with_strengths(run: Comparison) 
     figure = run.plot_attacks()
     figure.canvas.draw()
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["fgsm"]
+
+
+class Rounded(torch.nn.Module):
+    """Brightness in steps of a tenth, through which no gradient flows; dark images are smooth."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.flatten(1).mean(dim=1)
+        above = torch.where(mean < 0.3, mean, mean.detach().mul(10).round().div(10) + 0 * mean)
+        return torch.stack([0.29 - above, above - 0.29], dim=1)
+
+
+def grey_samples(*levels: float) -> list[Sample]:
+    """Images of one level each, 0 where it is below .29, else 1; the last of the wrong class."""
+    labels = [int(level > 0.29) for level in levels[:-1]] + [0]
+    return [
+        Sample(torch.full((3, 8, 8), v), y, torch.tensor([[1.0, 1, 5, 5]]), str(i))
+        for i, (v, y) in enumerate(zip(levels, labels, strict=True))
+    ]
+
+
+# By hand: two bright ones without a gradient, one dark one that 8/255 takes beyond .29, one that is
+# too dark for that, one bright one that is wrong to begin with.
+GREY = grey_samples(0.6, 0.8, 0.28, 0.1, 0.7)
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of")
+def test_images_without_a_gradient_are_counted_and_said(tmp_path: Path) -> None:
+    model = Classifier(Rounded(), input_size=8)
+    attack = PGD(model, 8 / 255, steps=3)
+    attacks = {"pgd 8/255": attack, "wrapped": lambda x, y: attack.perturb(x, y)}
+    run = compare(model, GREY, ["center_box"], attacks, out=tmp_path / "run", progress=False)
+    table = run.attack_table()
+    assert table["without_gradient"].tolist() == [2, 2]
+    assert table[["n", "n_right", "already_wrong"]].to_numpy().tolist() == [[5, 4, 1]] * 2
+    assert table["robust_accuracy"].tolist() == [0.6, 0.6]
+    rows = run.select("SELECT * FROM attacked ORDER BY attack, position")
+    assert [row["without_gradient"] for row in rows] == [1, 1, 0, 0, 0] * 2
+    assert [row["fooled"] for row in rows] == [0, 0, 1, 0, 0] * 2
+    frame = run.to_dataframe()
+    assert frame[frame["attack"] == "wrapped"]["without_gradient"].tolist() == [1, 1, 0, 0, 0]
+    text = run.to_text()
+    assert "no gradient" in text.splitlines()[text.splitlines().index("attacks") + 1]
+    assert "the attack could not try them" in text
+    page = run.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "No gradient" in page
+    assert "the attack could not try them" in page
+    assert page.count("no gradient to attack by") == 4  # two images under two attacks
+    # A run of an earlier version has no such column.
+    database = sqlite3.connect(tmp_path / "run" / "rows.sqlite", isolation_level=None)
+    database.execute("ALTER TABLE attacked DROP COLUMN without_gradient")
+    database.close()
+    assert Comparison(tmp_path / "run").attack_table()["without_gradient"].tolist() == [0, 0]
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of")
+def test_robust_accuracy_and_attacked_files_count_images_without_a_gradient(tmp_path: Path) -> None:
+    model = Classifier(Rounded(), input_size=8)
+    attack = PGD(model, 8 / 255, steps=3)
+    table = robust_accuracy(model, attack, GREY, [0.0, 8 / 255])
+    assert table["without_gradient"].tolist()[1] == 2
+    run = attack_images(model, GREY, {"pgd 8/255": attack}, tmp_path, progress=False)
+    assert run.table()["without_gradient"].tolist() == [2]
+    assert run.to_dataframe()["without_gradient"].tolist() == [1, 1, 0, 0, 0]
+    assert run.to_text(9).count("no gradient") == 2
+    assert "the attack could not try them" in run.table_text()
+    smooth = attack_images(
+        model, GREY[2:], {"pgd 8/255": attack}, tmp_path / "smooth", progress=False
+    )
+    assert "gradient" not in smooth.table_text()

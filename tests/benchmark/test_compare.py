@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import sqlite3
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_robust.attacks import FGSM
-from captum_robust.benchmark import METHODS, Comparison, compare
+from captum_robust.benchmark import METHODS, Comparison, RunWarning, compare
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.catalog.methods import heat_map
 from captum_robust.data import Sample, resize
@@ -652,3 +654,86 @@ def test_heat_maps_by_hand() -> None:
     assert heat_map(-signed, (1, 1), signed=True).item() == 1
     with pytest.raises(ValueError, match="expected N×H×W"):
         heat_map(torch.zeros(3), (1, 1))
+
+
+def broken(_: Tensor, __: Tensor) -> Tensor:
+    raise RuntimeError("no luck today")
+
+
+def test_a_method_that_fails_everywhere_is_said_with_its_reason(
+    model: Classifier, drawn: Drawn, tmp_path: Path
+) -> None:
+    def often(images: Tensor, target: Tensor) -> Tensor:
+        if float(target[0]) != 1:
+            raise ValueError(f"class {int(target[0])} is none")
+        return centre_heat(images, target)
+
+    methods = {"broken": broken, "often": often, "bright": centre_heat}
+    with pytest.warns(RunWarning, match="broken failed on each of the 6 images") as said:
+        result = compare(model, drawn, methods, progress=False)
+    reason = "broken failed on each of the 6 images: RuntimeError: no luck today (6×)"
+    assert [str(one.message) for one in said] == [reason] == result.complete_failures()
+    # Labels are 0 1 2 3 0 1, of which 1 succeeds: the reasons differ in a number only.
+    text = result.to_text().split("what failed")[1].splitlines()[1:]
+    assert text == [
+        "  6× broken: RuntimeError: no luck today",
+        "  4× often: ValueError: class 0 is none",
+    ]
+    page = result.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "6× broken: RuntimeError: no luck today" in page
+    assert "4× often: ValueError: class 0 is none" in page
+
+
+def test_an_attack_that_fails_everywhere_is_said_once(model: Classifier, drawn: Drawn) -> None:
+    attacks = {"short": lambda x, t: x[:0]}
+    with pytest.warns(RunWarning) as said:
+        compare(model, drawn, ["saliency", "random"], attacks, progress=False)
+    (one,) = [one for one in said if one.category is RunWarning]
+    assert "saliency, random failed on each of the 6 images under short: " in str(one.message)
+    assert "(6×)" in str(one.message)
+
+
+def test_a_run_without_a_usable_image_is_said_with_the_most_frequent_reason(
+    model: Classifier,
+) -> None:
+    with pytest.warns(RunWarning) as said:
+        result = compare(model, Drawn(n=3, broken=[0, 1, 2]), CHEAP, progress=False)
+    (one,) = [one for one in said if one.category is RunWarning]
+    assert str(one.message) == "none of the 3 images could be used: 0.png: truncated (3×)"
+    assert "3× (all): 0.png: truncated" in result.to_text()
+
+
+def test_a_run_without_a_box_says_that_nothing_was_scored(model: Classifier) -> None:
+    class Unboxed(Drawn):
+        def __getitem__(self, index: int) -> Sample:
+            return replace(super().__getitem__(index), boxes=torch.zeros(0, 4))
+
+    with pytest.warns(RunWarning, match="nothing was scored, for no image has a box"):
+        result = compare(model, Unboxed(n=3, broken=[1]), CHEAP, progress=False)
+    assert result.summary().endswith("2 without a box; nothing was scored, for no image has a box")
+    assert "nothing was scored, for no image has a box" in result.to_text()
+    assert "share of boxes" not in result.to_text()
+
+
+def test_a_run_that_went_well_says_nothing(model: Classifier, drawn: Drawn) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RunWarning)
+        result = compare(model, drawn, {"bright": centre_heat}, progress=False)
+    assert result.complete_failures() == []
+    assert "failed" not in result.to_text()
+    assert "scored" not in result.summary()
+
+
+def test_one_image_has_no_interval(model: Classifier, tmp_path: Path) -> None:
+    attacks = {"fgsm 8/255": FGSM(model, epsilon=8 / 255)}
+    result = compare(model, Drawn(n=1), {"bright": centre_heat}, attacks, progress=False)
+    table = result.table()
+    assert table["error"].tolist() == [0, 0]
+    assert table[["error_low", "error_high"]].isna().all(axis=None)
+    assert result.attack_table()[["robust_low", "robust_high"]].isna().all(axis=None)
+    assert "nan" not in result.to_text().lower()
+    page = result.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "one image, so there is no interval" in page
+    assert "nan" not in re.sub(r"<[^>]*>", " ", page.split("</head>")[1]).lower().split()
+    assert result.plot()
+    assert result.plot_attacks()

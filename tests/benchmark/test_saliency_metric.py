@@ -243,9 +243,14 @@ def test_a_broken_image_has_no_crop(model: Classifier) -> None:
     assert result.saliency_table()["n"].tolist() == [4] * 4
 
 
-def test_a_true_box_outside_of_the_image_is_left_out(model: Classifier) -> None:
-    sample = resize(Drawn()[0], (32, 32))
-    outside = replace(sample, boxes=torch.tensor([[40.0, 40.0, 50.0, 50.0]]), id="o")
-    result = compare(model, [sample, outside], METHODS, saliency_metric=True, progress=False)
+def test_an_image_whose_true_box_is_outside_of_it_is_left_out(model: Classifier) -> None:
+    class Outside(Drawn):
+        def __getitem__(self, index: int) -> Sample:
+            sample = resize(super().__getitem__(index), (32, 32))
+            far = torch.tensor([[40.0, 40.0, 50.0, 50.0]])
+            return replace(sample, boxes=far) if index else sample
+
+    result = compare(model, Outside(2), METHODS, saliency_metric=True, progress=False)
     table = result.saliency_table().set_index("method")
-    assert table["n"].to_dict() == {"bright": 2, "box": 2, "all": 2, "true box": 1}
+    assert table["n"].to_dict() == {"bright": 1, "box": 1, "all": 1, "true box": 1}
+    assert "lies outside the image of 32×32 pixels" in result.failures()["error"][0]

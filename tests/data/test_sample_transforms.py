@@ -110,3 +110,26 @@ def test_a_strip_that_would_fill_the_memory_is_a_data_error():
     strip = Sample(torch.zeros(3, 1, 100_000), None, torch.zeros(0, 4), "strip.png")
     with pytest.raises(DataError, match=r"strip\.png"):
         resize_and_center_crop(strip, 256, 224)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([5, 5, 400, 40], "lies outside the image of 48×40 pixels"),
+        ([-20, 5, 30, 30], "lies outside the image of 48×40 pixels"),
+        ([50, 5, 60, 30], "lies outside the image of 48×40 pixels"),
+        ([5, 5, 5, 30], "has no area"),
+        ([30, 5, 5, 30], "has no area"),
+        ([5, 5, float("nan"), 30], "is not finite"),
+    ],
+)
+def test_a_sample_whose_box_is_not_in_its_image_is_refused(box: list[float], message: str) -> None:
+    boxes = torch.tensor([[1.0, 2.0, 3.0, 4.0], box])
+    with pytest.raises(DataError, match=f"dog: box 1 .*{message}"):
+        Sample(torch.rand(3, 40, 48), 0, boxes, "dog")
+
+
+def test_a_box_that_reaches_a_pixel_beyond_is_clipped() -> None:
+    sample = Sample(torch.rand(3, 40, 48), 0, torch.tensor([[-0.5, 2, 49, 40.5]]), "dog")
+    assert sample.boxes.tolist() == [[0, 2, 48, 40]]
+    assert resize(sample, (400, 480)).boxes.tolist() == [[0, 20, 480, 400]]

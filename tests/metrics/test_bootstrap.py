@@ -82,3 +82,18 @@ def test_wrong_arguments_are_named():
         bootstrap_difference(torch.ones(3), torch.ones(2))
     with pytest.raises(TypeError, match="values: expected a tensor N, got list"):
         bootstrap_interval([1.0])
+
+
+def test_one_value_has_no_interval():
+    for one in (torch.tensor([0.5]), torch.tensor([math.nan, 0.5])):
+        interval = bootstrap_interval(one)
+        assert (interval.mean, interval.n) == (0.5, 1)
+        assert math.isnan(interval.low)
+        assert math.isnan(interval.high)
+    lone = bootstrap_difference(torch.tensor([1.0]), torch.tensor([0.0]))
+    assert lone.mean == 1
+    assert math.isnan(lone.low)
+    gap = gap_closed(torch.zeros(1), torch.ones(1), torch.zeros(1))
+    assert gap.value == 1
+    assert math.isnan(gap.low)
+    assert math.isnan(gap.high)

@@ -242,3 +242,39 @@ def test_metrics_with_other_settings_keep_to_themselves_in_a_collection():
     collection.update(heat, [on])  # both hit, so their states are equal
     collection.update(heat, [beside])  # 5 px away
     assert {k: v.item() for k, v in collection.compute().items()} == {"15": 1.0, "1": 0.5}
+
+
+def test_maps_may_have_the_one_channel_that_attributions_return():
+    with_channel = {
+        name: (metric, [a[:, None] if a is MAPS else a for a in arguments], value)
+        for name, (metric, arguments, value) in CASES.items()
+        if arguments[0] is MAPS
+    }
+    assert len(with_channel) > 6
+    for name, (metric, arguments, value) in with_channel.items():
+        fresh = copy.deepcopy(metric)
+        fresh.update(*arguments)
+        assert fresh.compute() == pytest.approx(value), name
+
+
+def test_stability_takes_maps_with_one_channel():
+    clean, attacked = MAPS[:3], torch.stack([MAPS[3:6], MAPS[6:9]])
+    expected = F.stability(clean, attacked)
+    for given in (
+        F.stability(clean[:, None], attacked),
+        F.stability(clean[:, None], attacked[:, :, None]),
+        F.stability(clean, attacked[:, :, None]),
+    ):
+        assert all(torch.equal(given[name], expected[name]) for name in expected)
+    single = F.stability(clean, attacked[0])
+    channel = F.stability(clean[:, None], attacked[0][:, None])
+    assert all(torch.equal(channel[name], single[name]) for name in single)
+    # Three attacks on one image are no three images.
+    several = F.stability(clean[:1], attacked[0][:, None], measures=["pearson"])["pearson"]
+    apart = [F.pearson_correlation(clean[:1], a[None]) for a in attacked[0]]
+    torch.testing.assert_close(several, torch.stack(apart).mean(dim=0))
+
+
+def test_maps_of_several_channels_are_refused():
+    with pytest.raises(ValueError, match="maps: expected N×H×W, got 14×3×30×40"):
+        F.sweep_boxes(MAPS[:, None].expand(-1, 3, -1, -1))

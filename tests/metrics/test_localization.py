@@ -1,8 +1,11 @@
 from hashlib import blake2b
 
+import numpy as np
 import pytest
 import torch
 
+from captum_robust.metrics import LocalizationError
+from captum_robust.metrics import functional as F
 from captum_robust.metrics.functional import (
     PROTOCOLS,
     alpha_grid,
@@ -94,6 +97,39 @@ def test_samples_without_boxes_and_blacklisted_ones_do_not_count():
     assert result.scored.tolist() == [True, False, False, True, False]
     mask = torch.tensor([False, False, True, False, True])
     assert localization_error(ious, alphas=[0], blacklist=mask).n == 2
+
+
+@pytest.mark.parametrize("ids", [torch.arange(5), np.arange(5), list(torch.arange(5)), range(5)])
+@pytest.mark.parametrize("listed", [[1, 4], {"1", "4"}, torch.tensor([1, 4]), np.array([1, 4])])
+def test_ids_and_blacklists_are_the_same_as_tensors_arrays_and_text(ids, listed):
+    heat = torch.zeros(5, 8, 8)
+    heat[:, 2:4, 1:6] = 1
+    boxes = [torch.tensor([[1.0, 2.0, 6.0, 4.0]])] * 5
+    metric = LocalizationError(["value"], oracle=True, blacklist=listed)
+    metric.update(heat, boxes, ids)
+    assert metric.samples.tolist() == [3, 0]
+    ious = F.best_iou(F.sweep_boxes(heat, ["value"])["value"], boxes)
+    result = localization_error({"value": ious}, ids=ids, oracle=True, blacklist=listed)
+    assert (result.n, result.blacklisted) == (3, 2)
+    assert split_folds(ids).tolist() == split_folds(5).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("blacklist", "12", "blacklist: expected a collection of ids, got the text '12'"),
+        ("ids", "01234", "ids: expected a collection of ids, got the text '01234'"),
+        ("ids", torch.zeros(5, 1), "ids: expected one id a sample, got 2 dimensions"),
+        ("blacklist", [True, False] * 2, "blacklist: expected ids, got truth values"),
+    ],
+)
+def test_a_text_is_no_collection_of_ids(name, given, message):
+    arguments = {"ids": list("01234"), "blacklist": ["1"]} | {name: given}
+    with pytest.raises((TypeError, ValueError), match=message):
+        localization_error({"value": torch.rand(5, 3)}, alphas=[0, 1, 2], oracle=True, **arguments)
+    if name == "blacklist":
+        with pytest.raises(TypeError, match=message):
+            LocalizationError(blacklist=given)
 
 
 def test_blacklisted_samples_do_not_tune_the_threshold():

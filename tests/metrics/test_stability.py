@@ -7,6 +7,8 @@ import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
 from skimage.metrics import structural_similarity as skimage_similarity
+from torchmetrics import MetricCollection
+from torchmetrics.wrappers import MetricTracker, MinMaxMetric
 
 from captum_robust.metrics import AttributionStability
 from captum_robust.metrics.functional import (
@@ -374,3 +376,64 @@ def test_a_gpu_gives_what_the_cpu_gives():
     on_gpu = stability(a.cuda(), b.cuda())
     for name, values in stability(a, b).items():
         torch.testing.assert_close(on_gpu[name].cpu(), values, rtol=0, atol=1e-5)
+
+
+def two_batches():
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.rand(2, 3, 12, 12, generator=generator)
+    far, near = torch.rand(3, 12, 12, generator=generator), clean[1] ** 2
+    return (clean[0], far), (clean[1], near)
+
+
+def test_one_measure_is_one_number_for_the_wrappers_of_torchmetrics():
+    batches = two_batches()
+    values = [
+        np.mean([spearmanr(a.flatten(), b.flatten())[0] for a, b in zip(*one, strict=True)])
+        for one in batches
+    ]
+    tracker = MetricTracker(AttributionStability("spearman"))
+    extremes = MinMaxMetric(AttributionStability("spearman"))
+    for batch in batches:
+        tracker.increment()
+        tracker.update(*batch)
+    np.testing.assert_allclose(tracker.compute_all(), values, atol=1e-5)
+    assert tracker.best_metric(return_step=True) == (pytest.approx(1), 1)  # monotone: 1
+    for batch in reversed(batches):
+        extremes.update(*batch)
+        seen = extremes.compute()
+        extremes._base_metric.reset()
+    assert seen["max"] == pytest.approx(1)
+    assert seen["min"] == pytest.approx(values[0], abs=1e-5)
+    loss = 1 - AttributionStability("spearman")
+    loss.update(*batches[0])
+    assert loss.compute() == pytest.approx(1 - values[0], abs=1e-5)
+    assert loss(*batches[1]) == pytest.approx(0, abs=1e-5)
+
+
+def test_arithmetic_on_several_measures_is_on_each():
+    first, second = two_batches()
+    plain = AttributionStability()
+    plain.update(*first)
+    values = plain.compute()
+    assert isinstance(values, dict)
+    less, double, positive = 1 - AttributionStability(), 2 * AttributionStability(), abs(plain)
+    gain = AttributionStability() - AttributionStability()
+    for metric in (less, double, gain):
+        metric.update(*first)
+    for name in STABILITY_MEASURES:
+        assert less.compute()[name] == 1 - values[name]
+        assert double.compute()[name] == 2 * values[name]
+        assert positive.compute()[name] == abs(values[name])
+        assert gain.compute()[name] == 0
+    assert set(less(*second)) == set(STABILITY_MEASURES)
+
+
+def test_a_collection_of_measures_is_tracked():
+    names = ("spearman", "top_k")
+    tracker = MetricTracker(MetricCollection({n: AttributionStability(n) for n in names}))
+    for batch in two_batches():
+        tracker.increment()
+        tracker.update(*batch)
+    best, step = tracker.best_metric(return_step=True)
+    assert best == {"spearman": pytest.approx(1), "top_k": pytest.approx(1)}
+    assert step == {"spearman": 1, "top_k": 1}

@@ -8,11 +8,19 @@ from torch import Tensor
 from captum_robust._checks import check, check_finite, check_shape, check_type
 
 
+def without_channel(maps: Tensor) -> Tensor:
+    """Return maps N×1×H×W, as attributions return them, as N×H×W; anything else as it is."""
+    is_lone = isinstance(maps, Tensor) and maps.ndim == 4 and maps.shape[1] == 1
+    return maps[:, 0] if is_lone else maps
+
+
 def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
     """Return heat maps N×H×W as float32 or float64, or say what is wrong with them.
 
+    Maps N×1×H×W become N×H×W.
     A Boolean or integer map becomes float32; a half-precision one too, exactly.
     """
+    maps = without_channel(maps)
     _check_pixels(name, maps)
     check(not maps.is_complex(), f"{name}: expected real numbers, got {maps.dtype}", TypeError)
     maps = on_device_with_float64(maps.detach())

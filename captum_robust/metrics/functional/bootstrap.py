@@ -1,5 +1,6 @@
 """Confidence intervals by the percentile bootstrap (Efron & Tibshirani, 1993)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,8 @@ class Interval:
 
     Attributes:
         mean: the mean of the values.
-        low: the lower end of the interval.
-        high: the upper end.
+        low: the lower end of the interval; NaN of one value, whose spread is not known.
+        high: the upper end, or NaN.
         level: the share of resampled means that lies between the ends.
         n: how many values went in (those that are not NaN).
     """
@@ -55,7 +56,9 @@ def bootstrap_interval(
     check(
         len(values), "values: expected a number, got nothing but NaN: there is no mean to resample"
     )
-    low, high = percentiles(resampled_means(values[None], resamples, seed)[0], level)
+    low = high = math.nan
+    if len(values) > 1:
+        low, high = percentiles(resampled_means(values[None], resamples, seed)[0], level)
     return Interval(values.mean().item(), low, high, level, len(values))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,9 +32,26 @@ def split_folds(samples: int | Sequence[Hashable], seed: int = 0) -> Tensor:
     """
     is_text = isinstance(samples, str)
     check(not is_text, "samples: expected a number or a sequence of ids, got a text", TypeError)
-    ids = range(samples) if isinstance(samples, int) else samples
+    ids = range(samples) if isinstance(samples, int) else texts_of("samples", samples)
     digests = [blake2b(f"{seed}:{sample}".encode(), digest_size=1).digest() for sample in ids]
     return torch.tensor([digest[0] & 1 for digest in digests], dtype=torch.int64)
+
+
+def texts_of(name: str, ids: Any) -> list[str]:
+    """Return the text of each id, the same for a number, an array's and a tensor's element.
+
+    >>> texts_of("ids", torch.tensor([3, 4])) == texts_of("ids", [3, "4"])
+    True
+    """
+    got = f"expected a collection of ids, got the text {ids!r}; one id is a list of one"
+    check(not isinstance(ids, (str, bytes)), f"{name}: {got}", TypeError)
+    dimensions = getattr(ids, "ndim", 1)
+    check(dimensions == 1, f"{name}: expected one id a sample, got {dimensions} dimensions")
+    values = list(ids.tolist() if hasattr(ids, "tolist") else ids)
+    values = [value.item() if isinstance(value, Tensor) else value for value in values]
+    is_bool = any(isinstance(value, bool) for value in values)
+    check(not is_bool, f"{name}: expected ids, got truth values", TypeError)
+    return [str(value) for value in values]
 
 
 def folds_of(

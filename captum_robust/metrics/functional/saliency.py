@@ -36,6 +36,7 @@ from captum_robust.metrics.functional._validate import (
     check_maps,
     check_size,
     on_device_with_float64,
+    without_channel,
 )
 from captum_robust.metrics.functional.box_sweep import sweep_boxes
 from captum_robust.metrics.functional.boxes import covered_pixels
@@ -197,6 +198,7 @@ def saliency_metric(
     check_images(images)
     n = len(images)
     check_type("masks", masks, Tensor, f"a tensor {n}×h×w, or boxes {n}×4")
+    masks = without_channel(masks)
     shape = tuple(masks.shape)
     fits = shape == (n, 4) or (shape[:1] == (n,) and masks.dim() == 3)
     check(fits, f"masks: expected {n}×h×w, or boxes {n}×4, got {shape}")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, check_number, check_shape
-from captum_robust.metrics.functional._validate import check_like, check_maps
+from captum_robust.metrics.functional._validate import check_like, check_maps, without_channel
 from captum_robust.metrics.functional.bootstrap import (
     check_resampling,
     percentiles,
@@ -183,8 +183,9 @@ def stability(
     """Return how far the map of each image stays the same under one or several attacks.
 
     Args:
-        clean: maps N×H×W of the clean images.
-        attacked: maps A×N×H×W under A attacks (or draws of one), or N×H×W under a single one.
+        clean: maps N×H×W or N×1×H×W of the clean images.
+        attacked: maps A×N×H×W under A attacks (or draws of one), or N×H×W under a single one; each
+            may have the one channel that attributions return, as in A×N×1×H×W.
         measures: names of :data:`STABILITY_MEASURES`: the correlations of Spearman and Pearson, the
             structural similarity, the top-k intersection, and the overlap of the boxes.
         reduce: over the attacks on an image: ``"mean"``, or ``"worst"``, the lowest value, which
@@ -204,6 +205,11 @@ def stability(
     -1.0
     """
     check_stability_settings(measures, reduce, share, strategy, alpha)
+    if isinstance(attacked, Tensor):
+        if attacked.dim() == 5 and attacked.shape[2] == 1:
+            attacked = attacked[:, :, 0]
+        elif len(attacked) == len(clean):  # else A×1×H×W of one image
+            attacked = without_channel(attacked)
     single = isinstance(attacked, Tensor) and attacked.dim() == 3
     attacks = attacked[None] if single else attacked
     check_shape("attacked", attacks, "A×N×H×W")
@@ -239,7 +245,7 @@ class GapClosed:
     Attributes:
         value: 1: as good under attack as the baseline on clean images; 0: no better under attack
             than the baseline; below 0: worse. NaN where the attack costs the baseline nothing.
-        low: the lower end of the bootstrap interval; NaN along with the value.
+        low: the lower end of the bootstrap interval; NaN along with the value, and of one image.
         high: the upper end.
         level: the share of the resamples with a gap that lies between the ends.
         n: the images that have all three outcomes.
@@ -320,7 +326,7 @@ def gap_closed(
         )
         return GapClosed(math.nan, math.nan, math.nan, level, n, gap, without, reason)
     ratios = ((means[1] - means[0]) / gaps)[is_open]
-    low, high = percentiles(ratios, level)
+    low, high = percentiles(ratios, level) if n > 1 else (math.nan, math.nan)
     return GapClosed((hit - ours) / gap, low, high, level, n, gap, without, None)
 
 

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_choice, check_number, check_shape
 from captum_robust.metrics.functional._validate import check_like
-from captum_robust.metrics.functional.folds import best_columns, fold_sums, folds_of, millionths
+from captum_robust.metrics.functional.folds import (
+    best_columns,
+    fold_sums,
+    folds_of,
+    millionths,
+    texts_of,
+)
 from captum_robust.metrics.functional.thresholding import alpha_grid
 
 
@@ -232,7 +238,7 @@ def listed_samples(
     blacklist: Tensor | Collection[Hashable] | None, ids: Sequence[Hashable] | None, n: int
 ) -> Tensor:
     """Return N Boolean: the samples that the blacklist takes out."""
-    if isinstance(blacklist, Tensor):
+    if isinstance(blacklist, Tensor) and (blacklist.dtype == torch.bool or blacklist.ndim != 1):
         got = f"{tuple(blacklist.shape)} of {blacklist.dtype}"
         fits = blacklist.dtype == torch.bool and blacklist.shape == (n,)
         check(fits, f"blacklist: expected {n} truth values or a collection of ids, got {got}")
@@ -240,5 +246,5 @@ def listed_samples(
     if blacklist is None:
         return torch.zeros(n, dtype=torch.bool)
     check(ids is not None, "ids: expected those of the samples, for the blacklist, got None")
-    names = set(blacklist)
-    return torch.tensor([sample in names for sample in ids or ()], dtype=torch.bool)
+    names = set(texts_of("blacklist", blacklist))
+    return torch.tensor([sample in names for sample in texts_of("ids", ids)], dtype=torch.bool)

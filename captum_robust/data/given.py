@@ -1,0 +1,353 @@
+"""Samples of what users have at hand: images, pairs with labels, batches, loaders, a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from operator import index as as_index
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    default_collate,
+)
+
+from captum_robust._checks import check, shape_or_type, unknown_name
+from captum_robust.data.classes import ClassIndex, imagenet_names
+from captum_robust.data.dataset import LocalizationDataset
+from captum_robust.data.files import existing
+from captum_robust.data.folder import ImageFolder
+from captum_robust.data.images import pixels_of
+from captum_robust.data.sample import DataError, Sample
+
+_EXPECTED = (
+    "samples (captum_robust.data.Sample), images (of PIL, or tensors C×H×W with pixels in [0, 1]), "
+    "pairs (image, class index), batches of these, a DataLoader or the path of a folder"
+)
+_WRAP = "wrap each image as Sample(image, label, boxes, id)"
+_IMAGENET = len(imagenet_names())
+_PROBED = 16
+"""So many of the first items are tried, until one can be read."""
+
+
+class SampleSource(Protocol):
+    """What a run needs of a data set: its length and its samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def sample_source(
+    data: Any, class_names: Sequence[str] | None, count_classes: Callable[[], int]
+) -> SampleSource:
+    """The samples of a data set, or of what can be read as one.
+
+    Data sets of samples are returned as they are. A ``DataLoader`` gives the items of its data set
+    in their own order, as its ``collate_fn`` makes them. Labels are class indices of the model. If
+    a torchvision data set says which classes its labels count, these are found by name among those
+    of the model; where the model has no names, they are the model's if there are as many. Images of
+    classes that are not known to be the model's have no label, and a warning says so. With a
+    ``target_transform`` the labels are taken as they are.
+
+    Args:
+        data: samples, images (of PIL, or tensors C×H×W of one or three channels with pixels in
+            [0, 1], or uint8), pairs (image, label), a list of batches of these, a ``DataLoader``,
+            or the path of a folder (see :class:`captum_robust.data.folder.ImageFolder`).
+        class_names: of the model, if it has any.
+        count_classes: says how many classes the model has; called only where it matters.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: a data set of which some classes are the model's and others are not; one joined
+            from parts with different classes; a loader whose sampler has no fixed order.
+        FileNotFoundError: no such folder.
+    """
+    if isinstance(data, LocalizationDataset):
+        return data
+    if isinstance(data, (str, Path)):
+        return _folder(Path(data), class_names, count_classes)
+    items = _loaders_items(data) if isinstance(data, DataLoader) else data
+    if isinstance(items, LocalizationDataset):
+        return items
+    is_list = hasattr(items, "__len__") and hasattr(items, "__getitem__")
+    got = f"dataset: expected {_EXPECTED}; {_WRAP}; got {type(data).__name__}"
+    check(is_list and not isinstance(items, Mapping), got, TypeError)
+    first = _first_readable(items)
+    if first is None or isinstance(first, Sample):
+        source: SampleSource = items
+        return source
+    if isinstance(items, (list, tuple)) and not _is_item(first):
+        items = [item for batch in items for item in _items_of(batch, type(data).__name__)]
+        first = items[0]
+    check(_is_item(first), f"{got} of {_said(first)}", TypeError)
+    if isinstance(first, (tuple, list)):
+        _label_of(first[1], "dataset")
+    own = _own_classes(items)
+    numbers = None if own is None else _class_numbers(own, class_names, count_classes)
+    return GivenImages(data, items, numbers)
+
+
+class GivenImages(Dataset[Sample]):
+    """Images, alone or with labels, as samples without boxes.
+
+    Args:
+        data: what was given.
+        items: the images, or pairs (image, label), of ``data``.
+        numbers: the model's class of each label; of a label whose class is not known None. None:
+            labels are the model's classes.
+    """
+
+    def __init__(
+        self, data: Any, items: Sequence[Any], numbers: Sequence[int | None] | None
+    ) -> None:
+        base, positions = _base_of(items)
+        self._items, self._numbers = items, numbers
+        self.kind = type(data).__name__
+        self.ids = [str(position) for position in positions]
+        self.transform = re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(base, "transform", None)))
+        files, root = getattr(base, "samples", None), getattr(base, "root", None)
+        if isinstance(root, (str, Path)):
+            self.root = Path(root)
+            if isinstance(files, list) and len(files) == len(base):
+                paths = [files[position][0] for position in positions]
+                self.ids = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Sample:
+        id, item = self.ids[index], self._items[index]
+        if isinstance(item, Sample):
+            return item
+        check(_is_item(item), f"{id}: expected {_EXPECTED}, got {_said(item)}; {_WRAP}", DataError)
+        image, label = (item, None) if _is_image(item) else item
+        label = _label_of(label, id)
+        if label is not None and self._numbers is not None:
+            there = 0 <= label < len(self._numbers)
+            known = f"{id}: class index {label}, but its data set has {len(self._numbers)} classes"
+            check(there, known, DataError)
+            label = self._numbers[label]
+        return Sample(_pixels(image, id), label, torch.zeros(0, 4), id)
+
+
+class _Collated:
+    """The items of a loader, each as its ``collate_fn`` makes a batch of it alone."""
+
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self._collate = dataset, collate
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        batch = self._collate([self.dataset[index]])
+        items = _items_of(batch, "DataLoader")
+        check(len(items) == 1, f"dataset: a batch of 1 was made {len(items)} items by collate_fn")
+        return items[0]
+
+
+def _loaders_items(loader: DataLoader[Any]) -> Any:
+    """The items of a loader's data set that it draws from, in the order of the data set."""
+    dataset, sampler = loader.dataset, loader.sampler
+    is_plain = type(loader.batch_sampler) is BatchSampler
+    whole = isinstance(sampler, SequentialSampler) or (
+        isinstance(sampler, RandomSampler) and not sampler.replacement
+    )
+    whole = whole and len(sampler) == len(dataset)  # type: ignore[arg-type]
+    some = isinstance(sampler, SubsetRandomSampler)
+    is_fixed = is_plain and not isinstance(dataset, IterableDataset) and (whole or some)
+    drawn = "batch_size=None" if loader.batch_size is None else type(sampler).__name__
+    advice = "give the data set itself, or a list of the batches"
+    check(is_fixed, f"dataset: a DataLoader with {drawn} has no fixed items; {advice}")
+    if isinstance(sampler, SubsetRandomSampler):
+        dataset = Subset(dataset, sorted(sampler.indices))
+    as_they_are = loader.collate_fn in (default_collate, list, tuple)
+    return dataset if as_they_are else _Collated(dataset, loader.collate_fn)
+
+
+def _first_readable(items: Any) -> Any:
+    """The first item that can be read; None where the first ones cannot."""
+    for position in range(min(len(items), _PROBED)):
+        try:
+            return items[position]
+        except (
+            ValueError,
+            OSError,
+            RuntimeError,
+            SyntaxError,
+        ):  # a broken image is its row's error
+            continue
+    return None
+
+
+def _is_image(item: object) -> bool:
+    return isinstance(item, Image.Image) or (isinstance(item, Tensor) and item.ndim == 3)
+
+
+def _is_item(item: Any) -> bool:
+    """Whether it is a sample, an image, or an image and its label."""
+    is_pair = isinstance(item, (tuple, list)) and len(item) == 2 and _is_image(item[0])
+    return isinstance(item, Sample) or _is_image(item) or (is_pair and not _is_image(item[1]))
+
+
+def _items_of(batch: Any, kind: str) -> list[Any]:
+    """The items of a batch: N×C×H×W, (N×C×H×W or N images, N labels), or a list of items."""
+    if isinstance(batch, Tensor) and batch.ndim == 4:
+        return list(batch)
+    if isinstance(batch, (tuple, list)):
+        if all(map(_is_item, batch)):
+            return list(batch)
+        if len(batch) == 2 and _length(batch[0]) == _length(batch[1]) is not None:
+            return [list(pair) for pair in zip(*batch, strict=True)]
+    raise TypeError(f"dataset: expected {_EXPECTED}, got {kind} of {_said(batch)}; {_WRAP}")
+
+
+def _length(part: object) -> int | None:
+    is_list = isinstance(part, (tuple, list)) or (isinstance(part, Tensor) and part.ndim > 0)
+    return len(part) if is_list else None  # type: ignore[arg-type]
+
+
+def _said(item: object) -> str:
+    """What a message calls an item: its type, with those of its parts, or its shape."""
+    if isinstance(item, (tuple, list)):
+        return f"{type(item).__name__} ({', '.join(str(shape_or_type(part)) for part in item[:4])})"
+    return f"a tensor {shape_or_type(item)}" if isinstance(item, Tensor) else type(item).__name__
+
+
+def _label_of(label: Any, where: str) -> int | None:
+    """The class index, or None; ``TypeError`` for what is neither."""
+    if label is None:
+        return None
+    try:
+        return as_index(label)
+    except (TypeError, ValueError):  # the latter of a tensor of several numbers
+        what = f"expected class indices, got {_said(label)}; {_WRAP}"
+        raise TypeError(f"{where}, labels: {what}") from None
+
+
+def _pixels(image: Image.Image | Tensor, where: str) -> Tensor:
+    """3×H×W float32 in [0, 1], of which float rounding by at most 1e-6 beyond is cut off."""
+    if isinstance(image, Image.Image):
+        return pixels_of(image)
+    image = image.detach().cpu()
+    channels, number = image.shape[0], image.dtype
+    is_image = channels in (1, 3) and (number == torch.uint8 or image.is_floating_point())
+    got = f"{'×'.join(map(str, image.shape))} of {number}"
+    check(is_image, f"{where}: expected 1×H×W or 3×H×W, float or uint8, got {got}", DataError)
+    pixels = image.float() / 255 if number == torch.uint8 else image.float()
+    low, high = float(pixels.amin()), float(pixels.amax())
+    is_unit = low >= -1e-6 and high <= 1 + 1e-6
+    belongs = "the normalisation belongs into the Classifier(module, mean, std)"
+    values = f"{where}: expected pixels in [0, 1], got {low:.4g} to {high:.4g}; {belongs}"
+    check(is_unit, values, DataError)
+    return pixels.clamp(0, 1).expand(3, -1, -1)
+
+
+def _base_of(items: Any) -> tuple[Any, list[int]]:
+    """The data set that the items are chosen from, and their positions in it."""
+    positions = list(range(len(items)))
+    while isinstance(items, (Subset, _Collated)):
+        if isinstance(items, Subset):
+            positions = [int(items.indices[position]) for position in positions]
+        items = items.dataset
+    return items, positions
+
+
+def _own_classes(data: Any) -> list[tuple[str, ...]] | None:
+    """The names of each class that the labels of a data set count; None: it does not say."""
+    if getattr(data, "target_transform", None) is not None:
+        return None  # its labels are no longer those that the classes count
+    classes, wnids = getattr(data, "classes", None), getattr(data, "wnids", None)
+    if isinstance(classes, (list, tuple)) and classes:
+        names = [name if isinstance(name, tuple) else (str(name),) for name in classes]
+        if wnids is None or len(wnids) != len(names):
+            return names
+        return [(wnid, *name) for wnid, name in zip(wnids, names, strict=True)]
+    parts = [data.dataset] if isinstance(data, (Subset, _Collated)) else []
+    named = [*map(_own_classes, data.datasets if isinstance(data, ConcatDataset) else parts)]
+    same = all(names == named[0] for names in named)
+    advice = "give them one after the other, or each with a target_transform"
+    check(same, f"dataset: its parts count different classes; {advice}")
+    return named[0] if named else None
+
+
+def _class_numbers(
+    own: Sequence[tuple[str, ...]],
+    class_names: Sequence[str] | None,
+    count_classes: Callable[[], int],
+) -> list[int | None]:
+    """The model's class of each class of a data set, see :func:`sample_source`."""
+    find = ClassIndex(_known_names(class_names, count_classes))
+    numbers = [next((i for i in map(find, names) if i is not None), None) for names in own]
+    unknown = [names[-1] for names, number in zip(own, numbers, strict=True) if number is None]
+    if class_names is not None:
+        if 0 < len(unknown) < len(own):
+            raise unknown_name("class of the dataset", unknown[0], find.names)
+        is_known = not unknown
+    elif len(own) != count_classes():
+        is_known = not unknown
+    else:
+        # In the order of its own unless the names, such as "10" before "2", say another one.
+        is_known = all(number in (None, i) for i, number in enumerate(numbers))
+        numbers = list(range(len(own)))
+    if not is_known:
+        _warn_of_strangers([names[-1] for names in own])
+    return numbers if is_known else [None] * len(own)
+
+
+def _known_names(
+    class_names: Sequence[str] | None, count_classes: Callable[[], int]
+) -> Sequence[str]:
+    """The names of the model's classes; without any, ImageNet's of 1,000 classes, else numbers."""
+    if class_names is not None:
+        return class_names
+    count = count_classes()
+    return imagenet_names() if count == _IMAGENET else [str(i) for i in range(count)]
+
+
+def _warn_of_strangers(names: Sequence[str]) -> None:
+    some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    warnings.warn(
+        f"dataset: its classes ({some}) are not known to be the model's, so its images have no "
+        "label, and the prediction stands for it; give the Classifier class_names, or samples "
+        "with labels",
+        stacklevel=5,
+    )
+
+
+def _folder(
+    root: Path, class_names: Sequence[str] | None, count_classes: Callable[[], int]
+) -> ImageFolder:
+    """The folder; its sub-folders give labels where they are known to be the model's classes."""
+    existing(
+        root, "folder", "a folder of images; of another data set give load_dataset(kind, path)"
+    )
+    known = _known_names(class_names, count_classes)
+    plain = ImageFolder(root, labels=None, class_names=known)
+    folders = sorted({id.split("/")[0] for id in plain.ids if "/" in id})
+    if not folders:
+        return plain
+    labels: Literal["names", "sorted"] = "names"
+    if class_names is None and not any(
+        number is not None for number in map(ClassIndex(known), folders)
+    ):
+        labels = "sorted"
+    named = ImageFolder(root, labels=labels, class_names=known)
+    own = folders if labels == "names" else named.class_names or ()
+    numbers = _class_numbers([(name,) for name in own], class_names, count_classes)
+    return plain if None in numbers else named

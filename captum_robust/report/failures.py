@@ -1,0 +1,74 @@
+"""Why images and maps of a run failed: reasons with their counts, and what failed everywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from captum_robust._checks import printable
+from captum_robust.report.results import CLEAN, Results
+
+SHOWN_REASONS = 5
+
+
+@dataclass(frozen=True)
+class Reason:
+    """An error that several images have, but for their names and numbers."""
+
+    method: str
+    """ "(all)": the image could not be used."""
+    error: str
+    """That of the first of the images."""
+    count: int
+    """How many there are of it."""
+
+    def __str__(self) -> str:
+        return f"{self.count}× {self.method}: {printable(self.error)}"
+
+
+def reasons_of(failures: Iterable[Mapping[str, Any]]) -> list[Reason]:
+    """The reasons of rows with ``image``, ``method`` and ``error``, the most frequent first.
+
+    >>> torn = [{"image": f"{i}.png", "method": "cam", "error": f"{i}.png: torn"} for i in (1, 2)]
+    >>> [str(reason) for reason in reasons_of(torn)]
+    ['2× cam: 1.png: torn']
+    """
+    alike: dict[tuple[str, str], list[str]] = {}
+    for row in failures:
+        without_names = row["error"].replace(row["image"], "")
+        key = (row["method"], re.sub(r"\d+", "#", without_names))
+        alike.setdefault(key, []).append(row["error"])
+    reasons = [Reason(method, errors[0], len(errors)) for (method, _), errors in alike.items()]
+    return sorted(reasons, key=lambda reason: -reason.count)
+
+
+def shown_reasons(failures: list[dict[str, Any]]) -> tuple[list[Reason], int]:
+    """The most frequent reasons, and how many others there are."""
+    reasons = reasons_of(failures)
+    return reasons[:SHOWN_REASONS], max(0, len(reasons) - SHOWN_REASONS)
+
+
+def complete_failures(results: Results) -> list[str]:
+    """A sentence with the reason for each method that failed on every image, where there is one.
+
+    One for all methods where no image could be used, or an attack failed on all of them.
+    """
+    counts = results.counts()
+    if counts["read"] and counts["broken"] == counts["read"]:
+        reason = reasons_of(results.failures())[0]
+        what = "the image" if counts["read"] == 1 else f"none of the {counts['read']} images"
+        could = "could not be used" if counts["read"] == 1 else "could be used"
+        return [f"{what} {could}: {reason.error} ({reason.count}×)"]
+    alike: dict[tuple[str, str, int], list[str]] = {}
+    for method, attack in results.failed_everywhere():
+        (reason, *_) = reasons_of(results.failures(method, attack))
+        alike.setdefault((attack, reason.error, reason.count), []).append(method)
+    usable = counts["read"] - counts["broken"]
+    sentences = []
+    for (attack, error, count), methods in alike.items():
+        images = "the image" if usable == 1 else f"each of the {usable} images"
+        under = "" if attack == CLEAN else f" under {attack}"
+        sentences.append(f"{', '.join(methods)} failed on {images}{under}: {error} ({count}×)")
+    return sentences
