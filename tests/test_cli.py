@@ -471,7 +471,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["compare", "samples", "--methods", ","], "methods: expected at least one"),
     (["compare", "samples", "--model", "resnet5"], "did you mean 'resnet50'"),
     (["compare", "samples", "--weights", "nowhere.safetensors"], "no file nowhere.safetensors"),
-    (["compare", "samples", "--weights", "model.pth"], "may be a pickle"),
+    (["compare", "samples", "--weights", "model.pth"], "no file model.pth"),
+    (["compare", "samples", "--weights", "images/0.png"], "may be a pickle"),
     (
         ["compare", "samples", "--layer", "haed"],
         r"layer: .*got 'haed'; did you mean 'head'",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from captum_robust._checks import check
-from captum_robust.cli.model_options import class_number, load_model
-from captum_robust.cli.options import USUAL_MODEL, argument, command_of, option
+from captum_robust.cli.model_options import ModelOptions, class_number, load_model
+from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import warn
 from captum_robust.cli.shared_options import attacks_of, given_data_options, listed, open_dataset
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 40
 
 
-@dataclass(frozen=True)
-class AttackCommandOptions:
+@dataclass(frozen=True, kw_only=True)
+class AttackCommandOptions(ModelOptions):
     """The options of the command."""
 
     path: Path | None = field(default=None, metadata=argument())
@@ -35,16 +35,14 @@ class AttackCommandOptions:
     """Folder of the run: images, table and curves."""
     attack: str = "pgd"
     epsilon: str | None = None
-    """Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8 means 8/255 of
-    the pixels' range. 1,2,4,8 by default."""
+    """Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8, or
+    8/255, is 8/255 of the pixels' range. 1,2,4,8 by default."""
     target: str | None = None
     """The class to move towards, by name or number; else away from the label."""
     steps: int = field(default=10, metadata=option(min=1))
     universal: Path | None = None
     keep_all: bool = field(default=False, metadata=option("--all"))
     """Also write the images that do not fool the model."""
-    model: str = USUAL_MODEL
-    weights: str = "DEFAULT"
     limit: int | None = None
     """Only the first so many images."""
     batch_size: int = 16
@@ -56,7 +54,6 @@ class AttackCommandOptions:
     images: Path | None = None
     seed: int = 0
     """For attacks that draw."""
-    device: str = "auto"
 
 
 @command_of(AttackCommandOptions)
@@ -72,7 +69,7 @@ def attack(options: AttackCommandOptions) -> None:
     from captum_robust.benchmark import AttackOptions, attack_images
     from captum_robust.catalog.attacks import ATTACKS, SWEPT_EPSILONS
 
-    model = load_model(options.model, options.weights, options.device)
+    model = load_model(options)
     dataset = _open_images(options, model)
     of_attacks = AttackOptions(options.steps, options.seed, options.universal)
     names, epsilon = options.attack, options.epsilon

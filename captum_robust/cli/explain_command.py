@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from captum_robust._checks import check_number, printable
-from captum_robust.cli.model_options import class_number
-from captum_robust.cli.options import USUAL_MODEL, argument, command_of, option
+from captum_robust.cli.model_options import ModelOptions, class_number
+from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import warn
 from captum_robust.cli.shared_options import listed, model_for, read_network, with_network
 
@@ -18,17 +18,14 @@ if TYPE_CHECKING:
     from captum_robust.show.explain import ExplainedImage
 
 
-@dataclass(frozen=True)
-class ExplainOptions:
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(ModelOptions):
     """The options of the command."""
 
     path: Path = field(metadata=argument())
     """An image, or a folder of images."""
     out: Path = Path("captum-robust-explain")
     """Folder for the pictures."""
-    model: str = USUAL_MODEL
-    weights: str = "DEFAULT"
-    layer: str | None = None
     methods: str | None = None
     """Names, separated by commas; see captum-robust methods. robust_cam by default, or, with
     --counterfactual, perceptual_ball."""
@@ -42,7 +39,6 @@ class ExplainOptions:
     """How many classes to print."""
     threshold: float = 0.2
     """The box holds the largest part above this share of the map's range."""
-    device: str = "auto"
 
 
 @command_of(ExplainOptions)
@@ -57,7 +53,7 @@ def explain(options: ExplainOptions) -> None:
     named = listed(usual if options.methods is None else options.methods)
     file = read_network(options.network, named)
     pictures = pictures_of(options.path, options.out)
-    classifier = model_for(file, options.model, options.weights, options.device, options.layer)
+    classifier = model_for(file, options)
     chosen = build_methods(classifier, with_network(classifier, named, file))
     target = class_number(classifier, options.target, "target")
     towards = class_number(classifier, options.counterfactual, "counterfactual")

@@ -38,12 +38,19 @@ class SharedOptions:
     """The options that several commands have, for their help."""
 
     model: str
-    """efficientnet_lite0, …1, …2, or a torchvision classification model."""
+    """efficientnet_lite0, …1, …2, a torchvision classification model, timm:NAME, or an own one as
+    package.module:function, which is called without arguments and returns a module or a
+    Classifier."""
     weights: str
-    """DEFAULT, a member of torchvision's weights enum, none for random ones, or a .safetensors
-    file."""
+    """DEFAULT, a member of torchvision's weights enum, none for random ones, or the file of a state
+    dict, .safetensors or of torch.save. Without a file an own model has those of its function."""
     layer: str
     """Layer for class activation maps, by its dotted name; else the last map."""
+    mean: str
+    """Means of the channels that the network was trained with, separated by commas, for pixels in
+    [0, 1]; else the model's own."""
+    std: str
+    """Standard deviations of the channels, as for --mean."""
     network: Path
     """For real_time_masking or adversarial_localization: file of a network for the model, from
     captum-robust train masking or train localization, which holds the small classifier that it was

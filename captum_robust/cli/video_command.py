@@ -10,24 +10,22 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from captum_robust._checks import check, printable
-from captum_robust.cli.model_options import class_number, load_model
-from captum_robust.cli.options import USUAL_MODEL, argument, command_of
+from captum_robust.cli.model_options import ModelOptions, class_number, load_model
+from captum_robust.cli.options import argument, command_of
 from captum_robust.cli.printing import warn
 
 if TYPE_CHECKING:
     from captum_robust.show.video import VideoResult
 
 
-@dataclass(frozen=True)
-class VideoOptions:
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions(ModelOptions):
     """The options of the command."""
 
     source: str = field(metadata=argument(metavar="IN"))
     """A video file, or the number of a camera."""
     out: Path = field(metadata=argument(metavar="OUT"))
     """The file to write, .mp4 or .avi."""
-    model: str = USUAL_MODEL
-    weights: str = "DEFAULT"
     network: Path | None = None
     """File of a masking network for the model, from captum-robust train masking; else the one that
     comes with the package."""
@@ -45,7 +43,6 @@ class VideoOptions:
     """Four letters; mp4v for .mp4 and MJPG for .avi by default."""
     limit: int | None = None
     """Only the first so many frames."""
-    device: str = "auto"
     precision: str = "float32"
 
 
@@ -86,7 +83,7 @@ def _masks(options: VideoOptions) -> Any:
     """Return what gives the masks, on its device."""
     network, method = options.network, options.method
     check(network is None or method is None, "--network and --method: give one of them")
-    classifier = load_model(options.model, options.weights, options.device)
+    classifier = load_model(options)
     if method is not None:
         from captum_robust.show.video import MethodMasks
 
