@@ -26,11 +26,11 @@ SHOWN_ROWS = 40
 class AttackCommandOptions(ModelOptions):
     """The options of the command."""
 
-    path: Path | None = field(default=None, metadata=argument())
-    """An image, a folder of images, or the data set that --kind names."""
+    paths: list[Path] | None = field(default=None, metadata=argument())
+    """Images, a folder of images, or the data set that --kind names."""
     kind: str | None = None
-    """imagenet, tiny-imagenet, coco, voc, folder or samples (which takes no path). By default an
-    image file is one image, and a folder is of kind folder."""
+    """imagenet, tiny-imagenet, coco, voc, folder or samples (which takes no path). By default one
+    folder is of kind folder; other images, also of several folders, have no labels."""
     out: Path = Path("captum-robust-attack")
     """Folder of the run: images, table and curves."""
     attack: str = "pgd"
@@ -96,18 +96,19 @@ def attack(options: AttackCommandOptions) -> None:
 
 def _open_images(options: AttackCommandOptions, model: Classifier) -> LocalizationDataset:
     """Open the data set to attack, by its kind, or what is at the path."""
-    kind, path, out = options.kind, options.path, options.out
-    there = path is not None or kind is not None
+    kind, paths = options.kind, options.paths or []
+    there = paths or kind is not None
     check(there, "give an image, a folder of images, or --kind samples")
-    is_inside = path and path.is_dir() and out.resolve().is_relative_to(path.resolve())
-    where = f"--out {out} lies inside {path}, the images' folder"
-    check(not is_inside, f"{where}; give another --out")
-    if kind is None and path is not None and not path.is_dir():
-        from captum_robust.benchmark.attack_images import Photograph
+    is_one = len(paths) == 1 and paths[0].is_dir()
+    if kind is None and not is_one:
+        from captum_robust.benchmark.attack_images import Photographs
 
         given = ", ".join(f"--{name}" for name in given_data_options(vars(options)))
-        check(not given, f"a single image does not take: {given}")
-        return Photograph(path)
+        what = "a single image does" if len(paths) == 1 else "several images do"
+        check(not given, f"{what} not take: {given}")
+        return Photographs(paths, without=options.out)
+    check(len(paths) < 2, f"--kind {kind}: expected one path, got {len(paths)}")
+    path = paths[0] if paths else None
     return open_dataset("folder" if kind is None else kind, path, vars(options), model)
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class ExplainOptions(ModelOptions):
     """The options of the command."""
 
-    path: Path = field(metadata=argument())
-    """An image, or a folder of images."""
+    paths: list[Path] = field(metadata=argument())
+    """Images, and folders of images."""
     out: Path = Path("captum-robust-explain")
     """Folder for the pictures."""
     methods: str | None = None
@@ -52,7 +52,7 @@ def explain(options: ExplainOptions) -> None:
     usual = "robust_cam" if options.counterfactual is None else "perceptual_ball"
     named = listed(usual if options.methods is None else options.methods)
     file = read_network(options.network, named)
-    pictures = pictures_of(options.path, options.out)
+    pictures = pictures_of(options.paths, options.out)
     classifier = model_for(file, options)
     chosen = build_methods(classifier, with_network(classifier, named, file))
     target = class_number(classifier, options.target, "target")

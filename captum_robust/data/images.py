@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -117,13 +117,14 @@ def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
     ``\\xNN``.
 
     Links to folders are followed, each real folder once; names that start with a dot are passed
-    over (macOS leaves ``._*.jpg`` files in archives).
+    over (macOS leaves ``._*.jpg`` files in archives), as are folders below ``root`` that a run of
+    this package wrote.
     """
     images: dict[str, Path] = {}
     seen = set() if without is None else {os.path.realpath(without)}
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in seen or (_is_run(files) and Path(folder) != root):
             subfolders.clear()
             continue
         seen.add(real)
@@ -131,9 +132,49 @@ def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
         for file in files:
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
                 path = Path(folder, file)
-                relative = os.fsencode(path.relative_to(root).as_posix())
-                images[relative.decode("utf-8", "backslashreplace")] = path  # valid Unicode
+                images[_name_below(root, path)] = path
     return dict(sorted(images.items()))
+
+
+def images_at(paths: Sequence[Path], *, without: Path) -> dict[str, Path]:
+    """The image files among the paths and in the folders among them, as of :func:`list_images`.
+
+    One file has its own name; several are named by their paths below the folder that holds all.
+    What lies in the folder ``without`` is left out, and of several paths the folders of runs.
+
+    Raises:
+        FileNotFoundError: there is no such image or folder.
+        ValueError: there are no images in one of the folders, or in none.
+    """
+    files: list[Path] = []
+    own = Path(os.path.realpath(without))
+    for path in paths:
+        if path.is_dir():
+            is_own = Path(os.path.realpath(path)).is_relative_to(own) or _is_run(os.listdir(path))
+            if is_own and len(paths) > 1:  # a pattern such as * named it
+                continue
+            inside = list_images(path, without=without).values()
+            check(inside, f"{path}: no images in it")
+            files += inside
+        else:
+            check(path.is_file(), f"{path}: no such image or folder", FileNotFoundError)
+            files.append(path)
+    if len(paths) == 1 and paths[0].is_dir():
+        return {_name_below(paths[0], file): file for file in files}
+    check(files, f"{paths[0]}: no images but those that a run wrote")
+    absolute = [Path(os.path.abspath(file)) for file in files]
+    root = Path(os.path.commonpath([file.parent for file in absolute]))
+    return {_name_below(root, at): file for at, file in zip(absolute, files, strict=True)}
+
+
+def _is_run(files: Sequence[str]) -> bool:
+    """Whether a folder with these files is that of a run of this package."""
+    return {"run.json", "rows.sqlite"} <= set(files)
+
+
+def _name_below(root: Path, path: Path) -> str:
+    relative = os.fsencode(path.relative_to(root).as_posix())
+    return relative.decode("utf-8", "backslashreplace")  # valid Unicode
 
 
 def some_images(root: Path, expected: str, *, without: Path | None = None) -> dict[str, Path]:

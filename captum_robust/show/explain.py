@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import DataError, load_image
-from captum_robust.data.images import list_images
+from captum_robust.data.images import images_at
 from captum_robust.metrics.functional import largest_component, mask_to_box
 from captum_robust.metrics.functional import threshold as threshold_map
 from captum_robust.models import Classifier
@@ -37,27 +37,22 @@ class ExplainedImage:
     picture: Path
 
 
-def pictures_of(path: Path, out: Path) -> list[tuple[Path, Path]]:
+def pictures_of(paths: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     """Name the picture to write in ``out`` for each image: pairs of picture and image.
 
     Args:
-        path: an image file, or a folder; pictures of an earlier call in it are no images.
+        paths: image files and folders; pictures of an earlier call in ``out`` are no images.
         out: folder of the pictures.
 
     Raises:
         FileNotFoundError: there is no such image or folder.
-        ValueError: there are no images in the folder, or a picture would overwrite an image.
+        ValueError: there are no images in a folder, or a picture would overwrite an image.
     """
-    if path.is_dir():
-        files = list_images(path, without=out)
-        check(files, f"{path}: no images in it")
-        stems = {name: str(Path(name).with_suffix("")) for name in files}
-        times = Counter(stems.values())
-        names = {name: stem if times[stem] == 1 else name for name, stem in stems.items()}
-        pictures = [(out / f"{names[name]}.png", file) for name, file in files.items()]
-    else:
-        check(path.is_file(), f"{path}: no such image or folder", FileNotFoundError)
-        pictures = [(out / f"{path.stem}.png", path)]
+    files = images_at(paths, without=out)
+    stems = {name: str(Path(name).with_suffix("")) for name in files}
+    times = Counter(stems.values())
+    names = {name: stem if times[stem] == 1 else name for name, stem in stems.items()}
+    pictures = [(out / f"{names[name]}.png", file) for name, file in files.items()]
     originals = {file.resolve() for _, file in pictures}
     for picture, _ in pictures:
         is_image = picture.resolve() in originals
