@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -64,8 +66,42 @@ def needs(size):
 def nothing():
     return 7
 
+def of_red():
+    conv, head = nn.Conv2d(3, 1, 1, bias=False), nn.Linear(1, 2, bias=False)
+    conv.weight.data = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1)
+    head.weight.data = torch.tensor([[2.0], [-2.0]])
+    net = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    return Classifier(net, input_size=(40, 80), class_names=["red", "other"])
+
+def of_two_scales():
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU()]
+    net = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    return Classifier(net, input_size=32, class_names=["cat", "dog"])
+
 def detached():
     import nowhere_at_all
+"""
+
+STOPPING = """
+import os, signal
+from own.nets import seeded, Net
+
+class Stopping(Net):
+    def forward(self, x):
+        # The fifth step of the first run is stopped by Ctrl-C.
+        if self.training and torch.is_grad_enabled() and not os.path.exists("was_stopped"):
+            self.steps = getattr(self, "steps", 0) + 1
+            if self.steps == 5:
+                open("was_stopped", "w").close()
+                signal.raise_signal(signal.SIGINT)
+        return super().forward(x)
+
+import torch
+
+def stopping():
+    torch.manual_seed(0)
+    return Stopping(2)
 """
 
 Run = Callable[..., tuple[int, str, str]]
@@ -87,7 +123,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = list(sys.path)
     yield tmp_path
     assert sys.path == before
-    for name in ("own", "own.nets", "beside"):
+    for name in ("own", "own.nets", "own.stopping", "beside"):
         sys.modules.pop(name, None)
 
 
@@ -229,6 +265,22 @@ def test_explain_attack_compare_and_video_take_an_own_model(run: Run, here: Path
     with open("captum-robust-compare/run.json") as file:
         model = json.load(file)["model"]
     assert (model["name"], model["cam_layer"]) == ("own.nets:with_facts", "1")
+    film = cv2.VideoWriter("film.avi", cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 32))  # type: ignore[attr-defined]
+    film.write(np.full((32, 32, 3), 90, dtype=np.uint8))
+    film.release()
+    code, out, err = run("video", "film.avi", "out.avi", *own, "--method", "grad_cam")
+    assert code == 0, err
+    assert "out.avi: 1 frames" in out
+
+
+def test_a_masking_network_is_trained_for_an_own_model(run: Run) -> None:
+    own = ("--model", "own.nets:of_two_scales", "--size", 48)
+    given = ("train", "masking", "--images", "images", *own, "--epochs", 1, "--batch-size", 4)
+    code, _, err = run(*given, "--warm-up-steps", 1, "--out", "run")
+    assert code == 0, err
+    network = ("--methods", "real_time_masking", "--network", "run/masking.safetensors")
+    code, _, err = run("explain", "images/cat/cat0.png", *own, *network)
+    assert code == 0, err
 
 
 def test_a_run_goes_on_with_the_same_model_only(run: Run, here: Path) -> None:
@@ -253,6 +305,23 @@ def test_a_run_goes_on_with_the_same_model_only(run: Run, here: Path) -> None:
     code, _, err = run(*given)
     assert code == 2
     assert "model.source_crc32" in err
+
+
+def test_a_training_that_is_stopped_goes_on(run: Run, here: Path) -> None:
+    given = ("train", "robust", "--images", "images", "--size", 32, "--epochs", 4)
+    given = (*given, "--batch-size", 2, "--steps", 1, "--epsilon", "4/255", "--held-out", 0.25)
+    (here / "own" / "stopping.py").write_text(STOPPING)
+    code, _, err = run(*given, "--model", "own.stopping:stopping", "--out", "stopped")
+    assert code == 130
+    assert "captum-robust: stopped; the same command goes on from here" in err
+    assert not Path("stopped/model.safetensors").exists()
+    code, out, err = run(*given, "--model", "own.stopping:stopping", "--out", "stopped")
+    assert code == 0, err
+    assert "went on from step 5 of" in out
+    assert "clean and under PGD at 4/255" in out
+    assert run(*given, "--model", "own.stopping:stopping", "--out", "whole")[0] == 0
+    ends = [Path(out, "model.safetensors").read_bytes() for out in ("stopped", "whole")]
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize("command", ["robust", "localization"])
@@ -297,6 +366,58 @@ def test_a_mean_that_is_for_other_pixels_is_refused(run: Run, mean: str) -> None
 def test_a_size_that_a_network_does_not_take_is_refused() -> None:
     with pytest.raises(ValueError, match=r"size: vit_b_16 does not take images of 96×96; .* 224"):
         load_classifier("vit_b_16", None, input_size=96)
+
+
+def test_explain_writes_maps_and_prints_json(run: Run, here: Path) -> None:
+    pixels = np.zeros((80, 160, 3), dtype=np.uint8)
+    pixels[20:60, 40:120, 0] = 255  # a quarter of the image is red: scores .5 and -.5
+    Image.fromarray(pixels).save("red.png")
+    given = ("--model", "own.nets:of_red", "--methods", "grad_cam", "--save-maps")
+    code, out, err = run("explain", "red.png", *given, "--json", "--top", 2, "--out", "out")
+    assert code == 0, err
+    (line,) = out.splitlines()
+    said = json.loads(line)
+    assert said["image"] == "red.png"
+    assert said["picture"] == "out/red.png"
+    assert said["explained"] == 0
+    assert [row["class"] for row in said["classes"]] == [0, 1]
+    assert [row["name"] for row in said["classes"]] == ["red", "other"]
+    assert [row["score"] for row in said["classes"]] == pytest.approx([0.5, -0.5])
+    # softmax: 1 / (1 + exp(-1)) = .731059
+    shares = [row["probability"] for row in said["classes"]]
+    assert shares == pytest.approx([0.731059, 0.268941], abs=1e-6)
+    assert said["boxes"] == {"grad_cam": [40, 20, 120, 60]}
+    assert said["maps"] == {"grad_cam": "out/red.grad_cam.npy"}
+    heat = np.load("out/red.grad_cam.npy")
+    assert (heat.shape, heat.dtype) == ((40, 80), np.float32)
+    assert np.array_equal(heat > heat.max() / 2, pixels[::2, ::2, 0] > 0)
+    code, plain, _ = run("explain", "red.png", *given, "--out", "out")
+    assert "73.1%  red" in plain
+    assert "map: out/red.grad_cam.npy" in plain
+    Path("torn.png").write_bytes(b"torn")
+    code, out, err = run("explain", "red.png", "torn.png", *given, "--json")
+    assert (code, len(out.splitlines())) == (0, 1)  # nothing but JSON
+    assert "2 images: 1 could not be used" in err
+
+
+def test_a_stopped_explain_does_not_say_that_it_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from captum_robust.show import explain as shown
+
+    explain_image, calls = shown.explain_image, []
+
+    def second_is_stopped(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return explain_image(*arguments, **options)
+
+    monkeypatch.setattr(shown, "explain_image", second_is_stopped)
+    code, out, err = run("explain", "images", "--model", "own.nets:with_facts")
+    assert code == 130
+    assert out.count(" -> ") == 1
+    assert err == "captum-robust: stopped; 1 of 8 images are explained\n"
 
 
 def test_a_model_of_timm_has_its_own_normalisation_and_size() -> None:

@@ -56,7 +56,7 @@ class AttackCommandOptions(ModelOptions):
     """For attacks that draw."""
 
 
-@command_of(AttackCommandOptions)
+@command_of(AttackCommandOptions, resumes=True)
 def attack(options: AttackCommandOptions) -> None:
     """Write images that fool the model, and say how many do at each strength.
 

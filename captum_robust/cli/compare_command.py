@@ -67,7 +67,7 @@ class CompareOptions(ModelOptions):
     precision: str = "float32"
 
 
-@command_of(CompareOptions)
+@command_of(CompareOptions, resumes=True)
 def compare(options: CompareOptions) -> None:
     """Run attribution methods over a data set: a table with intervals, and a report.
 

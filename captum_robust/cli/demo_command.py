@@ -21,7 +21,7 @@ class DemoOptions:
     device: str = "auto"
 
 
-@command_of(DemoOptions)
+@command_of(DemoOptions, resumes=True)
 def demo(options: DemoOptions) -> None:
     """Compare methods on the sample photographs with EfficientNet-Lite0; write the report."""
     from captum_robust.benchmark import compare as run

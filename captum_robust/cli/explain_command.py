@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,12 @@ class ExplainOptions(ModelOptions):
     """How many classes to print."""
     threshold: float = 0.2
     """The box holds the largest part above this share of the map's range."""
+    save_maps: bool = field(default=False, metadata=option("--save-maps"))
+    """Also write each map as NAME.METHOD.npy beside the picture: float32, h×w as the method gives
+    it."""
+    json: bool = field(default=False, metadata=option("--json"))
+    """Print one JSON object a line for each image instead: its classes with probabilities and
+    scores, and the box of each method in pixels of the image."""
 
 
 @command_of(ExplainOptions)
@@ -75,18 +82,29 @@ def explain(options: ExplainOptions) -> None:
                 raise
             failed += 1
             warn(str(error))
+        except KeyboardInterrupt:
+            done = [drawn for drawn, _ in pictures].index(picture)
+            warn(f"stopped; {done} of {len(pictures)} images are explained")
+            raise SystemExit(130) from None
         else:
-            _say_explained(image, explained)
+            _say_explained(image, explained, options)
     if failed:
-        typer.echo(f"{len(pictures)} images: {failed} could not be used")
+        typer.echo(f"{len(pictures)} images: {failed} could not be used", err=options.json)
     if failed == len(pictures):
         raise typer.Exit(2)
 
 
-def _say_explained(file: Path, explained: ExplainedImage) -> None:
+def _say_explained(file: Path, explained: ExplainedImage, options: ExplainOptions) -> None:
     """Print what was drawn of an image file, its classes, and what methods made of it."""
+    maps = explained.save_maps() if options.save_maps else {}
+    if options.json:
+        written = {"maps": {method: str(path) for method, path in maps.items()}} if maps else {}
+        typer.echo(json.dumps({"image": str(file), **explained.facts(), **written}))
+        return
     typer.echo(printable(f"{file} -> {explained.picture}"))
     for label, probability in explained.classes:
         typer.echo(f"  {probability:6.1%}  {label}")
     for method, verdict in explained.verdicts.items():
         typer.echo(f"  {method}: {verdict}")
+    for path in maps.values():
+        typer.echo(printable(f"  map: {path}"))

@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from captum_robust.cli.printing import warn
+
 S = TypeVar("S")
 
 USUAL_MODEL = "efficientnet_lite0"
@@ -73,13 +75,16 @@ class SharedOptions:
     """float32 or bfloat16."""
 
 
-def command_of(settings: type[S]) -> Callable[[Callable[[S], None]], Callable[..., None]]:
+def command_of(
+    settings: type[S], *, resumes: bool = False
+) -> Callable[[Callable[[S], None]], Callable[..., None]]:
     """Make a command of a function that takes a dataclass: its options are the fields.
 
     Args:
         settings: a frozen dataclass. What stands below a field is its help, else what stands below
             that of :class:`SharedOptions`. The fields of the first of its bases come last. The
             metadata of a field are those of :func:`argument` and :func:`option`.
+        resumes: whether the same command goes on from where Ctrl-C stopped it, which is then said.
 
     Returns:
         A decorator; the docstring of the function is that of the command.
@@ -104,7 +109,13 @@ def command_of(settings: type[S]) -> Callable[[Callable[[S], None]], Callable[..
 
     def decorated(run: Callable[[S], None]) -> Callable[..., None]:
         def command(**options: Any) -> None:
-            run(settings(**options))
+            try:
+                run(settings(**options))
+            except KeyboardInterrupt:
+                if not resumes:
+                    raise
+                warn("stopped; the same command goes on from here")
+                raise SystemExit(130) from None
 
         command.__name__, command.__doc__ = run.__name__, run.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

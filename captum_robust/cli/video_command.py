@@ -75,7 +75,6 @@ def video(options: VideoOptions) -> None:
     )
     _say_result(result, source)
     if result.interrupted:
-        # Not typer.Exit, which would add that the same command goes on from here.
         raise SystemExit(130)
 
 

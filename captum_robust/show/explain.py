@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from captum_robust import draw
 from captum_robust._checks import check, check_number
+from captum_robust._files import write_whole
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
 from captum_robust.catalog.methods import Method, Perturbation
@@ -32,9 +35,47 @@ class ExplainedImage:
 
     classes: list[tuple[str, float]]
     """The first classes with their probabilities."""
+    numbers: list[int]
+    """Of the same classes."""
+    scores: list[float]
+    """Of the same classes, before the softmax."""
+    explained: int
+    """The number of the class that the maps are of."""
+    maps: dict[str, Tensor]
+    """The map h×w of each method, on the CPU."""
+    boxes: dict[str, list[float]]
+    """The box of each map, (x0, y0, x1, y1) in pixels of the image."""
     verdicts: dict[str, str]
     """What the image became, for each method that perturbs it."""
     picture: Path
+
+    def save_maps(self) -> dict[str, Path]:
+        """Write the map of each method beside the picture, as float32 in a NumPy file.
+
+        Raises:
+            OSError: one cannot be written.
+        """
+        files = {}
+        for method, heat in self.maps.items():
+            data = io.BytesIO()
+            np.save(data, heat.numpy())
+            file = self.picture.with_name(f"{self.picture.stem}.{method}.npy")
+            files[method] = write_whole(file, data.getvalue())
+        return files
+
+    def facts(self) -> dict[str, Any]:
+        """What JSON holds of it: all but the maps themselves."""
+        shares = zip(self.classes, self.numbers, self.scores, strict=True)
+        return {
+            "picture": str(self.picture),
+            "explained": self.explained,
+            "classes": [
+                {"class": number, "name": name, "probability": share, "score": score}
+                for (name, share), number, score in shares
+            ],
+            "boxes": self.boxes,
+            "verdicts": self.verdicts,
+        }
 
 
 def pictures_of(paths: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
@@ -103,12 +144,12 @@ def explain_image(
     x = resize_image(image, model.input_size)[None].to(device_of(model))
     x = in_channels_of(model, x)
     with torch.no_grad():
-        probabilities = model(x)[0].float().softmax(dim=0)
+        scores = model(x)[0].float()
+    probabilities = scores.softmax(dim=0)
     check(
         torch.isfinite(probabilities).all(), f"{file}: the model gives no finite scores", DataError
     )
     best = probabilities.topk(min(top, len(probabilities)))
-    first = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     predicted = int(best.indices[0])
     explained = predicted if target is None else target
     wanted = None if counterfactual is None else _name(model, counterfactual)
@@ -118,9 +159,10 @@ def explain_image(
         f"{file}: the counterfactual class, {wanted}, is the {what} already",
         DataError,
     )
+    color = draw.PREDICTED_COLOR
     large = resize_image(image, size_within(image.shape[1:], _DISPLAY_SIDE))
     groups = [[(draw.as_rgb(large), _name(model, explained))]]
-    verdicts = {}
+    verdicts, maps, boxes = {}, {}, {}
     for name, method in methods.items():
         title = name
         if counterfactual is not None and method.towards is not None:
@@ -131,7 +173,10 @@ def explain_image(
             torch.manual_seed(0)
             explanation = method.explain(x, torch.tensor([explained], device=x.device))
         heat = explanation.maps.detach().float().cpu()
-        groups.append([(_with_map(large, heat, method, threshold), title)])
+        box = _box_of(heat, method, threshold)
+        drawn = draw.draw_boxes(draw.overlay(large, heat[0]), _scaled(box, heat, large), color)
+        groups.append([(drawn, title)])
+        maps[name], boxes[name] = heat[0], _scaled(box, heat, image)[0].tolist()
         if (p := explanation.perturbation) is not None:
             mark, words = draw.verdict(bool(p.flipped[0]), explained == predicted, wanted)
             verdicts[name] = f"{words} {_name(model, int(p.new_class[0]))}"
@@ -141,7 +186,10 @@ def explain_image(
     columns = _columns(groups)
     pictures, captions = zip(*_in_rows(groups, columns), strict=True)
     draw.save_png(picture, draw.panel(pictures, captions, columns))
-    return ExplainedImage([(_name(model, i), share) for i, share in first], verdicts, picture)
+    numbers = best.indices.tolist()
+    classes = list(zip((_name(model, i) for i in numbers), best.values.tolist(), strict=True))
+    best_scores = scores[best.indices].tolist()
+    return ExplainedImage(classes, numbers, best_scores, explained, maps, boxes, verdicts, picture)
 
 
 def _columns(groups: list[list[tuple[draw.RGB, str]]]) -> int:
@@ -179,16 +227,16 @@ def _changed(image: Tensor, perturbation: Perturbation) -> tuple[draw.RGB, float
     return np.asarray(resized, dtype=np.uint8), factor
 
 
-def _with_map(image: Tensor, heat: Tensor, method: Method, threshold: float) -> draw.RGB:
-    """The image under the map, with the map's box, H×W×3."""
-    size = (heat.shape[1], heat.shape[2])
+def _box_of(heat: Tensor, method: Method, threshold: float) -> Tensor:
+    """The box of a map 1×h×w in its pixels, 1×4."""
     if method.box is not None:
-        box = method.box(size)[None]
-    else:
-        box = mask_to_box(largest_component(threshold_map(heat, "value", threshold)))
-    height, width = image.shape[1:]
-    scale = torch.tensor([width / size[1], height / size[0]] * 2)
-    return draw.draw_boxes(draw.overlay(image, heat[0]), box * scale, draw.PREDICTED_COLOR)
+        return method.box((heat.shape[1], heat.shape[2]))[None]
+    return mask_to_box(largest_component(threshold_map(heat, "value", threshold)))
+
+
+def _scaled(box: Tensor, heat: Tensor, image: Tensor) -> Tensor:
+    """A box in pixels of the map in those of the image."""
+    return box * torch.tensor([image.shape[2] / heat.shape[2], image.shape[1] / heat.shape[1]] * 2)
 
 
 def _name(model: Classifier, number: int) -> str:
