@@ -116,6 +116,19 @@ def as_number(value: object) -> float:
         return math.nan
 
 
+def as_levels(text: object) -> float:
+    """A strength in levels of an 8-bit image, from 8, "8" or "8/255"; NaN for what is no number.
+
+    >>> as_levels("8"), as_levels("8/255"), as_levels("0.03/1")
+    (8.0, 8.0, nan)
+    """
+    number, slash, levels = str(text).partition("/")
+    try:
+        return float(number) if not slash or float(levels) == 255 else math.nan
+    except ValueError:
+        return math.nan
+
+
 def check_count(
     name: str, value: Count, least: int = 0, most: float = math.inf, *, optional: bool = False
 ) -> Count:

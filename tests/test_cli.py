@@ -494,7 +494,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["compare", "samples", "--methods", ","], "methods: expected at least one"),
     (["compare", "samples", "--model", "resnet5"], "did you mean 'resnet50'"),
     (["compare", "samples", "--weights", "nowhere.safetensors"], "no file nowhere.safetensors"),
-    (["compare", "samples", "--weights", "model.pth"], "may be a pickle"),
+    (["compare", "samples", "--weights", "model.pth"], "no file model.pth"),
+    (["compare", "samples", "--weights", "images/0.png"], "may be a pickle"),
     (
         ["compare", "samples", "--layer", "haed"],
         r"layer: .*got 'haed'; did you mean 'head'",
@@ -556,7 +557,6 @@ WRONG: list[tuple[list[str], str]] = [
         ["attack", "images", "--target", "tabby", "--attack", "least_likely"],
         "least_likely cannot move towards a given class",
     ),
-    (["attack", "images", "--out", "images/out"], "lies inside images, the images' folder"),
     (
         ["attack", "images", "--kind", "imagnet"],
         r"kind of data set: .*got 'imagnet'; did you mean",
@@ -649,6 +649,44 @@ def test_attack_writes_files_that_fool_a_table_and_curves(run: Run, tmp_path: Pa
     code, _, err = run(*arguments, "--seed", 1)
     assert code == 2
     assert "settings.seed: 0 there, 1 here" in one_line(err)
+
+
+def test_attack_passes_over_what_it_wrote_itself(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=2)
+    (folder / "boxes.csv").unlink()
+    os.rename(folder / "1.png", folder / os.fsdecode(b"nonutf\xff.png"))
+    os.chdir(folder)
+    quick = ("--attack", "fgsm", "--epsilon", "8/255", "--all")
+    for out in ("captum-robust-attack", "captum-robust-attack", "second"):
+        code, printed, err = run("attack", ".", *quick, "--out", out)
+        assert code == 0, err
+        assert "2 images: 0 could not be used; 2 files written" in printed
+        written = {p.relative_to(folder / out).as_posix() for p in (folder / out).glob("*/*.png")}
+        assert written == {"fgsm-8/0.png", "fgsm-8/nonutf_xff.png"}
+    paths = sorted(folder.iterdir())  # as * gives them
+    code, printed, err = run("attack", *paths, *quick, "--out", folder / "third")
+    assert code == 0, err
+    assert "2 images: 0 could not be used; 2 files written" in printed
+    code, _, err = run("attack", *paths[:2], "--kind", "folder")
+    assert code == 2
+    assert "--kind folder: expected one path, got 2" in one_line(err)
+
+
+def test_explain_takes_several_paths(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=2)
+    shutil.copytree(folder, tmp_path / "others")
+    paths = (folder / "0.png", tmp_path / "others")
+    for _ in range(2):
+        code, out, err = run("explain", *paths, tmp_path / "captum-robust-explain", "--top", 1)
+        if not (tmp_path / "captum-robust-explain").exists():
+            assert code == 2  # there is none yet
+            assert "no such image or folder" in one_line(err)
+            code, out, err = run("explain", *paths, "--top", 1)
+        assert code == 0, err
+        assert out.count(" -> ") == 3
+    written = (tmp_path / "captum-robust-explain").rglob("*.png")
+    names = {p.relative_to(tmp_path / "captum-robust-explain").as_posix() for p in written}
+    assert names == {"images/0.png", "others/0.png", "others/1.png"}
 
 
 def test_attack_takes_one_photograph_and_a_target(run: Run, tmp_path: Path) -> None:

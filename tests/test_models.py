@@ -242,7 +242,7 @@ def test_weights_come_from_safetensors_and_never_from_a_pickle(tmp_path: Path) -
     other = load_classifier("squeezenet1_1", weights=file)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
-    torch.save(model.module.state_dict(), tmp_path / "weights.pth")
+    torch.save(model.module, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="may be a pickle"):
         load_classifier("squeezenet1_1", weights=tmp_path / "weights.pth")
     with pytest.raises(FileNotFoundError, match="no file"):

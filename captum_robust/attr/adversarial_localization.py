@@ -78,8 +78,14 @@ class AdversarialLocalization(Attribution):
             ImportError: a package of the ``demo`` extra is missing; names the pip command.
         """
         from captum_robust.models import load_classifier
+        from captum_robust.models.imported import is_imported
 
         facts = read_localization_facts(path)
+        for argument, given, own in (("model", model, "classifier"), ("trunk", trunk, "trunk")):
+            # A file must not say which code to run.
+            is_safe = given is not None or not is_imported(facts[own] or "")
+            where, name = printable(str(path)), printable(facts[own] or "")
+            check(is_safe, f"{where}: its {own} is {name}; give it as the argument {argument}")
         if model is None:
             model = load_classifier(
                 facts["classifier"],

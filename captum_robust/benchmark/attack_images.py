@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, printable
+from captum_robust._checks import check
 from captum_robust._files import write_whole
 from captum_robust.attacks import Attack
 from captum_robust.benchmark.batches import (
@@ -33,7 +34,7 @@ from captum_robust.benchmark.runner import Rows, Runner
 from captum_robust.catalog.attacks import strength_of
 from captum_robust.catalog.description import describe_run
 from captum_robust.data import LocalizationDataset, Sample, load_image
-from captum_robust.data.images import without_suffix
+from captum_robust.data.images import images_at, without_suffix
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
@@ -44,19 +45,28 @@ _LONGEST = 180
 """Bytes of a file's or folder's name; most file systems take 255."""
 
 
-class Photograph(LocalizationDataset):
-    """One image file as a data set, without a label."""
+class Photographs(LocalizationDataset):
+    """Image files as a data set, without labels.
+
+    Args:
+        paths: image files, and folders of such.
+        without: a folder that is left out.
+
+    Raises:
+        FileNotFoundError: there is no such image or folder.
+        ValueError: there are no images in a folder.
+    """
 
     kind = "image"
 
-    def __init__(self, path: Path) -> None:
-        check(path.is_file(), f"{path}: no such image or folder", FileNotFoundError)
-        self.root = path
-        self.ids = [printable(path.name)]
+    def __init__(self, paths: Sequence[Path], *, without: Path) -> None:
+        self._files = images_at(paths, without=without)
+        self.root = Path(os.path.commonpath([f.absolute() for f in self._files.values()]))
+        self.ids = list(self._files)
 
     def _load(self, index: int) -> Sample:
-        image = load_image(self.root)
-        return Sample(image, None, torch.zeros(0, 4), self.ids[index], source=str(self.root))
+        file = self._files[self.ids[index]]
+        return Sample(load_image(file), None, torch.zeros(0, 4), self.ids[index], source=str(file))
 
 
 def attack_images(
@@ -222,11 +232,14 @@ def png_names(ids: Sequence[str]) -> list[str]:
 
 
 def _safe(name: str) -> str:
-    """A relative path without anything that leads elsewhere or that a file system refuses."""
-    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
+    """A relative path without anything that leads elsewhere or that a file system refuses.
+
+    Folders end in "/"; a backslash is part of a name, as in that of a file that is not UTF-8.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     kept = []
     for part in parts:
-        part = re.sub(r'[\x00-\x1f\x7f<>:"|?*]', "_", part)
+        part = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\]', "_", part)
         part = re.sub(r"^\.|[. ]$", "_", part)
         if len(part.encode("utf-8", "replace")) > _LONGEST:
             part = part.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")

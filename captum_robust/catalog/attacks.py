@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_robust import attacks as kinds
-from captum_robust._checks import check, check_choice
+from captum_robust._checks import as_levels, check, check_choice
 from captum_robust.attacks import Attack
 from captum_robust.models import Classifier
 
@@ -126,7 +125,7 @@ def parse_epsilons(text: str) -> list[float]:
     Raises:
         ValueError: not numbers from 0 to 255, separated by commas.
 
-    >>> parse_epsilons("1, 2,8")
+    >>> parse_epsilons("1, 2,8/255")
     [1.0, 2.0, 8.0]
     """
     return [check_levels(part.strip()) for part in text.split(",")]
@@ -134,10 +133,7 @@ def parse_epsilons(text: str) -> list[float]:
 
 def check_levels(value: Any) -> float:
     """The strength as a number; ``ValueError`` outside 0 to 255."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = as_levels(value)
     what = f"numbers from 0 to {LEVELS} (levels of an 8-bit image), separated by commas"
     check(0 <= number <= LEVELS, f"epsilon: expected {what}, got {value!r}")  # NaN too
     return number

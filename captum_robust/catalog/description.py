@@ -21,6 +21,7 @@ from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog import methods as known
 from captum_robust.defenses import default_transforms
 from captum_robust.models import Classifier
+from captum_robust.models.imported import source_of
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective
 
 _PACKAGE = __name__.partition(".")[0]
@@ -114,6 +115,8 @@ def _describe_model(model: Classifier, methods: Collection[str]) -> dict[str, An
         "weights_crc32": checksum((*model.parameters(), *model.buffers())),
         "input_size": list(model.input_size),
     }
+    if source := source_of(model.name):
+        facts["source_crc32"] = source
     if any(name in methods for name in known.WITH_PERCEPTUAL_LAYERS):
         layers = model.perceptual_layers
         facts["perceptual_layers"] = ", ".join(_name_of(model, layer) for layer in layers)

@@ -49,5 +49,5 @@ def main() -> None:
             typer.echo(f"captum-robust: error: {printable(message)}", err=True)
             code = 2
     if code == 130:  # Ctrl-C, which typer itself may already have turned into this code
-        typer.echo("captum-robust: stopped; the same command goes on from here", err=True)
+        typer.echo("captum-robust: stopped", err=True)
     sys.exit(code if isinstance(code, int) else 0)

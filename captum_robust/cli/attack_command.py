@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from captum_robust._checks import check
-from captum_robust.cli.model_options import class_number, load_model
-from captum_robust.cli.options import USUAL_MODEL, argument, command_of, option
+from captum_robust.cli.model_options import ModelOptions, class_number, load_model
+from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import warn
 from captum_robust.cli.shared_options import attacks_of, given_data_options, listed, open_dataset
 
@@ -22,29 +22,27 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 40
 
 
-@dataclass(frozen=True)
-class AttackCommandOptions:
+@dataclass(frozen=True, kw_only=True)
+class AttackCommandOptions(ModelOptions):
     """The options of the command."""
 
-    path: Path | None = field(default=None, metadata=argument())
-    """An image, a folder of images, or the data set that --kind names."""
+    paths: list[Path] | None = field(default=None, metadata=argument())
+    """Images, a folder of images, or the data set that --kind names."""
     kind: str | None = None
-    """imagenet, tiny-imagenet, coco, voc, folder or samples (which takes no path). By default an
-    image file is one image, and a folder is of kind folder."""
+    """imagenet, tiny-imagenet, coco, voc, folder or samples (which takes no path). By default one
+    folder is of kind folder; other images, also of several folders, have no labels."""
     out: Path = Path("captum-robust-attack")
     """Folder of the run: images, table and curves."""
     attack: str = "pgd"
     epsilon: str | None = None
-    """Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8 means 8/255 of
-    the pixels' range. 1,2,4,8 by default."""
+    """Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8, or
+    8/255, is 8/255 of the pixels' range. 1,2,4,8 by default."""
     target: str | None = None
     """The class to move towards, by name or number; else away from the label."""
     steps: int = field(default=10, metadata=option(min=1))
     universal: Path | None = None
     keep_all: bool = field(default=False, metadata=option("--all"))
     """Also write the images that do not fool the model."""
-    model: str = USUAL_MODEL
-    weights: str = "DEFAULT"
     limit: int | None = None
     """Only the first so many images."""
     batch_size: int = 16
@@ -56,10 +54,9 @@ class AttackCommandOptions:
     images: Path | None = None
     seed: int = 0
     """For attacks that draw."""
-    device: str = "auto"
 
 
-@command_of(AttackCommandOptions)
+@command_of(AttackCommandOptions, resumes=True)
 def attack(options: AttackCommandOptions) -> None:
     """Write images that fool the model, and say how many do at each strength.
 
@@ -72,7 +69,7 @@ def attack(options: AttackCommandOptions) -> None:
     from captum_robust.benchmark import AttackOptions, attack_images
     from captum_robust.catalog.attacks import ATTACKS, SWEPT_EPSILONS
 
-    model = load_model(options.model, options.weights, options.device)
+    model = load_model(options)
     dataset = _open_images(options, model)
     of_attacks = AttackOptions(options.steps, options.seed, options.universal)
     names, epsilon = options.attack, options.epsilon
@@ -99,18 +96,19 @@ def attack(options: AttackCommandOptions) -> None:
 
 def _open_images(options: AttackCommandOptions, model: Classifier) -> LocalizationDataset:
     """Open the data set to attack, by its kind, or what is at the path."""
-    kind, path, out = options.kind, options.path, options.out
-    there = path is not None or kind is not None
+    kind, paths = options.kind, options.paths or []
+    there = paths or kind is not None
     check(there, "give an image, a folder of images, or --kind samples")
-    is_inside = path and path.is_dir() and out.resolve().is_relative_to(path.resolve())
-    where = f"--out {out} lies inside {path}, the images' folder"
-    check(not is_inside, f"{where}; give another --out")
-    if kind is None and path is not None and not path.is_dir():
-        from captum_robust.benchmark.attack_images import Photograph
+    is_one = len(paths) == 1 and paths[0].is_dir()
+    if kind is None and not is_one:
+        from captum_robust.benchmark.attack_images import Photographs
 
         given = ", ".join(f"--{name}" for name in given_data_options(vars(options)))
-        check(not given, f"a single image does not take: {given}")
-        return Photograph(path)
+        what = "a single image does" if len(paths) == 1 else "several images do"
+        check(not given, f"{what} not take: {given}")
+        return Photographs(paths, without=options.out)
+    check(len(paths) < 2, f"--kind {kind}: expected one path, got {len(paths)}")
+    path = paths[0] if paths else None
     return open_dataset("folder" if kind is None else kind, path, vars(options), model)
 
 

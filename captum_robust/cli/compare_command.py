@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captum_robust._checks import check
-from captum_robust.cli.options import USUAL_MODEL, argument, command_of, option
+from captum_robust.cli.model_options import ModelOptions
+from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.shared_options import (
     attacks_of,
     listed,
@@ -18,8 +19,8 @@ from captum_robust.cli.shared_options import (
 )
 
 
-@dataclass(frozen=True)
-class CompareOptions:
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(ModelOptions):
     """The options of the command."""
 
     kind: str = field(metadata=argument())
@@ -28,9 +29,6 @@ class CompareOptions:
     """Folder or archive of the data set; none for samples."""
     out: Path = Path("captum-robust-compare")
     """Folder of the run and its report."""
-    model: str = USUAL_MODEL
-    weights: str = "DEFAULT"
-    layer: str | None = None
     methods: str | None = None
     """Names, separated by commas. See captum-robust methods."""
     network: Path | None = None
@@ -54,8 +52,8 @@ class CompareOptions:
     show them. Without it, on the pixels as they are stored. Images are upright either way."""
     attack: str | None = None
     epsilon: str | None = None
-    """Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8 means 8/255 of
-    the pixels' range. 8 by default."""
+    """Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8, or
+    8/255, is 8/255 of the pixels' range. 8 by default."""
     steps: int = field(default=10, metadata=option(min=1))
     universal: Path | None = None
     all_steps: bool = field(default=False, metadata=option("--all-steps"))
@@ -69,11 +67,10 @@ class CompareOptions:
     more an image and method."""
     seed: int = 0
     """For methods and attacks that draw."""
-    device: str = "auto"
     precision: str = "float32"
 
 
-@command_of(CompareOptions)
+@command_of(CompareOptions, resumes=True)
 def compare(options: CompareOptions) -> None:
     """Run attribution methods over a data set: a table with intervals, and a report.
 
@@ -100,7 +97,7 @@ def compare(options: CompareOptions) -> None:
     if chosen:  # every table has the baselines; they cost no classifier pass
         chosen += [name for name in FIXED_BOXES if name not in chosen]
     file = read_network(options.network, chosen)
-    classifier = model_for(file, options.model, options.weights, options.device, options.layer)
+    classifier = model_for(file, options)
     dataset = open_dataset(options.kind, options.path, vars(options), classifier)
     of_attacks = AttackOptions(options.steps, options.seed, options.universal, options.all_steps)
     with warnings.catch_warnings():

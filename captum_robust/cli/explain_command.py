@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from captum_robust._checks import check_number, printable
-from captum_robust.cli.model_options import class_number
-from captum_robust.cli.options import USUAL_MODEL, argument, command_of, option
+from captum_robust.cli.model_options import ModelOptions, class_number
+from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import warn
 from captum_robust.cli.shared_options import listed, model_for, read_network, with_network
 
@@ -18,17 +19,14 @@ if TYPE_CHECKING:
     from captum_robust.show.explain import ExplainedImage
 
 
-@dataclass(frozen=True)
-class ExplainOptions:
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(ModelOptions):
     """The options of the command."""
 
-    path: Path = field(metadata=argument())
-    """An image, or a folder of images."""
+    paths: list[Path] = field(metadata=argument())
+    """Images, and folders of images."""
     out: Path = Path("captum-robust-explain")
     """Folder for the pictures."""
-    model: str = USUAL_MODEL
-    weights: str = "DEFAULT"
-    layer: str | None = None
     methods: str | None = None
     """Names, separated by commas; see captum-robust methods. robust_cam by default, or, with
     --counterfactual, perceptual_ball."""
@@ -42,7 +40,12 @@ class ExplainOptions:
     """How many classes to print."""
     threshold: float = 0.2
     """The box holds the largest part above this share of the map's range."""
-    device: str = "auto"
+    save_maps: bool = field(default=False, metadata=option("--save-maps"))
+    """Also write each map as NAME.METHOD.npy beside the picture: float32, h×w as the method gives
+    it."""
+    json: bool = field(default=False, metadata=option("--json"))
+    """Print one JSON object a line for each image instead: its classes with probabilities and
+    scores, and the box of each method in pixels of the image."""
 
 
 @command_of(ExplainOptions)
@@ -56,8 +59,8 @@ def explain(options: ExplainOptions) -> None:
     usual = "robust_cam" if options.counterfactual is None else "perceptual_ball"
     named = listed(usual if options.methods is None else options.methods)
     file = read_network(options.network, named)
-    pictures = pictures_of(options.path, options.out)
-    classifier = model_for(file, options.model, options.weights, options.device, options.layer)
+    pictures = pictures_of(options.paths, options.out)
+    classifier = model_for(file, options)
     chosen = build_methods(classifier, with_network(classifier, named, file))
     target = class_number(classifier, options.target, "target")
     towards = class_number(classifier, options.counterfactual, "counterfactual")
@@ -79,18 +82,29 @@ def explain(options: ExplainOptions) -> None:
                 raise
             failed += 1
             warn(str(error))
+        except KeyboardInterrupt:
+            done = [drawn for drawn, _ in pictures].index(picture)
+            warn(f"stopped; {done} of {len(pictures)} images are explained")
+            raise SystemExit(130) from None
         else:
-            _say_explained(image, explained)
+            _say_explained(image, explained, options)
     if failed:
-        typer.echo(f"{len(pictures)} images: {failed} could not be used")
+        typer.echo(f"{len(pictures)} images: {failed} could not be used", err=options.json)
     if failed == len(pictures):
         raise typer.Exit(2)
 
 
-def _say_explained(file: Path, explained: ExplainedImage) -> None:
+def _say_explained(file: Path, explained: ExplainedImage, options: ExplainOptions) -> None:
     """Print what was drawn of an image file, its classes, and what methods made of it."""
+    maps = explained.save_maps() if options.save_maps else {}
+    if options.json:
+        written = {"maps": {method: str(path) for method, path in maps.items()}} if maps else {}
+        typer.echo(json.dumps({"image": str(file), **explained.facts(), **written}))
+        return
     typer.echo(printable(f"{file} -> {explained.picture}"))
     for label, probability in explained.classes:
         typer.echo(f"  {probability:6.1%}  {label}")
     for method, verdict in explained.verdicts.items():
         typer.echo(f"  {method}: {verdict}")
+    for path in maps.values():
+        typer.echo(printable(f"  map: {path}"))

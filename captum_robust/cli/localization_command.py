@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from captum_robust.training import LocalizationRecipe, TrainingResult
 
 
-@command_of(LocalizationSettings)
+@command_of(LocalizationSettings, resumes=True)
 def localization(settings: LocalizationSettings) -> None:
     """Train a network that removes objects against a classifier that learns to miss nothing.
 

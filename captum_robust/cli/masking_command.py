@@ -7,7 +7,7 @@ from captum_robust.cli.printing import say, say_resumed, say_unusable
 from captum_robust.training.settings import MaskingSettings
 
 
-@command_of(MaskingSettings)
+@command_of(MaskingSettings, resumes=True)
 def masking(settings: MaskingSettings) -> None:
     """Train a network that shows in one pass where the evidence of a class is.
 

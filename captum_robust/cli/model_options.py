@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from captum_robust._checks import check, unknown_name
+from captum_robust.cli.options import USUAL_MODEL
 
 if TYPE_CHECKING:
     from captum_robust.models import Classifier
 
 
-def load_model(name: str, weights: str, device: str, layer: str | None = None) -> Classifier:
-    """Load the classifier onto its device."""
-    from captum_robust.models import load_classifier
-    from captum_robust.models.zoo import published_weights
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which classifier, and where it runs."""
 
-    chosen = chosen_device(device)
-    return load_classifier(name, published_weights(weights), cam_layer=layer).to(chosen)
+    model: str = USUAL_MODEL
+    weights: str = "DEFAULT"
+    layer: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    size: int | None = None
+    """Side of the network's images in pixels; else the model's own."""
+    device: str = "auto"
+
+
+def load_model(options: ModelOptions) -> Classifier:
+    """Load the classifier onto its device."""
+    from captum_robust.models.zoo import named_classifier
+
+    model = named_classifier(
+        options.model, options.weights, options.size, options.mean, options.std, options.layer
+    )
+    return model.to(chosen_device(options.device))
 
 
 def chosen_device(device: str) -> str:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from captum_robust.cli.printing import warn
+
 S = TypeVar("S")
 
 USUAL_MODEL = "efficientnet_lite0"
@@ -38,12 +40,19 @@ class SharedOptions:
     """The options that several commands have, for their help."""
 
     model: str
-    """efficientnet_lite0, …1, …2, or a torchvision classification model."""
+    """efficientnet_lite0, …1, …2, a torchvision classification model, timm:NAME, or an own one as
+    package.module:function, which is called without arguments and returns a module or a
+    Classifier."""
     weights: str
-    """DEFAULT, a member of torchvision's weights enum, none for random ones, or a .safetensors
-    file."""
+    """DEFAULT, a member of torchvision's weights enum, none for random ones, or the file of a state
+    dict, .safetensors or of torch.save. Without a file an own model has those of its function."""
     layer: str
     """Layer for class activation maps, by its dotted name; else the last map."""
+    mean: str
+    """Means of the channels that the network was trained with, separated by commas, for pixels in
+    [0, 1]; else the model's own."""
+    std: str
+    """Standard deviations of the channels, as for --mean."""
     network: Path
     """For real_time_masking or adversarial_localization: file of a network for the model, from
     captum-robust train masking or train localization, which holds the small classifier that it was
@@ -66,13 +75,16 @@ class SharedOptions:
     """float32 or bfloat16."""
 
 
-def command_of(settings: type[S]) -> Callable[[Callable[[S], None]], Callable[..., None]]:
+def command_of(
+    settings: type[S], *, resumes: bool = False
+) -> Callable[[Callable[[S], None]], Callable[..., None]]:
     """Make a command of a function that takes a dataclass: its options are the fields.
 
     Args:
         settings: a frozen dataclass. What stands below a field is its help, else what stands below
             that of :class:`SharedOptions`. The fields of the first of its bases come last. The
             metadata of a field are those of :func:`argument` and :func:`option`.
+        resumes: whether the same command goes on from where Ctrl-C stopped it, which is then said.
 
     Returns:
         A decorator; the docstring of the function is that of the command.
@@ -97,7 +109,13 @@ def command_of(settings: type[S]) -> Callable[[Callable[[S], None]], Callable[..
 
     def decorated(run: Callable[[S], None]) -> Callable[..., None]:
         def command(**options: Any) -> None:
-            run(settings(**options))
+            try:
+                run(settings(**options))
+            except KeyboardInterrupt:
+                if not resumes:
+                    raise
+                warn("stopped; the same command goes on from here")
+                raise SystemExit(130) from None
 
         command.__name__, command.__doc__ = run.__name__, run.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

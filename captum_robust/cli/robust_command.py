@@ -7,7 +7,7 @@ from captum_robust.cli.printing import say, say_resumed, say_unusable
 from captum_robust.training.settings import RobustSettings
 
 
-@command_of(RobustSettings)
+@command_of(RobustSettings, resumes=True)
 def robust(settings: RobustSettings) -> None:
     """Train a classifier that withstands attacks, on a folder of images.
 

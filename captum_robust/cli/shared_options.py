@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from captum_robust._checks import check
-from captum_robust.cli.model_options import chosen_device, load_model
+from captum_robust.cli.model_options import ModelOptions, chosen_device, load_model
 from captum_robust.cli.options import USUAL_MODEL
 from captum_robust.cli.printing import warn
 
@@ -50,23 +50,25 @@ def read_network(network: Path | None, methods: list[str] | None) -> TensorFile 
     return TensorFile(network)
 
 
-def model_for(
-    file: TensorFile | None, name: str, weights: str, device: str, layer: str | None
-) -> Classifier:
+def model_for(file: TensorFile | None, options: ModelOptions) -> Classifier:
     """The classifier; one without published weights is that of the network's file."""
     facts = None if file is None else _localization_facts(file)
-    if file is not None and facts is not None and weights.lower() == "default":
+    if file is not None and facts is not None and options.weights.lower() == "default":
         from captum_robust.attr import AdversarialLocalization
-        from captum_robust.models import SMALL_NETWORKS, load_classifier
+        from captum_robust.models import SMALL_NETWORKS
+        from captum_robust.models.zoo import named_classifier
 
         own = facts["classifier"]
-        if own in SMALL_NETWORKS and name in (USUAL_MODEL, own):
+        if own in SMALL_NETWORKS and options.model in (USUAL_MODEL, own):
             names, size = facts["class_names"], facts["input_size"]
-            like = load_classifier(own, None, class_names=names, input_size=size, cam_layer=layer)
-            like = like.to(chosen_device(device))
+            size = size if options.size is None else options.size
+            like = named_classifier(
+                own, "none", size, options.mean, options.std, options.layer, class_names=names
+            )
+            like = like.to(chosen_device(options.device))
             trained: Classifier = AdversarialLocalization.from_file(file, model=like).forward_func
             return trained
-    return load_model(name, weights, device, layer)
+    return load_model(options)
 
 
 def with_network(model: Classifier, methods: list[str] | None, file: TensorFile | None) -> Any:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from captum_robust._checks import check, printable
-from captum_robust.cli.model_options import class_number, load_model
-from captum_robust.cli.options import USUAL_MODEL, argument, command_of
+from captum_robust.cli.model_options import ModelOptions, class_number, load_model
+from captum_robust.cli.options import argument, command_of
 from captum_robust.cli.printing import warn
 
 if TYPE_CHECKING:
     from captum_robust.show.video import VideoResult
 
 
-@dataclass(frozen=True)
-class VideoOptions:
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions(ModelOptions):
     """The options of the command."""
 
     source: str = field(metadata=argument(metavar="IN"))
@@ -27,8 +27,6 @@ class VideoOptions:
     camera."""
     out: Path = field(metadata=argument(metavar="OUT"))
     """The file to write, .mp4, .webm or .avi."""
-    model: str = USUAL_MODEL
-    weights: str = "DEFAULT"
     network: Path | None = None
     """File of a masking network for the model, from captum-robust train masking; else the one that
     comes with the package."""
@@ -46,7 +44,6 @@ class VideoOptions:
     """Four letters; VP80 for .webm, MJPG for .avi, avc1 or else mp4v for .mp4 by default."""
     limit: int | None = None
     """Only the first so many frames."""
-    device: str = "auto"
     precision: str = "float32"
 
 
@@ -79,7 +76,6 @@ def video(options: VideoOptions) -> None:
     )
     _say_result(result, source)
     if result.interrupted:
-        # Not typer.Exit, which would add that the same command goes on from here.
         raise SystemExit(130)
 
 
@@ -87,7 +83,7 @@ def _masks(options: VideoOptions) -> Any:
     """Return what gives the masks, on its device."""
     network, method = options.network, options.method
     check(network is None or method is None, "--network and --method: give one of them")
-    classifier = load_model(options.model, options.weights, options.device)
+    classifier = load_model(options)
     if method is not None:
         from captum_robust.show.video import MethodMasks
 

@@ -9,7 +9,7 @@ import tarfile
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from posixpath import basename, dirname, join, normpath
@@ -39,12 +39,17 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part.casefold() in _SYSTEM_FOLDERS for part in parts)
 
 
+def is_run(names: Sequence[str]) -> bool:
+    """Whether a folder with files of these names is that of a run of this package."""
+    return {"run.json", "rows.sqlite"} <= set(names)
+
+
 def files_below(root: Path, *, without: Path | None = None) -> Iterator[Path]:
     """The files at any depth, in order of their paths, but for those in the folder ``without``.
 
     Links to folders are followed, but for those that lead up again. Hidden names are passed over,
-    see :func:`is_hidden` (macOS leaves ``._*.jpg`` files in archives). A folder that cannot be read
-    is warned of.
+    see :func:`is_hidden` (macOS leaves ``._*.jpg`` files in archives), as are folders that a run of
+    this package wrote. A folder that cannot be read is warned of.
     """
     entered = tuple(os.path.realpath(f) for f in (without, root) if f is not None)
     if len(set(entered)) == len(entered):  # else all is left out
@@ -62,6 +67,8 @@ def _below(
         return
     except OSError as error:
         warnings.warn(printable(f"{folder}: left out: {error.strerror}"), stacklevel=3)
+        return
+    if seen and is_run([entry.name for entry in entries]):
         return
     seen.add(entered[-1])
     for entry in entries:

@@ -7,7 +7,7 @@ import os
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from captum_robust._checks import check, printable, valid_unicode
-from captum_robust.data.files import files_below, read_bytes
+from captum_robust.data.files import files_below, is_run, read_bytes
 from captum_robust.data.orientation import turned, turned_back
 from captum_robust.data.sample import DataError
 
@@ -220,7 +220,7 @@ def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
     others: Counter[str] = Counter()
     for path in files_below(root, without=without):
         if _is_image(path):
-            images[valid_unicode(path.relative_to(root).as_posix())] = path
+            images[_name_below(root, path)] = path
         elif path.suffix.lower() not in COMPANIONS:
             others[path.suffix.lower() or "without suffix"] += 1
     if others:
@@ -260,6 +260,41 @@ def without_suffix(name: str) -> str:
     suffix = path.suffix.lower()
     is_known = suffix in EXTENSIONS or suffix in Image.registered_extensions()
     return str(path.with_suffix("")) if is_known else name
+
+
+def images_at(paths: Sequence[Path], *, without: Path) -> dict[str, Path]:
+    """The image files among the paths and in the folders among them, as of :func:`list_images`.
+
+    One file has its own name; several are named by their paths below the folder that holds all.
+    What lies in the folder ``without`` is left out, and of several paths the folders of runs.
+
+    Raises:
+        FileNotFoundError: there is no such image or folder.
+        ValueError: there are no images in one of the folders, or in none.
+    """
+    files: list[Path] = []
+    own = Path(os.path.realpath(without))
+    for path in paths:
+        if path.is_dir():
+            is_own = Path(os.path.realpath(path)).is_relative_to(own) or is_run(os.listdir(path))
+            if is_own and len(paths) > 1:  # a pattern such as * named it
+                continue
+            inside = list_images(path, without=without).values()
+            check(inside, f"{path}: no images in it")
+            files += inside
+        else:
+            check(path.is_file(), f"{path}: no such image or folder", FileNotFoundError)
+            files.append(path)
+    if len(paths) == 1 and paths[0].is_dir():
+        return {_name_below(paths[0], file): file for file in files}
+    check(files, f"{paths[0]}: no images but those that a run wrote")
+    absolute = [Path(os.path.abspath(file)) for file in files]
+    root = Path(os.path.commonpath([file.parent for file in absolute]))
+    return {_name_below(root, at): file for at, file in zip(absolute, files, strict=True)}
+
+
+def _name_below(root: Path, path: Path) -> str:
+    return valid_unicode(path.relative_to(root).as_posix())
 
 
 def some_images(root: Path, expected: str, *, without: Path | None = None) -> dict[str, Path]:

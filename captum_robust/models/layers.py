@@ -75,7 +75,7 @@ def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.M
     if not maps or spread[-1][1].ndim == 3:
         reason = "tokens follow the last one" if maps else "no module gives an N×C×h×w map"
         tokens = _last_of_tokens(module, input_shape) if spread else None
-        advice = "pass the layer yourself, with a reshape_transform where it gives tokens"
+        advice = "pass the layer yourself (--layer), with a reshape_transform where it gives tokens"
         check(tokens, f"cam_layer: none found ({reason}); {advice}")
         assert tokens is not None
         return tokens

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import pickle
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +18,8 @@ from torch import Tensor, nn
 from captum_robust._checks import check, check_choice, printable, unknown_name
 from captum_robust._files import PICKLES, read_tensors, write_network
 from captum_robust.data.classes import imagenet_names
-from captum_robust.models.classifier import Classifier
+from captum_robust.models.classifier import Classifier, takes_size
+from captum_robust.models.imported import is_imported, load_imported
 from captum_robust.models.layers import tokens_to_map
 from captum_robust.nn import SimpleConvNet, SmallResNet
 
@@ -27,6 +30,17 @@ SMALL_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 }
 """For images of 64 pixels, by number of classes."""
 _FACTS = "captum_robust.classifier"
+_NO_TENSORS = (
+    pickle.UnpicklingError,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
+"""What reading a file that is torn, or holds other objects than tensors, may raise."""
 
 
 def load_classifier(
@@ -36,64 +50,120 @@ def load_classifier(
     cam_layer: str | None = None,
     class_names: Sequence[str] | None = None,
     input_size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Classifier:
     """A classifier by name, in evaluation mode, with its own normalisation and input size.
 
     Args:
         name: ``"efficientnet_lite0"``, ``"…1"``, ``"…2"``, ``"small_resnet"`` and
             ``"simple_convnet"`` (for images of 64 pixels, :class:`captum_robust.nn.SmallResNet` and
-            :class:`captum_robust.nn.SimpleConvNet`), or any classification model of torchvision
-            ("resnet50", "vgg19_bn", …).
+            :class:`captum_robust.nn.SimpleConvNet`), any classification model of torchvision
+            ("resnet50", "vgg19_bn", …), ``"timm:NAME"``, or ``"package.module:function"``: a
+            function without arguments that returns a module or a :class:`Classifier`, and may lie
+            in the current directory.
         weights: ``"DEFAULT"``: the published ImageNet weights (for the Lite models from their
-            packages, for torchvision its own download; the small networks have none); another
-            member, or the name of one, of torchvision's weights enum; ``None``: random; a path to
-            a ``.safetensors`` state dict. One that :func:`save_classifier` wrote also tells the
-            classes and the input size.
+            packages, for torchvision and timm their own download; the small networks have none);
+            another member, or the name of one, of torchvision's weights enum; ``None`` or
+            ``"none"``: random; a path to a state dict, in a ``.safetensors`` file or one that
+            ``torch.save`` wrote, which is read without running any code in it. One that
+            :func:`save_classifier` wrote also tells the classes, the input size and the
+            normalisation. An own function says itself what the weights are without a file.
         cam_layer: dotted name, in ``model.module``, of another layer for class activation maps.
         class_names: of other classes than those of the weights, or of ImageNet. The last layer
             gets their number of outputs; where published weights are for another number, it is
             random.
         input_size: (H, W), or one number for a square, where the network shall be given another.
+        mean, std: per channel, on pixels in [0, 1], instead of those that the model was trained
+            with; an own module without any takes the pixels as they are.
 
     Raises:
+        TypeError: an own function that needs arguments, or returns no module.
         ValueError: unknown model, weights or layer, a state dict that does not fit or is of another
-            model, a pickle file, fewer than two classes.
-        ImportError: a package of the ``demo`` extra is missing; names the pip command.
-        FileNotFoundError: no such safetensors file.
+            model, a file that holds more than tensors, a size that the network does not take, fewer
+            than two classes.
+        ImportError: a package of the ``demo`` extra, or timm, is missing; names the pip command.
+        FileNotFoundError: no such file of weights.
         OSError: the weights could not be downloaded.
     """
-    from torchvision import models as tv
-
-    torchvision_names = tv.list_models(module=tv)
-    check_choice("model", name, [*LITE_NAMES, *SMALL_NETWORKS, *torchvision_names])
+    weights = None if weights == "none" else weights
     path = _state_dict_path(weights)
     facts: dict[str, Any] = {}
     if path is not None:
         weights = None  # random, until those of the file are loaded
         state, facts = _read_classifier(path, name)
-    names = facts.get("class_names") if class_names is None else class_names
-    class_names = list(imagenet_names() if names is None else names)
-    enough = len(class_names) >= 2
-    check(enough, f"class_names: expected at least two, got {class_names!r}")
-    load = _load_torchvision
-    if name not in torchvision_names:
-        load = _load_small if name in SMALL_NETWORKS else _load_lite
-    own = load(name, weights, len(class_names))
-    size = facts.get("input_size") if input_size is None else input_size
-    if size is not None:
-        own["input_size"] = size
-    if cam_layer is not None:
-        own["cam_layer"] = cam_layer
-    model = Classifier(**own, class_names=class_names, name=name)
+    asked: dict[str, Any] = {"class_names": class_names, "cam_layer": cam_layer}
+    asked |= {"input_size": input_size, "mean": mean, "std": std}
+    given = {n: facts.get(n) if value is None else value for n, value in asked.items()}
+    given = {n: value for n, value in given.items() if value is not None}
+    names = given.get("class_names")
+    enough = names is None or len(names) >= 2
+    check(enough, f"class_names: expected at least two, got {names!r}")
+    if is_imported(name):
+        model = load_imported(name, weights, None if names is None else len(names), given)
+    else:
+        names = given["class_names"] = list(imagenet_names() if names is None else names)
+        own = _loader_of(name)(name, weights, len(names))
+        model = Classifier(**(own | given), name=name)
+        fits = input_size is None or takes_size(model, model.input_size)
+        sides = "×".join(map(str, model.input_size))
+        usual = f"its own size is {own['input_size']}"
+        check(fits, f"size: {name} does not take images of {sides}; {usual}")
     if path is not None:
         _load_state_dict(model.module, state, path)
     return model.eval()
 
 
+def _loader_of(name: str) -> Callable[[str, Any, int], dict[str, Any]]:
+    from torchvision import models as tv
+
+    torchvision_names = tv.list_models(module=tv)
+    check_choice("model", name, [*LITE_NAMES, *SMALL_NETWORKS, *torchvision_names])
+    if name in torchvision_names:
+        return _load_torchvision
+    return _load_small if name in SMALL_NETWORKS else _load_lite
+
+
 def published_weights(weights: str) -> str | None:
-    """A command's word for weights as :func:`load_classifier` takes it: "none" is None."""
+    """A command's word for weights: "none", in any case, is None."""
     plain = weights.lower()
     return None if plain == "none" else "DEFAULT" if plain == "default" else weights
+
+
+def named_classifier(
+    name: str,
+    weights: str,
+    size: int | None,
+    mean: str | None,
+    std: str | None,
+    layer: str | None = None,
+    **others: Any,
+) -> Classifier:
+    """The classifier that the options of a command name, see :func:`load_classifier`."""
+    return load_classifier(
+        name,
+        published_weights(weights),
+        cam_layer=layer,
+        input_size=size,
+        mean=_of_channels("mean", mean),
+        std=_of_channels("std", std),
+        **others,
+    )
+
+
+def _of_channels(name: str, text: str | None) -> list[float] | None:
+    """The numbers between the commas, of pixels in [0, 1]."""
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [-1.0]
+    # Others are likely meant for pixels in 0 to 255.
+    fits = all(0 <= number <= 1 for number in numbers)
+    expected = "numbers in [0, 1], separated by commas, for pixels in [0, 1]"
+    check(fits, f"--{name}: expected {expected}, got {text!r}")
+    return numbers
 
 
 def save_classifier(model: Classifier, path: str | Path) -> None:
@@ -107,6 +177,8 @@ def save_classifier(model: Classifier, path: str | Path) -> None:
         "name": model.name,
         "class_names": model.class_names,
         "input_size": list(model.input_size),
+        "mean": None if model.mean is None else model.mean.flatten().tolist(),
+        "std": None if model.std is None else model.std.flatten().tolist(),
     }
     write_network(path, model.module.state_dict(), _FACTS, facts)
 
@@ -115,11 +187,8 @@ def _state_dict_path(weights: Any) -> Path | None:
     if not isinstance(weights, (str, Path)):
         return None
     path = Path(weights)
-    safe = path.suffix not in PICKLES
-    how = "convert it with safetensors.torch.save_file and pass the .safetensors file"
-    check(safe, f"weights: {path.name} may be a pickle, which can run code; {how}")
-    if path.suffix != ".safetensors":
-        return None
+    if path.suffix not in {".safetensors", *PICKLES} and not path.is_file():
+        return None  # a word
     check(path.is_file(), f"weights: no file {path}", FileNotFoundError)
     return path
 
@@ -127,7 +196,7 @@ def _state_dict_path(weights: Any) -> Path | None:
 def _read_classifier(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict, and what :func:`save_classifier` wrote beside it, of model ``name``."""
     try:
-        state, metadata = read_tensors(path)
+        state, metadata = _read_weights(path)
         facts: dict[str, Any] = json.loads(metadata.get(_FACTS, "{}"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"weights: {error}") from None
@@ -138,7 +207,31 @@ def _read_classifier(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str
     written = facts.get("name", name)
     is_own = written == name
     check(is_own, f"weights: {printable(str(path))} is of the model {written}, not {name}")
+    wrapper = "module."  # DataParallel's, or that of a Classifier
+    if all(key.startswith(wrapper) for key in state):
+        state = {key.removeprefix(wrapper): tensor for key, tensor in state.items()}
     return state, facts
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file; of ``torch.save`` only tensors, never objects."""
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    where = printable(str(path))
+    try:
+        # Anything else in the file would be code that runs.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _NO_TENSORS as error:
+        first = " ".join(str(error).split())[:100]
+        reason = f"it may be a pickle, which can run code, or is damaged ({first})"
+        raise ValueError(f"{where} holds more than tensors: {reason}") from None
+    for key in ("state_dict", "model_state_dict", "model"):  # as trainings write them
+        state = (
+            state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+        )
+    are_tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
+    check(are_tensors and state, f"{where}: expected a state dict, got another object")
+    return dict(state), {}
 
 
 def _load_state_dict(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -159,7 +252,7 @@ def _load_fitting(module: nn.Module, state: dict[str, Tensor]) -> None:
 def _load_small(name: str, weights: Any, classes: int) -> dict[str, Any]:
     """What :class:`Classifier` takes, but for the names, as each of these three gives it."""
     trained = "train some (captum-robust train robust) and give their .safetensors file"
-    expected = f"{name} has no published ones; {trained}, or None for random ones"
+    expected = f"{name} has no published ones; {trained}, or none for random ones"
     check(weights is None, f"weights: {expected}; got {weights!r}")
     return {
         "module": SMALL_NETWORKS[name](classes),
@@ -188,7 +281,7 @@ def _load_lite(name: str, weights: Any, classes: int) -> dict[str, Any]:
         install = f'pip install {pip_name} (or: pip install "captum-robust[demo]")'
         check(is_there, f"{name} needs the package {pip_name}: {install}", ImportError)
     if weights not in (None, "DEFAULT"):
-        raise unknown_name(f"weights of {name}", weights, ["DEFAULT", "None", "FILE.safetensors"])
+        raise unknown_name(f"weights of {name}", weights, ["DEFAULT", "none", "FILE.safetensors"])
     from efficientnet_lite_pytorch import EfficientNet
 
     version = name[-1]
@@ -239,7 +332,7 @@ def _load_torchvision(name: str, weights: Any, classes: int) -> dict[str, Any]:
     try:
         module = tv.get_model(name, weights=chosen, **options)
     except OSError as error:  # URLError among them
-        other = "pass weights=None for random ones or the path of a .safetensors state dict"
+        other = "give none for random ones, or the file of a state dict"
         raise OSError(f"weights of {name}: the download failed ({error}); {other}") from None
     if classes != len(imagenet_names()):
         published = module.state_dict()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +15,13 @@ from torch import Tensor
 
 from captum_robust import draw
 from captum_robust._checks import check, check_number
+from captum_robust._files import write_whole
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
 from captum_robust._scores import warn_of_probabilities
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import DataError, load_image
-from captum_robust.data.images import list_images
+from captum_robust.data.images import images_at
 from captum_robust.metrics.functional import largest_component, mask_to_box
 from captum_robust.metrics.functional import threshold as threshold_map
 from captum_robust.models import Classifier
@@ -33,32 +36,65 @@ class ExplainedImage:
 
     classes: list[tuple[str, float]]
     """The first classes with their probabilities."""
+    numbers: list[int]
+    """Of the same classes."""
+    scores: list[float]
+    """Of the same classes, before the softmax."""
+    explained: int
+    """The number of the class that the maps are of."""
+    maps: dict[str, Tensor]
+    """The map h×w of each method, on the CPU."""
+    boxes: dict[str, list[float]]
+    """The box of each map, (x0, y0, x1, y1) in pixels of the image."""
     verdicts: dict[str, str]
     """What the image became, for each method that perturbs it."""
     picture: Path
 
+    def save_maps(self) -> dict[str, Path]:
+        """Write the map of each method beside the picture, as float32 in a NumPy file.
 
-def pictures_of(path: Path, out: Path) -> list[tuple[Path, Path]]:
+        Raises:
+            OSError: one cannot be written.
+        """
+        files = {}
+        for method, heat in self.maps.items():
+            data = io.BytesIO()
+            np.save(data, heat.numpy())
+            file = self.picture.with_name(f"{self.picture.stem}.{method}.npy")
+            files[method] = write_whole(file, data.getvalue())
+        return files
+
+    def facts(self) -> dict[str, Any]:
+        """What JSON holds of it: all but the maps themselves."""
+        shares = zip(self.classes, self.numbers, self.scores, strict=True)
+        return {
+            "picture": str(self.picture),
+            "explained": self.explained,
+            "classes": [
+                {"class": number, "name": name, "probability": share, "score": score}
+                for (name, share), number, score in shares
+            ],
+            "boxes": self.boxes,
+            "verdicts": self.verdicts,
+        }
+
+
+def pictures_of(paths: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     """Name the picture to write in ``out`` for each image: pairs of picture and image.
 
     Args:
-        path: an image file, or a folder; pictures of an earlier call in it are no images.
+        paths: image files and folders; pictures of an earlier call in ``out`` are no images.
         out: folder of the pictures.
 
     Raises:
         FileNotFoundError: there is no such image or folder.
-        ValueError: there are no images in the folder, or a picture would overwrite an image.
+        ValueError: there are no images in a folder, or a picture would overwrite an image.
     """
-    if path.is_dir():
-        files = list_images(path, without=out)
-        check(files, f"{path}: no images in it")
-        stems = {name: str(Path(name).with_suffix("")) for name in files}
-        times = Counter(stems.values())
-        names = {name: stem if times[stem] == 1 else name for name, stem in stems.items()}
-        pictures = [(out / f"{names[name]}.png", file) for name, file in files.items()]
-    else:
-        check(path.is_file(), f"{path}: no such image or folder", FileNotFoundError)
-        pictures = [(out / f"{path.stem}.png", path)]
+    files = images_at(paths, without=out)
+    stems = {name: str(Path(name).with_suffix("")) for name in files}
+    times = Counter(stems.values())
+    names = {name: stem if times[stem] == 1 else name for name, stem in stems.items()}
+    pictures = [(out / f"{names[name]}.png", file) for name, file in files.items()]
     originals = {file.resolve() for _, file in pictures}
     for picture, _ in pictures:
         is_image = picture.resolve() in originals
@@ -111,12 +147,12 @@ def explain_image(
     with torch.no_grad():
         scores = model(x)
     warn_of_probabilities(scores, "model")
-    probabilities = scores[0].float().softmax(dim=0)
+    scores = scores[0].float()
+    probabilities = scores.softmax(dim=0)
     check(
         torch.isfinite(probabilities).all(), f"{file}: the model gives no finite scores", DataError
     )
     best = probabilities.topk(min(top, len(probabilities)))
-    first = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     predicted = int(best.indices[0])
     explained = predicted if target is None else target
     wanted = None if counterfactual is None else _name(model, counterfactual)
@@ -126,9 +162,10 @@ def explain_image(
         f"{file}: the counterfactual class, {wanted}, is the {what} already",
         DataError,
     )
+    color = draw.PREDICTED_COLOR
     large = resize_image(image, size_within(image.shape[1:], _DISPLAY_SIDE))
     groups = [[(draw.as_rgb(large), _name(model, explained))]]
-    verdicts = {}
+    verdicts, maps, boxes = {}, {}, {}
     for name, method in methods.items():
         title = name
         if counterfactual is not None and method.towards is not None:
@@ -139,7 +176,10 @@ def explain_image(
             torch.manual_seed(0)
             explanation = method.explain(x, torch.tensor([explained], device=x.device))
         heat = explanation.maps.detach().float().cpu()
-        groups.append([(_with_map(large, heat, method, threshold), title)])
+        box = _box_of(heat, method, threshold)
+        drawn = draw.draw_boxes(draw.overlay(large, heat[0]), _scaled(box, heat, large), color)
+        groups.append([(drawn, title)])
+        maps[name], boxes[name] = heat[0], _scaled(box, heat, image)[0].tolist()
         if (p := explanation.perturbation) is not None:
             mark, words = draw.verdict(bool(p.flipped[0]), explained == predicted, wanted)
             verdicts[name] = f"{words} {_name(model, int(p.new_class[0]))}"
@@ -149,7 +189,10 @@ def explain_image(
     columns = _columns(groups)
     pictures, captions = zip(*_in_rows(groups, columns), strict=True)
     draw.save_png(picture, draw.panel(pictures, captions, columns))
-    return ExplainedImage([(_name(model, i), share) for i, share in first], verdicts, picture)
+    numbers = best.indices.tolist()
+    classes = list(zip((_name(model, i) for i in numbers), best.values.tolist(), strict=True))
+    best_scores = scores[best.indices].tolist()
+    return ExplainedImage(classes, numbers, best_scores, explained, maps, boxes, verdicts, picture)
 
 
 def _columns(groups: list[list[tuple[draw.RGB, str]]]) -> int:
@@ -187,16 +230,16 @@ def _changed(image: Tensor, perturbation: Perturbation) -> tuple[draw.RGB, float
     return np.asarray(resized, dtype=np.uint8), factor
 
 
-def _with_map(image: Tensor, heat: Tensor, method: Method, threshold: float) -> draw.RGB:
-    """The image under the map, with the map's box, H×W×3."""
-    size = (heat.shape[1], heat.shape[2])
+def _box_of(heat: Tensor, method: Method, threshold: float) -> Tensor:
+    """The box of a map 1×h×w in its pixels, 1×4."""
     if method.box is not None:
-        box = method.box(size)[None]
-    else:
-        box = mask_to_box(largest_component(threshold_map(heat, "value", threshold)))
-    height, width = image.shape[1:]
-    scale = torch.tensor([width / size[1], height / size[0]] * 2)
-    return draw.draw_boxes(draw.overlay(image, heat[0]), box * scale, draw.PREDICTED_COLOR)
+        return method.box((heat.shape[1], heat.shape[2]))[None]
+    return mask_to_box(largest_component(threshold_map(heat, "value", threshold)))
+
+
+def _scaled(box: Tensor, heat: Tensor, image: Tensor) -> Tensor:
+    """A box in pixels of the map in those of the image."""
+    return box * torch.tensor([image.shape[2] / heat.shape[2], image.shape[1] / heat.shape[1]] * 2)
 
 
 def _name(model: Classifier, number: int) -> str:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Subset
 from captum_robust._checks import check, check_choice, check_count
 from captum_robust.data.superpixels import cached_superpixels, superpixel_path
 from captum_robust.models import Classifier, load_classifier, takes_size
+from captum_robust.models.imported import is_imported
 from captum_robust.models.zoo import published_weights
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, save_localization_network
 from captum_robust.nn.removal_loss import FORMS
@@ -162,7 +163,8 @@ def _trunk(s: LocalizationSettings, classifier: Classifier) -> Classifier | None
     else:
         weights = published_weights(s.trunk_weights)
         # No feature depends on the classes of random weights: they are as few as there are.
-        names = classifier.class_names if weights is None else None
+        is_free = weights is None and not is_imported(s.trunk)
+        names = classifier.class_names if is_free else None
         trunk = load_classifier(s.trunk, weights, class_names=names)
     height, width = classifier.input_size if s.trunk_size is None else (s.trunk_size,) * 2
     check(

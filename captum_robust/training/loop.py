@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from captum_robust.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from captum_robust.training.interrupts import Interrupted, Interrupts
 from captum_robust.training.schedule import Batch, Schedule, derived_seed
 from captum_robust.training.settings import TrainingSettings
 
@@ -87,6 +88,9 @@ def fit(
     kernels are deterministic. What is drawn depends on the seed and the step or image only: the
     order of the images, what ``dataset`` draws from torch, NumPy or ``random`` for an image, what
     the network draws in a step.
+
+    Ctrl-C ends the step, writes a checkpoint and raises ``KeyboardInterrupt``; a second one does so
+    at once.
 
     Under ``accelerate launch`` or ``torchrun`` each process takes its share of every batch.
 
@@ -161,7 +165,8 @@ def fit(
     )
     resumed_from = run.open(described)
     flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with evaluation(network), flags:  # puts the modes back; a step trains in training mode
+    # Evaluation puts the modes back; a step trains in training mode.
+    with evaluation(network), flags, run.interrupts:
         run.train(dataset, loss)
     return TrainingResult(schedule.steps, run.log.rows, resumed_from)
 
@@ -190,6 +195,7 @@ class _Run:
     """By the clock of :func:`time.monotonic`; minus infinity: there is no checkpoint yet."""
     best_weights: dict[str, Tensor] | None = None
     """They are kept here where there is no folder."""
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     def open(self, configuration: Mapping[str, Any]) -> int:
         """Begin in the folder, or go on from its checkpoint; return the number of steps done."""
@@ -213,20 +219,34 @@ class _Run:
 
     def train(self, dataset: Dataset[Any], loss: Loss) -> None:
         """Take the steps that are left; the network ends with its last or its best weights."""
-        from tqdm import tqdm
-
         network, optimizer = self.accelerator.prepare(self.network, self.optimizer)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        if math.isinf(self.saved_at):
-            self._evaluate()
-            self._save()
-        shares = self.accelerator.process_index, self.accelerator.num_processes
-        batches = self.schedule.batches(dataset, self.step, *shares)
-        settings = self.schedule.settings
+        try:
+            self._take_steps(network, optimizer, dataset, loss)
+        except Interrupted:
+            self._read_losses()
+            if not math.isinf(self.saved_at):
+                self._save()
+            raise
+        self._take_best()
+
+    def _take_steps(
+        self, network: nn.Module, optimizer: Any, dataset: Dataset[Any], loss: Loss
+    ) -> None:
+        from tqdm import tqdm
+
+        settings, total = self.schedule.settings, self.schedule.steps
         every = settings.evaluate_every or self.schedule.per_epoch
+        is_new = math.isinf(self.saved_at)
+        # A run that was interrupted in an evaluation has that still to come.
+        is_due = not is_new and (self.step % every == 0 or self.step == total)
+        if is_new or self._first_says(is_due and not self._is_evaluated()):
+            self._evaluate()
+        if is_new:
+            self._save()
+        batches = self._batches(dataset)
         hidden = not (self.progress and self.is_first)
-        total = self.schedule.steps
         with tqdm(total=total, initial=self.step, unit="step", disable=hidden) as bar:
             for batch in () if self._is_at_rest() else batches:
                 on_device = tuple(t.to(self.accelerator.device) for t in batch)
@@ -242,9 +262,22 @@ class _Run:
                     waited = time.monotonic() - self.saved_at
                     if ends or self._first_says(waited >= settings.checkpoint_every):
                         self._save()
+                    # One process stops at its next batch; several have to stop at the same.
+                    if not self._is_alone and self._first_says(self.interrupts.is_pending):
+                        raise Interrupted
                 if ends:
                     break
-        self._take_best()
+
+    def _batches(self, dataset: Dataset[Any]) -> Iterator[Batch]:
+        """Yield what is left; a run of one process may be stopped while it waits for them."""
+        shares = self.accelerator.process_index, self.accelerator.num_processes
+        batches = self.schedule.batches(dataset, self.step, *shares)
+        while True:
+            with self.interrupts.allowed(self._is_alone):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _one_step(self, network: nn.Module, optimizer: Any, batch: Batch, loss: Loss) -> None:
         settings, device = self.schedule.settings, self.accelerator.device
@@ -299,11 +332,17 @@ class _Run:
         if self.is_first:
             self.network.eval()
             seed = derived_seed(self.schedule.settings.seed, "evaluation")
-            with seeded(seed, self.accelerator.device):
+            interruptible = self.interrupts.allowed(self._is_alone)
+            with seeded(seed, self.accelerator.device), interruptible:
                 row = {"step": self.step, **self.evaluate(self.network)}
             self._keep_best(row)
             self._add([row])
         self.accelerator.wait_for_everyone()
+
+    def _is_evaluated(self) -> bool:
+        """Whether the log has the numbers of this step, or there are none."""
+        here = [row for row in self.log.rows if row["step"] == self.step and "loss" not in row]
+        return self.evaluate is None or bool(here)
 
     def _check_weights(self) -> None:
         """Refuse to judge or save what the last step broke: its loss was from before that.
@@ -371,6 +410,10 @@ class _Run:
     def is_first(self) -> bool:
         """Whether this process evaluates and writes."""
         return bool(self.accelerator.is_main_process)
+
+    @property
+    def _is_alone(self) -> bool:
+        return bool(self.accelerator.num_processes == 1)
 
     def _first_says(self, answer: bool) -> bool:
         """Return the answer of the first process, which all go by."""

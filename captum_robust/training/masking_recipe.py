@@ -13,8 +13,6 @@ from captum_robust._checks import check, check_choice, check_count
 from captum_robust._contexts import seeded
 from captum_robust.data import LocalizationDataset
 from captum_robust.data.classes import imagenet_names
-from captum_robust.models import load_classifier
-from captum_robust.models.zoo import published_weights
 from captum_robust.nn import (
     EvidenceRemoval,
     MaskingNetwork,
@@ -55,7 +53,7 @@ class MaskingRecipe(Recipe):
         self.removal = EvidenceRemoval(s.removal)
         super().__init__(s, progress=progress)
         check_count("evaluation_images", s.evaluation_images, 0)
-        self.classifier = load_classifier(s.model, published_weights(s.weights))
+        self.classifier = self._classifier()
         self.classifier.to(memory_format=torch.channels_last)
         names = list(self.classifier.class_names or [])
         dataset = open_for_masking(s.kind, s.images, s.out, names, s.labels)
@@ -100,7 +98,9 @@ class MaskingRecipe(Recipe):
             validation=Subset(self.looked_at, testing) if testing else None,
             **s.named("fake_probability", "fakes", "patience", "out", "tensorboard"),
             configuration={
-                **s.named("model", "weights", "labels"),
+                **self._described_classifier(),
+                **s.named("labels"),
+                **({} if s.size is None else s.named("size")),
                 "weights_crc32": weights_crc32(self.classifier),
                 "start": None if s.start is None else str(s.start),
                 "start_crc32": weights_crc32(self.network.decoder),

@@ -17,8 +17,9 @@ from captum_robust._contexts import seeded
 from captum_robust._files import checksum
 from captum_robust._processes import is_first
 from captum_robust.data import LocalizationDataset, load_dataset
-from captum_robust.models import Classifier, load_classifier
-from captum_robust.models.zoo import published_weights
+from captum_robust.models import Classifier
+from captum_robust.models.imported import source_of
+from captum_robust.models.zoo import named_classifier
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.image_sets import (
     Augmented,
@@ -70,6 +71,18 @@ class Recipe(ABC):
         self.shows_bars = progress and is_first()
         self.loop = settings.training()
         training_device(self.loop)  # so that a package that is missing is known at once
+
+    def _classifier(self, **others: Any) -> Classifier:
+        """Load the classifier that the settings name."""
+        s: Any = self.settings
+        return named_classifier(s.model, s.weights, s.size, s.mean, s.std, **others)
+
+    def _described_classifier(self) -> dict[str, Any]:
+        """What tells the classifier, beside its weights, from others."""
+        named: dict[str, Any] = self.settings.named("model", "weights")
+        source = source_of(named["model"])
+        own = {"mean": self.settings.mean, "std": self.settings.std, "source_crc32": source}
+        return named | {name: value for name, value in own.items() if value is not None}
 
     def train(self) -> TrainingResult:
         """Train the network, or go on; the first process writes :attr:`file`."""
@@ -126,12 +139,7 @@ class LabelledRecipe(Recipe):
         self.class_names = names[: s.classes]
         held_out_split([], s.held_out, s.seed)  # refuses a share before the images are read
         with seeded(s.seed, None):
-            self.classifier = load_classifier(
-                s.model,
-                published_weights(s.weights),
-                class_names=self.class_names,
-                input_size=s.size,
-            )
+            self.classifier = self._classifier(class_names=self.class_names)
             self.network = self._network()
         self._start = weights_crc32(self.network)
         size, classes = self.classifier.input_size, range(len(self.class_names))
@@ -155,7 +163,8 @@ class LabelledRecipe(Recipe):
     def _configuration(self, start: str) -> dict[str, Any]:
         """Return what tells this run from others; ``start`` names the checksum of its weights."""
         return {
-            **self.settings.named("model", "weights", "augment"),
+            **self._described_classifier(),
+            **self.settings.named("augment"),
             start: self._start,
             "classes": self.class_names,
             "input_size": list(self.classifier.input_size),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from captum_robust._checks import check_choice, check_count, check_number
+from captum_robust._checks import as_levels, check_choice, check_count, check_number
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,19 @@ class RecipeSettings(TrainingSettings):
     """Folder of the run."""
     kind: str = "folder"
     """folder, tiny-imagenet (its training part) or imagenet."""
+    mean: str | None = None
+    """Means of the channels that the classifier takes, separated by commas, for pixels in [0, 1];
+    else its own."""
+    std: str | None = None
+    """Standard deviations of the channels, as for --mean."""
+    size: int | None = None
+    """Side of the images in pixels; else the model's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledSettings(RecipeSettings):
     """What the trainings on images of known classes have in common."""
 
-    size: int | None = None
-    """Side of the images in pixels; else the model's own."""
     fit: str = "squash"
     """squash the whole image to the size, or crop its centre."""
     classes: int | None = None
@@ -105,18 +110,20 @@ class RobustSettings(LabelledSettings):
     out: Path = Path("captum-robust-train")
     """Folder of the run: model.safetensors, log.jsonl, checkpoint."""
     model: str = "small_resnet"
-    """small_resnet (for 64 pixels), efficientnet_lite0, …1, …2, or a torchvision classification
-    model."""
+    """small_resnet (for 64 pixels), efficientnet_lite0, …1, …2, a torchvision classification model,
+    timm:NAME, or an own one as package.module:function, which is called without arguments."""
     weights: str = "none"
-    """Where to start: none for random ones, DEFAULT, a member of torchvision's weights enum, or a
-    .safetensors file."""
+    """Where to start: none for random ones, DEFAULT, a member of torchvision's weights enum, or the
+    file of a state dict. Without a file an own model has the weights of its function."""
     method: str = "madry"
     """madry; ensemble, with --static; or standard, without attacks, to compare with."""
     static: list[str] | None = None
     """ensemble: a model that was trained before, as NAME=FILE.safetensors or NAME; may be given
     several times."""
-    epsilon: float = 8.0
-    """Strength of the attack in levels of an 8-bit image."""
+    epsilon: float = field(
+        default=8.0, metadata={"facts": {"parser": as_levels, "metavar": "FLOAT"}}
+    )
+    """Strength of the attack in levels of an 8-bit image: 8, or 8/255."""
     steps: int = 7
     """Steps of the attack within each training step."""
 
@@ -130,10 +137,11 @@ class MaskingSettings(RecipeSettings):
     out: Path = Path("captum-robust-masking")
     """Folder of the run: masking.safetensors, log.jsonl, checkpoint."""
     model: str = "efficientnet_lite0"
-    """The classifier: efficientnet_lite0, …1, …2, small_resnet, torchvision."""
+    """The classifier: efficientnet_lite0, …1, …2, small_resnet, torchvision's, timm:NAME, or an own
+    one as package.module:function."""
     weights: str = "DEFAULT"
-    """Weights of the classifier: DEFAULT, a member of torchvision's weights enum, none, or a
-    .safetensors file."""
+    """Weights of the classifier: DEFAULT, a member of torchvision's weights enum, none, or the file
+    of a state dict."""
     start: Path | None = None
     """A masking network to start from, else a new one."""
     labels: str = "folder"
@@ -185,10 +193,10 @@ class LocalizationSettings(LabelledSettings):
     """folder, tiny-imagenet (its training part) or imagenet."""
     model: str = "simple_convnet"
     """The classifier: simple_convnet or small_resnet (for 64 pixels), efficientnet_lite0, …1, …2,
-    or a torchvision classification model."""
+    a torchvision classification model, timm:NAME, or an own one as package.module:function."""
     weights: str = "none"
     """Weights of the classifier: none for random ones, DEFAULT, a member of torchvision's weights
-    enum, or a .safetensors file."""
+    enum, or the file of a state dict."""
     pretraining_epochs: int = 20
     """Epochs of the classifier alone, on clean images, before the rest."""
     pretraining_rate: float = 2e-3

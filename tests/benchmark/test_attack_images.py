@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_robust.attacks import FGSM, PGD, Attack
 from captum_robust.benchmark import AttackRun, attack_images, build_attacks
-from captum_robust.benchmark.attack_images import Photograph, png_names
+from captum_robust.benchmark.attack_images import Photographs, png_names
 from captum_robust.data import DataError, Sample, load_image, resize
 from captum_robust.models import Classifier, load_classifier
 
@@ -304,7 +304,8 @@ def test_a_target_that_all_images_are_of_is_an_error_and_leaves_no_folder(tmp_pa
         (["val_00000001", "v1.2"], ["val_00000001.png", "v1.2.png"]),
         (["../../etc/passwd"], ["etc/passwd.png"]),
         (["/etc/passwd"], ["etc/passwd.png"]),
-        (["..\\c:\\x.jpg"], ["c_/x.png"]),
+        (["..\\c:\\x.jpg"], ["_._c__x.png"]),
+        (["nonutf\\xff.png"], ["nonutf_xff.png"]),
         ([".hidden.png", "a\nb\x00.png"], ["_hidden.png", "a_b_.png"]),
         (["..", ""], ["0-image.png", "1-image.png"]),
         (["a:b.jpg", "a?b.jpg"], ["0-a_b.jpg.png", "1-a_b.jpg.png"]),
@@ -336,13 +337,27 @@ def test_the_text_shows_the_first_rows_and_counts_the_others(tmp_path: Path) -> 
 
 def test_a_photograph_is_a_data_set_of_one(tmp_path: Path) -> None:
     Image.fromarray(np.full((20, 30, 3), 128, dtype=np.uint8)).save(tmp_path / "p.png")
-    data = Photograph(tmp_path / "p.png")
+    out = tmp_path / "out"
+    data = Photographs([tmp_path / "p.png"], without=out)
     assert (len(data), data.ids, data[0].label, data[0].size) == (1, ["p.png"], None, (20, 30))
     with pytest.raises(FileNotFoundError, match="no such image or folder"):
-        Photograph(tmp_path / "q.png")
+        Photographs([tmp_path / "q.png"], without=out)
     (tmp_path / "torn.png").write_bytes(b"junk")
     with pytest.raises(DataError, match="torn"):
-        Photograph(tmp_path / "torn.png")[0]
+        Photographs([tmp_path / "torn.png"], without=out)[0]
+
+
+def test_several_photographs_have_names_that_tell_them_apart(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.full((20, 30, 3), 128, dtype=np.uint8))
+    for folder in ("a", "b", "out"):
+        (tmp_path / folder).mkdir()
+        grey.save(tmp_path / folder / "p.png")
+    grey.save(tmp_path / "q.png")
+    paths = [tmp_path / "q.png", tmp_path / "a" / "p.png", tmp_path / "b", tmp_path / "out"]
+    data = Photographs(paths, without=tmp_path / "out")
+    assert data.ids == ["q.png", "a/p.png", "b/p.png"]
+    assert data[2].source == str(tmp_path / "b" / "p.png")
+    assert Photographs(paths[1:2] * 2, without=tmp_path / "out").ids == ["p.png"]
 
 
 @pytest.mark.data

@@ -137,6 +137,54 @@ def test_any_optimiser_goes_on_where_it_was(tmp_path: Path, optimizer: Any) -> N
     assert same_weights(whole, resumed)
 
 
+@pytest.mark.parametrize("where", ["step", "images", "evaluation"])
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on(tmp_path: Path, where: str) -> None:
+    calls = dict.fromkeys(("step", "images", "evaluation"), 0)
+    presses = {"step": 8, "images": 16 + 30, "evaluation": 3}  # 16 tell the images from others
+    steps = {"step": 8, "images": 7, "evaluation": 8}
+    images = drawn()
+
+    def press(place: str) -> None:
+        calls[place] += 1
+        if calls[place] == presses[where] and place == where:
+            signal.raise_signal(signal.SIGINT)
+
+    class Images(Dataset[Any]):
+        def __len__(self) -> int:
+            return 24
+
+        def __getitem__(self, index: int) -> Any:
+            press("images")
+            return images[index]
+
+    def loss(network: nn.Module, batch: tuple[Tensor, ...], seed: int) -> Tensor:
+        press("step")
+        return cross_entropy(network, batch, seed)
+
+    def evaluate(network: nn.Module) -> dict[str, float]:
+        press("evaluation")
+        return {"first": float(next(network.parameters()).detach().sum())}
+
+    rare = settings(checkpoint_every=1e9, evaluate_every=4)
+
+    def train(out: Path, network: nn.Module) -> TrainingResult:
+        return fit(network, Images(), loss, rare, evaluate=evaluate, out=out)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", small_net())
+    assert signal.getsignal(signal.SIGINT) is handler
+    calls = dict.fromkeys(calls, -10_000)  # nobody presses it again
+    stopped, whole = small_net(1), small_net()
+    went_on = train(tmp_path / "stopped", stopped)
+    assert went_on.resumed_from == steps[where]
+    result = train(tmp_path / "whole", whole)
+    assert went_on.rows == result.rows
+    assert [row["step"] for row in result.evaluations] == [0, 4, 8, 12, 16, 20, 24]
+    for a, b in zip(stopped.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_how_often_checkpoints_are_written_changes_nothing(tmp_path: Path) -> None:
     often, never = small_net(), small_net()
     fit(often, drawn(), cross_entropy, settings(), out=tmp_path / "a")

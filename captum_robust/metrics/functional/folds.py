@@ -103,7 +103,7 @@ def best_columns(
     check(
         counts[0] and (single or counts[1]),
         f"folds: expected scored samples in each to tune on, got {counts}; give other folds, "
-        "another seed or oracle=True",
+        "another seed, or tune on the reported ones too (oracle=True, --oracle)",
     )
     best = []
     for fold in (0,) if single else (1, 0):
