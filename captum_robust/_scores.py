@@ -199,6 +199,7 @@ class ClassScores:
         self.classes: Tensor | None = None
         """N indices, or None without a target."""
         self._rest: list[tuple[slice | int, ...]] | None = None
+        target = as_target(target)
         if target is not None:
             # What Captum selects from the scores, it selects from the class indices too.
             index = torch.arange(scores.shape[1] if scores.ndim > 1 else 0, device=scores.device)
@@ -228,8 +229,30 @@ def rows_of(x: Tensor, rows: list[int], n: int) -> Tensor:
     return x if rows == list(range(n)) else x[torch.tensor(rows, device=x.device)]
 
 
+def as_target(target: Any) -> Any:
+    """The target in a form that Captum takes: whole numbers of any other kind as int64 or int.
+
+    Raises:
+        TypeError: numbers that are not whole by their type.
+    """
+    if hasattr(target, "__array__") and not isinstance(target, Tensor):
+        target = torch.as_tensor(target)
+    if isinstance(target, bool):
+        return int(target)
+    if isinstance(target, Tensor):
+        is_whole = not (target.is_floating_point() or target.is_complex())
+        check(is_whole, f"target: expected whole numbers, got {target.dtype}", TypeError)
+        return target.long()
+    if isinstance(target, (list, tuple)):
+        # Of no sequence whose elements are lists, which Captum refuses.
+        plain = [t.item() if hasattr(t, "__array__") and t.ndim == 0 else t for t in target]
+        return type(target)(int(t) if isinstance(t, bool) else t for t in plain)
+    return target
+
+
 def target_of(target: Any, rows: list[int], n: int) -> Any:
     """The targets of some samples; what holds for all of them stays as it is."""
+    target = as_target(target)
     is_tensor = isinstance(target, Tensor) and target.ndim == 1 and len(target) > 1
     if len(rows) == n or not (is_tensor or isinstance(target, list)):
         return target
@@ -255,6 +278,7 @@ def check_rivals(scores: Tensor) -> None:
 
 def check_target(target: TargetType, scores: Tensor) -> None:
     """``ValueError`` for a class that there is not; other forms are Captum's to judge."""
+    target = as_target(target)
     if scores.ndim != 2 or target is None or isinstance(target, tuple):
         return
     values = target if isinstance(target, (list, Tensor)) else [target]

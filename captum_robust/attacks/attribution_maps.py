@@ -78,7 +78,7 @@ class AttributionMaps:
             elif graph:
                 stack.enter_context(recorded_gradients())
             outputs = stack.enter_context(_outputs_of(explainer, passed))
-            given = victim.as_given(leaves)
+            given = victim.as_given(leaves, rows)
             attributed = run(format_output(len(given) > 1, given), **passed)
         attributed = self._placed(attributed, outputs, leaves[0])
         maps = _as_maps(attributed, given, isinstance(explainer, LayerAttribution))

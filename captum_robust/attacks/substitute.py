@@ -32,7 +32,7 @@ from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.gradient import FGSM
 from captum_robust.attacks.image_batches import ForwardFunction, checked_scores, one_an_image
 from captum_robust.attacks.rank import Share
-from captum_robust.attacks.victim import clipped
+from captum_robust.attacks.victim import clipped, gradients_or_zeros, no_gradient
 
 MakeAttack = Callable[[ForwardFunction], Perturbation]
 
@@ -266,14 +266,17 @@ class SubstituteAttack(Perturbation):
         batch_size: int,
     ) -> None:
         substitute = self._fitted().train()
-        # Parts of nearly one size: batch normalisation can't take a single image at the end.
-        parts = math.ceil(len(images) / batch_size)
+        # Parts of nearly one size: batch normalisation can't take a single image.
+        parts = min(math.ceil(len(images) / batch_size), max(1, len(images) // 2))
         for _ in range(epochs):
             order = torch.randperm(len(images)).to(images.device)
             for rows in order.tensor_split(parts):
                 scores = self._checked(substitute(images[rows]), labels[rows])
                 optimizer.zero_grad(set_to_none=True)
-                F.cross_entropy(scores, labels[rows]).backward()  # type: ignore[no-untyped-call]
+                loss = F.cross_entropy(scores, labels[rows])
+                no_graph = "substitute: its scores do not depend on its parameters differentiably"
+                check(loss.requires_grad, no_graph)
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
     def _augmented(self, images: Tensor, labels: Tensor, step: float, batch_size: int) -> Tensor:
@@ -283,9 +286,11 @@ class SubstituteAttack(Perturbation):
         for x, y in _parts(batch_size, images, labels):
             leaf = x.detach().requires_grad_()
             chosen = self._checked(substitute(leaf), y).gather(1, y[:, None]).sum()
-            (gradient,) = torch.autograd.grad(chosen, leaf)
-            check_finite(gradient, "substitute, gradient")
-            moved.append(x + step * gradient.sign())
+            gradients = gradients_or_zeros(chosen, (leaf,))
+            if gradients is None:
+                raise no_gradient(substitute, (x,), None)
+            check_finite(gradients[0], "substitute, gradient")
+            moved.append(x + step * gradients[0].sign())
         return clipped((torch.cat(moved),), self.bounds)[0]
 
     @staticmethod

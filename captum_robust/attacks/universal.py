@@ -236,6 +236,7 @@ class UniversalPerturbation(Attack):
         Raises:
             RuntimeError: nothing is fitted yet.
             FileNotFoundError: no such folder.
+            OSError: the file cannot be written, as on a full disk; one of that name stays.
         """
         self._write(path)
 

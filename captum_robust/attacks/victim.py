@@ -46,7 +46,7 @@ class AttackDetails:
     fooled: Tensor
     """N booleans: classified right before, and not any more; targeted: now of the class aimed at.
 
-    Robust accuracy is the mean of ``~already & ~fooled``.
+    Robust accuracy is the mean of ``~already & ~fooled & ~without_gradient``.
     """
     linf: Tensor
     """N, largest change of a pixel."""
@@ -143,7 +143,7 @@ class Victim:
         arguments = self.arguments
         if places is not None:
             arguments = arguments_of(arguments, places, self.n)
-        raw = self._model_scores(self.as_given(inputs), arguments)
+        raw = self._model_scores(self.as_given(inputs, rows), arguments)
         self._has_half |= raw.dtype == torch.float16
         if raw.dtype.is_floating_point:
             self.resolution = torch.finfo(raw.dtype).eps
@@ -168,13 +168,18 @@ class Victim:
 
     def _ends_in_softmax(self) -> bool:
         with torch.enable_grad():
-            asking = tuple(x[:1].detach().requires_grad_() for x in self.as_given(self.x))
+            asking = tuple(
+                x[:1].detach().requires_grad_() for x in self.as_given(self.x, self.everyone)
+            )
             scores = self._model_scores(asking, arguments_of(self.arguments, [0], self.n))
         return scores.grad_fn is not None and scores.grad_fn.name().startswith("Softmax")
 
-    def as_given(self, inputs: Tensors) -> Tensors:
-        """The inputs in the dtype of the clean ones."""
-        return tuple(x.to(d) for x, d in zip(inputs, self._dtypes, strict=True))
+    def as_given(self, inputs: Tensors, rows: Tensor) -> Tensors:
+        """Inputs of samples ``rows`` in the dtype that came, with the graph, as results will be."""
+        with torch.no_grad():
+            held = self.held(inputs, rows)
+        pairs = zip(inputs, held, self._dtypes, strict=True)
+        return tuple(x if x.dtype == d else (x + (h - x).detach()).to(d) for x, h, d in pairs)
 
     def places(self, rows: Tensor) -> list[int] | None:
         """The rows as numbers; None for everyone in order."""
@@ -295,9 +300,7 @@ class Victim:
         With ``quantize`` a fooled one stays in it when it is rounded to the nearest 8 bits: values
         that would leave it are what :meth:`to_bytes` makes of them.
         """
-        if math.isinf(self.ball[1]):
-            return results
-        if self.quantize:
+        if self.quantize and not math.isinf(self.ball[1]):
             nearest = self._levels(results, torch.round)
             inside = self.to_bytes(results, self.everyone)
             results = tuple(
@@ -307,9 +310,10 @@ class Victim:
         return self.held(results, self.everyone)
 
     def held(self, inputs: Tensors, rows: Tensor) -> Tensors:
-        """Inputs as the dtype of the clean ones can hold them, rounded towards those."""
-        clean = take_each(self.x, rows)
-        return tuple(map(_towards, inputs, clean, self._dtypes))
+        """Inputs as the dtype that came can hold them; in a ball rounded towards the clean ones."""
+        if math.isinf(self.ball[1]):
+            return tuple(x.to(d).to(x.dtype) for x, d in zip(inputs, self._dtypes, strict=True))
+        return tuple(map(_towards, inputs, take_each(self.x, rows), self._dtypes))
 
     def within(self, inputs: Tensors) -> Tensors:
         """Clipped to the bounds."""
@@ -326,7 +330,7 @@ class Victim:
     ) -> Tensors:
         """Clean inputs changed by what the mask, the ball and the bounds leave of ``change``."""
         change = norm.project(self.masked(change, rows), epsilon)
-        return self.held(self.within(plus(clean, change)), rows)
+        return self.within(plus(clean, change))
 
     def details(self, results: Tensors) -> AttackDetails:
         """What became of the samples; the passes that only this needs are not counted."""
@@ -442,9 +446,9 @@ def gradients_or_zeros(
 
 def _towards(x: Tensor, clean: Tensor, dtype: torch.dtype) -> Tensor:
     """x as ``dtype`` can hold it, rounded towards clean values, which that can hold."""
-    if x.dtype == dtype:
-        return x
     y = x.to(dtype)
+    if x.dtype == dtype or x.shape != clean.shape:  # a transform's
+        return y.to(x.dtype)
     beyond = (y.to(x.dtype) - clean).abs() > (x - clean).abs()
     return torch.where(beyond, torch.nextafter(y, clean.to(dtype)), y).to(x.dtype)
 

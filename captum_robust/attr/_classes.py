@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_robust._captum import TargetType, select_targets
 from captum_robust._checks import as_number, check, check_callable, check_count
-from captum_robust._scores import ClassScores
+from captum_robust._scores import ClassScores, as_target
 
 Ranking = Callable[[Tensor], Tensor]
 """Class scores N×K -> numbers N×K, of which the largest are the top classes."""
@@ -49,7 +49,7 @@ def top_classes(
     if target is None and scores.reshape(len(scores), -1).shape[1] == 1:
         return scores.reshape(-1, 1), None
     if scores.ndim == 1:
-        select_targets(scores, target)  # raises what Captum raises
+        select_targets(scores, as_target(target))  # raises what Captum raises
     chosen = ClassScores(scores, target)
     scores, first = chosen(scores), chosen.classes
     k = min(k, scores.shape[1])

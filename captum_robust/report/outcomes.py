@@ -26,8 +26,8 @@ NOTHING_TO_ATTACK = (
 )
 
 NO_GRADIENT = (
-    "so many images are in the robust accuracy only because the gradient was zero in every step: "
-    "the attack could not try them"
+    "so many images the attack could not try, as their gradient was zero or not finite in every "
+    "step; they do not count as robust"
 )
 
 
@@ -76,7 +76,7 @@ def summarize_attack(
         lost: n booleans, right before and not after; None: those that are fooled. A targeted
             attack may lose an image the label without reaching the class aimed at.
         without_gradient: n booleans, right before and not fooled, but the attack had no gradient;
-            None: none of them.
+            None: none of them. They do not count as robust.
         level, seed: of the bootstrap.
 
     >>> no, yes = torch.tensor([False, False, False]), torch.tensor([True, False, False])
@@ -86,7 +86,8 @@ def summarize_attack(
     """
     right = ~already
     n, n_right = len(already), int(right.sum())
-    robust = right & ~(fooled if lost is None else lost)
+    untried = torch.zeros_like(right) if without_gradient is None else without_gradient
+    robust = right & ~(fooled if lost is None else lost) & ~untried
     interval = bootstrap_interval(robust.double(), level=level, seed=seed) if n else None
 
     def mean_of_right(values: Tensor) -> float:
@@ -103,7 +104,7 @@ def summarize_attack(
         robust_high=interval.high if interval else math.nan,
         linf=mean_of_right(linf),
         l2=mean_of_right(l2),
-        without_gradient=0 if without_gradient is None else int(without_gradient.sum()),
+        without_gradient=int(untried.sum()),
     )
 
 

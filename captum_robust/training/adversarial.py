@@ -20,6 +20,7 @@ from captum_robust._checks import (
     check_count,
     check_floating,
     check_number,
+    check_numbers_below,
     check_type,
     checked_bounds,
 )
@@ -31,6 +32,7 @@ from captum_robust.attacks import PGD
 from captum_robust.attacks.ascent import ascend, changed
 from captum_robust.attacks.losses import log_cross_entropy
 from captum_robust.attacks.norms import Tensors, norm_of
+from captum_robust.attacks.victim import gradients_or_zeros, no_gradient
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.loop import TrainingResult, bare_module, fit
 from captum_robust.training.preparation import count_classes, shape_or_type
@@ -107,8 +109,13 @@ class InnerAttack:
 
         def look(x: Tensors, _: int) -> tuple[Tensors, Tensors]:
             leaf = x[0].requires_grad_()
-            total = log_cross_entropy(_scores(network, leaf), labels).sum()
-            return x, torch.autograd.grad(2**10 * total, leaf)  # half precision sees more of it
+            scores = _scores(network, leaf)
+            check_numbers_below("labels", labels, scores.shape[1])
+            total = log_cross_entropy(scores, labels).sum()
+            gradients = gradients_or_zeros(2**10 * total, (leaf,))  # half precision sees more
+            if gradients is None:
+                raise no_gradient(network, (images,), None)
+            return x, gradients
 
         def move(x: Tensors, gradients: Tensors) -> Tensors:
             change = changed((x[0].detach(),), (images,), norm.steepest(gradients), length)
@@ -134,9 +141,9 @@ class MadryLoss:
 
     def __call__(self, network: nn.Module, batch: Batch, seed: int) -> Tensor:
         """The mean cross-entropy of the attacked images (N×…, labels N)."""
-        images, labels = batch
+        images, labels = batch[0], _whole(batch[1])
         attacked = self.attack(bare_module(network), images, labels, seed)
-        return F.cross_entropy(_scores(network, attacked), labels)
+        return _loss(_scores(network, attacked), labels)
 
 
 @dataclass(frozen=True)
@@ -171,10 +178,10 @@ class EnsembleLoss:
 
     def __call__(self, network: nn.Module, batch: Batch, seed: int) -> Tensor:
         """Return the mean cross-entropy over images and attacked images (N×…, labels N)."""
-        images, labels = batch
+        images, labels = batch[0], _whole(batch[1])
         attacked = self._attack()(self.source(network, seed), images, labels, seed)
         scores = _scores(network, torch.cat([images, attacked]))
-        return F.cross_entropy(scores, labels.repeat(2))
+        return _loss(scores, labels.repeat(2))
 
     def source(self, network: nn.Module, seed: int) -> nn.Module:
         """Return the network that the attack of a step with this seed starts from."""
@@ -188,8 +195,20 @@ class EnsembleLoss:
 
 def standard_loss(network: nn.Module, batch: Batch, seed: int) -> Tensor:  # noqa: ARG001
     """The mean cross-entropy of the images as they are (N×…, labels N)."""
-    images, labels = batch
-    return F.cross_entropy(_scores(network, images), labels)
+    return _loss(_scores(network, batch[0]), _whole(batch[1]))
+
+
+def _whole(labels: Tensor) -> Tensor:
+    """Labels N as int64, of any whole numbers; ``TypeError`` for others."""
+    is_whole = not (labels.is_floating_point() or labels.is_complex())
+    check(is_whole, f"labels: expected whole numbers, got {labels.dtype}", TypeError)
+    return labels.long()
+
+
+def _loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy; ``ValueError`` for labels that are no class."""
+    check_numbers_below("labels", labels, scores.shape[1])
+    return F.cross_entropy(scores, labels)
 
 
 @dataclass(frozen=True)
@@ -216,7 +235,8 @@ class RobustAccuracy:
         for images, labels in DataLoader(self.dataset, self.batch_size):
             details = attack.perturb(images.to(device), labels.to(device), return_details=True)[1]
             kept = ~details.already
-            right += torch.stack([kept.sum(), (kept & ~details.fooled).sum()])
+            robust = kept & ~details.fooled & ~details.without_gradient
+            right += torch.stack([kept.sum(), robust.sum()])
             count += len(labels)
         clean, robust = (right / max(1, count)).tolist()
         return {"clean_accuracy": clean, "robust_accuracy": robust}

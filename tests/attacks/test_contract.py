@@ -588,3 +588,51 @@ def test_the_layer_that_breaks_the_graph_is_named(case: Case, x: Tensor) -> None
 
     with pytest.raises(ValueError, match="no gradient flows from its scores"):
         case.make(Undifferentiable()).perturb(x, epsilon=1e-3)
+
+
+@cases
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda y: y.to(torch.uint8),
+        lambda y: y.to(torch.int16),
+        lambda y: y.tolist(),
+        lambda y: list(y.numpy()),
+        lambda y: y.numpy(),
+    ],
+    ids=["uint8", "int16", "list", "numbers of numpy", "array"],
+)
+def test_labels_of_any_whole_numbers_are_taken(
+    case: Case, form: Callable[[Tensor], Any], net: PixelNet, x: Tensor
+) -> None:
+    labels = predicted(net, x)
+    found = case.make(net).perturb(x, form(labels), epsilon=case.epsilon)
+    assert torch.equal(found, case.make(net).perturb(x, labels, epsilon=case.epsilon))
+    with pytest.raises(TypeError, match=r"target: expected whole numbers, got torch\.float32"):
+        case.make(net).perturb(x, labels.float(), epsilon=case.epsilon)
+
+
+@cases
+def test_inputs_that_rounding_moved_over_the_bounds_are_clipped(
+    case: Case, net: PixelNet, x: Tensor
+) -> None:
+    over = x.clone()
+    over[0, 0, 0, :2] = torch.tensor([-3e-8, 1.0000001])
+    inside = over.clamp(0, 1)
+    found, expected = (case.make(net).perturb(z, epsilon=case.epsilon) for z in (over, inside))
+    assert torch.equal(found, expected)
+    over[0, 0, 0, 0] = -1e-4
+    with pytest.raises(ValueError, match=r"sample 0 has values from -0\.0001 to 1"):
+        case.make(net).perturb(over, epsilon=case.epsilon)
+
+
+@those(lambda c: c.needs_gradients)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_is_attacked_alike(
+    case: Case, backend: str, net: PixelNet, x: Tensor
+) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend=backend)
+    found = case.make(compiled).perturb(x, epsilon=case.epsilon)
+    expected = case.make(net).perturb(x, epsilon=case.epsilon)
+    torch.testing.assert_close(found, expected, atol=case.rounding, rtol=0)

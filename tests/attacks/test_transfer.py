@@ -533,3 +533,22 @@ def test_a_budget_of_zero_and_a_missing_fit_are_errors() -> None:
     with pytest.raises(TypeError, match="substitute"):
         attack.fit(x, half_of)  # type: ignore[arg-type]
     assert attack.queries == 0
+
+
+def test_a_last_batch_of_one_is_no_batch_to_normalise() -> None:
+    images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    attack = SubstituteAttack(lambda x: (x.mean(dim=(1, 2, 3)) > 0.5).long())
+    for size in (1, 2, 4):  # torch: "Expected more than 1 value per channel when training"
+        attack.fit(images, network, rounds=1, epochs=1, batch_size=size)
+
+
+def test_a_substitute_that_detaches_is_named() -> None:
+    class Detaching(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flatten(1).detach())
+
+    images = torch.rand(4, 2, generator=torch.Generator().manual_seed(0))
+    attack = SubstituteAttack(lambda x: (x[:, 0] > x[:, 1]).long())
+    with pytest.raises(ValueError, match=r"Detaching\.forward breaks the graph itself"):
+        attack.fit(images, Detaching(2, 2), rounds=2, epochs=1)

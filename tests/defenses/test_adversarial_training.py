@@ -367,6 +367,35 @@ def test_what_is_no_image_in_the_unit_range_with_a_class_is_refused() -> None:
             adversarial_training(small_net(), data, settings)
 
 
+@pytest.mark.parametrize("loss", [MadryLoss(), EnsembleLoss([small_net(1)]), standard_loss])
+def test_labels_are_taken_as_whole_numbers_of_classes_that_there_are(loss: Any) -> None:
+    x, y = images()
+    network = trained_a_little().eval()
+    value = loss(network, (x, y), 0)
+    assert torch.equal(loss(network, (x, y.to(torch.uint8)), 0), value)
+    for wrong in (-100, 77):  # before: a loss of NaN, and an IndexError
+        with pytest.raises(
+            ValueError, match=rf"labels: expected numbers from 0 to \d+, got {wrong}"
+        ):
+            loss(network, (x, torch.full_like(y, wrong)), 0)
+    with pytest.raises(TypeError, match=r"labels: expected whole numbers, got torch\.float32"):
+        loss(network, (x, y.float()), 0)
+
+
+def test_a_network_that_detaches_is_named() -> None:
+    class Detaching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.detach())
+
+    x, y = images()
+    with pytest.raises(ValueError, match=r"Detaching\.forward breaks the graph itself"):
+        MadryLoss()(Detaching(), (x, y), 0)
+
+
 def test_any_loss_of_the_three_fits_the_loop() -> None:
     data = TensorDataset(*images(8))
     for loss in (standard_loss, MadryLoss(), EnsembleLoss([small_net(1)])):
