@@ -237,10 +237,18 @@ WRONG = {
     "own.nets:needs": "expected a function that is called without arguments, got own.nets:needs",
     "own.nets:nothing": "expected a torch.nn.Module or a captum_robust.models.Classifier; .* int",
     "own.nets:detached": "No module named 'nowhere_at_all'",
-    "own.nets:one_score": "expected scores N×K of two or more classes, got .1, 1.",
     "own.nets:of_two_names": "own.nets:of_two_names has 3 classes and 2 names",
     "own.nets:only_small": "does not run on an image of 3×224×224: .*; give another size",
 }
+
+
+def test_a_model_of_one_logit_has_two_classes(run: Run) -> None:
+    assert load_classifier("own.nets:one_score")(torch.rand(2, 3, 32, 32)).shape == (2, 2)
+    code, out, _ = run("explain", "images", "--model", "own.nets:one_score", "--json")
+    assert code == 0
+    classes = json.loads(out.splitlines()[0])["classes"]
+    assert sum(c["probability"] for c in classes) == pytest.approx(1)
+    assert len(classes) == 2
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -316,7 +316,7 @@ def test_explain_shows_the_model_these_pixels(
 ) -> None:
     root, shows = folder
     net, model = seen
-    pictures = pictures_of(root, tmp_path)
+    pictures = pictures_of([root], tmp_path)
     assert len(pictures) == len(shows)
     for picture, file in pictures:
         net.images.clear()
