@@ -2,6 +2,8 @@
 
     python studies/attacks.py speed IMAGENET          # PGD, DeepFool, universal perturbation
     python studies/attacks.py strength IMAGENET       # robust accuracy beside foolbox's PGD
+    python studies/attacks.py losses IMAGENET         # what each loss fools, at a small radius
+    python studies/attacks.py logits IMAGENET         # robust accuracy of scaled and half scores
     python studies/attacks.py ranks IMAGENET          # where the adversarial class was before
     python studies/attacks.py minimal IMAGENET        # norm and fooling rate of DeepFool
     python studies/attacks.py universal TRAIN IMAGENET   # fit, fooling rate, transfer matrix
@@ -20,6 +22,7 @@ round, and the median counts, with the smallest and the largest beside it.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -250,6 +253,58 @@ def strength(imagenet: Path, *, images: int = 200, batch: int = 16) -> None:
                 print(f"    {f'{levels}/255 {name}':28} {harness.mean(right, '.4f')}", flush=True)
 
 
+def losses(
+    imagenet: Path, *, images: int = 240, first: int = 0, levels: float = 0.25, batch: int = 16
+) -> None:
+    """What PGD fools by each of its losses, beside what DeepFool shows to be possible.
+
+    The losses and steps were chosen on every second image from 0; ``first=1`` are the others.
+    """
+    every = Victim.of(imagenet, 2 * images, batch)
+    victim = Victim(every.model, every.x[first::2], every.y[first::2], batch).where_right()
+    epsilon = levels / 255
+    shortest = victim.attacked(DeepFool(victim.model, "Linf").perturb) - victim.x
+    possible = shortest.flatten(1).abs().amax(dim=1) <= epsilon
+    print(f"fooled at {levels}/255 in float32, {STEPS} steps, n={len(victim)} classified right")
+    print(f"    {'possible, as DeepFool shows':28} {int(possible.sum()):4}")
+    options: dict[str, Any] = {"quantize": False}
+    attacks = {
+        f"PGD, {loss}{word}": PGD(victim.model, epsilon, STEPS, loss=loss, **options, **more)
+        for loss in ("cross_entropy", "margin", "dlr", "log_odds")
+        for word, more in (("", {}), (", momentum .75", {"momentum": 0.75}))
+    }
+    for name, attack in attacks.items():
+        attacked = victim.attacked(attack.perturb)
+        fooled = harness.predicted(victim.model, attacked) != victim.y
+        print(f"    {name:28} {int(fooled.sum()):4}", flush=True)
+
+
+def logits(
+    imagenet: Path, *, images: int = 40, levels: float = 0.5, steps: int = 10, batch: int = 16
+) -> None:
+    """Robust accuracy of one network whose scores are multiplied, in three precisions."""
+    victim = Victim.of(imagenet, images, batch)
+    factors = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
+    print(f"robust accuracy under PGD {levels}/255, {steps} steps, n={len(victim)}, scores times")
+    print(f"    {'':10}" + "".join(f"{factor:8g}" for factor in factors))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        network = copy.deepcopy(victim.model).to(dtype)
+        print(f"    {str(dtype).removeprefix('torch.'):10}", end="")
+        for factor in factors:
+            attack = PGD(partial(_multiplied, network, factor), levels / 255, steps, quantize=False)
+            robust = []
+            for x, y in zip(victim.x.split(batch), victim.y.split(batch), strict=True):
+                details = attack.perturb(x, y, return_details=True)[1]
+                robust.append(~details.already & ~details.fooled & ~details.without_gradient)
+            print(f"{float(torch.cat(robust).float().mean()):8.3f}", end="", flush=True)
+        print()
+
+
+def _multiplied(network: Classifier, factor: float, x: Tensor) -> Tensor:
+    scores: Tensor = factor * network(x)
+    return scores
+
+
 def ranks(imagenet: Path, *, images: int = 200, batch: int = 16) -> None:
     """Figure 1 of Prakash et al.: 38 % second, 64 % among the first five there."""
     victim = Victim.of(imagenet, images, batch).where_right()
@@ -395,5 +450,5 @@ class Batches:
 
 if __name__ == "__main__":
     sys.modules.setdefault("visdom", ModuleType("visdom"))  # adv-lib asks for it, for its plots
-    stages = (speed, strength, ranks, minimal, universal)
+    stages = (speed, strength, losses, logits, ranks, minimal, universal)
     harness.study(__doc__, *stages, threads=1, packages=("foolbox", "torchattacks"))

@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -614,3 +616,17 @@ def test_a_compiled_module_has_the_layers_of_its_own() -> None:
     assert Classifier(compiled, input_size=8).cam_layer is net[1]
     with pytest.raises(ValueError, match="layer: expected one of 0, 1, 2, 3"):
         Classifier(compiled, cam_layer="5")
+
+
+@pytest.mark.parametrize("mistake", [lambda x: 255 * x, lambda x: (x - 0.45) / 0.22])
+def test_images_far_from_the_unit_range_are_said_once(mistake: Callable[[Tensor], Tensor]) -> None:
+    model = Classifier(nn.Conv2d(3, 2, 1), [0.45] * 3, [0.22] * 3, 8)
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x)
+    with pytest.warns(UserWarning, match=r"takes pixels in \[0, 1\] and normalises them itself"):
+        model(mistake(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(mistake(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from captum_robust._contexts import probing
 from captum_robust._scores import copies_of, two_classes
 from captum_robust.models.layers import find_cam_layer, find_perceptual_layers, layer_of
 from captum_robust.nn.scales import channels_of
+
+_LOOKS = 4
+"""Passes of a classifier whose images are looked at for a likely mistake."""
 
 
 class Classifier(nn.Module):
@@ -76,6 +80,7 @@ class Classifier(nn.Module):
         needs_layer = reshape_transform is not None and cam_layer is None
         check(not needs_layer, "reshape_transform: give the cam_layer whose output it turns")
         self.module = module
+        self._looks_left = _LOOKS
         self.name = type(module).__name__ if name is None else name
         sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
         fits = len(sides) == 2 and min(sides) >= 1
@@ -111,10 +116,25 @@ class Classifier(nn.Module):
         if self.mean is None or self.std is None:
             x = copies_of(x)
         else:
+            if self._looks_left and not (x.is_meta or torch.compiler.is_compiling()):
+                self._look(x)
             x = (x - self.mean.to(x.device)) / self.std.to(x.device)
         like = _first_weight(self.module)
         fits = like is None or any(p.dtype == x.dtype for p in self.module.parameters())
         return x if like is None or fits else x.to(like.dtype)
+
+    def _look(self, x: Tensor) -> None:
+        """Say once that images are far from [0, 1]: in 0 to 255, or normalised already."""
+        self._looks_left -= 1
+        low, high = (0.0, 1.0) if x.numel() == 0 else torch.stack(x.detach().aminmax()).tolist()
+        if low < -0.5 or high > 1.5:
+            self._looks_left = 0
+            warnings.warn(
+                f"the images reach from {low:.3g} to {high:.3g}, but a Classifier takes pixels in "
+                "[0, 1] and normalises them itself: divide images of 0 to 255 by 255, and leave "
+                "Normalize out of the transforms",
+                stacklevel=4,
+            )
 
     @property
     def cam_layer(self) -> nn.Module:
