@@ -280,7 +280,7 @@ def losses(
 
 
 def logits(
-    imagenet: Path, *, images: int = 40, levels: float = 0.5, steps: int = 10, batch: int = 16
+    imagenet: Path, *, images: int = 40, levels: float = 0.1, steps: int = 10, batch: int = 16
 ) -> None:
     """Robust accuracy of one network whose scores are multiplied, in three precisions."""
     victim = Victim.of(imagenet, images, batch)
