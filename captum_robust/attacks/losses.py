@@ -80,6 +80,11 @@ def are_probabilities(scores: Tensor) -> bool:
     return bool(((sums - 1).abs() < 1e-3).all() & (scores >= 0).all())
 
 
+def are_of_softmax(scores: Tensor) -> bool:
+    """Whether the last that was done to scores with a graph is a softmax."""
+    return scores.grad_fn is not None and scores.grad_fn.name().startswith("Softmax")
+
+
 def logarithms_of(probabilities: Tensor) -> Tensor:
     """The logarithms n×K of probabilities, which are finite and have a gradient near 1 too."""
     return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()

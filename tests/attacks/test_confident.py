@@ -21,6 +21,7 @@ from captum_robust.attacks import (
 )
 from captum_robust.attacks.losses import LOSSES, log_cross_entropy, units_of
 from captum_robust.attacks.norms import NORMS
+from captum_robust.attacks.victim import _ScaleSearch
 from captum_robust.training.adversarial import InnerAttack
 
 FACTORS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
@@ -176,6 +177,55 @@ def test_gradients_that_overflow_are_taken_again():
     assert details.fooled.all()
     assert details.backward_passes.tolist() == [2]
     assert not details.without_gradient.any()
+
+
+@pytest.mark.parametrize("attack", [PGD, DeepFool, LBFGSAttack])
+def test_a_gradient_that_no_scale_saves_ends(attack):
+    """A softmax in float16 that is 0 and 1: zero up to a scale of 2⁻¹⁴, beyond it NaN."""
+    model = line(100.0).half()
+    with pytest.warns(UserWarning, match="1 of 1 samples"):
+        _, details = attack(lambda z: model(z).softmax(1)).perturb(
+            POINT.half(), 0, return_details=True
+        )
+    assert details.without_gradient.all()
+
+
+def test_a_scale_between_one_that_vanishes_and_one_that_overflows():
+    for first in (-8.0, 10.0, 26.0):
+        for fits in range(-20, 26):  # the only scale that does
+            search = _ScaleSearch(1, torch.device("cpu"))
+            exponents = torch.tensor([first])
+            for _ in range(20):
+                search.note(exponents, exponents < fits, exponents > fits)
+                if not search.goes_on:
+                    break
+                exponents = search.exponents
+            assert exponents == fits
+
+
+def test_an_ensemble_of_models_that_end_in_a_softmax():
+    model = line(100.0)  # a margin of 20
+    sure = EnsembleTransfer([lambda z: model(z).softmax(1)] * 2, 0.2)
+    for loss in ("log_odds", "margin", "cross_entropy"):
+        sure.loss = loss
+        _, details = sure.perturb(POINT, 0, return_details=True)
+        assert details.fooled.all()
+    seen = []
+
+    def loss_func(scores, classes):
+        seen.append(scores.detach())
+        return -scores.gather(1, classes[:, None])[:, 0]
+
+    EnsembleTransfer([lambda z: line(1.0)(z).softmax(1)], 0.2, loss_func=loss_func).perturb(
+        POINT, 0
+    )
+    torch.testing.assert_close(seen[0], line(1.0)(POINT).softmax(1).detach())
+
+
+def test_an_ensemble_warns_of_one_probability_a_sample():
+    model = nn.Linear(2, 1)
+    with pytest.warns(UserWarning, match="models, model 1: the one score of each sample is in"):
+        EnsembleTransfer([model, lambda z: model(z).sigmoid()], 0.1).perturb(POINT)
 
 
 def test_the_gradient_itself_is_scaled_back():
