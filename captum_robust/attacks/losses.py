@@ -80,9 +80,16 @@ def are_probabilities(scores: Tensor) -> bool:
     return bool(((sums - 1).abs() < 1e-3).all() & (scores >= 0).all())
 
 
+_COPIES = ("Clone", "ToCopy", "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias")
+"""Operations that leave numbers as they are, by the names of their nodes in a graph."""
+
+
 def are_of_softmax(scores: Tensor) -> bool:
-    """Whether the last that was done to scores with a graph is a softmax."""
-    return scores.grad_fn is not None and scores.grad_fn.name().startswith("Softmax")
+    """Whether the last that was done to scores with a graph, but for copies, is a softmax."""
+    node = scores.grad_fn
+    while node is not None and node.name().split("Backward")[0] in _COPIES:
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith("Softmax")
 
 
 def logarithms_of(probabilities: Tensor) -> Tensor:

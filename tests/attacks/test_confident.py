@@ -203,6 +203,35 @@ def test_a_scale_between_one_that_vanishes_and_one_that_overflows():
             assert exponents == fits
 
 
+@pytest.mark.parametrize("attack", [LBFGSAttack, PGD, ensemble])
+def test_a_copy_of_a_softmax_is_one(attack):
+    model = line(100.0)
+
+    def copied(x):
+        return model(x).softmax(1)[:, :, None].clone().squeeze(2).double()
+
+    _, details = attack(copied, epsilon=0.2).perturb(POINT, 0, return_details=True)
+    assert details.fooled.all()
+
+
+def test_a_universal_perturbation_without_any_gradient_is_warned_of():
+    attack = UniversalPerturbation(lambda x: line(10.0)(x.round()), 0.2)
+    with pytest.warns(UserWarning, match="gradient of all images was zero in every step"):
+        attack.fit([POINT], passes=2)
+
+
+def test_a_universal_perturbation_reaches_a_target_however_far():
+    """The loss of the target is above 10 for every clean image."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(64, 100, generator=generator)
+    x = torch.rand(32, 64, generator=generator) * 0.2 + 0.4
+    bias = torch.zeros(100)
+    bias[0] = 30.0
+
+    attack = UniversalPerturbation(lambda z: (z - 0.5) @ weights + bias, 0.4)
+    assert attack.fit([x], passes=20, target=1).rates[-1] == 1.0
+
+
 def test_an_ensemble_of_models_that_end_in_a_softmax():
     model = line(100.0)  # a margin of 20
     sure = EnsembleTransfer([lambda z: model(z).softmax(1)] * 2, 0.2)
