@@ -85,11 +85,14 @@ _COPIES = ("Clone", "ToCopy", "View", "UnsafeView", "ReshapeAlias", "Squeeze", "
 
 
 def are_of_softmax(scores: Tensor) -> bool:
-    """Whether the last that was done to scores with a graph, but for copies, is a softmax."""
+    """Whether the last that was done to probabilities with a graph, but for copies, is a softmax.
+
+    What a compiled graph ends in can't be seen: there it is taken for granted.
+    """
     node = scores.grad_fn
     while node is not None and node.name().split("Backward")[0] in _COPIES:
         node = node.next_functions[0][0]
-    return node is not None and node.name().startswith("Softmax")
+    return node is not None and node.name().startswith(("Softmax", "CompiledFunction"))
 
 
 def logarithms_of(probabilities: Tensor) -> Tensor:

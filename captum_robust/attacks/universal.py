@@ -385,8 +385,9 @@ class _Fit:
             check_class("target", target or 0, scores)
             aim = labels if target is None else torch.full_like(labels, target)
             if self.loss_func is None:
-                loss = cross_entropy(scores / self.unit.to(scores), aim)
-                loss = loss.clamp(max=10) if target is None else loss
+                in_units = scores / self.unit.to(scores)
+                of_scores = _clipped_cross_entropy if target is None else cross_entropy
+                loss = of_scores(in_units, aim)
             else:
                 loss = self.loss_func(scores, aim)
             check_losses(loss, len(x))
@@ -435,6 +436,10 @@ class _Fit:
                 self.unit = 4 * units_of(scores).median()
             known.update(zip((keys[i] for i in new), scores.argmax(dim=1).tolist(), strict=True))
         return torch.tensor([known[key] for key in keys], device=x.device)
+
+
+def _clipped_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
+    return cross_entropy(scores, classes).clamp(max=10)
 
 
 def _keys(x: Tensor) -> list[int]:

@@ -450,10 +450,10 @@ class Point:
 
         victim = self.victim
         values, leaves = again() if self._is_used and victim.donates else evaluated()
-        self._is_used = True
         gradients = victim.gradients(
             values, leaves, self.rows, keep_graph=True, places=self._places, again=again
         )
+        self._is_used = True  # also the graph of another try
         return values.detach(), victim.masked(gradients, self.rows)
 
 

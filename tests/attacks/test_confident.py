@@ -214,6 +214,22 @@ def test_a_copy_of_a_softmax_is_one(attack):
     assert details.fooled.all()
 
 
+@pytest.mark.parametrize("attack", [LBFGSAttack, DeepFool])
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Softmax(1)])
+def test_a_compiled_graph_serves_one_backward_pass_and_may_end_in_a_softmax(attack, end):
+    generator = torch.Generator().manual_seed(0)
+    torch._dynamo.reset()
+    linear = nn.Linear(4, 6, bias=False)
+    linear.weight.data = 3 * torch.randn(6, 4, generator=generator)
+    model = nn.Sequential(linear, nn.Tanh(), nn.Linear(6, 6, bias=False), end)
+    model[2].weight.data = 20 * torch.eye(6)
+    x = torch.rand(6, 4, generator=generator)
+    found = attack(torch.compile(model, backend="aot_eager")).perturb(x, return_details=True)[1]
+    expected = attack(model).perturb(x, return_details=True)[1]
+    torch.testing.assert_close(found.l2, expected.l2, rtol=0.02, atol=1e-3)
+    assert torch.equal(found.fooled, expected.fooled)
+
+
 def test_a_universal_perturbation_without_any_gradient_is_warned_of():
     attack = UniversalPerturbation(lambda x: line(10.0)(x.round()), 0.2)
     with pytest.warns(UserWarning, match="gradient of all images was zero in every step"):
