@@ -24,11 +24,17 @@ from captum_robust._scores import (
     copies_of,
     depends_on,
     two_classes,
+    warn_of_probabilities,
     where_the_graph_breaks,
 )
 from captum_robust.attacks.ascent import GradientAscent
 from captum_robust.attacks.image_batches import ForwardFunction, class_scores, one_an_image
-from captum_robust.attacks.losses import units_of
+from captum_robust.attacks.losses import (
+    are_of_softmax,
+    are_probabilities,
+    logarithms_of,
+    units_of,
+)
 from captum_robust.attacks.rank import Share
 from captum_robust.attacks.victim import Victim
 
@@ -99,8 +105,10 @@ class EnsembleTransfer(GradientAscent):
         assert read is not None
         places, label = victim.places(victim.seen), victim.label[rows]
         each = [
-            self._loss_of(read(scores, places), label, units_of(read(clean))[rows])
-            for scores, clean in zip(ensemble.of_each, ensemble.clean, strict=True)
+            self._loss_of(read(scores, places), label, units_of(read(clean))[rows], had)
+            for scores, clean, had in zip(
+                ensemble.of_each, ensemble.clean, ensemble.had_probabilities, strict=True
+            )
         ]
         losses = torch.stack(each)
         if self._are_logarithms:
@@ -116,19 +124,37 @@ class _Ensemble:
         self.needed = math.ceil(share * len(models) - 1e-9)
         """So many must be fooled for a sample to be."""
         self.of_each: list[Tensor] = []
-        """The scores of the last call, one tensor a model."""
+        """The scores of the last call, one tensor a model; for a softmax its logarithms."""
         self.clean: list[Tensor] = []
         """Those of the first call, without a graph."""
+        self.had_probabilities: list[bool] = []
+        """Of each model, known after the first call: it ends in a softmax."""
 
     def __call__(self, *args: Any) -> Tensor:
         each: list[Tensor] = []
+        is_first = not self.clean
         for place, model in enumerate(self.models):
             scores = two_classes(model(*copies_of(args)), len(args[0]), f"models, model {place}")
             self._check(scores, place, each, args)
-            each.append(at_least_float(scores))
+            scores = at_least_float(scores)
+            if is_first:
+                warn_of_probabilities(scores, f"models, model {place}")
+                had = are_probabilities(scores) and self._ends_in_softmax(place, args)
+                self.had_probabilities.append(had)
+            each.append(logarithms_of(scores) if self.had_probabilities[place] else scores)
         self.of_each = each
         self.clean = self.clean or [scores.detach() for scores in each]
         return torch.stack([scores.log_softmax(dim=1) for scores in each]).mean(dim=0)
+
+    def _ends_in_softmax(self, place: int, args: tuple[Any, ...]) -> bool:
+        with torch.enable_grad():
+            asking = tuple(
+                a.detach().requires_grad_()
+                if isinstance(a, Tensor) and a.is_floating_point()
+                else a
+                for a in args
+            )
+            return are_of_softmax(self.models[place](*copies_of(asking)))
 
     def _check(self, scores: Any, place: int, before: list[Tensor], args: tuple[Any, ...]) -> None:
         got = shape_or_type(scores)

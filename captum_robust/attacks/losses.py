@@ -80,6 +80,21 @@ def are_probabilities(scores: Tensor) -> bool:
     return bool(((sums - 1).abs() < 1e-3).all() & (scores >= 0).all())
 
 
+_COPIES = ("Clone", "ToCopy", "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias")
+"""Operations that leave numbers as they are, by the names of their nodes in a graph."""
+
+
+def are_of_softmax(scores: Tensor) -> bool:
+    """Whether the last that was done to probabilities with a graph, but for copies, is a softmax.
+
+    What a compiled graph ends in can't be seen: there it is taken for granted.
+    """
+    node = scores.grad_fn
+    while node is not None and node.name().split("Backward")[0] in _COPIES:
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith(("Softmax", "CompiledFunction"))
+
+
 def logarithms_of(probabilities: Tensor) -> Tensor:
     """The logarithms n×K of probabilities, which are finite and have a gradient near 1 too."""
     return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()

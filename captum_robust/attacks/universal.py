@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
@@ -155,8 +156,8 @@ class UniversalPerturbation(Attack):
             momentum: decay of the sum of gradients (each scaled to mean absolute value 1).
             loss_func: (scores n×K, classes n) -> n losses. By default cross-entropy, of scores
                 that are scaled to the deviation of 2.5 over the classes that those of ImageNet
-                networks have (in the first batch), and clipped at 10 so that v does not grow on
-                images that are long fooled.
+                networks have (in the first batch), and without a target clipped at 10, so that v
+                does not grow on images that are long fooled.
             batch_size: larger batches are split. Small ones make more steps.
             device: where to; by default where the model is, and for a function where the images
                 are.
@@ -217,6 +218,12 @@ class UniversalPerturbation(Attack):
                     self._write(checkpoint, fit)
         finally:
             self._keep(fit)
+        if method == "gradient" and not bool(fit.velocity.any()):
+            warnings.warn(
+                "the gradient of all images was zero in every step: nothing was fitted, and that "
+                "images are not fooled does not make the model robust",
+                stacklevel=2,
+            )
         return self
 
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
@@ -378,7 +385,9 @@ class _Fit:
             check_class("target", target or 0, scores)
             aim = labels if target is None else torch.full_like(labels, target)
             if self.loss_func is None:
-                loss = _clipped_cross_entropy(scores / self.unit.to(scores), aim)
+                in_units = scores / self.unit.to(scores)
+                of_scores = _clipped_cross_entropy if target is None else cross_entropy
+                loss = of_scores(in_units, aim)
             else:
                 loss = self.loss_func(scores, aim)
             check_losses(loss, len(x))

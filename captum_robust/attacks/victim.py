@@ -23,11 +23,19 @@ from captum_robust._scores import (
     warn_of_probabilities,
     where_the_graph_breaks,
 )
-from captum_robust.attacks.losses import are_probabilities, logarithms_of, others_of, units_of
+from captum_robust.attacks.losses import (
+    are_of_softmax,
+    are_probabilities,
+    logarithms_of,
+    others_of,
+    units_of,
+)
 from captum_robust.attacks.norms import Linf, Norm, Tensors, minus, per_sample, plus
 from captum_robust.attacks.outcome import sizes_of
 
 _FIRST_SCALE = 2.0**10
+_LEAST_EXPONENT, _LARGEST_EXPONENT = -20, 30
+"""Of the scales, which are powers of two."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,7 @@ class Victim:
                 x[:1].detach().requires_grad_() for x in self.as_given(self.x, self.everyone)
             )
             scores = self._model_scores(asking, arguments_of(self.arguments, [0], self.n))
-        return scores.grad_fn is not None and scores.grad_fn.name().startswith("Softmax")
+        return are_of_softmax(scores)
 
     def as_given(self, inputs: Tensors, rows: Tensor) -> Tensors:
         """Inputs of samples ``rows`` in the dtype that came, with the graph, as results will be."""
@@ -213,6 +221,7 @@ class Victim:
         Raises:
             ValueError: the objective does not depend on the inputs differentiably.
         """
+        search = _ScaleSearch(len(rows), rows.device)
         while True:
             scale = self._scale[rows].to(objective.dtype)
             try:
@@ -231,14 +240,12 @@ class Victim:
             self.backward_passes[rows] += times
             lengths = Linf().lengths(gradients)
             is_finite = lengths.isfinite()
-            tries = torch.where(is_finite, 1.0, 2.0**-6)
-            if self._has_half:
-                tries[lengths == 0] = 2.0**10
-            tried = self._scale[rows] * tries
-            differs = (tries != 1) & (tried >= 2.0**-20) & (tried <= 2.0**30)
+            vanished = is_finite & (lengths == 0) & self._has_half
+            search.note(self._scale[rows].log2(), vanished, ~is_finite)
+            differs = search.goes_on
             if again is None or not bool(differs.any()):
                 break
-            self._scale[rows[differs]] = tried[differs]
+            self._scale[rows[differs]] = 2.0 ** search.exponents[differs]
             objective, inputs = again()
         self.saw_gradient[rows] |= is_finite & (lengths > 0)
         factors = torch.where(is_finite, 1 / scale, 0.0)
@@ -362,6 +369,31 @@ class Victim:
         self.units = units_of(scores)
 
 
+class _ScaleSearch:
+    """The scales of n samples at which the gradient neither vanishes nor overflows.
+
+    Upwards from where it vanishes, downwards from where it overflows, then between the two. There
+    may be none: the bracket shrinks, so that the search ends.
+    """
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self._low = torch.full((n,), -torch.inf, device=device)
+        self._high = torch.full((n,), torch.inf, device=device)
+        self.exponents = torch.zeros(n, device=device)
+        """n, of two: the scales to try next, where it goes on."""
+        self.goes_on = torch.zeros(n, dtype=torch.bool, device=device)
+
+    def note(self, exponents: Tensor, vanished: Tensor, overflowed: Tensor) -> None:
+        """What became of the gradients at scales of n exponents."""
+        self._low = torch.where(vanished, exponents.maximum(self._low), self._low)
+        self._high = torch.where(overflowed, exponents.minimum(self._high), self._high)
+        middle = ((self._low + self._high) / 2).floor()
+        up, down = (exponents + 10).minimum(middle), (exponents - 6).maximum(middle)
+        following = torch.where(vanished, up, down)
+        self.exponents = following.clamp(_LEAST_EXPONENT, _LARGEST_EXPONENT)
+        self.goes_on = (vanished | overflowed) & (self.exponents != exponents)
+
+
 class Point:
     """Iterates of samples ``rows``, n of them, their scores n×K, and the graph of these."""
 
@@ -418,10 +450,10 @@ class Point:
 
         victim = self.victim
         values, leaves = again() if self._is_used and victim.donates else evaluated()
-        self._is_used = True
         gradients = victim.gradients(
             values, leaves, self.rows, keep_graph=True, places=self._places, again=again
         )
+        self._is_used = True  # also the graph of another try
         return values.detach(), victim.masked(gradients, self.rows)
 
 

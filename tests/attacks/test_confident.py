@@ -21,6 +21,7 @@ from captum_robust.attacks import (
 )
 from captum_robust.attacks.losses import LOSSES, log_cross_entropy, units_of
 from captum_robust.attacks.norms import NORMS
+from captum_robust.attacks.victim import _ScaleSearch
 from captum_robust.training.adversarial import InnerAttack
 
 FACTORS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
@@ -176,6 +177,100 @@ def test_gradients_that_overflow_are_taken_again():
     assert details.fooled.all()
     assert details.backward_passes.tolist() == [2]
     assert not details.without_gradient.any()
+
+
+@pytest.mark.parametrize("attack", [PGD, DeepFool, LBFGSAttack])
+def test_a_gradient_that_no_scale_saves_ends(attack):
+    """A softmax in float16 that is 0 and 1: zero up to a scale of 2⁻¹⁴, beyond it NaN."""
+    model = line(100.0).half()
+    with pytest.warns(UserWarning, match="1 of 1 samples"):
+        _, details = attack(lambda z: model(z).softmax(1)).perturb(
+            POINT.half(), 0, return_details=True
+        )
+    assert details.without_gradient.all()
+
+
+def test_a_scale_between_one_that_vanishes_and_one_that_overflows():
+    for first in (-8.0, 10.0, 26.0):
+        for fits in range(-20, 26):  # the only scale that does
+            search = _ScaleSearch(1, torch.device("cpu"))
+            exponents = torch.tensor([first])
+            for _ in range(20):
+                search.note(exponents, exponents < fits, exponents > fits)
+                if not search.goes_on:
+                    break
+                exponents = search.exponents
+            assert exponents == fits
+
+
+@pytest.mark.parametrize("attack", [LBFGSAttack, PGD, ensemble])
+def test_a_copy_of_a_softmax_is_one(attack):
+    model = line(100.0)
+
+    def copied(x):
+        return model(x).softmax(1)[:, :, None].clone().squeeze(2).double()
+
+    _, details = attack(copied, epsilon=0.2).perturb(POINT, 0, return_details=True)
+    assert details.fooled.all()
+
+
+@pytest.mark.parametrize("attack", [LBFGSAttack, DeepFool])
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Softmax(1)])
+def test_a_compiled_graph_serves_one_backward_pass_and_may_end_in_a_softmax(attack, end):
+    generator = torch.Generator().manual_seed(0)
+    torch._dynamo.reset()
+    linear = nn.Linear(4, 6, bias=False)
+    linear.weight.data = 3 * torch.randn(6, 4, generator=generator)
+    model = nn.Sequential(linear, nn.Tanh(), nn.Linear(6, 6, bias=False), end)
+    model[2].weight.data = 20 * torch.eye(6)
+    x = torch.rand(6, 4, generator=generator)
+    found = attack(torch.compile(model, backend="aot_eager")).perturb(x, return_details=True)[1]
+    expected = attack(model).perturb(x, return_details=True)[1]
+    torch.testing.assert_close(found.l2, expected.l2, rtol=0.02, atol=1e-3)
+    assert torch.equal(found.fooled, expected.fooled)
+
+
+def test_a_universal_perturbation_without_any_gradient_is_warned_of():
+    attack = UniversalPerturbation(lambda x: line(10.0)(x.round()), 0.2)
+    with pytest.warns(UserWarning, match="gradient of all images was zero in every step"):
+        attack.fit([POINT], passes=2)
+
+
+def test_a_universal_perturbation_reaches_a_target_however_far():
+    """The loss of the target is above 10 for every clean image."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(64, 100, generator=generator)
+    x = torch.rand(32, 64, generator=generator) * 0.2 + 0.4
+    bias = torch.zeros(100)
+    bias[0] = 30.0
+
+    attack = UniversalPerturbation(lambda z: (z - 0.5) @ weights + bias, 0.4)
+    assert attack.fit([x], passes=20, target=1).rates[-1] == 1.0
+
+
+def test_an_ensemble_of_models_that_end_in_a_softmax():
+    model = line(100.0)  # a margin of 20
+    sure = EnsembleTransfer([lambda z: model(z).softmax(1)] * 2, 0.2)
+    for loss in ("log_odds", "margin", "cross_entropy"):
+        sure.loss = loss
+        _, details = sure.perturb(POINT, 0, return_details=True)
+        assert details.fooled.all()
+    seen = []
+
+    def loss_func(scores, classes):
+        seen.append(scores.detach())
+        return -scores.gather(1, classes[:, None])[:, 0]
+
+    EnsembleTransfer([lambda z: line(1.0)(z).softmax(1)], 0.2, loss_func=loss_func).perturb(
+        POINT, 0
+    )
+    torch.testing.assert_close(seen[0], line(1.0)(POINT).softmax(1).detach())
+
+
+def test_an_ensemble_warns_of_one_probability_a_sample():
+    model = nn.Linear(2, 1)
+    with pytest.warns(UserWarning, match="models, model 1: the one score of each sample is in"):
+        EnsembleTransfer([model, lambda z: model(z).sigmoid()], 0.1).perturb(POINT)
 
 
 def test_the_gradient_itself_is_scaled_back():
