@@ -37,6 +37,9 @@ def seeded(classes=3):
     torch.manual_seed(beside.SEED)
     return Net(classes)
 
+def at_fault():
+    raise RuntimeError("of two\\nlines")
+
 def with_facts():
     names = ["cat", "dog", "eft"]
     return Classifier(seeded(), (0.5,) * 3, (0.25,) * 3, 32, names, cam_layer="0")
@@ -112,6 +115,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current directory with a package ``own`` that has a module ``nets``, and two images."""
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "nets.py").write_text(MODULE)
+    (tmp_path / "own" / "unfinished.py").write_text("def net(:\n")
     (tmp_path / "beside.py").write_text("SEED = 1\n")
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -237,6 +241,8 @@ WRONG = {
     "own.nets:needs": "expected a function that is called without arguments, got own.nets:needs",
     "own.nets:nothing": "expected a torch.nn.Module or a captum_robust.models.Classifier; .* int",
     "own.nets:detached": "No module named 'nowhere_at_all'",
+    "own.nets:at_fault": "own.nets:at_fault failed: RuntimeError: of two lines",
+    "own.unfinished:net": "module own.unfinished failed: SyntaxError: ",
     "own.nets:of_two_names": "own.nets:of_two_names has 3 classes and 2 names",
     "own.nets:only_small": "does not run on an image of 3×224×224: .*; give another size",
 }

@@ -111,6 +111,10 @@ def _call(module_name: str, function_name: str) -> nn.Module:
             if is_own:  # a package that the user's module needs
                 raise
             raise ValueError(f"model: there is no module {error.name} for {where}") from None
+        except ImportError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            raise _failed(f"module {module_name}", error) from error
         try:
             function = attrgetter(function_name)(module)
         except AttributeError:
@@ -120,12 +124,23 @@ def _call(module_name: str, function_name: str) -> nn.Module:
         except TypeError:
             expected = "a function that is called without arguments"
             raise TypeError(f"model: expected {expected}, got {where}") from None
-        made = function()
+        try:
+            made = function()
+        except ImportError:
+            raise
+        except Exception as error:
+            raise _failed(where, error) from error
     expected = "a torch.nn.Module or a captum_robust.models.Classifier"
     got = f"{where} returned one of {type(made).__name__}"
     check(isinstance(made, nn.Module), f"model: expected {expected}; {got}", TypeError)
     own: nn.Module = made
     return own
+
+
+def _failed(what: str, error: Exception) -> ValueError:
+    """The one-line error to raise where the user's own code raised another."""
+    said = " ".join(str(error).split())
+    return ValueError(f"model: {what} failed: {type(error).__name__}{said and f': {said}'}")
 
 
 def _made(module: Any) -> list[str]:

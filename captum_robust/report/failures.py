@@ -34,11 +34,16 @@ def reasons_of(failures: Iterable[Mapping[str, Any]]) -> list[Reason]:
     >>> torn = [{"image": f"{i}.png", "method": "cam", "error": f"{i}.png: torn"} for i in (1, 2)]
     >>> [str(reason) for reason in reasons_of(torn)]
     ['2× cam: 1.png: torn']
+    >>> errors = {"1": "1: got 1 to 2.5", "2": "2: got 1 to 5"}
+    >>> same = [{"image": i, "method": "cam", "error": e} for i, e in errors.items()]
+    >>> [str(reason) for reason in reasons_of(same)]
+    ['2× cam: 1: got 1 to 2.5']
     """
     alike: dict[tuple[str, str], list[str]] = {}
     for row in failures:
-        without_names = row["error"].replace(row["image"], "")
-        key = (row["method"], re.sub(r"\d+", "#", without_names))
+        # Numbers first, or an image named 1 would leave another text of "(1,)" than one named 2.
+        error, image = (re.sub(r"\d+(\.\d+)?", "#", row[of]) for of in ("error", "image"))
+        key = (row["method"], error.replace(image, ""))
         alike.setdefault(key, []).append(row["error"])
     reasons = [Reason(method, errors[0], len(errors)) for (method, _), errors in alike.items()]
     return sorted(reasons, key=lambda reason: -reason.count)

@@ -5,11 +5,18 @@ The options of ``captum-robust train`` follow from them: what stands below a fie
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from captum_robust._checks import as_levels, check_choice, check_count, check_number
+
+
+def _levels_or_text(text: str) -> object:
+    """The strength as a number, else as it was typed, for the check that refuses it to name."""
+    levels = as_levels(text)
+    return text if math.isnan(levels) else levels
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class RobustSettings(LabelledSettings):
     """ensemble: a model that was trained before, as NAME=FILE.safetensors or NAME; may be given
     several times."""
     epsilon: float = field(
-        default=8.0, metadata={"facts": {"parser": as_levels, "metavar": "FLOAT"}}
+        default=8.0, metadata={"facts": {"parser": _levels_or_text, "metavar": "FLOAT"}}
     )
     """Strength of the attack in levels of an 8-bit image: 8, or 8/255."""
     steps: int = 7
