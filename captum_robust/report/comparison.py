@@ -137,10 +137,10 @@ class Comparison:
         as "pgd 2/255"; ``n`` attacked images; ``clean_accuracy``; ``n_right`` and
         ``already_wrong``, how many of them were classified right and wrong before; ``fooled``, the
         share of the former that the attack fooled; ``robust_accuracy``, the share of all n that
-        was right before and still is, with its bootstrap interval ``robust_low`` and
-        ``robust_high``; ``linf`` and ``l2``, the mean size of the change of those that were right
-        before, in pixel units; ``without_gradient``, how many of those that are right count as
-        robust though the gradient was zero in every step, so that the attack could not try them;
+        was right before, was tried by the attack and still is right, with its bootstrap interval
+        ``robust_low`` and ``robust_high``; ``linf`` and ``l2``, the mean size of the change of
+        those that were right before, in pixel units; ``without_gradient``, how many of those that
+        are right the attack could not try, as their gradient was zero or not finite in every step;
         ``unlabelled``, images whose label is not known, for which the
         prediction is the label; ``failed``, images on which the attack failed; ``skipped``, 0.
 

@@ -124,7 +124,9 @@ def attack_table(
             torch.tensor([row["linf"] for row in done]),
             torch.tensor([row["l2"] for row in done]),
             lost=torch.tensor([row["lost"] for row in done], dtype=torch.bool),
-            without_gradient=torch.tensor([bool(row["without_gradient"]) for row in done]),
+            without_gradient=torch.tensor(
+                [bool(row["without_gradient"]) for row in done], dtype=torch.bool
+            ),
             level=level,
             seed=seed,
         )

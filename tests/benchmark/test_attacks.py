@@ -472,7 +472,7 @@ def test_images_without_a_gradient_are_counted_and_said(tmp_path: Path) -> None:
     table = run.attack_table()
     assert table["without_gradient"].tolist() == [2, 2]
     assert table[["n", "n_right", "already_wrong"]].to_numpy().tolist() == [[5, 4, 1]] * 2
-    assert table["robust_accuracy"].tolist() == [0.6, 0.6]
+    assert table["robust_accuracy"].tolist() == [0.2, 0.2]
     rows = run.select("SELECT * FROM attacked ORDER BY attack, position")
     assert [row["without_gradient"] for row in rows] == [1, 1, 0, 0, 0] * 2
     assert [row["fooled"] for row in rows] == [0, 0, 1, 0, 0] * 2
@@ -480,10 +480,10 @@ def test_images_without_a_gradient_are_counted_and_said(tmp_path: Path) -> None:
     assert frame[frame["attack"] == "wrapped"]["without_gradient"].tolist() == [1, 1, 0, 0, 0]
     text = run.to_text()
     assert "no gradient" in text.splitlines()[text.splitlines().index("attacks") + 1]
-    assert "the attack could not try them" in text
+    assert "the attack could not try, as their gradient was zero" in text
     page = run.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
     assert "No gradient" in page
-    assert "the attack could not try them" in page
+    assert "the attack could not try, as their gradient was zero" in page
     assert page.count("no gradient to attack by") == 4  # two images under two attacks
     # A run of an earlier version has no such column.
     database = sqlite3.connect(tmp_path / "run" / "rows.sqlite", isolation_level=None)
@@ -502,7 +502,7 @@ def test_robust_accuracy_and_attacked_files_count_images_without_a_gradient(tmp_
     assert run.table()["without_gradient"].tolist() == [2]
     assert run.to_dataframe()["without_gradient"].tolist() == [1, 1, 0, 0, 0]
     assert run.to_text(9).count("no gradient") == 2
-    assert "the attack could not try them" in run.table_text()
+    assert "the attack could not try, as their gradient was zero" in run.table_text()
     smooth = attack_images(
         model, GREY[2:], {"pgd 8/255": attack}, tmp_path / "smooth", progress=False
     )
