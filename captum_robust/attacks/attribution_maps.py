@@ -20,9 +20,10 @@ from captum_robust._contexts import as_written, seeded
 from captum_robust._resize import resized
 from captum_robust._scores import arguments_of, at_least_float, given_copies, target_of
 from captum_robust.attacks._second_derivatives import recorded_gradients
+from captum_robust.attacks.backward import gradients_or_zeros
 from captum_robust.attacks.norms import Linf, Tensors
 from captum_robust.attacks.outcome import sizes_of
-from captum_robust.attacks.victim import Victim, gradients_or_zeros
+from captum_robust.attacks.victim import Victim
 from captum_robust.nn.layout import followed_outputs, placed, recognised
 
 Explainer: TypeAlias = Attribution | Callable[..., Any]

@@ -29,10 +29,11 @@ from captum_robust._checks import (
 from captum_robust._contexts import seeded
 from captum_robust._scores import warn_of_probabilities, without_inference
 from captum_robust.attacks.attack import Attack
+from captum_robust.attacks.backward import gradients_or_zeros, no_gradient
 from captum_robust.attacks.gradient import FGSM
 from captum_robust.attacks.image_batches import ForwardFunction, checked_scores, one_an_image
 from captum_robust.attacks.rank import Share
-from captum_robust.attacks.victim import clipped, gradients_or_zeros, no_gradient
+from captum_robust.attacks.victim import clipped
 
 MakeAttack = Callable[[ForwardFunction], Perturbation]
 

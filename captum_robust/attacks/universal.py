@@ -25,6 +25,7 @@ from captum_robust._checks import (
 from captum_robust._contexts import seeded
 from captum_robust._files import read_facts, write_facts
 from captum_robust.attacks.attack import Attack
+from captum_robust.attacks.backward import gradients_or_zeros, no_gradient
 from captum_robust.attacks.deepfool import DeepFool
 from captum_robust.attacks.fooling_rates import image_scores, sized_as
 from captum_robust.attacks.image_batches import (
@@ -40,8 +41,6 @@ from captum_robust.attacks.victim import (
     Victim,
     check_losses,
     clipped,
-    gradients_or_zeros,
-    no_gradient,
 )
 
 METHODS = ("gradient", "deepfool")

@@ -21,7 +21,12 @@ from captum_robust._scores import (
     finite_scores,
     two_classes,
     warn_of_probabilities,
-    where_the_graph_breaks,
+)
+from captum_robust.attacks.backward import (
+    FIRST_SCALE,
+    ScaleSearch,
+    gradients_or_zeros,
+    no_gradient,
 )
 from captum_robust.attacks.losses import (
     are_of_softmax,
@@ -32,10 +37,6 @@ from captum_robust.attacks.losses import (
 )
 from captum_robust.attacks.norms import Linf, Norm, Tensors, minus, per_sample, plus
 from captum_robust.attacks.outcome import sizes_of
-
-_FIRST_SCALE = 2.0**10
-_LEAST_EXPONENT, _LARGEST_EXPONENT = -20, 30
-"""Of the scales, which are powers of two."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Victim:
         """N, whether any gradient of the attack was not zero, nor infinite."""
         self.units = torch.ones(n, dtype=self.x[0].dtype, device=device)
         """N, what the loss ``log_odds`` divides scores by; known after the clean pass."""
-        self._scale = torch.full((n,), _FIRST_SCALE, device=device)
+        self._scale = torch.full((n,), FIRST_SCALE, device=device)
         """N, powers of two that objectives are multiplied by before the backward pass, so that
         the gradients within a network in half precision neither vanish nor overflow."""
         self._has_half = torch.float16 in self._dtypes
@@ -221,7 +222,7 @@ class Victim:
         Raises:
             ValueError: the objective does not depend on the inputs differentiably.
         """
-        search = _ScaleSearch(len(rows), rows.device)
+        search = ScaleSearch(len(rows), rows.device)
         while True:
             scale = self._scale[rows].to(objective.dtype)
             try:
@@ -369,31 +370,6 @@ class Victim:
         self.units = units_of(scores)
 
 
-class _ScaleSearch:
-    """The scales of n samples at which the gradient neither vanishes nor overflows.
-
-    Upwards from where it vanishes, downwards from where it overflows, then between the two. There
-    may be none: the bracket shrinks, so that the search ends.
-    """
-
-    def __init__(self, n: int, device: torch.device) -> None:
-        self._low = torch.full((n,), -torch.inf, device=device)
-        self._high = torch.full((n,), torch.inf, device=device)
-        self.exponents = torch.zeros(n, device=device)
-        """n, of two: the scales to try next, where it goes on."""
-        self.goes_on = torch.zeros(n, dtype=torch.bool, device=device)
-
-    def note(self, exponents: Tensor, vanished: Tensor, overflowed: Tensor) -> None:
-        """What became of the gradients at scales of n exponents."""
-        self._low = torch.where(vanished, exponents.maximum(self._low), self._low)
-        self._high = torch.where(overflowed, exponents.minimum(self._high), self._high)
-        middle = ((self._low + self._high) / 2).floor()
-        up, down = (exponents + 10).minimum(middle), (exponents - 6).maximum(middle)
-        following = torch.where(vanished, up, down)
-        self.exponents = following.clamp(_LEAST_EXPONENT, _LARGEST_EXPONENT)
-        self.goes_on = (vanished | overflowed) & (self.exponents != exponents)
-
-
 class Point:
     """Iterates of samples ``rows``, n of them, their scores n×K, and the graph of these."""
 
@@ -457,25 +433,6 @@ class Point:
         return values.detach(), victim.masked(gradients, self.rows)
 
 
-def gradients_or_zeros(
-    objective: Tensor,
-    inputs: Tensors,
-    keep_graph: bool = False,
-    scale: Tensor | None = None,
-) -> Tensors | None:
-    """The gradients of n objectives, times a scale of each; zeros for what they do not depend on.
-
-    None: they depend on no input.
-    """
-    if not objective.requires_grad:
-        return None
-    ones = torch.ones_like(objective) if scale is None else scale
-    some = torch.autograd.grad(objective, inputs, ones, retain_graph=keep_graph, allow_unused=True)
-    if all(g is None for g in some):
-        return None
-    return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(some, inputs, strict=True))
-
-
 def _towards(x: Tensor, clean: Tensor, dtype: torch.dtype) -> Tensor:
     """x as ``dtype`` can hold it, rounded towards clean values, which that can hold."""
     y = x.to(dtype)
@@ -483,15 +440,6 @@ def _towards(x: Tensor, clean: Tensor, dtype: torch.dtype) -> Tensor:
         return y.to(x.dtype)
     beyond = (y.to(x.dtype) - clean).abs() > (x - clean).abs()
     return torch.where(beyond, torch.nextafter(y, clean.to(dtype)), y).to(x.dtype)
-
-
-def no_gradient(
-    forward_func: Callable[..., Tensor], inputs: Tensors, arguments: object
-) -> ValueError:
-    """The error to raise where :func:`gradients_or_zeros` found none through the model."""
-    where = where_the_graph_breaks(forward_func, inputs, arguments)
-    flows = "no gradient flows from its scores to the inputs, and this attack needs one"
-    return ValueError(f"forward_func: {flows}{where}")
 
 
 def clipped(inputs: Tensors, bounds: tuple[float, float] | None) -> Tensors:

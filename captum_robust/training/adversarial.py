@@ -30,9 +30,9 @@ from captum_robust._processes import device_of
 from captum_robust._scores import copies_of, two_classes
 from captum_robust.attacks import PGD
 from captum_robust.attacks.ascent import ascend, changed
+from captum_robust.attacks.backward import gradients_or_zeros, no_gradient
 from captum_robust.attacks.losses import log_cross_entropy
 from captum_robust.attacks.norms import Tensors, norm_of
-from captum_robust.attacks.victim import gradients_or_zeros, no_gradient
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.loop import TrainingResult, bare_module, fit
 from captum_robust.training.preparation import count_classes, shape_or_type

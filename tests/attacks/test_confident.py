@@ -19,9 +19,9 @@ from captum_robust.attacks import (
     cross_entropy,
     most_likely_class_map,
 )
+from captum_robust.attacks.backward import ScaleSearch
 from captum_robust.attacks.losses import LOSSES, log_cross_entropy, units_of
 from captum_robust.attacks.norms import NORMS
-from captum_robust.attacks.victim import _ScaleSearch
 from captum_robust.training.adversarial import InnerAttack
 
 FACTORS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
@@ -193,7 +193,7 @@ def test_a_gradient_that_no_scale_saves_ends(attack):
 def test_a_scale_between_one_that_vanishes_and_one_that_overflows():
     for first in (-8.0, 10.0, 26.0):
         for fits in range(-20, 26):  # the only scale that does
-            search = _ScaleSearch(1, torch.device("cpu"))
+            search = ScaleSearch(1, torch.device("cpu"))
             exponents = torch.tensor([first])
             for _ in range(20):
                 search.note(exponents, exponents < fits, exponents > fits)
