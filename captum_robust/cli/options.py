@@ -92,6 +92,7 @@ def command_of(
     helps, types = help_of(SharedOptions) | help_of(settings), get_type_hints(settings)
     general = [one.name for one in fields(settings.__mro__[-2])]
     parameters = []
+    words = _words_of(settings)
     every: list[Field[Any]] = list(fields(settings))  # type: ignore[arg-type]
     for one in sorted(every, key=lambda one: one.name in general):
         facts = {"help": helps[one.name], **one.metadata.get("facts", {})}
@@ -111,6 +112,11 @@ def command_of(
         def command(**options: Any) -> None:
             try:
                 run(settings(**options))
+            except (ValueError, TypeError) as error:
+                name, colon, rest = str(error).partition(":")
+                if type(error) not in (ValueError, TypeError) or not (colon and name in words):
+                    raise
+                raise type(error)(f"{words[name]}:{rest}") from None
             except KeyboardInterrupt:
                 if not resumes:
                     raise
@@ -123,6 +129,20 @@ def command_of(
         return command
 
     return decorated
+
+
+_OTHER_WORDS = {"size": "input_size", "lr": "learning_rate"}
+"""What the package calls the argument that an option is for, where it does not share its name."""
+
+
+def _words_of(settings: type) -> dict[str, str]:
+    """The name of an argument that an error begins with -> the option that it came by."""
+    words: dict[str, str] = {}
+    for one in fields(settings):
+        if one.metadata.get("kind", typer.Option) is typer.Option:
+            named = one.metadata.get("options") or (f"--{one.name.replace('_', '-')}",)
+            words |= dict.fromkeys((one.name, _OTHER_WORDS.get(one.name, one.name)), named[0])
+    return words
 
 
 def help_of(settings: type) -> dict[str, str]:
