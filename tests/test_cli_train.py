@@ -87,7 +87,7 @@ def test_the_default_of_every_field_but_the_images_is_written() -> None:
 def test_a_strength_that_is_no_number_is_named_as_it_was_typed(typed: str) -> None:
     given = ["robust", "--images", "nowhere", "--epsilon", typed]
     error = CliRunner().invoke(app, given).exception
-    assert str(error) == f"epsilon: expected a number in (0, 255], got {typed!r}"
+    assert str(error) == f"--epsilon: expected a number in (0, 255], got {typed!r}"
 
 
 @pytest.mark.parametrize("command", ["", "train", *(f"train {name}" for name in SETTINGS)])
