@@ -30,12 +30,7 @@ class SupportVectorMachine(TensorRecord):
 
     @classmethod
     def fitted(
-        cls,
-        clean: Tensor,
-        attacked: Tensor,
-        bins: int | None,
-        penalty: float,
-        gamma: float | None,
+        cls, clean: Tensor, attacked: Tensor, bins: int | None, penalty: float, gamma: float | None
     ) -> SupportVectorMachine:
         """Fit a machine that tells activations N×D from M×D; the two kinds weigh alike."""
         deviation, mean = torch.std_mean(clean, dim=0, correction=0)

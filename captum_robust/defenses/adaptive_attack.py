@@ -13,12 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from captum_robust._checks import check, check_batch, check_callable, check_count, check_type
 from captum_robust._scores import arguments_of, at_least_float, model_scores, one_row_a_sample
-from captum_robust.attacks import (
-    Attack,
-    EnsembleTransfer,
-    ExplanationAttack,
-    UniversalPerturbation,
-)
+from captum_robust.attacks import Attack, EnsembleTransfer, ExplanationAttack, UniversalPerturbation
 from captum_robust.transforms.transform import Transform, as_transforms, backward_differentiable
 
 SomeAttack = TypeVar("SomeAttack", bound=Attack)
@@ -93,8 +88,7 @@ class DefendedModel(nn.Module):
         """
         n = check_batch((x,))
         has_graph = torch.is_grad_enabled() and x.requires_grad
-        dtypes: list[torch.dtype] = []
-        run: Callable[..., Tensor] = partial(self._weighted_scores, dtypes)
+        run: Callable[..., tuple[Tensor, torch.dtype]] = self._weighted_scores
         if has_graph and self.transforms_per_eval is not None:
             run = partial(checkpoint, run, use_reentrant=False)
         groups: dict[tuple[int, ...], list[tuple[Tensor, float]]] = {}
@@ -102,34 +96,28 @@ class DefendedModel(nn.Module):
             # A copy: a transform of the user's may write to what it is given.
             image = backward_differentiable(transform, x) if has_graph else transform(x.clone())
             groups.setdefault(tuple(image.shape[1:]), []).append((image, weight))
-        parts = []
+        parts: list[Tensor] = []
         for same in groups.values():
             most = self.transforms_per_eval or len(same)
             for i in range(0, len(same), most):
                 images, weights = zip(*same[i : i + most], strict=True)
                 passed = arguments_of(arguments, list(range(n)) * len(images), n)
-                parts.append(run(weights, passed, n, *images))
-        return (sum(parts[1:], parts[0]) / len(self.transforms)).to(dtypes[0])
+                part, dtype = run(weights, passed, n, *images)
+                parts.append(part)
+        return (sum(parts[1:], parts[0]) / len(self.transforms)).to(dtype)
 
     def _weighted_scores(
-        self,
-        dtypes: list[torch.dtype],
-        weights: Sequence[float],
-        arguments: Any,
-        n: int,
-        *images: Tensor,
-    ) -> Tensor:
+        self, weights: Sequence[float], arguments: Any, n: int, *images: Tensor
+    ) -> tuple[Tensor, torch.dtype]:
         """N×K: the scores of the images of several transforms, weighted and added up.
 
-        They are at least in float32, as a sum may exceed float16; ``dtypes`` gets their own.
+        They are at least in float32, as a sum may exceed float16; their own dtype goes with them.
         """
         scores = model_scores(self.model, (torch.cat(images),), arguments)
         scores = one_row_a_sample(scores, n * len(images))
-        dtypes.append(scores.dtype)
-        scores = at_least_float(scores)
-        by_transform = scores.reshape(len(images), n, *scores.shape[1:])
-        weight = scores.new_tensor(weights).reshape(-1, *[1] * scores.ndim)
-        return (by_transform * weight).sum(dim=0)
+        by_transform = at_least_float(scores).reshape(len(images), n, *scores.shape[1:])
+        weight = by_transform.new_tensor(weights).reshape(-1, *[1] * scores.ndim)
+        return (by_transform * weight).sum(dim=0), scores.dtype
 
     def _weighted(self) -> list[tuple[Transform, float]]:
         """The transforms of one call; the weights of all add up to their number."""

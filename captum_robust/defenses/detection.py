@@ -24,10 +24,7 @@ from captum_robust._checks import (
 )
 from captum_robust._files import read_facts, write_facts
 from captum_robust.defenses._activations import SUMMARIES, layers_of, output_and_activations
-from captum_robust.defenses._support_vectors import (
-    SupportVectorMachine,
-    support_vector_classifier,
-)
+from captum_robust.defenses._support_vectors import SupportVectorMachine, support_vector_classifier
 from captum_robust.defenses.roc import ROC
 
 Images = Tensor | Iterable[Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_robust._checks import check, check_count, check_number, check_type
+from captum_robust.metrics.functional.bootstrap import percentiles
 
 _CHUNK = 1 << 22
 """Numbers held at a time while resampling."""
@@ -87,11 +87,8 @@ class ROC:
         false, true = (F.pad(c[0].flip(0).cumsum(0) / c.sum(), (1, 0)) for c in counts)
         thresholds = F.pad(values.flip(0).double(), (1, 0), value=torch.inf)
         areas = _resampled_areas(kinds, len(values), resamples, seed)
-        tail = (1 - level) / 2
-        low, high = areas.quantile(torch.tensor([tail, 1 - tail], dtype=torch.double)).tolist()
-        if len(clean) == len(attacked) == 1:
-            low = high = math.nan
-        return cls(false, true, thresholds, _areas(*counts).item(), (low, high), areas)
+        interval = percentiles(areas, level, max(len(clean), len(attacked)))
+        return cls(false, true, thresholds, _areas(*counts).item(), interval, areas)
 
 
 def _counts(places: Tensor, values: int) -> Tensor:

@@ -27,9 +27,8 @@ class CountMetric(Metric):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Any:
         def moved(state: Tensor) -> Tensor:
-            cast = fn(
-                state
-            )  # set_dtype would make numbers with a fraction, or too small, of counts
+            cast = fn(state)
+            # set_dtype would make numbers with a fraction, or too small, of counts.
             return cast if cast.dtype == state.dtype else state.to(cast.device)
 
         return super()._apply(moved, *args, **options)

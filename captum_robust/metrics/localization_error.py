@@ -96,10 +96,7 @@ class LocalizationError(FoldMetric):
         )
 
     def update(
-        self,
-        maps: Tensor,
-        ground_truth: Sequence[Tensor],
-        ids: Sequence[Hashable] | None = None,
+        self, maps: Tensor, ground_truth: Sequence[Tensor], ids: Sequence[Hashable] | None = None
     ) -> None:
         """Add images: maps N×H×W, N ground-truth boxes M_i×4, and an id each (a file name, say)."""
         folds = self._folds(len(maps), ids)

@@ -48,10 +48,7 @@ class PointingGame(CountMetric):
         self._keep_apart(num_classes, tolerance)
 
     def update(
-        self,
-        maps: Tensor,
-        ground_truth: Tensor | Sequence[Tensor],
-        classes: Tensor | None = None,
+        self, maps: Tensor, ground_truth: Tensor | Sequence[Tensor], classes: Tensor | None = None
     ) -> None:
         """Add maps N×H×W with N masks or box lists, and N class numbers if classes are averaged."""
         both = (classes is None) == (self.num_classes is None)

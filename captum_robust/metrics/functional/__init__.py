@@ -36,10 +36,7 @@ from captum_robust.metrics.functional.pixel_precision import (
     pxap_from_histograms,
     pxap_histograms,
 )
-from captum_robust.metrics.functional.pointing import (
-    pointing_game_accuracy,
-    pointing_game_hits,
-)
+from captum_robust.metrics.functional.pointing import pointing_game_accuracy, pointing_game_hits
 from captum_robust.metrics.functional.regions import (
     REGION_AREAS,
     smallest_destroying_region,

@@ -56,10 +56,8 @@ def bootstrap_interval(
     check(
         len(values), "values: expected a number, got nothing but NaN: there is no mean to resample"
     )
-    low = high = math.nan
-    if len(values) > 1:
-        low, high = percentiles(resampled_means(values[None], resamples, seed)[0], level)
-    return Interval(values.mean().item(), low, high, level, len(values))
+    n, means = len(values), resampled_means(values[None], resamples, seed)[0]
+    return Interval(values.mean().item(), *percentiles(means, level, n), level, n)
 
 
 def bootstrap_difference(
@@ -91,8 +89,10 @@ def check_resampling(level: float, resamples: int, seed: int) -> None:
     check(is_whole, f"seed: expected a whole number, got {seed!r}")
 
 
-def percentiles(means: Tensor, level: float) -> tuple[float, float]:
-    """Return the ends between which a share ``level`` of the means lies."""
+def percentiles(means: Tensor, level: float, n: int) -> tuple[float, float]:
+    """Return the ends between which a share ``level`` of the means lies; NaN of n = 1 value."""
+    if n == 1:
+        return math.nan, math.nan
     tail = (1 - level) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high

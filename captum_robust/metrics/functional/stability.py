@@ -326,8 +326,8 @@ def gap_closed(
         )
         return GapClosed(math.nan, math.nan, math.nan, level, n, gap, without, reason)
     ratios = ((means[1] - means[0]) / gaps)[is_open]
-    low, high = percentiles(ratios, level) if n > 1 else (math.nan, math.nan)
-    return GapClosed((hit - ours) / gap, low, high, level, n, gap, without, None)
+    interval = percentiles(ratios, level, n)
+    return GapClosed((hit - ours) / gap, *interval, level, n, gap, without, None)
 
 
 def _pair(clean: Tensor, attacked: Tensor) -> tuple[Tensor, Tensor]:
