@@ -8,12 +8,7 @@ from captum_robust.transforms.filters import (
     Identity,
     MedianBlur,
 )
-from captum_robust.transforms.geometry import (
-    CropAndRescale,
-    HorizontalFlip,
-    Resize,
-    crop_ensemble,
-)
+from captum_robust.transforms.geometry import CropAndRescale, HorizontalFlip, Resize, crop_ensemble
 from captum_robust.transforms.jpeg import JPEG
 from captum_robust.transforms.presets import PRESETS, default_transforms
 from captum_robust.transforms.quilting import Quilting

@@ -50,12 +50,7 @@ class TotalVariation(Transform):
     """
 
     def __init__(
-        self,
-        weight: float = 0.03,
-        drop: float = 0.5,
-        *,
-        iterations: int = 50,
-        seed: int | None = 0,
+        self, weight: float = 0.03, drop: float = 0.5, *, iterations: int = 50, seed: int | None = 0
     ) -> None:
         super().__init__(seed=seed)
         self.weight = check_number("weight", weight, 0, open_low=True)

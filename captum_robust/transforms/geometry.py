@@ -133,11 +133,7 @@ class CropAndRescale(Transform):
 
 
 def crop_ensemble(
-    n: int = 30,
-    size: float | tuple[int, int] = 90 / 224,
-    seed: int = 0,
-    *,
-    sliding: bool = False,
+    n: int = 30, size: float | tuple[int, int] = 90 / 224, seed: int = 0, *, sliding: bool = False
 ) -> tuple[CropAndRescale, ...]:
     """``n`` windows at random places, each enlarged: the crop ensemble of Guo et al.
 
