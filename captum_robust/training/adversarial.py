@@ -27,7 +27,6 @@ from captum_robust._checks import (
 from captum_robust._contexts import evaluation, seeded
 from captum_robust._files import checksum
 from captum_robust._processes import device_of
-from captum_robust._scores import copies_of, two_classes
 from captum_robust.attacks import PGD
 from captum_robust.attacks.ascent import ascend, changed
 from captum_robust.attacks.backward import gradients_or_zeros, no_gradient
@@ -35,7 +34,7 @@ from captum_robust.attacks.losses import log_cross_entropy
 from captum_robust.attacks.norms import Tensors, norm_of
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.loop import TrainingResult, bare_module, fit
-from captum_robust.training.preparation import count_classes, shape_or_type
+from captum_robust.training.preparation import class_scores, count_classes
 from captum_robust.training.schedule import Batch
 from captum_robust.training.settings import TrainingSettings
 
@@ -109,9 +108,8 @@ class InnerAttack:
 
         def look(x: Tensors, _: int) -> tuple[Tensors, Tensors]:
             leaf = x[0].requires_grad_()
-            scores = _scores(network, leaf)
-            check_numbers_below("labels", labels, scores.shape[1])
-            total = log_cross_entropy(scores, labels).sum()
+            scores = class_scores(network, leaf)
+            total = log_cross_entropy(scores, _checked(labels, scores)).sum()
             gradients = gradients_or_zeros(2**10 * total, (leaf,))  # half precision sees more
             if gradients is None:
                 raise no_gradient(network, (images,), None)
@@ -141,9 +139,9 @@ class MadryLoss:
 
     def __call__(self, network: nn.Module, batch: Batch, seed: int) -> Tensor:
         """The mean cross-entropy of the attacked images (N×…, labels N)."""
-        images, labels = batch[0], _whole(batch[1])
+        images, labels = batch
         attacked = self.attack(bare_module(network), images, labels, seed)
-        return _loss(_scores(network, attacked), labels)
+        return _loss(network, attacked, labels)
 
 
 @dataclass(frozen=True)
@@ -178,10 +176,9 @@ class EnsembleLoss:
 
     def __call__(self, network: nn.Module, batch: Batch, seed: int) -> Tensor:
         """Return the mean cross-entropy over images and attacked images (N×…, labels N)."""
-        images, labels = batch[0], _whole(batch[1])
+        images, labels = batch
         attacked = self._attack()(self.source(network, seed), images, labels, seed)
-        scores = _scores(network, torch.cat([images, attacked]))
-        return _loss(scores, labels.repeat(2))
+        return _loss(network, torch.cat([images, attacked]), labels.repeat(2))
 
     def source(self, network: nn.Module, seed: int) -> nn.Module:
         """Return the network that the attack of a step with this seed starts from."""
@@ -195,20 +192,22 @@ class EnsembleLoss:
 
 def standard_loss(network: nn.Module, batch: Batch, seed: int) -> Tensor:  # noqa: ARG001
     """The mean cross-entropy of the images as they are (N×…, labels N)."""
-    return _loss(_scores(network, batch[0]), _whole(batch[1]))
+    return _loss(network, batch[0], batch[1])
 
 
-def _whole(labels: Tensor) -> Tensor:
-    """Labels N as int64, of any whole numbers; ``TypeError`` for others."""
+def _loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy."""
+    scores = class_scores(network, images)
+    return F.cross_entropy(scores, _checked(labels, scores))
+
+
+def _checked(labels: Tensor, scores: Tensor) -> Tensor:
+    """Labels N as int64, of any whole numbers; an error for others, and for those of no class."""
     is_whole = not (labels.is_floating_point() or labels.is_complex())
     check(is_whole, f"labels: expected whole numbers, got {labels.dtype}", TypeError)
-    return labels.long()
-
-
-def _loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """The mean cross-entropy; ``ValueError`` for labels that are no class."""
+    labels = labels.long()
     check_numbers_below("labels", labels, scores.shape[1])
-    return F.cross_entropy(scores, labels)
+    return labels
 
 
 @dataclass(frozen=True)
@@ -357,13 +356,3 @@ def _placed(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]
     finally:
         for model, place in zip(models, places, strict=True):
             model.to(place)
-
-
-def _scores(network: nn.Module, images: Tensor) -> Tensor:
-    """Return float scores N×K; one logit an image is read as two classes."""
-    n = len(images)
-    scores = two_classes(network(copies_of(images)), n, "model")
-    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != n:
-        got = shape_or_type(scores)
-        raise TypeError(f"model: expected scores {n}×K for a batch of {n}, got {got}")
-    return scores.float()

@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from captum_robust._checks import printable
-from captum_robust._files import (
-    check_same_run,
-    checksum,
-    read_tensors,
-    write_tensors,
-    write_whole,
-)
+from captum_robust._files import check_same_run, checksum, read_tensors, write_tensors, write_whole
 from captum_robust.training.schedule import SeededItems
 from captum_robust.training.settings import TrainingSettings
 

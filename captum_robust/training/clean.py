@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from captum_robust._checks import check_type
 from captum_robust._processes import device_of
-from captum_robust._scores import two_classes
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.adversarial import standard_loss
 from captum_robust.training.loop import TrainingResult, fit
-from captum_robust.training.preparation import CheckedLabels, adamw, count_classes
+from captum_robust.training.preparation import CheckedLabels, adamw, class_scores, count_classes
 from captum_robust.training.schedule import Schedule
 from captum_robust.training.settings import TrainingSettings
 
@@ -71,6 +70,5 @@ def _accuracy(images: Dataset[Any], classifier: nn.Module) -> dict[str, float]:
     right = []
     with torch.no_grad():
         for x, labels in DataLoader(images, 64, generator=torch.Generator()):
-            scores = two_classes(classifier(x.to(device)), len(x))
-            right.append(scores.argmax(dim=1).cpu() == labels)
+            right.append(class_scores(classifier, x.to(device)).argmax(dim=1).cpu() == labels)
     return {"clean_accuracy": float(torch.cat(right).float().mean())}

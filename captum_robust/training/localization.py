@@ -24,13 +24,12 @@ from captum_robust._checks import (
 )
 from captum_robust._contexts import frozen, resting, seeded
 from captum_robust._processes import is_first
-from captum_robust._scores import two_classes
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, removal_loss
 from captum_robust.nn.removal_loss import FORMS
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.localization_evaluation import LocalizationEvaluation
 from captum_robust.training.loop import TrainingResult, fit
-from captum_robust.training.preparation import CheckedLabels, adamw, count_classes
+from captum_robust.training.preparation import CheckedLabels, adamw, class_scores, count_classes
 from captum_robust.training.schedule import Batch, Schedule
 from captum_robust.training.settings import TrainingSettings
 
@@ -207,13 +206,13 @@ class _Opponents(nn.Module):
         if self.layers:
             drawn = torch.rand(len(images), 1, 1, 1, generator=generator).to(images)
             mixed = torch.where(drawn < rules.clean_share, images, removed.detach())
-            asked.append(self._scores(mixed))
+            asked.append(class_scores(self.network.classifier, mixed))
             loss = F.cross_entropy(asked[0], labels)
         if corrupts:
             # Behind the other pass, which moves the averages of batch norm: the backward pass of
             # this one reads them.
             with frozen(self.network.classifier):
-                asked.append(self._scores(removed))
+                asked.append(class_scores(self.network.classifier, removed))
             cost = weight * areas.pow(rules.area.power).mean()
             loss = loss + removal_loss(asked[-1], labels, rules.form).mean() + cost
         area = areas.detach().mean()
@@ -227,10 +226,6 @@ class _Opponents(nn.Module):
         if self.training:
             self._count(probabilities)
         return {"loss": loss, **named}
-
-    def _scores(self, images: Tensor) -> Tensor:
-        scores: Tensor = two_classes(self.network.classifier(images), len(images))
-        return scores.float()
 
     def _count(self, probabilities: Tensor) -> None:
         mean = probabilities.detach().mean()

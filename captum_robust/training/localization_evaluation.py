@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 from captum_robust._checks import check, check_shape
 from captum_robust._contexts import frozen
 from captum_robust._processes import device_of
-from captum_robust._scores import two_classes
 from captum_robust.metrics.functional import (
     best_iou,
     gt_known_localization,
@@ -23,6 +22,7 @@ from captum_robust.metrics.functional import (
     top1_localization,
 )
 from captum_robust.nn import LocalizationNetwork
+from captum_robust.training.preparation import class_scores
 
 BOX_STRATEGIES = ("value", "mean", "energy")
 
@@ -100,8 +100,7 @@ class LocalizationEvaluation:
                 segments = maps[0].to(device) if maps and self.superpixels else None
                 probabilities = self.network(x, segments).float()
                 removed = self.network.remove(x, (probabilities > 0.5).to(x.dtype))
-                both = torch.cat([x, removed])
-                scores = two_classes(self.network.classifier(both), len(both))
+                scores = class_scores(self.network.classifier, torch.cat([x, removed]))
                 right = scores.argmax(dim=1).cpu() == labels.repeat(2)
                 clean, masked = right.split(len(x))
                 yield probabilities.cpu(), clean, masked

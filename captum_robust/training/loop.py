@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from captum_robust._checks import check, check_count
+from captum_robust._checks import check, check_count, shape_or_type
 from captum_robust._contexts import evaluation, seeded
 from captum_robust._files import read_tensors, write_tensors, write_whole
 from captum_robust.training.acceleration import accelerator_of, half_precision
@@ -238,12 +238,12 @@ class _Run:
 
         settings, total = self.schedule.settings, self.schedule.steps
         every = settings.evaluate_every or self.schedule.per_epoch
-        is_new = math.isinf(self.saved_at)
         # A run that was interrupted in an evaluation has that still to come.
-        is_due = not is_new and (self.step % every == 0 or self.step == total)
-        if is_new or self._first_says(is_due and not self._is_evaluated()):
+        is_due = self.step % every == 0 or self.step == total
+        here = [row for row in self.log.rows if row["step"] == self.step and "loss" not in row]
+        if self._first_says(is_due and not here):
             self._evaluate()
-        if is_new:
+        if math.isinf(self.saved_at):
             self._save()
         batches = self._batches(dataset)
         hidden = not (self.progress and self.is_first)
@@ -339,11 +339,6 @@ class _Run:
             self._add([row])
         self.accelerator.wait_for_everyone()
 
-    def _is_evaluated(self) -> bool:
-        """Whether the log has the numbers of this step, or there are none."""
-        here = [row for row in self.log.rows if row["step"] == self.step and "loss" not in row]
-        return self.evaluate is None or bool(here)
-
     def _check_weights(self) -> None:
         """Refuse to judge or save what the last step broke: its loss was from before that.
 
@@ -436,5 +431,4 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
     check("loss" in values, f'loss: expected a number named "loss" among {sorted(values)}')
     for name, value in values.items():
         is_number = isinstance(value, Tensor) and value.numel() == 1
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        check(is_number, f"{name}: expected one number, got {got}")
+        check(is_number, f"{name}: expected one number, got {shape_or_type(value)}")

@@ -17,14 +17,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from captum_robust._checks import check, check_choice, check_count, check_number, check_type
 from captum_robust._contexts import frozen, seeded
 from captum_robust._processes import device_of
-from captum_robust._scores import copies_of, two_classes
 from captum_robust.metrics.functional import saliency_metric
 from captum_robust.nn import EvidenceRemoval, MaskingNetwork, blend, upsampled
 from captum_robust.nn.mask_decoder import MaskDecoder
 from captum_robust.nn.mask_objective import Objective, PaperObjective
 from captum_robust.training.acceleration import half_precision, training_device
 from captum_robust.training.loop import Observe, TrainingResult, fit
-from captum_robust.training.preparation import CheckedLabels, adamw, count_classes
+from captum_robust.training.preparation import CheckedLabels, adamw, class_scores, count_classes
 from captum_robust.training.schedule import Batch, Schedule
 from captum_robust.training.settings import TrainingSettings
 
@@ -110,9 +109,8 @@ class MaskingLoss:
         """Return the black box's scores of the kept and of the destroyed images, in one pass."""
         kept = blend(images, masks, self.removal(images, generator))
         destroyed = blend(images, 1 - masks, self.removal(images, generator))
-        both = torch.cat([kept, destroyed])
-        scores = two_classes(self.model(both), len(both)).float()
-        return scores[: len(images)], scores[len(images) :]
+        both = class_scores(self.model, torch.cat([kept, destroyed]))
+        return both[: len(images)], both[len(images) :]
 
 
 def _features_and_classes(
@@ -122,7 +120,7 @@ def _features_and_classes(
     features, scores = network.encode(images)
     if model is not network.encoder and bool((labels < 0).any()):
         with torch.no_grad():
-            scores = two_classes(model(copies_of(images)), len(images))
+            scores = class_scores(model, images)
     return features, torch.where(labels < 0, scores.argmax(dim=1), labels)
 
 

@@ -23,12 +23,7 @@ from captum_robust.nn.mask_objective import objective_named
 from captum_robust.training.image_sets import CroppedImages, Unlabelled, held_out_split
 from captum_robust.training.loop import TrainingResult
 from captum_robust.training.masking import masking_training
-from captum_robust.training.recipe import (
-    Recipe,
-    open_images,
-    shuffled,
-    weights_crc32,
-)
+from captum_robust.training.recipe import Recipe, open_images, shuffled, weights_crc32
 from captum_robust.training.settings import MaskingSettings
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from captum_robust._checks import check
+from captum_robust._checks import check, shape_or_type
 from captum_robust._contexts import frozen, seeded
 from captum_robust._processes import device_of
-from captum_robust._scores import two_classes
+from captum_robust._scores import copies_of, two_classes
 from captum_robust.training.image_sets import CroppedImages, LabelledImages, WrappedImages
 from captum_robust.training.settings import TrainingSettings
 
@@ -61,6 +61,21 @@ def _known_labels(dataset: Dataset[Any]) -> Sequence[int]:
     return dataset.labels if isinstance(dataset, (CroppedImages, LabelledImages)) else []
 
 
+def class_scores(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the float scores N×K of copies of images; one logit an image is read as two classes.
+
+    Raises:
+        TypeError: the model gives no scores N×K.
+    """
+    n = len(images)
+    scores = two_classes(model(copies_of(images)), n, "model")
+    fits = isinstance(scores, Tensor) and scores.ndim == 2 and len(scores) == n
+    expected, got = f"scores {n}×K for a batch of {n}", shape_or_type(scores)
+    check(fits, f"model: expected {expected}, got {got}", TypeError)
+    result: Tensor = scores.float()
+    return result
+
+
 def count_classes(name: str, model: nn.Module, dataset: Dataset[Any], seed: int) -> int:
     """Return K of the scores N×K that a model gives for the first image; nothing stays changed.
 
@@ -71,16 +86,11 @@ def count_classes(name: str, model: nn.Module, dataset: Dataset[Any], seed: int)
     """
     device = device_of(model)
     with seeded(seed, device), torch.no_grad(), frozen(model):
-        scores = model(torch.as_tensor(dataset[0][0])[None].to(device))
-    scores = two_classes(scores, 1, name)
+        image = torch.as_tensor(dataset[0][0])[None].to(device)
+        scores = two_classes(model(copies_of(image)), 1, name)
     is_matrix = isinstance(scores, Tensor) and scores.ndim == 2
     check(is_matrix, f"{name}: expected scores N×K, got {shape_or_type(scores)}", TypeError)
     return int(scores.shape[1])
-
-
-def shape_or_type(value: object) -> object:
-    """Return what to say of a value that should have been a tensor of another shape."""
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def adamw(

@@ -382,6 +382,13 @@ def test_labels_are_taken_as_whole_numbers_of_classes_that_there_are(loss: Any) 
         loss(network, (x, y.float()), 0)
 
 
+def test_the_inner_attack_takes_labels_of_any_whole_numbers() -> None:
+    x, y = images()
+    network = trained_a_little().eval()
+    attack = InnerAttack()
+    assert torch.equal(attack(network, x, y.to(torch.uint8), 0), attack(network, x, y, 0))
+
+
 def test_a_network_that_detaches_is_named() -> None:
     class Detaching(nn.Module):
         def __init__(self) -> None:

@@ -555,3 +555,19 @@ def test_a_network_or_data_set_that_is_none_is_refused() -> None:
         )
     with pytest.raises(ValueError, match="boxes: expected those of 24 images, got 1"):
         LocalizationEvaluation(networks(), data(), [torch.zeros(1, 4)])
+
+
+def test_a_classifier_that_normalises_in_place_leaves_the_images_as_they_are() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.mul_(2).sub_(1).mean(dim=(2, 3)))
+
+    images, _, labels, _ = squares()
+    before = images.clone()
+    dataset = TensorDataset(images, labels)  # its images are views of the tensor
+    clean_training(InPlace(), dataset, settings(epochs=1))
+    assert torch.equal(images, before)
