@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -201,8 +201,7 @@ class _Attacking(Runner[str]):
         files = [encode_png(as_rgb(image)) for image in images]
         read = torch.stack([load_image(data) for data in files]).to(batch.clean)
         read = in_channels_of(self.reader.model, read)
-        predicted, confidence = self.reader.classified(read)
-        judged = replace(batch, images=read, predicted=predicted, confidence=confidence)
+        judged = self.reader.judged(batch, read)
         rows = dict(zip(batch, rows_of(self._columns(judged)), strict=True))
         for file, (item, row) in zip(files, rows.items(), strict=True):
             if row["fooled"] or self.keep_all:

@@ -136,18 +136,15 @@ class BatchReader:
                 images = perturb(batch.images.clone(), batch.label.clone()).detach()
             shape, got = tuple(batch.images.shape), tuple(images.shape)
             check(got == shape, f"attack {name!r}: expected {shape}, got {got}")
-            images = images.to(batch.images)
-            predicted, confidence = self.classified(images)
             without = last_of(ended, batch.before)
-            return replace(
-                batch,
-                images=images,
-                predicted=predicted,
-                confidence=confidence,
-                without_gradient=without,
-            )
+            return self.judged(batch, images.to(batch.images), without_gradient=without)
 
         return each(clean, attack)
+
+    def judged(self, batch: Batch, images: Tensor, **facts: Any) -> Batch:
+        """The batch with other images, and the classes that the model gives these."""
+        predicted, confidence = self.classified(images)
+        return replace(batch, images=images, predicted=predicted, confidence=confidence, **facts)
 
     def scores(self, images: Tensor, model: torch.nn.Module | None = None) -> Tensor:
         """The scores n×K of the model, or of another around it, without gradients."""

@@ -148,10 +148,9 @@ def _batches(
     """Images and labels on the model's device; labels of -1 are not known."""
     device = device_of(model) if isinstance(model, torch.nn.Module) else None
     left = math.inf if limit is None else limit
-    is_set = hasattr(data, "__getitem__") and len(data) > 0 and isinstance(data[0], Sample)
     if isinstance(model, Classifier) and isinstance(data, (str, Path, Dataset)):
         data, _ = samples_of(model, data, limit)
-        is_set = True
+    is_set = hasattr(data, "__getitem__") and len(data) > 0 and isinstance(data[0], Sample)
     for batch in _of_samples(model, data, batch_size, limit) if is_set else data:
         is_pair = isinstance(batch, Sequence) and len(batch) >= 2
         what = f"samples, or batches (images, labels), got {type(batch).__name__}"

@@ -143,6 +143,6 @@ def _class_text(row: Mapping[str, Any], which: str) -> str:
 
 
 def _outcome_text(row: Mapping[str, Any]) -> str:
-    kinds = {"already_wrong": "already wrong", "skipped": "skipped", "fooled": "fooled"}
-    kinds["without_gradient"] = "no gradient"
-    return next((words for kind, words in kinds.items() if row[kind]), "-")
+    words = {"already_wrong": "already wrong", "without_gradient": "no gradient"}
+    kinds = ("already_wrong", "skipped", "fooled", "without_gradient")
+    return next((words.get(kind, kind) for kind in kinds if row[kind]), "-")

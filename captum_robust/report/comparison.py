@@ -17,13 +17,7 @@ from captum_robust.report.plots import (
     plot_error_series,
     plot_robust_accuracy,
 )
-from captum_robust.report.results import (
-    CLEAN,
-    NOTHING_SCORED,
-    STRATEGY_ORDER,
-    Results,
-    Tuning,
-)
+from captum_robust.report.results import CLEAN, NOTHING_SCORED, STRATEGY_ORDER, Results, Tuning
 
 if TYPE_CHECKING:
     import pandas as pd

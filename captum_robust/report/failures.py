@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from captum_robust._checks import printable
@@ -60,17 +61,21 @@ def complete_failures(results: Results) -> list[str]:
 
     One for all methods where no image could be used, or an attack failed on all of them.
     """
-    counts = results.counts()
-    if counts["read"] and counts["broken"] == counts["read"]:
-        reason = reasons_of(results.failures())[0]
-        what = "the image" if counts["read"] == 1 else f"none of the {counts['read']} images"
-        could = "could not be used" if counts["read"] == 1 else "could be used"
-        return [f"{what} {could}: {reason.error} ({reason.count}×)"]
+    counts, failures = results.counts(), results.failures()
+    read, usable = counts["read"], counts["read"] - counts["broken"]
+    if failures and not usable:
+        reason = reasons_of(failures)[0]
+        none = "the image could not" if read == 1 else f"none of the {read} images could"
+        return [f"{none} be used: {reason.error} ({reason.count}×)"]
+    of_maps: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in failures:
+        of_maps.setdefault((row["attack"], row["method"]), []).append(row)
     alike: dict[tuple[str, str, int], list[str]] = {}
-    for method, attack in results.failed_everywhere():
-        (reason, *_) = reasons_of(results.failures(method, attack))
-        alike.setdefault((attack, reason.error, reason.count), []).append(method)
-    usable = counts["read"] - counts["broken"]
+    for attack, method in product(results.attacks, results.methods):
+        own = of_maps.get((attack, method), [])
+        if own and len(own) == usable:
+            reason = reasons_of(own)[0]
+            alike.setdefault((attack, reason.error, reason.count), []).append(method)
     sentences = []
     for (attack, error, count), methods in alike.items():
         images = "the image" if usable == 1 else f"each of the {usable} images"

@@ -44,7 +44,7 @@ class AttackSummary:
     fooled: float
     """The share of those that were right before which the attack fooled; NaN if none was."""
     robust_accuracy: float
-    """The share of all n that was right before and still is."""
+    """The share of all n that was right before, was tried by the attack and still is right."""
     robust_low: float
     robust_high: float
     """Its bootstrap interval over the images."""
@@ -53,7 +53,7 @@ class AttackSummary:
     """Mean size of the change of those that were right before."""
     without_gradient: int = 0
     """How many were right before and are not fooled, though the attack had no gradient to go by:
-    they are in the robust accuracy, but nothing shows that they are robust."""
+    they do not count as robust."""
 
 
 def summarize_attack(
@@ -118,18 +118,10 @@ def attack_table(
     for attack in attacks:
         every = attacked_rows(store, attack)
         done = [row for row in every if row["error"] is None and not row["skipped"]]
-        summary = summarize_attack(
-            torch.tensor([row["already"] for row in done], dtype=torch.bool),
-            torch.tensor([row["fooled"] for row in done], dtype=torch.bool),
-            torch.tensor([row["linf"] for row in done]),
-            torch.tensor([row["l2"] for row in done]),
-            lost=torch.tensor([row["lost"] for row in done], dtype=torch.bool),
-            without_gradient=torch.tensor(
-                [bool(row["without_gradient"]) for row in done], dtype=torch.bool
-            ),
-            level=level,
-            seed=seed,
-        )
+        flags = ("already", "fooled", "lost", "without_gradient")
+        columns = {f: torch.tensor([bool(row[f]) for row in done], dtype=torch.bool) for f in flags}
+        columns |= {size: torch.tensor([row[size] for row in done]) for size in ("linf", "l2")}
+        summary = summarize_attack(**columns, level=level, seed=seed)
         rows.append(
             {
                 "attack": attack,
@@ -141,8 +133,8 @@ def attack_table(
             }
         )
     counted = [field.name for field in fields(AttackSummary)]
-    columns = ["attack", "epsilon", *counted, "unlabelled", "skipped", "failed"]
-    return pd.DataFrame(rows, columns=columns)
+    names = ["attack", "epsilon", *counted, "unlabelled", "skipped", "failed"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def epsilon_of(attack: str) -> float | None:

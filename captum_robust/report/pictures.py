@@ -163,11 +163,7 @@ def build_trios(results: Results, rows: pd.DataFrame) -> list[AttackedEntry]:
 
 
 def _shots(
-    results: Results,
-    rows: pd.DataFrame,
-    image: dict[str, Any],
-    attack: str,
-    methods: Sequence[str],
+    results: Results, rows: pd.DataFrame, image: dict[str, Any], attack: str, methods: Sequence[str]
 ) -> list[Tile]:
     """The maps of some methods over the images that each was shown."""
     position = image["position"]

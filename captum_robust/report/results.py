@@ -122,29 +122,16 @@ class Results:
         )
         return counts | {"failed": len(self.failures()) - counts["broken"]}
 
-    def failures(
-        self, method: str | None = None, attack: str | None = None
-    ) -> list[dict[str, Any]]:
-        """Image, method and error: of images that no method could use, then of single maps.
-
-        With a method and an attack, of its maps alone.
-        """
-        unread = "SELECT image, '(all)' AS method, error FROM images WHERE error IS NOT NULL "
-        return ([] if method else self.select(unread + "ORDER BY position")) + self.select(
-            "SELECT r.image, r.method, r.error FROM results r JOIN images i USING (position) "
-            "WHERE r.error IS NOT NULL AND i.error IS NULL "
-            "AND (? IS NULL OR (r.method = ? AND r.attack = ?)) ORDER BY position, method",
-            (method, method, attack),
+    def failures(self) -> list[dict[str, Any]]:
+        """Image, method, attack and error: of images that no method could use, then of maps."""
+        return self.select(
+            "SELECT image, '(all)' AS method, NULL AS attack, error FROM images "
+            "WHERE error IS NOT NULL ORDER BY position"
+        ) + self.select(
+            "SELECT r.image, r.method, r.attack, r.error FROM results r "
+            "JOIN images i USING (position) "
+            "WHERE r.error IS NOT NULL AND i.error IS NULL ORDER BY position, method"
         )
-
-    def failed_everywhere(self) -> list[tuple[str, str]]:
-        """The methods, each with the attack, that have a map of no image that could be used."""
-        rows = self.select(
-            "SELECT r.method, r.attack FROM results r JOIN images i USING (position) "
-            "WHERE i.error IS NULL GROUP BY r.method, r.attack HAVING count(*) = count(r.error)"
-        )
-        failed = {(row["method"], row["attack"]) for row in rows}
-        return [(m, a) for a in self.attacks for m in self.methods if (m, a) in failed]
 
     def is_unscored(self) -> bool:
         """Whether images could be used, but none has a box."""

@@ -52,17 +52,12 @@ def text_of(tables: Tables) -> str:
     ):
         if not table.empty:
             text += f"\n\n{title}\n{text_table(table, columns, before)}{note}"
-    return text + _failures_text(tables)
-
-
-def _failures_text(tables: Tables) -> str:
-    """The most frequent reasons why images or maps failed; nothing where none did."""
     reasons, others = shown_reasons(tables.results.failures())
-    if not reasons:
-        return ""
-    text = "\n".join(f"  {reason}" for reason in reasons)
-    more = f"\n  and {others} other reasons" if others else ""
-    return f"\n\nwhat failed, and why the first of each kind did\n{text}{more}"
+    if reasons:
+        more = [f"and {others} other reasons"] if others else []
+        lines = ["what failed, and why the first of each kind did", *map(str, reasons), *more]
+        text += "\n\n" + "\n  ".join(lines)
+    return text
 
 
 def _clean_note(tables: Tables) -> str:

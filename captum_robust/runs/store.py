@@ -133,11 +133,15 @@ def _schema() -> Iterator[str]:
     """The statements that make the tables: a column for each field of their rows."""
     yield "CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL)"
     for table, row, key in _TABLES:
-        columns = ""
-        for field in fields(row):
-            columns += f"{field.name} {_SQL_TYPES[str(field.type).removesuffix(' | None')]}"
-            columns += " NOT NULL, " if field.default is MISSING else ", "
-        yield f"CREATE TABLE IF NOT EXISTS {table} ({columns}{key}"
+        columns = ", ".join(f"{name} {kind}" for name, kind in _columns(row).items())
+        yield f"CREATE TABLE IF NOT EXISTS {table} ({columns}, {key}"
+
+
+def _columns(row: type[Any]) -> dict[str, str]:
+    """The type of the column of each field of a row."""
+    kinds = {f.name: _SQL_TYPES[str(f.type).removesuffix(" | None")] for f in fields(row)}
+    needed = {f.name for f in fields(row) if f.default is MISSING}
+    return {name: f"{kind} NOT NULL" if name in needed else kind for name, kind in kinds.items()}
 
 
 class RunStore:
@@ -222,10 +226,9 @@ class RunStore:
         with self._transaction() as database:
             for table, row, _ in _TABLES:
                 there = {column[1] for column in database.execute(f"PRAGMA table_info({table})")}
-                for one in fields(row):
-                    if one.name not in there:
-                        kind = _SQL_TYPES[str(one.type).removesuffix(" | None")]
-                        database.execute(f"ALTER TABLE {table} ADD COLUMN {one.name} {kind}")
+                for name, kind in _columns(row).items():
+                    if name not in there:
+                        database.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
     def close(self) -> None:
         """Close the database; the rows are safe without it."""

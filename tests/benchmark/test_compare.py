@@ -684,6 +684,16 @@ def test_a_method_that_fails_everywhere_is_said_with_its_reason(
     assert "4× often: ValueError: class 0 is none" in page
 
 
+def test_a_run_that_was_stopped_does_not_say_that_a_method_failed_on_images_it_has_not_seen(
+    model: Classifier, drawn: Drawn, tmp_path: Path
+) -> None:
+    with pytest.warns(RunWarning):
+        compare(model, drawn, {"broken": broken}, out=tmp_path, progress=False)
+    with sqlite3.connect(tmp_path / "rows.sqlite") as rows:
+        rows.execute("DELETE FROM results WHERE position = 5")
+    assert Comparison(tmp_path).complete_failures() == []
+
+
 def test_an_attack_that_fails_everywhere_is_said_once(model: Classifier, drawn: Drawn) -> None:
     attacks = {"short": lambda x, t: x[:0]}
     with pytest.warns(RunWarning) as said:
