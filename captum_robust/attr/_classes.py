@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._captum import TargetType, select_targets
-from captum_robust._checks import as_number, check, check_callable, check_count
+from captum_robust._checks import as_number, check, check_callable, check_count, shape_or_type
 from captum_robust._scores import ClassScores, as_target
 
 Ranking = Callable[[Tensor], Tensor]
@@ -57,8 +57,7 @@ def top_classes(
     if ranking is not None:
         check_callable("ranking", ranking)
         ranked = ranking(ranked)
-        got = tuple(ranked.shape) if isinstance(ranked, Tensor) else type(ranked).__name__
-        wanted = tuple(scores.shape)
+        got, wanted = shape_or_type(ranked), tuple(scores.shape)
         check(got == wanted, f"ranking: expected numbers {wanted}, got {got}")
     if first is None:
         classes = ranked.topk(k, dim=1).indices

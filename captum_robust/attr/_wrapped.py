@@ -17,7 +17,7 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_robust._captum import TargetType, format_tensor_into_tuples
-from captum_robust._checks import check, check_finite, check_type
+from captum_robust._checks import check, check_finite, check_type, shape_or_type
 from captum_robust._contexts import as_written
 from captum_robust._scores import given_copies, model_scores, without_inference
 from captum_robust.attr._inputs import as_given, as_tuple
@@ -150,7 +150,7 @@ def without_details(
 
 
 def shapes(values: tuple[Any, ...]) -> list[Any]:
-    return [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in values]
+    return list(map(shape_or_type, values))
 
 
 def listed(values: tuple[Any, ...]) -> str:

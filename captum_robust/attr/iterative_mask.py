@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_count, check_number, check_type
-from captum_robust._scores import ClassScores, at_least_float, depends_on
+from captum_robust._scores import ClassScores, at_least_float
 from captum_robust.attr._classes import explained
 from captum_robust.attr._inputs import as_given, checked_images, over_channels, size_of
 from captum_robust.attr._samples import Samples, in_batches
@@ -24,8 +24,6 @@ PER_IMAGE = CodeObjective(area=11.0, smoothness=0.5, preserver=0.2)
 
 _EPSILON = 1e-3
 """The authors' code adds it to |a| + |b|."""
-
-_NO_GRADIENT = "forward_func: its scores do not depend on the inputs differentiably"
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,7 @@ class _Descent:
             wanted = [*self.cells, *self.seen]
             gradients = torch.autograd.grad(value.sum(), wanted, allow_unused=True)
             of_seen = [g for g in gradients[len(self.cells) :] if g is not None]
-            check(of_seen, _NO_GRADIENT)
+            check(of_seen, "forward_func: its scores do not depend on the inputs differentiably")
             for g in of_seen:
                 slopes = g.flatten(1).any(dim=1)
                 self.flat &= ~(slopes[: self.samples.n] | slopes[self.samples.n :])
@@ -220,12 +218,11 @@ class _Descent:
             for x, mask in zip(self.images, masks, strict=True)
         )
         self.seen = images
-        scores = self._scores(images, copies=2)
-        kept, destroyed = scores.chunk(2)
+        kept, destroyed = self._scores(images, copies=2).chunk(2)
         if self.scores_of is None:
             self.scores_of, self.classes = explained(kept.detach(), self.samples.target)
-        if not self.history:
-            self._check_dependence(scores)
+        if not self.history and torch.equal(kept, destroyed):
+            self.samples.check_not_constant(kept.detach(), (0, 1))
         assert self.scores_of is not None
         terms = self.method.objective(
             masks[0], self.scores_of(kept), self.scores_of(destroyed), self.classes
@@ -256,11 +253,3 @@ class _Descent:
         s, rows = self.samples, self.samples.everyone * copies
         scores = s.model.in_fitting_layout(lambda: s.run(images, rows))
         return s.checked_scores(scores, "a mask of a class", copies)
-
-    def _check_dependence(self, scores: Tensor) -> None:
-        """``ValueError`` where the scores would leave the masks to their own area."""
-        differentiable = any(depends_on(scores, cells) for cells in self.cells)
-        check(differentiable, _NO_GRADIENT)
-        kept, destroyed = scores.detach().chunk(2)
-        if torch.equal(kept, destroyed):
-            self.samples.check_not_constant(kept, (0, 1))

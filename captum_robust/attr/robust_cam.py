@@ -209,10 +209,10 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             fits = leaf.ndim >= 2 and leaf.shape[0] == n
             shape = tuple(leaf.shape)
             check(fits, f"layer: expected {n}×C×… for a batch of {n}, got {shape}")
-        if classes is None and weight is not None and len(weight) == 1:
-            classes = torch.zeros(n, 1, dtype=torch.long)  # of the one score
-        if weight is not None and classes is not None:
+        if weight is not None:
             leaf = cut.leaves[0]
+            if classes is None:
+                classes = torch.zeros(n, 1, dtype=torch.long)  # of the one score
             # Equation 1; "auto" keeps to LayerGradCam's scale, whichever way it takes.
             scale = 1 if self.base == "cam" else 1 / (leaf.shape[2] * leaf.shape[3])
             channel_weights = at_least_float(weight[classes.to(weight.device)]) * scale

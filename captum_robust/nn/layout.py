@@ -54,7 +54,7 @@ class Layout:
             return x.movedim(self.channels, 1)
         tokens = x.shape[1]
         before, behind = self.before, self.behind
-        if self.grid is None and not before + behind and not _is_square(tokens):
+        if self.grid is None and not before + behind and math.isqrt(tokens) ** 2 != tokens:
             before = 1
         places = tokens - before - behind
         grid = self.grid or (math.isqrt(max(places, 0)),) * 2
@@ -64,10 +64,6 @@ class Layout:
         check(fits, f"layer: expected N×C×h×w, or {expected}, {got}")
         inside = x[:, before : tokens - behind].transpose(1, 2)
         return inside.reshape(*inside.shape[:2], *grid)
-
-
-def _is_square(number: int) -> bool:
-    return math.isqrt(number) ** 2 == number
 
 
 ONE_POSITION = "layer: its output has one position, so that its map says nothing of where"
@@ -93,10 +89,10 @@ def fitting(layout: Layout | None, output: Tensor, image: Tensor) -> Layout | No
     Raises:
         ValueError: tokens of an image whose places are not known.
     """
-    unknown = Layout(output.ndim - 1, in_order=False)
     if image.ndim < 4 or output.ndim < 3 or (layout is None and output.ndim > 3):
         return None
-    layout = unknown if layout is None else layout
+    unknown = Layout(output.ndim - 1, in_order=False)
+    layout = layout or unknown
     if layout.channels == 1:
         return None
     if output.ndim == 3:
@@ -123,6 +119,11 @@ class Layouts(TorchFunctionMode):
     def of(self, x: Tensor) -> Layout | None:
         """The layout of a tensor that was computed inside; None where it is not known."""
         return self._known[x] if x in self._known else None  # noqa: SIM401  # get is untyped
+
+    def is_map(self, x: Any) -> bool:
+        """Whether it is N×C×h×w, as far as is known."""
+        is_of_four = isinstance(x, Tensor) and x.ndim == 4
+        return is_of_four and ((layout := self.of(x)) is None or layout.channels == 1)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -230,7 +231,7 @@ def _is_over_several(args: Any, kwargs: Any) -> bool:
 def _kept(known: Layout, old: Sequence[int], new: Sequence[int]) -> Layout | None:
     """The layout after an operation that leaves dimensions where they are; None for another."""
     changed = [i for i, (a, b) in enumerate(zip(old, new, strict=False)) if i and a != b]
-    if len(old) != len(new) or (changed and known.channels in changed and len(changed) > 1):
+    if len(old) != len(new) or (known.channels in changed and len(changed) > 1):
         return None
     if not changed or changed == [known.channels]:
         return known

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import as_number, check, check_classes, check_type, printable
+from captum_robust._checks import (
+    as_number,
+    check,
+    check_classes,
+    check_type,
+    printable,
+    shape_or_type,
+)
 from captum_robust._contexts import evaluation, probing
 from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
@@ -85,9 +92,8 @@ class MaskingNetwork(nn.Module):
             probe = image_of(channels_of(self.encoder, self.input_size), *self.input_size)
             noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0))
             features, scores = self.encode(noise.to(probe))
-        if not isinstance(scores, Tensor) or scores.ndim < 2:
-            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ValueError(f"encoder: expected scores N×K, got {got}")
+        fits = isinstance(scores, Tensor) and scores.ndim >= 2
+        check(fits, f"encoder: expected scores N×K, got {shape_or_type(scores)}")
         channels = channels_of_maps(features, self._layers, "encoder", followed)
         count = int(scores.shape[1]) if num_classes is None else num_classes
         head = None
@@ -172,10 +178,7 @@ def save_masking_network(
 
 
 def load_masking_network(
-    path: str | Path | TensorFile,
-    encoder: nn.Module,
-    *,
-    layers: Sequence[nn.Module] | None = None,
+    path: str | Path | TensorFile, encoder: nn.Module, *, layers: Sequence[nn.Module] | None = None
 ) -> MaskingNetwork:
     """The network of a file that :func:`save_masking_network` wrote, in evaluation mode.
 

@@ -32,19 +32,9 @@ def channels_of_maps(
     maps: Sequence[Any], layers: Sequence[nn.Module], of: str, followed: Layouts
 ) -> tuple[int, ...]:
     """C of each map N×C×h×w; ``ValueError`` unless each of the layers gives one."""
-    are_maps = all(
-        isinstance(m, Tensor) and m.ndim == 4 and _has_channels_first(m, followed) for m in maps
-    )
-    check(
-        are_maps and len(maps) == len(layers),
-        f"layers: expected layers of the {of}, each of which gives maps N×C×h×w",
-    )
+    fits = len(maps) == len(layers) and all(map(followed.is_map, maps))
+    check(fits, f"layers: expected layers of the {of}, each of which gives maps N×C×h×w")
     return tuple(int(m.shape[1]) for m in maps)
-
-
-def _has_channels_first(x: Tensor, followed: Layouts) -> bool:
-    layout = followed.of(x)
-    return layout is None or layout.channels == 1
 
 
 def channels_of(network: nn.Module, size: tuple[int, int] | None = None) -> int:
@@ -121,9 +111,7 @@ def find_scales(
     usable = {
         module: stage
         for module, output in outputs.items()
-        if output.ndim == 4
-        and _has_channels_first(output, followed)
-        and (stage := _stage(output, input_size)) is not None
+        if followed.is_map(output) and (stage := _stage(output, input_size)) is not None
     }
     inside = _inside_of_coarser(encoder, usable)
     last = {stage: module for module, stage in usable.items() if module not in inside}
