@@ -99,7 +99,19 @@ def test_samples_without_boxes_and_blacklisted_ones_do_not_count():
     assert localization_error(ious, alphas=[0], blacklist=mask).n == 2
 
 
-@pytest.mark.parametrize("ids", [torch.arange(5), np.arange(5), list(torch.arange(5)), range(5)])
+@pytest.mark.parametrize(
+    "ids",
+    [
+        torch.arange(5),
+        np.arange(5),
+        list(torch.arange(5)),
+        range(5),
+        np.arange(5.0),  # as a column of a table with a gap comes
+        list(np.arange(5, dtype=np.float32)),
+        [b"0", b"1", b"2", b"3", b"4"],
+        np.array(["0", "1", "2", "3", "4"], dtype="S1"),  # as from HDF5
+    ],
+)
 @pytest.mark.parametrize("listed", [[1, 4], {"1", "4"}, torch.tensor([1, 4]), np.array([1, 4])])
 def test_ids_and_blacklists_are_the_same_as_tensors_arrays_and_text(ids, listed):
     heat = torch.zeros(5, 8, 8)
