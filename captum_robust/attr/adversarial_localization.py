@@ -87,17 +87,12 @@ class AdversarialLocalization(Attribution):
             where, name = printable(str(path)), printable(facts[own] or "")
             check(is_safe, f"{where}: its {own} is {name}; give it as the argument {argument}")
         if model is None:
-            model = load_classifier(
-                facts["classifier"],
-                None,
-                class_names=facts["class_names"],
-                input_size=facts["input_size"],
-            )
+            names, size = facts["class_names"], facts["input_size"]
+            model = load_classifier(facts["classifier"], None, class_names=names, input_size=size)
         if trunk is None and facts["trunk"] is not None:
+            names = facts["trunk_class_names"]
             try:
-                trunk = load_classifier(
-                    facts["trunk"], None, class_names=facts["trunk_class_names"]
-                )
+                trunk = load_classifier(facts["trunk"], None, class_names=names)
             except ValueError as error:
                 message = f"{printable(str(path))}: give its trunk as the argument trunk; {error}"
                 raise ValueError(message) from None

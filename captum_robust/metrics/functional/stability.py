@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice, check_number, check_shape
+from captum_robust._checks import check, check_choice, check_number, check_shape, check_type
 from captum_robust.metrics.functional._validate import check_like, check_maps, without_channel
 from captum_robust.metrics.functional.bootstrap import (
     check_resampling,
@@ -205,13 +205,12 @@ def stability(
     -1.0
     """
     check_stability_settings(measures, reduce, share, strategy, alpha)
-    if isinstance(attacked, Tensor):
-        if attacked.dim() == 5 and attacked.shape[2] == 1:
-            attacked = attacked[:, :, 0]
-        elif len(attacked) == len(clean):  # else A×1×H×W of one image
-            attacked = without_channel(attacked)
-    single = isinstance(attacked, Tensor) and attacked.dim() == 3
-    attacks = attacked[None] if single else attacked
+    check_type("attacked", attacked, Tensor, "a tensor A×N×H×W")
+    if attacked.dim() == 5 and attacked.shape[2] == 1:
+        attacked = attacked[:, :, 0]
+    elif len(attacked) == len(clean):  # else A×1×H×W of one image
+        attacked = without_channel(attacked)
+    attacks = attacked[None] if attacked.dim() == 3 else attacked
     check_shape("attacked", attacks, "A×N×H×W")
     check(len(attacks), "attacked: expected the maps of at least one attack, got none")
     chosen = _MEASURES | {
