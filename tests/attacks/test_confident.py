@@ -52,19 +52,23 @@ def test_any_margin_is_crossed(factor, attack, norm):
     assert not details.without_gradient.any()
 
 
-@pytest.fixture(scope="module")
-def trained():
+def trained_with(classes, seed):
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         x = torch.rand(200, 20)
-        y = (x @ torch.randn(20, 4)).argmax(dim=1)
-        net = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 4))
+        y = (x @ torch.randn(20, classes)).argmax(dim=1)
+        net = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, classes))
         optimizer = torch.optim.Adam(net.parameters(), 1e-2)
         for _ in range(200):
             optimizer.zero_grad()
             F.cross_entropy(net(x), y).backward()
             optimizer.step()
     return net, x, y
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return trained_with(classes=4, seed=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -394,6 +398,25 @@ def test_deepfool_leaves_an_exact_tie():
 
     _, details = DeepFool(tied).perturb(x, return_details=True)
     assert (details.fooled | details.already).all()  # 8 % before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_deepfool_of_half_precision_gets_where_float32_does(dtype):
+    net, x, y = trained_with(classes=2, seed=1)
+    _, expected = DeepFool(net).perturb(x[:80], y[:80], return_details=True)
+    half = copy.deepcopy(net).to(dtype)
+    _, found = DeepFool(half).perturb(x[:80].to(dtype), y[:80], return_details=True)
+    assert (expected.fooled | expected.already).all()
+    assert (found.fooled | found.already).all()  # 80 % before, in bfloat16
+    torch.testing.assert_close(found.l2.mean(), expected.l2.mean(), rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-24, 1e20, 1e30])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_nearest_boundary_of_tiny_and_huge_scores(size, norm):
+    """That is where both values are .5."""
+    moved = DeepFool(line(size), norm, quantize=False).perturb(POINT, 0)
+    torch.testing.assert_close(moved, torch.tensor([[0.5, 0.5]]), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["gradient", "deepfool"])
