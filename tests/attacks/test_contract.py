@@ -26,7 +26,7 @@ from captum_robust.attacks import (
     LBFGSAttack,
     LeastLikelyClass,
 )
-from tests.networks import InPlaceNet, PixelNet, Rounding, quantised
+from tests.networks import PixelNet, Rounding, quantised
 
 
 @dataclass(frozen=True)
@@ -372,20 +372,6 @@ def test_a_model_may_write_to_its_inputs(case: Case) -> None:
 
 
 @cases
-def test_a_network_that_normalises_in_place_and_a_compiled_one(
-    case: Case, net: PixelNet, x: Tensor
-) -> None:
-    expected = case.make(net).perturb(x, epsilon=case.epsilon)
-    before = x.clone()
-    in_place = InPlaceNet().eval()
-    in_place.load_state_dict(net.state_dict())
-    assert torch.equal(case.make(in_place).perturb(x, epsilon=case.epsilon), expected)
-    assert torch.equal(x, before)
-    compiled = torch.compile(net, backend="eager")
-    assert torch.equal(case.make(compiled).perturb(x, epsilon=case.epsilon), expected)
-
-
-@cases
 def test_one_logit_is_that_of_class_1_of_two(case: Case, x: Tensor) -> None:
     torch.manual_seed(0)
     one = PixelNet(classes=1).eval()
@@ -414,6 +400,9 @@ def test_a_network_of_another_precision_is_attacked_in_its_own(
     assert result.dtype == dtype
     assert result.isfinite().all()
     assert not torch.equal(result, x.to(dtype))
+    if case.ball is not None:  # to the last bit, of which half precision has few
+        change = result.double() - x.to(dtype).double()
+        assert length(change, case.ball) <= case.epsilon * (1 + 1e-6)
     if dtype == torch.float64:
         torch.testing.assert_close(result.float(), expected, atol=10 * case.rounding, rtol=0)
 

@@ -585,3 +585,11 @@ def test_a_layer_with_the_channels_last_is_placed_or_refused(x: Tensor) -> None:
     ):
         with pytest.raises(ValueError, match=r"attribution: LayerGradCam .* give RobustCAM\("):
             ExplanationAttack(explainer, steps=2).perturb(x)
+
+
+def test_the_passes_of_all_steps_are_counted(net: PixelNet, x: Tensor) -> None:
+    # With no slack a label is never pulled back that was not lost, so one a step: the map's.
+    attack = ExplanationAttack(Saliency(net), 1e-4, steps=3, label_slack=0)
+    _, details = attack.perturb(x, return_details=True)
+    assert details.label_kept.all()
+    assert details.backward_passes.tolist() == [3] * len(x)

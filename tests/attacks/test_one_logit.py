@@ -277,7 +277,7 @@ METHODS = [
 
 @models
 def test_compare_and_robust_accuracy_score_both_labels(flat: bool) -> None:
-    x, y = images(6)
+    x, y = images(4)
     net = Halves(flat).eval()
     model = Classifier(net, input_size=16, cam_layer="conv", perceptual_layers=["conv"])
     boxes = [[[0, 0, 8, 16]], [[8, 0, 16, 16]]]
@@ -287,7 +287,7 @@ def test_compare_and_robust_accuracy_score_both_labels(flat: bool) -> None:
     ]
     table = compare(model, samples, METHODS).table()
     assert (table["failed"] == 0).all()
-    assert (table["n"] == 6).all()
+    assert (table["n"] == 4).all()
     accuracy = robust_accuracy(net, PGD(net, 0.3), samples, [0.0, 0.3])
     assert accuracy["clean_accuracy"].tolist() == [1.0, 1.0]
     assert accuracy["robust_accuracy"].tolist() == [1.0, 0.0]

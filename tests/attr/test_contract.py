@@ -22,6 +22,7 @@ from captum_robust import (
     RealTimeMasking,
     RobustCAM,
 )
+from captum_robust.attacks import FGSM
 from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
 from captum_robust.defenses import Transform
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, MaskingNetwork
@@ -414,9 +415,12 @@ def test_a_model_that_normalises_in_place_is_given_copies(case: Case, net: Net, 
 @cases
 def test_a_compiled_model_gives_the_same(case: Case, net: Net, x: Tensor) -> None:
     expected = case.make(net, net.conv2).attribute(x, 1)
+    torch._dynamo.reset()
     compiled = torch.compile(net, backend="eager")
-    compiled(x)  # compiled without any hook
-    compiled(x.clone().requires_grad_())
+    with torch.no_grad():  # compiled without any hook, for each way in which it may be called
+        compiled(x)
+    compiled(x)
+    FGSM(compiled, 0.1, bounds=None).perturb(x)
     torch.testing.assert_close(case.make(compiled, net.conv2).attribute(x, 1), expected)
     of_function = case.make(lambda images: compiled(images), net.conv2).attribute(x, 1)
     torch.testing.assert_close(of_function, expected)

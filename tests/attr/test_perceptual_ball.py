@@ -499,6 +499,22 @@ def test_a_counterfactual_class_wins_where_it_is_asked_for(net: TwoConvolutions,
         assert (details.margin < 0).all()
 
 
+def test_a_counterfactual_class_that_is_not_reached_is_said(
+    net: TwoConvolutions, x: Tensor
+) -> None:
+    method = PerceptualBallPerturbation(net, net.relu2)
+    predicted = net(x).argmax(dim=1)
+    wanted, n = (predicted + 1) % CLASSES, len(x)
+    stiff: dict[str, Any] = {"perceptual_weight": 1e6, "max_iterations": 2, "return_details": True}
+    for size in (None, 1):
+        with pytest.warns(UserWarning, match=f"{n} of {n} samples do not reach the") as said:
+            _, details = method.attribute(
+                x, counterfactual=wanted, internal_batch_size=size, **stiff
+            )
+        assert len(said) == 1
+        assert not details.flipped.any()
+
+
 def test_every_form_of_counterfactual_means_the_same(net: TwoConvolutions, x: Tensor) -> None:
     method = PerceptualBallPerturbation(net, net.relu2, settings=BallSettings(max_iterations=3))
     expected = method.attribute(x, 0, counterfactual=2)

@@ -74,17 +74,12 @@ def test_a_model_of_one_channel_sees_photographs_in_grey(drawn: Drawn, tmp_path:
     names = sorted(
         set(METHODS) - {"iterative_mask", "real_time_masking", "adversarial_localization"}
     )
-    run = compare(
-        model,
-        drawn,
-        names,
-        attacks={"fgsm": FGSM(model, epsilon=0.02)},
-        out=tmp_path,
-        progress=False,
-    )
-    frame = rows(run)
-    assert frame["error"].isna().all(), frame["error"].dropna().unique()
-    assert run.to_html(tmp_path / "page.html")
+    attacks = {"fgsm": FGSM(model, epsilon=0.02)}
+    attacked = compare(model, drawn, ["robust_cam"], attacks, out=tmp_path, progress=False)
+    assert attacked.to_html(tmp_path / "page.html")
+    frame = rows(compare(model, drawn, names, progress=False))
+    for errors in (rows(attacked)["error"], frame["error"]):
+        assert errors.isna().all(), errors.dropna().unique()
 
     # The same network on three equal channels of the grey that Pillow makes, in 8 bits.
     @dataclass
