@@ -80,7 +80,9 @@ class L2:
         return scaled(changes, (epsilon / self.lengths(changes).clamp(min=1e-12)).clamp(max=1))
 
     def outside(self, changes: Tensors, epsilon: float, least: Tensors) -> Tensors:  # noqa: D102
-        are = self.lengths(changes) > epsilon + self.lengths(least)
+        rounding = self.lengths(least)
+        # Rounding is at right angles to a change that does not know of it.
+        are = self.lengths(changes) > rounding.hypot(torch.full_like(rounding, epsilon))
         return tuple(per_sample(are, c).bool() for c in changes)
 
     def steepest(  # noqa: D102

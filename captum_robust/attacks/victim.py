@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
@@ -28,13 +29,7 @@ from captum_robust.attacks.backward import (
     gradients_or_zeros,
     no_gradient,
 )
-from captum_robust.attacks.losses import (
-    are_of_softmax,
-    are_probabilities,
-    logarithms_of,
-    others_of,
-    units_of,
-)
+from captum_robust.attacks.losses import Reading, others_of
 from captum_robust.attacks.norms import Linf, Norm, Tensors, minus, per_sample, plus
 from captum_robust.attacks.outcome import sizes_of
 
@@ -121,16 +116,14 @@ class Victim:
         self.backward_passes = torch.zeros_like(self.label)
         self.saw_gradient = torch.zeros_like(self.already)
         """N, whether any gradient of the attack was not zero, nor infinite."""
-        self.units = torch.ones(n, dtype=self.x[0].dtype, device=device)
-        """N, what the loss ``log_odds`` divides scores by; known after the clean pass."""
         self._scale = torch.full((n,), FIRST_SCALE, device=device)
         """N, powers of two that objectives are multiplied by before the backward pass, so that
         the gradients within a network in half precision neither vanish nor overflow."""
         self._has_half = torch.float16 in self._dtypes
         self.resolution = 0.0
         """The share of a score by which two that the model tells apart differ at least."""
-        self.has_probabilities = False
-        """Whether the model ends in a softmax; its logarithms, as good as scores, are attacked."""
+        self.reading: Reading
+        """How the model's scores become logits, which are attacked; known after the clean pass."""
         self.donates = False
         """Whether the model was compiled so that a graph serves one backward pass."""
         self.has_one_score = False
@@ -164,24 +157,24 @@ class Victim:
         scores = at_least_float(scores)
         self.forward_passes.index_add_(0, rows, torch.ones_like(rows))
         if self.class_scores is not None:
-            scores = self.class_scores(scores, places)
-            return logarithms_of(scores) if self.has_probabilities else scores
+            return self.reading.logits(self.class_scores(scores, places))
         warn_of_probabilities(scores)
         check_target(self.target, scores)
         self.class_scores = ClassScores(scores, self.target)
         scores = self.class_scores(scores)
-        self.has_probabilities = are_probabilities(scores) and self._ends_in_softmax()
-        scores = logarithms_of(scores) if self.has_probabilities else scores
+        self.reading = Reading(scores, self._ask, self.resolution)
+        scores = self.reading.logits(scores)
         self._see_clean(scores.detach(), self.class_scores.classes)
         return scores
 
-    def _ends_in_softmax(self) -> bool:
+    def _ask(self) -> tuple[Tensor, Tensors]:
+        """The model's scores of the first sample once more, with a graph, and its inputs."""
+        assert self.class_scores is not None
         with torch.enable_grad():
-            asking = tuple(
-                x[:1].detach().requires_grad_() for x in self.as_given(self.x, self.everyone)
-            )
-            scores = self._model_scores(asking, arguments_of(self.arguments, [0], self.n))
-        return are_of_softmax(scores)
+            leaves = tuple(x[:1].detach().requires_grad_() for x in self.x)
+            arguments = arguments_of(self.arguments, [0], self.n)
+            raw = self._model_scores(self.as_given(leaves, self.everyone[:1]), arguments)
+            return self.class_scores(at_least_float(two_classes(raw, 1)), [0]), leaves
 
     def as_given(self, inputs: Tensors, rows: Tensor) -> Tensors:
         """Inputs of samples ``rows`` in the dtype that came, with the graph, as results will be."""
@@ -367,7 +360,16 @@ class Victim:
         predicted = scores.argmax(dim=1)
         self.label = predicted if classes is None else classes.long().expand(self.n)
         self.already = self.succeeds(scores, self.everyone)
-        self.units = units_of(scores)
+        steps = self.resolution * scores.abs().amax(dim=1)
+        count = int((steps > self.reading.units.reshape(-1)).sum())
+        if count:
+            warnings.warn(
+                f"forward_func: the scores of {count} of {self.n} samples are rounded to steps of "
+                "more than a tenth of their deviation (they are in half precision, or a constant "
+                "is added to them), so that many are equal and an attack may find less than there "
+                "is; give them in float32, without the constant",
+                stacklevel=2,
+            )
 
 
 class Point:

@@ -1,6 +1,7 @@
 """A classifier that is sure of its class is no more robust for it."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -326,7 +327,7 @@ def test_the_named_losses_by_hand():
     odds = torch.tensor([[1.0, 0.0, -1.0], [2.0, 1.0, -1.0]]).logsumexp(dim=1)
     torch.testing.assert_close(LOSSES["log_odds"](scores, classes), odds - scores[:, 0])
     # The deviation of 3, 1, 0, -1 over the classes is the root of 8.75 / 4.
-    torch.testing.assert_close(units_of(scores[:1]), torch.tensor([(8.75 / 4) ** 0.5 / 10]))
+    torch.testing.assert_close(units_of(scores[:1]), torch.tensor([[(8.75 / 4) ** 0.5 / 10]]))
 
 
 def test_a_loss_that_there_is_not_is_named():
@@ -363,6 +364,77 @@ def test_probabilities_are_attacked_like_the_scores_that_they_are_of(trained, at
     assert (found.fooled == of_scores.fooled).float().mean() > 0.97
     at = found.fooled & of_scores.fooled
     torch.testing.assert_close(found.l2[at].mean(), of_scores.l2[at].mean(), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.1, 0.3])
+@pytest.mark.parametrize("attack", [PGD, DeepFool, LBFGSAttack, ensemble])
+def test_sigmoids_of_each_class_are_attacked_like_their_logits(trained, attack, factor):
+    net, x, y = trained
+    scaled, epsilon = lambda z: factor * net(z), [8 / 255] * (attack in (PGD, ensemble))
+    expected = attack(scaled, *epsilon).perturb(x[:60], y[:60], return_details=True)[1]
+    attacked = attack(lambda z: scaled(z).sigmoid(), *epsilon)
+    found = attacked.perturb(x[:60], y[:60], return_details=True)[1]
+    assert expected.fooled.any()
+    assert (found.fooled == expected.fooled).float().mean() > 0.95
+
+
+def test_a_sigmoid_that_rounds_to_one_is_warned_of(trained):
+    net, x, y = trained
+    with pytest.warns(UserWarning, match=r"60 of 60 samples to 0 or 1.*before the sigmoid"):
+        PGD(lambda z: (1e3 * net(z)).sigmoid(), 8 / 255).perturb(x[:60], y[:60])
+
+
+@pytest.mark.parametrize("attack", [PGD, ensemble])
+def test_a_mean_of_softmaxes_is_one(trained, attack):
+    net, x, y = trained
+    sharp = lambda z: 0.3 * net(z)  # noqa: E731
+    mean = lambda z: (sharp(z).softmax(1) + sharp(z.flip(1).flip(1)).softmax(1)) / 2  # noqa: E731
+    expected = attack(sharp, 8 / 255).perturb(x[:60], y[:60])
+    torch.testing.assert_close(attack(mean, 8 / 255).perturb(x[:60], y[:60]), expected)
+
+
+@pytest.mark.parametrize("attack", [PGD, ensemble])
+def test_scores_that_happen_to_add_to_one_are_scores(attack):
+    """Of a linear model, which may fall below 0: the logarithm would bend them."""
+    model = nn.Linear(2, 3)
+    model.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    model.bias.data = torch.tensor([0.1, 0.0, -0.6])  # at (.6, .4): .7, .4, -.1 and, to 0: .8
+    x = torch.tensor([[0.6, 0.4]])
+    model.bias.data += (1 - model(x).sum()) / 3
+    model.bias.data[2] += 0.1
+    model.bias.data[0] -= 0.1
+    assert (model(x) >= 0).all()
+    torch.testing.assert_close(model(x).sum(), torch.tensor(1.0))
+    seen = []
+
+    def loss_func(scores, classes):
+        seen.append(scores.detach())
+        return -scores[range(len(scores)), classes]
+
+    attack(model, 0.05).perturb(x, 0)
+    made = EnsembleTransfer([model], 0.05, loss_func=loss_func)
+    made.perturb(x, 0)
+    torch.testing.assert_close(seen[0], model(x).detach())
+
+
+@pytest.mark.parametrize("attack", [PGD, DeepFool, LBFGSAttack])
+def test_scores_too_coarse_to_compare_are_warned_of(trained, attack):
+    net, x, _ = trained
+    with pytest.warns(UserWarning, match="of 9 samples are rounded to steps of more than a tenth"):
+        attack(lambda z: (net(z) + 4096).bfloat16(), epsilon=0.1).perturb(x[:9])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack(lambda z: net(z).bfloat16(), epsilon=0.1).perturb(x[:9])
+
+
+def test_a_limitless_search_takes_pixels_of_any_size(trained):
+    net, x, y = trained
+    _, expected = LBFGSAttack(net, bounds=None).perturb(x[:20], y[:20], return_details=True)
+    assert (expected.fooled | expected.already).all()
+    made = LBFGSAttack(lambda z: net(z / 1e6), bounds=None)
+    _, found = made.perturb(x[:20] * 1e6, y[:20], return_details=True)
+    assert (found.fooled == expected.fooled).all()
+    torch.testing.assert_close(found.l2 / 1e6, expected.l2, rtol=0.02, atol=1e-3)
 
 
 @pytest.mark.parametrize("attack", [DeepFool, LBFGSAttack])
@@ -402,3 +474,28 @@ def test_a_universal_perturbation_does_not_depend_on_a_factor(trained, method):
         fit = UniversalPerturbation(model, 0.1).fit(x.split(20), passes=3, method=method)
         rates.append(fit.rates[-1])
     assert max(rates) - min(rates) <= 0.02
+
+
+def test_a_universal_perturbation_of_a_softmax(trained):
+    net, x, _ = trained
+    rates = []
+    for model in (lambda z: net(z), lambda z: net(z).softmax(1)):
+        rates.append(UniversalPerturbation(model, 0.1).fit(x.split(20), passes=3).rates[-1])
+    assert rates[0] > 0.1
+    assert abs(rates[0] - rates[1]) <= 0.02
+
+
+def test_a_universal_perturbation_in_half_precision_has_a_gradient():
+    """A mean over 4,096 pixels, with small weights before it: below what float16 holds."""
+
+    class Means(nn.Module):
+        def forward(self, x):
+            means = (x * 2**-6).flatten(2).mean(dim=2) * 2**6
+            return torch.stack([means[:, 0], means[:, 1]], dim=1)
+
+    x = torch.full((4, 2, 64, 64), 0.5)
+    x[:, 0] += 0.05
+    expected = UniversalPerturbation(Means(), 0.1).fit([x], passes=3)
+    found = UniversalPerturbation(Means(), 0.1).fit([x.half()], passes=3)
+    torch.testing.assert_close(found.perturbation, expected.perturbation, rtol=0, atol=1e-3)
+    assert found.perturbation[0].max() < -0.015  # three steps of .1, .075 and .025 of .1
