@@ -175,6 +175,18 @@ def two_classes(scores: Any, n: int, name: str = "forward_func") -> Any:
     return torch.stack([-half, half], dim=1)
 
 
+def probabilities_of(scores: Tensor) -> Tensor:
+    """The softmax of scores N×K, in floats; of what are probabilities already, these.
+
+    They are if none is below 0 and each sample's are 1 together.
+    """
+    precise = at_least_float(scores)
+    error = (precise.detach().sum(dim=1) - 1).abs()
+    is_one = error < max(1e-3, torch.finfo(scores.dtype).eps)
+    are = bool(((precise >= 0).all(dim=1) & is_one).all())
+    return precise if are else precise.softmax(dim=1)
+
+
 def warn_of_probabilities(scores: Tensor, name: str = "forward_func") -> None:
     """Warn where scores N×2 of clean samples look like probabilities that were read as logits."""
     if scores.ndim != 2 or scores.shape[1] != 2:

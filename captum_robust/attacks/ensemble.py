@@ -132,7 +132,8 @@ class _Ensemble:
                 self.readings.append(Reading(scores, partial(self._ask, place, args), resolution))
             each.append(self.readings[place].logits(scores))
         self.of_each = each
-        return torch.stack([scores.log_softmax(dim=1) for scores in each]).mean(dim=0)
+        # Divided first: the sum may overflow.
+        return torch.stack([scores.log_softmax(dim=1) / len(each) for scores in each]).sum(dim=0)
 
     def _scores(self, place: int, args: tuple[Any, ...]) -> tuple[Any, float]:
         """What a model gives, at least in float32, and the resolution that it came in."""
@@ -177,9 +178,10 @@ class _Ensemble:
         n = len(rows)
         lost = torch.zeros(n, dtype=torch.long, device=rows.device)
         for each in self.of_each:
-            scores = each.detach().log_softmax(dim=1)
-            probabilities = victim.class_scores(scores, places).exp()
-            classes = probabilities.reshape(n, len(each) // n, -1).mean(dim=1).argmax(dim=1)
+            scores = victim.class_scores(each.detach(), places)
+            if len(each) > n:
+                scores = scores.softmax(dim=1).reshape(n, len(each) // n, -1).mean(dim=1)
+            classes = scores.argmax(dim=1)
             lost += (classes == victim.label[rows]) == victim.targeted
         return lost >= self.needed
 

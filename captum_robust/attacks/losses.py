@@ -67,10 +67,18 @@ def units_of(scores: Tensor) -> Tensor:
 
     So a factor of the scores changes no attack. In these units the log odds of an ImageNet network
     follow the few classes that can win: of a hundred they would follow all, of one the runner-up.
+    Classes that are masked by a low constant, such as -10,000, do not count.
     """
-    scores = scores.detach()
-    least = scores.abs().amax(dim=1, keepdim=True) * torch.finfo(scores.dtype).eps
-    unit = torch.maximum(scores.std(dim=1, correction=0, keepdim=True), least) / 10
+    ordered = scores.detach().sort(dim=1, descending=True).values
+    below = ordered[:, :1] - ordered
+    is_gap = (below[:, :-1] > 0) & (below[:, 1:] > 100 * below[:, :-1])
+    counts = F.pad(is_gap.cumsum(dim=1) == 0, [0, 0] * (below.ndim - 2) + [1, 0], value=True)
+    below = below.where(counts, 0.0)
+    n = counts.sum(dim=1, keepdim=True)
+    mean = below.sum(dim=1, keepdim=True) / n
+    deviation = ((below - mean).where(counts, 0.0).square().sum(dim=1, keepdim=True) / n).sqrt()
+    least = ordered[:, :1].abs() * torch.finfo(scores.dtype).eps
+    unit = torch.maximum(deviation, least) / 10
     return torch.where(unit > 0, unit, 1.0)
 
 
@@ -81,8 +89,8 @@ Ask = Callable[[], tuple[Tensor, tuple[Tensor, ...]]]
 class Reading:
     """How the scores of a model become logits that have a gradient however sure it is.
 
-    Those of a softmax (also of a mean of some) become their logarithms, those of a sigmoid its
-    logits. The order of the classes stays.
+    Those of a softmax, of a mean of some, or in per cent, become their logarithms, those of a
+    sigmoid its logits. The order of the classes stays.
 
     Args:
         scores: N×K×… of the clean samples, at least in float32.
@@ -91,14 +99,15 @@ class Reading:
     """
 
     def __init__(self, scores: Tensor, ask: Ask, resolution: float = 0.0) -> None:
-        self._to = self._back = _as_they_are
+        self._to: Callable[[Tensor], Tensor] = _as_they_are
+        self._back: Callable[[Tensor], Tensor] = _as_they_are
         clean = scores.detach()
-        if bool(((clean >= 0) & (clean <= 1 + resolution)).all()):
-            error = (clean.sum(dim=1) - 1).abs()
-            is_one = bool((error < max(1e-3, resolution)).all())
-            if is_one and _sum_is_fixed(ask):
+        if bool((clean >= 0).all()):
+            total = 100.0 if clean.numel() and bool(clean.amax() > 1 + resolution) else 1.0
+            error = (clean.sum(dim=1) / total - 1).abs()
+            if bool((error < max(1e-3, resolution)).all()) and _sum_is_fixed(ask):
                 self._to, self._back = _logarithms_of, torch.exp
-            elif _is_of_sigmoid(ask()[0]):
+            elif bool((clean <= 1).all()) and _is_of_sigmoid(ask()[0]):
                 self._to, self._back = _logits_of, torch.sigmoid
                 _warn_of_rounded(clean)
         self.units = units_of(self.logits(clean))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable
 from copy import copy
@@ -274,7 +275,9 @@ class Victim:
         towards = tuple(torch.where(x > c, low, high) for x, c, low, high in ways)
         rounded = self._levels(clean, torch.round)
         norm, radius = self.ball
-        radius += 1e-6 * max(radius, self.bounds[1] - self.bounds[0])
+        # The clean image may be one of 8 bits that half precision has rounded.
+        rounding = max(torch.finfo(d).eps for d in self._dtypes) / 4 * max(map(abs, self.bounds))
+        radius += max(1e-6 * max(radius, self.bounds[1] - self.bounds[0]), rounding)
         # An image that is none of 8 bits moves by its own rounding too.
         kept, least = nearest, minus(rounded, clean)
         for other in (towards, rounded):
@@ -311,10 +314,19 @@ class Victim:
         return self.held(results, self.everyone)
 
     def held(self, inputs: Tensors, rows: Tensor) -> Tensors:
-        """Inputs as the dtype that came can hold them; in a ball rounded towards the clean ones."""
-        if math.isinf(self.ball[1]):
-            return tuple(x.to(d).to(x.dtype) for x, d in zip(inputs, self._dtypes, strict=True))
-        return tuple(map(_towards, inputs, take_each(self.x, rows), self._dtypes))
+        """Inputs as the dtype that came can hold them, rounded without a step out of the ball."""
+        norm, radius = self.ball
+        pairs = zip(inputs, self._dtypes, strict=True)
+        nearest = tuple(x if x.dtype == d else x.to(d).to(x.dtype) for x, d in pairs)
+        clean = take_each(self.x, rows)
+        # A transform may have made others of the inputs.
+        is_same = all(x.shape == c.shape for x, c in zip(inputs, clean, strict=True))
+        if math.isinf(radius) or not is_same or all(map(operator.is_, nearest, inputs)):
+            return nearest
+        outside = norm.outside(minus(nearest, clean), radius, tuple(map(torch.zeros_like, clean)))
+        inner = map(_towards, inputs, nearest, clean, self._dtypes)
+        parts = zip(outside, inner, nearest, strict=True)
+        return tuple(torch.where(is_outside, i, n) for is_outside, i, n in parts)
 
     def within(self, inputs: Tensors) -> Tensors:
         """Clipped to the bounds."""
@@ -360,7 +372,7 @@ class Victim:
         predicted = scores.argmax(dim=1)
         self.label = predicted if classes is None else classes.long().expand(self.n)
         self.already = self.succeeds(scores, self.everyone)
-        steps = self.resolution * scores.abs().amax(dim=1)
+        steps = self.resolution * scores.amax(dim=1).abs()
         count = int((steps > self.reading.units.reshape(-1)).sum())
         if count:
             warnings.warn(
@@ -435,13 +447,10 @@ class Point:
         return values.detach(), victim.masked(gradients, self.rows)
 
 
-def _towards(x: Tensor, clean: Tensor, dtype: torch.dtype) -> Tensor:
-    """x as ``dtype`` can hold it, rounded towards clean values, which that can hold."""
-    y = x.to(dtype)
-    if x.dtype == dtype or x.shape != clean.shape:  # a transform's
-        return y.to(x.dtype)
-    beyond = (y.to(x.dtype) - clean).abs() > (x - clean).abs()
-    return torch.where(beyond, torch.nextafter(y, clean.to(dtype)), y).to(x.dtype)
+def _towards(x: Tensor, nearest: Tensor, clean: Tensor, dtype: torch.dtype) -> Tensor:
+    """x rounded to ``dtype`` towards clean values, which that can hold."""
+    inner = torch.nextafter(nearest.to(dtype), clean.to(dtype)).to(x.dtype)
+    return torch.where((nearest - clean).abs() > (x - clean).abs(), inner, nearest)
 
 
 def clipped(inputs: Tensors, bounds: tuple[float, float] | None) -> Tensors:

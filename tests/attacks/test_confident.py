@@ -18,6 +18,7 @@ from captum_robust.attacks import (
     LeastLikelyClass,
     UniversalPerturbation,
     cross_entropy,
+    map_elites,
     most_likely_class_map,
 )
 from captum_robust.attacks.backward import ScaleSearch
@@ -499,3 +500,66 @@ def test_a_universal_perturbation_in_half_precision_has_a_gradient():
     found = UniversalPerturbation(Means(), 0.1).fit([x.half()], passes=3)
     torch.testing.assert_close(found.perturbation, expected.perturbation, rtol=0, atol=1e-3)
     assert found.perturbation[0].max() < -0.015  # three steps of .1, .075 and .025 of .1
+
+
+@pytest.mark.parametrize("masked", [-1e4, -1e9, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("make", [FGSM, PGD, ensemble, LeastLikelyClass])
+def test_classes_that_are_masked_do_not_count(trained, make, masked):
+    net, x, y = trained
+    is_masked = torch.tensor([False, False, False, True])
+    below = lambda z: net(z).masked_fill(is_masked, -200.0)  # noqa: E731 – their least is -74
+    _, expected = make(below, 8 / 255).perturb(x[:60], y[:60] % 3, return_details=True)
+    attack = make(lambda z: net(z).masked_fill(is_masked, masked), 8 / 255)
+    _, found = attack.perturb(x[:60], y[:60] % 3, return_details=True)
+    assert (found.fooled == expected.fooled).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda p: 100 * p,
+        lambda p: p.clamp(0, 1),
+        lambda p: p[:, torch.arange(p.shape[1])],
+        lambda p: p.log().exp(),
+    ],
+    ids=["per cent", "clamp", "order", "exp"],
+)
+@pytest.mark.parametrize("attack", [PGD, LBFGSAttack, ensemble])
+def test_probabilities_are_known_whatever_comes_after_the_softmax(trained, attack, end):
+    net, x, y = trained
+    mild, epsilon = lambda z: 0.3 * net(z), [8 / 255] * (attack in (PGD, ensemble))
+    _, expected = attack(mild, *epsilon).perturb(x[:40], y[:40], return_details=True)
+    attacked = attack(lambda z: end(mild(z).softmax(1)), *epsilon)
+    _, found = attacked.perturb(x[:40], y[:40], return_details=True)
+    assert (found.fooled == expected.fooled).all()
+
+
+def test_an_ensemble_of_tiny_logits_is_fooled_like_one_of_plain_ones(trained):
+    net, x, y = trained
+    _, expected = ensemble(net, 8 / 255).perturb(x[:60], y[:60], return_details=True)
+    _, found = ensemble(lambda z: net(z) * 1e-20, 8 / 255).perturb(
+        x[:60], y[:60], return_details=True
+    )
+    assert expected.fooled.any()
+    assert (found.fooled == expected.fooled).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_images_in_half_precision_are_fooled_like_those_they_were(trained, dtype):
+    """Of 8 bits, rounded to the dtype: its grid near 1 is as coarse as the levels in bfloat16."""
+    net, x, y = trained
+    levels = (x[:100] * 255).round() / 255
+    half = copy.deepcopy(net).to(dtype)
+    _, expected = PGD(lambda z: half(z.to(dtype)), 4 / 255).perturb(
+        levels, y[:100], return_details=True
+    )
+    result, found = PGD(half, 4 / 255).perturb(levels.to(dtype), y[:100], return_details=True)
+    assert abs(found.fooled.float().mean() - expected.fooled.float().mean()) <= 0.05
+    change = (result.float() - levels.to(dtype).float()).abs().amax()
+    assert change <= 4 / 255
+
+
+def test_map_elites_gives_the_probabilities_of_a_softmax():
+    model = lambda z: (10 * z.flatten(1)[:, :3]).softmax(1)  # noqa: E731
+    found = map_elites(model, (1, 2, 2), generations=30)
+    torch.testing.assert_close(found.confidence, model(found.images).diagonal())
