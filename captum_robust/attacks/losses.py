@@ -71,7 +71,7 @@ def units_of(scores: Tensor) -> Tensor:
     """
     ordered = scores.detach().sort(dim=1, descending=True).values
     below = ordered[:, :1] - ordered
-    is_gap = (below[:, :-1] > 0) & (below[:, 1:] > 100 * below[:, :-1])
+    is_gap = (below[:, :-1] > 0) & (below[:, 1:] > 20 * below[:, :-1])
     counts = F.pad(is_gap.cumsum(dim=1) == 0, [0, 0] * (below.ndim - 2) + [1, 0], value=True)
     below = below.where(counts, 0.0)
     n = counts.sum(dim=1, keepdim=True)

@@ -34,6 +34,9 @@ from captum_robust.attacks.losses import Reading, others_of
 from captum_robust.attacks.norms import Linf, Norm, Tensors, minus, per_sample, plus
 from captum_robust.attacks.outcome import sizes_of
 
+LEVEL_TOLERANCE = 0.01
+"""Of a level of 8 bits: a value that is nearer to one counts as it, whatever computed it."""
+
 
 @dataclass(frozen=True)
 class AttackDetails:
@@ -275,9 +278,10 @@ class Victim:
         towards = tuple(torch.where(x > c, low, high) for x, c, low, high in ways)
         rounded = self._levels(clean, torch.round)
         norm, radius = self.ball
-        # The clean image may be one of 8 bits that half precision has rounded.
-        rounding = max(torch.finfo(d).eps for d in self._dtypes) / 4 * max(map(abs, self.bounds))
-        radius += max(1e-6 * max(radius, self.bounds[1] - self.bounds[0]), rounding)
+        # The clean image may be one of 8 bits that arithmetic or half precision has rounded.
+        low, high = self.bounds
+        rounding = max(torch.finfo(d).eps for d in self._dtypes) / 4 * max(-low, high)
+        radius += max(1e-6 * radius, (high - low) / 255 * LEVEL_TOLERANCE, rounding)
         # An image that is none of 8 bits moves by its own rounding too.
         kept, least = nearest, minus(rounded, clean)
         for other in (towards, rounded):
@@ -293,7 +297,7 @@ class Victim:
         levels = []
         for x in inputs:
             steps = (x - low) / unit
-            is_level = (steps - steps.round()).abs() < 2e-4  # to the bit as it is
+            is_level = (steps - steps.round()).abs() < LEVEL_TOLERANCE  # to the bit as it is
             moved = (integer(steps) * unit + low).clamp(low, high)
             levels.append(torch.where(is_level, x, moved))
         return tuple(levels)

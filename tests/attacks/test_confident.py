@@ -563,3 +563,13 @@ def test_map_elites_gives_the_probabilities_of_a_softmax():
     model = lambda z: (10 * z.flatten(1)[:, :3]).softmax(1)  # noqa: E731
     found = map_elites(model, (1, 2, 2), generations=30)
     torch.testing.assert_close(found.confidence, model(found.images).diagonal())
+
+
+def test_an_image_a_hair_off_the_levels_is_fooled_like_one_on_them(trained):
+    net, x, y = trained
+    levels = ((x[:100] * 255).round() / 255).clamp(0.1, 0.9)
+    _, expected = PGD(net, 2 / 255).perturb(levels, y[:100], return_details=True)
+    for offset in (1e-5, -1e-5):
+        _, found = PGD(net, 2 / 255).perturb(levels + offset, y[:100], return_details=True)
+        assert abs(found.fooled.float().mean() - expected.fooled.float().mean()) <= 0.02
+        assert found.linf.max() <= 2 / 255 + 1e-7
