@@ -198,8 +198,8 @@ class MostLikelyClassMap:
     classes: Tensor
     """N, the class."""
     magnitude: Tensor
-    """N×…, the absolute gradient of the loss, by default of the log odds against the class: that of
-    the cross-entropy but for a factor an image, which is 0 where the model is sure."""
+    """N×…, the absolute gradient of the loss, by default of ``log_odds`` as in :class:`PGD`,
+    back in the units of the scores."""
     sign: Tensor
     """N×…, 1 where a brighter pixel supports the class, -1 where a darker one does."""
 
@@ -222,7 +222,7 @@ def most_likely_class_map(
         forward_func, additional_forward_args: see :mod:`captum_robust.attacks`.
         inputs: N×…, of any range.
         target: the class to support instead of the most likely one.
-        loss_func: (scores n×K, classes n) -> n losses; the log odds against the class by default.
+        loss_func: (scores n×K, classes n) -> n losses; ``log_odds`` as in :class:`PGD` by default.
     """
     check_batch((inputs,))
     check_inputs((inputs,), None)
@@ -233,7 +233,8 @@ def most_likely_class_map(
 
         def loss(logits: Tensor) -> Tensor:
             if loss_func is None:
-                return odds_against(logits, victim.label)
+                units = victim.reading.units
+                return units[:, 0] * odds_against(logits / units, victim.label)
             return loss_func(victim.reading.scores(logits), victim.label)
 
         _, (gradient,) = point.gradients(loss)

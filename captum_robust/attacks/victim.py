@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, field
 
@@ -273,22 +273,33 @@ class Victim:
         nearest = self._levels(inputs, torch.round)
         if math.isinf(self.ball[1]):
             return nearest
-        floors, ceils = self._levels(inputs, torch.floor), self._levels(inputs, torch.ceil)
-        ways = zip(inputs, clean, floors, ceils, strict=True)
-        towards = tuple(torch.where(x > c, low, high) for x, c, low, high in ways)
-        rounded = self._levels(clean, torch.round)
         norm, radius = self.ball
         # The clean image may be one of 8 bits that arithmetic or half precision has rounded.
         low, high = self.bounds
         rounding = max(torch.finfo(d).eps for d in self._dtypes) / 4 * max(-low, high)
         radius += max(1e-6 * radius, (high - low) / 255 * LEVEL_TOLERANCE, rounding)
+        rounded = self._levels(clean, torch.round)
         # An image that is none of 8 bits moves by its own rounding too.
         kept, least = nearest, minus(rounded, clean)
-        for other in (towards, rounded):
+        for other in self._nearer(inputs, clean, rounded, norm.shrinks):
             outside = norm.outside(minus(kept, clean), radius, least)
+            if not any(bool(each.any()) for each in outside):
+                break
             parts = zip(outside, kept, other, strict=True)
             kept = tuple(torch.where(is_outside, b, a) for is_outside, a, b in parts)
         return kept
+
+    def _nearer(
+        self, inputs: Tensors, clean: Tensors, rounded: Tensors, shrinks: Iterable[float]
+    ) -> Iterator[Tensors]:
+        """Images of 8 bits ever nearer to the clean one, whose nearest is ``rounded``."""
+        for shrink in shrinks:
+            between = (torch.lerp(c, x, shrink) for c, x in zip(clean, inputs, strict=True))
+            yield self._levels(tuple(between), torch.round)
+        floors, ceils = self._levels(inputs, torch.floor), self._levels(inputs, torch.ceil)
+        ways = zip(inputs, clean, floors, ceils, strict=True)
+        yield tuple(torch.where(x > c, low, high) for x, c, low, high in ways)
+        yield rounded
 
     def _levels(self, inputs: Tensors, integer: Callable[[Tensor], Tensor]) -> Tensors:
         assert self.bounds is not None

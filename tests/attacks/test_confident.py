@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from captum.attr import InputXGradient, Saliency
 from torch import nn
 
 from captum_robust.attacks import (
@@ -13,13 +14,16 @@ from captum_robust.attacks import (
     PGD,
     DeepFool,
     EnsembleTransfer,
+    ExplanationAttack,
     GradientStep,
     LBFGSAttack,
     LeastLikelyClass,
     UniversalPerturbation,
     cross_entropy,
+    fooling_rate,
     map_elites,
     most_likely_class_map,
+    rank_analysis,
 )
 from captum_robust.attacks.backward import ScaleSearch
 from captum_robust.attacks.losses import LOSSES, log_cross_entropy, units_of
@@ -573,3 +577,69 @@ def test_an_image_a_hair_off_the_levels_is_fooled_like_one_on_them(trained):
         _, found = PGD(net, 2 / 255).perturb(levels + offset, y[:100], return_details=True)
         assert abs(found.fooled.float().mean() - expected.fooled.float().mean()) <= 0.02
         assert found.linf.max() <= 2 / 255 + 1e-7
+
+
+def test_rounding_in_the_euclidean_ball_costs_little():
+    """Of 768 pixels, whose changes are about a level: all towards the clean image is far less."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Linear(768, 2)
+    x = (torch.rand(200, 768, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
+    y = net(x).argmax(dim=1)
+    length = (net(x).diff(dim=1).abs()[:, 0] / net.weight.diff(dim=0).norm()).detach()
+    epsilon = 28 / 255  # a level a pixel
+    possible = length < 0.9 * epsilon
+    assert possible.sum() > 20
+    _, details = PGD(net, epsilon, norm="L2").perturb(x, y, return_details=True)
+    assert details.fooled[possible].float().mean() > 0.95
+    assert not details.fooled[length > 1.001 * epsilon].any()
+
+
+def test_rates_of_float64_scores_see_what_float32_does_not():
+    model = lambda z: line(1.0)(z.float()).double() * 1e-3 + 1e6  # noqa: E731 – 1e-4 apart
+    swapped = lambda z: z.flip(1)  # noqa: E731
+    assert fooling_rate(model, swapped, [POINT.double()]).rate == 1.0
+    assert rank_analysis(model, POINT, POINT.flip(1)).changed == 1
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_the_map_of_a_class_has_the_signs_of_any_factor(trained, factor):
+    net, x, _ = trained
+    expected = most_likely_class_map(net, x[:50]).sign
+    found = most_likely_class_map(lambda z: factor * net(z), x[:50]).sign
+    assert (found == expected).float().mean() > 0.99
+
+
+def whole(x):
+    return (10 * line(1.0)(x)).round().int()
+
+
+@pytest.mark.parametrize("attack", [PGD, DeepFool, LBFGSAttack])
+def test_whole_scores_have_no_gradient_and_this_is_said(attack):
+    with pytest.raises(ValueError, match="forward_func: no gradient flows from its scores"):
+        attack(whole).perturb(POINT, 0)
+    with pytest.raises(ValueError, match="scores: expected some, got shape"):
+        attack(lambda z: z[:, :0]).perturb(POINT, 0)
+
+
+def test_minus_infinity_is_refused_with_a_remedy():
+    masked = lambda z: line(1.0)(z).masked_fill(torch.tensor([False, True]), -torch.inf)  # noqa: E731
+    with pytest.raises(ValueError, match="classes that are masked a low number"):
+        PGD(masked).perturb(POINT, 0)
+
+
+@pytest.mark.parametrize("method", [Saliency, InputXGradient])
+def test_an_attack_on_the_map_of_a_detached_model_names_the_break(method):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    x = torch.rand(2, 3, 2, 2)
+    with pytest.raises(ValueError, match="no gradient flows from its scores"):
+        ExplanationAttack(method(Detached(model))).perturb(x, torch.tensor([0, 1]))
+
+
+class Detached(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x.detach())
