@@ -145,8 +145,12 @@ def finite_scores(scores: Tensor, n: int, *, copies: int = 1, first_sample: int 
     ``ValueError`` for NaN or infinity names the sample, the first of which is ``first_sample``.
     """
     scores = one_row_a_sample(scores, n * copies)
+    where = "forward_func, scores"
+    check(scores.numel() > 0, f"{where}: expected some, got shape {tuple(scores.shape)}")
+    if bool((scores == -torch.inf).any()):
+        where += " (-infinity; give classes that are masked a low number, such as -1e4)"
     for each in torch.split(scores, n):
-        check_finite(each, "forward_func, scores", first_sample)
+        check_finite(each, where, first_sample)
     return scores
 
 
@@ -173,6 +177,18 @@ def two_classes(scores: Any, n: int, name: str = "forward_func") -> Any:
     check(scores.is_floating_point(), f"{name}: expected {expected}, got {got}")
     half = scores.reshape(-1) / 2
     return torch.stack([-half, half], dim=1)
+
+
+def probabilities_of(scores: Tensor) -> Tensor:
+    """The softmax of scores N×K, in floats; of what are probabilities already, these.
+
+    They are if none is below 0 and each sample's are 1 together.
+    """
+    precise = at_least_float(scores)
+    error = (precise.detach().sum(dim=1) - 1).abs()
+    is_one = error < max(1e-3, torch.finfo(scores.dtype).eps)
+    are = bool(((precise >= 0).all(dim=1) & is_one).all())
+    return precise if are else precise.softmax(dim=1)
 
 
 def warn_of_probabilities(scores: Tensor, name: str = "forward_func") -> None:
@@ -294,8 +310,8 @@ def check_target(target: TargetType, scores: Tensor) -> None:
 
 
 def at_least_float(x: Tensor) -> Tensor:
-    """float32 in place of half precision."""
-    return x.float() if x.dtype.itemsize < 4 else x
+    """float32 in place of half precision and of whole numbers."""
+    return x.float() if x.dtype.itemsize < 4 or not x.is_floating_point() else x
 
 
 def depends_on(tensor: Tensor, *inputs: Tensor) -> bool:

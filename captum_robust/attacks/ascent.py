@@ -15,7 +15,7 @@ from captum_robust._checks import check, check_callable, check_choice, check_cou
 from captum_robust._contexts import seeded
 from captum_robust._scores import check_rivals
 from captum_robust.attacks.attack import Attack
-from captum_robust.attacks.losses import LOSSES, LossFunction
+from captum_robust.attacks.losses import LOSSES, LossFunction, Reading
 from captum_robust.attacks.norms import Tensors, of_mean_one
 from captum_robust.attacks.victim import Victim, check_losses, put_each, take, take_each
 
@@ -122,18 +122,16 @@ class GradientAscent(Stepping):
 
     def _losses(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
         """The n losses of scores n×K; of the cross-entropy the logarithms."""
-        had_probabilities = victim.has_probabilities
-        return self._loss_of(scores, victim.label[rows], victim.units[rows], had_probabilities)
+        reading = victim.reading
+        return self._loss_of(scores, victim.label[rows], reading, reading.units[rows])
 
-    def _loss_of(
-        self, scores: Tensor, label: Tensor, units: Tensor, had_probabilities: bool = False
-    ) -> Tensor:
+    def _loss_of(self, scores: Tensor, label: Tensor, reading: Reading, units: Tensor) -> Tensor:
         if self.loss_func is not None:
-            losses = self.loss_func(scores.exp() if had_probabilities else scores, label)
+            losses = self.loss_func(reading.scores(scores), label)
             check_losses(losses, len(scores))
             return losses
         if self.loss == "log_odds":
-            scores = scores / units[:, None]
+            scores = scores / units
         return LOSSES[self.loss](scores, label)
 
     @property
@@ -212,13 +210,8 @@ class _Climb:
             leaves, _, objective = self._evaluate(*tried, graph=True)
             return objective, leaves
 
-        gradients = victim.gradients(
-            objective,
-            leaves,
-            rows,
-            times=self.attack.samples,
-            again=again,
-        )
+        times = self.attack.samples
+        gradients = victim.gradients(objective, leaves, rows, times, again=again)
         gradients = victim.masked(take_each(gradients, left), self.rows)
         if momentum := self.attack.momentum:
             units = zip(self.velocity, of_mean_one(gradients), strict=True)

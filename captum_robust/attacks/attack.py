@@ -96,7 +96,8 @@ class Attack(Perturbation):
             normal = clipped(tuple(map(without_inference, inputs_tuple)), self.bounds)
             normal = tuple(x.detach() for x in normal)
             aim = (target, additional_forward_args, targeted)
-            limits = (_masks(mask, normal), self.bounds, self.quantize)
+            quantize = self.quantize or _QUANTIZED.get()
+            limits = (_masks(mask, normal), self.bounds, quantize)
             victim = self._victim(self.forward_func, normal, *aim, *limits)
             victim.ball = self._norm, self._ball(strength)
             with torch.no_grad():
@@ -157,6 +158,22 @@ def watched_gradients() -> Iterator[list[Tensor]]:
         yield ended
     finally:
         _WATCHED.reset(token)
+
+
+_QUANTIZED: ContextVar[bool] = ContextVar("quantized", default=False)
+
+
+@contextmanager
+def of_8_bits() -> Iterator[None]:
+    """Inside, attacks look for images that still fool when they are rounded, as with ``quantize``.
+
+    What is judged by such images would otherwise take the others for images that hold out.
+    """
+    token = _QUANTIZED.set(True)
+    try:
+        yield
+    finally:
+        _QUANTIZED.reset(token)
 
 
 def _tell_of_no_gradient(victim: Victim) -> None:

@@ -20,7 +20,7 @@ from captum_robust._contexts import as_written, seeded
 from captum_robust._resize import resized
 from captum_robust._scores import arguments_of, at_least_float, given_copies, target_of
 from captum_robust.attacks._second_derivatives import recorded_gradients
-from captum_robust.attacks.backward import gradients_or_zeros
+from captum_robust.attacks.backward import gradients_or_zeros, no_gradient
 from captum_robust.attacks.norms import Linf, Tensors
 from captum_robust.attacks.outcome import sizes_of
 from captum_robust.attacks.victim import Victim
@@ -80,7 +80,12 @@ class AttributionMaps:
                 stack.enter_context(recorded_gradients())
             outputs = stack.enter_context(_outputs_of(explainer, passed))
             given = victim.as_given(leaves, rows)
-            attributed = run(format_output(len(given) > 1, given), **passed)
+            try:
+                attributed = run(format_output(len(given) > 1, given), **passed)
+            except RuntimeError as error:
+                if not any(sign in str(error) for sign in _BROKEN):
+                    raise
+                raise no_gradient(victim.forward_func, victim.x, victim.arguments) from error
         attributed = self._placed(attributed, outputs, leaves[0])
         maps = _as_maps(attributed, given, isinstance(explainer, LayerAttribution))
         check_finite(maps, "attribution")
@@ -119,6 +124,10 @@ class AttributionMaps:
         victim.backward_passes[rows] += 1
         victim.saw_gradient[rows] |= Linf().lengths(gradients) > 0
         return gradients, maps.detach()
+
+
+_BROKEN = ("not have been used in the graph", "does not require grad")
+"""What torch says where an attribution finds no gradient."""
 
 
 def _of_layer(explainer: Explainer) -> Any:

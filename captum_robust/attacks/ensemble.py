@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,12 +30,7 @@ from captum_robust._scores import (
 )
 from captum_robust.attacks.ascent import GradientAscent
 from captum_robust.attacks.image_batches import ForwardFunction, class_scores, one_an_image
-from captum_robust.attacks.losses import (
-    are_of_softmax,
-    are_probabilities,
-    logarithms_of,
-    units_of,
-)
+from captum_robust.attacks.losses import Reading
 from captum_robust.attacks.rank import Share
 from captum_robust.attacks.victim import Victim
 
@@ -105,10 +101,8 @@ class EnsembleTransfer(GradientAscent):
         assert read is not None
         places, label = victim.places(victim.seen), victim.label[rows]
         each = [
-            self._loss_of(read(scores, places), label, units_of(read(clean))[rows], had)
-            for scores, clean, had in zip(
-                ensemble.of_each, ensemble.clean, ensemble.had_probabilities, strict=True
-            )
+            self._loss_of(read(scores, places), label, reading, read(reading.units)[rows])
+            for scores, reading in zip(ensemble.of_each, ensemble.readings, strict=True)
         ]
         losses = torch.stack(each)
         if self._are_logarithms:
@@ -124,37 +118,40 @@ class _Ensemble:
         self.needed = math.ceil(share * len(models) - 1e-9)
         """So many must be fooled for a sample to be."""
         self.of_each: list[Tensor] = []
-        """The scores of the last call, one tensor a model; for a softmax its logarithms."""
-        self.clean: list[Tensor] = []
-        """Those of the first call, without a graph."""
-        self.had_probabilities: list[bool] = []
-        """Of each model, known after the first call: it ends in a softmax."""
+        """The logits of the last call, one tensor a model."""
+        self.readings: list[Reading] = []
+        """How each model's scores become logits; known after the first call."""
 
     def __call__(self, *args: Any) -> Tensor:
         each: list[Tensor] = []
-        is_first = not self.clean
-        for place, model in enumerate(self.models):
-            scores = two_classes(model(*copies_of(args)), len(args[0]), f"models, model {place}")
+        for place in range(len(self.models)):
+            scores, resolution = self._scores(place, args)
             self._check(scores, place, each, args)
-            scores = at_least_float(scores)
-            if is_first:
+            if len(self.readings) == place:
                 warn_of_probabilities(scores, f"models, model {place}")
-                had = are_probabilities(scores) and self._ends_in_softmax(place, args)
-                self.had_probabilities.append(had)
-            each.append(logarithms_of(scores) if self.had_probabilities[place] else scores)
+                self.readings.append(Reading(scores, partial(self._ask, place, args), resolution))
+            each.append(self.readings[place].logits(scores))
         self.of_each = each
-        self.clean = self.clean or [scores.detach() for scores in each]
-        return torch.stack([scores.log_softmax(dim=1) for scores in each]).mean(dim=0)
+        # Divided first: the sum may overflow.
+        return torch.stack([scores.log_softmax(dim=1) / len(each) for scores in each]).sum(dim=0)
 
-    def _ends_in_softmax(self, place: int, args: tuple[Any, ...]) -> bool:
+    def _scores(self, place: int, args: tuple[Any, ...]) -> tuple[Any, float]:
+        """What a model gives, at least in float32, and the resolution that it came in."""
+        raw = self.models[place](*copies_of(args))
+        scores = two_classes(raw, len(args[0]), f"models, model {place}")
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            return scores, 0.0
+        return at_least_float(scores), torch.finfo(scores.dtype).eps
+
+    def _ask(self, place: int, args: tuple[Any, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The scores of a model once more, with a graph, and its inputs."""
+        is_float = [isinstance(a, Tensor) and a.is_floating_point() for a in args]
         with torch.enable_grad():
-            asking = tuple(
-                a.detach().requires_grad_()
-                if isinstance(a, Tensor) and a.is_floating_point()
-                else a
-                for a in args
-            )
-            return are_of_softmax(self.models[place](*copies_of(asking)))
+            asking = [
+                a.detach().requires_grad_() if f else a for a, f in zip(args, is_float, strict=True)
+            ]
+            leaves = tuple(a for a, f in zip(asking, is_float, strict=True) if f)
+            return self._scores(place, tuple(asking))[0], leaves
 
     def _check(self, scores: Any, place: int, before: list[Tensor], args: tuple[Any, ...]) -> None:
         got = shape_or_type(scores)
@@ -181,9 +178,10 @@ class _Ensemble:
         n = len(rows)
         lost = torch.zeros(n, dtype=torch.long, device=rows.device)
         for each in self.of_each:
-            scores = each.detach().log_softmax(dim=1)
-            probabilities = victim.class_scores(scores, places).exp()
-            classes = probabilities.reshape(n, len(each) // n, -1).mean(dim=1).argmax(dim=1)
+            scores = victim.class_scores(each.detach(), places)
+            if len(each) > n:
+                scores = scores.softmax(dim=1).reshape(n, len(each) // n, -1).mean(dim=1)
+            classes = scores.argmax(dim=1)
             lost += (classes == victim.label[rows]) == victim.targeted
         return lost >= self.needed
 

@@ -22,6 +22,7 @@ from captum_robust._checks import (
     checked_size,
 )
 from captum_robust._processes import progress_bar
+from captum_robust._scores import probabilities_of
 from captum_robust.attacks.gradient import PlainAscent
 from captum_robust.attacks.image_batches import check_class, class_scores, place_of
 from captum_robust.attacks.losses import LossFunction
@@ -317,7 +318,7 @@ class MapElites:
         if classes is None:
             classes = torch.arange(scores.shape[1], device=scores.device)
         check_class("classes", int(classes[-1]), scores)
-        return classes, scores.softmax(dim=1)[:, classes.to(scores.device)]
+        return classes, probabilities_of(scores)[:, classes.to(scores.device)]
 
 
 def map_elites(

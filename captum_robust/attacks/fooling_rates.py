@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def image_scores(forward_func: ForwardFunction) -> Callable[[Tensor], Tensor]:
     """N×C×H×W -> float scores N×K; ``ValueError`` for another shape, NaN or infinity."""
     run = FastScores(forward_func)
-    return lambda x: checked_scores(run((x,), None), len(x)).float()
+    return lambda x: checked_scores(run((x,), None), len(x))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_batch, check_inputs, check_number
 from captum_robust._scores import check_rivals, without_inference
 from captum_robust.attacks.ascent import GradientAscent
-from captum_robust.attacks.losses import LossFunction, cross_entropy, odds_against
+from captum_robust.attacks.losses import LossFunction, Reading, cross_entropy, odds_against
 from captum_robust.attacks.norms import Tensors
 from captum_robust.attacks.victim import Point, Victim
 
@@ -127,12 +127,10 @@ class GradientStep(FGSM):
     def _are_logarithms(self) -> bool:
         return False
 
-    def _loss_of(
-        self, scores: Tensor, label: Tensor, units: Tensor, had_probabilities: bool = False
-    ) -> Tensor:
+    def _loss_of(self, scores: Tensor, label: Tensor, reading: Reading, units: Tensor) -> Tensor:
         if self.loss_func is None and self.loss == "cross_entropy":
             return cross_entropy(scores, label)  # its length matters, so no logarithm
-        return super()._loss_of(scores, label, units, had_probabilities)
+        return super()._loss_of(scores, label, reading, units)
 
     def _step_length(self, epsilon: float) -> float:
         return epsilon
@@ -200,8 +198,8 @@ class MostLikelyClassMap:
     classes: Tensor
     """N, the class."""
     magnitude: Tensor
-    """N×…, the absolute gradient of the loss, by default of the log odds against the class: that of
-    the cross-entropy but for a factor an image, which is 0 where the model is sure."""
+    """N×…, the absolute gradient of the loss, by default of ``log_odds`` as in :class:`PGD`,
+    back in the units of the scores."""
     sign: Tensor
     """N×…, 1 where a brighter pixel supports the class, -1 where a darker one does."""
 
@@ -224,15 +222,21 @@ def most_likely_class_map(
         forward_func, additional_forward_args: see :mod:`captum_robust.attacks`.
         inputs: N×…, of any range.
         target: the class to support instead of the most likely one.
-        loss_func: (scores n×K, classes n) -> n losses; the log odds against the class by default.
+        loss_func: (scores n×K, classes n) -> n losses; ``log_odds`` as in :class:`PGD` by default.
     """
     check_batch((inputs,))
     check_inputs((inputs,), None)
     with torch.inference_mode(False), torch.no_grad():
         normal = without_inference(inputs).detach()
         victim = Victim(forward_func, (normal,), target, additional_forward_args)
-        loss = loss_func or odds_against
         point = Point(victim, victim.x, victim.everyone, graph=True)
-        _, (gradient,) = point.gradients(lambda scores: loss(scores, victim.label))
+
+        def loss(logits: Tensor) -> Tensor:
+            if loss_func is None:
+                units = victim.reading.units
+                return units[:, 0] * odds_against(logits / units, victim.label)
+            return loss_func(victim.reading.scores(logits), victim.label)
+
+        _, (gradient,) = point.gradients(loss)
         gradient = gradient.contiguous()
     return MostLikelyClassMap(victim.label, gradient.abs(), -gradient.sign())

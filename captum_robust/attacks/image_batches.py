@@ -99,7 +99,7 @@ def checked_scores(
     """
     got = shape_or_type(scores)
     read = two_classes(scores, n, name)
-    is_batch = isinstance(read, Tensor) and read.ndim == 2 and len(read) == n
+    is_batch = isinstance(read, Tensor) and read.ndim == 2 and len(read) == n and read.numel() > 0
     check(is_batch, f"{name}: expected scores {n}×K, one row a sample, got {got}")
     check_finite(read, f"{name}, scores", first_sample)
     return at_least_float(read)

@@ -26,10 +26,10 @@ class LBFGSAttack(Attack):
     Szegedy et al., "Intriguing properties of neural networks" (https://arxiv.org/abs/1312.6199):
     minimise c ‖r‖² + L(x + r, ŷ) for the cross-entropy L, and look for the largest c whose minimum
     still fools. Scores are in units of a tenth of their deviation over the classes of the clean
-    input, r in units of the bounds' width, so that neither's scale matters. Every sample has its
-    own L-BFGS and its own c: multiplied or divided by ten until one fools and another does not,
-    then their geometric mean. The result is the shortest change of all that were evaluated and
-    fooled, shortened along its own line.
+    input, r in units of the bounds' width (without bounds, of the range of the input's values), so
+    that neither's scale matters. Every sample has its own L-BFGS and its own c: multiplied or
+    divided by ten until one fools and another does not, then their geometric mean. The result is
+    the shortest change of all that were evaluated and fooled, shortened along its own line.
 
     ŷ is the target; without ``targeted`` the most likely class of the clean input that is not the
     label. A sample is fooled as by every attack, when the label is lost, whichever class wins.
@@ -95,16 +95,15 @@ class LBFGSAttack(Attack):
 
 
 class _PenalisedLoss:
-    """c ‖r‖² + L(x + r, ŷ) of vectors x + r, n×D, in units of the bounds' width.
+    """c ‖r‖² + L(x + r, ŷ) of vectors x + r, n×D, in units of the width of what pixels can be.
 
     Its segment ends at the shortest r that fooled.
     """
 
     def __init__(self, victim: Victim, norm: Norm, epsilon: float | None) -> None:
         self.victim = victim
-        bounds = victim.bounds
-        self.width = 1.0 if bounds is None else bounds[1] - bounds[0]
-        self.x = self._joined(victim.x)  # N×D
+        self.width = self._width()
+        self.x = self._joined(victim.x, victim.everyone)  # N×D
         point = Point(victim, victim.x, victim.everyone, graph=True)
         check_rivals(point.scores)
         self.segment = Segment(victim, norm, epsilon, point.scores)
@@ -123,9 +122,9 @@ class _PenalisedLoss:
         order = places.argsort()
         points, places = points[order], places[order]
         rows, factors = rows[places], c[places].to(points.dtype)
-        inside = self._inside(points)
+        inside = self._inside(points, rows)
         change = inside - take(self.x, rows)
-        point = Point(self.victim, self._split(inside), rows, graph=True)
+        point = Point(self.victim, self._split(inside, rows), rows, graph=True)
         loss, gradient = self._loss(point, rows)
         gradient = gradient + 2 * factors[:, None] * change
         # Beyond the bounds nothing changes, so there is no slope either.
@@ -137,28 +136,38 @@ class _PenalisedLoss:
         return value[back], gradient[back], fools[back][:, None].to(loss.dtype)
 
     def _loss(self, point: Point, rows: Tensor) -> tuple[Tensor, Tensor]:
-        goal, units = self.goal[rows], self.victim.units[rows, None]
+        goal, units = self.goal[rows], self.victim.reading.units[rows]
         loss, gradients = point.gradients(lambda scores: cross_entropy(scores / units, goal))
-        return loss, self._joined(gradients) * self.width**2
+        return loss, self._joined(gradients, rows) * self.width[rows] ** 2
 
     def settle_for(self, rows: Tensor, points: Tensor) -> None:
         """End at the points n×D of ``rows`` where nothing has fooled yet."""
         at = self.segment.lengths[rows].isinf().nonzero()[:, 0]
-        end = self._split(self._inside(take(points, at)))
-        clean = take_each(self.victim.x, rows[at])
-        put_each(self.segment.change, rows[at], minus(end, clean))
+        rows, points = rows[at], take(points, at)
+        end = self._split(self._inside(points, rows), rows)
+        put_each(self.segment.change, rows, minus(end, take_each(self.victim.x, rows)))
 
-    def _inside(self, points: Tensor) -> Tensor:
-        return self.victim.within((points * self.width,))[0] / self.width
+    def _width(self) -> Tensor:
+        """N×1, of the bounds; without any, from the least to the largest pixel of each sample."""
+        x, bounds = torch.cat([t.flatten(1) for t in self.victim.x], dim=1), self.victim.bounds
+        if bounds is not None:
+            return torch.full_like(x[:, :1], bounds[1] - bounds[0])
+        width = x.amax(dim=1, keepdim=True) - x.amin(dim=1, keepdim=True)
+        return torch.where(width > 0, width, 1.0)
 
-    def _split(self, vectors: Tensor) -> Tensors:
+    def _inside(self, points: Tensor, rows: Tensor) -> Tensor:
+        width = self.width[rows]
+        return self.victim.within((points * width,))[0] / width
+
+    def _split(self, vectors: Tensor, rows: Tensor) -> Tensors:
         """n×D as the inputs are, n×…."""
         sizes = [x[0].numel() for x in self.victim.x]
+        parts = torch.split(vectors * self.width[rows], sizes, dim=1)
         return tuple(
-            (part * self.width).reshape(-1, *x.shape[1:]).to(x.dtype)
-            for part, x in zip(torch.split(vectors, sizes, dim=1), self.victim.x, strict=True)
+            part.reshape(-1, *x.shape[1:]).to(x.dtype)
+            for part, x in zip(parts, self.victim.x, strict=True)
         )
 
-    def _joined(self, tensors: Tensors) -> Tensor:
-        n = len(tensors[0])
-        return torch.cat([at_least_float(t).reshape(n, -1) for t in tensors], dim=1) / self.width
+    def _joined(self, tensors: Tensors, rows: Tensor) -> Tensor:
+        flat = [at_least_float(t).flatten(1) for t in tensors]
+        return torch.cat(flat, dim=1) / self.width[rows]

@@ -16,6 +16,9 @@ Tensors = tuple[Tensor, ...]
 class Linf:
     """The largest change of a value."""
 
+    shrinks: tuple[float, ...] = ()
+    """Multiples of a change that are rounded in its place, where rounding makes it too long."""
+
     def lengths(self, changes: Tensors) -> Tensor:
         """Return the n lengths of changes n×…."""
         return torch.stack([c.reshape(len(c), -1).abs().amax(dim=1) for c in changes]).amax(dim=0)
@@ -63,7 +66,9 @@ class Linf:
 
 
 class L2:
-    """The Euclidean length; for the methods see :class:`Linf`."""
+    """The Euclidean length; for the rest see :class:`Linf`."""
+
+    shrinks: tuple[float, ...] = (0.97, 0.93, 0.87, 0.8, 0.7, 0.6)
 
     def lengths(self, changes: Tensors) -> Tensor:  # noqa: D102
         flat = [at_least_float(c.reshape(len(c), -1)) for c in changes]
@@ -80,7 +85,9 @@ class L2:
         return scaled(changes, (epsilon / self.lengths(changes).clamp(min=1e-12)).clamp(max=1))
 
     def outside(self, changes: Tensors, epsilon: float, least: Tensors) -> Tensors:  # noqa: D102
-        are = self.lengths(changes) > epsilon + self.lengths(least)
+        rounding = self.lengths(least)
+        # Rounding is at right angles to a change that does not know of it.
+        are = self.lengths(changes) > rounding.hypot(torch.full_like(rounding, epsilon))
         return tuple(per_sample(are, c).bool() for c in changes)
 
     def steepest(  # noqa: D102

@@ -179,7 +179,7 @@ def rank_analysis(
 @torch.no_grad()
 def _order(forward_func: Callable[..., Tensor], inputs: Tensors, first_sample: int) -> Tensor:
     """n×K, the classes by descending score; of equals the first."""
-    scores = class_scores(forward_func, inputs, first_sample=first_sample).float()
+    scores = class_scores(forward_func, inputs, first_sample=first_sample)
     return scores.sort(dim=1, descending=True, stable=True).indices
 
 

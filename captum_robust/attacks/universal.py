@@ -25,7 +25,7 @@ from captum_robust._checks import (
 from captum_robust._contexts import seeded
 from captum_robust._files import read_facts, write_facts
 from captum_robust.attacks.attack import Attack
-from captum_robust.attacks.backward import gradients_or_zeros, no_gradient
+from captum_robust.attacks.backward import FIRST_SCALE, ScaleSearch, gradients_or_zeros, no_gradient
 from captum_robust.attacks.deepfool import DeepFool
 from captum_robust.attacks.fooling_rates import image_scores, sized_as
 from captum_robust.attacks.image_batches import (
@@ -35,13 +35,9 @@ from captum_robust.attacks.image_batches import (
     image_batches,
     place_of,
 )
-from captum_robust.attacks.losses import LossFunction, cross_entropy, units_of
+from captum_robust.attacks.losses import LossFunction, Reading, cross_entropy
 from captum_robust.attacks.norms import Tensors, of_mean_one, plus
-from captum_robust.attacks.victim import (
-    Victim,
-    check_losses,
-    clipped,
-)
+from captum_robust.attacks.victim import Victim, check_losses, clipped
 
 METHODS = ("gradient", "deepfool")
 _KIND = "captum_robust.UniversalPerturbation"
@@ -313,8 +309,11 @@ class _Fit:
     best: Tensor | None = None
     """v at the end of the pass that fooled the most."""
     rates: list[float] = field(default_factory=list)
-    unit: Tensor = field(default_factory=partial(torch.ones, ()))
-    """What scores are divided by for the loss by default."""
+    unit: Tensor | None = None
+    """What logits are divided by for the loss by default."""
+    reading: Reading | None = None
+    exponent: float = math.log2(FIRST_SCALE)
+    """Of two: what the loss is multiplied by for the backward pass."""
     labels: dict[int, int] = field(default_factory=dict)
     """Bits of a clean image (:func:`_keys`) -> the class that the model gives it."""
 
@@ -340,7 +339,7 @@ class _Fit:
             keys, classes = tensors["image_keys"].tolist(), tensors["image_classes"].tolist()
             self.v, self.velocity = tensors["iterate"][None], tensors["velocity"][None]
             self.best, self.rates = tensors["perturbation"][None], list(facts["rates"])
-            self.unit = tensors.get("unit", self.unit)
+            self.unit = tensors.get("unit")
         except KeyError as error:
             raise _no_perturbation(checkpoint, error) from None
         self.labels = dict(zip(keys, classes, strict=True))
@@ -350,7 +349,7 @@ class _Fit:
         return {
             "iterate": self.v[0],
             "velocity": self.velocity[0],
-            "unit": self.unit,
+            "unit": torch.ones(()) if self.unit is None else self.unit,
             "image_keys": torch.tensor(list(self.labels), dtype=torch.long),
             "image_classes": torch.tensor(list(self.labels.values()), dtype=torch.long),
         }
@@ -378,22 +377,23 @@ class _Fit:
     def gradient_step(self, x: Tensor, labels: Tensor, step: float) -> Tensor:
         """n booleans: fooled by v as it was before the step."""
         target, norm = self.settings["target"], self.attack._norm
-        with torch.enable_grad():
-            v = self.v.detach().requires_grad_()
-            scores = self._scores(self._added(x, v))
-            check_class("target", target or 0, scores)
-            aim = labels if target is None else torch.full_like(labels, target)
-            if self.loss_func is None:
-                in_units = scores / self.unit.to(scores)
-                of_scores = _clipped_cross_entropy if target is None else cross_entropy
-                loss = of_scores(in_units, aim)
-            else:
-                loss = self.loss_func(scores, aim)
-            check_losses(loss, len(x))
-            objective = loss.mean() if target is None else -loss.mean()
-        gradients = gradients_or_zeros(objective, (v,))
-        if gradients is None:
-            raise no_gradient(self.attack.forward_func, (x,), None)
+        aim = labels if target is None else torch.full_like(labels, target)
+        search = ScaleSearch(1, x.device)
+        while True:
+            with torch.enable_grad():
+                v = self.v.detach().requires_grad_()
+                scores = self._scores(self._added(x, v))
+                check_class("target", target or 0, scores)
+                loss = self._losses(scores, aim, x).mean()
+            scale = torch.tensor(2.0**self.exponent, device=x.device)
+            gradients = gradients_or_zeros(loss if target is None else -loss, (v,), scale=scale)
+            if gradients is None:
+                raise no_gradient(self.attack.forward_func, (x,), None)
+            largest = gradients[0].abs().amax()
+            search.note(scale.log2()[None], (largest == 0)[None], ~largest.isfinite()[None])
+            if not bool(search.goes_on):
+                break
+            self.exponent = float(search.exponents)
         check_finite(gradients[0], "forward_func, gradient")
         # A new tensor each time: v and the velocity move on together, and an interrupt in between
         # costs no more than one step.
@@ -403,6 +403,24 @@ class _Fit:
         self.v, self.velocity = moved, velocity
         predicted = scores.detach().argmax(dim=1)
         return predicted != labels if target is None else predicted == target
+
+    def _losses(self, scores: Tensor, aim: Tensor, x: Tensor) -> Tensor:
+        """The n losses of scores n×K of images near x, n×C×H×W."""
+        if self.reading is None:
+            self.reading = Reading(scores, partial(self._ask, x[:1]))
+        if self.loss_func is not None:
+            losses = self.loss_func(scores, aim)
+            check_losses(losses, len(x))
+            return losses
+        logits = self.reading.logits(scores)
+        if self.unit is None:
+            self.unit = 4 * self.reading.units.median()
+        of_logits = _clipped_cross_entropy if self.settings["target"] is None else cross_entropy
+        return of_logits(logits / self.unit.to(logits), aim)
+
+    def _ask(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        x = x.detach().requires_grad_()
+        return self._scores(x), (x,)
 
     def deepfool_step(self, x: Tensor, labels: Tensor, _: float) -> Tensor:
         """n booleans: fooled by v as it was before the step."""
@@ -431,8 +449,6 @@ class _Fit:
         new = [i for i, key in enumerate(keys) if key not in known]
         if new:
             scores = self._scores(x if len(new) == len(x) else x[new])
-            if not known:
-                self.unit = 4 * units_of(scores).median()
             known.update(zip((keys[i] for i in new), scores.argmax(dim=1).tolist(), strict=True))
         return torch.tensor([known[key] for key in keys], device=x.device)
 

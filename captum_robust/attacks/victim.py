@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, field
 
@@ -28,15 +30,12 @@ from captum_robust.attacks.backward import (
     gradients_or_zeros,
     no_gradient,
 )
-from captum_robust.attacks.losses import (
-    are_of_softmax,
-    are_probabilities,
-    logarithms_of,
-    others_of,
-    units_of,
-)
+from captum_robust.attacks.losses import Reading, others_of
 from captum_robust.attacks.norms import Linf, Norm, Tensors, minus, per_sample, plus
 from captum_robust.attacks.outcome import sizes_of
+
+LEVEL_TOLERANCE = 0.01
+"""Of a level of 8 bits: a value that is nearer to one counts as it, whatever computed it."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +120,14 @@ class Victim:
         self.backward_passes = torch.zeros_like(self.label)
         self.saw_gradient = torch.zeros_like(self.already)
         """N, whether any gradient of the attack was not zero, nor infinite."""
-        self.units = torch.ones(n, dtype=self.x[0].dtype, device=device)
-        """N, what the loss ``log_odds`` divides scores by; known after the clean pass."""
         self._scale = torch.full((n,), FIRST_SCALE, device=device)
         """N, powers of two that objectives are multiplied by before the backward pass, so that
         the gradients within a network in half precision neither vanish nor overflow."""
         self._has_half = torch.float16 in self._dtypes
         self.resolution = 0.0
         """The share of a score by which two that the model tells apart differ at least."""
-        self.has_probabilities = False
-        """Whether the model ends in a softmax; its logarithms, as good as scores, are attacked."""
+        self.reading: Reading
+        """How the model's scores become logits, which are attacked; known after the clean pass."""
         self.donates = False
         """Whether the model was compiled so that a graph serves one backward pass."""
         self.has_one_score = False
@@ -164,24 +161,24 @@ class Victim:
         scores = at_least_float(scores)
         self.forward_passes.index_add_(0, rows, torch.ones_like(rows))
         if self.class_scores is not None:
-            scores = self.class_scores(scores, places)
-            return logarithms_of(scores) if self.has_probabilities else scores
+            return self.reading.logits(self.class_scores(scores, places))
         warn_of_probabilities(scores)
         check_target(self.target, scores)
         self.class_scores = ClassScores(scores, self.target)
         scores = self.class_scores(scores)
-        self.has_probabilities = are_probabilities(scores) and self._ends_in_softmax()
-        scores = logarithms_of(scores) if self.has_probabilities else scores
+        self.reading = Reading(scores, self._ask, self.resolution)
+        scores = self.reading.logits(scores)
         self._see_clean(scores.detach(), self.class_scores.classes)
         return scores
 
-    def _ends_in_softmax(self) -> bool:
+    def _ask(self) -> tuple[Tensor, Tensors]:
+        """The model's scores of the first sample once more, with a graph, and its inputs."""
+        assert self.class_scores is not None
         with torch.enable_grad():
-            asking = tuple(
-                x[:1].detach().requires_grad_() for x in self.as_given(self.x, self.everyone)
-            )
-            scores = self._model_scores(asking, arguments_of(self.arguments, [0], self.n))
-        return are_of_softmax(scores)
+            leaves = tuple(x[:1].detach().requires_grad_() for x in self.x)
+            arguments = arguments_of(self.arguments, [0], self.n)
+            raw = self._model_scores(self.as_given(leaves, self.everyone[:1]), arguments)
+            return self.class_scores(at_least_float(two_classes(raw, 1)), [0]), leaves
 
     def as_given(self, inputs: Tensors, rows: Tensor) -> Tensors:
         """Inputs of samples ``rows`` in the dtype that came, with the graph, as results will be."""
@@ -276,19 +273,33 @@ class Victim:
         nearest = self._levels(inputs, torch.round)
         if math.isinf(self.ball[1]):
             return nearest
-        floors, ceils = self._levels(inputs, torch.floor), self._levels(inputs, torch.ceil)
-        ways = zip(inputs, clean, floors, ceils, strict=True)
-        towards = tuple(torch.where(x > c, low, high) for x, c, low, high in ways)
-        rounded = self._levels(clean, torch.round)
         norm, radius = self.ball
-        radius += 1e-6 * max(radius, self.bounds[1] - self.bounds[0])
+        # The clean image may be one of 8 bits that arithmetic or half precision has rounded.
+        low, high = self.bounds
+        rounding = max(torch.finfo(d).eps for d in self._dtypes) / 4 * max(-low, high)
+        radius += max(1e-6 * radius, (high - low) / 255 * LEVEL_TOLERANCE, rounding)
+        rounded = self._levels(clean, torch.round)
         # An image that is none of 8 bits moves by its own rounding too.
         kept, least = nearest, minus(rounded, clean)
-        for other in (towards, rounded):
+        for other in self._nearer(inputs, clean, rounded, norm.shrinks):
             outside = norm.outside(minus(kept, clean), radius, least)
+            if not any(bool(each.any()) for each in outside):
+                break
             parts = zip(outside, kept, other, strict=True)
             kept = tuple(torch.where(is_outside, b, a) for is_outside, a, b in parts)
         return kept
+
+    def _nearer(
+        self, inputs: Tensors, clean: Tensors, rounded: Tensors, shrinks: Iterable[float]
+    ) -> Iterator[Tensors]:
+        """Images of 8 bits ever nearer to the clean one, whose nearest is ``rounded``."""
+        for shrink in shrinks:
+            between = (torch.lerp(c, x, shrink) for c, x in zip(clean, inputs, strict=True))
+            yield self._levels(tuple(between), torch.round)
+        floors, ceils = self._levels(inputs, torch.floor), self._levels(inputs, torch.ceil)
+        ways = zip(inputs, clean, floors, ceils, strict=True)
+        yield tuple(torch.where(x > c, low, high) for x, c, low, high in ways)
+        yield rounded
 
     def _levels(self, inputs: Tensors, integer: Callable[[Tensor], Tensor]) -> Tensors:
         assert self.bounds is not None
@@ -297,7 +308,7 @@ class Victim:
         levels = []
         for x in inputs:
             steps = (x - low) / unit
-            is_level = (steps - steps.round()).abs() < 2e-4  # to the bit as it is
+            is_level = (steps - steps.round()).abs() < LEVEL_TOLERANCE  # to the bit as it is
             moved = (integer(steps) * unit + low).clamp(low, high)
             levels.append(torch.where(is_level, x, moved))
         return tuple(levels)
@@ -318,10 +329,19 @@ class Victim:
         return self.held(results, self.everyone)
 
     def held(self, inputs: Tensors, rows: Tensor) -> Tensors:
-        """Inputs as the dtype that came can hold them; in a ball rounded towards the clean ones."""
-        if math.isinf(self.ball[1]):
-            return tuple(x.to(d).to(x.dtype) for x, d in zip(inputs, self._dtypes, strict=True))
-        return tuple(map(_towards, inputs, take_each(self.x, rows), self._dtypes))
+        """Inputs as the dtype that came can hold them, rounded without a step out of the ball."""
+        norm, radius = self.ball
+        pairs = zip(inputs, self._dtypes, strict=True)
+        nearest = tuple(x if x.dtype == d else x.to(d).to(x.dtype) for x, d in pairs)
+        clean = take_each(self.x, rows)
+        # A transform may have made others of the inputs.
+        is_same = all(x.shape == c.shape for x, c in zip(inputs, clean, strict=True))
+        if math.isinf(radius) or not is_same or all(map(operator.is_, nearest, inputs)):
+            return nearest
+        outside = norm.outside(minus(nearest, clean), radius, tuple(map(torch.zeros_like, clean)))
+        inner = map(_towards, inputs, nearest, clean, self._dtypes)
+        parts = zip(outside, inner, nearest, strict=True)
+        return tuple(torch.where(is_outside, i, n) for is_outside, i, n in parts)
 
     def within(self, inputs: Tensors) -> Tensors:
         """Clipped to the bounds."""
@@ -367,7 +387,16 @@ class Victim:
         predicted = scores.argmax(dim=1)
         self.label = predicted if classes is None else classes.long().expand(self.n)
         self.already = self.succeeds(scores, self.everyone)
-        self.units = units_of(scores)
+        steps = self.resolution * scores.amax(dim=1).abs()
+        count = int((steps > self.reading.units.reshape(-1)).sum())
+        if count:
+            warnings.warn(
+                f"forward_func: the scores of {count} of {self.n} samples are rounded to steps of "
+                "more than a tenth of their deviation (they are in half precision, or a constant "
+                "is added to them), so that many are equal and an attack may find less than there "
+                "is; give them in float32, without the constant",
+                stacklevel=2,
+            )
 
 
 class Point:
@@ -433,13 +462,10 @@ class Point:
         return values.detach(), victim.masked(gradients, self.rows)
 
 
-def _towards(x: Tensor, clean: Tensor, dtype: torch.dtype) -> Tensor:
-    """x as ``dtype`` can hold it, rounded towards clean values, which that can hold."""
-    y = x.to(dtype)
-    if x.dtype == dtype or x.shape != clean.shape:  # a transform's
-        return y.to(x.dtype)
-    beyond = (y.to(x.dtype) - clean).abs() > (x - clean).abs()
-    return torch.where(beyond, torch.nextafter(y, clean.to(dtype)), y).to(x.dtype)
+def _towards(x: Tensor, nearest: Tensor, clean: Tensor, dtype: torch.dtype) -> Tensor:
+    """x rounded to ``dtype`` towards clean values, which that can hold."""
+    inner = torch.nextafter(nearest.to(dtype), clean.to(dtype)).to(x.dtype)
+    return torch.where((nearest - clean).abs() > (x - clean).abs(), inner, nearest)
 
 
 def clipped(inputs: Tensors, bounds: tuple[float, float] | None) -> Tensors:

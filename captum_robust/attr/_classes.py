@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_robust._captum import TargetType, select_targets
 from captum_robust._checks import as_number, check, check_callable, check_count, shape_or_type
-from captum_robust._scores import ClassScores, as_target
+from captum_robust._scores import ClassScores, as_target, at_least_float
 
 Ranking = Callable[[Tensor], Tensor]
 """Class scores N×K -> numbers N×K, of which the largest are the top classes."""
@@ -53,7 +53,7 @@ def top_classes(
     chosen = ClassScores(scores, target)
     scores, first = chosen(scores), chosen.classes
     k = min(k, scores.shape[1])
-    ranked = scores.detach()
+    ranked = at_least_float(scores.detach())
     if ranking is not None:
         check_callable("ranking", ranking)
         ranked = ranking(ranked)

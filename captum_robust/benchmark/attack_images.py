@@ -16,6 +16,7 @@ from torch import Tensor
 from captum_robust._checks import check
 from captum_robust._files import write_whole
 from captum_robust.attacks import Attack
+from captum_robust.attacks.attack import of_8_bits
 from captum_robust.benchmark.batches import (
     Batch,
     Batches,
@@ -190,9 +191,14 @@ class _Attacking(Runner[str]):
     def _perturb(self, attack: str) -> Perturb:
         perturb: Callable[..., Tensor] = self.attacks[attack].perturb
         target = self.target
-        if target is None:
-            return perturb
-        return lambda x, labels: perturb(x, torch.full_like(labels, target), targeted=True)
+
+        def perturbed(x: Tensor, labels: Tensor) -> Tensor:
+            with of_8_bits():  # as the files will be
+                if target is None:
+                    return perturb(x, labels)
+                return perturb(x, torch.full_like(labels, target), targeted=True)
+
+        return perturbed
 
     def _written(self, batch: Batch, attack: str) -> Columns:
         """Write the files of those that fool as they are read back, and return the columns."""

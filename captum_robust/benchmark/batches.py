@@ -18,7 +18,7 @@ from torch import Tensor
 from captum_robust._checks import check, check_choice, check_count, check_type, printable
 from captum_robust._contexts import autocast, evaluation, without_new_gradients
 from captum_robust._processes import device_of
-from captum_robust._scores import warn_of_probabilities
+from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.attacks.attack import watched_gradients
 from captum_robust.attacks.outcome import last_of, outcome
 from captum_robust.data import FITS, DataError, Sample, fitted
@@ -158,7 +158,7 @@ class BatchReader:
         """The classes that the model gives images, and their probabilities, n each."""
         scores = self.scores(images, model)
         warn_of_probabilities(scores, "model")
-        return scores.argmax(dim=1), scores.float().softmax(dim=1).amax(dim=1)
+        return scores.argmax(dim=1), probabilities_of(scores).amax(dim=1)
 
     @contextmanager
     def undisturbed(self, start: int, name: str) -> Iterator[None]:

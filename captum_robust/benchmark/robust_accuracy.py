@@ -16,7 +16,7 @@ from captum_robust._checks import check, check_count
 from captum_robust._contexts import evaluation, without_new_gradients
 from captum_robust._processes import device_of, progress_bar
 from captum_robust.attacks import Attack, GradientStep
-from captum_robust.attacks.attack import watched_gradients
+from captum_robust.attacks.attack import of_8_bits, watched_gradients
 from captum_robust.attacks.image_batches import class_scores
 from captum_robust.attacks.outcome import Outcome, last_of, outcome
 from captum_robust.benchmark.batches import samples_of, to_levels
@@ -49,7 +49,8 @@ def robust_accuracy(
 
     The claim is about 8-bit images: the images are rounded to 256 levels before the attack, and
     what the attack makes of them is rounded and classified again. Of an L∞ attack the rounding
-    stays inside the ball: at ε = 1.5/255 a pixel changes by one level.
+    stays inside the ball: at ε = 1.5/255 a pixel changes by one level. So attacks look for 8-bit
+    images here, as with ``quantize``.
 
     Args:
         model: takes images N×C×H×W with pixels in [0, 1]; in evaluation mode while this runs, if
@@ -90,7 +91,7 @@ def robust_accuracy(
             before = _classes(model, images)
             labels = torch.where(labels < 0, before, labels)
             for epsilon in outcomes:
-                with watched_gradients() as ended:
+                with watched_gradients() as ended, of_8_bits():
                     attacked = attack.perturb(images.clone(), labels.clone(), epsilon=epsilon)
                 attacked = attacked.detach()
                 rounded = rounded_attack(images, attacked, epsilon if in_ball(attack) else None)

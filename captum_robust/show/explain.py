@@ -18,7 +18,7 @@ from captum_robust._checks import check, check_number
 from captum_robust._files import write_whole
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
-from captum_robust._scores import warn_of_probabilities
+from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import DataError, load_image
 from captum_robust.data.images import images_at
@@ -147,8 +147,8 @@ def explain_image(
     with torch.no_grad():
         scores = model(x)
     warn_of_probabilities(scores, "model")
+    (probabilities,) = probabilities_of(scores)
     scores = scores[0].float()
-    probabilities = scores.softmax(dim=0)
     check(
         torch.isfinite(probabilities).all(), f"{file}: the model gives no finite scores", DataError
     )

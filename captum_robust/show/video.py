@@ -26,6 +26,7 @@ from captum_robust._checks import (
 )
 from captum_robust._contexts import PRECISIONS, autocast
 from captum_robust._processes import device_of, progress_bar
+from captum_robust._scores import probabilities_of
 from captum_robust.catalog.methods import build_methods
 from captum_robust.draw import tag
 from captum_robust.models import Classifier
@@ -276,7 +277,7 @@ class _Painter:
         asked = None if target is None else torch.full((n,), target, device=self.device)
         masks, scores = self._run(x, asked)
         check_finite(scores, "scores", self._done)
-        probabilities = scores.float().softmax(dim=1)
+        probabilities = probabilities_of(scores)
         averaged = self._average_probabilities(probabilities, [None] * n)
         if asked is None:
             asked = averaged.argmax(dim=1)

@@ -1,10 +1,12 @@
 """A classifier that is sure of its class is no more robust for it."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from captum.attr import InputXGradient, Saliency
 from torch import nn
 
 from captum_robust.attacks import (
@@ -12,12 +14,16 @@ from captum_robust.attacks import (
     PGD,
     DeepFool,
     EnsembleTransfer,
+    ExplanationAttack,
     GradientStep,
     LBFGSAttack,
     LeastLikelyClass,
     UniversalPerturbation,
     cross_entropy,
+    fooling_rate,
+    map_elites,
     most_likely_class_map,
+    rank_analysis,
 )
 from captum_robust.attacks.backward import ScaleSearch
 from captum_robust.attacks.losses import LOSSES, log_cross_entropy, units_of
@@ -333,7 +339,7 @@ def test_the_named_losses_by_hand():
     odds = torch.tensor([[1.0, 0.0, -1.0], [2.0, 1.0, -1.0]]).logsumexp(dim=1)
     torch.testing.assert_close(LOSSES["log_odds"](scores, classes), odds - scores[:, 0])
     # The deviation of 3, 1, 0, -1 over the classes is the root of 8.75 / 4.
-    torch.testing.assert_close(units_of(scores[:1]), torch.tensor([(8.75 / 4) ** 0.5 / 10]))
+    torch.testing.assert_close(units_of(scores[:1]), torch.tensor([[(8.75 / 4) ** 0.5 / 10]]))
 
 
 def test_a_loss_that_there_is_not_is_named():
@@ -370,6 +376,77 @@ def test_probabilities_are_attacked_like_the_scores_that_they_are_of(trained, at
     assert (found.fooled == of_scores.fooled).float().mean() > 0.97
     at = found.fooled & of_scores.fooled
     torch.testing.assert_close(found.l2[at].mean(), of_scores.l2[at].mean(), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.1, 0.3])
+@pytest.mark.parametrize("attack", [PGD, DeepFool, LBFGSAttack, ensemble])
+def test_sigmoids_of_each_class_are_attacked_like_their_logits(trained, attack, factor):
+    net, x, y = trained
+    scaled, epsilon = lambda z: factor * net(z), [8 / 255] * (attack in (PGD, ensemble))
+    expected = attack(scaled, *epsilon).perturb(x[:60], y[:60], return_details=True)[1]
+    attacked = attack(lambda z: scaled(z).sigmoid(), *epsilon)
+    found = attacked.perturb(x[:60], y[:60], return_details=True)[1]
+    assert expected.fooled.any()
+    assert (found.fooled == expected.fooled).float().mean() > 0.95
+
+
+def test_a_sigmoid_that_rounds_to_one_is_warned_of(trained):
+    net, x, y = trained
+    with pytest.warns(UserWarning, match=r"60 of 60 samples to 0 or 1.*before the sigmoid"):
+        PGD(lambda z: (1e3 * net(z)).sigmoid(), 8 / 255).perturb(x[:60], y[:60])
+
+
+@pytest.mark.parametrize("attack", [PGD, ensemble])
+def test_a_mean_of_softmaxes_is_one(trained, attack):
+    net, x, y = trained
+    sharp = lambda z: 0.3 * net(z)  # noqa: E731
+    mean = lambda z: (sharp(z).softmax(1) + sharp(z.flip(1).flip(1)).softmax(1)) / 2  # noqa: E731
+    expected = attack(sharp, 8 / 255).perturb(x[:60], y[:60])
+    torch.testing.assert_close(attack(mean, 8 / 255).perturb(x[:60], y[:60]), expected)
+
+
+@pytest.mark.parametrize("attack", [PGD, ensemble])
+def test_scores_that_happen_to_add_to_one_are_scores(attack):
+    """Of a linear model, which may fall below 0: the logarithm would bend them."""
+    model = nn.Linear(2, 3)
+    model.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    model.bias.data = torch.tensor([0.1, 0.0, -0.6])  # at (.6, .4): .7, .4, -.1 and, to 0: .8
+    x = torch.tensor([[0.6, 0.4]])
+    model.bias.data += (1 - model(x).sum()) / 3
+    model.bias.data[2] += 0.1
+    model.bias.data[0] -= 0.1
+    assert (model(x) >= 0).all()
+    torch.testing.assert_close(model(x).sum(), torch.tensor(1.0))
+    seen = []
+
+    def loss_func(scores, classes):
+        seen.append(scores.detach())
+        return -scores[range(len(scores)), classes]
+
+    attack(model, 0.05).perturb(x, 0)
+    made = EnsembleTransfer([model], 0.05, loss_func=loss_func)
+    made.perturb(x, 0)
+    torch.testing.assert_close(seen[0], model(x).detach())
+
+
+@pytest.mark.parametrize("attack", [PGD, DeepFool, LBFGSAttack])
+def test_scores_too_coarse_to_compare_are_warned_of(trained, attack):
+    net, x, _ = trained
+    with pytest.warns(UserWarning, match="of 9 samples are rounded to steps of more than a tenth"):
+        attack(lambda z: (net(z) + 4096).bfloat16(), epsilon=0.1).perturb(x[:9])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack(lambda z: net(z).bfloat16(), epsilon=0.1).perturb(x[:9])
+
+
+def test_a_limitless_search_takes_pixels_of_any_size(trained):
+    net, x, y = trained
+    _, expected = LBFGSAttack(net, bounds=None).perturb(x[:20], y[:20], return_details=True)
+    assert (expected.fooled | expected.already).all()
+    made = LBFGSAttack(lambda z: net(z / 1e6), bounds=None)
+    _, found = made.perturb(x[:20] * 1e6, y[:20], return_details=True)
+    assert (found.fooled == expected.fooled).all()
+    torch.testing.assert_close(found.l2 / 1e6, expected.l2, rtol=0.02, atol=1e-3)
 
 
 @pytest.mark.parametrize("attack", [DeepFool, LBFGSAttack])
@@ -428,3 +505,167 @@ def test_a_universal_perturbation_does_not_depend_on_a_factor(trained, method):
         fit = UniversalPerturbation(model, 0.1).fit(x[:60].split(20), passes=3, method=method)
         rates.append(fit.rates[-1])
     assert max(rates) - min(rates) <= 0.02
+
+
+def test_a_universal_perturbation_of_a_softmax(trained):
+    net, x, _ = trained
+    rates = []
+    for model in (lambda z: net(z), lambda z: net(z).softmax(1)):
+        rates.append(UniversalPerturbation(model, 0.1).fit(x.split(20), passes=3).rates[-1])
+    assert rates[0] > 0.1
+    assert abs(rates[0] - rates[1]) <= 0.02
+
+
+def test_a_universal_perturbation_in_half_precision_has_a_gradient():
+    """A mean over 4,096 pixels, with small weights before it: below what float16 holds."""
+
+    class Means(nn.Module):
+        def forward(self, x):
+            means = (x * 2**-6).flatten(2).mean(dim=2) * 2**6
+            return torch.stack([means[:, 0], means[:, 1]], dim=1)
+
+    x = torch.full((4, 2, 64, 64), 0.5)
+    x[:, 0] += 0.05
+    expected = UniversalPerturbation(Means(), 0.1).fit([x], passes=3)
+    found = UniversalPerturbation(Means(), 0.1).fit([x.half()], passes=3)
+    torch.testing.assert_close(found.perturbation, expected.perturbation, rtol=0, atol=1e-3)
+    assert found.perturbation[0].max() < -0.015  # three steps of .1, .075 and .025 of .1
+
+
+@pytest.mark.parametrize("masked", [-1e4, -1e9, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("make", [FGSM, PGD, ensemble, LeastLikelyClass])
+def test_classes_that_are_masked_do_not_count(trained, make, masked):
+    net, x, y = trained
+    is_masked = torch.tensor([False, False, False, True])
+    below = lambda z: net(z).masked_fill(is_masked, -200.0)  # noqa: E731 – their least is -74
+    _, expected = make(below, 8 / 255).perturb(x[:60], y[:60] % 3, return_details=True)
+    attack = make(lambda z: net(z).masked_fill(is_masked, masked), 8 / 255)
+    _, found = attack.perturb(x[:60], y[:60] % 3, return_details=True)
+    assert (found.fooled == expected.fooled).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda p: 100 * p,
+        lambda p: p.clamp(0, 1),
+        lambda p: p[:, torch.arange(p.shape[1])],
+        lambda p: p.log().exp(),
+    ],
+    ids=["per cent", "clamp", "order", "exp"],
+)
+@pytest.mark.parametrize("attack", [PGD, LBFGSAttack, ensemble])
+def test_probabilities_are_known_whatever_comes_after_the_softmax(trained, attack, end):
+    net, x, y = trained
+    mild, epsilon = lambda z: 0.3 * net(z), [8 / 255] * (attack in (PGD, ensemble))
+    _, expected = attack(mild, *epsilon).perturb(x[:40], y[:40], return_details=True)
+    attacked = attack(lambda z: end(mild(z).softmax(1)), *epsilon)
+    _, found = attacked.perturb(x[:40], y[:40], return_details=True)
+    assert (found.fooled == expected.fooled).all()
+
+
+def test_an_ensemble_of_tiny_logits_is_fooled_like_one_of_plain_ones(trained):
+    net, x, y = trained
+    _, expected = ensemble(net, 8 / 255).perturb(x[:60], y[:60], return_details=True)
+    _, found = ensemble(lambda z: net(z) * 1e-20, 8 / 255).perturb(
+        x[:60], y[:60], return_details=True
+    )
+    assert expected.fooled.any()
+    assert (found.fooled == expected.fooled).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_images_in_half_precision_are_fooled_like_those_they_were(trained, dtype):
+    """Of 8 bits, rounded to the dtype: its grid near 1 is as coarse as the levels in bfloat16."""
+    net, x, y = trained
+    levels = (x[:100] * 255).round() / 255
+    half = copy.deepcopy(net).to(dtype)
+    _, expected = PGD(lambda z: half(z.to(dtype)), 4 / 255).perturb(
+        levels, y[:100], return_details=True
+    )
+    result, found = PGD(half, 4 / 255).perturb(levels.to(dtype), y[:100], return_details=True)
+    assert abs(found.fooled.float().mean() - expected.fooled.float().mean()) <= 0.05
+    change = (result.float() - levels.to(dtype).float()).abs().amax()
+    assert change <= 4 / 255
+
+
+def test_map_elites_gives_the_probabilities_of_a_softmax():
+    model = lambda z: (10 * z.flatten(1)[:, :3]).softmax(1)  # noqa: E731
+    found = map_elites(model, (1, 2, 2), generations=30)
+    torch.testing.assert_close(found.confidence, model(found.images).diagonal())
+
+
+def test_an_image_a_hair_off_the_levels_is_fooled_like_one_on_them(trained):
+    net, x, y = trained
+    levels = ((x[:100] * 255).round() / 255).clamp(0.1, 0.9)
+    _, expected = PGD(net, 2 / 255).perturb(levels, y[:100], return_details=True)
+    for offset in (1e-5, -1e-5):
+        _, found = PGD(net, 2 / 255).perturb(levels + offset, y[:100], return_details=True)
+        assert abs(found.fooled.float().mean() - expected.fooled.float().mean()) <= 0.02
+        assert found.linf.max() <= 2 / 255 + 1e-7
+
+
+def test_rounding_in_the_euclidean_ball_costs_little():
+    """Of 768 pixels, whose changes are about a level: all towards the clean image is far less."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Linear(768, 2)
+    x = (torch.rand(200, 768, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
+    y = net(x).argmax(dim=1)
+    length = (net(x).diff(dim=1).abs()[:, 0] / net.weight.diff(dim=0).norm()).detach()
+    epsilon = 28 / 255  # a level a pixel
+    possible = length < 0.9 * epsilon
+    assert possible.sum() > 20
+    _, details = PGD(net, epsilon, norm="L2").perturb(x, y, return_details=True)
+    assert details.fooled[possible].float().mean() > 0.95
+    assert not details.fooled[length > 1.001 * epsilon].any()
+
+
+def test_rates_of_float64_scores_see_what_float32_does_not():
+    model = lambda z: line(1.0)(z.float()).double() * 1e-3 + 1e6  # noqa: E731 – 1e-4 apart
+    swapped = lambda z: z.flip(1)  # noqa: E731
+    assert fooling_rate(model, swapped, [POINT.double()]).rate == 1.0
+    assert rank_analysis(model, POINT, POINT.flip(1)).changed == 1
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_the_map_of_a_class_has_the_signs_of_any_factor(trained, factor):
+    net, x, _ = trained
+    expected = most_likely_class_map(net, x[:50]).sign
+    found = most_likely_class_map(lambda z: factor * net(z), x[:50]).sign
+    assert (found == expected).float().mean() > 0.99
+
+
+def whole(x):
+    return (10 * line(1.0)(x)).round().int()
+
+
+@pytest.mark.parametrize("attack", [PGD, DeepFool, LBFGSAttack])
+def test_whole_scores_have_no_gradient_and_this_is_said(attack):
+    with pytest.raises(ValueError, match="forward_func: no gradient flows from its scores"):
+        attack(whole).perturb(POINT, 0)
+    with pytest.raises(ValueError, match="scores: expected some, got shape"):
+        attack(lambda z: z[:, :0]).perturb(POINT, 0)
+
+
+def test_minus_infinity_is_refused_with_a_remedy():
+    masked = lambda z: line(1.0)(z).masked_fill(torch.tensor([False, True]), -torch.inf)  # noqa: E731
+    with pytest.raises(ValueError, match="classes that are masked a low number"):
+        PGD(masked).perturb(POINT, 0)
+
+
+@pytest.mark.parametrize("method", [Saliency, InputXGradient])
+def test_an_attack_on_the_map_of_a_detached_model_names_the_break(method):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    x = torch.rand(2, 3, 2, 2)
+    with pytest.raises(ValueError, match="no gradient flows from its scores"):
+        ExplanationAttack(method(Detached(model))).perturb(x, torch.tensor([0, 1]))
+
+
+class Detached(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x.detach())

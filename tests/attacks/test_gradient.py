@@ -303,11 +303,11 @@ def test_a_transform_that_draws_is_seeded_and_leaves_the_generator(
 
 
 def test_a_fooled_image_costs_nothing_more() -> None:
-    # Scores (x, .4): an image at .45 falls in one step of .0625, one at .95 in no step.
+    # Scores (x + 1, 1.4): an image at .45 falls in one step of .0625, one at .95 in no step.
     model = Counted(nn.Identity())
 
     def scores(x: Tensor) -> Tensor:
-        return torch.cat([model(x), torch.full_like(x, 0.4)], dim=1)
+        return torch.cat([model(x) + 1, torch.full_like(x, 1.4)], dim=1)
 
     x = torch.tensor([[0.45], [0.95]])
     result, details = PGD(scores, 0.25, 4, 0.0625, quantize=False).perturb(
@@ -344,8 +344,9 @@ def test_fooled_means_fooled_as_an_8_bit_image() -> None:
         assert bool(details.fooled) is expected
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("attack", [PGD, DeepFool])
-def test_rounding_to_8_bits_stays_in_the_ball(attack: Any) -> None:
+def test_rounding_to_8_bits_stays_in_the_ball(attack: Any, norm: str) -> None:
     """A pixel of 76.6 levels is 1.4 from level 78, so with a radius of 1 none above 77 counts."""
     x = torch.tensor([[76.6 / 255]])
     for boundary, reached in ((77.8, False), (77.4, False), (76.9, True)):
@@ -353,7 +354,7 @@ def test_rounding_to_8_bits_stays_in_the_ball(attack: Any) -> None:
         def scores(x: Tensor, at: float = boundary) -> Tensor:
             return torch.cat([torch.full_like(x, at / 255), x], dim=1)
 
-        made = attack(scores, epsilon=1 / 255, norm="Linf", quantize=True)
+        made = attack(scores, epsilon=1 / 255, norm=norm, quantize=True)
         result, details = made.perturb(x, 0, return_details=True)
         assert details.fooled.item() is reached
         if reached:
@@ -372,10 +373,12 @@ def test_rounding_an_image_stays_in_the_euclidean_ball() -> None:
     _, details = attack.perturb(x, 0, return_details=True)
     assert not details.fooled.item()  # before, as an image that is 10 levels away
     assert PGD(scores, 10 / 255, norm="L2").perturb(x, 0, return_details=True)[1].fooled.item()
-    # Where the clean image is none of 8 bits itself, its own rounding comes on top.
+    # Where the clean image is none of 8 bits itself, its own rounding, of 3 levels, comes at right
+    # angles: the image of 101 is 7 away, where 6.7 and 7.07 are allowed.
     between = torch.full((1, 100), 100.3 / 255)
-    _, details = PGD(scores, 6 / 255, norm="L2").perturb(between, 0, return_details=True)
-    assert details.fooled.item()
+    for radius, reached in ((6.0, False), (6.4, True)):
+        made = PGD(scores, radius / 255, norm="L2")
+        assert made.perturb(between, 0, return_details=True)[1].fooled.item() is reached
 
 
 def test_restarts_find_what_one_start_misses() -> None:

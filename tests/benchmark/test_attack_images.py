@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_robust.attacks import FGSM, PGD, Attack
-from captum_robust.benchmark import AttackRun, attack_images, build_attacks
+from captum_robust.attacks import FGSM, PGD, Attack, DeepFool, LBFGSAttack
+from captum_robust.benchmark import AttackRun, attack_images, build_attacks, robust_accuracy
 from captum_robust.benchmark.attack_images import Photographs, png_names
 from captum_robust.data import DataError, Sample, load_image, resize
 from captum_robust.models import Classifier, load_classifier
@@ -378,3 +378,14 @@ def test_attacked_photographs_fool_efficientnet_after_reading(
             scores = model(load_image(result.folder / row["file"])[None])[0]
         assert int(scores.argmax()) == row["after"] != row["label"]
     assert fooled["linf"].max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("attack", [DeepFool, LBFGSAttack])
+def test_the_smallest_change_is_looked_for_among_the_images_that_are_judged(attack: Any) -> None:
+    """Without a word about bytes: the smallest change of floats is gone when it is rounded."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
+    images = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    labels = net(images).argmax(dim=1)
+    table = robust_accuracy(net, attack(net), [(images, labels)], [1.0])
+    assert table["robust_accuracy"].item() == 0.0

@@ -333,3 +333,13 @@ def test_samples_are_taken_as_before() -> None:
     assert labels(run(samples)) == LABELS
     assert labels(run(DataLoader(samples, batch_size=2, collate_fn=list))) == LABELS  # type: ignore[arg-type]
     assert labels(run([samples[:4], samples[4:]])) == LABELS
+
+
+def test_probabilities_of_a_model_are_not_made_flatter_by_another_softmax() -> None:
+    net = classifier(classes=3)
+    ended = Classifier(nn.Sequential(net, nn.Softmax(1)), None, None, 32).eval()
+    columns = "SELECT confidence FROM results ORDER BY position"
+    expected, found = (run(PICTURES, model).select(columns) for model in (net, ended))
+    assert [row["confidence"] for row in found] == pytest.approx(
+        [row["confidence"] for row in expected], abs=1e-5
+    )
