@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -19,8 +20,15 @@ from torch import nn
 
 from captum_robust import cli
 from captum_robust.attr import AdversarialLocalization
+from captum_robust.benchmark import compare
+from captum_robust.data import load_dataset
 from captum_robust.models import Classifier, load_classifier, save_classifier
-from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, save_localization_network
+from captum_robust.nn import (
+    CorruptionNetwork,
+    LocalizationNetwork,
+    SimpleConvNet,
+    save_localization_network,
+)
 
 MODULE = """
 import torch
@@ -285,6 +293,52 @@ def test_explain_attack_compare_and_video_take_an_own_model(run: Run, here: Path
     code, out, err = run("video", "film.avi", "out.avi", *own, "--method", "grad_cam")
     assert code == 0, err
     assert "out.avi: 1 frames" in out
+
+
+def labels_of(run: Run, *arguments: object) -> tuple[dict[str, str], str]:
+    """The label of the first image of each folder in the table of ``attack``, and what it said."""
+    shutil.rmtree("run", ignore_errors=True)
+    given = ("--attack", "fgsm", "--epsilon", 2, "--size", 32, "--out", "run")
+    _, out, err = run("attack", "images", "--model", "own.nets:seeded", *given, *arguments)
+    with open("run/attacked.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["image"].endswith("0.png")]
+    return {row["image"].split("/")[0]: row["label"] for row in rows}, out + err
+
+
+def test_folders_of_a_model_without_class_names_never_count_imagenets(run: Run, here: Path) -> None:
+    Path("images/cat").rename("images/tench")  # ImageNet's class 0
+    warning = r"its classes \(dog, tench\) are not known .* \(class_names, --classes\)"
+    with pytest.warns(UserWarning, match=warning):
+        assert "without a label: 8" in labels_of(run)[1]
+    assert labels_of(run, "--classes", "dog,eft,tench")[0] == {"dog": "0", "tench": "2"}
+    Path("names.txt").write_text("tench\neft\ndog\n")
+    assert labels_of(run, "--classes", "names.txt")[0] == {"dog": "2", "tench": "0"}
+    code, _, err = run("explain", "images", "--model", "own.nets:seeded", "--classes", "a,b")
+    assert code == 2
+    assert "own.nets:seeded" not in err
+    assert "--classes: expected 3, as of the model, got 2" in err
+    code, _, err = run("explain", "images", "--weights", "none", "--classes", "a,b", "--top", 9)
+    assert code == 0, err  # random weights are of as many classes
+    shutil.copytree("images/dog", "images/apple")
+    assert labels_of(run)[0] == {"apple": "0", "dog": "1", "tench": "2"}  # in their order
+
+
+def test_labels_that_count_other_classes_than_the_models_are_refused(here: Path) -> None:
+    Path("images/cat").rename("images/tench")
+    Path("images/dog").rename("images/goldfish")
+    model = Classifier(load_classifier("own.nets:seeded").module, input_size=32)
+    result = compare(model, load_dataset("folder", "images"), ["grad_cam"], progress=False)
+    assert result.table()["failed"].max() == 8
+    assert "class 1 of the 1000, but the model has 3 classes" in result.to_text()
+
+
+def test_a_file_of_other_classes_without_names_has_numbers(here: Path) -> None:
+    torch.manual_seed(0)
+    own = Classifier(SimpleConvNet(7), input_size=64, name="simple_convnet")
+    save_classifier(own, "seven.safetensors")
+    torch.save(own.module.state_dict(), "seven.pt")
+    for file in ("seven.safetensors", "seven.pt"):
+        assert load_classifier("simple_convnet", file).class_names == list("0123456")
 
 
 def test_a_masking_network_is_trained_for_an_own_model(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captum_robust._checks import check, unknown_name
@@ -24,17 +25,41 @@ class ModelOptions:
     std: str | None = None
     size: int | None = None
     """Side of the network's images in pixels; else the model's own."""
+    classes: str | None = None
+    """The model's class names in order, where it does not know them: separated by commas, or a text
+    file with one a line."""
     device: str = "auto"
 
 
 def load_model(options: ModelOptions) -> Classifier:
     """Load the classifier onto its device."""
-    from captum_robust.models.zoo import named_classifier
+    from captum_robust.models.zoo import named_classifier, published_weights
 
+    names, weights = class_names(options.classes), options.weights
+    # Published weights would lose their last layer for another number of classes.
+    is_of_any = published_weights(weights) is None or Path(weights).is_file()
     model = named_classifier(
-        options.model, options.weights, options.size, options.mean, options.std, options.layer
+        *(options.model, weights, options.size, options.mean, options.std, options.layer),
+        class_names=names if is_of_any else None,
     )
+    if names is not None:
+        count = len(model.class_names or ())
+        check(
+            len(names) == count, f"--classes: expected {count}, as of the model, got {len(names)}"
+        )
+        model.class_names = names
     return model.to(chosen_device(options.device))
+
+
+def class_names(given: str | None) -> list[str] | None:
+    """The names between the commas, or on the lines of the file of this name."""
+    if given is None:
+        return None
+    from captum_robust.data.files import read_text
+
+    file = Path(given)
+    parts = read_text(file).splitlines() if file.is_file() else given.split(",")
+    return [name.strip() for name in parts if name.strip()]
 
 
 def chosen_device(device: str) -> str:
