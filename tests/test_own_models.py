@@ -68,6 +68,9 @@ def one_score():
 def of_two_names():
     return Classifier(seeded(), input_size=32, class_names=["cat", "dog"])
 
+def of_two():
+    return seeded(2)
+
 def only_small():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
 
@@ -307,9 +310,10 @@ def labels_of(run: Run, *arguments: object) -> tuple[dict[str, str], str]:
 
 def test_folders_of_a_model_without_class_names_never_count_imagenets(run: Run, here: Path) -> None:
     Path("images/cat").rename("images/tench")  # ImageNet's class 0
-    warning = r"its classes \(dog, tench\) are not known .* \(class_names, --classes\)"
-    with pytest.warns(UserWarning, match=warning):
-        assert "without a label: 8" in labels_of(run)[1]
+    _, said = labels_of(run)
+    assert "without a label: 8" in said
+    assert "\ncaptum-robust: dataset: its classes (dog, tench) are not known to be" in f"\n{said}"
+    assert "give the model their names (class_names, --classes)\n" in said
     assert labels_of(run, "--classes", "dog,eft,tench")[0] == {"dog": "0", "tench": "2"}
     Path("names.txt").write_text("tench\neft\ndog\n")
     assert labels_of(run, "--classes", "names.txt")[0] == {"dog": "2", "tench": "0"}
@@ -416,6 +420,21 @@ def test_an_own_model_is_trained_and_comes_back(run: Run, here: Path, command: s
         assert back.class_names == ["cat", "dog", "eft"]
         assert back.mean is not None
         assert back.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+
+
+@pytest.mark.parametrize("command", ["robust", "localization", "masking"])
+def test_too_few_images_to_hold_some_out_say_how_many_it_takes(run: Run, command: str) -> None:
+    shutil.rmtree("images/cat")
+    shutil.copytree("images/dog", "images/cat")  # four of a class
+    of = {"robust": "--steps", "localization": "--pretraining-epochs", "masking": "--warm-up-steps"}
+    name = "of_two_scales" if command == "masking" else "of_two"
+    own = ("--model", f"own.nets:{name}", "--size", 32, "--epochs", 1, "--batch-size", 4)
+    given = ("train", command, "--images", "images", *own, of[command], 1)
+    code, out, err = run(*given, "--held-out", 0.11, "--out", "run")  # .11 × 10 = 1.1
+    assert code == 0, err
+    of_a_class = "" if command == "masking" else " of a class"
+    assert f"to hold out 0.11 of the images takes 10{of_a_class}; give more" in out
+    assert "to hold out" not in run(*given, "--held-out", 0.25, "--out", "other")[1]
 
 
 def test_classes_that_an_own_model_does_not_have_are_refused(run: Run) -> None:

@@ -93,10 +93,10 @@ def class_number(model: Classifier, target: str | None, option: str) -> int | No
     from captum_robust.data.classes import ClassIndex
 
     names = model.class_names or []
-    number = ClassIndex(names)(target)
+    number = ClassIndex(names)(target, option)
     is_number = number is None and target.isdecimal()
     last = len(names) - 1
     check(not is_number, f"{option}: the model has the classes 0 to {last}, not {target}")
     if number is None:
-        raise unknown_name("class", target, names)
+        raise unknown_name(option, target, names)
     return number

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captum_robust._checks import check, printable
+from captum_robust.data.files import special_file
 
 Frame: TypeAlias = npt.NDArray[np.uint8]
 """H×W×3, in OpenCV's order of colours: blue, green, red."""
@@ -139,7 +140,8 @@ def _opened(source: str | Path | int, name: str) -> Any:
         return capture
     path = Path(source)
     check(not path.is_dir(), f"{name} is a folder; give a video file", IsADirectoryError)
-    check(not path.is_fifo(), f"{name} is a pipe; give a video file")
+    what = None if "://" in str(source) else special_file(path)
+    check(what is None, f"{name} is {what}; give a video file")
     if path.exists() or not re.search(r"://|%\d*d", str(source)):
         check(path.exists(), f"{name}: no such file", FileNotFoundError)
         with path.open("rb"):  # says why not, which OpenCV does not
