@@ -487,24 +487,48 @@ def test_explain_writes_maps_and_prints_json(run: Run, here: Path) -> None:
     assert "2 images: 1 could not be used" in err
 
 
-def test_a_stopped_explain_does_not_say_that_it_goes_on(
+def test_a_stopped_explain_goes_on_and_never_mixes_settings(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from captum_robust.show import explain as shown
 
-    explain_image, calls = shown.explain_image, []
+    explain_image, calls, stop_at = shown.explain_image, list[str](), 3
 
-    def second_is_stopped(*arguments: Any, **options: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 2:
+    def stopped(model: Any, file: Path, *arguments: Any, **options: Any) -> Any:
+        calls.append(file.name)
+        if len(calls) == stop_at:
             raise KeyboardInterrupt
-        return explain_image(*arguments, **options)
+        return explain_image(model, file, *arguments, **options)
 
-    monkeypatch.setattr(shown, "explain_image", second_is_stopped)
-    code, out, err = run("explain", "images", "--model", "own.nets:with_facts")
+    def made(*options: object) -> list[str]:
+        calls.clear()
+        code, out, err = run(*given, *options)
+        assert code == 0, err
+        assert out.count(" -> ") == 8
+        return list(calls)
+
+    monkeypatch.setattr(shown, "explain_image", stopped)
+    given = ("explain", "images", "--model", "own.nets:with_facts", "--save-maps", "--out", "out")
+    given = (*given, "--methods", "grad_cam")
+    code, out, err = run(*given)
     assert code == 130
-    assert out.count(" -> ") == 1
-    assert err == "captum-robust: stopped; 1 of 8 images are explained\n"
+    assert err == "captum-robust: stopped; the same command goes on from here\n"
+    before, stop_at = out, -1
+    assert made() == ["cat2.png", "cat3.png", *(f"dog{i}.png" for i in range(4))]
+    assert run(*given)[1].startswith(before)  # what was said of the first two is said again
+    files = {file: file.read_bytes() for file in Path("out").rglob("*.*")}
+    assert len(files) == 16
+    whole = run(*given[:-4], "--out", "whole", *given[-2:])
+    assert whole[0] == 0
+    assert all(Path("whole", *f.parts[1:]).read_bytes() == data for f, data in files.items())
+    Path("out/cat/cat0.grad_cam.npy").unlink()
+    Path("out/dog/dog1.grad_cam.npy").write_bytes(b"of other settings")
+    Path("out/dog/dog2.png").write_bytes(b"torn")
+    shutil.copy("images/cat/cat0.png", "images/cat/cat3.png")
+    assert made() == ["cat0.png", "cat3.png", "dog1.png", "dog2.png"]
+    for other in ("--threshold", 0.5), ("--target", "dog"), ("--mean", "0.4,0.4,0.4"), ("--top", 1):
+        assert len(made(*other)) == 8
+    assert len(made()) == 8  # the others have been written over
 
 
 def test_a_model_of_timm_has_its_own_normalisation_and_size() -> None:
