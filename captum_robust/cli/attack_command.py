@@ -52,6 +52,7 @@ class AttackCommandOptions(ModelOptions):
     boxes: Path | None = None
     """folder: CSV with a column label."""
     images: Path | None = None
+    exif_orientation: bool = field(default=False, metadata=option("--exif-orientation"))
     seed: int = 0
     """For attacks that draw."""
 

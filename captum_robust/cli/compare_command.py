@@ -48,8 +48,6 @@ class CompareOptions(ModelOptions):
     """folder: parallel folder of masks."""
     images: Path | None = None
     exif_orientation: bool = field(default=False, metadata=option("--exif-orientation"))
-    """coco, voc, imagenet, folder: boxes and masks were drawn on upright images, as most viewers
-    show them. Without it, on the pixels as they are stored. Images are upright either way."""
     attack: str | None = None
     epsilon: str | None = None
     """Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8, or
