@@ -18,7 +18,6 @@ import safetensors
 import torch
 from PIL import Image
 
-from captum_robust import cli
 from captum_robust.attr import AdversarialLocalization, RealTimeMasking
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.benchmark import METHODS, Comparison, compare
@@ -35,21 +34,6 @@ from captum_robust.nn import (
 )
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """The command in this process: exit code, what it printed, what it said on standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["captum-robust", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
 
 
 def draw(folder: Path, n: int = 4) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from PIL import ExifTags, Image
 from safetensors import safe_open
 from torchvision.utils import save_image
 
-from captum_robust import cli
 from captum_robust.attr import AdversarialLocalization
 from captum_robust.cli.localization_command import say_result
 from captum_robust.data.superpixels import superpixel_path
@@ -30,18 +28,8 @@ SHORT = (
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        given = ["captum-robust", "train", "localization", *map(str, arguments), "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", given)
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
+def run(run: Run) -> Run:
+    return lambda *arguments: run("train", "localization", *arguments, "--device", "cpu")
 
 
 def draw(file: Path, channel: int, generator: torch.Generator) -> None:

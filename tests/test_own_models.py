@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from captum_robust import cli
 from captum_robust.attr import AdversarialLocalization
 from captum_robust.benchmark import compare
 from captum_robust.data import load_dataset
@@ -143,17 +142,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def run(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: exit code, what it printed, what it said on standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["captum-robust", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
+def run(run: Run, here: Path) -> Run:
+    return run
 
 
 def net(here: Path) -> Any:

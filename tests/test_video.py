@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_robust import cli
 from captum_robust.models import Classifier, load_classifier, save_classifier
 from captum_robust.nn import MaskingNetwork, save_masking_network
 from captum_robust.show import video, video_files
@@ -752,17 +751,8 @@ def test_an_unknown_method_is_named() -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """The command in this process: exit code, what it printed, what it said on standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["captum-robust", "video", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
+def run(run: Any) -> Any:
+    return lambda *arguments: run("video", *arguments)
 
 
 SMALL = ("--model", "small_resnet", "--weights", "none", "--method", "center_box")

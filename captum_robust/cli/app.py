@@ -45,7 +45,7 @@ def main() -> None:
             warn(str(message))
 
     with warnings.catch_warnings():
-        warnings.showwarning = say
+        warnings.showwarning = say  # type: ignore[assignment]
         _run()
 
 

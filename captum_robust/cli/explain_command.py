@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -70,7 +70,7 @@ def explain(options: ExplainOptions) -> None:
     chosen = build_methods(classifier, given)
     target = class_number(classifier, options.target, "target")
     towards = class_number(classifier, options.counterfactual, "counterfactual")
-    how = {"target": target, "counterfactual": towards}
+    how: dict[str, Any] = {"target": target, "counterfactual": towards}
     how |= {"threshold": options.threshold, "top": options.top}
     methods = given if isinstance(given, dict) else {name: name for name in given}
     settings = json.dumps(describe_run(classifier, (), 0, methods, {}, how))
