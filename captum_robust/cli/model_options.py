@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captum_robust._checks import check, unknown_name
-from captum_robust.cli.options import USUAL_MODEL
+from captum_robust.cli.options import USUAL_MODEL, option
 
 if TYPE_CHECKING:
     from captum_robust.models import Classifier
@@ -29,6 +29,29 @@ class ModelOptions:
     """The model's class names in order, where it does not know them: separated by commas, or a text
     file with one a line."""
     device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(ModelOptions):
+    """What the runs over a data set have in common."""
+
+    limit: int | None = None
+    """Only the first so many images."""
+    batch_size: int = 16
+    """Images that a method or an attack gets at once."""
+    fit: str = "squash"
+    split: str | None = None
+    boxes: Path | None = None
+    """folder: CSV of boxes, or with a column label."""
+    images: Path | None = None
+    exif_orientation: bool = field(default=False, metadata=option("--exif-orientation"))
+    epsilon: str | None = None
+    """Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8, or
+    8/255, is 8/255 of the pixels' range. By default 8, of attack 1,2,4,8."""
+    steps: int = field(default=10, metadata=option(min=1))
+    universal: Path | None = None
+    seed: int = 0
+    """For methods and attacks that draw."""
 
 
 def load_model(options: ModelOptions) -> Classifier:

@@ -101,12 +101,10 @@ def by_name(
     return {name: files[path] for name, path in paths.items()}
 
 
-_SPECIAL = (
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
+_SPECIAL = {
+    **{stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"},
+    **{stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"},
+}
 
 
 def special_file(path: Path) -> str | None:
@@ -115,7 +113,7 @@ def special_file(path: Path) -> str | None:
         mode = path.stat().st_mode
     except (OSError, ValueError):
         return "a link that leads to no file" if path.is_symlink() else None
-    return next((what for is_such, what in _SPECIAL if is_such(mode)), None)
+    return _SPECIAL.get(stat.S_IFMT(mode))
 
 
 def existing(path: str | Path, kind: Literal["file", "folder"], expected: str) -> Path:

@@ -186,12 +186,7 @@ def _first_readable(items: Any) -> Any:
     for position in range(min(len(items), _PROBED)):
         try:
             return items[position]
-        except (
-            ValueError,
-            OSError,
-            RuntimeError,
-            SyntaxError,
-        ):  # a broken image is its row's error
+        except (ValueError, OSError, RuntimeError, SyntaxError):  # its row will say so
             continue
     return None
 

@@ -31,14 +31,8 @@ SMALL_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 """For images of 64 pixels, by number of classes."""
 _FACTS = "captum_robust.classifier"
 _NO_TENSORS = (
-    pickle.UnpicklingError,
-    struct.error,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
+    *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError),
+    *(LookupError, ValueError, TypeError, AttributeError),
 )
 """What reading a file that is torn, or holds other objects than tensors, may raise."""
 
@@ -231,9 +225,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         reason = f"it may be a pickle, which can run code, or is damaged ({first})"
         raise ValueError(f"{where} holds more than tensors: {reason}") from None
     for key in ("state_dict", "model_state_dict", "model"):  # as trainings write them
-        state = (
-            state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
-        )
+        is_inside = isinstance(state, dict) and isinstance(state.get(key), dict)
+        state = state[key] if is_inside else state
     are_tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
     check(are_tensors and state, f"{where}: expected a state dict, got another object")
     return dict(state), {}
