@@ -613,7 +613,7 @@ def test_compare_runs_every_method_under_every_attack(run: Run, tmp_path: Path) 
     assert "pgd 8/255" in report
     code, _, err = run(*arguments[:-1], 3)
     assert code == 2
-    assert "steps=2, transform=None) there" in one_line(err)
+    assert "(attacks.pgd 1/255, steps: 2 there, 3 here; " in one_line(err)
 
 
 def test_compare_puts_the_attacker_who_knows_beside_the_defence(run: Run, tmp_path: Path) -> None:
