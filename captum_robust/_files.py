@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -279,7 +280,42 @@ def check_same_run(
 
 
 def _difference(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    there, here = str(before.get(key, "(none)")), str(after.get(key, "(none)"))
+    """What differs: of a described object the settings that do, each by its name."""
+    there, here = (_settings_in(str(side.get(key, "(none)"))) for side in (before, after))
+    is_same = there[""] == here[""]
+    names = (n for n in dict.fromkeys([*there, *here]) if there.get(n) != here.get(n))
+    return "; ".join(
+        _two_values(f"{key}, {name}" if name else key, there.get(name), here.get(name))
+        for name in (names if is_same else ("",))
+    )
+
+
+def _settings_in(text: str) -> dict[str, str]:
+    """The settings in the description of an object, "package.Class(name=value, …)".
+
+    Its class, or a text that describes none, has the name "".
+
+    >>> _settings_in("Attack(bounds=(0, 1), steps=3)")
+    {'': 'Attack', 'bounds': '(0, 1)', 'steps': '3'}
+    """
+    described = re.fullmatch(r"([\w.]+)\((\w+=.*)\)", text, re.DOTALL)
+    if described is None:
+        return {"": text}
+    settings, depth, start = {"": described[1]}, 0, 0
+    listed = described[2] + ", "
+    # Of equal length, so that brackets and commas in quotes are none.
+    plain = re.sub(r"'[^']*'|\"[^\"]*\"", lambda quoted: "_" * len(quoted[0]), listed)
+    for i, letter in enumerate(plain):
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth == 0 and re.match(r", (\w+=|$)", plain[i:]):
+            name, _, value = listed[start:i].partition("=")
+            settings[name] = value
+            start = i + 2
+    return settings if start == len(listed) else {"": text}
+
+
+def _two_values(name: str, there: str | None, here: str | None) -> str:
+    there, here = there or "(none)", here or "(none)"
     # Of long ones the part where they begin to differ, character by character.
     start = max(0, len(os.path.commonprefix([there, here])) - 60)  # noqa: RUF071
     stop = start + 120
@@ -287,7 +323,7 @@ def _difference(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -
         ("…" if start else "") + text[start:stop] + ("…" if len(text) > stop else "")
         for text in (there, here)
     )
-    return f"{key}: {there} there, {here} here"
+    return f"{name}: {there} there, {here} here"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

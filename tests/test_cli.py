@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +18,6 @@ import safetensors
 import torch
 from PIL import Image
 
-from captum_robust import cli
 from captum_robust.attr import AdversarialLocalization, RealTimeMasking
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.benchmark import METHODS, Comparison, compare
@@ -34,21 +34,6 @@ from captum_robust.nn import (
 )
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """The command in this process: exit code, what it printed, what it said on standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["captum-robust", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
 
 
 def draw(folder: Path, n: int = 4) -> Path:
@@ -508,12 +493,21 @@ WRONG: list[tuple[list[str], str]] = [
     (["explain", "nowhere.png"], "nowhere.png: no such image or folder"),
     (
         ["explain", "images", "--target", "taby"],
-        r"class: .*got 'taby'; did you mean 'tabby'",
+        r"error: --target: expected .*got 'taby'; did you mean 'tabby'",
     ),
     (["explain", "images", "--target", "1000"], "classes 0 to 999"),
+    (["explain", "images", "--target", "CARDIGAN"], "error: --target: expected the name of one"),
+    (["explain", "pipe.jpg"], "pipe.jpg: a pipe"),
+    (["attack", "/dev/null"], "/dev/null: a device"),
+    (["attack", "images", "pipe.jpg"], "pipe.jpg: a pipe"),
+    (["explain", "socket.png"], "socket.png: a socket"),
+    (["explain", "nowhere.jpg"], "nowhere.jpg: a link that leads to no file"),
+    (["compare", "folder", "images", "--boxes", "pipe.jpg"], "pipe.jpg: a pipe; expected a CSV"),
+    (["compare", "tiny-imagenet", "pipe.jpg"], "pipe.jpg: a pipe; expected a folder, a .tar"),
+    (["video", "socket.png", "out.avi"], "socket.png is a socket; give a video file"),
     (
         ["explain", "images", "--counterfactual", "lynxx"],
-        r"class: .*got 'lynxx'; did you mean",
+        r"error: --counterfactual: expected .*got 'lynxx'; did you mean",
     ),
     (["explain", "images", "--counterfactual", "1000"], "counterfactual: the model has the"),
     (
@@ -551,7 +545,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["attack", "images", "--epsilon", "nan"], "numbers from 0 to 255"),
     (
         ["attack", "images", "--target", "taby"],
-        r"class: .*got 'taby'; did you mean 'tabby'",
+        r"error: --target: expected .*got 'taby'; did you mean 'tabby'",
     ),
     (
         ["attack", "images", "--target", "tabby", "--attack", "least_likely"],
@@ -572,9 +566,34 @@ def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(
     run: Run, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     draw(tmp_path / "images", n=1)
+    os.mkfifo("pipe.jpg")
+    Path("nowhere.jpg").symlink_to("elsewhere.jpg")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket.png")
     code, _, err = run(*arguments)
     assert code == 2
     assert all(part in one_line(err) for part in message.split(".*"))
+
+
+def test_a_file_that_is_skipped_is_one_plain_line(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    (folder / "\x1b[31mred.qq\n").write_bytes(b"none")
+    for arguments in (("attack", folder, "--epsilon", 1, "--steps", 1), ("explain", folder)):
+        _, _, err = run(*arguments)
+        said = f"{folder}: files left out, as Pillow sees no image in them: 1 .qq"
+        lines = [line for line in err.splitlines() if "left out" in line]
+        assert lines == [f"captum-robust: {said}"]
+        assert "Warning" not in err
+        assert "\x1b" not in err
+
+
+def test_another_strength_of_an_attack_is_said_in_words(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    given = ("attack", folder, "--epsilon", 1, "--weights", "none", "--out", "run")
+    run(*given, "--steps", 1)
+    _, _, err = run(*given, "--steps", 2)
+    assert "run holds another run (attacks.pgd 1/255, steps: 1 there, 2 here; " in err
+    assert "PGD(" not in err
 
 
 def test_compare_runs_every_method_under_every_attack(run: Run, tmp_path: Path) -> None:
@@ -594,7 +613,7 @@ def test_compare_runs_every_method_under_every_attack(run: Run, tmp_path: Path) 
     assert "pgd 8/255" in report
     code, _, err = run(*arguments[:-1], 3)
     assert code == 2
-    assert "steps=2, transform=None) there" in one_line(err)
+    assert "(attacks.pgd 1/255, steps: 2 there, 3 here; " in one_line(err)
 
 
 def test_compare_puts_the_attacker_who_knows_beside_the_defence(run: Run, tmp_path: Path) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import ExifTags, Image
 from safetensors import safe_open
 from torchvision.utils import save_image
 
-from captum_robust import cli
 from captum_robust.attr import AdversarialLocalization
 from captum_robust.cli.localization_command import say_result
 from captum_robust.data.superpixels import superpixel_path
 from captum_robust.models import load_classifier, save_classifier
-from captum_robust.training import TrainingResult
+from captum_robust.training import LocalizationRecipe, LocalizationSettings, TrainingResult
 
 Run = Callable[..., tuple[int, str, str]]
 NAMES = ("blue", "green", "red")
@@ -28,18 +28,8 @@ SHORT = (
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        given = ["captum-robust", "train", "localization", *map(str, arguments), "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", given)
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
+def run(run: Run) -> Run:
+    return lambda *arguments: run("train", "localization", *arguments, "--device", "cpu")
 
 
 def draw(file: Path, channel: int, generator: torch.Generator) -> None:
@@ -147,6 +137,27 @@ def test_boxes_are_scored_with_the_spelling_of_a_data_set_and_its_root(
     assert "no boxes" not in out
     assert (tmp_path / "maps.safetensors").is_file()
     assert (tmp_path / "captum-robust-localization/classifier/log.jsonl").is_file()
+
+
+@pytest.mark.parametrize("kind", ["folder", "tiny-imagenet"])
+def test_boxes_drawn_on_upright_images_are_taken_as_such_on_request(
+    photographs: Path, tiny_imagenet: Path, tmp_path: Path, kind: str
+) -> None:
+    root, suffix = {"folder": (photographs, "png"), "tiny-imagenet": (tiny_imagenet, "JPEG")}[kind]
+    tag = Image.Exif()
+    tag[ExifTags.Base.Orientation] = 6  # of 40×48 stored pixels, upright 48×40
+    for file in root.rglob(f"*.{suffix}"):
+        Image.open(file).save(file, exif=tag)
+    (root / "boxes.csv").write_text("file,x0,y0,x1,y1\nred/0.png,10,30,20,47\n")
+    lines = "n02123045_0.JPEG 10 30 19 46\n"
+    (tiny_imagenet / "train/n02123045/n02123045_boxes.txt").write_text(lines)
+    given: dict[str, Any] = {"images": root, "kind": kind, "size": 48, "superpixels": False}
+    given |= {"out": tmp_path / "run", "device": "cpu"}
+    of_stored = LocalizationRecipe(LocalizationSettings(**given)).images
+    assert len(of_stored.unusable) == 1  # y1 = 47 of 40
+    images = LocalizationRecipe(LocalizationSettings(**given, exif_orientation=True)).images
+    assert not images.unusable
+    assert [[12, 30, 24, 47]] in [boxes.tolist() for boxes in images.boxes]  # 40 wide, now 48
 
 
 def test_pixels_need_no_super_pixels(run: Run, photographs: Path, tmp_path: Path) -> None:

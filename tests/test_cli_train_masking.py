@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import torch
 from safetensors import safe_open
 from torchvision.utils import save_image
 
-from captum_robust import cli
 from captum_robust.data.classes import imagenet_names, imagenet_wnids
 from captum_robust.models import load_classifier, save_classifier
 from captum_robust.nn import load_masking_network
@@ -23,18 +21,8 @@ NAMES = ("red", "green", "blue")
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        given = ["captum-robust", "train", "masking", *map(str, arguments), "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", given)
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
+def run(run: Run) -> Run:
+    return lambda *arguments: run("train", "masking", *arguments, "--device", "cpu")
 
 
 @pytest.fixture

@@ -128,6 +128,18 @@ def test_a_run_of_another_configuration_is_refused_by_what_differs(tmp_path: Pat
         check_same_run(tmp_path, there, {**there, "model": {"name": "b", "size": [1, 2]}})
     with pytest.raises(ValueError, match=r"seed: 0 there, \(none\) here; versions\.torch: 1"):
         check_same_run(tmp_path, there, {"model": there["model"]})
+    attack = "p.PGD(bounds=(0.0, 1.0), loss='a, b=(', steps=3, transform=None)"
+    others = {"pgd 1/255": attack, "pgd 2/255": attack}
+    with pytest.raises(ValueError, match=r"run \(attacks\.pgd 1/255, steps: 3 there, 40 here\);"):
+        check_same_run(
+            tmp_path,
+            {"attacks": others},
+            {"attacks": {**others, "pgd 1/255": attack.replace("3", "40")}},
+        )
+    with pytest.raises(
+        ValueError, match=r"run \(attacks\.pgd 2/255: p.PGD there, \(none\) here\);"
+    ):
+        check_same_run(tmp_path, {"attacks": others}, {"attacks": {"pgd 1/255": attack}})
     long = {"text": "x" * 500 + "old" + "y" * 500}
     with pytest.raises(ValueError, match=r"…x+oldy+… there, …x+newy+… here"):
         check_same_run(tmp_path, long, {"text": long["text"].replace("old", "new")})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -17,10 +18,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from captum_robust import cli
 from captum_robust.attr import AdversarialLocalization
+from captum_robust.benchmark import compare
+from captum_robust.data import load_dataset
 from captum_robust.models import Classifier, load_classifier, save_classifier
-from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, save_localization_network
+from captum_robust.nn import (
+    CorruptionNetwork,
+    LocalizationNetwork,
+    SimpleConvNet,
+    save_localization_network,
+)
 
 MODULE = """
 import torch
@@ -59,6 +66,9 @@ def one_score():
 
 def of_two_names():
     return Classifier(seeded(), input_size=32, class_names=["cat", "dog"])
+
+def of_two():
+    return seeded(2)
 
 def only_small():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
@@ -132,17 +142,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def run(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: exit code, what it printed, what it said on standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["captum-robust", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
+def run(run: Run, here: Path) -> Run:
+    return run
 
 
 def net(here: Path) -> Any:
@@ -287,6 +288,53 @@ def test_explain_attack_compare_and_video_take_an_own_model(run: Run, here: Path
     assert "out.avi: 1 frames" in out
 
 
+def labels_of(run: Run, *arguments: object) -> tuple[dict[str, str], str]:
+    """The label of the first image of each folder in the table of ``attack``, and what it said."""
+    shutil.rmtree("run", ignore_errors=True)
+    given = ("--attack", "fgsm", "--epsilon", 2, "--size", 32, "--out", "run")
+    _, out, err = run("attack", "images", "--model", "own.nets:seeded", *given, *arguments)
+    with open("run/attacked.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["image"].endswith("0.png")]
+    return {row["image"].split("/")[0]: row["label"] for row in rows}, out + err
+
+
+def test_folders_of_a_model_without_class_names_never_count_imagenets(run: Run, here: Path) -> None:
+    Path("images/cat").rename("images/tench")  # ImageNet's class 0
+    _, said = labels_of(run)
+    assert "without a label: 8" in said
+    assert "\ncaptum-robust: dataset: its classes (dog, tench) are not known to be" in f"\n{said}"
+    assert "give the model their names (class_names, --classes)\n" in said
+    assert labels_of(run, "--classes", "dog,eft,tench")[0] == {"dog": "0", "tench": "2"}
+    Path("names.txt").write_text("tench\neft\ndog\n")
+    assert labels_of(run, "--classes", "names.txt")[0] == {"dog": "2", "tench": "0"}
+    code, _, err = run("explain", "images", "--model", "own.nets:seeded", "--classes", "a,b")
+    assert code == 2
+    assert "own.nets:seeded" not in err
+    assert "--classes: expected 3, as of the model, got 2" in err
+    code, _, err = run("explain", "images", "--weights", "none", "--classes", "a,b", "--top", 9)
+    assert code == 0, err  # random weights are of as many classes
+    shutil.copytree("images/dog", "images/apple")
+    assert labels_of(run)[0] == {"apple": "0", "dog": "1", "tench": "2"}  # in their order
+
+
+def test_labels_that_count_other_classes_than_the_models_are_refused(here: Path) -> None:
+    Path("images/cat").rename("images/tench")
+    Path("images/dog").rename("images/goldfish")
+    model = Classifier(load_classifier("own.nets:seeded").module, input_size=32)
+    result = compare(model, load_dataset("folder", "images"), ["grad_cam"], progress=False)
+    assert result.table()["failed"].max() == 8
+    assert "class 1 of the 1000, but the model has 3 classes" in result.to_text()
+
+
+def test_a_file_of_other_classes_without_names_has_numbers(here: Path) -> None:
+    torch.manual_seed(0)
+    own = Classifier(SimpleConvNet(7), input_size=64, name="simple_convnet")
+    save_classifier(own, "seven.safetensors")
+    torch.save(own.module.state_dict(), "seven.pt")
+    for file in ("seven.safetensors", "seven.pt"):
+        assert load_classifier("simple_convnet", file).class_names == list("0123456")
+
+
 def test_a_masking_network_is_trained_for_an_own_model(run: Run) -> None:
     own = ("--model", "own.nets:of_two_scales", "--size", 48)
     given = ("train", "masking", "--images", "images", *own, "--epochs", 1, "--batch-size", 4)
@@ -364,6 +412,21 @@ def test_an_own_model_is_trained_and_comes_back(run: Run, here: Path, command: s
         assert back.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
 
 
+@pytest.mark.parametrize("command", ["robust", "localization", "masking"])
+def test_too_few_images_to_hold_some_out_say_how_many_it_takes(run: Run, command: str) -> None:
+    shutil.rmtree("images/cat")
+    shutil.copytree("images/dog", "images/cat")  # four of a class
+    of = {"robust": "--steps", "localization": "--pretraining-epochs", "masking": "--warm-up-steps"}
+    name = "of_two_scales" if command == "masking" else "of_two"
+    own = ("--model", f"own.nets:{name}", "--size", 32, "--epochs", 1, "--batch-size", 4)
+    given = ("train", command, "--images", "images", *own, of[command], 1)
+    code, out, err = run(*given, "--held-out", 0.11, "--out", "run")  # .11 × 10 = 1.1
+    assert code == 0, err
+    of_a_class = "" if command == "masking" else " of a class"
+    assert f"to hold out 0.11 of the images takes 10{of_a_class}; give more" in out
+    assert "to hold out" not in run(*given, "--held-out", 0.25, "--out", "other")[1]
+
+
 def test_classes_that_an_own_model_does_not_have_are_refused(run: Run) -> None:
     code, _, err = run("train", "robust", "--images", "images", "--model", "own.nets:Net")
     assert code == 2
@@ -414,24 +477,48 @@ def test_explain_writes_maps_and_prints_json(run: Run, here: Path) -> None:
     assert "2 images: 1 could not be used" in err
 
 
-def test_a_stopped_explain_does_not_say_that_it_goes_on(
+def test_a_stopped_explain_goes_on_and_never_mixes_settings(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from captum_robust.show import explain as shown
 
-    explain_image, calls = shown.explain_image, []
+    explain_image, calls, stop_at = shown.explain_image, list[str](), 3
 
-    def second_is_stopped(*arguments: Any, **options: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 2:
+    def stopped(model: Any, file: Path, *arguments: Any, **options: Any) -> Any:
+        calls.append(file.name)
+        if len(calls) == stop_at:
             raise KeyboardInterrupt
-        return explain_image(*arguments, **options)
+        return explain_image(model, file, *arguments, **options)
 
-    monkeypatch.setattr(shown, "explain_image", second_is_stopped)
-    code, out, err = run("explain", "images", "--model", "own.nets:with_facts")
+    def made(*options: object) -> list[str]:
+        calls.clear()
+        code, out, err = run(*given, *options)
+        assert code == 0, err
+        assert out.count(" -> ") == 8
+        return list(calls)
+
+    monkeypatch.setattr(shown, "explain_image", stopped)
+    given = ("explain", "images", "--model", "own.nets:with_facts", "--save-maps", "--out", "out")
+    given = (*given, "--methods", "grad_cam")
+    code, out, err = run(*given)
     assert code == 130
-    assert out.count(" -> ") == 1
-    assert err == "captum-robust: stopped; 1 of 8 images are explained\n"
+    assert err == "captum-robust: stopped; the same command goes on from here\n"
+    before, stop_at = out, -1
+    assert made() == ["cat2.png", "cat3.png", *(f"dog{i}.png" for i in range(4))]
+    assert run(*given)[1].startswith(before)  # what was said of the first two is said again
+    files = {file: file.read_bytes() for file in Path("out").rglob("*.*")}
+    assert len(files) == 16
+    whole = run(*given[:-4], "--out", "whole", *given[-2:])
+    assert whole[0] == 0
+    assert all(Path("whole", *f.parts[1:]).read_bytes() == data for f, data in files.items())
+    Path("out/cat/cat0.grad_cam.npy").unlink()
+    Path("out/dog/dog1.grad_cam.npy").write_bytes(b"of other settings")
+    Path("out/dog/dog2.png").write_bytes(b"torn")
+    shutil.copy("images/cat/cat0.png", "images/cat/cat3.png")
+    assert made() == ["cat0.png", "cat3.png", "dog1.png", "dog2.png"]
+    for other in ("--threshold", 0.5), ("--target", "dog"), ("--mean", "0.4,0.4,0.4"), ("--top", 1):
+        assert len(made(*other)) == 8
+    assert len(made()) == 8  # the others have been written over
 
 
 def test_a_model_of_timm_has_its_own_normalisation_and_size() -> None:

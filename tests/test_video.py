@@ -5,8 +5,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import cv2
@@ -16,7 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_robust import cli
 from captum_robust.models import Classifier, load_classifier, save_classifier
 from captum_robust.nn import MaskingNetwork, save_masking_network
 from captum_robust.show import video, video_files
@@ -321,17 +323,36 @@ def test_a_camera_keeps_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert written == [False, True, True, True, False]
 
 
-def test_a_file_of_variable_rate_keeps_its_times(tmp_path: Path) -> None:
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """The address that the files of the folder are served under."""
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("is_served", [False, True], ids=["file", "served"])
+def test_a_source_of_variable_rate_keeps_its_times(
+    tmp_path: Path, served: str, is_served: bool
+) -> None:
     # Ten frames of a tenth of a second, ten of a second; black and white in turn.
     frames = [Image.fromarray(np.full((64, 96, 3), 255 * (i % 2), np.uint8)) for i in range(20)]
     source = tmp_path / "in.gif"
     durations = [100] * 10 + [1000] * 10
     frames[0].save(source, save_all=True, append_images=frames[1:], duration=durations)
-    result = annotate_video(source, tmp_path / "out.avi", Stub())
+    given = f"{served}/in.gif" if is_served else source
+    result = annotate_video(given, tmp_path / "out.avi", Stub())
     assert (result.frames, result.frame_rate) == (20, 10.0)
     written = [f[60:, 90:].mean() for f in read(result.path)]
     shown = [*range(10), *(i for i in range(10, 20) for _ in range(10))]
-    assert len(written) == len(shown) == 110  # 11 seconds
+    assert len(shown) == 110  # 11 seconds
+    if is_served:  # a stream does not tell how long its last frame stays
+        shown = shown[:101]
+    assert len(written) == len(shown)
     assert [w > np.mean(written) for w in written] == [i % 2 == 1 for i in shown]
 
 
@@ -388,15 +409,19 @@ def test_the_times_of_a_file_decide(
     assert written == [i % 2 == 1 for i in shown]
 
 
-def test_addresses_and_sequences_of_images_are_for_opencv(tmp_path: Path) -> None:
+def test_addresses_and_sequences_of_images_are_for_opencv(tmp_path: Path, served: str) -> None:
     frames = [flat(green=1, red=r) for r in (0, 1, 0)]
     source = write(tmp_path / "in.avi", frames)
     for i, frame in enumerate(frames):
         cv2.imwrite(str(tmp_path / f"{i:02d}.png"), frame)
-    for given in (f"file://{source}", str(tmp_path / "%02d.png")):
+    for given in (f"file://{source}", f"{served}/in.avi", str(tmp_path / "%02d.png")):
         result = annotate_video(given, tmp_path / "out.avi", Stub())
         assert [heat(f)[0] > 100 for f in read(result.path)] == [False, True, False]
-    for given in ("rtsp://127.0.0.1:1/none", str(tmp_path / "no%02d.png")):
+    addresses = ("rtsp://127.0.0.1:1/none", "http://127.0.0.1:1/in.avi", f"{served}/none.avi")
+    for given in addresses:
+        with pytest.raises(ValueError, match=r"OpenCV can't read it .*; does the address answer"):
+            annotate_video(given, tmp_path / "out.avi", Stub())
+    for given in ("unknown://in.avi", str(tmp_path / "no%02d.png")):
         with pytest.raises(ValueError, match="OpenCV can't read it"):
             annotate_video(given, tmp_path / "out.avi", Stub())
 
@@ -726,17 +751,8 @@ def test_an_unknown_method_is_named() -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """The command in this process: exit code, what it printed, what it said on standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["captum-robust", "video", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
+def run(run: Any) -> Any:
+    return lambda *arguments: run("video", *arguments)
 
 
 SMALL = ("--model", "small_resnet", "--weights", "none", "--method", "center_box")

@@ -117,6 +117,14 @@ class BatchReader:
         black = torch.zeros(1, *self.model.input_shape, device=device_of(self.model))
         return int(self.scores(black).shape[1])
 
+    @cached_property
+    def _others(self) -> int:
+        """How many classes the labels count, where these are others than the model's; else 0."""
+        names = list(getattr(self.dataset, "class_names", None) or ())
+        own = list(self.model.class_names or ())
+        is_same = len(names) == self.classes or (own and names[: len(own)] == own)
+        return 0 if is_same else len(names)
+
     def load(self, start: int, stop: int) -> list[Loaded]:
         """The positions from start to stop; whatever is wrong with one, the others are read."""
         with ThreadPoolExecutor(max_workers=2) as pool:
@@ -201,6 +209,8 @@ class BatchReader:
             label, count = as_index(label), self.classes
             known = f"the model has {count} classes"
             check(0 <= label < count, f"{sample.id}: class index {label}, but {known}", DataError)
+            others = f"class {label} of the {self._others}, but {known}; give both the same names"
+            check(not self._others, f"{sample.id}: {others} (class_names)", DataError)
         sample = fitted(replace(sample, label=label), self.model.input_size, self.fit)
         return replace(sample, image=to_levels(sample.image)) if self.eight_bit else sample
 

@@ -19,6 +19,7 @@ from captum_robust.attacks import Attack
 from captum_robust.attr import AdversarialLocalization, BallSettings, IterativeMask, RealTimeMasking
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog import methods as known
+from captum_robust.data.classes import imagenet_names
 from captum_robust.defenses import default_transforms
 from captum_robust.models import Classifier
 from captum_robust.models.imported import source_of
@@ -117,6 +118,8 @@ def _describe_model(model: Classifier, methods: Collection[str]) -> dict[str, An
     }
     if source := source_of(model.name):
         facts["source_crc32"] = source
+    if model.class_names is not None and tuple(model.class_names) != imagenet_names():
+        facts["classes_crc32"] = zlib.crc32(json.dumps(list(model.class_names)).encode())
     if any(name in methods for name in known.WITH_PERCEPTUAL_LAYERS):
         layers = model.perceptual_layers
         facts["perceptual_layers"] = ", ".join(_name_of(model, layer) for layer in layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+import warnings
 
 import typer
 
@@ -14,6 +15,7 @@ from captum_robust.cli.compare_command import compare
 from captum_robust.cli.demo_command import demo
 from captum_robust.cli.explain_command import explain
 from captum_robust.cli.methods_command import methods
+from captum_robust.cli.printing import warn
 from captum_robust.cli.video_command import video
 
 app = typer.Typer(
@@ -31,7 +33,23 @@ for command in (demo, compare, explain, attack, video, methods):
 
 
 def main() -> None:
-    """Run the command; what a user got wrong is one line on standard error and exit code 2."""
+    """Run the command; what a user got wrong is one line on standard error and exit code 2.
+
+    A warning is a line on standard error too, once.
+    """
+    said: set[str] = set()
+
+    def say(message: Warning | str, *_: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = say  # type: ignore[assignment]
+        _run()
+
+
+def _run() -> None:
     expected = (ValueError, TypeError, OSError, ImportError, sqlite3.Error)
     try:
         code = app(standalone_mode=False)

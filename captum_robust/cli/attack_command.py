@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from captum_robust._checks import check
-from captum_robust.cli.model_options import ModelOptions, class_number, load_model
+from captum_robust.cli.model_options import RunOptions, class_number, load_model
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import warn
 from captum_robust.cli.shared_options import attacks_of, given_data_options, listed, open_dataset
@@ -23,7 +23,7 @@ SHOWN_ROWS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackCommandOptions(ModelOptions):
+class AttackCommandOptions(RunOptions):
     """The options of the command."""
 
     paths: list[Path] | None = field(default=None, metadata=argument())
@@ -34,26 +34,10 @@ class AttackCommandOptions(ModelOptions):
     out: Path = Path("captum-robust-attack")
     """Folder of the run: images, table and curves."""
     attack: str = "pgd"
-    epsilon: str | None = None
-    """Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8, or
-    8/255, is 8/255 of the pixels' range. 1,2,4,8 by default."""
     target: str | None = None
     """The class to move towards, by name or number; else away from the label."""
-    steps: int = field(default=10, metadata=option(min=1))
-    universal: Path | None = None
     keep_all: bool = field(default=False, metadata=option("--all"))
     """Also write the images that do not fool the model."""
-    limit: int | None = None
-    """Only the first so many images."""
-    batch_size: int = 16
-    """Images that are attacked at once."""
-    fit: str = "squash"
-    split: str | None = None
-    boxes: Path | None = None
-    """folder: CSV with a column label."""
-    images: Path | None = None
-    seed: int = 0
-    """For attacks that draw."""
 
 
 @command_of(AttackCommandOptions, resumes=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captum_robust._checks import check
-from captum_robust.cli.model_options import ModelOptions
+from captum_robust.cli.model_options import RunOptions
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.shared_options import (
     attacks_of,
@@ -20,7 +20,7 @@ from captum_robust.cli.shared_options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(ModelOptions):
+class CompareOptions(RunOptions):
     """The options of the command."""
 
     kind: str = field(metadata=argument())
@@ -32,30 +32,13 @@ class CompareOptions(ModelOptions):
     methods: str | None = None
     """Names, separated by commas. See captum-robust methods."""
     network: Path | None = None
-    limit: int | None = None
-    """Only the first so many samples."""
-    batch_size: int = 16
-    """Images that a method gets at once."""
     target: str = "label"
     """The class to explain: label or prediction."""
-    fit: str = "squash"
     oracle: bool = field(default=False, metadata=option("--oracle"))
     """Tune thresholds on the reported images."""
-    split: str | None = None
-    boxes: Path | None = None
-    """folder: CSV of boxes."""
     masks: Path | None = None
     """folder: parallel folder of masks."""
-    images: Path | None = None
-    exif_orientation: bool = field(default=False, metadata=option("--exif-orientation"))
-    """coco, voc, imagenet, folder: boxes and masks were drawn on upright images, as most viewers
-    show them. Without it, on the pixels as they are stored. Images are upright either way."""
     attack: str | None = None
-    epsilon: str | None = None
-    """Strengths of the attacks, separated by commas, in levels of an 8-bit image: 8, or
-    8/255, is 8/255 of the pixels' range. 8 by default."""
-    steps: int = field(default=10, metadata=option(min=1))
-    universal: Path | None = None
     all_steps: bool = field(default=False, metadata=option("--all-steps"))
     """pgd: go on with images that are fooled. Else their change is often much smaller than the
     strength allows, and so is what it does to the maps."""
@@ -65,8 +48,6 @@ class CompareOptions(ModelOptions):
     saliency_metric: bool = field(default=False, metadata=option("--saliency-metric"))
     """Also measure how small a crop around each map the class survives: up to 18 classifier passes
     more an image and method."""
-    seed: int = 0
-    """For methods and attacks that draw."""
     precision: str = "float32"
 
 

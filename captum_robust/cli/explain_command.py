@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -48,12 +48,17 @@ class ExplainOptions(ModelOptions):
     scores, and the box of each method in pixels of the image."""
 
 
-@command_of(ExplainOptions)
+@command_of(ExplainOptions, resumes=True)
 def explain(options: ExplainOptions) -> None:
-    """Draw where the classifier looks: one PNG an image, the top classes in the terminal."""
+    """Draw where the classifier looks: one PNG an image, the top classes in the terminal.
+
+    Started again with the same arguments, a stopped run goes on: what was written with the same
+    settings, of an image that is the same, is not made again.
+    """
+    from captum_robust.catalog.description import describe_run
     from captum_robust.catalog.methods import build_methods
     from captum_robust.data import DataError
-    from captum_robust.show.explain import explain_image, pictures_of
+    from captum_robust.show.explain import explain_image, explained_before, pictures_of
 
     check_number("threshold", options.threshold, 0, 1)
     usual = "robust_cam" if options.counterfactual is None else "perceptual_ball"
@@ -61,31 +66,27 @@ def explain(options: ExplainOptions) -> None:
     file = read_network(options.network, named)
     pictures = pictures_of(options.paths, options.out)
     classifier = model_for(file, options)
-    chosen = build_methods(classifier, with_network(classifier, named, file))
+    given = with_network(classifier, named, file)
+    chosen = build_methods(classifier, given)
     target = class_number(classifier, options.target, "target")
     towards = class_number(classifier, options.counterfactual, "counterfactual")
+    how: dict[str, Any] = {"target": target, "counterfactual": towards}
+    how |= {"threshold": options.threshold, "top": options.top}
+    methods = given if isinstance(given, dict) else {name: name for name in given}
+    settings = json.dumps(describe_run(classifier, (), 0, methods, {}, how))
     failed = 0
     for picture, image in pictures:
         try:
-            explained = explain_image(
-                classifier,
-                image,
-                chosen,
-                picture,
-                target=target,
-                counterfactual=towards,
-                threshold=options.threshold,
-                top=options.top,
-            )
+            explained = explained_before(image, picture, settings, with_maps=options.save_maps)
+            if explained is None:
+                explained = explain_image(
+                    classifier, image, chosen, picture, settings=settings, **how
+                )
         except DataError as error:
             if len(pictures) == 1:
                 raise
             failed += 1
             warn(str(error))
-        except KeyboardInterrupt:
-            done = [drawn for drawn, _ in pictures].index(picture)
-            warn(f"stopped; {done} of {len(pictures)} images are explained")
-            raise SystemExit(130) from None
         else:
             _say_explained(image, explained, options)
     if failed:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_robust.cli.options import command_of
-from captum_robust.cli.printing import say, say_resumed, say_unusable
+from captum_robust.cli.printing import say, say_none_held_out, say_resumed, say_unusable
 from captum_robust.training.settings import LocalizationSettings
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def say_images(recipe: LocalizationRecipe) -> None:
     )
     if testing and not recipe.evaluation.can_score:
         say("no boxes are known of these images: the masks are trained, but not scored")
+    settings = recipe.settings
+    say_none_held_out(recipe.testing, settings.held_out if settings.evaluation_images else 0)
     say_unusable(recipe.images)
     if trunk := recipe.settings.trunk:
         how = "trained with the rest" if recipe.trains_trunk else "frozen"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from captum_robust.cli.options import command_of
-from captum_robust.cli.printing import say, say_resumed, say_unusable
+from captum_robust.cli.printing import say, say_none_held_out, say_resumed, say_unusable
 from captum_robust.training.settings import MaskingSettings
 
 
@@ -25,6 +25,8 @@ def masking(settings: MaskingSettings) -> None:
         f"{len(recipe.training)} images to train on, {len(recipe.testing)} to look at, "
         f"{labelled} of {len(recipe.images)} with a class"
     )
+    if settings.validation is None:
+        say_none_held_out(recipe.testing, settings.held_out, per_class=False)
     say_unusable(recipe.images)
     result = recipe.train()
     say_resumed(result)

@@ -69,6 +69,9 @@ class SharedOptions:
     """Split of the data set."""
     images: Path
     """coco: folder of the images."""
+    exif_orientation: bool
+    """Boxes and masks were drawn on upright images, as most viewers show them. Without it, on the
+    pixels as they are stored. Images are upright either way."""
     device: str
     """auto, cpu, cuda, cuda:1, mps, …"""
     precision: str

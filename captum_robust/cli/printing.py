@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import count
 from typing import TYPE_CHECKING
 
 import typer
@@ -32,6 +34,17 @@ def say_unusable(images: LabelledImages | CroppedImages) -> None:
         say(f"{total} images: {len(images.unusable)} could not be used", err=True)
         for why in list(images.unusable.values())[:5]:
             say(f"  {printable(why)}", err=True)
+
+
+def say_none_held_out(images: Sequence[int], share: float, per_class: bool = True) -> None:
+    """Where there are too few images to hold some out, how many are needed."""
+    if not images and share > 0:
+        needed = next(n for n in count(1) if int(share * n))
+        of = " of a class" if per_class else ""
+        say(
+            f"nothing is measured: to hold out {share:g} of the images takes {needed}{of}; give "
+            "more images, or a larger --held-out"
+        )
 
 
 def say_resumed(result: TrainingResult) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from captum_robust.cli.options import command_of
-from captum_robust.cli.printing import say, say_resumed, say_unusable
+from captum_robust.cli.printing import say, say_none_held_out, say_resumed, say_unusable
 from captum_robust.training.settings import RobustSettings
 
 
@@ -23,6 +23,7 @@ def robust(settings: RobustSettings) -> None:
         f"{len(recipe.training)} images to train on, {len(recipe.testing)} held out, "
         f"{len(recipe.class_names)} classes"
     )
+    say_none_held_out(recipe.testing, settings.held_out)
     say_unusable(recipe.images)
     result = recipe.train()
     say_resumed(result)

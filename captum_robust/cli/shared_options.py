@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from captum_robust._checks import check
-from captum_robust.cli.model_options import ModelOptions, chosen_device, load_model
+from captum_robust.cli.model_options import ModelOptions, chosen_device, class_names, load_model
 from captum_robust.cli.options import USUAL_MODEL
 from captum_robust.cli.printing import warn
 
@@ -60,7 +60,7 @@ def model_for(file: TensorFile | None, options: ModelOptions) -> Classifier:
 
         own = facts["classifier"]
         if own in SMALL_NETWORKS and options.model in (USUAL_MODEL, own):
-            names, size = facts["class_names"], facts["input_size"]
+            names, size = class_names(options.classes) or facts["class_names"], facts["input_size"]
             size = size if options.size is None else options.size
             like = named_classifier(
                 own, "none", size, options.mean, options.std, options.layer, class_names=names
@@ -152,15 +152,18 @@ def open_dataset(
     """
     from captum_robust.data import load_dataset
     from captum_robust.data.classes import imagenet_names
+    from captum_robust.data.given import folder_of_model
 
     given = given_data_options(options)
     own: dict[str, Any] = {}
-    if kind == "folder":  # names of folders and labels in a CSV are classes of the model
-        own = {"class_names": model.class_names}
-    elif kind == "tiny-imagenet" and tuple(model.class_names or ()) != imagenet_names():
+    if kind == "tiny-imagenet" and tuple(model.class_names or ()) != imagenet_names():
         own = {"labels": "wnids"}  # of a model that was trained on it, not of ImageNet's classes
     try:
-        dataset = load_dataset(kind, path, **own, **given)
+        if kind == "folder" and path is not None:
+            names = model.class_names or []
+            dataset: LocalizationDataset = folder_of_model(path, names, names.__len__, **given)
+        else:
+            dataset = load_dataset(kind, path, **own, **given)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise ValueError(f"{path}: {error}") from None

@@ -56,8 +56,8 @@ class ClassIndex:
         self._plain = _places(self.names, _plain)
         self._wnids = imagenet_wnids() if self.names == imagenet_names() else {}
 
-    def __call__(self, text: str) -> int | None:
-        """The index, or None when ``text`` is no class.
+    def __call__(self, text: str, what: str = "class") -> int | None:
+        """The index, or None when ``text`` is no class; ``what`` is its name in the error.
 
         Raises:
             ValueError: ``text`` is the name of several classes. Its exact spelling comes first:
@@ -71,7 +71,7 @@ class ClassIndex:
             return self._wnids.get(text)
         fitting = self._exact.get(text) or self._plain.get(_plain(text), [])
         several = f"the name of several ({', '.join(map(str, fitting))}); give the number"
-        check(len(fitting) <= 1, f"class: expected the name of one, got {text!r}, {several}")
+        check(len(fitting) <= 1, f"{what}: expected the name of one, got {text!r}, {several}")
         return fitting[0] if fitting else None
 
 

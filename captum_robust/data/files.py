@@ -101,11 +101,27 @@ def by_name(
     return {name: files[path] for name, path in paths.items()}
 
 
+_SPECIAL = {
+    **{stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"},
+    **{stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"},
+}
+
+
+def special_file(path: Path) -> str | None:
+    """What lies at the path, such as "a pipe", where it is no file, folder or nothing."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return "a link that leads to no file" if path.is_symlink() else None
+    return _SPECIAL.get(stat.S_IFMT(mode))
+
+
 def existing(path: str | Path, kind: Literal["file", "folder"], expected: str) -> Path:
     """The path, or ``FileNotFoundError`` that says what was expected there."""
     path = Path(path)
     there = path.is_dir() if kind == "folder" else path.is_file()
-    check(there, f"{path}: no such {kind}; expected {expected}", FileNotFoundError)
+    what = special_file(path) or f"no such {kind}"
+    check(there, f"{path}: {what}; expected {expected}", FileNotFoundError)
     return path
 
 
@@ -125,11 +141,9 @@ def read_bytes(path: Path, name: str | None = None) -> bytes:
     """
     name = name or str(path)
     try:
-        facts = path.stat()
-        is_file = stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)
-        check(is_file, "a pipe or a device, no file", OSError)
-        fits = facts.st_size <= LARGEST
-        check(fits, f"expected at most {LARGEST} bytes, got {facts.st_size}", OSError)
+        size, what = path.stat().st_size, special_file(path)
+        check(what is None, f"{what}, no file", OSError)
+        check(size <= LARGEST, f"expected at most {LARGEST} bytes, got {size}", OSError)
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{name}: {error.strerror or error}") from None

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -90,40 +91,51 @@ class ImageFolder(AnnotatedImages):
         mask_folder = self.root / "masks"
         if masks is not None:
             mask_folder = existing(masks, "folder", "a folder of masks")
-        folder = self.root / "images"
-        if not folder.is_dir() or not (table.is_file() or mask_folder.is_dir()):
-            folder = self.root
         # A run is another one where the content of these is.
         self._table = table if table.is_file() else None
         self._mask_folder = mask_folder if mask_folder.is_dir() else None
-        self._images = some_images(folder, "files such as *.png or *.jpg", without=mask_folder)
+        self._images = some_images(
+            self._folder, "files such as *.png or *.jpg", without=mask_folder
+        )
         self._rows = _read_table(self._table) if self._table else {}
         self._masks = by_name(list_images(mask_folder), without_suffix, mask_folder)
         self._find_class = ClassIndex(class_names)
         self.class_names: Sequence[str] | None = self._find_class.names
-        self._folder_class = self._read_folders(labels, folder)
+        self.folders = sorted({name.split("/")[0] for name in self._images if "/" in name})
+        """The first sub-folders that have images."""
+        self._folder_class: dict[str, int] = {}
+        self.read_labels(labels)
         lone = self._masks.keys() - {without_suffix(name) for name in self._images}
         self.ids = listed_ids(self._images, [*self._rows, *lone], skip_missing)
 
-    def _read_folders(self, labels: str | None, folder: Path) -> dict[str, int]:
-        """Sub-folder → class index; empty where the folders say nothing."""
-        folders = sorted({name.split("/")[0] for name in self._images if "/" in name})
-        if labels is None or not folders:
-            return {}
-        if labels == "sorted":
-            empty = sorted(set(_folders_in(folder, self._mask_folder)) - set(folders))
-            if empty:
-                which = printable(", ".join(empty[:5]))
-                warnings.warn(f"{folder}: classes without an image: {which}", stacklevel=2)
-            folders = sorted([*folders, *empty])
-            self._find_class = ClassIndex(folders)
-            self.class_names = folders
-            return {name: index for index, name in enumerate(folders)}
-        indices = {name: self._find_class(name) for name in folders}
-        unknown = [name for name, index in indices.items() if index is None]
-        if 0 < len(unknown) < len(folders):
-            raise unknown_name("class folder", unknown[0], self._find_class.names)
-        return {name: index for name, index in indices.items() if index is not None}
+    def read_labels(self, labels: str | None) -> None:
+        """Take the classes from the sub-folders' names, as the argument of that name says."""
+        names = self.folders
+        if labels == "sorted" and names:
+            names = self.class_names = self.folders_in_order
+            self._find_class = ClassIndex(names)
+            self._folder_class = {name: index for index, name in enumerate(names)}
+        elif labels == "names":
+            indices = {name: self._find_class(name) for name in names}
+            unknown = [name for name, index in indices.items() if index is None]
+            if 0 < len(unknown) < len(names):
+                raise unknown_name("class folder", unknown[0], self._find_class.names)
+            self._folder_class = {n: index for n, index in indices.items() if index is not None}
+
+    @cached_property
+    def folders_in_order(self) -> list[str]:
+        """The sub-folders in alphabetical order; those without an image too, with a warning."""
+        empty = sorted(set(_folders_in(self._folder, self._mask_folder)) - set(self.folders))
+        if empty:
+            which = printable(", ".join(empty[:5]))
+            warnings.warn(f"{self._folder}: classes without an image: {which}", stacklevel=4)
+        return sorted([*self.folders, *empty])
+
+    @property
+    def _folder(self) -> Path:
+        """The folder of the images."""
+        inner = self.root / "images"
+        return inner if inner.is_dir() and (self._table or self._mask_folder) else self.root
 
     def _image_file(self, id: str) -> tuple[Path | bytes, str]:
         rows = self._rows.get(id)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from operator import index as as_index
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -80,7 +80,7 @@ def sample_source(
     if isinstance(data, LocalizationDataset):
         return data
     if isinstance(data, (str, Path)):
-        return _folder(Path(data), class_names, count_classes)
+        return folder_of_model(Path(data), class_names, count_classes)
     items = _loaders_items(data) if isinstance(data, DataLoader) else data
     if isinstance(items, LocalizationDataset):
         return items
@@ -98,7 +98,8 @@ def sample_source(
     if isinstance(first, (tuple, list)):
         _label_of(first[1], "dataset")
     own = _own_classes(items)
-    numbers = None if own is None else _class_numbers(own, class_names, count_classes)
+    names = _said_names(class_names)
+    numbers = None if own is None else _class_numbers(own, names, count_classes)
     return GivenImages(data, items, numbers)
 
 
@@ -185,12 +186,7 @@ def _first_readable(items: Any) -> Any:
     for position in range(min(len(items), _PROBED)):
         try:
             return items[position]
-        except (
-            ValueError,
-            OSError,
-            RuntimeError,
-            SyntaxError,
-        ):  # a broken image is its row's error
+        except (ValueError, OSError, RuntimeError, SyntaxError):  # its row will say so
             continue
     return None
 
@@ -310,6 +306,12 @@ def _class_numbers(
     return numbers if is_known else [None] * len(own)
 
 
+def _said_names(class_names: Sequence[str] | None) -> Sequence[str] | None:
+    """The names of the model's classes; None where they are but their numbers."""
+    numbers = [str(i) for i in range(len(class_names or ()))]
+    return None if class_names is None or list(class_names) == numbers else class_names
+
+
 def _known_names(
     class_names: Sequence[str] | None, count_classes: Callable[[], int]
 ) -> Sequence[str]:
@@ -324,30 +326,35 @@ def _warn_of_strangers(names: Sequence[str]) -> None:
     some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     warnings.warn(
         f"dataset: its classes ({some}) are not known to be the model's, so its images have no "
-        "label, and the prediction stands for it; give the Classifier class_names, or samples "
-        "with labels",
+        "label, and the prediction stands for it; name them as the model does, or give the model "
+        "their names (class_names, --classes)",
         stacklevel=5,
     )
 
 
-def _folder(
-    root: Path, class_names: Sequence[str] | None, count_classes: Callable[[], int]
+def folder_of_model(
+    root: Path,
+    class_names: Sequence[str] | None,
+    count_classes: Callable[[], int],
+    **options: Any,
 ) -> ImageFolder:
-    """The folder; its sub-folders give labels where they are known to be the model's classes."""
+    """A folder; its sub-folders give labels where they are known to be the model's classes.
+
+    ``options`` are those of :class:`ImageFolder`; the rest is as for :func:`sample_source`.
+    """
     existing(
         root, "folder", "a folder of images; of another data set give load_dataset(kind, path)"
     )
+    class_names = _said_names(class_names)
     known = _known_names(class_names, count_classes)
-    plain = ImageFolder(root, labels=None, class_names=known)
-    folders = sorted({id.split("/")[0] for id in plain.ids if "/" in id})
-    if not folders:
-        return plain
-    labels: Literal["names", "sorted"] = "names"
-    if class_names is None and not any(
-        number is not None for number in map(ClassIndex(known), folders)
-    ):
-        labels = "sorted"
-    named = ImageFolder(root, labels=labels, class_names=known)
-    own = folders if labels == "names" else named.class_names or ()
-    numbers = _class_numbers([(name,) for name in own], class_names, count_classes)
-    return plain if None in numbers else named
+    images = ImageFolder(root, labels=None, class_names=known, **options)
+    names = images.folders
+    if not names:
+        return images
+    in_order = class_names is None and all(
+        number is None for number in map(ClassIndex(known), names)
+    )
+    own = images.folders_in_order if in_order else names
+    if None not in _class_numbers([(name,) for name in own], class_names, count_classes):
+        images.read_labels("sorted" if in_order else "names")
+    return images

@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from captum_robust._checks import check, printable, valid_unicode
-from captum_robust.data.files import files_below, is_run, read_bytes
+from captum_robust.data.files import files_below, is_run, read_bytes, special_file
 from captum_robust.data.orientation import turned, turned_back
 from captum_robust.data.sample import DataError
 
@@ -283,7 +283,8 @@ def images_at(paths: Sequence[Path], *, without: Path) -> dict[str, Path]:
             check(inside, f"{path}: no images in it")
             files += inside
         else:
-            check(path.is_file(), f"{path}: no such image or folder", FileNotFoundError)
+            what = special_file(path) or "no such image or folder"
+            check(path.is_file(), f"{path}: {what}", FileNotFoundError)
             files.append(path)
     if len(paths) == 1 and paths[0].is_dir():
         return {_name_below(paths[0], file): file for file in files}

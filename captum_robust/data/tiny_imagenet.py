@@ -32,6 +32,8 @@ class TinyImageNet(AnnotatedImages):
         split: ``"val"`` or ``"train"``.
         labels: ``"imagenet"``: classes are ImageNet's 1,000; ``"wnids"``: the lines of
             ``wnids.txt``, as for a classifier of these classes only.
+        exif_orientation: boxes were drawn on upright images, as most viewers show them; by default
+            on the pixels as they are stored. Images are upright either way.
         skip_missing: leave out annotations whose image is missing.
 
     Raises:
@@ -47,11 +49,13 @@ class TinyImageNet(AnnotatedImages):
         split: Literal["val", "train"] = "val",
         *,
         labels: Literal["imagenet", "wnids"] = "imagenet",
+        exif_orientation: bool = False,
         skip_missing: bool = False,
     ) -> None:
         check_choice("split of Tiny ImageNet", split, ["val", "train"])
         check_choice("meaning of labels", labels, ["imagenet", "wnids"])
         self.root = Path(path)
+        self.exif_orientation = exif_orientation
         self.split = split
         self._tree = open_tree(self.root)
         lists = [name for name in self._tree.names if basename(name) == "wnids.txt"]

@@ -31,14 +31,8 @@ SMALL_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 """For images of 64 pixels, by number of classes."""
 _FACTS = "captum_robust.classifier"
 _NO_TENSORS = (
-    pickle.UnpicklingError,
-    struct.error,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
+    *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError),
+    *(LookupError, ValueError, TypeError, AttributeError),
 )
 """What reading a file that is torn, or holds other objects than tensors, may raise."""
 
@@ -70,7 +64,8 @@ def load_classifier(
             :func:`save_classifier` wrote also tells the classes, the input size and the
             normalisation. An own function says itself what the weights are without a file.
         cam_layer: dotted name, in ``model.module``, of another layer for class activation maps.
-        class_names: of other classes than those of the weights, or of ImageNet. The last layer
+        class_names: of other classes than those of the weights, or of ImageNet, or else numbers
+            where the file is of another number of classes and has no names. The last layer
             gets their number of outputs; where published weights are for another number, it is
             random.
         input_size: (H, W), or one number for a square, where the network shall be given another.
@@ -89,6 +84,7 @@ def load_classifier(
     weights = None if weights == "none" else weights
     path = _state_dict_path(weights)
     facts: dict[str, Any] = {}
+    state: dict[str, Tensor] = {}
     if path is not None:
         weights = None  # random, until those of the file are loaded
         state, facts = _read_classifier(path, name)
@@ -102,8 +98,11 @@ def load_classifier(
     if is_imported(name):
         model = load_imported(name, weights, None if names is None else len(names), given)
     else:
-        names = given["class_names"] = list(imagenet_names() if names is None else names)
-        own = _loader_of(name)(name, weights, len(names))
+        load = _loader_of(name)
+        own = load(name, weights, len(imagenet_names() if names is None else names))
+        if names is None and (count := _other_classes(state, own["module"])):
+            names, own = [str(i) for i in range(count)], load(name, weights, count)
+        given["class_names"] = list(imagenet_names() if names is None else names)
         model = Classifier(**(own | given), name=name)
         fits = input_size is None or takes_size(model, model.input_size)
         sides = "×".join(map(str, model.input_size))
@@ -226,9 +225,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         reason = f"it may be a pickle, which can run code, or is damaged ({first})"
         raise ValueError(f"{where} holds more than tensors: {reason}") from None
     for key in ("state_dict", "model_state_dict", "model"):  # as trainings write them
-        state = (
-            state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
-        )
+        is_inside = isinstance(state, dict) and isinstance(state.get(key), dict)
+        state = state[key] if is_inside else state
     are_tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
     check(are_tensors and state, f"{where}: expected a state dict, got another object")
     return dict(state), {}
@@ -240,6 +238,20 @@ def _load_state_dict(module: nn.Module, state: dict[str, Tensor], path: Path) ->
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise ValueError(f"weights: {path} does not fit the model: {first}") from None
+
+
+def _other_classes(state: dict[str, Tensor], module: nn.Module) -> int:
+    """The classes of a state dict that has another number than ImageNet's; else 0."""
+    usual = len(imagenet_names())
+    heads = {
+        len(state[name])
+        for name, own in module.state_dict().items()
+        if own.ndim
+        and len(own) == usual
+        and name in state
+        and state[name].shape[1:] == own.shape[1:]
+    } - {usual}
+    return heads.pop() if len(heads) == 1 else 0
 
 
 def _load_fitting(module: nn.Module, state: dict[str, Tensor]) -> None:

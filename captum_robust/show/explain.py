@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from captum_robust import draw
@@ -21,6 +26,7 @@ from captum_robust._resize import resize_image, size_within
 from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import DataError, load_image
+from captum_robust.data.files import read_bytes
 from captum_robust.data.images import images_at
 from captum_robust.metrics.functional import largest_component, mask_to_box
 from captum_robust.metrics.functional import threshold as threshold_map
@@ -28,6 +34,8 @@ from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
 
 _DISPLAY_SIDE = 360
+_RECORD = "captum_robust.explain"
+"""The key of a text in the PNG: what it was made from and with, and what was said of it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class ExplainedImage:
     explained: int
     """The number of the class that the maps are of."""
     maps: dict[str, Tensor]
-    """The map h×w of each method, on the CPU."""
+    """The map h×w of each method, on the CPU; empty where :func:`explained_before` read it."""
     boxes: dict[str, list[float]]
     """The box of each map, (x0, y0, x1, y1) in pixels of the image."""
     verdicts: dict[str, str]
@@ -56,13 +64,14 @@ class ExplainedImage:
         Raises:
             OSError: one cannot be written.
         """
-        files = {}
+        files = self._map_files()
         for method, heat in self.maps.items():
-            data = io.BytesIO()
-            np.save(data, heat.numpy())
-            file = self.picture.with_name(f"{self.picture.stem}.{method}.npy")
-            files[method] = write_whole(file, data.getvalue())
+            write_whole(files[method], _npy(heat))
         return files
+
+    def _map_files(self) -> dict[str, Path]:
+        stem = self.picture.stem
+        return {m: self.picture.with_name(f"{stem}.{m}.npy") for m in self.boxes}
 
     def facts(self) -> dict[str, Any]:
         """What JSON holds of it: all but the maps themselves."""
@@ -102,6 +111,49 @@ def pictures_of(paths: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     return pictures
 
 
+def explained_before(
+    file: Path, picture: Path, settings: str, *, with_maps: bool = False
+) -> ExplainedImage | None:
+    """What :func:`explain_image` said of the same image with the same settings, from its picture.
+
+    None: there is no such picture or, ``with_maps``, not the files of its maps.
+    """
+    try:
+        with Image.open(picture) as written:
+            record = str(written.info.get(_RECORD, ""))
+        key, _, facts = record.partition("\n")
+        if key != _key(settings, read_bytes(file)):
+            return None
+        said = json.loads(facts)
+        checksums = said.pop("checksums")
+        before = ExplainedImage(**said, maps={}, picture=picture)
+        files = before._map_files() if with_maps else {}
+        is_same = all(zlib.crc32(f.read_bytes()) == checksums[m] for m, f in files.items())
+    except OSError:  # one of the files is missing, or no image
+        return None
+    return before if is_same else None
+
+
+def _key(settings: str, image: bytes) -> str:
+    return hashlib.sha256(settings.encode() + b"\n" + image).hexdigest()
+
+
+def _npy(heat: Tensor) -> bytes:
+    data = io.BytesIO()
+    np.save(data, heat.numpy())
+    return data.getvalue()
+
+
+def _write_picture(rgb: draw.RGB, said: ExplainedImage, key: str) -> None:
+    """Write the PNG with all that is needed to say the same again."""
+    facts = {k: v for k, v in vars(said).items() if k not in ("maps", "picture")}
+    facts["checksums"] = {m: zlib.crc32(_npy(heat)) for m, heat in said.maps.items()}
+    record, data = PngInfo(), io.BytesIO()
+    record.add_text(_RECORD, f"{key}\n{json.dumps(facts)}")
+    Image.fromarray(rgb).save(data, "PNG", pnginfo=record)
+    write_whole(said.picture, data.getvalue())
+
+
 def explain_image(
     model: Classifier,
     file: Path,
@@ -112,6 +164,7 @@ def explain_image(
     counterfactual: int | None = None,
     threshold: float = 0.2,
     top: int = 5,
+    settings: str = "",
 ) -> ExplainedImage:
     """Draw the map and box of each method over an image file, and write the picture as PNG.
 
@@ -129,6 +182,7 @@ def explain_image(
             from the explained one.
         threshold: of the box.
         top: how many classes to return.
+        settings: all that the picture depends on beside the image, for :func:`explained_before`.
 
     Raises:
         DataError: the image can't be read, the model gives no finite score for it, or the
@@ -141,7 +195,8 @@ def explain_image(
         "counterfactual: only methods that perturb the image know it, such as perceptual_ball; "
         f"got {', '.join(methods)}",
     )
-    image = load_image(file)
+    data = read_bytes(file)
+    image = load_image(data, name=str(file))
     x = resize_image(image, model.input_size)[None].to(device_of(model))
     x = in_channels_of(model, x)
     with torch.no_grad():
@@ -188,11 +243,12 @@ def explain_image(
             groups[-1].append((change, caption))
     columns = _columns(groups)
     pictures, captions = zip(*_in_rows(groups, columns), strict=True)
-    draw.save_png(picture, draw.panel(pictures, captions, columns))
     numbers = best.indices.tolist()
     classes = list(zip((_name(model, i) for i in numbers), best.values.tolist(), strict=True))
     best_scores = scores[best.indices].tolist()
-    return ExplainedImage(classes, numbers, best_scores, explained, maps, boxes, verdicts, picture)
+    said = ExplainedImage(classes, numbers, best_scores, explained, maps, boxes, verdicts, picture)
+    _write_picture(draw.panel(pictures, captions, columns), said, _key(settings, data))
+    return said
 
 
 def _columns(groups: list[list[tuple[draw.RGB, str]]]) -> int:

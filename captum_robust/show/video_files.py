@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captum_robust._checks import check, printable
+from captum_robust.data.files import special_file
 
 Frame: TypeAlias = npt.NDArray[np.uint8]
 """H×W×3, in OpenCV's order of colours: blue, green, red."""
@@ -29,6 +30,8 @@ USUAL_RATE = 25.0
 _HIGHEST_RATE = 1000.0
 _PROBED = 500
 """First frames of a file, by whose times its rate is checked."""
+_WAITED_FOR = 25
+"""The same of a stream, which are kept meanwhile."""
 _PROBED_RATE = 60
 """The highest that is taken from them, unless the file's own is higher."""
 _LONGEST = 3600.0
@@ -67,14 +70,20 @@ class VideoSource:
         self._limit = limit
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.rate = rate if 0 < rate <= _HIGHEST_RATE else USUAL_RATE
+        count = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.announced = int(count) if not self.is_camera and 0 < count < 2**31 else None
         self._tells_times = True
-        if not self.is_camera and Path(str(source)).is_file():
-            times = _first_times(str(source), min(_PROBED, limit or _PROBED))
+        self._waiting: list[tuple[Frame, float]] = []  # frames that were read, and their times
+        if not self.is_camera:
+            if self.announced or Path(str(source)).is_file():
+                times = _first_times(str(source), min(_PROBED, limit or _PROBED))
+            else:  # a stream can be read once, and one waits for its frames
+                self._waiting = list(islice(self._captured(), min(_WAITED_FOR, limit or _PROBED)))
+                times = np.array([told for _, told in self._waiting])
+                times = times - times[:1]
             self._tells_times = len(times) > 1 and bool((np.diff(times) > 0).all())
             if self._tells_times:
                 self.rate = _rate_of(times, self.rate)
-        count = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.announced = int(count) if not self.is_camera and 0 < count < 2**31 else None
         self.duration = self.announced / rate if self.announced and rate > 0 else 0.0
         """Seconds that the file says it takes; 0: it does not."""
         self.resized = 0
@@ -92,15 +101,8 @@ class VideoSource:
         n, first, last, longest = 0, 0.0, 0.0, 0.0
         size: tuple[int, int] | None = None
         try:
-            while self._limit is None or n < self._limit:
-                is_read, pixels = self._capture.read()
-                if not is_read or pixels is None:
-                    # OpenCV does not tell a broken frame from the end.
-                    self.cut_short = self.announced is not None and n < self.announced
-                    if last < self.duration <= last + longest and not self.cut_short:
-                        self.end = self.duration
-                    return
-                now = self._now(n)
+            for pixels, told in chain(self._waiting, self._captured()):
+                now = told if self._tells_times else n / self.rate
                 if size is None:
                     size, first = pixels.shape[:2], now
                 elif pixels.shape[:2] != size:
@@ -111,16 +113,23 @@ class VideoSource:
                 last, longest = now - first, max(longest, now - first - last)
                 n += 1
                 yield ReadFrame(pixels, _network_image(pixels, input_size), last)
+                if n == self._limit:
+                    return
+            # OpenCV does not tell a broken frame from the end.
+            self.cut_short = self.announced is not None and n < self.announced
+            if last < self.duration <= last + longest and not self.cut_short:
+                self.end = self.duration
         finally:
             self._capture.release()
 
-    def _now(self, n: int) -> float:
-        """The time of frame n, which was read last, in seconds."""
-        if self.is_camera:
-            return time.perf_counter()
-        if not self._tells_times:
-            return n / self.rate
-        return float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
+    def _captured(self) -> Iterator[tuple[Frame, float]]:
+        """The frames, each with its time in seconds, up to the first that can't be read."""
+        while True:
+            is_read, pixels = self._capture.read()
+            if not is_read or pixels is None:
+                return
+            told = float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
+            yield pixels, time.perf_counter() if self.is_camera else told
 
     def why_empty(self) -> str:
         """Why there was no frame."""
@@ -139,13 +148,15 @@ def _opened(source: str | Path | int, name: str) -> Any:
         return capture
     path = Path(source)
     check(not path.is_dir(), f"{name} is a folder; give a video file", IsADirectoryError)
-    check(not path.is_fifo(), f"{name} is a pipe; give a video file")
+    what = None if "://" in str(source) else special_file(path)
+    check(what is None, f"{name} is {what}; give a video file")
     if path.exists() or not re.search(r"://|%\d*d", str(source)):
         check(path.exists(), f"{name}: no such file", FileNotFoundError)
         with path.open("rb"):  # says why not, which OpenCV does not
             pass
     capture = cv2.VideoCapture(str(source))
-    check(capture.isOpened(), f"{name}: OpenCV can't read it as a video")
+    why = "; does the address answer, within half a minute?" if "://" in str(source) else ""
+    check(capture.isOpened(), f"{name}: OpenCV can't read it as a video{why}")
     return capture
 
 

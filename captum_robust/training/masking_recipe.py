@@ -51,7 +51,8 @@ class MaskingRecipe(Recipe):
         self.classifier = self._classifier()
         self.classifier.to(memory_format=torch.channels_last)
         names = list(self.classifier.class_names or [])
-        dataset = open_for_masking(s.kind, s.images, s.out, names, s.labels)
+        upright = s.named("exif_orientation")
+        dataset = open_for_masking(s.kind, s.images, s.out, names, s.labels, **upright)
         if s.start is not None:
             self.network = load_masking_network(s.start, self.classifier)
         else:
@@ -62,7 +63,7 @@ class MaskingRecipe(Recipe):
         size = self.classifier.input_size
         others = None
         if s.validation is not None:
-            others = open_for_masking("folder", s.validation, s.out, names, "model")
+            others = open_for_masking("folder", s.validation, s.out, names, "model", **upright)
         self.images = CroppedImages(dataset, size, progress=self.shows_bars)
         if others is not None:
             self.looked_at = CroppedImages(others, size, area=(1.0, 1.0), mirror=False)
@@ -115,15 +116,14 @@ def best_look(result: TrainingResult) -> dict[str, float]:
 
 
 def open_for_masking(
-    kind: str, path: Path, out: Path, names: Sequence[str], labels: str
+    kind: str, path: Path, out: Path, names: Sequence[str], labels: str, **options: Any
 ) -> LocalizationDataset:
     """Images whose labels count the classifier's classes, where they have some."""
     names = list(names)
-    options: dict[str, Any] = {}
     if kind == "folder":
-        options = {"labels": "names", "class_names": names or None}
+        options |= {"labels": "names", "class_names": names or None}
     elif kind == "tiny-imagenet" and names == list(imagenet_names()):
-        options = {"labels": "imagenet"}
+        options |= {"labels": "imagenet"}
     dataset = open_images(kind, path, out, **options)
     check(
         kind == "folder" or labels == "model" or names == list(dataset.class_names or []),

@@ -130,7 +130,7 @@ class LabelledRecipe(Recipe):
     ) -> None:
         super().__init__(settings, progress=progress)
         s = settings
-        dataset = open_images(s.kind, s.images, s.out)
+        dataset = open_images(s.kind, s.images, s.out, **s.named("exif_orientation"))
         names = list(dataset.class_names or [])
         n = len(names)
         check(n >= 2, f"{s.images}: expected at least two classes, found {n}")
@@ -164,7 +164,9 @@ class LabelledRecipe(Recipe):
         """Return what tells this run from others; ``start`` names the checksum of its weights."""
         return {
             **self._described_classifier(),
-            **self.settings.named("augment"),
+            **self.settings.named(
+                "augment", *["exif_orientation"] * self.settings.exif_orientation
+            ),
             start: self._start,
             "classes": self.class_names,
             "input_size": list(self.classifier.input_size),

@@ -85,6 +85,9 @@ class RecipeSettings(TrainingSettings):
     """Folder of the run."""
     kind: str = "folder"
     """folder, tiny-imagenet (its training part) or imagenet."""
+    exif_orientation: bool = field(default=False, metadata={"options": ("--exif-orientation",)})
+    """Boxes and masks of the data set were drawn on upright images, as most viewers show them.
+    Without it, on the pixels as they are stored. Images are upright either way."""
     mean: str | None = None
     """Means of the channels that the classifier takes, separated by commas, for pixels in [0, 1];
     else its own."""

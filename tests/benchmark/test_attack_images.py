@@ -167,7 +167,7 @@ def test_no_row_is_there_before_its_file(tmp_path: Path, monkeypatch: pytest.Mon
         ({"limit": 3}, "dataset.samples: 6 there, 3 here"),
         ({"target": 1}, "settings.target: None there, 1 here"),
         ({"data": Drawn(kind="other")}, "dataset.kind: drawn there, other here"),
-        ({"steps": 4}, "steps=3, transform=None) there"),
+        ({"steps": 4}, "(attacks.p, steps: 3 there, 4 here)"),
     ],
 )
 def test_a_folder_with_another_run_is_refused(

@@ -404,7 +404,7 @@ def test_an_attack_of_another_strength_is_another_run(
 ) -> None:
     out = tmp_path / "run"
     compare(model, drawn, ["saliency"], {"shift": Shift(0.1)}, out=out, progress=False)
-    with pytest.raises(ValueError, match=r"Shift\(amount=0\.1\) there"):
+    with pytest.raises(ValueError, match=r"attacks\.shift, amount: 0\.1 there, 0\.2 here"):
         compare(model, drawn, ["saliency"], {"shift": Shift(0.2)}, out=out, progress=False)
 
 

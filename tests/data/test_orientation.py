@@ -141,7 +141,7 @@ def dataset_of(kind, root, data, drawn, **options):
     return load_dataset(kind.split()[0], root, **options)
 
 
-ANNOTATED = ["coco", "voc", "imagenet", "folder", "folder with masks"]
+ANNOTATED = ["coco", "voc", "imagenet", "folder", "folder with masks", "tiny-imagenet"]
 
 
 def file_of(tmp_path, orientation):
@@ -152,7 +152,7 @@ def file_of(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("orientation", TURNS)
-@pytest.mark.parametrize("kind", [*ANNOTATED, "tiny-imagenet"])
+@pytest.mark.parametrize("kind", ANNOTATED)
 def test_annotations_on_the_stored_pixels_are_turned_with_the_image(tmp_path, kind, orientation):
     drawn = stored_of(photograph().convert("L"), orientation)
     data = file_of(tmp_path, orientation)
