@@ -1,11 +1,18 @@
 """What the tests of all rooms share: the real images, for those with the mark ``data``."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 REAL_DATA = Path(__file__).parent / os.environ.get("CAPTUM_ROBUST_DATA", "../shared/data")
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C, which a shell leaves ignored in what it starts in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
