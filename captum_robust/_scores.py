@@ -148,10 +148,14 @@ def finite_scores(scores: Tensor, n: int, *, copies: int = 1, first_sample: int 
     scores = one_row_a_sample(scores, n * copies)
     where = "forward_func, scores"
     check(scores.numel() > 0, f"{where}: expected some, got shape {tuple(scores.shape)}")
-    if bool((scores == -torch.inf).any()):
-        where += " (-infinity; give classes that are masked a low number, such as -1e4)"
-    for each in torch.split(scores, n):
-        check_finite(each, where, first_sample)
+    try:
+        for each in torch.split(scores, n):
+            check_finite(each, where, first_sample)
+    except ValueError as error:
+        if not bool((scores == -torch.inf).any()):
+            raise
+        hint = "; give classes that are masked by -infinity a low number, such as -1e4"
+        raise ValueError(f"{error}{hint}") from None
     return scores
 
 

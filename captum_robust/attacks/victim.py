@@ -35,7 +35,7 @@ from captum_robust.attacks.norms import Linf, Norm, Tensors, minus, per_sample, 
 from captum_robust.attacks.outcome import sizes_of
 
 LEVEL_TOLERANCE = 0.01
-"""Of a level of 8 bits: a value that is nearer to one counts as it, whatever computed it."""
+"""Of a level of 8 bits: a clean value that is so near to one counts as it, whatever computed it."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ class Victim:
         levels = []
         for x in inputs:
             steps = (x - low) / unit
-            is_level = (steps - steps.round()).abs() < LEVEL_TOLERANCE  # to the bit as it is
+            is_level = (steps - steps.round()).abs() < 2e-4  # to the bit as it is
             moved = (integer(steps) * unit + low).clamp(low, high)
             levels.append(torch.where(is_level, x, moved))
         return tuple(levels)

@@ -650,7 +650,7 @@ def test_whole_scores_have_no_gradient_and_this_is_said(attack):
 
 def test_minus_infinity_is_refused_with_a_remedy():
     masked = lambda z: line(1.0)(z).masked_fill(torch.tensor([False, True]), -torch.inf)  # noqa: E731
-    with pytest.raises(ValueError, match="classes that are masked a low number"):
+    with pytest.raises(ValueError, match="masked by -infinity a low number"):
         PGD(masked).perturb(POINT, 0)
 
 
