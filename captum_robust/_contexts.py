@@ -94,6 +94,9 @@ def without_new_gradients(model: nn.Module) -> Iterator[None]:
 _locks: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 _changing = threading.RLock()
 """For what all threads share: the locks of the models, and how models run."""
+process_wide = threading.RLock()
+"""For long changes to what the whole process has, as the global generators, or to the code of a
+model; taken before the lock of a model."""
 
 
 def alone(forward_func: Any) -> AbstractContextManager[Any]:
@@ -156,6 +159,13 @@ def as_written() -> Iterator[None]:
                 _RunOnce.eager.close()
 
 
+DID_NOT_RUN = (
+    "did not run in the forward pass, in this thread (nn.DataParallel runs copies in others: give "
+    "its module)"
+)
+"""What is said of a layer whose hook was not called."""
+
+
 @contextmanager
 def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
     """A forward hook (module, arguments, output) on each module inside, compiled or not.
@@ -210,13 +220,13 @@ def probing(
 def seeded(seed: int | None, device: torch.device | None) -> Iterator[None]:
     """Torch's generators of the CPU and of ``device`` seeded, and put back; left alone with None.
 
-    For what draws from them and takes no generator.
+    For what draws from them and takes no generator. Another thread that seeds them waits.
     """
     if seed is None:
         yield
         return
     cuda = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with process_wide, torch.random.fork_rng(devices=cuda):
         # Not torch.manual_seed: that seeds every device, and only these are put back.
         torch.default_generator.manual_seed(seed)
         for each in cuda:
