@@ -32,29 +32,35 @@ class _Switched:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.Lock()
-        self._users: dict[Any, tuple[int, bool]] = {}
-        """Object -> how many want it off, and what it was before."""
+        self._users: dict[Any, list[int]] = {}
+        """Object -> the threads that want it off, each as often as it does."""
+        self._before: dict[Any, bool] = {}
+        """Object -> what it was before the first of them."""
 
     @contextmanager
     def off(self, objects: Iterable[Any]) -> Iterator[None]:
         """Inside, the attribute of all is False."""
-        each = list(dict.fromkeys(objects))
+        thread, found = threading.get_ident(), {}
         with self._lock:
-            for it in each:
-                count, before = self._users.get(it, (0, getattr(it, self._name)))
-                self._users[it] = count + 1, before
-                if getattr(it, self._name):
+            for it in dict.fromkeys(objects):
+                users = self._users.setdefault(it, [])
+                is_on = getattr(it, self._name)
+                found[it] = self._before[it] if set(users) - {thread} else is_on
+                self._before.setdefault(it, is_on)
+                users.append(thread)
+                if is_on:
                     setattr(it, self._name, False)
         try:
             yield
         finally:
             with self._lock:
-                for it in each:
-                    count, before = self._users.pop(it)
-                    if count > 1:
-                        self._users[it] = count - 1, before
-                    elif getattr(it, self._name) != before:
+                for it, before in found.items():
+                    users = self._users[it]
+                    users.remove(thread)
+                    if not set(users) - {thread} and getattr(it, self._name) != before:
                         setattr(it, self._name, before)
+                    if not users:
+                        del self._users[it], self._before[it]
 
 
 _training, _requires_grad = _Switched("training"), _Switched("requires_grad")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from captum.attr import GuidedBackprop, LayerGradCam, Saliency
 from torch import Tensor, nn
 
+from captum_robust._contexts import evaluation, resting
 from captum_robust.attacks import PGD, ExplanationAttack, recorded_gradients, smooth_activations
 from captum_robust.attr import Defended, MultiScale, RobustCAM, TopClasses
 from captum_robust.benchmark.passes import count_passes
@@ -71,23 +73,33 @@ def test_each_thread_gets_what_it_gets_alone(name: str) -> None:
 
 
 def test_modes_are_put_back_by_the_last() -> None:
-    from captum_robust._contexts import evaluation, resting
-
     net = nn.Linear(2, 2)
-    first, second = evaluation(net), evaluation(net)
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert not net.training
-    second.__exit__(None, None, None)
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with evaluation(net), resting(net.parameters()):
+            inside.set()
+            leave.wait(30)
+
+    with ThreadPoolExecutor(1) as pool:
+        with evaluation(net), resting(net.parameters()):
+            future = pool.submit(other)
+            inside.wait(30)
+        assert not net.training
+        assert not net.weight.requires_grad
+        leave.set()
+        future.result()
     assert net.training
-    first, second = resting(net.parameters()), resting(net.parameters())
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert not net.weight.requires_grad
-    second.__exit__(None, None, None)
     assert net.weight.requires_grad
+
+
+def test_a_mode_that_was_set_inside_is_put_back_inside() -> None:
+    net = nn.Linear(2, 2)
+    with evaluation(net):
+        net.train()
+        with evaluation(net):
+            assert not net.training
+        assert net.training
 
 
 def test_what_is_changed_for_one_thread_is_not_for_another() -> None:
