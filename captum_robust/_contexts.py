@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,31 +23,60 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
+class _Switched:
+    """An attribute of shared objects that is off while any thread wants it: the last puts it back.
+
+    A thread that put back what it had found would do so under the others.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._users: dict[Any, list[int]] = {}
+        """Object -> the threads that want it off, each as often as it does."""
+        self._before: dict[Any, bool] = {}
+        """Object -> what it was before the first of them."""
+
+    @contextmanager
+    def off(self, objects: Iterable[Any]) -> Iterator[None]:
+        """Inside, the attribute of all is False."""
+        thread, found = threading.get_ident(), {}
+        with self._lock:
+            for it in dict.fromkeys(objects):
+                users = self._users.setdefault(it, [])
+                is_on = getattr(it, self._name)
+                found[it] = self._before[it] if set(users) - {thread} else is_on
+                self._before.setdefault(it, is_on)
+                users.append(thread)
+                if is_on:
+                    setattr(it, self._name, False)
+        try:
+            yield
+        finally:
+            with self._lock:
+                for it, before in found.items():
+                    users = self._users[it]
+                    users.remove(thread)
+                    if not set(users) - {thread} and getattr(it, self._name) != before:
+                        setattr(it, self._name, before)
+                    if not users:
+                        del self._users[it], self._before[it]
+
+
+_training, _requires_grad = _Switched("training"), _Switched("requires_grad")
+
+
 @contextmanager
 def evaluation(*networks: object) -> Iterator[None]:
     """Evaluation mode inside; each module's own mode is put back. Functions are left alone."""
     models = [n for n in networks if isinstance(n, nn.Module)]
-    modes = {m: m.training for model in models for m in model.modules()}
-    try:
-        for model in models:
-            model.eval()
+    with _training.off(m for model in models for m in model.modules()):
         yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
-@contextmanager
-def resting(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def resting(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
     """None of the parameters asks for a gradient inside."""
-    asking = [p for p in parameters if p.requires_grad]
-    try:
-        for p in asking:
-            p.requires_grad = False  # lazy parameters refuse requires_grad_()
-        yield
-    finally:
-        for p in asking:
-            p.requires_grad = True
+    return _requires_grad.off(parameters)
 
 
 @contextmanager
@@ -66,11 +97,41 @@ def without_new_gradients(model: nn.Module) -> Iterator[None]:
             p.grad = None
 
 
+_locks: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+_changing = threading.RLock()
+"""For what all threads share: the locks of the models, and how models run."""
+process_wide = threading.RLock()
+"""For long changes to what the whole process has, as the global generators, or to the code of a
+model; taken before the lock of a model."""
+
+
+def alone(forward_func: Any) -> AbstractContextManager[Any]:
+    """Inside, no other thread runs the model by this package.
+
+    For Captum's attributions, whose hooks would see the passes of others.
+    """
+    with _changing:
+        try:
+            return _locks.setdefault(
+                getattr(forward_func, "__self__", forward_func), threading.RLock()
+            )
+        except TypeError:  # something that has no weak reference
+            return nullcontext()
+
+
+def owned(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that passes of other threads do not call."""
+    owner = threading.get_ident()
+    return lambda *args: hook(*args) if threading.get_ident() == owner else None
+
+
 class _RunOnce:
     """In the place of ``torch.utils.checkpoint.CheckpointFunction``."""
 
     users = 0
     """How many want it at the moment, of all threads."""
+    eager = ExitStack()
+    """What ends the eager mode of compiled models."""
 
     @staticmethod
     def apply(segment: Callable[..., Any], _: bool, *arguments: Any) -> Any:
@@ -88,31 +149,46 @@ def as_written() -> Iterator[None]:
     # Without torch._dynamo, which takes long to import, nothing is compiled. From torch 2.6 on.
     can_be = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
     segments: Any = torch.utils.checkpoint
-    with torch.compiler.set_stance("force_eager") if can_be else nullcontext():
+    with _changing:
         _RunOnce.users += 1
-        segments.CheckpointFunction = _RunOnce
-        try:
-            yield
-        finally:
+        if _RunOnce.users == 1:
+            segments.CheckpointFunction = _RunOnce
+            if can_be:
+                _RunOnce.eager.enter_context(torch.compiler.set_stance("force_eager"))
+    try:
+        yield
+    finally:
+        with _changing:
             _RunOnce.users -= 1
             if _RunOnce.users == 0:
                 segments.CheckpointFunction = CheckpointFunction
+                _RunOnce.eager.close()
+
+
+DID_NOT_RUN = (
+    "did not run in the forward pass, in this thread (nn.DataParallel runs copies in others: give "
+    "its module)"
+)
+"""What is said of a layer whose hook was not called."""
 
 
 @contextmanager
 def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """A forward hook (module, arguments, output) on each module inside, compiled or not."""
+    """A forward hook (module, arguments, output) on each module inside, compiled or not.
+
+    Passes of other threads do not call it.
+    """
     with as_written(), ExitStack() as handles:
         for module in modules:
             # A ScriptModule refuses a hook: the ones before it have to go then too.
-            handles.enter_context(module.register_forward_hook(hook))
+            handles.enter_context(module.register_forward_hook(owned(hook)))
         yield
 
 
 @contextmanager
 def given(module: nn.Module, prepared: Callable[[Any], Any]) -> Iterator[None]:
-    """Inside, the module is given what ``prepared`` makes of its arguments, a tuple."""
-    with module.register_forward_pre_hook(lambda _, arguments: prepared(arguments)):
+    """Inside, this thread gives the module what ``prepared`` makes of its arguments, a tuple."""
+    with module.register_forward_pre_hook(owned(lambda _, arguments: prepared(arguments))):
         yield
 
 
@@ -150,13 +226,13 @@ def probing(
 def seeded(seed: int | None, device: torch.device | None) -> Iterator[None]:
     """Torch's generators of the CPU and of ``device`` seeded, and put back; left alone with None.
 
-    For what draws from them and takes no generator.
+    For what draws from them and takes no generator. Another thread that seeds them waits.
     """
     if seed is None:
         yield
         return
     cuda = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with process_wide, torch.random.fork_rng(devices=cuda):
         # Not torch.manual_seed: that seeds every device, and only these are put back.
         torch.default_generator.manual_seed(seed)
         for each in cuda:

@@ -17,7 +17,7 @@ from captum_robust._captum import (
     select_targets,
 )
 from captum_robust._checks import check, check_finite
-from captum_robust._contexts import given, hooked
+from captum_robust._contexts import alone, given, hooked
 
 T = TypeVar("T")
 
@@ -51,7 +51,8 @@ def model_scores(
     ``TypeError`` if that is no tensor. For ``channels_last`` see :func:`copies_of`.
     """
     copies = copies_of(format_tensor_into_tuples(inputs), channels_last=channels_last)
-    scores: Tensor = run_forward(forward_func, copies, None, copies_of(arguments))
+    with alone(forward_func):
+        scores: Tensor = run_forward(forward_func, copies, None, copies_of(arguments))
     key: object = 0
     if isinstance(scores, Mapping):
         key = next((k for k, v in scores.items() if isinstance(v, Tensor)), "logits")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from captum_robust._checks import check_number
+from captum_robust._contexts import alone, process_wide
 
 
 @contextmanager
@@ -25,9 +27,10 @@ def recorded_gradients() -> Iterator[None]:
     Attributions ask for gradients without one, so they could not be differentiated. Hooks on
     tensors that are registered meanwhile are taken off at the end: those of guided backpropagation
     act on the first derivative, and would bend the second one too. ``torch.autograd.grad`` and
-    ``torch.Tensor.register_hook`` are replaced for the whole process, and put back also when an
-    exception passes.
+    ``torch.Tensor.register_hook`` are replaced, for this thread alone, and put back also when an
+    exception passes; another thread that wants the same waits.
     """
+    owner = threading.get_ident()
     autograd: Any = torch.autograd
     tensor: Any = Tensor
     plain_grad, plain_hook = autograd.grad, tensor.register_hook
@@ -37,6 +40,8 @@ def recorded_gradients() -> Iterator[None]:
 
     @functools.wraps(plain_grad)
     def grad(*args: Any, **options: Any) -> Any:
+        if threading.get_ident() != owner:
+            return plain_grad(*args, **options)
         call = signature.bind(*args, **options)
         # The new graph needs the old one.
         call.arguments |= {"create_graph": True, "retain_graph": True}
@@ -45,16 +50,19 @@ def recorded_gradients() -> Iterator[None]:
     @functools.wraps(plain_hook)
     def register_hook(self: Tensor, hook: Callable[..., Any]) -> Any:
         handle = plain_hook(self, hook)
-        handles.append(handle)
+        if threading.get_ident() == owner:
+            handles.append(handle)
         return handle
 
-    autograd.grad, tensor.register_hook = grad, register_hook
-    try:
-        yield
-    finally:
-        autograd.grad, tensor.register_hook = plain_grad, plain_hook
-        for handle in handles:
-            handle.remove()
+    with process_wide:
+        plain_grad, plain_hook = autograd.grad, tensor.register_hook
+        autograd.grad, tensor.register_hook = grad, register_hook
+        try:
+            yield
+        finally:
+            autograd.grad, tensor.register_hook = plain_grad, plain_hook
+            for handle in handles:
+                handle.remove()
 
 
 @contextmanager
@@ -70,7 +78,8 @@ def smooth_activations(module: nn.Module, beta: float) -> Iterator[None]:
     replaced, where they are called from Python within a forward pass of ``module`` or of a part of
     it; an activation in place writes into its input still. Clamping (``x.clamp(min=0)``), max
     pooling and compiled code (TorchScript) stay as they are. The modules run under another
-    ``forward`` meanwhile; it is put back also when an exception passes.
+    ``forward`` meanwhile, which smooths the passes of this thread alone; it is put back also when
+    an exception passes.
 
     Args:
         module: its weights, its modes and its parts stay what they are.
@@ -87,13 +96,13 @@ def smooth_activations(module: nn.Module, beta: float) -> Iterator[None]:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     mode = _Smooth(check_number("beta", beta, 0, open_low=True))
-    is_inside = False
+    is_inside, owner = False, threading.get_ident()
 
     def smooth(forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
         def run(*args: Any, **options: Any) -> Any:
             nonlocal is_inside
-            if is_inside:
+            if is_inside or threading.get_ident() != owner:
                 return forward(*args, **options)
             is_inside = True
             try:
@@ -106,17 +115,18 @@ def smooth_activations(module: nn.Module, beta: float) -> Iterator[None]:
 
     # All parts, as attributions may call them one by one.
     parts = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
-    before = [vars(m).get("forward") for m in parts]
-    try:
-        for m in parts:
-            vars(m)["forward"] = smooth(m.forward)
-        yield
-    finally:
-        for m, forward in zip(parts, before, strict=True):
-            if forward is None:
-                vars(m).pop("forward", None)
-            else:
-                vars(m)["forward"] = forward
+    with process_wide, alone(module):
+        before = [vars(m).get("forward") for m in parts]
+        try:
+            for m in parts:
+                vars(m)["forward"] = smooth(m.forward)
+            yield
+        finally:
+            for m, forward in zip(parts, before, strict=True):
+                if forward is None:
+                    vars(m).pop("forward", None)
+                else:
+                    vars(m)["forward"] = forward
 
 
 class _Smooth(TorchFunctionMode):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from captum_robust._captum import format_output
 from captum_robust._checks import check, check_finite, check_shape, shape_or_type
-from captum_robust._contexts import as_written, seeded
+from captum_robust._contexts import alone, as_written, seeded
 from captum_robust._resize import resized
 from captum_robust._scores import arguments_of, at_least_float, given_copies, target_of
 from captum_robust.attacks._second_derivatives import recorded_gradients
@@ -68,16 +68,17 @@ class AttributionMaps:
         if run is explainer or _takes_target(run):
             passed["target"] = target
         with ExitStack() as stack:
+            stack.enter_context(seeded(self.seed, victim.x[0].device))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(as_written())
-            if isinstance(explainer, Attribution):
-                stack.enter_context(given_copies(explainer))
-            stack.enter_context(seeded(self.seed, victim.x[0].device))
             leaves = x if graph else tuple(t.detach().requires_grad_() for t in x)
             if graph and hasattr(explainer, "differentiable"):
                 run = explainer.differentiable
             elif graph:
                 stack.enter_context(recorded_gradients())
+            if isinstance(explainer, Attribution):
+                stack.enter_context(alone(explainer.forward_func))
+                stack.enter_context(given_copies(explainer))
             outputs = stack.enter_context(_outputs_of(explainer, passed))
             given = victim.as_given(leaves, rows)
             try:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from captum_robust._checks import check
-from captum_robust._contexts import hooked
+from captum_robust._contexts import DID_NOT_RUN, hooked
 from captum_robust._scores import at_least_float, rows_of
 from captum_robust.attr._inputs import divided
 
@@ -63,7 +63,7 @@ class FeatureDistance:
         with self._hooked(n, record) as self._calls:
             yield outputs
         for i, (layer, calls) in enumerate(zip(self.layers, self._calls, strict=True)):
-            check(calls > 0, f"layers: number {i}, {type(layer).__name__}, did not run")
+            check(calls > 0, f"layers: number {i}, {type(layer).__name__}, {DID_NOT_RUN}")
         self._n = n
 
     @contextmanager

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_robust._checks import check
-from captum_robust._contexts import hooked
+from captum_robust._contexts import hooked, owned
 from captum_robust._scores import two_classes, without_inference
 from captum_robust.nn.layout import Layout, Layouts
 
@@ -113,10 +113,12 @@ def cut_at(
     layer = cut.layer
     register = layer.register_forward_pre_hook if cut.at_input else layer.register_forward_hook
     with (
-        register(on_layer),
+        register(owned(on_layer)),
         hooked(linears if heads else [], on_linear),
         # A function does not show which modules it calls.
-        register_module_forward_hook(on_linear) if heads and module is None else nullcontext(),
+        register_module_forward_hook(owned(on_linear))
+        if heads and module is None
+        else nullcontext(),
         followed or nullcontext(),
     ):
         yield

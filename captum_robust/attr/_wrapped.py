@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captum_robust._captum import TargetType, format_tensor_into_tuples
 from captum_robust._checks import check, check_finite, check_type, shape_or_type
-from captum_robust._contexts import as_written
+from captum_robust._contexts import alone, as_written
 from captum_robust._scores import given_copies, model_scores, without_inference
 from captum_robust.attr._inputs import as_given, as_tuple
 from captum_robust.attr._layer_maps import attributed
@@ -129,7 +129,7 @@ def run(
         for name, value in passed_on(target, additional_forward_args, arguments).items()
         if name != "target" or takes_target(attribution)
     }
-    with as_written(), given_copies(attribution, copies):
+    with alone(attribution.forward_func), as_written(), given_copies(attribution, copies):
         return attributed(attribution, as_given(inputs, copies), **passed)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_robust._contexts import owned
+
 
 @dataclass
 class Passes:
@@ -51,7 +53,7 @@ def count_passes(model: nn.Module) -> Iterator[Passes]:
         view.register_hook(on_gradient)  # type: ignore[no-untyped-call]
         return (view, *args[1:])
 
-    handle = model.register_forward_pre_hook(on_input)
+    handle = model.register_forward_pre_hook(owned(on_input))
     try:
         yield passes
     finally:

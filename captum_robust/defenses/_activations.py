@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import check, check_finite, check_type, unknown_name
-from captum_robust._contexts import hooked
+from captum_robust._contexts import DID_NOT_RUN, hooked
 from captum_robust._scores import copies_of
 
 SUMMARIES = ("mean", "max", "flatten")
@@ -49,7 +49,7 @@ def output_and_activations(
     with hooked(dict.fromkeys(layers), keep):
         output = model(copies_of(x))
     for i, layer in enumerate(layers):
-        check(layer in summaries, f"layers: number {i}, {type(layer).__name__}, did not run")
+        check(layer in summaries, f"layers: number {i}, {type(layer).__name__}, {DID_NOT_RUN}")
     activations = torch.cat([summaries[layer].to(x.device) for layer in layers], dim=1)
     check_finite(activations, "layers, activations")
     return output, activations
