@@ -388,7 +388,7 @@ class Victim:
         self.label = predicted if classes is None else classes.long().expand(self.n)
         self.already = self.succeeds(scores, self.everyone)
         steps = self.resolution * scores.amax(dim=1).abs()
-        count = int((steps > self.reading.units.reshape(-1)).sum())
+        count = int((steps > scores.std(dim=1, correction=0) / 10).sum())
         if count:
             warnings.warn(
                 f"forward_func: the scores of {count} of {self.n} samples are rounded to steps of "
