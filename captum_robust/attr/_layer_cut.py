@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from captum_robust._checks import check
 from captum_robust._contexts import hooked
 from captum_robust._scores import two_classes, without_inference
-from captum_robust.nn.layout import Layout, Layouts
+from captum_robust.nn.places import Layouts, Places
 
 
 @dataclass
@@ -31,8 +31,8 @@ class LayerCut:
     leaves: tuple[Tensor, ...] = ()
     is_tuple: bool = False
     linears: list[tuple[nn.Linear, Tensor, Tensor]] = field(default_factory=list)
-    layouts: list[Layout | None] = field(default_factory=list)
-    """What is known of each tensor's layout, where it is followed."""
+    places: list[Places | None] = field(default_factory=list)
+    """What is known of the places of each tensor, where they are followed."""
 
     def linear_weight(self, scores: Tensor) -> Tensor | None:
         """K×C, if the scores are a linear layer of the average-pooled leaf; else None."""
@@ -69,14 +69,16 @@ def _is_mean(pooled: Tensor, leaf: Tensor) -> bool:
 
 @contextmanager
 def cut_at(
-    cut: LayerCut, forward_func: Callable[..., Tensor], heads: bool, follow: bool = False
+    cut: LayerCut,
+    forward_func: Callable[..., Tensor],
+    heads: bool,
+    followed: Layouts | None = None,
 ) -> Iterator[None]:
     """While it lasts, a forward pass cuts the graph at the layer and records from there on.
 
-    With ``heads`` it keeps what linear layers were given and gave; with ``follow``, what is known
-    of the layout of the layer's tensors.
+    With ``heads`` it keeps what linear layers were given and gave; with ``followed``, what is
+    known of the places of the layer's tensors.
     """
-    followed = Layouts() if follow else None
 
     def on_layer(_: nn.Module, *values: Any) -> Any:
         value = values[-1]  # the output, or as a hook before the layer runs its arguments
@@ -89,7 +91,7 @@ def cut_at(
         parts = [flat[i] for i in places]
         torch.set_grad_enabled(True)  # until the no_grad around the forward pass ends
         if followed is not None:
-            cut.layouts = [followed.of(v) for v in parts]
+            cut.places = [followed.of(v) for v in parts]
         # A layer that runs twice overwrites: its last call counts, as in Captum.
         normal = tuple(map(without_inference, parts))
         trunks = normal if cut.keep_trunk else tuple(v.detach() for v in normal)
