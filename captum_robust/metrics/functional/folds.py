@@ -40,7 +40,9 @@ def split_folds(samples: int | Sequence[Hashable], seed: int = 0) -> Tensor:
 def texts_of(name: str, ids: Any) -> list[str]:
     """Return the text of each id, the same for a number, an array's and a tensor's element.
 
-    >>> texts_of("ids", torch.tensor([3, 4])) == texts_of("ids", [3, "4"])
+    A whole number is one text, as an integer and in floating point.
+
+    >>> texts_of("ids", torch.tensor([3, 4])) == texts_of("ids", [3.0, "4"])
     True
     """
     got = f"expected a collection of ids, got the text {ids!r}; one id is a list of one"
@@ -48,10 +50,11 @@ def texts_of(name: str, ids: Any) -> list[str]:
     dimensions = getattr(ids, "ndim", 1)
     check(dimensions == 1, f"{name}: expected one id a sample, got {dimensions} dimensions")
     values = list(ids.tolist() if hasattr(ids, "tolist") else ids)
-    values = [value.item() if isinstance(value, Tensor) else value for value in values]
+    values = [value.item() if hasattr(value, "item") else value for value in values]
     is_bool = any(isinstance(value, bool) for value in values)
     check(not is_bool, f"{name}: expected ids, got truth values", TypeError)
-    return [str(value) for value in values]
+    is_whole = [isinstance(value, float) and value.is_integer() for value in values]
+    return [str(int(v) if whole else v) for v, whole in zip(values, is_whole, strict=True)]
 
 
 def folds_of(
@@ -61,6 +64,7 @@ def folds_of(
 
     With ``single``, where nothing is tuned on other samples, all are in the first fold.
     """
+    ids = None if ids is None else texts_of("ids", ids)
     check_each("ids", ids, n)
     if single:
         return torch.zeros(n, dtype=torch.int64)
