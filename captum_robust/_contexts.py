@@ -11,8 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.jit._script import RecursiveScriptModule
 from torch.utils.checkpoint import CheckpointFunction
 
+from captum_robust._checks import check
+
+AS_WRITTEN = (
+    "a scripted, traced or exported model runs without its modules: give the nn.Module that it was "
+    "made of"
+)
+"""What to do where a layer is hidden."""
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -28,7 +36,11 @@ def evaluation(*networks: object) -> Iterator[None]:
     modes = {m: m.training for model in models for m in model.modules()}
     try:
         for model in models:
-            model.eval()
+            try:
+                model.eval()
+            except NotImplementedError:  # an exported program has one mode
+                for module in model.modules():
+                    module.training = False
         yield
     finally:
         for module, mode in modes.items():
@@ -99,12 +111,19 @@ def as_written() -> Iterator[None]:
                 segments.CheckpointFunction = CheckpointFunction
 
 
+def check_takes_hooks(module: nn.Module) -> None:
+    """``ValueError`` for a part of a scripted model."""
+    is_script = isinstance(module, RecursiveScriptModule)
+    check(not is_script, f"layer: {type(module).__name__} takes no hooks; {AS_WRITTEN}")
+
+
 @contextmanager
 def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
     """A forward hook (module, arguments, output) on each module inside, compiled or not."""
     with as_written(), ExitStack() as handles:
         for module in modules:
-            # A ScriptModule refuses a hook: the ones before it have to go then too.
+            # Refused inside, as the hooks before it have to go then too.
+            check_takes_hooks(module)
             handles.enter_context(module.register_forward_hook(hook))
         yield
 
@@ -141,7 +160,9 @@ def probing(
     def image_of(*shape: int) -> Tensor:
         return torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
 
-    parts = [] if record is None else [m for m in network.modules() if m is not network]
+    is_asked = record is not None
+    inside = [m for m in network.modules() if is_asked and m is not network]
+    parts = [m for m in inside if not isinstance(m, torch.jit.ScriptModule)]
     with frozen(network), hooked(parts, record or (lambda *_: None)):
         yield image_of
 

@@ -52,14 +52,18 @@ def model_scores(
     """
     copies = copies_of(format_tensor_into_tuples(inputs), channels_last=channels_last)
     scores: Tensor = run_forward(forward_func, copies, None, copies_of(arguments))
+    check_scores("forward_func", scores, "a function that picks the scores out, such as lambda x: ")
+    return scores
+
+
+def check_scores(name: str, scores: Any, remedy: str) -> None:
+    """``TypeError`` for what is no tensor; ``remedy`` ends before how to pick one out."""
     key: object = 0
     if isinstance(scores, Mapping):
         key = next((k for k, v in scores.items() if isinstance(v, Tensor)), "logits")
-    advice = f"give a function that picks the scores out, such as lambda x: model(x)[{key!r}]"
-    got = f"{type(scores).__name__}; {advice}"
-    message = f"forward_func: expected a tensor of scores, got {got}"
-    check(isinstance(scores, Tensor), message, TypeError)
-    return scores
+    got = f"{type(scores).__name__}; give {remedy}model(x)[{key!r}]"
+    is_tensor = isinstance(scores, Tensor)
+    check(is_tensor, f"{name}: expected a tensor of scores, got {got}", TypeError)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_robust._checks import check
-from captum_robust._contexts import hooked
+from captum_robust._contexts import check_takes_hooks, hooked
 from captum_robust._scores import two_classes, without_inference
 from captum_robust.nn.places import Layouts, Places
 
@@ -114,6 +114,7 @@ def cut_at(
     linears = [m for m in parts if isinstance(m, nn.Linear)]
     layer = cut.layer
     register = layer.register_forward_pre_hook if cut.at_input else layer.register_forward_hook
+    check_takes_hooks(layer)
     with (
         register(on_layer),
         hooked(linears if heads else [], on_linear),

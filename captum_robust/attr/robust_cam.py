@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from captum_robust._captum import TargetType, format_output
 from captum_robust._checks import check, check_choice, check_type
+from captum_robust._contexts import AS_WRITTEN
 from captum_robust._scores import at_least_float, finite_scores, model_scores
 from captum_robust.attr._classes import Ranking, class_weights, top_classes
 from captum_robust.attr._inputs import MODES, checked, divided, enlarged, in_dtype_of
@@ -187,7 +188,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
                 # gradients on outside of that block it goes on; the layer is still cut off before.
                 with torch.enable_grad():
                     scores = model_scores(self.forward_func, inputs, extra)
-        check(cut.leaves, "layer: it did not run in the forward pass")
+        check(cut.leaves, f"layer: it did not run in the forward pass ({AS_WRITTEN})")
         if self.reshape_transform is not None:
             return scores, weight, [None] * len(cut.leaves)
         if follow:

@@ -7,10 +7,11 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from captum_robust._checks import check, check_choice
-from captum_robust._contexts import probing
+from captum_robust._contexts import AS_WRITTEN, probing
 from captum_robust.nn.layout import fitting
 from captum_robust.nn.places import Layouts, Places
 from captum_robust.nn.scales import channels_of, is_plain_sequence, lasting_outputs
@@ -83,6 +84,7 @@ def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.M
         reason = "tokens follow the last one" if maps else "no module gives an N×C×h×w map"
         tokens = _last_of_tokens(module, input_shape) if spread else None
         advice = "pass the layer yourself (--layer), with a reshape_transform where it gives tokens"
+        advice = f"{advice}; {AS_WRITTEN}" if _hides_layers(module) else advice
         check(tokens, f"cam_layer: none found ({reason}); {advice}")
         assert tokens is not None
         return tokens
@@ -175,8 +177,14 @@ def find_perceptual_layers(
     if not trunk:  # activations are functions: take convolutions and normalisations
         trunk = [m for m in usable if next(m.parameters(recurse=False), None) is not None]
     reason = "no module gives an N×C×h×w map or N×T×C tokens once a forward pass"
-    check(trunk, f"perceptual_layers: none found ({reason}); pass the layers yourself")
+    advice = AS_WRITTEN if _hides_layers(module) else "pass the layers yourself"
+    check(trunk, f"perceptual_layers: none found ({reason}); {advice}")
     return tuple(trunk[len(trunk) // 2 :])
+
+
+def _hides_layers(network: nn.Module) -> bool:
+    kinds = (torch.jit.ScriptModule, torch.fx.GraphModule)
+    return any(isinstance(m, kinds) for m in network.modules())
 
 
 def _is_map(output: Tensor, channels: int = 1) -> bool:
