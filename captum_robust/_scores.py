@@ -51,7 +51,14 @@ def model_scores(
     ``TypeError`` if that is no tensor. For ``channels_last`` see :func:`copies_of`.
     """
     copies = copies_of(format_tensor_into_tuples(inputs), channels_last=channels_last)
-    scores: Tensor = run_forward(forward_func, copies, None, copies_of(arguments))
+    try:
+        scores: Tensor = run_forward(forward_func, copies, None, copies_of(arguments))
+    except RuntimeError as error:
+        are_bytes = any(getattr(x, "dtype", None) == torch.uint8 for x in copies)
+        if not are_bytes:
+            raise
+        advice = "which the model does not take; convert images, as by x.float() / 255"
+        raise TypeError(f"inputs: expected floating point, got torch.uint8, {advice}") from error
     check_scores("forward_func", scores, "a function that picks the scores out, such as lambda x: ")
     return scores
 
@@ -139,7 +146,7 @@ def one_row_a_sample(scores: Tensor, n: int) -> Tensor:
         with torch.enable_grad():
             return scores.reshape(1)
     expected, got = f"scores {n}×K for a batch of {n}", tuple(scores.shape)
-    check(got and got[0] == n, f"forward_func: expected {expected}, got {got}")
+    check(got and got[0] == n and 0 not in got, f"forward_func: expected {expected}, got {got}")
     return scores
 
 

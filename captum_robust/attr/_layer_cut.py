@@ -81,7 +81,8 @@ def cut_at(
     """
 
     def on_layer(_: nn.Module, *values: Any) -> Any:
-        value = values[-1]  # the output, or as a hook before the layer runs its arguments
+        # The output, or as a hook before the layer runs its arguments, some by their names.
+        value = values if cut.at_input else values[-1]
         # Of a tuple, a dictionary or a mixture of them, the rest (None, numbers) stays as it is.
         flat, structure = tree_flatten(value)
         places = [i for i, v in enumerate(flat) if isinstance(v, Tensor) and v.is_floating_point()]
@@ -113,10 +114,11 @@ def cut_at(
     parts = () if module is None else module.modules()
     linears = [m for m in parts if isinstance(m, nn.Linear)]
     layer = cut.layer
-    register = layer.register_forward_pre_hook if cut.at_input else layer.register_forward_hook
     check_takes_hooks(layer)
     with (
-        register(on_layer),
+        layer.register_forward_pre_hook(on_layer, with_kwargs=True)
+        if cut.at_input
+        else layer.register_forward_hook(on_layer),
         hooked(linears if heads else [], on_linear),
         # A function does not show which modules it calls.
         register_module_forward_hook(on_linear) if heads and module is None else nullcontext(),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captum_robust._captum import TargetType, format_output
 from captum_robust._checks import check, check_choice, check_type
 from captum_robust._contexts import AS_WRITTEN
-from captum_robust._scores import at_least_float, finite_scores, model_scores
+from captum_robust._scores import at_least_float, finite_scores, model_scores, one_row_a_sample
 from captum_robust.attr._classes import Ranking, class_weights, top_classes
 from captum_robust.attr._inputs import MODES, checked, divided, enlarged, in_dtype_of
 from captum_robust.attr._layer_cut import LayerCut, cut_at, gradients_of
@@ -182,6 +182,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         followed = Layouts(*inputs) if follow else None
         with cut_at(cut, self.forward_func, heads, followed):
             scores = model_scores(self.forward_func, inputs, extra)
+            scores = one_row_a_sample(scores, len(inputs[0]))
             weight = cut.linear_weight(scores)
             if cut.leaves and not scores.requires_grad and weight is None:
                 # A trunk with its own no_grad block ended the recording on leaving it. With

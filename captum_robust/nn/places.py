@@ -324,7 +324,7 @@ def compressed(part: Tensor, ignore_nowhere: bool) -> Tensor:
     With ``ignore_nowhere`` what is nowhere does not count.
     """
     for d in sorted(range(part.ndim), key=part.stride):
-        if part.shape[d] == 1:
+        if part.shape[d] < 2:
             continue
         first = part.narrow(d, 0, 1)
         if part.stride(d) == 0:
