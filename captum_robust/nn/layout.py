@@ -13,6 +13,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from captum_robust._checks import check
 from captum_robust._contexts import hooked
 from captum_robust.nn.places import LOST, LOST_ROWS, NOWHERE, PLAIN, Layouts, Places, compressed
 
@@ -161,6 +162,10 @@ def followed_outputs(
     def record(_: nn.Module, given: Any, output: Any) -> None:
         value = given if at_input else output
         parts = value if isinstance(value, tuple) else (value,)
+        other = next((type(x).__name__ for x in parts if not isinstance(x, Tensor)), None)
+        got = f"got {other}; take RobustCAM, which takes those of others"
+        is_taken = at_input or other is None
+        check(is_taken, f"layer: expected a tensor or a tuple of tensors, {got}", TypeError)
         outputs[:] = [(x.detach(), followed.of(x)) for x in parts if isinstance(x, Tensor)]
 
     with Layouts(*images) as followed, hooked([layer], record):

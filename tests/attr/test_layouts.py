@@ -20,6 +20,7 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_robust import Defended, Guided, MultiScale, RobustCAM, TopClasses
+from captum_robust.attacks import ExplanationAttack
 from captum_robust.benchmark import compare
 from captum_robust.catalog.methods import build_methods
 from captum_robust.data import Sample
@@ -476,3 +477,30 @@ def test_a_compiled_trunk_runs() -> None:
     expected = by_hand(net, net.norm1, x, tokens(1, 4, 4))
     net.mlp = torch.compile(net.mlp, backend="eager")  # type: ignore[assignment]
     torch.testing.assert_close(map_of_one(net, net.norm1, x), expected)
+
+
+@pytest.mark.parametrize("made", [lambda x: (x, None), lambda x: {"maps": x}])
+def test_captums_maps_of_what_is_no_tensor_name_robust_cam(made: Callable[[Tensor], Any]) -> None:
+    class Wrapped(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return made(x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.layer, self.head = nn.Conv2d(3, 4, 3), Wrapped(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = self.layer(self.conv(x))
+            maps = parts["maps"] if isinstance(parts, dict) else parts[0]
+            scores: Tensor = self.head(maps.mean(dim=(2, 3)))
+            return scores
+
+    net, x = Net().eval(), torch.rand(2, 3, 8, 8)
+    cam = LayerGradCam(net, net.layer)
+    for explain in (
+        lambda: ExplanationAttack(cam, 0.03, steps=1).perturb(x, torch.tensor([0, 1])),
+        lambda: Defended(cam, as_is).attribute(x, 1),
+    ):
+        with pytest.raises(TypeError, match=r"layer: expected a tensor .* take RobustCAM"):
+            explain()
