@@ -13,8 +13,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.jit._script import RecursiveScriptModule
 from torch.utils.checkpoint import CheckpointFunction
 
+from captum_robust._checks import check
+
+AS_WRITTEN = (
+    "a scripted, traced or exported model runs without its modules: give the nn.Module that it was "
+    "made of"
+)
+"""What to do where a layer is hidden."""
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -167,9 +175,15 @@ def as_written() -> Iterator[None]:
 
 DID_NOT_RUN = (
     "did not run in the forward pass, in this thread (nn.DataParallel runs copies in others: give "
-    "its module)"
+    f"its module; {AS_WRITTEN})"
 )
 """What is said of a layer whose hook was not called."""
+
+
+def check_takes_hooks(module: nn.Module) -> None:
+    """``ValueError`` for a part of a scripted model."""
+    is_script = isinstance(module, RecursiveScriptModule)
+    check(not is_script, f"layer: {type(module).__name__} takes no hooks; {AS_WRITTEN}")
 
 
 @contextmanager
@@ -180,7 +194,8 @@ def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[N
     """
     with as_written(), ExitStack() as handles:
         for module in modules:
-            # A ScriptModule refuses a hook: the ones before it have to go then too.
+            # Refused inside, as the hooks before it have to go then too.
+            check_takes_hooks(module)
             handles.enter_context(module.register_forward_hook(owned(hook)))
         yield
 
@@ -217,7 +232,9 @@ def probing(
     def image_of(*shape: int) -> Tensor:
         return torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
 
-    parts = [] if record is None else [m for m in network.modules() if m is not network]
+    is_asked = record is not None
+    inside = [m for m in network.modules() if is_asked and m is not network]
+    parts = [m for m in inside if not isinstance(m, torch.jit.ScriptModule)]
     with frozen(network), hooked(parts, record or (lambda *_: None)):
         yield image_of
 

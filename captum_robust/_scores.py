@@ -51,16 +51,27 @@ def model_scores(
     ``TypeError`` if that is no tensor. For ``channels_last`` see :func:`copies_of`.
     """
     copies = copies_of(format_tensor_into_tuples(inputs), channels_last=channels_last)
-    with alone(forward_func):
-        scores: Tensor = run_forward(forward_func, copies, None, copies_of(arguments))
+    try:
+        with alone(forward_func):
+            scores: Tensor = run_forward(forward_func, copies, None, copies_of(arguments))
+    except RuntimeError as error:
+        are_bytes = any(getattr(x, "dtype", None) == torch.uint8 for x in copies)
+        if not are_bytes:
+            raise
+        advice = "which the model does not take; convert images, as by x.float() / 255"
+        raise TypeError(f"inputs: expected floating point, got torch.uint8, {advice}") from error
+    check_scores("forward_func", scores, "a function that picks the scores out, such as lambda x: ")
+    return scores
+
+
+def check_scores(name: str, scores: Any, remedy: str) -> None:
+    """``TypeError`` for what is no tensor; ``remedy`` ends before how to pick one out."""
     key: object = 0
     if isinstance(scores, Mapping):
         key = next((k for k, v in scores.items() if isinstance(v, Tensor)), "logits")
-    advice = f"give a function that picks the scores out, such as lambda x: model(x)[{key!r}]"
-    got = f"{type(scores).__name__}; {advice}"
-    message = f"forward_func: expected a tensor of scores, got {got}"
-    check(isinstance(scores, Tensor), message, TypeError)
-    return scores
+    got = f"{type(scores).__name__}; give {remedy}model(x)[{key!r}]"
+    is_tensor = isinstance(scores, Tensor)
+    check(is_tensor, f"{name}: expected a tensor of scores, got {got}", TypeError)
 
 
 @contextmanager
@@ -136,7 +147,7 @@ def one_row_a_sample(scores: Tensor, n: int) -> Tensor:
         with torch.enable_grad():
             return scores.reshape(1)
     expected, got = f"scores {n}×K for a batch of {n}", tuple(scores.shape)
-    check(got and got[0] == n, f"forward_func: expected {expected}, got {got}")
+    check(got and got[0] == n and 0 not in got, f"forward_func: expected {expected}, got {got}")
     return scores
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from captum_robust.attr import AdversarialLocalization
+from captum_robust.attr import AdversarialLocalization, RobustCAM
 from captum_robust.benchmark import compare
-from captum_robust.data import load_dataset
+from captum_robust.data import Sample, load_dataset
 from captum_robust.models import Classifier, load_classifier, save_classifier
 from captum_robust.nn import (
     CorruptionNetwork,
@@ -551,3 +551,55 @@ def test_explain_takes_a_model_of_timm(run: Run) -> None:
         code, _, err = run("explain", "images", "--model", f"timm:{name}", "--weights", "none")
         assert code == 2
         assert message in err
+
+
+class ScoresInADictionary(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.network(x)}
+
+
+def plain_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    return nn.Sequential(
+        conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    ).eval()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["scripted", "traced", "exported"])
+def test_models_that_hide_their_layers_are_explained_without_or_refused(kind: str) -> None:
+    network, x = plain_network(), torch.rand(2, 3, 16, 16)
+    batch = {0: torch.export.Dim("batch")}
+    hidden: nn.Module = {
+        "scripted": lambda: torch.jit.script(network),
+        "traced": lambda: torch.jit.trace(network, x),
+        "exported": lambda: torch.export.export(network, (x,), dynamic_shapes=[batch]).module(),
+    }[kind]()
+    model = Classifier(hidden, input_size=16)
+    boxes = torch.tensor([[2.0, 2, 12, 12]])
+    data = [Sample(image, i, boxes, str(i)) for i, image in enumerate(x)]
+    results = compare(model, data, ["saliency"], progress=False)
+    assert {row.failed for row in results.table().itertuples()} == {0}
+    remedy = "give the nn.Module that it was made of"
+    with pytest.raises(ValueError, match=f"cam_layer: none found.*{remedy}"):
+        _ = model.cam_layer
+    with pytest.raises(ValueError, match=f"perceptual_layers: none found.*{remedy}"):
+        _ = model.perceptual_layers
+    layer = next(m for m in hidden.modules() if m is not hidden)
+    for explained in (hidden, model):
+        with pytest.raises(ValueError, match=f"layer: .*{remedy}"):
+            RobustCAM(explained, layer).attribute(x)
+
+
+def test_a_classifier_of_dictionaries_says_how_to_pick_the_scores() -> None:
+    model = Classifier(ScoresInADictionary(plain_network()), input_size=16)
+    with pytest.raises(TypeError, match=r"module: expected a tensor of scores, got dict.*logits"):
+        model.eval()(torch.rand(1, 3, 16, 16))
+    sample = Sample(torch.rand(3, 16, 16), 0, torch.tensor([[2.0, 2, 12, 12]]), "0")
+    with pytest.raises(TypeError, match=r"module: expected a tensor of scores.*logits"):
+        compare(model, [sample], ["saliency"], progress=False)

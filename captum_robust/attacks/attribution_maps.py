@@ -79,7 +79,7 @@ class AttributionMaps:
             if isinstance(explainer, Attribution):
                 stack.enter_context(alone(explainer.forward_func))
                 stack.enter_context(given_copies(explainer))
-            outputs = stack.enter_context(_outputs_of(explainer, passed))
+            outputs = stack.enter_context(_outputs_of(explainer, passed, leaves))
             given = victim.as_given(leaves, rows)
             try:
                 attributed = run(format_output(len(given) > 1, given), **passed)
@@ -142,12 +142,12 @@ def _of_layer(explainer: Explainer) -> Any:
 
 
 def _outputs_of(
-    explainer: Explainer, arguments: dict[str, Any]
+    explainer: Explainer, arguments: dict[str, Any], images: Tensors
 ) -> AbstractContextManager[list[Any]]:
-    """What the layer of an explainer gives inside, with its layouts; nothing without a layer."""
+    """What the layer of an explainer gives inside, with its places; nothing without a layer."""
     inner = _of_layer(explainer)
     at_input = bool(arguments.get("attribute_to_layer_input", False))
-    return nullcontext([]) if inner is None else followed_outputs(inner.layer, at_input)
+    return nullcontext([]) if inner is None else followed_outputs(inner.layer, at_input, images)
 
 
 def _as_maps(attributed: Any, inputs: Tensors, is_of_layer: bool) -> Tensor:

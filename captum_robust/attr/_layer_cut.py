@@ -14,9 +14,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_robust._checks import check
-from captum_robust._contexts import hooked, owned
+from captum_robust._contexts import check_takes_hooks, hooked, owned
 from captum_robust._scores import two_classes, without_inference
-from captum_robust.nn.layout import Layout, Layouts
+from captum_robust.nn.places import Layouts, Places
 
 
 @dataclass
@@ -31,8 +31,8 @@ class LayerCut:
     leaves: tuple[Tensor, ...] = ()
     is_tuple: bool = False
     linears: list[tuple[nn.Linear, Tensor, Tensor]] = field(default_factory=list)
-    layouts: list[Layout | None] = field(default_factory=list)
-    """What is known of each tensor's layout, where it is followed."""
+    places: list[Places | None] = field(default_factory=list)
+    """What is known of the places of each tensor, where they are followed."""
 
     def linear_weight(self, scores: Tensor) -> Tensor | None:
         """K×C, if the scores are a linear layer of the average-pooled leaf; else None."""
@@ -69,17 +69,20 @@ def _is_mean(pooled: Tensor, leaf: Tensor) -> bool:
 
 @contextmanager
 def cut_at(
-    cut: LayerCut, forward_func: Callable[..., Tensor], heads: bool, follow: bool = False
+    cut: LayerCut,
+    forward_func: Callable[..., Tensor],
+    heads: bool,
+    followed: Layouts | None = None,
 ) -> Iterator[None]:
     """While it lasts, a forward pass cuts the graph at the layer and records from there on.
 
-    With ``heads`` it keeps what linear layers were given and gave; with ``follow``, what is known
-    of the layout of the layer's tensors.
+    With ``heads`` it keeps what linear layers were given and gave; with ``followed``, what is
+    known of the places of the layer's tensors.
     """
-    followed = Layouts() if follow else None
 
     def on_layer(_: nn.Module, *values: Any) -> Any:
-        value = values[-1]  # the output, or as a hook before the layer runs its arguments
+        # The output, or as a hook before the layer runs its arguments, some by their names.
+        value = values if cut.at_input else values[-1]
         # Of a tuple, a dictionary or a mixture of them, the rest (None, numbers) stays as it is.
         flat, structure = tree_flatten(value)
         places = [i for i, v in enumerate(flat) if isinstance(v, Tensor) and v.is_floating_point()]
@@ -89,7 +92,7 @@ def cut_at(
         parts = [flat[i] for i in places]
         torch.set_grad_enabled(True)  # until the no_grad around the forward pass ends
         if followed is not None:
-            cut.layouts = [followed.of(v) for v in parts]
+            cut.places = [followed.of(v) for v in parts]
         # A layer that runs twice overwrites: its last call counts, as in Captum.
         normal = tuple(map(without_inference, parts))
         trunks = normal if cut.keep_trunk else tuple(v.detach() for v in normal)
@@ -111,9 +114,11 @@ def cut_at(
     parts = () if module is None else module.modules()
     linears = [m for m in parts if isinstance(m, nn.Linear)]
     layer = cut.layer
-    register = layer.register_forward_pre_hook if cut.at_input else layer.register_forward_hook
+    check_takes_hooks(layer)
     with (
-        register(owned(on_layer)),
+        layer.register_forward_pre_hook(owned(on_layer), with_kwargs=True)
+        if cut.at_input
+        else layer.register_forward_hook(owned(on_layer)),
         hooked(linears if heads else [], on_linear),
         # A function does not show which modules it calls.
         register_module_forward_hook(owned(on_linear))

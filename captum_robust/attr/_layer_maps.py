@@ -39,7 +39,7 @@ def attributed(attribution: Attribution, inputs: Any, **arguments: Any) -> Any:
     if is_cam and own is not None:
         return _class_activation_map(attribution, layer, inputs, arguments)
     at_input = bool(arguments.get("attribute_to_layer_input", False))
-    with followed_outputs(layer, at_input) as outputs:
+    with followed_outputs(layer, at_input, format_tensor_into_tuples(inputs)) as outputs:
         result = attribution.attribute(inputs, **arguments)
     image = format_tensor_into_tuples(inputs)[0]
     reshapes = [own or recognised(layer, layout, x, image) for x, layout in outputs]

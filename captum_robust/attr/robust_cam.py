@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from captum_robust._captum import TargetType, format_output
 from captum_robust._checks import check, check_choice, check_type
 from captum_robust._contexts import DID_NOT_RUN
-from captum_robust._scores import at_least_float, finite_scores, model_scores
+from captum_robust._scores import at_least_float, finite_scores, model_scores, one_row_a_sample
 from captum_robust.attr._classes import Ranking, class_weights, top_classes
 from captum_robust.attr._inputs import MODES, checked, divided, enlarged, in_dtype_of
 from captum_robust.attr._layer_cut import LayerCut, cut_at, gradients_of
 from captum_robust.nn.layout import Layout, recognised
+from captum_robust.nn.places import Layouts
 
 _BASES = ("auto", "cam", "gradcam")
 _NORMALIZATIONS = ("max", "minmax_each", None)
@@ -178,8 +179,10 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         # What a function makes of a module's scores is its own: "auto" differentiates it.
         is_module = isinstance(self.forward_func, nn.Module)
         heads = self.base == "cam" or (self.base == "auto" and is_module)
-        with cut_at(cut, self.forward_func, heads=heads, follow=follow):
+        followed = Layouts(*inputs) if follow else None
+        with cut_at(cut, self.forward_func, heads, followed):
             scores = model_scores(self.forward_func, inputs, extra)
+            scores = one_row_a_sample(scores, len(inputs[0]))
             weight = cut.linear_weight(scores)
             if cut.leaves and not scores.requires_grad and weight is None:
                 # A trunk with its own no_grad block ended the recording on leaving it. With
@@ -190,9 +193,9 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         if self.reshape_transform is not None:
             return scores, weight, [None] * len(cut.leaves)
         if follow:
-            each = zip(cut.layouts, cut.leaves, strict=True)
+            each = zip(cut.places, cut.leaves, strict=True)
             self._recognised[key] = [
-                recognised(self.layer, known, x, inputs[0]) for known, x in each
+                recognised(self.layer, places, x, inputs[0]) for places, x in each
             ]
         return scores, weight, self._recognised[key]
 
@@ -205,9 +208,11 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         classes: Tensor | None,
     ) -> list[Tensor]:
         """The signed map of each class, N×k×…, for each tensor of the layer."""
-        n, k = selected.shape
-        for leaf in cut.leaves:
-            fits = leaf.ndim >= 2 and leaf.shape[0] == n
+        n = len(selected)
+        for leaf, layout in zip(cut.leaves, layouts, strict=True):
+            batch = 0 if layout is None else layout.batch
+            is_given = self.reshape_transform is not None
+            fits = leaf.ndim >= 2 and (is_given or leaf.shape[batch] == n)
             shape = tuple(leaf.shape)
             check(fits, f"layer: expected {n}×C×… for a batch of {n}, got {shape}")
         if weight is not None:
@@ -225,12 +230,11 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         gradients = gradients_of(selected, cut.leaves, create_graph=cut.keep_trunk)
         maps = []
         for leaf, gradient, layout in zip(cut.leaves, gradients, layouts, strict=True):
-            g = self._features(gradient.flatten(0, 1), layout, cut)
-            if layout is not None and leaf.ndim == 3:
+            g = torch.stack([self._features(each, layout, cut) for each in gradient])
+            if layout is not None:
                 message = "layer: the scores depend on none of its positions, but on a class token"
                 advice = "take a layer before the last attention"
                 check(g.any() or not gradient.any(), f"{message}; {advice}")
-            g = g.reshape(k, n, *g.shape[1:])
             # (k×N×C×…) averaged over the positions -> N×k×C
             g = at_least_float(g)
             channel_weights = (g.flatten(3).mean(dim=3) if g.ndim > 3 else g).transpose(0, 1)

@@ -22,9 +22,29 @@ class MeasureValues(dict[str, Tensor]):
     def __torch_function__(
         cls, func: Any, _: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        names = next(one for one in args if isinstance(one, cls))
-        parts = {n: [one[n] if isinstance(one, cls) else one for one in args] for n in names}
-        return cls({name: func(*own, **(kwargs or {})) for name, own in parts.items()})
+        every = [one for arg in args for one in (arg if isinstance(arg, list) else [arg])]
+        names = next(one for one in every if isinstance(one, cls))
+
+        def of(name: str, one: Any) -> Any:
+            if isinstance(one, list):  # as torch.stack has
+                return [of(name, each) for each in one]
+            return one[name] if isinstance(one, cls) else one
+
+        return cls({n: func(*(of(n, one) for one in args), **(kwargs or {})) for n in names})
+
+    def __neg__(self) -> "MeasureValues":
+        return MeasureValues({name: -value for name, value in self.items()})
+
+    def __abs__(self) -> "MeasureValues":
+        return MeasureValues({name: abs(value) for name, value in self.items()})
+
+    def mean(self, **options: Any) -> "MeasureValues":
+        """Return the mean of each, with the arguments of ``torch.mean``; for ``BootStrapper``."""
+        return MeasureValues({name: value.mean(**options) for name, value in self.items()})
+
+    def std(self, **options: Any) -> "MeasureValues":
+        """Return the standard deviation of each, with the arguments of ``torch.std``."""
+        return MeasureValues({name: value.std(**options) for name, value in self.items()})
 
 
 class AttributionStability(CountMetric):

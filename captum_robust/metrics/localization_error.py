@@ -99,6 +99,7 @@ class LocalizationError(FoldMetric):
         self, maps: Tensor, ground_truth: Sequence[Tensor], ids: Sequence[Hashable] | None = None
     ) -> None:
         """Add images: maps N×H×W, N ground-truth boxes M_i×4, and an id each (a file name, say)."""
+        ids = None if ids is None else texts_of("ids", ids)
         folds = self._folds(len(maps), ids)
         listed = listed_samples(self.blacklist or None, ids, len(maps))
         swept = sweep_boxes(maps, self.strategies, self.connectivity, self.largest_component_only)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check, check_type, valid_unicode
 from captum_robust._contexts import probing
-from captum_robust._scores import copies_of, two_classes
+from captum_robust._scores import check_scores, copies_of, two_classes
 from captum_robust.models.layers import find_cam_layer, find_perceptual_layers, layer_of
 from captum_robust.nn.scales import channels_of
 
@@ -105,8 +105,11 @@ class Classifier(nn.Module):
         A module with one logit z an image has two classes here: -z/2 is the score of class 0, z/2
         that of class 1, whose probability is that of the sigmoid.
         """
-        scores: Tensor = two_classes(self.module(self.normalised(x)), len(x), "module")
-        return scores
+        scores = self.module(self.normalised(x))
+        if not self.training:  # else of auxiliary heads too, as Inception's
+            check_scores("module", scores, "a module whose forward returns the scores, as of ")
+        result: Tensor = two_classes(scores, len(x), "module")
+        return result
 
     def normalised(self, x: Tensor) -> Tensor:
         """A copy of images N×C×H×W with pixels in [0, 1], as ``module`` takes them.

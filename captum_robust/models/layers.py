@@ -7,11 +7,13 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from captum_robust._checks import check, check_choice
-from captum_robust._contexts import probing
-from captum_robust.nn.layout import Layout, Layouts, fitting
+from captum_robust._contexts import AS_WRITTEN, probing
+from captum_robust.nn.layout import fitting
+from captum_robust.nn.places import Layouts, Places
 from captum_robust.nn.scales import channels_of, is_plain_sequence, lasting_outputs
 
 _POOLING = (
@@ -63,19 +65,26 @@ def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.M
 
     def record(m: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            layout = followed.of(output)
-            outputs.append((m, output, layout.channels if layout else 1))
+            outputs.append((m, output, followed.channels(output)))
 
-    with torch.no_grad(), probing(module, record) as image_of, Layouts() as followed:
-        module(image_of(*input_shape))
+    with torch.no_grad(), probing(module, record) as image_of:
+        image = image_of(*input_shape)
+        with Layouts(image) as followed:
+            module(image)
     runs = Counter(m for m, *_ in outputs)
     pooled = {id(output) for m, output, _ in outputs if isinstance(m, _POOLING)}
-    spread = [(m, o) for m, o, c in outputs if _is_map(o, c) and id(o) not in pooled]
+    # Of one image, tokens are several in whichever dimension.
+    spread = [
+        (m, o)
+        for m, o, c in outputs
+        if (_is_map(o, c) or (o.ndim == 3 and len(o) > 1)) and id(o) not in pooled
+    ]
     maps = [(m, o) for m, o in spread if o.ndim == 4]
     if not maps or spread[-1][1].ndim == 3:
         reason = "tokens follow the last one" if maps else "no module gives an N×C×h×w map"
         tokens = _last_of_tokens(module, input_shape) if spread else None
         advice = "pass the layer yourself (--layer), with a reshape_transform where it gives tokens"
+        advice = f"{advice}; {AS_WRITTEN}" if _hides_layers(module) else advice
         check(tokens, f"cam_layer: none found ({reason}); {advice}")
         assert tokens is not None
         return tokens
@@ -88,7 +97,7 @@ def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.M
 
 def _last_of_tokens(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module | None:
     """The last normalisation of tokens, at several places, that the head's input depends on."""
-    norms: list[tuple[nn.Module, Tensor, Layout | None]] = []
+    norms: list[tuple[nn.Module, Tensor, Places | None]] = []
     heads: list[Tensor] = []
 
     def record(m: nn.Module, given: Any, output: Any) -> None:
@@ -101,18 +110,18 @@ def _last_of_tokens(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.
         torch.inference_mode(False),
         torch.enable_grad(),
         probing(module, record) as image_of,
-        Layouts() as followed,
     ):
         # Cloned: a network may write into its input, but not into one that asks for a gradient.
         image = image_of(*input_shape).requires_grad_().clone()
-        scores = module(image)
+        with Layouts(image) as followed:
+            scores = module(image)
     # Not the scores, where that can be: those of a head that begins at zero depend on nothing.
     head = heads[0] if heads else scores
     if not head.requires_grad:
         return None
     directions = torch.linspace(1, 2, head.numel()).reshape(head.shape).to(head)
-    for layer, output, layout in reversed(norms):
-        if not output.requires_grad or output.shape[1] == 1:
+    for layer, output, places in reversed(norms):
+        if not output.requires_grad or max(output.shape[:2]) == 1:
             continue
         (gradient,) = torch.autograd.grad(
             head, output, directions, retain_graph=True, allow_unused=True
@@ -120,7 +129,7 @@ def _last_of_tokens(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.
         if gradient is None or not gradient.any():
             continue
         with suppress(ValueError):  # their places are not known
-            reshape = fitting(layout, output, image)
+            reshape = fitting(places, output, image)
             if reshape is None:  # channels, as it seems
                 continue
             if reshape(gradient).any():
@@ -168,8 +177,14 @@ def find_perceptual_layers(
     if not trunk:  # activations are functions: take convolutions and normalisations
         trunk = [m for m in usable if next(m.parameters(recurse=False), None) is not None]
     reason = "no module gives an N×C×h×w map or N×T×C tokens once a forward pass"
-    check(trunk, f"perceptual_layers: none found ({reason}); pass the layers yourself")
+    advice = AS_WRITTEN if _hides_layers(module) else "pass the layers yourself"
+    check(trunk, f"perceptual_layers: none found ({reason}); {advice}")
     return tuple(trunk[len(trunk) // 2 :])
+
+
+def _hides_layers(network: nn.Module) -> bool:
+    kinds = (torch.jit.ScriptModule, torch.fx.GraphModule)
+    return any(isinstance(m, kinds) for m in network.modules())
 
 
 def _is_map(output: Tensor, channels: int = 1) -> bool:

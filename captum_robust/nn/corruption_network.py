@@ -13,7 +13,7 @@ from captum_robust._processes import device_of
 from captum_robust._resize import resized
 from captum_robust._scores import at_least_float
 from captum_robust.nn.convolutions import WayUp, convolution, in_precision_of, zero_convolution
-from captum_robust.nn.layout import Layouts
+from captum_robust.nn.places import Layouts
 from captum_robust.nn.scales import (
     channels_of,
     channels_of_maps,
@@ -120,7 +120,9 @@ class CorruptionNetwork(nn.Module):
             for p in asking:
                 p.requires_grad = True
             with Layouts() as followed:
-                maps = self._features(image_of(channels_of(self.trunk), *size))
+                image = image_of(channels_of(self.trunk), *size)
+                followed.begin_at(image)
+                maps = self._features(image)
             channels = channels_of_maps(maps, self._layers, "trunk", followed)
             sums = [m.sum() for m in maps if m.requires_grad]
             gradients = torch.autograd.grad(sums, asking, allow_unused=True) if asking else ()

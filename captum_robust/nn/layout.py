@@ -4,78 +4,55 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_robust._checks import check
 from captum_robust._contexts import hooked
+from captum_robust.nn.places import LOST, LOST_ROWS, NOWHERE, PLAIN, Layouts, Places, compressed
 
-_MOVING = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims"}
-_RESHAPING = {"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"}
-_JOINING = {"cat", "concat", "concatenate"}
-_PICKING = {"flip", "roll", "gather", "index_select", "take_along_dim", "sort"}
-_MIXING = {"matmul", "bmm", "einsum", "__matmul__", "__rmatmul__", "t", "__get__"}
-_AT_LAST = {"linear", "layer_norm", "rms_norm"}
-_AT_FIRST = ("conv", "batch_norm", "instance_norm", "group_norm", "pixel_")
+ONE_POSITION = "layer: its output has one position, so that its map says nothing of where"
+_WARNED: WeakSet[nn.Module] = WeakSet()
+_STEP = 1e-4
+"""Coordinates that differ by less are one; in parts of the image."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
-    """Which dimension of a tensor N×… holds the channels, and which of its tokens the positions.
+    """Where in a tensor the samples and the places of the image are; the rest are channels.
 
     It is also the function that turns such a tensor into N×C×….
     """
 
-    channels: int
-    grid: tuple[int, int] | None = None
-    """(h, w) of the map whose positions became the tokens; None where that is not known."""
-    before: int = 0
-    """How many tokens, such as the class token, were put before those of the grid."""
-    behind: int = 0
-    """How many were put behind them."""
-    in_order: bool = True
-    """False where tokens were picked or joined so that their places are not known."""
+    batch: int
+    positions: tuple[int, ...]
+    """The dimensions along which the places differ."""
+    order: Tensor
+    """The numbers of the positions, row by row of the image; class tokens are left out."""
+    grid: tuple[int, ...]
+    """(h, w) of an image, (T,) of a series."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """N×h×w×C or tokens N×T×C as N×C×h×w.
-
-        Raises:
-            ValueError: tokens whose places are not known.
-        """
-        if x.ndim != 3 or self.channels == 1:
-            return x.movedim(self.channels, 1)
-        tokens = x.shape[1]
-        before, behind = self.before, self.behind
-        if self.grid is None and not before + behind and math.isqrt(tokens) ** 2 != tokens:
-            before = 1
-        places = tokens - before - behind
-        grid = self.grid or (math.isqrt(max(places, 0)),) * 2
-        expected = "tokens whose places are known, as those of a square behind a class token"
-        got = f"got {tuple(x.shape)}; give a reshape_transform that makes it N×C×h×w"
-        fits = self.in_order and places == math.prod(grid) > 0
-        check(fits, f"layer: expected N×C×h×w, or {expected}, {got}")
-        inside = x[:, before : tokens - behind].transpose(1, 2)
-        return inside.reshape(*inside.shape[:2], *grid)
-
-
-ONE_POSITION = "layer: its output has one position, so that its map says nothing of where"
-_WARNED: WeakSet[nn.Module] = WeakSet()
+        """h×w×N×C, tokens N×T×C and the like as N×C×h×w."""
+        channels = [d for d in range(x.ndim) if d != self.batch and d not in self.positions]
+        rows = x.permute(self.batch, *channels, *self.positions)
+        n, count = x.shape[self.batch], math.prod(x.shape[d] for d in channels)
+        flat = rows.reshape(n, count, -1)[:, :, self.order.to(x.device)]
+        return flat.reshape(n, count, *self.grid)
 
 
 def recognised(
-    layer: nn.Module, layout: Layout | None, output: Tensor, image: Tensor
+    layer: nn.Module, places: Places | None, output: Tensor, image: Tensor
 ) -> Layout | None:
     """What :func:`fitting` gives; a layer whose output has one position only is warned of once."""
-    layout = fitting(layout, output, image)
-    maps = output[:1] if layout is None else layout(output[:1])
+    layout = fitting(places, output, image)
+    maps = output if layout is None else layout(output)
     is_one = maps.ndim == image.ndim > 2 and maps[0, 0].numel() == 1 < image[0, 0].numel()
     if is_one and layer not in _WARNED:
         _WARNED.add(layer)
@@ -83,135 +60,120 @@ def recognised(
     return layout
 
 
-def fitting(layout: Layout | None, output: Tensor, image: Tensor) -> Layout | None:
-    """What turns a layer's output for images N×C×H×W into N×C×h×w; None where it is left as it is.
+def fitting(places: Places | None, output: Tensor, image: Tensor) -> Layout | None:
+    """What turns a layer's output into N×C×h×w, or N×C×T of a series; None: it is that.
+
+    ``image`` is the model's input, N×C×H×W, a series N×T×F or N×C×T, or numbers N×T.
 
     Raises:
-        ValueError: tokens of an image whose places are not known.
+        ValueError: the places are not known, or not those of a grid.
     """
-    if image.ndim < 4 or output.ndim < 3 or (layout is None and output.ndim > 3):
+    if places is PLAIN or output.ndim < 3:
         return None
-    unknown = Layout(output.ndim - 1, in_order=False)
-    layout = layout or unknown
-    if layout.channels == 1:
+    if places is None or places is LOST:
+        # A map N×C×h×w, as far as anyone knows.
+        if output.ndim == 3 and (places is LOST or image.ndim > 3):
+            raise _refusal(output)
         return None
-    if output.ndim == 3:
-        # Tokens are taken for a square of an image that is one.
-        is_square = image.ndim == 4 and image.shape[2] == image.shape[3]
-        layout = layout if layout.grid or is_square else unknown
-        layout(output[:1])
-    return layout
+    if places is LOST_ROWS:
+        raise _refusal(output)
+    with torch.no_grad():
+        return _layout(places.parts, output, image)
 
 
-class Layouts(TorchFunctionMode):
-    """While it lasts, the layouts of the tensors that a network computes are followed.
+def _refusal(output: Tensor) -> ValueError:
+    expected = "expected N×C×h×w, or tokens whose places in the image are known"
+    advice = "give a reshape_transform that makes it N×C×h×w"
+    return ValueError(f"layer: {expected}, got {tuple(output.shape)}; {advice}")
 
-    A convolution, a pooling or a batch normalisation says that the channels are dimension 1. A
-    linear layer or a normalisation over the last dimension says, of a tensor of which nothing is
-    known, that they are the last. Sums, activations and the like keep what is known; moved and
-    reshaped dimensions are followed, and tokens that are put before or behind the others.
-    """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._known: MutableMapping[Tensor, Layout] = WeakTensorKeyDictionary()
+def _layout(parts: Sequence[Tensor], output: Tensor, image: Tensor) -> Layout | None:
+    """The layout of a tensor that has these parts; None where it is N×C×h×w."""
+    sample, axes = parts[0], parts[1:]
+    batch = _batch_dimension(sample, output.shape, len(image))
+    spatial = image.ndim - 2 if image.ndim > 3 else 1
+    # Of a series, the time may be either of its dimensions.
+    without_tokens = [compressed(axis, ignore_nowhere=True) for axis in axes]
+    varying = [a for a, short in zip(axes, without_tokens, strict=True) if short.numel() > 1]
+    own = axes[-spatial:] if image.ndim > 3 else varying
+    if len(own) == 2 and spatial == 1 and batch == 0:
+        return None  # it is the series itself
+    positions = tuple(d for d in range(output.ndim) if any(a.shape[d] > 1 for a in own))
+    others = without_tokens[:-spatial] if image.ndim > 3 else []
+    is_mixed = any(a.shape[d] > 1 for a in others for d in positions)
+    if batch is None or any(a.shape[batch] > 1 for a in axes) or is_mixed or len(own) > spatial:
+        raise _refusal(output)
+    if not positions:
+        if sum(length > 1 for d, length in enumerate(output.shape) if d != batch) > 1:
+            raise _refusal(output)
+        first = torch.zeros(1, dtype=torch.long, device=output.device)
+        return Layout(batch, (), first, (1,) * spatial)
+    shape = [s if d in positions else 1 for d, s in enumerate(output.shape)]
+    points = torch.stack([axis.expand(shape).flatten() for axis in own])
+    inside = (points != NOWHERE).all(dim=0).nonzero().squeeze(1)
+    points = points[:, inside]
+    if not len(inside):
+        raise _refusal(output)
+    ranked = list(map(_ranks, points))
+    code, grid = torch.zeros_like(inside), tuple(count for _, count in ranked)
+    for rank, count in ranked:
+        code = code * count + rank
+    order = code.argsort()
+    if not torch.equal(code[order], torch.arange(math.prod(grid), device=code.device)):
+        raise _refusal(output)  # not one at each place
+    in_order = torch.equal(inside[order], torch.arange(math.prod(shape), device=code.device))
+    if in_order and batch == 0 and min(positions) > 1 and output.shape[2:] == grid:
+        return None
+    if not all(_fills(p, *ranks) for p, ranks in zip(points, ranked, strict=True)):  # a part
+        raise _refusal(output)
+    return Layout(batch, positions, inside[order], grid)
 
-    def of(self, x: Tensor) -> Layout | None:
-        """The layout of a tensor that was computed inside; None where it is not known."""
-        return self._known[x] if x in self._known else None  # noqa: SIM401  # get is untyped
 
-    def is_map(self, x: Any) -> bool:
-        """Whether it is N×C×h×w, as far as is known."""
-        is_of_four = isinstance(x, Tensor) and x.ndim == 4
-        return is_of_four and ((layout := self.of(x)) is None or layout.channels == 1)
+def _batch_dimension(sample: Tensor, shape: Sequence[int], n: int) -> int | None:
+    """The dimension of the samples; None where they are spread over several."""
+    varying = [d for d, length in enumerate(sample.shape) if length > 1]
+    if n == 1 and not varying:
+        return next((d for d, length in enumerate(shape) if length == 1), 0)
+    return varying[0] if len(varying) == 1 else None
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").removesuffix("_")
-        first = args[0] if args and isinstance(args[0], Tensor) else None
-        result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and result.ndim > 2:
-            layout = self._layout(name, func, args, kwargs, result)
-            if layout is not None:
-                self._known[result] = layout
-            elif result in self._known:  # written over
-                del self._known[result]
-        elif isinstance(result, tuple | list) and first is not None and (own := self.of(first)):
-            for part in result:  # a split, or attention and its weights
-                is_tensor = isinstance(part, Tensor)
-                layout = _kept(own, first.shape, part.shape) if is_tensor else None
-                if layout is not None:
-                    self._known[part] = layout
-        return result
 
-    def _layout(
-        self, name: str, func: Callable[..., Any], args: Any, kwargs: Any, result: Tensor
-    ) -> Layout | None:
-        if name.startswith(_AT_FIRST) or "_pool" in name:
-            return Layout(1)
-        if name in _JOINING:
-            return self._joined(*args, **kwargs)
-        tagged = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and self.of(a)]
-        if not tagged or name in _MIXING:
-            is_last = name in _AT_LAST and not _is_over_several(args, kwargs)
-            return Layout(result.ndim - 1) if is_last else None
-        # Of a sum, the one of which more is known.
-        x = max(tagged, key=lambda a: self._known[a].grid is not None)
-        known: Layout = self._known[x]
-        if name in _MOVING:
-            # The channels are where their own length is in a tensor of different lengths.
-            lengths = tuple(range(2, 2 + x.ndim))
-            moved = func(torch.empty(lengths, device="meta"), *args[1:], **kwargs)
-            return replace(known, channels=moved.shape.index(lengths[known.channels]))
-        if name in _RESHAPING:
-            return _reshaped(known, x.shape, result.shape)
-        if name in _PICKING and x.ndim == 3:
-            return replace(known, in_order=False)
-        if name == "__getitem__" and x.ndim == 3 == result.ndim:
-            return _sliced(known, x.shape, args[1])
-        if name == "linear" and known.channels != x.ndim - 1:
-            return known  # it mixes positions
-        return _kept(known, x.shape, result.shape)
+def _ranks(points: Tensor) -> tuple[Tensor, int]:
+    """The number of each coordinate among those that differ, and how many these are."""
+    ordered, order = points.sort()
+    number = (ordered.diff(prepend=ordered[:1]) > _STEP).cumsum(0)
+    return torch.empty_like(number).scatter(0, order, number), int(number[-1]) + 1
 
-    def _joined(self, tensors: Any, dim: int = 0, **_: Any) -> Layout | None:
-        """Of tensors that are put one behind the other, the layout of those that have one."""
-        tagged = [i for i, x in enumerate(tensors) if self.of(x)]
-        if not tagged:
-            return None
-        # A single token beside several is a class token, whatever became of it.
-        several = [i for i in tagged if tensors[i].shape[1] > 1] or tagged
-        i, n = several[0], tensors[0].ndim
-        known: Layout = self._known[tensors[i]]
-        if dim % n == known.channels or n != 3 or dim % n != 1:
-            return known
-        return replace(
-            known,
-            before=known.before + sum(x.shape[1] for x in tensors[:i]),
-            behind=known.behind + sum(x.shape[1] for x in tensors[i + 1 :]),
-            in_order=known.in_order and len(several) == 1,
-        )
+
+def _fills(points: Tensor, rank: Tensor, count: int) -> bool:
+    """Whether each of the coordinates is within its own part of ``count`` equal ones."""
+    return bool(((points - (rank + 0.5) / count).abs() <= 0.5 / count + _STEP).all())
 
 
 @contextmanager
 def followed_outputs(
-    layer: nn.Module, at_input: bool = False
-) -> Iterator[list[tuple[Tensor, Layout | None]]]:
-    """It is given a list, which gets the tensors of the layer's last call with their layouts."""
-    outputs: list[tuple[Tensor, Layout | None]] = []
+    layer: nn.Module, at_input: bool, images: Sequence[Any]
+) -> Iterator[list[tuple[Tensor, Places | None]]]:
+    """It is given a list, which gets the tensors of the layer's last call with their places.
+
+    ``images`` are what the network is given.
+    """
+    outputs: list[tuple[Tensor, Places | None]] = []
 
     def record(_: nn.Module, given: Any, output: Any) -> None:
         value = given if at_input else output
         parts = value if isinstance(value, tuple) else (value,)
+        other = next((type(x).__name__ for x in parts if not isinstance(x, Tensor)), None)
+        got = f"got {other}; take RobustCAM, which takes those of others"
+        is_taken = at_input or other is None
+        check(is_taken, f"layer: expected a tensor or a tuple of tensors, {got}", TypeError)
         outputs[:] = [(x.detach(), followed.of(x)) for x in parts if isinstance(x, Tensor)]
 
-    with Layouts() as followed, hooked([layer], record):
+    with Layouts(*images) as followed, hooked([layer], record):
         yield outputs
 
 
 def placed(
-    result: Any, outputs: list[tuple[Tensor, Layout | None]], reshapes: Sequence[Any]
+    result: Any, outputs: list[tuple[Tensor, Places | None]], reshapes: Sequence[Any]
 ) -> Any:
     """A result in the shape of a layer's outputs, its dimensions put in their places by these."""
     parts = result if isinstance(result, tuple) else (result,)
@@ -220,49 +182,3 @@ def placed(
     each = zip(reshapes, parts, strict=True)
     moved = tuple(part if reshape is None else reshape(part) for reshape, part in each)
     return moved if isinstance(result, tuple) else moved[0]
-
-
-def _is_over_several(args: Any, kwargs: Any) -> bool:
-    """Whether a normalisation is over more than the last dimension."""
-    shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else None)
-    return isinstance(shape, tuple | list) and len(shape) > 1
-
-
-def _kept(known: Layout, old: Sequence[int], new: Sequence[int]) -> Layout | None:
-    """The layout after an operation that leaves dimensions where they are; None for another."""
-    changed = [i for i, (a, b) in enumerate(zip(old, new, strict=False)) if i and a != b]
-    if len(old) != len(new) or (known.channels in changed and len(changed) > 1):
-        return None
-    if not changed or changed == [known.channels]:
-        return known
-    return Layout(known.channels, in_order=len(old) != 3)
-
-
-def _sliced(known: Layout, shape: Sequence[int], index: Any) -> Layout | None:
-    """The layout of tokens N×T×C of which some at the ends are left out."""
-    index = index if isinstance(index, tuple) else (index,)
-    if not all(isinstance(i, slice) and i.step in (None, 1) for i in index):
-        return replace(known, in_order=False)
-    start, stop, _ = index[1].indices(shape[1]) if len(index) > 1 else (0, shape[1], 1)
-    if stop <= known.before or start >= shape[1] - known.behind:
-        return None  # none of the positions
-    before, behind = known.before - start, known.behind - (shape[1] - stop)
-    whole = known.in_order and min(before, behind) >= 0
-    return replace(known, before=max(before, 0), behind=max(behind, 0), in_order=whole)
-
-
-def _reshaped(known: Layout, old: Sequence[int], new: Sequence[int]) -> Layout | None:
-    """The layout after a reshape, which keeps the channels only as a dimension of their own."""
-    if tuple(old) == tuple(new):
-        return known
-    c = known.channels
-    ahead = math.prod(old[:c])
-    places = [i for i, s in enumerate(new) if i and s == old[c] and math.prod(new[:i]) == ahead]
-    if not places:
-        return None
-    if len(new) != 3:
-        return Layout(places[0])
-    if len(old) != 4 or old[0] != new[0]:  # of windows, say
-        return Layout(places[0], in_order=False)
-    h, w = (s for d, s in enumerate(old) if d not in (0, c))
-    return Layout(places[0], (h, w))

@@ -22,8 +22,8 @@ from captum_robust._contexts import evaluation, probing
 from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
 from captum_robust._scores import two_classes
-from captum_robust.nn.layout import Layouts
 from captum_robust.nn.mask_decoder import DecoderShape, MaskDecoder, upsampled
+from captum_robust.nn.places import Layouts
 from captum_robust.nn.saved_networks import check_fit, check_name, name_of
 from captum_robust.nn.scales import (
     channels_of,
@@ -91,7 +91,9 @@ class MaskingNetwork(nn.Module):
             # Noise: on a black image features could be zero, and tell nothing of the head.
             probe = image_of(channels_of(self.encoder, self.input_size), *self.input_size)
             noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0))
-            features, scores = self.encode(noise.to(probe))
+            image = noise.to(probe)
+            followed.begin_at(image)
+            features, scores = self.encode(image)
         fits = isinstance(scores, Tensor) and scores.ndim >= 2
         check(fits, f"encoder: expected scores N×K, got {shape_or_type(scores)}")
         channels = channels_of_maps(features, self._layers, "encoder", followed)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from captum_robust._checks import check
 from captum_robust._contexts import outputs_of, probing
 from captum_robust._scores import copies_of
-from captum_robust.nn.layout import Layouts
+from captum_robust.nn.places import Layouts
 
 
 def features_of(
@@ -66,7 +66,7 @@ def check_scales(name: str, network: object, layers: Sequence[nn.Module], least:
 
 
 def lasting_outputs(
-    network: nn.Module, shape: tuple[int, int, int]
+    network: nn.Module, shape: tuple[int, int, int], followed: Layouts | None = None
 ) -> tuple[dict[nn.Module, Tensor], Counter[nn.Module]]:
     """The outputs of a network's parts for a black image C×H×W, and how often each part runs.
 
@@ -88,7 +88,10 @@ def lasting_outputs(
         probing(network, record) as image_of,
     ):
         # Cloned: a network may write into its input, but not into one that asks for a gradient.
-        network(image_of(*shape).requires_grad_().clone())
+        image = image_of(*shape).requires_grad_().clone()
+        if followed is not None:
+            followed.begin_at(image)
+        network(image)
     lasting = {m: o for m, (o, version) in outputs.items() if o._version == version}
     return {m: o for m, o in lasting.items() if runs[m] == 1}, runs
 
@@ -107,7 +110,7 @@ def find_scales(
         ValueError: no layer gives such a map.
     """
     with Layouts() as followed:
-        outputs, _ = lasting_outputs(encoder, (channels_of(encoder), *input_size))
+        outputs, _ = lasting_outputs(encoder, (channels_of(encoder), *input_size), followed)
     usable = {
         module: stage
         for module, output in outputs.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_robust import Defended, Guided, MultiScale, RobustCAM, TopClasses
+from captum_robust.attacks import ExplanationAttack
 from captum_robust.benchmark import compare
 from captum_robust.catalog.methods import build_methods
 from captum_robust.data import Sample
@@ -132,11 +134,16 @@ class PatchNet(nn.Module):
     """A transformer of its own: patches by a reshape or a convolution, a class token or none."""
 
     def __init__(
-        self, *, convolution: bool = True, token: str = "before", mean: bool = False
+        self,
+        *,
+        convolution: bool = True,
+        token: str = "before",
+        mean: bool = False,
+        by_columns: bool = False,
     ) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.token, self.mean = token, mean
+        self.token, self.mean, self.by_columns = token, mean, by_columns
         self.embed = nn.Conv2d(3, 16, 4, stride=4) if convolution else nn.Linear(48, 16)
         self.class_token = nn.Parameter(torch.randn(1, 1, 16))
         self.norm1, self.norm2, self.norm = nn.LayerNorm(16), nn.LayerNorm(16), nn.LayerNorm(16)
@@ -146,10 +153,12 @@ class PatchNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.embed, nn.Conv2d):
-            x = self.embed(x).flatten(2).transpose(1, 2)
+            x = self.embed(x)
+            x = (x.transpose(2, 3) if self.by_columns else x).flatten(2).transpose(1, 2)
         else:
             n, c, h, w = x.shape
-            x = x.reshape(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 1, 3, 5)
+            x = x.reshape(n, c, h // 4, 4, w // 4, 4)
+            x = x.permute(0, 4, 2, 1, 3, 5) if self.by_columns else x.permute(0, 2, 4, 1, 3, 5)
             x = self.embed(x.reshape(n, h * w // 16, 16 * c))
         x = self.joined(x, self.class_token.expand(len(x), -1, -1))
         y = self.norm1(x)
@@ -167,32 +176,132 @@ class PatchNet(nn.Module):
             "behind": (x, token),
             "middle": (x[:, :half], token, x[:, half:]),
         }
-        return torch.cat(parts[self.token], dim=1)
+        if self.token in parts:
+            return torch.cat(parts[self.token], dim=1)
+        n, t, c = x.shape
+        rows, columns = x.transpose(0, 1), x.transpose(1, 2)
+        written = x.new_zeros(n, t + 1, c)
+        written[:, :1], written[:, 1:] = token, x
+        order = x.norm(dim=2, keepdim=True).argsort(dim=1)
+        others: dict[str, Callable[[], Tensor]] = {
+            "hstack": lambda: torch.hstack([token, x]),
+            "hstack_behind": lambda: torch.hstack([x, token]),
+            "row_stack_behind": lambda: torch.row_stack([rows, token.transpose(0, 1)]).transpose(
+                0, 1
+            ),
+            "cat_2_behind": lambda: torch.cat([columns, token.transpose(1, 2)], 2).mT,
+            "written": lambda: written,
+            "padded": lambda: nn.functional.pad(x, (0, 0, 0, 1)),
+            "sorted": lambda: x.gather(1, order.expand(n, t, c)),
+            "shuffled": lambda: x[:, torch.rand(t).argsort()],
+            "through_numpy": lambda: torch.from_numpy(x.detach().numpy()) + 0 * token,
+        }
+        return others[self.token]()
+
+
+def without_middle(x: Tensor) -> Tensor:
+    half = x.shape[1] // 2
+    return torch.cat([x[:, :half], x[:, half + 1 :]], dim=1)
+
+
+JOINED = {"hstack": True, "hstack_behind": False, "row_stack_behind": False, "cat_2_behind": False}
+JOINED |= {"written": True, "padded": False}
 
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 24)])
-@pytest.mark.parametrize("token", ["none", "before", "behind"])
-def test_own_transformers(token: str, size: tuple[int, int]) -> None:
-    net = PatchNet(token=token, mean=token == "none").eval()
+@pytest.mark.parametrize("convolution", [True, False])
+@pytest.mark.parametrize("token", ["none", "before", "behind", "middle", *JOINED])
+def test_own_transformers(token: str, convolution: bool, size: tuple[int, int]) -> None:
+    net = PatchNet(token=token, mean=token != "before", convolution=convolution).eval()
     x = torch.rand(2, 3, *size)
-    place = tokens(token == "before", size[0] // 4, size[1] // 4)
-    expected = by_hand(net, net.norm1, x, place)
+    place = tokens(token == "before" or JOINED.get(token, False), size[0] // 4, size[1] // 4)
+
+    def placed(t: Tensor) -> Tensor:
+        return place(without_middle(t) if token == "middle" else t)
+
+    expected = by_hand(net, net.norm1, x, placed)
     torch.testing.assert_close(map_of_one(net, net.norm1, x), expected)
     found = Classifier(net, input_size=size).cam_layer
-    assert found is (net.norm if token == "none" else net.norm1)
+    assert found is (net.norm1 if token == "before" else net.norm)
 
 
-def test_patches_by_a_reshape_are_a_square_only_where_the_image_is_one() -> None:
-    net = PatchNet(convolution=False).eval()
-    square = torch.rand(2, 3, 16, 16)
-    expected = by_hand(net, net.norm1, square, tokens(1, 4, 4))
-    torch.testing.assert_close(map_of_one(net, net.norm1, square), expected)
-    with pytest.raises(ValueError, match="reshape_transform"):  # 16 tokens, but 2×8
-        map_of_one(net, net.norm1, torch.rand(2, 3, 8, 32))
+@pytest.mark.parametrize("transposed", ["map", "patches"])
+def test_tokens_column_by_column(transposed: str) -> None:
+    net = PatchNet(convolution=transposed == "map", by_columns=True, mean=True).eval()
+    x = torch.rand(2, 3, 8, 24)
+
+    def place(t: Tensor) -> Tensor:
+        return tokens(1, 6, 2)(t).transpose(2, 3)
+
+    expected = by_hand(net, net.norm1, x, place)
+    torch.testing.assert_close(map_of_one(net, net.norm1, x), expected)
 
 
-def test_tokens_in_another_order_are_refused() -> None:
-    net = PatchNet(token="middle").eval()
+class SequenceFirst(nn.Module):
+    """T×N×C inside, as in CLIP's own code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Conv2d(3, 8, 4, stride=4)
+        self.class_token = nn.Parameter(torch.randn(1, 1, 8))
+        self.block = nn.TransformerEncoderLayer(8, 2, 16)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).permute(2, 0, 1)
+        x = torch.cat([self.class_token.expand(-1, x.shape[1], -1), x])
+        scores: Tensor = self.head(self.norm(self.block(x)).mean(dim=0))
+        return scores
+
+
+@pytest.mark.parametrize("n", [1, 3, 17])  # 17 tokens
+def test_sequence_first(n: int) -> None:
+    net = SequenceFirst().eval()
+    x = torch.rand(n, 3, 16, 16)
+
+    def place(t: Tensor) -> Tensor:
+        return tokens(1, 4, 4)(t.transpose(0, 1))
+
+    expected = by_hand(net, net.norm, x, place)
+    assert Classifier(net, input_size=16).cam_layer is net.norm
+    torch.testing.assert_close(map_of_one(net, net.norm, x), expected)
+    cam = RobustCAM(net, net.norm, base="gradcam", reshape_transform=place)
+    torch.testing.assert_close(cam.attribute(x, 1, weights=[1.0], normalize=None), expected)
+
+
+@pytest.mark.parametrize("block", [0, 1, 3, 11])
+def test_units_of_hiera(block: int) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net: Any = with_head(timm.create_model("hiera_tiny_224", num_classes=4))
+    x = torch.rand(1, 3, 224, 224)
+
+    def place(t: Tensor) -> Tensor:  # by the network's own order
+        result: Tensor = net.reroll(t, block).permute(0, 3, 1, 2)
+        return result
+
+    expected = by_hand(net, net.blocks[block], x, place)
+    assert correlation(map_of_one(net, net.blocks[block], x), expected) > 0.999
+
+
+def test_blocks_of_nest() -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net: Any = with_head(timm.create_model("nest_tiny", num_classes=4))
+    x = torch.rand(1, 3, 224, 224)
+    layer = net.levels[0].transformer_encoder
+
+    def place(t: Tensor) -> Tensor:  # 4×4 blocks of 14×14
+        t = t.reshape(len(t), 4, 4, 14, 14, -1).permute(0, 5, 1, 3, 2, 4)
+        return t.reshape(*t.shape[:2], 56, 56)
+
+    assert correlation(map_of_one(net, layer, x), by_hand(net, layer, x, place)) > 0.999
+
+
+@pytest.mark.parametrize("token", ["sorted", "shuffled", "through_numpy"])
+def test_tokens_in_an_unknown_order_are_refused(token: str) -> None:
+    net = PatchNet(token=token).eval()
     x = torch.rand(1, 3, 16, 16)
     with pytest.raises(ValueError, match=r"layer: expected N×C×h×w.*reshape_transform"):
         RobustCAM(net, net.norm1).attribute(x)
@@ -203,11 +312,11 @@ def test_tokens_in_another_order_are_refused() -> None:
     with pytest.raises(ValueError, match=r"cam_layer: none found.*reshape_transform"):
         _ = Classifier(net, input_size=16).cam_layer
 
-    def place(t: Tensor) -> Tensor:
-        return tokens(0, 4, 4)(torch.cat([t[:, :8], t[:, 9:]], dim=1))
-
+    place = tokens(0, 4, 4)
+    torch.manual_seed(0)
     cam = RobustCAM(net, net.norm1, base="gradcam", reshape_transform=place)
     result = cam.attribute(x, 1, weights=[1.0], normalize=None)
+    torch.manual_seed(0)
     torch.testing.assert_close(result, by_hand(net, net.norm1, x, place))
 
 
@@ -326,10 +435,38 @@ def test_a_map_of_one_position_is_warned_of_once() -> None:
         method.explain(x, torch.tensor([1]))
 
 
-def test_sequences_stay_as_captum_takes_them() -> None:
+class SeriesNet(nn.Module):
+    """A batch-first transformer of series N×T×F or numbers N×T."""
+
+    def __init__(self, embed: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.block = embed, nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.norm(self.block(self.embed(x))).mean(dim=1))
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("embed", "x"),
+    [(nn.Linear(5, 8), torch.rand(2, 9, 5)), (nn.Embedding(20, 8), torch.randint(20, (2, 9)))],
+)
+def test_the_channels_of_series_may_be_last(embed: nn.Module, x: Tensor) -> None:
+    net = SeriesNet(embed).eval()
+
+    def place(t: Tensor) -> Tensor:
+        return t.transpose(1, 2).unsqueeze(2)
+
+    expected = by_hand(net, net.norm, x, place).squeeze(2)
+    torch.testing.assert_close(map_of_one(net, net.norm, x), expected)
+
+
+def test_series_with_the_channels_first_stay_as_captum_takes_them() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Flatten(), nn.Linear(54, 3)).eval()
-    x = torch.rand(2, 9, 5)  # no image, and nine is a square
+    net = nn.Sequential(nn.Conv1d(5, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(42, 3)).eval()
+    x = torch.rand(2, 5, 9)
     expected = LayerGradCam(net, net[1]).attribute(x, 1)
     torch.testing.assert_close(map_of_one(net, net[1], x), expected)
 
@@ -340,3 +477,30 @@ def test_a_compiled_trunk_runs() -> None:
     expected = by_hand(net, net.norm1, x, tokens(1, 4, 4))
     net.mlp = torch.compile(net.mlp, backend="eager")  # type: ignore[assignment]
     torch.testing.assert_close(map_of_one(net, net.norm1, x), expected)
+
+
+@pytest.mark.parametrize("made", [lambda x: (x, None), lambda x: {"maps": x}])
+def test_captums_maps_of_what_is_no_tensor_name_robust_cam(made: Callable[[Tensor], Any]) -> None:
+    class Wrapped(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return made(x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.layer, self.head = nn.Conv2d(3, 4, 3), Wrapped(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = self.layer(self.conv(x))
+            maps = parts["maps"] if isinstance(parts, dict) else parts[0]
+            scores: Tensor = self.head(maps.mean(dim=(2, 3)))
+            return scores
+
+    net, x = Net().eval(), torch.rand(2, 3, 8, 8)
+    cam = LayerGradCam(net, net.layer)
+    for explain in (
+        lambda: ExplanationAttack(cam, 0.03, steps=1).perturb(x, torch.tensor([0, 1])),
+        lambda: Defended(cam, as_is).attribute(x, 1),
+    ):
+        with pytest.raises(TypeError, match=r"layer: expected a tensor .* take RobustCAM"):
+            explain()

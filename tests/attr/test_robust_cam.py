@@ -386,3 +386,48 @@ def test_equation_1_through_a_function() -> None:
     with pytest.raises(ValueError, match="base: 'cam' needs"):
         RobustCAM(lambda x: 2 * net(x), net.layer, base="cam").attribute(X)
     assert not torch.nn.modules.module._has_any_global_hook()
+
+
+class CalledByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.act = nn.Conv2d(3, 8, 3), nn.ReLU()
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.act(input=self.conv(x)))
+        return scores
+
+
+def test_the_input_of_a_layer_that_is_called_by_name_is_the_output_before_it() -> None:
+    net, x = CalledByName().eval(), torch.rand(2, 3, 8, 8)
+    expected = RobustCAM(net, net.conv).attribute(x)
+    result = RobustCAM(net, net.act).attribute(x, attribute_to_layer_input=True)
+    torch.testing.assert_close(result, expected)
+
+
+def test_images_of_bytes_are_for_models_that_take_them() -> None:
+    net, x = CalledByName().eval(), torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    with pytest.raises(TypeError, match="inputs: expected floating point, got"):
+        RobustCAM(net, net.conv).attribute(x)
+    own = RobustCAM(lambda z: net(z.float() / 255), net.conv).attribute(x)
+    assert own.shape == (2, 1, 6, 6)
+
+
+@pytest.mark.parametrize("scores", [lambda s: s.sum(), lambda s: s[:, :0]])
+def test_scores_of_no_class_are_refused(scores: Callable[[Tensor], Tensor]) -> None:
+    net = CalledByName().eval()
+    net.head.append(Made(scores))
+    for model in (net, lambda x: net(x)):
+        with pytest.raises(ValueError, match="forward_func: expected scores 2×K for a batch of 2"):
+            RobustCAM(model, net.conv).attribute(torch.rand(2, 3, 8, 8))
+
+
+class Made(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

@@ -231,3 +231,15 @@ def test_top1_localization_asks_for_box_and_class():
     assert top1_localization(box, label) == 0.25
     with pytest.raises(ValueError, match="correct_class: expected the shape of correct_box"):
         top1_localization(box, label[:2])
+
+
+def test_ids_are_the_same_as_whole_numbers_in_floating_point_and_from_a_generator() -> None:
+    maps, boxes = torch.zeros(8, 6, 6), [torch.tensor([[1.0, 2, 5, 4]])] * 8
+    maps[:, 2:4, 1:5] = 1
+    expected = torch.bincount(split_folds([str(i) for i in range(2, 8)]), minlength=2)
+    for blacklist in ([0, 1], [0.0, 1.0], np.float32([0, 1]), [np.float32(0), "1"]):
+        for ids in (range(8), torch.arange(8.0), (float(i) for i in range(8))):
+            metric = LocalizationError(["value"], blacklist=blacklist)
+            metric.update(maps, boxes, ids)
+            assert metric.samples.equal(expected)
+    assert split_folds([0.5, 3.0]).equal(split_folds(["0.5", "3"]))

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from skimage.metrics import structural_similarity as skimage_similarity
 from torchmetrics import MetricCollection
-from torchmetrics.wrappers import MetricTracker, MinMaxMetric
+from torchmetrics.wrappers import BootStrapper, MetricTracker, MinMaxMetric
 
 from captum_robust.metrics import AttributionStability
 from captum_robust.metrics.functional import (
@@ -437,3 +437,20 @@ def test_a_collection_of_measures_is_tracked():
     best, step = tracker.best_metric(return_step=True)
     assert best == {"spearman": pytest.approx(1), "top_k": pytest.approx(1)}
     assert step == {"spearman": 1, "top_k": 1}
+
+
+def test_what_torchmetrics_makes_of_several_measures_is_of_each() -> None:
+    maps = torch.rand(6, 4, 4, generator=torch.Generator().manual_seed(0))
+    measures = ["spearman", "top_k"]
+    # Spearman's coefficient of reversed maps is -1. Minus is that of the absolute value there.
+    negative, absolute = -AttributionStability(measures), abs(AttributionStability(measures))
+    for metric, sign in ((negative, -1), (absolute, 1)):
+        metric.update(maps, -maps)
+        assert metric.compute()["spearman"] == pytest.approx(sign)
+    bootstrapped = BootStrapper(AttributionStability(measures), num_bootstraps=3, raw=True)
+    bootstrapped.update(maps, maps)
+    values = bootstrapped.compute()
+    for name in measures:
+        assert values["mean"][name] == 1
+        assert values["std"][name] == 0
+        assert values["raw"][name].tolist() == [1, 1, 1]

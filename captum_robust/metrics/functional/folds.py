@@ -69,6 +69,7 @@ def folds_of(
 
     With ``single``, where nothing is tuned on other samples, all are in the first fold.
     """
+    ids = None if ids is None else texts_of("ids", ids)
     check_each("ids", ids, n)
     if single:
         return torch.zeros(n, dtype=torch.int64)

@@ -130,6 +130,7 @@ def localization_error(
     thresholds, strict = correctness_rule(protocol, iou_threshold, strict)
     # With a single threshold there is nothing to tune.
     single = oracle or len(names) == 1
+    ids = None if ids is None else texts_of("ids", ids)
     folds = folds_of(n, ids, folds, seed, single).to(overlaps.device)
     without = overlaps.isnan().any(dim=1)
     listed = listed_samples(blacklist, ids, n).to(overlaps.device)
