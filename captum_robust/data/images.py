@@ -85,15 +85,19 @@ def load_mask(
     """Decode a mask to H×W bool: every pixel that isn't 0 (palette index or any colour) is object.
 
     In formats that lose detail, such as JPEG, it is every pixel lighter than half of the lightest.
+    With a palette that has black elsewhere than at index 0, it is every pixel that isn't black.
+    Transparent pixels are background; where all others are black, these are the object.
 
     Args:
         source, name, exif_orientation: as for :func:`load_image`.
         void: the value of pixels that belong to neither object nor background, which are left out
-            of the object. 255 in a mask with the palette of Pascal VOC, else None.
+            of the object. By default 255 in a mask with the palette of Pascal VOC, and its colour
+            in one of Pascal VOC's colours; else none.
 
     Raises:
         DataError: as :func:`load_image`; or a mask in such a format that isn't mostly black and one
-            bright colour, as one of class numbers.
+            bright colour, as one of class numbers; or a palette of greys without black of which
+            index 0 isn't the darkest.
     """
     with _decoded(source, name) as (image, stored, left):
         mask = _object_of(image, void)
@@ -167,25 +171,73 @@ def _object_of(image: Image.Image, void: int | None) -> npt.NDArray[np.bool_]:
     """H×W: the object of a mask."""
     format = image.format
     if image.mode in _WITH_ALPHA:
+        seen = np.asarray(image.getchannel(len(image.getbands()) - 1)) > 0
         image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
+        if seen.any() and not seen.all():  # what is transparent is background, whatever its colour
+            image.paste(0, mask=Image.fromarray(~seen))
+            if not np.asarray(image).any():
+                return np.asarray(seen)
     if format in _LOSSY:
-        pixels = _unit_range(image)
-        # Of a colour JPEG keeps the luminance of each pixel, the rest of four together.
-        light = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        light /= max(light.max(), 1e-6)
-        is_object, unclear = light > 0.5, (light > 0.25) & (light < 0.75)
-        noise = 1 / 255 if format == "WEBP" else 0  # which it makes of plain black
-        is_clear = pixels.max() > 0.5 and 2 * unclear.sum() <= is_object.sum()
-        if pixels.max() <= noise:
-            return np.zeros(light.shape, dtype=np.bool_)
-        expected = f"mask: expected an object of one bright colour on black in a {format} file"
-        check(is_clear, f"{expected}, which blurs other values; save it as PNG")
-        return np.asarray(is_object)
-    if void is None and image.mode == "P" and (image.getpalette() or [])[3 * 255 :] == _VOC_VOID:
-        void = 255
-    values = np.asarray(image)
+        return _bright_object(image, format)
+    if image.mode == "P":
+        return _palette_object(image, void)
+    values = _wide_grey(image) if _is_white_zero(image) else np.asarray(image)
     is_object = (values != 0) if void is None else (values != 0) & (values != void)
-    return np.asarray(is_object if values.ndim == 2 else is_object.any(axis=2))
+    if values.ndim == 2:
+        return np.asarray(is_object)
+    is_object = is_object.any(axis=2)
+    return np.asarray(is_object & ~_voc_void(values) if void is None else is_object)
+
+
+def _bright_object(image: Image.Image, format: str) -> npt.NDArray[np.bool_]:
+    """H×W: the object of a mask in a format that loses detail."""
+    pixels = _unit_range(image)
+    # Of a colour JPEG keeps the luminance of each pixel, the rest of four together.
+    light = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    light /= max(light.max(), 1e-6)
+    is_object, unclear = light > 0.5, (light > 0.25) & (light < 0.75)
+    noise = 1 / 255 if format == "WEBP" else 0  # which it makes of plain black
+    is_clear = pixels.max() > 0.5 and 2 * unclear.sum() <= is_object.sum()
+    if pixels.max() <= noise:
+        return np.zeros(light.shape, dtype=np.bool_)
+    expected = f"mask: expected an object of one bright colour on black in a {format} file"
+    check(is_clear, f"{expected}, which blurs other values; save it as PNG")
+    return np.asarray(is_object)
+
+
+def _palette_object(image: Image.Image, void: int | None) -> npt.NDArray[np.bool_]:
+    """H×W: the object of a mask with a palette, whose colours may be in any order."""
+    indices = np.asarray(image)
+    palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+    if void is None and palette[255:].tolist() == [_VOC_VOID]:
+        void = 255
+    is_object = (indices != 0) if void is None else (indices != 0) & (indices != void)
+    if indices.max() >= len(palette):  # no colours, but numbers
+        return np.asarray(is_object)
+    colours = palette[indices]
+    is_black = ~colours.any(axis=2)
+    if palette[0].any() and is_black.any():  # programs put the most frequent colour first, or last
+        is_object = ~is_black
+    used = palette[np.unique(indices)]
+    is_grey = (used == used[:, :1]).all()
+    expected = "mask: expected black, or index 0 of the palette, for the background"
+    is_clear = is_black.any() or not is_grey or palette[0].max() <= used.min()
+    check(is_clear, f"{expected}, got greys of which index 0 isn't the darkest")
+    return np.asarray(is_object & ~_voc_void(colours) if void is None else is_object)
+
+
+def _voc_void(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """H×W: the outlines of objects, where colours H×W×3 are those of Pascal VOC's masks."""
+    void = (colours == _VOC_VOID).all(axis=2)
+    is_voc = void.any() and not (colours % np.uint8([32, 32, 64])).any()
+    return np.asarray(void & bool(is_voc and colours[~void].any()))
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Whether 0 stands for white in pixels wider than 8 bits, for which Pillow doesn't turn it."""
+    tags = getattr(image, "tag_v2", {})
+    is_wide = image.mode.startswith(("I", "F"))
+    return is_wide and tags.get(ExifTags.Base.PhotometricInterpretation) == 0
 
 
 def _wide_grey(image: Image.Image) -> npt.NDArray[np.float32]:
@@ -200,11 +252,9 @@ def _wide_grey(image: Image.Image) -> npt.NDArray[np.float32]:
         top = 65535 if image.mode != "I" or values.max() <= 65535 else 2**31 - 1
         check(values.min() >= 0, "pixels: expected none below 0, got some")
         light = (values.astype(np.float64) / top).astype(np.float32)
-    # Pillow heeds these two for 8 bits only.
-    tags = getattr(image, "tag_v2", {})
-    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # TIFF: white is 0
+    if _is_white_zero(image):
         light = 1 - light
-    if "transparency" in image.info:
+    if "transparency" in image.info:  # which Pillow heeds for 8 bits only
         light[values == image.info["transparency"]] = 1
     return light
 
