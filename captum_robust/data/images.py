@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from captum_robust.data.sample import DataError
 
 _DAMAGED_EXIF = (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error)
 """What Pillow raises on EXIF data that cannot be read; the pixels may be whole all the same."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 _WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".png", ".apng", ".gif", ".webp"),
@@ -116,6 +118,7 @@ def _decoded(
     data = source if isinstance(source, bytes) else read_bytes(Path(source), name)
     name = name or ("image" if isinstance(source, bytes) else os.fspath(source))
     check(data, f"{name}: the file is empty (0 bytes)", DataError)
+    _check_png(data, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -130,6 +133,20 @@ def _decoded(
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot decode the image: {reason}") from None
+
+
+def _check_png(data: bytes, name: str) -> None:
+    """Refuse a PNG whose pixels don't have the checksum of their chunk, which Pillow ignores."""
+    if not data.startswith(_PNG):
+        return
+    view, start = memoryview(data), len(_PNG)
+    while start + 12 <= len(data):  # length, kind, content, checksum
+        end = start + 8 + int.from_bytes(view[start : start + 4], "big")
+        chunk, stated = view[start + 4 : end], view[end : end + 4]
+        if chunk[:4] == b"IDAT":
+            damaged = f"{name}: damaged: its pixels don't have the checksum that the PNG states"
+            check(zlib.crc32(chunk) == int.from_bytes(stated, "big"), damaged, DataError)
+        start = end + 4
 
 
 def pixels_of(image: Image.Image) -> Tensor:

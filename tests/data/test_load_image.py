@@ -98,6 +98,20 @@ def test_a_damaged_file_is_a_one_line_data_error_that_names_it(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("load", [load_image, load_mask])
+def test_a_png_with_any_byte_of_its_pixels_flipped_is_a_data_error(load):
+    ramp = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+    data = bytearray(encoded(Image.fromarray(ramp)))
+    start = data.index(b"IDAT") + 4
+    length = int.from_bytes(data[start - 8 : start - 4], "big")
+    for position in range(start, start + length):
+        data[position] ^= 4
+        with pytest.raises(DataError, match=r"^flipped\.png: damaged"):
+            load(bytes(data), name="flipped.png")
+        data[position] ^= 4
+    assert load_image(bytes(data)).mul(255).byte().equal(torch.from_numpy(ramp).permute(2, 0, 1))
+
+
 def test_a_missing_file_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         load_image(tmp_path / "gone.png")
