@@ -29,7 +29,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".png", ".apng", ".gif", ".webp"),
-    *(".avif", ".bmp", ".dib", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    *(".avif", ".bmp", ".dib", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 """Suffixes of the files that a folder listing takes for images, in lower case. Files of another
 name are images if Pillow knows them by their first bytes."""
@@ -54,7 +54,9 @@ def load_image(
 
     Grey images are repeated over the channels, palettes and CMYK converted, the first frame of
     several is taken, and transparent pixels are laid over white. 16-bit and floating-point grey is
-    scaled by the range of its type (floats must lie in [0, 1]); Pillow gives 16-bit colour as 8.
+    scaled by the range of the type that its file states (12, 16 or 32 bits, with or without a sign;
+    integers of an image of Pillow that has no file are 16-bit ones; floats must lie in [0, 1]).
+    Pillow gives 16-bit colour as 8.
 
     Args:
         source: path, or the file's bytes.
@@ -129,6 +131,8 @@ def _decoded(
                 yield image, stored, _orientation(image)
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image that Pillow can read ({len(data)} bytes)") from None
+    except DataError as error:  # of what was decoded
+        raise DataError(f"{name}: {error}") from None
     # On a damaged file Pillow's decoders raise almost anything, from SyntaxError to struct.error.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -218,7 +222,7 @@ def _bright_object(image: Image.Image, format: str) -> npt.NDArray[np.bool_]:
     if pixels.max() <= noise:
         return np.zeros(light.shape, dtype=np.bool_)
     expected = f"mask: expected an object of one bright colour on black in a {format} file"
-    check(is_clear, f"{expected}, which blurs other values; save it as PNG")
+    check(is_clear, f"{expected}, which blurs other values; save it as PNG", DataError)
     return np.asarray(is_object)
 
 
@@ -239,7 +243,7 @@ def _palette_object(image: Image.Image, void: int | None) -> npt.NDArray[np.bool
     is_grey = (used == used[:, :1]).all()
     expected = "mask: expected black, or index 0 of the palette, for the background"
     is_clear = is_black.any() or not is_grey or palette[0].max() <= used.min()
-    check(is_clear, f"{expected}, got greys of which index 0 isn't the darkest")
+    check(is_clear, f"{expected}, got greys of which index 0 isn't the darkest", DataError)
     return np.asarray(is_object & ~_voc_void(colours) if void is None else is_object)
 
 
@@ -262,18 +266,32 @@ def _wide_grey(image: Image.Image) -> npt.NDArray[np.float32]:
     values = np.asarray(image)
     if image.mode == "F":
         inside = np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1
-        check(inside, "pixels: expected floating-point ones in [0, 1], got others")
+        check(inside, "pixels: expected floating-point ones in [0, 1], got others", DataError)
         light = values.astype(np.float32)
     else:
-        # Pillow holds 16-bit grey in 32-bit integers too, so the type alone doesn't tell the range.
-        top = 65535 if image.mode != "I" or values.max() <= 65535 else 2**31 - 1
-        check(values.min() >= 0, "pixels: expected none below 0, got some")
+        bits, is_signed = _integer_type(image)
+        if bits == 32 and not is_signed:
+            values = values.view(np.uint32)  # Pillow has none
+        top = 2 ** (bits - is_signed) - 1
+        low, high = int(values.min()), int(values.max())
+        expected = f"pixels: expected {bits}-bit ones from 0 to {top}, got {low} to {high}"
+        check(low >= 0 and high <= top, expected, DataError)
         light = (values.astype(np.float64) / top).astype(np.float32)
     if _is_white_zero(image):
         light = 1 - light
     if "transparency" in image.info:  # which Pillow heeds for 8 bits only
         light[values == image.info["transparency"]] = 1
     return light
+
+
+def _integer_type(image: Image.Image) -> tuple[int, bool]:
+    """The bits of a grey pixel wider than 8, and whether they have a sign.
+
+    A TIFF says it. All else that Pillow holds in 32-bit integers is 16-bit grey.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+    return bits, tags.get(ExifTags.Base.SampleFormat, (1,))[0] == 2
 
 
 def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
