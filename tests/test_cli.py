@@ -773,6 +773,21 @@ def test_explain_never_overwrites_an_image_or_a_picture(run: Run, tmp_path: Path
         assert pictures == ["0.jpg.png", "0.png.png", "sub/0.png"]
 
 
+def test_explain_writes_one_picture_and_map_an_image_whatever_the_names(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    names = ["0.jpg", "0.jpg.webp", "x" * 250 + ".png", "x" * 250 + ".jpg"]
+    for name in names:
+        Image.open(folder / "0.png").save(folder / name)
+    given = ("explain", folder, "--methods", "saliency", "--save-maps", "--out", "out")
+    code, out, err = run(*given)
+    assert code == 0, err
+    assert out.count(" -> ") == 5
+    assert len(list((tmp_path / "out").glob("*.png"))) == 5
+    assert len(list((tmp_path / "out").glob("*.npy"))) == 5
+
+
 @pytest.mark.parametrize("content", [b"garbage" * 1000, b""])
 def test_a_damaged_run_is_one_line(run: Run, tmp_path: Path, content: bytes) -> None:
     folder = draw(tmp_path / "images", n=1)

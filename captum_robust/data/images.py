@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -41,6 +42,8 @@ COMPANIONS = (
 """Suffixes of files that lie beside images and are none, in lower case."""
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 """Formats that do not give back the values that were saved, or need not."""
+_LONGEST = 180
+"""Bytes of the name of a file to write; most file systems take 255, of which some add a suffix."""
 _VOC_VOID = [224, 224, 192]
 """The colour of index 255 in the palette of Pascal VOC's masks: the outline of its objects."""
 _NO_PICTURES = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
@@ -345,6 +348,42 @@ def without_suffix(name: str) -> str:
     suffix = path.suffix.lower()
     is_known = suffix in EXTENSIONS or suffix in Image.registered_extensions()
     return str(path.with_suffix("")) if is_known else name
+
+
+def png_names(ids: Sequence[str]) -> list[str]:
+    """File names for the images, each once also where case does not count, inside their folder.
+
+    >>> png_names(["a/1.jpg", "a/1.png", "b.JPEG", "../../etc/x"])
+    ['a/1.jpg.png', 'a/1.png.png', 'b.png', 'etc/x.png']
+    """
+    safe = [safe_name(name) for name in ids]
+    stems = [without_suffix(name) for name in safe]
+    times = Counter(stem.casefold() for stem in stems)
+    pairs = zip(stems, safe, strict=True)
+    for names in [s if times[s.casefold()] == 1 else name for s, name in pairs], safe:
+        taken = {name.casefold() for name in names}
+        above = {str(folder).casefold() for n in names for folder in PurePosixPath(n).parents}
+        if above & {f"{name}.png" for name in taken}:
+            break
+        if len(taken) == len(names):
+            return [f"{name}.png" for name in names]
+    return [f"{i}-{PurePosixPath(name).name}.png" for i, name in enumerate(safe)]
+
+
+def safe_name(name: str) -> str:
+    """A relative path without anything that leads elsewhere or that a file system refuses.
+
+    Folders end in "/"; a backslash is part of a name, as in that of a file that is not UTF-8.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    kept = []
+    for part in parts:
+        part = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\]', "_", part)
+        part = re.sub(r"^\.|[. ]$", "_", part)
+        if len(part.encode("utf-8", "replace")) > _LONGEST:
+            part = part.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")
+        kept.append(part)
+    return "/".join(kept) or "image"
 
 
 def images_at(paths: Sequence[Path], *, without: Path) -> dict[str, Path]:
