@@ -498,6 +498,15 @@ WRONG: list[tuple[list[str], str]] = [
     (["explain", "images", "--target", "1000"], "classes 0 to 999"),
     (["explain", "images", "--target", "CARDIGAN"], "error: --target: expected the name of one"),
     (["explain", "pipe.jpg"], "pipe.jpg: a pipe"),
+    (["explain", "images", "--out", "images"], "--out: images is the folder of the images"),
+    (["explain", "images", "--out", "a.txt/out"], r"--out: expected a folder, got .*a.txt"),
+    *(
+        ([*command, "--out", "a.txt"], "--out: expected a folder, got a.txt, which is none")
+        for command in (
+            *(["compare", "samples"], ["compare", "folder", "images"], ["explain", "images"]),
+            *(["attack", "images"], ["attack", "images/0.png"], ["demo"]),
+        )
+    ),
     (["attack", "/dev/null"], "/dev/null: a device"),
     (["attack", "images", "pipe.jpg"], "pipe.jpg: a pipe"),
     (["explain", "socket.png"], "socket.png: a socket"),
@@ -567,6 +576,7 @@ def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(
 ) -> None:
     draw(tmp_path / "images", n=1)
     os.mkfifo("pipe.jpg")
+    Path("a.txt").write_text("text", encoding="utf-8")
     Path("nowhere.jpg").symlink_to("elsewhere.jpg")
     with socket.socket(socket.AF_UNIX) as one:
         one.bind("socket.png")

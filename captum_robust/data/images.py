@@ -394,7 +394,8 @@ def images_at(paths: Sequence[Path], *, without: Path) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: there is no such image or folder.
-        ValueError: there are no images in one of the folders, or in none.
+        ValueError: there are no images in one of the folders, or in none; the only folder is
+            ``without``.
     """
     files: list[Path] = []
     own = Path(os.path.realpath(without))
@@ -404,6 +405,9 @@ def images_at(paths: Sequence[Path], *, without: Path) -> dict[str, Path]:
             if is_own and len(paths) > 1:  # a pattern such as * named it
                 continue
             inside = list_images(path, without=without).values()
+            is_out = not inside and is_own and bool(list_images(path))
+            own_images = f"out: {path} is the folder of the images, of which results would be some"
+            check(not is_out, f"{own_images}; give another")
             check(inside, f"{path}: no images in it")
             files += inside
         else:
@@ -412,7 +416,7 @@ def images_at(paths: Sequence[Path], *, without: Path) -> dict[str, Path]:
             files.append(path)
     if len(paths) == 1 and paths[0].is_dir():
         return {_name_below(paths[0], file): file for file in files}
-    check(files, f"{paths[0]}: no images but those that a run wrote")
+    check(files, f"{paths[0]}: no images but those that a run wrote or in {without}")
     absolute = [Path(os.path.abspath(file)) for file in files]
     root = Path(os.path.commonpath([file.parent for file in absolute]))
     return {_name_below(root, at): file for at, file in zip(absolute, files, strict=True)}

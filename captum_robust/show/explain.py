@@ -19,7 +19,7 @@ from torch import Tensor
 
 from captum_robust import draw
 from captum_robust._checks import check, check_number
-from captum_robust._files import write_whole
+from captum_robust._files import check_folder, write_whole
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
 from captum_robust._scores import probabilities_of, warn_of_probabilities
@@ -96,8 +96,10 @@ def pictures_of(paths: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
 
     Raises:
         FileNotFoundError: there is no such image or folder.
-        ValueError: there are no images in a folder, or a picture would overwrite an image.
+        ValueError: there are no images in a folder, a picture would overwrite an image, or ``out``
+            is a file.
     """
+    check_folder(out)
     files = images_at(paths, without=out)
     names = png_names(list(files))
     pictures = [(out / name, file) for name, file in zip(names, files.values(), strict=True)]
