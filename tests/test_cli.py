@@ -478,7 +478,16 @@ WRONG: list[tuple[list[str], str]] = [
     (["compare", "samples", "--methods", "robust_can"], "did you mean 'robust_cam'"),
     (["compare", "samples", "--methods", ","], "methods: expected at least one"),
     (["compare", "samples", "--model", "resnet5"], "did you mean 'resnet50'"),
-    (["compare", "samples", "--weights", "nowhere.safetensors"], "no file nowhere.safetensors"),
+    (
+        ["compare", "samples", "--weights", "nowhere.safetensors"],
+        "error: --weights: no file nowhere.safetensors",
+    ),
+    (["compare", "samples", "--weights", "images"], "--weights: expected a file, got the folder"),
+    (["compare", "samples", "--weights", "V7"], "--weights of efficientnet_lite0: expected one"),
+    (
+        ["compare", "samples", "--weights", "a.txt"],
+        "--weights: a.txt: expected a safetensors file or a state dict of torch.save, got another",
+    ),
     (["compare", "samples", "--weights", "model.pth"], "no file model.pth"),
     (["compare", "samples", "--weights", "images/0.png"], "may be a pickle"),
     (
