@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,8 @@ _LONGEST = 180
 """Bytes of the name of a file to write; most file systems take 255, of which some add a suffix."""
 _VOC_VOID = [224, 224, 192]
 """The colour of index 255 in the palette of Pascal VOC's masks: the outline of its objects."""
+_VOC_STEPS = np.array([32, 32, 64], dtype=np.uint8)
+"""Its colours have these steps in their channels."""
 _NO_PICTURES = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
 """Formats that Pillow knows and cannot decode by itself."""
 
@@ -150,7 +153,7 @@ def _check_png(data: bytes, name: str) -> None:
     while start + 12 <= len(data):  # length, kind, content, checksum
         end = start + 8 + int.from_bytes(view[start : start + 4], "big")
         chunk, stated = view[start + 4 : end], view[end : end + 4]
-        if chunk[:4] == b"IDAT":
+        if bytes(chunk[:4]) == b"IDAT":
             damaged = f"{name}: damaged: its pixels don't have the checksum that the PNG states"
             check(zlib.crc32(chunk) == int.from_bytes(stated, "big"), damaged, DataError)
         start = end + 4
@@ -205,7 +208,12 @@ def _object_of(image: Image.Image, void: int | None) -> npt.NDArray[np.bool_]:
         return _bright_object(image, format)
     if image.mode == "P":
         return _palette_object(image, void)
-    values = _wide_grey(image) if _is_white_zero(image) else np.asarray(image)
+    is_wide = image.mode.startswith(("I", "F"))
+    if not is_wide and image.mode not in ("1", "L"):  # of CMYK 0 would be white
+        image = image.convert("RGB")
+    values: npt.NDArray[Any] = np.asarray(image)
+    if _is_white_zero(image):
+        values = _wide_grey(image)
     is_object = (values != 0) if void is None else (values != 0) & (values != void)
     if values.ndim == 2:
         return np.asarray(is_object)
@@ -253,7 +261,7 @@ def _palette_object(image: Image.Image, void: int | None) -> npt.NDArray[np.bool
 def _voc_void(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """H×W: the outlines of objects, where colours H×W×3 are those of Pascal VOC's masks."""
     void = (colours == _VOC_VOID).all(axis=2)
-    is_voc = void.any() and not (colours % np.uint8([32, 32, 64])).any()
+    is_voc = void.any() and not (colours % _VOC_STEPS).any()
     return np.asarray(void & bool(is_voc and colours[~void].any()))
 
 
