@@ -197,8 +197,11 @@ def _unit_range(image: Image.Image) -> npt.NDArray[np.float32]:
 def _object_of(image: Image.Image, void: int | None) -> npt.NDArray[np.bool_]:
     """H×W: the object of a mask."""
     format = image.format
+    if void is None and _transparent_indices(image).any():  # one that isn't 0, the background
+        image = image.convert("RGBA")
     if image.mode in _WITH_ALPHA:
-        seen = np.asarray(image.getchannel(len(image.getbands()) - 1)) > 0
+        least = 127 if format in _LOSSY else 0
+        seen = np.asarray(image.getchannel(len(image.getbands()) - 1)) > least
         image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
         if seen.any() and not seen.all():  # what is transparent is background, whatever its colour
             image.paste(0, mask=Image.fromarray(~seen))
@@ -219,6 +222,14 @@ def _object_of(image: Image.Image, void: int | None) -> npt.NDArray[np.bool_]:
         return np.asarray(is_object)
     is_object = is_object.any(axis=2)
     return np.asarray(is_object & ~_voc_void(values) if void is None else is_object)
+
+
+def _transparent_indices(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Those indices of a palette whose pixels are transparent."""
+    if image.mode != "P" or "transparency" not in image.info:
+        return np.zeros(0, dtype=np.uint8)
+    transparent = np.asarray(image.convert("RGBA"))[:, :, 3] == 0
+    return np.unique(np.asarray(image)[transparent])
 
 
 def _bright_object(image: Image.Image, format: str) -> npt.NDArray[np.bool_]:
@@ -248,12 +259,13 @@ def _palette_object(image: Image.Image, void: int | None) -> npt.NDArray[np.bool
         return np.asarray(is_object)
     colours = palette[indices]
     is_black = ~colours.any(axis=2)
-    if palette[0].any() and is_black.any():  # programs put the most frequent colour first, or last
+    is_first = 0 in _transparent_indices(image)
+    if palette[0].any() and is_black.any() and not is_first:  # programs put colours in any order
         is_object = ~is_black
     used = palette[np.unique(indices)]
     is_grey = (used == used[:, :1]).all()
     expected = "mask: expected black, or index 0 of the palette, for the background"
-    is_clear = is_black.any() or not is_grey or palette[0].max() <= used.min()
+    is_clear = is_first or is_black.any() or not is_grey or palette[0].max() <= used.min()
     check(is_clear, f"{expected}, got greys of which index 0 isn't the darkest", DataError)
     return np.asarray(is_object & ~_voc_void(colours) if void is None else is_object)
 

@@ -273,13 +273,26 @@ def test_an_object_of_the_colour_of_void_alone_is_one():
     assert load_mask(encoded(mask)).equal(torch.from_numpy(rectangle() > 0))
 
 
-@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 @pytest.mark.parametrize("light", [0, 255])
 def test_an_object_in_the_alpha_channel_alone_is_found(mode, light, format):
     mask = Image.new(mode[:-1], (40, 30), "white" if light else "black")
     mask.putalpha(Image.fromarray(rectangle()))
     assert load_mask(encoded(mask, format)).equal(torch.from_numpy(rectangle() > 0))
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+@pytest.mark.parametrize(
+    ("colours", "transparent"),
+    [((255, 0), 1), ((255, 255), 1), ((0, 9), 0), ((255, 0), 0), ((255, 9), 0)],
+)
+def test_a_transparent_index_of_a_palette_is_background(colours, transparent, format):
+    indices = (rectangle() > 0).astype(np.uint8)
+    mask = Image.fromarray(indices if transparent == 0 else 1 - indices)
+    mask.putpalette(np.repeat(colours, 3).astype(np.uint8).tobytes())
+    data = encoded(mask, format, transparency=transparent)
+    assert load_mask(data).equal(torch.from_numpy(rectangle() > 0))
 
 
 def test_a_wide_mask_in_which_0_is_white_is_not_inverted():
