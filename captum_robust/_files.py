@@ -40,6 +40,13 @@ def write_whole(path: Path, content: bytes | str) -> Path:
     return _put(path, lambda part: part.write_bytes(data))
 
 
+def check_folder(path: Path) -> None:
+    """``ValueError`` if the folder ``out``, there or not, is a file or lies below one."""
+    there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    got = f"{printable(str(there))}, which is none"
+    check(there.is_dir(), f"out: expected a folder, got {got}; give another")
+
+
 def _put(path: Path, write: Callable[[Path], object]) -> Path:
     """Let ``write`` make the file, and give it its name when it is on the disk."""
     part = path.with_name(f".{secrets.token_hex(8)}.part")  # a name may be as long as it can be

@@ -478,7 +478,16 @@ WRONG: list[tuple[list[str], str]] = [
     (["compare", "samples", "--methods", "robust_can"], "did you mean 'robust_cam'"),
     (["compare", "samples", "--methods", ","], "methods: expected at least one"),
     (["compare", "samples", "--model", "resnet5"], "did you mean 'resnet50'"),
-    (["compare", "samples", "--weights", "nowhere.safetensors"], "no file nowhere.safetensors"),
+    (
+        ["compare", "samples", "--weights", "nowhere.safetensors"],
+        "error: --weights: no file nowhere.safetensors",
+    ),
+    (["compare", "samples", "--weights", "images"], "--weights: expected a file, got the folder"),
+    (["compare", "samples", "--weights", "V7"], "--weights of efficientnet_lite0: expected one"),
+    (
+        ["compare", "samples", "--weights", "a.txt"],
+        "--weights: a.txt: expected a safetensors file or a state dict of torch.save, got another",
+    ),
     (["compare", "samples", "--weights", "model.pth"], "no file model.pth"),
     (["compare", "samples", "--weights", "images/0.png"], "may be a pickle"),
     (
@@ -498,6 +507,15 @@ WRONG: list[tuple[list[str], str]] = [
     (["explain", "images", "--target", "1000"], "classes 0 to 999"),
     (["explain", "images", "--target", "CARDIGAN"], "error: --target: expected the name of one"),
     (["explain", "pipe.jpg"], "pipe.jpg: a pipe"),
+    (["explain", "images", "--out", "images"], "--out: images is the folder of the images"),
+    (["explain", "images", "--out", "a.txt/out"], r"--out: expected a folder, got .*a.txt"),
+    *(
+        ([*command, "--out", "a.txt"], "--out: expected a folder, got a.txt, which is none")
+        for command in (
+            *(["compare", "samples"], ["compare", "folder", "images"], ["explain", "images"]),
+            *(["attack", "images"], ["attack", "images/0.png"], ["demo"]),
+        )
+    ),
     (["attack", "/dev/null"], "/dev/null: a device"),
     (["attack", "images", "pipe.jpg"], "pipe.jpg: a pipe"),
     (["explain", "socket.png"], "socket.png: a socket"),
@@ -567,6 +585,7 @@ def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(
 ) -> None:
     draw(tmp_path / "images", n=1)
     os.mkfifo("pipe.jpg")
+    Path("a.txt").write_text("text", encoding="utf-8")
     Path("nowhere.jpg").symlink_to("elsewhere.jpg")
     with socket.socket(socket.AF_UNIX) as one:
         one.bind("socket.png")
@@ -771,6 +790,21 @@ def test_explain_never_overwrites_an_image_or_a_picture(run: Run, tmp_path: Path
             str(p.relative_to(folder / "out")) for p in (folder / "out").rglob("*.png")
         )
         assert pictures == ["0.jpg.png", "0.png.png", "sub/0.png"]
+
+
+def test_explain_writes_one_picture_and_map_an_image_whatever_the_names(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    names = ["0.jpg", "0.jpg.webp", "x" * 250 + ".png", "x" * 250 + ".jpg"]
+    for name in names:
+        Image.open(folder / "0.png").save(folder / name)
+    given = ("explain", folder, "--methods", "saliency", "--save-maps", "--out", "out")
+    code, out, err = run(*given)
+    assert code == 0, err
+    assert out.count(" -> ") == 5
+    assert len(list((tmp_path / "out").glob("*.png"))) == 5
+    assert len(list((tmp_path / "out").glob("*.npy"))) == 5
 
 
 @pytest.mark.parametrize("content", [b"garbage" * 1000, b""])

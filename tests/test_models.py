@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import pickle
+import shutil
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -249,6 +251,18 @@ def test_weights_come_from_safetensors_and_never_from_a_pickle(tmp_path: Path) -
         load_classifier("squeezenet1_1", weights=tmp_path / "weights.pth")
     with pytest.raises(FileNotFoundError, match="no file"):
         load_classifier("squeezenet1_1", weights=tmp_path / "none.safetensors")
+    (tmp_path / "whole.pkl").write_bytes(pickle.dumps({"a": nn.Linear(1, 1)}, protocol=4))
+    for name in ("weights.pth", "whole.pkl"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ValueError, match="expected a safetensors") as caught:
+                load_classifier("squeezenet1_1", weights=tmp_path / name)
+        assert "\x1b" not in str(caught.value)
+    shutil.copy(file, tmp_path / "weights.bin")  # known by its content
+    same = load_classifier("squeezenet1_1", weights=tmp_path / "weights.bin")
+    assert torch.equal(next(same.parameters()), next(model.parameters()))
+    with pytest.raises(FileNotFoundError, match=f"weights: expected a file, .* folder {tmp_path}"):
+        load_classifier("squeezenet1_1", weights=tmp_path)
     (tmp_path / "broken.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="not a safetensors file"):
         load_classifier("squeezenet1_1", weights=tmp_path / "broken.safetensors")

@@ -47,6 +47,9 @@ def seeded(classes=3):
 def at_fault():
     raise RuntimeError("of two\\nlines")
 
+def quits():
+    raise SystemExit("bye")
+
 def with_facts():
     names = ["cat", "dog", "eft"]
     return Classifier(seeded(), (0.5,) * 3, (0.25,) * 3, 32, names, cam_layer="0")
@@ -126,6 +129,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "nets.py").write_text(MODULE)
     (tmp_path / "own" / "unfinished.py").write_text("def net(:\n")
+    (tmp_path / "own" / "script.py").write_text("import sys\nsys.exit(3)\n")
     (tmp_path / "beside.py").write_text("SEED = 1\n")
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -243,6 +247,8 @@ WRONG = {
     "own.nets:nothing": "expected a torch.nn.Module or a captum_robust.models.Classifier; .* int",
     "own.nets:detached": "No module named 'nowhere_at_all'",
     "own.nets:at_fault": "own.nets:at_fault failed: RuntimeError: of two lines",
+    "own.nets:quits": "model: own.nets:quits failed: SystemExit: bye",
+    "own.script:net": "model: module own.script failed: SystemExit: 3",
     "own.unfinished:net": "module own.unfinished failed: SyntaxError: ",
     "own.nets:of_two_names": "own.nets:of_two_names has 3 classes and 2 names",
     "own.nets:only_small": "does not run on an image of 3×224×224: .*; give another size",

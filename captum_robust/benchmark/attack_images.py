@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,15 +34,12 @@ from captum_robust.benchmark.runner import Rows, Runner
 from captum_robust.catalog.attacks import strength_of
 from captum_robust.catalog.description import describe_run
 from captum_robust.data import LocalizationDataset, Sample, load_image
-from captum_robust.data.images import images_at, without_suffix
+from captum_robust.data.images import images_at, png_names, safe_name
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
 from captum_robust.report.attack_run import AttackRun
 from captum_robust.runs.store import AttackRow, ImageRow, RunStore
-
-_LONGEST = 180
-"""Bytes of a file's or folder's name; most file systems take 255."""
 
 
 class Photographs(LocalizationDataset):
@@ -216,46 +212,10 @@ class _Attacking(Runner[str]):
         return rows
 
 
-def png_names(ids: Sequence[str]) -> list[str]:
-    """File names for the images, each once also where case does not count, inside their folder.
-
-    >>> png_names(["a/1.jpg", "a/1.png", "b.JPEG", "../../etc/x"])
-    ['a/1.jpg.png', 'a/1.png.png', 'b.png', 'etc/x.png']
-    """
-    safe = [_safe(name) for name in ids]
-    stems = [without_suffix(name) for name in safe]
-    times = Counter(stem.casefold() for stem in stems)
-    names = [
-        stem if times[stem.casefold()] == 1 else name
-        for stem, name in zip(stems, safe, strict=True)
-    ]
-    taken = {name.casefold() for name in names}
-    folders = {str(folder).casefold() for name in names for folder in PurePosixPath(name).parents}
-    if len(taken) < len(names) or folders & {f"{name}.png" for name in taken}:
-        return [f"{i}-{PurePosixPath(name).name}.png" for i, name in enumerate(safe)]
-    return [f"{name}.png" for name in names]
-
-
-def _safe(name: str) -> str:
-    """A relative path without anything that leads elsewhere or that a file system refuses.
-
-    Folders end in "/"; a backslash is part of a name, as in that of a file that is not UTF-8.
-    """
-    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-    kept = []
-    for part in parts:
-        part = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\]', "_", part)
-        part = re.sub(r"^\.|[. ]$", "_", part)
-        if len(part.encode("utf-8", "replace")) > _LONGEST:
-            part = part.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")
-        kept.append(part)
-    return "/".join(kept) or "image"
-
-
 def _folder_of(attack: str) -> str:
     """The folder of an attack's files: "pgd-8" for "pgd 8/255"."""
     name, levels = strength_of(attack)
-    return _safe(name if levels is None else f"{name}-{levels:g}").replace("/", "_")
+    return safe_name(name if levels is None else f"{name}-{levels:g}").replace("/", "_")
 
 
 def _refuse_target_of_all(reader: BatchReader, count: int, target: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields
@@ -115,11 +116,12 @@ def command_of(
         def command(**options: Any) -> None:
             try:
                 run(settings(**options))
-            except (ValueError, TypeError) as error:
-                name, colon, rest = str(error).partition(":")
-                if type(error) not in (ValueError, TypeError) or not (colon and name in words):
+            except (ValueError, TypeError, FileNotFoundError) as error:
+                name = re.match(r"\w*(?= of [^:]*:|:)", text := str(error))
+                is_own = type(error) in (ValueError, TypeError, FileNotFoundError)
+                if not (is_own and name and name[0] in words):
                     raise
-                raise type(error)(f"{words[name]}:{rest}") from None
+                raise type(error)(words[name[0]] + text[name.end() :]) from None
             except KeyboardInterrupt:
                 if not resumes:
                     raise

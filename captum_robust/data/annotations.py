@@ -75,8 +75,13 @@ def checked_boxes(boxes: Iterable[tuple[Box, str]], size: tuple[int, int]) -> Te
     """M×4 float32 from half-open boxes, each with the file and line that it came from.
 
     A box must be finite, have an area, and lie inside the image of ``size`` (H, W) up to
-    ``TOLERANCE``; otherwise :class:`DataError`.
+    ``TOLERANCE``; otherwise :class:`DataError`. So is one of fractions within the first pixel.
     """
+    boxes = list(boxes)
+    for box, where in boxes:
+        is_fraction = max(box) <= 1 < max(size) and any(side % 1 for side in box)
+        expected = f"{where}: box: expected pixels, got fractions of the image {box}"
+        check(not is_fraction, f"{expected}; multiply them by its width and height", DataError)
     rows = [checked_box(box, size, f"{where}: box") for box, where in boxes]
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
 

@@ -31,12 +31,14 @@ from captum_robust.data.classes import ClassIndex, imagenet_names
 from captum_robust.data.dataset import LocalizationDataset
 from captum_robust.data.files import existing
 from captum_robust.data.folder import ImageFolder
+from captum_robust.data.given_forms import as_pairs, in_usual_form
 from captum_robust.data.images import pixels_of
 from captum_robust.data.sample import DataError, Sample
 
 _EXPECTED = (
     "samples (captum_robust.data.Sample), images (of PIL, or tensors C×H×W with pixels in [0, 1]), "
-    "pairs (image, class index), batches of these, a DataLoader or the path of a folder"
+    "pairs (image, class index), batches of these, paths of image files, rows with the keys image "
+    "and label, NumPy arrays H×W×3 of uint8, a DataLoader or the path of a folder"
 )
 _WRAP = "wrap each image as Sample(image, label, boxes, id)"
 _IMAGENET = len(imagenet_names())
@@ -67,7 +69,9 @@ def sample_source(
     Args:
         data: samples, images (of PIL, or tensors C×H×W of one or three channels with pixels in
             [0, 1], or uint8), pairs (image, label), a list of batches of these, a ``DataLoader``,
-            or the path of a folder (see :class:`captum_robust.data.folder.ImageFolder`).
+            or the path of a folder (see :class:`captum_robust.data.folder.ImageFolder`). Images may
+            also be paths of files, NumPy arrays H×W×3 of uint8, tuples of one, or rows with the
+            keys "image" and "label"; and two lists or tensors be the images and their labels.
         class_names: of the model, if it has any.
         count_classes: says how many classes the model has; called only where it matters.
 
@@ -84,10 +88,14 @@ def sample_source(
     items = _loaders_items(data) if isinstance(data, DataLoader) else data
     if isinstance(items, LocalizationDataset):
         return items
+    items = as_pairs(items)
     is_list = hasattr(items, "__len__") and hasattr(items, "__getitem__")
     got = f"dataset: expected {_EXPECTED}; {_WRAP}; got {type(data).__name__}"
     check(is_list and not isinstance(items, Mapping), got, TypeError)
     first = _first_readable(items)
+    usual = in_usual_form(items, first)
+    if usual is not items:
+        items, first = usual, _first_readable(usual)
     if first is None or isinstance(first, Sample):
         source: SampleSource = items
         return source
@@ -244,6 +252,7 @@ def _pixels(image: Image.Image | Tensor, where: str) -> Tensor:
     channels, number = image.shape[0], image.dtype
     is_image = channels in (1, 3) and (number == torch.uint8 or image.is_floating_point())
     got = f"{'×'.join(map(str, image.shape))} of {number}"
+    is_image = is_image and image.numel() > 0
     check(is_image, f"{where}: expected 1×H×W or 3×H×W, float or uint8, got {got}", DataError)
     pixels = image.float() / 255 if number == torch.uint8 else image.float()
     low, high = float(pixels.amin()), float(pixels.amax())

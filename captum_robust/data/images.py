@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +27,11 @@ from captum_robust.data.sample import DataError
 
 _DAMAGED_EXIF = (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error)
 """What Pillow raises on EXIF data that cannot be read; the pixels may be whole all the same."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 _WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".png", ".apng", ".gif", ".webp"),
-    *(".avif", ".bmp", ".dib", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    *(".avif", ".bmp", ".dib", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 """Suffixes of the files that a folder listing takes for images, in lower case. Files of another
 name are images if Pillow knows them by their first bytes."""
@@ -39,8 +43,12 @@ COMPANIONS = (
 """Suffixes of files that lie beside images and are none, in lower case."""
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 """Formats that do not give back the values that were saved, or need not."""
+_LONGEST = 180
+"""Bytes of the name of a file to write; most file systems take 255, of which some add a suffix."""
 _VOC_VOID = [224, 224, 192]
 """The colour of index 255 in the palette of Pascal VOC's masks: the outline of its objects."""
+_VOC_STEPS = np.array([32, 32, 64], dtype=np.uint8)
+"""Its colours have these steps in their channels."""
 _NO_PICTURES = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
 """Formats that Pillow knows and cannot decode by itself."""
 
@@ -52,7 +60,9 @@ def load_image(
 
     Grey images are repeated over the channels, palettes and CMYK converted, the first frame of
     several is taken, and transparent pixels are laid over white. 16-bit and floating-point grey is
-    scaled by the range of its type (floats must lie in [0, 1]); Pillow gives 16-bit colour as 8.
+    scaled by the range of the type that its file states (12, 16 or 32 bits, with or without a sign;
+    integers of an image of Pillow that has no file are 16-bit ones; floats must lie in [0, 1]).
+    Pillow gives 16-bit colour as 8.
 
     Args:
         source: path, or the file's bytes.
@@ -85,15 +95,19 @@ def load_mask(
     """Decode a mask to H×W bool: every pixel that isn't 0 (palette index or any colour) is object.
 
     In formats that lose detail, such as JPEG, it is every pixel lighter than half of the lightest.
+    With a palette that has black elsewhere than at index 0, it is every pixel that isn't black.
+    Transparent pixels are background; where all others are black, these are the object.
 
     Args:
         source, name, exif_orientation: as for :func:`load_image`.
         void: the value of pixels that belong to neither object nor background, which are left out
-            of the object. 255 in a mask with the palette of Pascal VOC, else None.
+            of the object. By default 255 in a mask with the palette of Pascal VOC, and its colour
+            in one of Pascal VOC's colours; else none.
 
     Raises:
         DataError: as :func:`load_image`; or a mask in such a format that isn't mostly black and one
-            bright colour, as one of class numbers.
+            bright colour, as one of class numbers; or a palette of greys without black of which
+            index 0 isn't the darkest.
     """
     with _decoded(source, name) as (image, stored, left):
         mask = _object_of(image, void)
@@ -112,6 +126,7 @@ def _decoded(
     data = source if isinstance(source, bytes) else read_bytes(Path(source), name)
     name = name or ("image" if isinstance(source, bytes) else os.fspath(source))
     check(data, f"{name}: the file is empty (0 bytes)", DataError)
+    _check_png(data, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -122,10 +137,26 @@ def _decoded(
                 yield image, stored, _orientation(image)
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image that Pillow can read ({len(data)} bytes)") from None
+    except DataError as error:  # of what was decoded
+        raise DataError(f"{name}: {error}") from None
     # On a damaged file Pillow's decoders raise almost anything, from SyntaxError to struct.error.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot decode the image: {reason}") from None
+
+
+def _check_png(data: bytes, name: str) -> None:
+    """Refuse a PNG whose pixels don't have the checksum of their chunk, which Pillow ignores."""
+    if not data.startswith(_PNG):
+        return
+    view, start = memoryview(data), len(_PNG)
+    while start + 12 <= len(data):  # length, kind, content, checksum
+        end = start + 8 + int.from_bytes(view[start : start + 4], "big")
+        chunk, stated = view[start + 4 : end], view[end : end + 4]
+        if bytes(chunk[:4]) == b"IDAT":
+            damaged = f"{name}: damaged: its pixels don't have the checksum that the PNG states"
+            check(zlib.crc32(chunk) == int.from_bytes(stated, "big"), damaged, DataError)
+        start = end + 4
 
 
 def pixels_of(image: Image.Image) -> Tensor:
@@ -166,26 +197,91 @@ def _unit_range(image: Image.Image) -> npt.NDArray[np.float32]:
 def _object_of(image: Image.Image, void: int | None) -> npt.NDArray[np.bool_]:
     """H×W: the object of a mask."""
     format = image.format
+    if void is None and _transparent_indices(image).any():  # one that isn't 0, the background
+        image = image.convert("RGBA")
     if image.mode in _WITH_ALPHA:
+        least = 127 if format in _LOSSY else 0
+        seen = np.asarray(image.getchannel(len(image.getbands()) - 1)) > least
         image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
+        if seen.any() and not seen.all():  # what is transparent is background, whatever its colour
+            image.paste(0, mask=Image.fromarray(~seen))
+            if not np.asarray(image).any():
+                return np.asarray(seen)
     if format in _LOSSY:
-        pixels = _unit_range(image)
-        # Of a colour JPEG keeps the luminance of each pixel, the rest of four together.
-        light = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        light /= max(light.max(), 1e-6)
-        is_object, unclear = light > 0.5, (light > 0.25) & (light < 0.75)
-        noise = 1 / 255 if format == "WEBP" else 0  # which it makes of plain black
-        is_clear = pixels.max() > 0.5 and 2 * unclear.sum() <= is_object.sum()
-        if pixels.max() <= noise:
-            return np.zeros(light.shape, dtype=np.bool_)
-        expected = f"mask: expected an object of one bright colour on black in a {format} file"
-        check(is_clear, f"{expected}, which blurs other values; save it as PNG")
-        return np.asarray(is_object)
-    if void is None and image.mode == "P" and (image.getpalette() or [])[3 * 255 :] == _VOC_VOID:
-        void = 255
-    values = np.asarray(image)
+        return _bright_object(image, format)
+    if image.mode == "P":
+        return _palette_object(image, void)
+    is_wide = image.mode.startswith(("I", "F"))
+    if not is_wide and image.mode not in ("1", "L"):  # of CMYK 0 would be white
+        image = image.convert("RGB")
+    values: npt.NDArray[Any] = np.asarray(image)
+    if _is_white_zero(image):
+        values = _wide_grey(image)
     is_object = (values != 0) if void is None else (values != 0) & (values != void)
-    return np.asarray(is_object if values.ndim == 2 else is_object.any(axis=2))
+    if values.ndim == 2:
+        return np.asarray(is_object)
+    is_object = is_object.any(axis=2)
+    return np.asarray(is_object & ~_voc_void(values) if void is None else is_object)
+
+
+def _transparent_indices(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Those indices of a palette whose pixels are transparent."""
+    if image.mode != "P" or "transparency" not in image.info:
+        return np.zeros(0, dtype=np.uint8)
+    transparent = np.asarray(image.convert("RGBA"))[:, :, 3] == 0
+    return np.unique(np.asarray(image)[transparent])
+
+
+def _bright_object(image: Image.Image, format: str) -> npt.NDArray[np.bool_]:
+    """H×W: the object of a mask in a format that loses detail."""
+    pixels = _unit_range(image)
+    # Of a colour JPEG keeps the luminance of each pixel, the rest of four together.
+    light = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    light /= max(light.max(), 1e-6)
+    is_object, unclear = light > 0.5, (light > 0.25) & (light < 0.75)
+    noise = 1 / 255 if format == "WEBP" else 0  # which it makes of plain black
+    is_clear = pixels.max() > 0.5 and 2 * unclear.sum() <= is_object.sum()
+    if pixels.max() <= noise:
+        return np.zeros(light.shape, dtype=np.bool_)
+    expected = f"mask: expected an object of one bright colour on black in a {format} file"
+    check(is_clear, f"{expected}, which blurs other values; save it as PNG", DataError)
+    return np.asarray(is_object)
+
+
+def _palette_object(image: Image.Image, void: int | None) -> npt.NDArray[np.bool_]:
+    """H×W: the object of a mask with a palette, whose colours may be in any order."""
+    indices = np.asarray(image)
+    palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+    if void is None and palette[255:].tolist() == [_VOC_VOID]:
+        void = 255
+    is_object = (indices != 0) if void is None else (indices != 0) & (indices != void)
+    if indices.max() >= len(palette):  # no colours, but numbers
+        return np.asarray(is_object)
+    colours = palette[indices]
+    is_black = ~colours.any(axis=2)
+    is_first = 0 in _transparent_indices(image)
+    if palette[0].any() and is_black.any() and not is_first:  # programs put colours in any order
+        is_object = ~is_black
+    used = palette[np.unique(indices)]
+    is_grey = (used == used[:, :1]).all()
+    expected = "mask: expected black, or index 0 of the palette, for the background"
+    is_clear = is_first or is_black.any() or not is_grey or palette[0].max() <= used.min()
+    check(is_clear, f"{expected}, got greys of which index 0 isn't the darkest", DataError)
+    return np.asarray(is_object & ~_voc_void(colours) if void is None else is_object)
+
+
+def _voc_void(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """H×W: the outlines of objects, where colours H×W×3 are those of Pascal VOC's masks."""
+    void = (colours == _VOC_VOID).all(axis=2)
+    is_voc = void.any() and not (colours % _VOC_STEPS).any()
+    return np.asarray(void & bool(is_voc and colours[~void].any()))
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Whether 0 stands for white in pixels wider than 8 bits, for which Pillow doesn't turn it."""
+    tags = getattr(image, "tag_v2", {})
+    is_wide = image.mode.startswith(("I", "F"))
+    return is_wide and tags.get(ExifTags.Base.PhotometricInterpretation) == 0
 
 
 def _wide_grey(image: Image.Image) -> npt.NDArray[np.float32]:
@@ -193,20 +289,32 @@ def _wide_grey(image: Image.Image) -> npt.NDArray[np.float32]:
     values = np.asarray(image)
     if image.mode == "F":
         inside = np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1
-        check(inside, "pixels: expected floating-point ones in [0, 1], got others")
+        check(inside, "pixels: expected floating-point ones in [0, 1], got others", DataError)
         light = values.astype(np.float32)
     else:
-        # Pillow holds 16-bit grey in 32-bit integers too, so the type alone doesn't tell the range.
-        top = 65535 if image.mode != "I" or values.max() <= 65535 else 2**31 - 1
-        check(values.min() >= 0, "pixels: expected none below 0, got some")
+        bits, is_signed = _integer_type(image)
+        if bits == 32 and not is_signed:
+            values = values.view(np.uint32)  # Pillow has none
+        top = 2 ** (bits - is_signed) - 1
+        low, high = int(values.min()), int(values.max())
+        expected = f"pixels: expected {bits}-bit ones from 0 to {top}, got {low} to {high}"
+        check(low >= 0 and high <= top, expected, DataError)
         light = (values.astype(np.float64) / top).astype(np.float32)
-    # Pillow heeds these two for 8 bits only.
-    tags = getattr(image, "tag_v2", {})
-    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # TIFF: white is 0
+    if _is_white_zero(image):
         light = 1 - light
-    if "transparency" in image.info:
+    if "transparency" in image.info:  # which Pillow heeds for 8 bits only
         light[values == image.info["transparency"]] = 1
     return light
+
+
+def _integer_type(image: Image.Image) -> tuple[int, bool]:
+    """The bits of a grey pixel wider than 8, and whether they have a sign.
+
+    A TIFF says it. All else that Pillow holds in 32-bit integers is 16-bit grey.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+    return bits, tags.get(ExifTags.Base.SampleFormat, (1,))[0] == 2
 
 
 def list_images(root: Path, *, without: Path | None = None) -> dict[str, Path]:
@@ -262,6 +370,42 @@ def without_suffix(name: str) -> str:
     return str(path.with_suffix("")) if is_known else name
 
 
+def png_names(ids: Sequence[str]) -> list[str]:
+    """File names for the images, each once also where case does not count, inside their folder.
+
+    >>> png_names(["a/1.jpg", "a/1.png", "b.JPEG", "../../etc/x"])
+    ['a/1.jpg.png', 'a/1.png.png', 'b.png', 'etc/x.png']
+    """
+    safe = [safe_name(name) for name in ids]
+    stems = [without_suffix(name) for name in safe]
+    times = Counter(stem.casefold() for stem in stems)
+    pairs = zip(stems, safe, strict=True)
+    for names in [s if times[s.casefold()] == 1 else name for s, name in pairs], safe:
+        taken = {name.casefold() for name in names}
+        above = {str(folder).casefold() for n in names for folder in PurePosixPath(n).parents}
+        if above & {f"{name}.png" for name in taken}:
+            break
+        if len(taken) == len(names):
+            return [f"{name}.png" for name in names]
+    return [f"{i}-{PurePosixPath(name).name}.png" for i, name in enumerate(safe)]
+
+
+def safe_name(name: str) -> str:
+    """A relative path without anything that leads elsewhere or that a file system refuses.
+
+    Folders end in "/"; a backslash is part of a name, as in that of a file that is not UTF-8.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    kept = []
+    for part in parts:
+        part = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\]', "_", part)
+        part = re.sub(r"^\.|[. ]$", "_", part)
+        if len(part.encode("utf-8", "replace")) > _LONGEST:
+            part = part.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")
+        kept.append(part)
+    return "/".join(kept) or "image"
+
+
 def images_at(paths: Sequence[Path], *, without: Path) -> dict[str, Path]:
     """The image files among the paths and in the folders among them, as of :func:`list_images`.
 
@@ -270,7 +414,8 @@ def images_at(paths: Sequence[Path], *, without: Path) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: there is no such image or folder.
-        ValueError: there are no images in one of the folders, or in none.
+        ValueError: there are no images in one of the folders, or in none; the only folder is
+            ``without``.
     """
     files: list[Path] = []
     own = Path(os.path.realpath(without))
@@ -280,6 +425,9 @@ def images_at(paths: Sequence[Path], *, without: Path) -> dict[str, Path]:
             if is_own and len(paths) > 1:  # a pattern such as * named it
                 continue
             inside = list_images(path, without=without).values()
+            is_out = not inside and is_own and bool(list_images(path))
+            own_images = f"out: {path} is the folder of the images, of which results would be some"
+            check(not is_out, f"{own_images}; give another")
             check(inside, f"{path}: no images in it")
             files += inside
         else:
@@ -288,7 +436,7 @@ def images_at(paths: Sequence[Path], *, without: Path) -> dict[str, Path]:
             files.append(path)
     if len(paths) == 1 and paths[0].is_dir():
         return {_name_below(paths[0], file): file for file in files}
-    check(files, f"{paths[0]}: no images but those that a run wrote")
+    check(files, f"{paths[0]}: no images but those that a run wrote or in {without}")
     absolute = [Path(os.path.abspath(file)) for file in files]
     root = Path(os.path.commonpath([file.parent for file in absolute]))
     return {_name_below(root, at): file for at, file in zip(absolute, files, strict=True)}

@@ -29,7 +29,8 @@ def checked_box(box: Sequence[float], size: tuple[int, int], name: str) -> Box:
     """The box, clipped to its image of ``size`` (H, W).
 
     Raises:
-        DataError: it is not finite, has no area, or lies outside of the image.
+        DataError: it is not finite, has no area, or reaches beyond the image by more than
+            ``TOLERANCE``.
     """
     x0, y0, x1, y1 = box
     height, width = size
@@ -39,8 +40,10 @@ def checked_box(box: Sequence[float], size: tuple[int, int], name: str) -> Box:
     check(has_area, f"{name} has no area; expected x0 < x1 and y0 < y1", DataError)
     clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
     reach = max(abs(given - kept) for given, kept in zip(box, clipped, strict=True))
-    inside = reach <= TOLERANCE and clipped[2] > clipped[0] and clipped[3] > clipped[1]
-    check(inside, f"{name} lies outside the image of {width}×{height} pixels", DataError)
+    overlaps = clipped[2] > clipped[0] and clipped[3] > clipped[1]
+    where = "partly lies outside" if overlaps else "lies outside"
+    inside = overlaps and reach <= TOLERANCE
+    check(inside, f"{name} {where} the image of {width}×{height} pixels", DataError)
     return clipped
 
 

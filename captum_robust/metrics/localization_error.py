@@ -96,9 +96,16 @@ class LocalizationError(FoldMetric):
         )
 
     def update(
-        self, maps: Tensor, ground_truth: Sequence[Tensor], ids: Sequence[Hashable] | None = None
+        self,
+        maps: Tensor,
+        ground_truth: Tensor | Sequence[Tensor],
+        ids: Sequence[Hashable] | None = None,
     ) -> None:
-        """Add images: maps N×H×W, N ground-truth boxes M_i×4, and an id each (a file name, say)."""
+        """Add images: maps N×H×W, N ground-truth boxes M_i×4, and an id each (a file name, say).
+
+        The boxes may be one tensor N×M×4, and the ids one of N numbers, as wrappers need them that
+        draw from the images (``torchmetrics.wrappers.BootStrapper``).
+        """
         ids = None if ids is None else texts_of("ids", ids)
         folds = self._folds(len(maps), ids)
         listed = listed_samples(self.blacklist or None, ids, len(maps))

@@ -48,8 +48,11 @@ class MaxBoxAcc(CountMetric):
         self._count("samples")
         self._keep_apart(self.iou_thresholds, self.multi, contours, inclusive)
 
-    def update(self, maps: Tensor, ground_truth: Sequence[Tensor]) -> None:
-        """Add images: maps N×H×W, N ground-truth boxes M_i×4; those without a box don't count."""
+    def update(self, maps: Tensor, ground_truth: Tensor | Sequence[Tensor]) -> None:
+        """Add images: maps N×H×W, N ground-truth boxes M_i×4; those without a box don't count.
+
+        The boxes may be one tensor N×M×4, as ``torchmetrics.wrappers.BootStrapper`` needs them.
+        """
         ious = maxboxacc_ious(maps, ground_truth, self.multi, self.contours, self.inclusive)
         hits = [level_hits(ious, threshold).sum(dim=0) for threshold in self.iou_thresholds]
         self.hits += torch.stack(hits)

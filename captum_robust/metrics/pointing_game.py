@@ -50,7 +50,7 @@ class PointingGame(CountMetric):
     def update(
         self, maps: Tensor, ground_truth: Tensor | Sequence[Tensor], classes: Tensor | None = None
     ) -> None:
-        """Add maps N×H×W with N masks or box lists, and N class numbers if classes are averaged."""
+        """Add maps N×H×W with N masks or boxes M_i×4, and N classes if these are averaged."""
         both = (classes is None) == (self.num_classes is None)
         check(both, "classes: expected them with num_classes, got one without the other")
         values = pointing_game_hits(maps, ground_truth, self.tolerance)

@@ -30,7 +30,7 @@ class PxAP(CountMetric):
         self._count("histograms", 2, THRESHOLDS + 1)
 
     def update(self, maps: Tensor, masks: Tensor, ignore: Tensor | None = None) -> None:
-        """Add images: maps N×H×W, Boolean masks N×H×W, and pixels that count nowhere."""
+        """Add images: maps N×H×W, masks N×H×W, and pixels that count nowhere, see the function."""
         self.histograms += pxap_histograms(maps, masks, ignore).sum(dim=0)
 
     def compute(self) -> Tensor:

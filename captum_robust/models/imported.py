@@ -113,7 +113,7 @@ def _call(module_name: str, function_name: str) -> nn.Module:
             raise ValueError(f"model: there is no module {error.name} for {where}") from None
         except ImportError:
             raise
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise _failed(f"module {module_name}", error) from error
         try:
             function = attrgetter(function_name)(module)
@@ -128,7 +128,7 @@ def _call(module_name: str, function_name: str) -> nn.Module:
             made = function()
         except ImportError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _failed(where, error) from error
     expected = "a torch.nn.Module or a captum_robust.models.Classifier"
     got = f"{where} returned one of {type(made).__name__}"
@@ -137,7 +137,7 @@ def _call(module_name: str, function_name: str) -> nn.Module:
     return own
 
 
-def _failed(what: str, error: Exception) -> ValueError:
+def _failed(what: str, error: BaseException) -> ValueError:
     """The one-line error to raise where the user's own code raised another."""
     said = " ".join(str(error).split())
     return ValueError(f"model: {what} failed: {type(error).__name__}{said and f': {said}'}")

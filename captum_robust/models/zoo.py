@@ -6,7 +6,9 @@ import importlib
 import importlib.util
 import json
 import pickle
+import re
 import struct
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +32,8 @@ SMALL_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 }
 """For images of 64 pixels, by number of classes."""
 _FACTS = "captum_robust.classifier"
+_OF_TORCH = (b"PK", b"\x80")
+"""How files of ``torch.save`` begin: zip archives and, of old versions, pickles."""
 _NO_TENSORS = (
     *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError),
     *(LookupError, ValueError, TypeError, AttributeError),
@@ -186,6 +190,8 @@ def _state_dict_path(weights: Any) -> Path | None:
     if not isinstance(weights, (str, Path)):
         return None
     path = Path(weights)
+    is_folder = path.is_dir() and weights != "DEFAULT"
+    check(not is_folder, f"weights: expected a file, got the folder {path}", FileNotFoundError)
     if path.suffix not in {".safetensors", *PICKLES} and not path.is_file():
         return None  # a word
     check(path.is_file(), f"weights: no file {path}", FileNotFoundError)
@@ -214,16 +220,26 @@ def _read_classifier(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file; of ``torch.save`` only tensors, never objects."""
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
     where = printable(str(path))
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A header in JSON, after its length.
+    is_safe = start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+    if path.suffix == ".safetensors" or is_safe:
+        return read_tensors(path)
+    expected = "expected a safetensors file or a state dict of torch.save"
+    other = f"{where}: {expected}, got another file, which may be a pickle and run code"
+    check(start.startswith(_OF_TORCH), other)
     try:
-        # Anything else in the file would be code that runs.
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol
+            # Anything else in the file would be code that runs.
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except _NO_TENSORS as error:
-        first = " ".join(str(error).split())[:100]
-        reason = f"it may be a pickle, which can run code, or is damaged ({first})"
-        raise ValueError(f"{where} holds more than tensors: {reason}") from None
+        object_in_it = re.search(r"GLOBAL ([\w.]+)", str(error))
+        got = f", with a {object_in_it[1]}" if object_in_it else ""
+        reason = f"it may be a pickle, which can run code{got}, or is damaged"
+        raise ValueError(f"{where} holds more than tensors: {reason}; {expected}") from None
     for key in ("state_dict", "model_state_dict", "model"):  # as trainings write them
         is_inside = isinstance(state, dict) and isinstance(state.get(key), dict)
         state = state[key] if is_inside else state

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_robust._files import check_same_run
+from captum_robust._files import check_folder, check_same_run
 
 _LOCK_SECONDS = 120
 
@@ -153,7 +153,7 @@ class RunStore:
 
     Raises:
         ValueError: the folder holds a run with another configuration (the message shows the
-            difference), or something else.
+            difference), or something else; or it is a file.
         FileNotFoundError: no run to read.
     """
 
@@ -182,6 +182,7 @@ class RunStore:
             ) from None
 
     def _claim(self, described: Path) -> None:
+        check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if described.exists():
             check_same_run(self.folder, _read(described), self.configuration, "versions")

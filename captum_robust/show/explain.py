@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import zlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,14 @@ from torch import Tensor
 
 from captum_robust import draw
 from captum_robust._checks import check, check_number
-from captum_robust._files import write_whole
+from captum_robust._files import check_folder, write_whole
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
 from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import DataError, load_image
 from captum_robust.data.files import read_bytes
-from captum_robust.data.images import images_at
+from captum_robust.data.images import images_at, png_names
 from captum_robust.metrics.functional import largest_component, mask_to_box
 from captum_robust.metrics.functional import threshold as threshold_map
 from captum_robust.models import Classifier
@@ -97,13 +96,13 @@ def pictures_of(paths: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
 
     Raises:
         FileNotFoundError: there is no such image or folder.
-        ValueError: there are no images in a folder, or a picture would overwrite an image.
+        ValueError: there are no images in a folder, a picture would overwrite an image, or ``out``
+            is a file.
     """
+    check_folder(out)
     files = images_at(paths, without=out)
-    stems = {name: str(Path(name).with_suffix("")) for name in files}
-    times = Counter(stems.values())
-    names = {name: stem if times[stem] == 1 else name for name, stem in stems.items()}
-    pictures = [(out / f"{names[name]}.png", file) for name, file in files.items()]
+    names = png_names(list(files))
+    pictures = [(out / name, file) for name, file in zip(names, files.values(), strict=True)]
     originals = {file.resolve() for _, file in pictures}
     for picture, _ in pictures:
         is_image = picture.resolve() in originals

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from captum_robust._checks import check, check_count, shape_or_type
 from captum_robust._contexts import evaluation, seeded
-from captum_robust._files import read_tensors, write_tensors, write_whole
+from captum_robust._files import check_folder, read_tensors, write_tensors, write_whole
 from captum_robust.training.acceleration import accelerator_of, half_precision
 from captum_robust.training.checkpoints import (
     Log,
@@ -201,6 +201,7 @@ class _Run:
         """Begin in the folder, or go on from its checkpoint; return the number of steps done."""
         if self.out is None:
             return 0
+        check_folder(self.out)
         is_known = has_begun(self.out / "run.json", configuration)
         if is_known and self._file("checkpoint").is_file():
             self.step = load_checkpoint(self._file("checkpoint"), self.network, self.optimizer)

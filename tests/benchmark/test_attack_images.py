@@ -17,8 +17,9 @@ from torch import Tensor
 
 from captum_robust.attacks import FGSM, PGD, Attack, DeepFool, LBFGSAttack
 from captum_robust.benchmark import AttackRun, attack_images, build_attacks, robust_accuracy
-from captum_robust.benchmark.attack_images import Photographs, png_names
+from captum_robust.benchmark.attack_images import Photographs
 from captum_robust.data import DataError, Sample, load_image, resize
+from captum_robust.data.images import png_names
 from captum_robust.models import Classifier, load_classifier
 
 from .conftest import Drawn, make_classifier
@@ -307,6 +308,7 @@ def test_a_target_that_all_images_are_of_is_an_error_and_leaves_no_folder(tmp_pa
         (["..\\c:\\x.jpg"], ["_._c__x.png"]),
         (["nonutf\\xff.png"], ["nonutf_xff.png"]),
         ([".hidden.png", "a\nb\x00.png"], ["_hidden.png", "a_b_.png"]),
+        (["x.jpg", "x.jpg.webp", "x.png"], ["x.jpg.png", "x.jpg.webp.png", "x.png.png"]),
         (["..", ""], ["0-image.png", "1-image.png"]),
         (["a:b.jpg", "a?b.jpg"], ["0-a_b.jpg.png", "1-a_b.jpg.png"]),
         (["a.jpg", "a.png/b.jpg"], ["0-a.jpg.png", "1-b.jpg.png"]),

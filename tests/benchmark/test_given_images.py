@@ -32,6 +32,7 @@ from captum_robust.models import Classifier
 RNG = np.random.default_rng(0)
 PICTURES = [Image.fromarray(RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(6)]
 PIXELS = torch.stack([torch.from_numpy(np.array(p)) for p in PICTURES]).permute(0, 3, 1, 2) / 255
+ARRAYS = np.stack([np.array(picture) for picture in PICTURES])
 LABELS = [0, 0, 0, 1, 1, 1]
 
 
@@ -90,7 +91,29 @@ def kinds(root: Path) -> dict[str, tuple[Any, list[int] | None]]:
         "path as text": (str(root), LABELS),
         "all of it": (Subset(folder, range(6)), LABELS),
         "joined": (ConcatDataset([Subset(folder, [0, 1, 2]), Subset(folder, [3, 4, 5])]), LABELS),
+        "paths": (sorted(root.rglob("*.png")), None),
+        "paths and labels": ([(str(path), label) for path, label in folder.samples], LABELS),
+        "rows": ([{"image": p, "label": y} for p, y in zip(PICTURES, LABELS, strict=True)], LABELS),
+        "rows of data set": (Rows(), LABELS),
+        "loader of rows": (DataLoader(Rows(), batch_size=4), LABELS),
+        "rows without labels": ([{"id": k, "img": x} for k, x in enumerate(PIXELS)], None),
+        "arrays": (list(map(np.array, PICTURES)), None),
+        "array": (ARRAYS, None),
+        "arrays and labels": (list(zip(ARRAYS, LABELS, strict=True)), LABELS),
+        "tensors alone": (TensorDataset(PIXELS), None),
+        "tensor, labels": ((PIXELS, torch.tensor(LABELS)), LABELS),
+        "batch of a loader": (next(iter(DataLoader(tensors, batch_size=6))), LABELS),
+        "pictures, labels": ((PICTURES, LABELS), LABELS),
+        "array, labels": ((ARRAYS, np.array(LABELS)), LABELS),
     }
+
+
+class Rows(Dataset[dict[str, Any]]):
+    def __len__(self) -> int:
+        return len(PICTURES)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": PICTURES[index], "label": LABELS[index]}
 
 
 KINDS = [
@@ -98,6 +121,9 @@ KINDS = [
     *("loader of PIL", "loader of columns", "loader of tensors", "loader without labels"),
     *("list of PIL", "pairs", "pairs of PIL", "bytes", "double", "batches"),
     *("batches without labels", "tensor", "path", "path as text", "all of it", "joined"),
+    *("paths", "paths and labels", "rows", "rows of data set", "loader of rows"),
+    *("rows without labels", "arrays", "array", "arrays and labels", "tensors alone"),
+    *("tensor, labels", "batch of a loader", "pictures, labels", "array, labels"),
 ]
 
 
@@ -120,9 +146,11 @@ def test_each_kind_gives_the_same_images(kind: str, tmp_path: Path) -> None:
     [
         ({"a": PICTURES[0]}, "got dict"),
         ((picture for picture in PICTURES), "got generator"),
-        ([np.array(picture) for picture in PICTURES], "got list of ndarray"),
-        (["a.png", "b.png"], "got list of str"),
-        ([{"image": PICTURES[0], "label": 0}], "got list of dict"),
+        (["a.png", PICTURES[0]], "got list of str"),
+        (list(ARRAYS / 255), "got list of ndarray"),
+        (list(ARRAYS.transpose(0, 3, 1, 2)), "got list of ndarray"),
+        ([{"image": PICTURES[0], "fine_label": 0}], "got list of dict"),
+        ([{"picture": PICTURES[0], "label": 0}], "got list of dict"),
         ([(PICTURES[0], 0, "a.png")], "got list of tuple .Image, int, str."),
         ([(PICTURES[0], {"boxes": []})], "labels: expected class indices, got dict"),
         ([(PICTURES[0], "cat")], "labels: expected class indices, got str"),
@@ -138,18 +166,26 @@ def test_all_else_is_refused_with_how_to_wrap_it(data: Any, got: str) -> None:
     assert "Sample(image, label, boxes, id)" in str(refused.value)
 
 
-def test_a_data_set_of_dictionaries_is_refused() -> None:
-    class Dictionaries(Dataset[dict[str, Any]]):
-        def __len__(self) -> int:
-            return 2
+def test_the_classes_that_rows_count_are_found_by_name() -> None:
+    class Label:
+        names = ("b", "a")
 
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            return {"image": PICTURES[index], "label": 0}
+    data = Rows()
+    data.features = {"label": Label()}  # type: ignore[attr-defined]
+    assert labels(run(data, classifier(["a", "b"]))) == [1, 1, 1, 0, 0, 0]
 
-    with pytest.raises(TypeError, match=r"got Dictionaries of dict"):
-        run(Dictionaries())
-    with pytest.raises(TypeError, match=r"got DataLoader of dict"):
-        run(DataLoader(Dictionaries()))
+
+def test_an_image_without_pixels_is_its_own_error() -> None:
+    result = run([torch.zeros(3, 0, 9), PIXELS[0]])
+    (error,) = result.failures()["error"]
+    assert "expected 1×H×W or 3×H×W, float or uint8, got 3×0×9" in error
+
+
+def test_a_path_that_is_no_image_is_its_own_error(tmp_path: Path) -> None:
+    tree(tmp_path)
+    result = run([tmp_path / "a" / "0.png", tmp_path / "a" / "none.png"])
+    (error,) = result.failures()["error"]
+    assert "none.png: No such file" in error
 
 
 def test_a_loader_without_fixed_items_is_refused() -> None:

@@ -171,6 +171,7 @@ def test_a_json_file_takes_the_images_beside_it_or_where_told(root):
     [
         ([0, 0, 0, 5], "no area"),
         ([0, 0, 50, 5], "outside the image"),
+        ([0.1, 0.2, 0.4, 0.7], "expected pixels, got fractions of the image"),
         ([0, 0, float("nan"), 5], "not finite"),
         ([0, 0, 5], "expected bbox"),
         (None, "expected bbox"),

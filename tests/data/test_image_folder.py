@@ -143,6 +143,7 @@ def test_a_cell_may_go_on_in_the_next_line(tmp_path, draw, write):
         ("a.png,1,2,1,4", "no area"),
         ("a.png,1,2,nan,4", "not finite"),
         ("a.png,1,2,1e400,4", "not finite"),
+        ("a.png,.1,.2,.5,.9", "expected pixels, got fractions of the image"),
         ("a.png,1,2,44,4", "outside the image of 40×30"),
         ("a.png,1,2,3,4,tenhc", r"label: .*got 'tenhc'"),
         ("a.png,1,2,3,4,1000", r"label: .*got '1000'"),

@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import struct
 from contextlib import suppress
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captum_robust.data import DataError, Sample, load_image
-from captum_robust.data.images import list_images, load_mask
+from captum_robust.data.images import list_images, load_mask, pixels_of
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -51,11 +52,51 @@ def test_sixteen_bit_grey_is_scaled_by_its_range(value, unit):
     torch.testing.assert_close(load_image(encoded(image)), torch.full((3, 3, 3), unit))
 
 
+@pytest.mark.parametrize("other", [0, 65535, 65536, 2**31 - 1])
+def test_32_bit_grey_is_scaled_by_its_range_whatever_else_is_in_the_image(other):
+    image = Image.fromarray(np.array([[30000, other]], dtype=np.int32))
+    loaded = load_image(encoded(image, "TIFF"))
+    expected = torch.tensor([30000 / (2**31 - 1), other / (2**31 - 1)])
+    torch.testing.assert_close(loaded[0, 0], expected, atol=0, rtol=1e-6)
+
+
+def tiff(values, bits, sample_format):
+    """The bytes of an uncompressed TIFF of one row, written by hand."""
+    data = np.asarray(values).tobytes()
+    width = len(data) * 8 // bits
+    entries = [(256, width), (257, 1), (258, bits), (259, 1), (262, 1), (273, 8)]
+    entries += [(277, 1), (278, 1), (279, len(data)), (339, sample_format)]
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    start = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    return start + data + struct.pack("<H", len(entries)) + fields + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("values", "bits", "sample_format", "units"),
+    [
+        (np.array([0, 2**31, 2**32 - 1], np.uint32), 32, 1, [0, 0.5, 1]),
+        (np.array([0, 16384, 32767], np.int16), 16, 2, [0, 0.5, 1]),
+        (np.array([0, 32768, 65535], np.uint16), 16, 1, [0, 0.5, 1]),
+        (np.array([0x80, 0x0F, 0xFF], np.uint8), 12, 1, [0.5, 1]),  # 0x800 and 0xfff
+    ],
+)
+def test_grey_of_a_tiff_is_scaled_by_the_type_that_it_states(values, bits, sample_format, units):
+    loaded = load_image(tiff(values, bits, sample_format))
+    torch.testing.assert_close(loaded[0, 0], torch.tensor(units).float(), atol=2e-4, rtol=0)
+
+
+def test_integers_without_a_file_are_16_bit_grey_and_no_more():
+    dark = Image.fromarray(np.array([[30000, 65535]], dtype=np.int32))
+    torch.testing.assert_close(pixels_of(dark)[0, 0], torch.tensor([30000 / 65535, 1]))
+    with pytest.raises(DataError, match="expected 16-bit ones from 0 to 65535, got 0 to 65536"):
+        pixels_of(Image.fromarray(np.array([[0, 65536]], dtype=np.int32)))
+
+
 def test_float_pixels_must_be_in_unit_range():
     half = Image.fromarray(np.full((2, 2), 0.5, dtype=np.float32))
     torch.testing.assert_close(load_image(encoded(half, "TIFF")), torch.full((3, 2, 2), 0.5))
     wild = Image.fromarray(np.full((2, 2), 300.0, dtype=np.float32))
-    with pytest.raises(DataError, match=r"wild\.tif.*expected .*\[0, 1\]"):
+    with pytest.raises(DataError, match=r"^wild\.tif: pixels: expected .*\[0, 1\]"):
         load_image(encoded(wild, "TIFF"), name="wild.tif")
 
 
@@ -96,6 +137,20 @@ def test_a_damaged_file_is_a_one_line_data_error_that_names_it(tmp_path, name):
         load_image(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("load", [load_image, load_mask])
+def test_a_png_with_any_byte_of_its_pixels_flipped_is_a_data_error(load):
+    ramp = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+    data = bytearray(encoded(Image.fromarray(ramp)))
+    start = data.index(b"IDAT") + 4
+    length = int.from_bytes(data[start - 8 : start - 4], "big")
+    for position in range(start, start + length):
+        data[position] ^= 4
+        with pytest.raises(DataError, match=r"^flipped\.png: damaged"):
+            load(bytes(data), name="flipped.png")
+        data[position] ^= 4
+    assert load_image(bytes(data)).mul(255).byte().equal(torch.from_numpy(ramp).permute(2, 0, 1))
 
 
 def test_a_missing_file_is_a_data_error(tmp_path):
@@ -145,7 +200,7 @@ def test_a_mask_in_a_format_that_blurs_is_what_was_drawn(format, color, quality)
 @pytest.mark.parametrize("values", [(1, 1), (20, 20), (64, 64), (128, 255), (100, 200)])
 def test_values_that_jpeg_blurs_are_refused(values):
     mask = np.concatenate([rectangle(value) for value in values])
-    with pytest.raises(DataError, match=r"m\.jpg: .*one bright colour .* a JPEG.*save it as PNG"):
+    with pytest.raises(DataError, match=r"^m\.jpg: mask: .*one bright colour .* JPEG.*as PNG"):
         load_mask(encoded(Image.fromarray(mask), "JPEG"), name="m.jpg")
 
 
@@ -168,6 +223,82 @@ def test_the_void_around_an_object_of_pascal_voc_is_not_object():
     assert load_mask(encoded(mask), void=255).equal(expected)
     mask.putpalette(voc_colours().tobytes())
     assert load_mask(encoded(mask)).equal(expected)
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (255, 0, 0)])
+@pytest.mark.parametrize("format", ["PNG", "GIF", "TIFF"])
+def test_a_palette_in_another_order_is_the_mask_that_was_drawn(format, colour):
+    mask = Image.new("RGB", (40, 30))
+    mask.paste(colour, (13, 7, 23, 12))
+    expected = torch.from_numpy(rectangle() > 0)
+    adaptive = mask.convert("P", palette=Image.Palette.ADAPTIVE)
+    for written in (mask, mask.quantize(2), mask.quantize(2, method=2), adaptive):
+        assert load_mask(encoded(written, format)).equal(expected)
+    swapped = Image.fromarray((rectangle() == 0).astype(np.uint8))
+    swapped.putpalette([*colour, 0, 0, 0])
+    assert load_mask(encoded(swapped)).equal(expected)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
+def test_a_mask_in_a_mode_whose_0_is_not_black_is_not_inverted(mode):
+    mask = Image.fromarray(rectangle()).convert("RGB").convert(mode)
+    assert load_mask(encoded(mask, "TIFF")).equal(torch.from_numpy(rectangle() > 0))
+
+
+def test_greys_of_a_palette_that_may_be_inverted_are_refused():
+    mask = Image.fromarray((rectangle() == 0).astype(np.uint8))
+    mask.putpalette([255, 255, 255, 2, 2, 2])
+    with pytest.raises(DataError, match=r"^m\.png: mask: .*index 0 isn't the darkest"):
+        load_mask(encoded(mask), name="m.png")
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("mode", ["P", "RGB", "ADAPTIVE"])
+def test_the_void_of_pascal_voc_is_known_by_its_colour(format, mode):
+    values = np.zeros((30, 40), dtype=np.uint8)
+    values[6:13, 12:24] = 255
+    values[7:12, 13:23] = 15
+    mask = Image.fromarray(values)
+    mask.putpalette(voc_colours().tobytes())
+    if mode != "P":
+        mask = mask.convert("RGB")
+    if mode == "ADAPTIVE":
+        mask = mask.quantize(3)
+    assert load_mask(encoded(mask, format)).equal(torch.from_numpy(values == 15))
+
+
+def test_an_object_of_the_colour_of_void_alone_is_one():
+    mask = Image.new("RGB", (40, 30))
+    mask.paste((224, 224, 192), (13, 7, 23, 12))
+    assert load_mask(encoded(mask)).equal(torch.from_numpy(rectangle() > 0))
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("light", [0, 255])
+def test_an_object_in_the_alpha_channel_alone_is_found(mode, light, format):
+    mask = Image.new(mode[:-1], (40, 30), "white" if light else "black")
+    mask.putalpha(Image.fromarray(rectangle()))
+    assert load_mask(encoded(mask, format)).equal(torch.from_numpy(rectangle() > 0))
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+@pytest.mark.parametrize(
+    ("colours", "transparent"),
+    [((255, 0), 1), ((255, 255), 1), ((0, 9), 0), ((255, 0), 0), ((255, 9), 0)],
+)
+def test_a_transparent_index_of_a_palette_is_background(colours, transparent, format):
+    indices = (rectangle() > 0).astype(np.uint8)
+    mask = Image.fromarray(indices if transparent == 0 else 1 - indices)
+    mask.putpalette(np.repeat(colours, 3).astype(np.uint8).tobytes())
+    data = encoded(mask, format, transparency=transparent)
+    assert load_mask(data).equal(torch.from_numpy(rectangle() > 0))
+
+
+def test_a_wide_mask_in_which_0_is_white_is_not_inverted():
+    values = (65535 - rectangle().astype(np.uint16) * 257).astype(np.uint16)
+    mask = encoded(Image.fromarray(values), "TIFF", tiffinfo={262: 0})
+    assert load_mask(mask).equal(torch.from_numpy(rectangle() > 0))
 
 
 def test_listing_is_sorted_by_relative_path_without_hidden_files_or_loops(tmp_path, draw):
@@ -206,6 +337,13 @@ def test_a_folder_that_cannot_be_read_is_said(tmp_path, draw, monkeypatch):
         assert list(list_images(tmp_path)) == ["a/1.jpg"]
 
 
+def test_a_colour_pfm_which_pillow_cannot_decode_is_left_out_with_a_warning(tmp_path):
+    Image.new("F", (2, 1)).save(tmp_path / "grey.pfm")
+    (tmp_path / "colour.pfm").write_bytes(b"PF\n2 1\n-1.0\n" + bytes(24))
+    with pytest.warns(UserWarning, match=r"files left out, .*: 1 \.pfm"):
+        assert list(list_images(tmp_path)) == ["grey.pfm"]
+
+
 def test_a_sample_knows_its_size_and_refuses_other_shapes():
     image, boxes = torch.zeros(3, 4, 5), torch.zeros(0, 4)
     sample = Sample(image, None, boxes, "a")
@@ -238,7 +376,7 @@ def test_flipped_bytes_give_an_image_or_a_data_error_and_nothing_else(format, fl
 def test_what_may_never_end_is_not_read(tmp_path, kind):
     path = tmp_path / "endless.png"
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
-    with pytest.raises(DataError, match=r"endless\.png: a pipe or a device"):
+    with pytest.raises(DataError, match=rf"endless\.png: a {kind}, no file"):
         load_image(path)
 
 
@@ -254,3 +392,11 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path):
 def test_a_name_that_no_file_has_is_an_error_of_its_image(tmp_path, name):
     with pytest.raises(DataError, match="no name of a file"):
         load_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("box", "words"), [((1, 1, 8, 4), "partly lies outside"), ((6, 0, 8, 4), "lies outside")]
+)
+def test_a_box_over_the_edge_is_outside_in_part(box, words):
+    with pytest.raises(DataError, match=rf"a: box 0 \(.*\) {words} the image of 5×4 pixels"):
+        Sample(torch.zeros(3, 4, 5), None, torch.tensor([box]).float(), "a")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torchmetrics import Metric
-from torchmetrics.wrappers import MetricTracker, MinMaxMetric
+from torchmetrics.wrappers import BootStrapper, MetricTracker, MinMaxMetric
 
 from captum_robust import metrics
 
@@ -73,3 +73,33 @@ def test_extremes_of_several_measures_are_refused_as_torchmetrics_does(
     extremes.update(*batch)
     with pytest.raises(RuntimeError, match="should be a float or scalar tensor, but got"):
         extremes.compute()
+
+
+@pytest.mark.parametrize("name", ["LocalizationError", "MaxBoxAcc", "MaxBoxAccV2", "PointingGame"])
+def test_boxes_in_one_tensor_are_those_of_the_list_and_can_be_resampled(name: str) -> None:
+    make, (maps, boxes, *others) = INPUTS[name]
+    if name == "LocalizationError":
+        others = [torch.arange(8)]  # the ids as numbers
+    listed, whole = make(), make()
+    listed.update(maps, boxes, *others)
+    whole.update(maps, torch.stack(boxes), *others)
+    assert whole.compute() == listed.compute()
+    drawn = BootStrapper(make(), num_bootstraps=3, raw=True)
+    drawn.update(maps, torch.stack(boxes), *others)
+    assert drawn.compute()["raw"].shape == (3,)
+
+
+def test_masks_of_image_files_are_the_boolean_ones() -> None:
+    bright = MAPS > 0.5
+    ignore = torch.rand(MAPS.shape, generator=torch.Generator().manual_seed(1)) > 0.8
+    expected = metrics.functional.pxap(MAPS, bright, ignore)
+    hits = metrics.functional.pointing_game_hits(MAPS, bright, 1)
+    for light in (1, 255):
+        masks = (bright.to(torch.uint8) * light)[:, None]
+        ignored = ignore.to(torch.uint8) * light
+        assert metrics.functional.pxap(MAPS, masks, ignored) == expected
+        assert metrics.functional.pointing_game_hits(MAPS, masks, 1).equal(hits)
+    with pytest.raises(TypeError, match="masks: expected Boolean"):
+        metrics.functional.pxap(MAPS, (MAPS * 3).to(torch.uint8))
+    with pytest.raises(TypeError, match="ground_truth: expected Boolean"):
+        metrics.functional.pointing_game_hits(MAPS[:, :, :4], MAPS[:, :, :4], 1)

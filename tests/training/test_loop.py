@@ -342,6 +342,13 @@ def test_a_folder_of_another_run_is_refused(
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
 
 
+def test_a_file_in_the_place_of_the_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"out: expected a folder, got .*file"):
+            fit(small_net(), drawn(), cross_entropy, settings(epochs=1), out=out)
+
+
 def test_other_images_or_another_network_are_another_run(tmp_path: Path) -> None:
     fit(small_net(), drawn(), cross_entropy, settings(epochs=1), out=tmp_path)
     images, labels = drawn().tensors

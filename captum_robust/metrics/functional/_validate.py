@@ -41,6 +41,19 @@ def check_mask(mask: Tensor, name: str = "mask") -> None:
     check(mask.dtype == torch.bool, f"{name}: expected Boolean, got {mask.dtype}", TypeError)
 
 
+def check_masks(masks: Tensor, name: str) -> Tensor:
+    """Return masks N×H×W or N×1×H×W as Boolean N×H×W.
+
+    Those of uint8 may hold 0 and 1, or 0 and 255, as image files do.
+    """
+    masks = without_channel(masks)
+    if isinstance(masks, Tensor) and masks.dtype == torch.uint8:
+        are_two = any(((masks == 0) | (masks == top)).all() for top in (1, 255))
+        masks = masks != 0 if are_two else masks
+    check_mask(masks, name)
+    return masks
+
+
 def _check_pixels(name: str, maps: Tensor) -> None:
     check_shape(name, maps, "N×H×W")
     shape = tuple(maps.shape)
@@ -59,9 +72,11 @@ def check_each(name: str, values: Sized | None, n: int) -> None:
         check(len(values) == n, f"{name}: expected one for each of {n} samples, got {len(values)}")
 
 
-def check_box_list(boxes: Sequence[Tensor], n: int, name: str = "ground_truth") -> None:
-    """Hold a list of M_i×4 boxes to one entry a sample and to x0 ≤ x1, y0 ≤ y1."""
-    check_type(name, boxes, Sequence, "a list of tensors M×4, one a sample")
+def check_box_list(boxes: Tensor | Sequence[Tensor], n: int, name: str = "ground_truth") -> None:
+    """Hold boxes M_i×4, or N×M×4, to one entry a sample and to x0 ≤ x1, y0 ≤ y1."""
+    check_type(name, boxes, Sequence | Tensor, "a list of tensors M×4, one a sample, or N×M×4")
+    if isinstance(boxes, Tensor):
+        check_shape(name, boxes, "N×M×4")
     check_each(name, boxes, n)
     for i, sample in enumerate(boxes):
         check_shape(f"{name}[{i}]", sample, "M×4")

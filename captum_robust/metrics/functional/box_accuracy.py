@@ -32,7 +32,7 @@ def min_max(maps: Tensor) -> Tensor:
 
 def maxboxacc_ious(
     maps: Tensor,
-    ground_truth: Sequence[Tensor],
+    ground_truth: Tensor | Sequence[Tensor],
     multi: bool = False,
     contours: str = "component",
     inclusive: bool = True,
@@ -43,7 +43,8 @@ def maxboxacc_ious(
 
     Args:
         maps: heat maps N×H×W, any scale.
-        ground_truth: N tensors M_i×4 in pixels of the map; the best of the M_i counts.
+        ground_truth: N tensors M_i×4, or one N×M×4, in pixels of the map; the best of the M_i
+            counts.
         multi: let the best of *all* components count (V2) instead of the largest one (V1).
         contours: ``"component"`` ranks 8-connected components by their pixels (of equal ones,
             the first in raster order) and boxes each; one pass for all levels. ``"polygon"`` is
@@ -181,7 +182,9 @@ def maxboxacc_from_ious(
     return torch.stack(best).mean()
 
 
-def maxboxacc(maps: Tensor, ground_truth: Sequence[Tensor], contours: str = "component") -> Tensor:
+def maxboxacc(
+    maps: Tensor, ground_truth: Tensor | Sequence[Tensor], contours: str = "component"
+) -> Tensor:
     """Return MaxBoxAcc of one batch: the largest component's box, an overlap of at least .5.
 
     Arguments as in :func:`maxboxacc_ious`.
@@ -190,7 +193,7 @@ def maxboxacc(maps: Tensor, ground_truth: Sequence[Tensor], contours: str = "com
 
 
 def maxboxacc_v2(
-    maps: Tensor, ground_truth: Sequence[Tensor], contours: str = "component"
+    maps: Tensor, ground_truth: Tensor | Sequence[Tensor], contours: str = "component"
 ) -> Tensor:
     """Return MaxBoxAccV2 of one batch: any component's box, overlaps of at least .3, .5 and .7.
 

@@ -48,12 +48,14 @@ def box_iou(a: Tensor, b: Tensor, inclusive: bool = False) -> Tensor:
     return torch.where(union > 0, intersection / union, torch.zeros_like(union))
 
 
-def best_iou(boxes: Tensor, ground_truth: Sequence[Tensor], inclusive: bool = False) -> Tensor:
+def best_iou(
+    boxes: Tensor, ground_truth: Tensor | Sequence[Tensor], inclusive: bool = False
+) -> Tensor:
     """Return the overlap of each box with the ground-truth box that it fits best.
 
     Args:
         boxes: N×A×4, A boxes a sample (one per threshold, say).
-        ground_truth: N tensors M_i×4, on any device.
+        ground_truth: N tensors M_i×4, or one N×M×4, on any device.
         inclusive: as in :func:`box_iou`, for both sides.
 
     Returns:

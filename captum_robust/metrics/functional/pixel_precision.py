@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_shape
-from captum_robust.metrics.functional._validate import check_like, check_maps, check_mask
+from captum_robust.metrics.functional._validate import check_like, check_maps, check_masks
 from captum_robust.metrics.functional.box_accuracy import min_max
 
 THRESHOLDS = 1000
@@ -18,8 +18,9 @@ def pxap_histograms(maps: Tensor, masks: Tensor, ignore: Tensor | None = None) -
 
     Args:
         maps: heat maps N×H×W.
-        masks: Boolean masks N×H×W, true on the object.
-        ignore: Boolean masks N×H×W, true on pixels that count nowhere.
+        masks: masks N×H×W or N×1×H×W, true on the object: Boolean, or uint8 of 0 and 1 or of 0 and
+            255.
+        ignore: such masks, true on pixels that count nowhere.
 
     Returns:
         N×2×1001 int64: first the background, then the object. They add up over images.
@@ -29,10 +30,11 @@ def pxap_histograms(maps: Tensor, masks: Tensor, ignore: Tensor | None = None) -
     [[1, 0], [0, 1]]
     """
     maps = check_maps(maps)
-    for name, mask in (("masks", masks), ("ignore", ignore)):
-        if mask is not None:
-            check_mask(mask, name)
-            check_like(name, mask, "maps", maps)
+    masks = check_masks(masks, "masks")
+    check_like("masks", masks, "maps", maps)
+    if ignore is not None:
+        ignore = check_masks(ignore, "ignore")
+        check_like("ignore", ignore, "maps", maps)
     scores = min_max(maps)
     edges = torch.arange(THRESHOLDS + 1, dtype=torch.float64, device=maps.device) * 0.001
     edges[-1] = 1

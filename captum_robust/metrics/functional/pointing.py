@@ -10,7 +10,7 @@ from captum_robust.metrics.functional._validate import (
     check_box_list,
     check_like,
     check_maps,
-    check_mask,
+    check_masks,
 )
 from captum_robust.metrics.functional.boxes import covered_pixels
 
@@ -26,8 +26,8 @@ def pointing_game_hits(
 
     Args:
         maps: heat maps N×H×W, one per image and class.
-        ground_truth: Boolean masks N×H×W, or a list of N boxes M_i×4 whose filled union is the
-            object; (x0, y0, x1, y1) half-open.
+        ground_truth: masks as in :func:`pxap_histograms`, or a list of N boxes M_i×4, or N×M×4 of
+            floating point, whose filled union is the object; (x0, y0, x1, y1) half-open.
         tolerance: in pixels; with 1 or less only the object itself is a hit.
 
     Returns:
@@ -45,8 +45,8 @@ def pointing_game_hits(
     n, height, width = maps.shape
     largest = maps.flatten(1).argmax(dim=1)
     x, y = largest % width, largest // width
-    if isinstance(ground_truth, Tensor):
-        check_mask(ground_truth, "ground_truth")
+    if isinstance(ground_truth, Tensor) and not _are_boxes(ground_truth, maps):
+        ground_truth = check_masks(ground_truth, "ground_truth")
         check_like("ground_truth", ground_truth, "maps", maps)
         across = torch.arange(width, device=maps.device) - x[:, None]
         down = torch.arange(height, device=maps.device) - y[:, None]
@@ -61,6 +61,12 @@ def pointing_game_hits(
         point = torch.stack([x[i], y[i]])
         hits[i] = _box_hit(point, boxes.to(maps.device), (height, width), tolerance)
     return hits
+
+
+def _are_boxes(truth: Tensor, maps: Tensor) -> bool:
+    """Whether a tensor holds boxes N×M×4, not masks."""
+    is_of_four = truth.ndim == 3 and truth.shape[2] == 4 and truth.shape != maps.shape
+    return truth.is_floating_point() and is_of_four
 
 
 def _box_hit(
