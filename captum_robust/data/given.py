@@ -126,6 +126,7 @@ class GivenImages(Dataset[Sample]):
             self.root = Path(root)
             if isinstance(files, list) and len(files) == len(base):
                 paths = [files[position][0] for position in positions]
+                self._files = [Path(path) for path in paths]
                 self.ids = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
 
     def __len__(self) -> int:
@@ -146,7 +147,7 @@ class GivenImages(Dataset[Sample]):
         return Sample(_pixels(image, id), label, torch.zeros(0, 4), id)
 
 
-class _Collated:
+class _Collated(Dataset[Any]):
     """The items of a loader, each as its ``collate_fn`` makes a batch of it alone."""
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
