@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_robust.metrics._counts import FoldMetric
+from captum_robust.metrics.functional._validate import check_box_list, check_maps, size_of
 from captum_robust.metrics.functional.box_sweep import sweep_boxes
 from captum_robust.metrics.functional.boxes import best_iou
 from captum_robust.metrics.functional.folds import best_columns, texts_of
@@ -98,7 +99,12 @@ class LocalizationError(FoldMetric):
     def update(
         self, maps: Tensor, ground_truth: Sequence[Tensor], ids: Sequence[Hashable] | None = None
     ) -> None:
-        """Add images: maps N×H×W, N ground-truth boxes M_i×4, and an id each (a file name, say)."""
+        """Add images: maps N×H×W, N ground-truth boxes M_i×4, and an id each (a file name, say).
+
+        Boxes are in pixels of the maps; those more than a pixel outside are a ``ValueError``.
+        """
+        maps = check_maps(maps)
+        check_box_list(ground_truth, len(maps), size=size_of(maps))
         folds = self._folds(len(maps), ids)
         listed = listed_samples(self.blacklist or None, ids, len(maps))
         swept = sweep_boxes(maps, self.strategies, self.connectivity, self.largest_component_only)

@@ -104,8 +104,14 @@ class Classifier(nn.Module):
 
         A module with one logit z an image has two classes here: -z/2 is the score of class 0, z/2
         that of class 1, whose probability is that of the sigmoid.
+
+        Raises:
+            ValueError: there are more or fewer ``class_names`` than scores.
         """
         scores: Tensor = two_classes(self.module(self.normalised(x)), len(x), "module")
+        names = len(self.class_names or ())
+        fits = not names or scores.ndim != 2 or names == scores.shape[1]
+        check(fits, f"class_names: expected one for each of {scores.shape[-1]} scores, got {names}")
         return scores
 
     def normalised(self, x: Tensor) -> Tensor:

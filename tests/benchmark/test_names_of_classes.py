@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder as TorchImageFolder
 from torchvision.transforms.functional import to_tensor
 
 from captum_robust.attacks import FGSM
-from captum_robust.benchmark import Comparison, compare, robust_accuracy
+from captum_robust.benchmark import Comparison, attack_images, compare, robust_accuracy
 from captum_robust.data import Sample, load_dataset
 from captum_robust.data.classes import imagenet_names
 from captum_robust.data.folder import ImageFolder
@@ -236,3 +236,19 @@ def test_a_data_set_of_broken_images_only_says_why_of_each(tmp_path: Path) -> No
         (tmp_path / name / "0.png").touch()
     failures = run(TorchImageFolder(str(tmp_path))).failures()
     assert failures["error"].str.contains("cannot identify image file").tolist() == [True] * 3
+
+
+@pytest.mark.parametrize("names", [["red", "green"], [*NAMES, "white"]])
+def test_a_model_of_more_or_fewer_names_than_scores_is_refused(
+    names: list[str], tmp_path: Path
+) -> None:
+    model, data = colours(names), [(torch.zeros(3, 40, 40), 2)]
+    said = f"class_names: expected one for each of 3 scores, got {len(names)}"
+    with pytest.raises(ValueError, match=said):
+        model(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match=said):
+        run(data, model)
+    with pytest.raises(ValueError, match=said):
+        attack_images(model, data, {"fgsm": FGSM(model)}, tmp_path, progress=False)
+    with pytest.raises(ValueError, match=said):
+        robust_accuracy(model, FGSM(model), [(torch.zeros(1, 3, 32, 32), torch.tensor([2]))], [0])
