@@ -323,6 +323,57 @@ def test_folders_of_a_model_without_class_names_never_count_imagenets(run: Run, 
     assert labels_of(run)[0] == {"apple": "0", "dog": "1", "tench": "2"}  # in their order
 
 
+def boxed(kind: str) -> None:
+    """The four images of "cat" as a data set of boxes around dogs (three) and yaks (one)."""
+    names = ["dog", "dog", "dog", "yak"]
+    if kind == "coco":
+        images = [{"id": i, "file_name": f"cat{i}.png"} for i in range(4)]
+        objects = [
+            {"id": i, "image_id": i, "category_id": int(name == "yak"), "bbox": [2, 2, 9, 9]}
+            for i, name in enumerate(names)
+        ]
+        content = {
+            "images": images,
+            "annotations": objects,
+            "categories": [{"id": 0, "name": "dog"}, {"id": 1, "name": "yak"}],
+        }
+        Path("data").mkdir()
+        Path("data/boxes.json").write_text(json.dumps(content))
+        for i in range(4):
+            shutil.copy(f"images/cat/cat{i}.png", "data")
+        return
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        Path("data", part).mkdir(parents=True)
+    Path("data/ImageSets/Main/val.txt").write_text("\n".join(f"cat{i}" for i in range(4)))
+    for i, name in enumerate(names):
+        with Image.open(f"images/cat/cat{i}.png") as picture:
+            picture.save(f"data/JPEGImages/cat{i}.jpg")
+        Path(f"data/Annotations/cat{i}.xml").write_text(
+            f"<annotation><object><name>{name}</name><bndbox><xmin>2</xmin><ymin>2</ymin>"
+            "<xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+        )
+
+
+@pytest.mark.parametrize(("kind", "path"), [("coco", "data/boxes.json"), ("voc", "data")])
+def test_categories_that_are_called_as_the_models_classes_are_these(
+    run: Run, kind: str, path: str
+) -> None:
+    boxed(kind)
+    own = ("--model", "own.nets:with_facts")  # its names: cat, dog, eft
+    few = ("--attack", "fgsm", "--epsilon", 2)
+    code, out, err = run("attack", path, "--kind", kind, *own, *few)
+    assert code == 0, err
+    assert "without a label: 1; " in out
+    with open("captum-robust-attack/attacked.csv") as file:
+        rows = [(row["image"].partition("#")[2], row["label_name"]) for row in csv.DictReader(file)]
+    assert rows[:3] == [("dog", "dog")] * 3
+    code, out, err = run("compare", kind, path, *own, "--methods", "center_box")
+    assert code == 0, err
+    assert "4 images: 0 could not be used, 0 without a box; 1 without a label: there the" in out
+    page = Path("captum-robust-compare/report.html").read_text()
+    assert "1 without label (there the prediction is explained)" in page
+
+
 def test_labels_that_count_other_classes_than_the_models_are_refused(here: Path) -> None:
     Path("images/cat").rename("images/tench")
     Path("images/dog").rename("images/goldfish")

@@ -114,8 +114,7 @@ class BatchReader:
         """How many classes the model scores."""
         if self.model.class_names is not None:
             return len(self.model.class_names)
-        black = torch.zeros(1, *self.model.input_shape, device=device_of(self.model))
-        return int(self.scores(black).shape[1])
+        return int(self.scores(black_image(self.model)).shape[1])
 
     @cached_property
     def _others(self) -> int:
@@ -355,13 +354,20 @@ def check_settings(model: Any, limit: int | None, batch_size: int, fit: str) -> 
     check_count("batch_size", batch_size, 1)
 
 
+def black_image(model: Classifier) -> Tensor:
+    """A batch of one image for the model."""
+    return torch.zeros(1, *model.input_shape, device=device_of(model))
+
+
 def samples_of(model: Classifier, dataset: Any, limit: int | None) -> tuple[SampleSource, int]:
     """The samples of a run, and how many it has; see :func:`sample_source`.
 
     Raises:
         TypeError: ``dataset`` is none of the accepted kinds.
-        ValueError: there are no samples.
+        ValueError: there are no samples, or the model has other than one name for each score.
     """
+    if model.class_names is not None:
+        BatchReader(model, ()).scores(black_image(model))
     source = sample_source(dataset, model.class_names, lambda: BatchReader(model, ()).classes)
     count = len(source) if limit is None else min(limit, len(source))
     check(count, "dataset: expected at least one sample, got no samples")

@@ -20,6 +20,8 @@ from captum_robust.attr import AdversarialLocalization, BallSettings, IterativeM
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog import methods as known
 from captum_robust.data.classes import imagenet_names
+from captum_robust.data.contents import checksums_of
+from captum_robust.data.renumbered import Renumbered
 from captum_robust.defenses import default_transforms
 from captum_robust.models import Classifier
 from captum_robust.models.imported import source_of
@@ -139,6 +141,8 @@ def _name_of(model: Classifier, layer: torch.nn.Module) -> str:
 
 
 def _describe_dataset(dataset: Any, count: int) -> dict[str, Any]:
+    if isinstance(dataset, Renumbered):  # by the names of the model, which are described there
+        dataset = dataset.samples
     ids = getattr(dataset, "ids", None)
     options = sorted(getattr(dataset, "__dict__", {}).items())
     return {
@@ -150,6 +154,7 @@ def _describe_dataset(dataset: Any, count: int) -> dict[str, Any]:
             for name, value in options
             if isinstance(value, (str, bool, int, Path))
         },
+        "checksums": checksums_of(dataset, count),
     }
 
 

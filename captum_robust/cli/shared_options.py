@@ -151,13 +151,16 @@ def open_dataset(
         model: the classes of which are counted.
     """
     from captum_robust.data import load_dataset
-    from captum_robust.data.classes import imagenet_names
+    from captum_robust.data.classes import imagenet_names, is_numbered
     from captum_robust.data.given import folder_of_model
 
     given = given_data_options(options)
     own: dict[str, Any] = {}
-    if kind == "tiny-imagenet" and tuple(model.class_names or ()) != imagenet_names():
-        own = {"labels": "wnids"}  # of a model that was trained on it, not of ImageNet's classes
+    if tuple(model.class_names or ()) != imagenet_names():
+        if kind == "tiny-imagenet":
+            own = {"labels": "wnids"}  # of a model that was trained on it
+        elif kind in ("coco", "voc") and not is_numbered(model.class_names or ()):
+            own = {"class_names": model.class_names}  # ImageNet's "kite" is a bird
     try:
         if kind == "folder" and path is not None:
             names = model.class_names or []

@@ -6,6 +6,7 @@ import csv
 import reprlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from captum_robust._checks import check
 from captum_robust.data.sample import Box as Box
 from captum_robust.data.sample import DataError, checked_box
 
+Content = TypeVar("Content")
 _FLAGS = dict.fromkeys(("", "0", "0.0", "false", "no"), False) | dict.fromkeys(
     ("1", "1.0", "true", "yes"), True
 )
@@ -29,7 +31,7 @@ def parse_box(values: Sequence[str | None], where: str) -> Box:
 
 
 def table_rows(lines: Sequence[str], delimiter: str = ",") -> list[tuple[int, list[str]]]:
-    """The number of the line and the cells of each row of a CSV file.
+    """The number of the line and the cells of each row of a CSV file, from lines with their ends.
 
     Where a quote is never closed, each line is a row: it would take all further ones with it.
     """
@@ -45,6 +47,21 @@ def _cells(line: str, delimiter: str) -> list[str]:
         return next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error:
         return [reprlib.repr(line)]
+
+
+def once_each(
+    lines: Iterable[tuple[str, tuple[Content, str]]],
+) -> dict[str, tuple[Content, str]]:
+    """What the lines of a list say of each image; with it goes file:line.
+
+    Raises:
+        ValueError: two lines say of an image what differs.
+    """
+    told: dict[str, tuple[Content, str]] = {}
+    for image, (content, where) in lines:
+        first, earlier = told.setdefault(image, (content, where))
+        check(first == content, f"{where}: names {image!r} again, otherwise than {earlier}")
+    return told
 
 
 def parse_side(value: object, where: str) -> int:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from unicodedata import normalize
 
 from captum_robust._checks import check
 from captum_robust.data.sample import DataError
@@ -67,12 +68,21 @@ class ClassIndex:
         # A number of few digits: Python refuses to read one of thousands.
         if text not in self._exact and text.isascii() and text.isdigit() and len(text) < 10:
             return int(text) if int(text) < len(self.names) else None
-        if text not in self._exact and _WNID.fullmatch(text):
-            return self._wnids.get(text)
-        fitting = self._exact.get(text) or self._plain.get(_plain(text), [])
+        return self.named(text, what)
+
+    def named(self, text: str, what: str = "class") -> int | None:
+        """The same of a name or a WordNet id; a number is one only where a class is called so."""
+        text, fitting = text.strip(), self.fitting(text)
         several = f"the name of several ({', '.join(map(str, fitting))}); give the number"
         check(len(fitting) <= 1, f"{what}: expected the name of one, got {text!r}, {several}")
         return fitting[0] if fitting else None
+
+    def fitting(self, name: str) -> list[int]:
+        """The indices of all classes that a name or a WordNet id may mean."""
+        name = name.strip()
+        if name not in self._exact and _WNID.fullmatch(name):
+            return [self._wnids[name]] if name in self._wnids else []
+        return self._exact.get(name) or self._plain.get(_plain(name), [])
 
 
 def _places(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, list[int]]:
@@ -84,7 +94,13 @@ def _places(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, li
 
 
 def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())
+    # Letters with accents are one character here and two there, such as in names of files.
+    return " ".join(normalize("NFC", name).replace("_", " ").casefold().split())
+
+
+def is_numbered(names: Sequence[str]) -> bool:
+    """Whether the names of classes are but their numbers."""
+    return list(names) == [str(i) for i in range(len(names))]
 
 
 def category_labels(
@@ -94,11 +110,13 @@ def category_labels(
 ) -> dict[str, int | None]:
     """The class index of each category: from the mapping, else by its name, else None.
 
+    A category that is called "2" is not the class of that number.
+
     Raises:
         ValueError: a category that the mapping lacks has the name of several classes.
     """
     find, given = ClassIndex(class_names or ()), dict(category_to_class or {})
-    return {name: find(name) for name in categories if name not in given} | given
+    return {name: find.named(name) for name in categories if name not in given} | given
 
 
 def numbered(wnids: Sequence[str], where: str) -> dict[str, int]:

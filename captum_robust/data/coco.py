@@ -60,8 +60,8 @@ class Coco(AnnotatedImages):
     Raises:
         FileNotFoundError: the JSON file or the images' folder is missing.
         ValueError: a file that isn't JSON or lacks ``images``, ``annotations`` or ``categories``;
-            no images, or one listed twice; one id of two images or of two categories; an unknown
-            name in ``categories``, or a name of several classes.
+            no images, or one listed twice; one id of two images or of two categories, or one
+            name of two categories; an unknown name in ``categories``, or one of several classes.
     """
 
     kind = "coco"
@@ -104,12 +104,17 @@ class Coco(AnnotatedImages):
         content = _read_json(self._path)
         listed = self._by_id(content, "categories")
         names = {id: valid_unicode(str(_key(each["name"]))) for id, each in listed.items()}
+        ids: dict[str, Any] = {}
+        for id, name in names.items():
+            two = f"{ids.setdefault(name, id)} and {id}"
+            check(ids[name] == id, f"{self._path}: its categories {two} are both called {name!r}")
+        self._categories = names.keys()
         for category in categories or ():
             check_choice("category of COCO", category, names.values())
         images = self._by_id(content, "images")
         objects: dict[Any, dict[str, list[dict[str, Any]]]] = {}
         for each in content["annotations"]:
-            id, category_id = _key(each.get("image_id")), _key(each.get("category_id"))
+            id, category_id = _id(each.get("image_id")), _id(each.get("category_id"))
             name = names.get(category_id, f"category {category_id}")
             images.setdefault(id, {"id": id})  # one that is not listed, an error of its sample
             by_name = objects.setdefault(id, {})
@@ -126,7 +131,7 @@ class Coco(AnnotatedImages):
     def _by_id(self, content: dict[str, list[dict[str, Any]]], kind: str) -> dict[Any, Any]:
         items: dict[Any, dict[str, Any]] = {}
         for each in content[kind]:
-            id = _key(each["id"])
+            id = _id(each["id"])
             is_one = items.setdefault(id, each) == each
             check(is_one, f"{self._path}: gives the id {id!r} to two of its {kind}")
         return items
@@ -155,12 +160,16 @@ class Coco(AnnotatedImages):
             is_flag = parse_flag(each.get("iscrowd")) is not None
             got = reprlib.repr(each.get("iscrowd"))
             check(is_flag, f"{where}: expected iscrowd 0 or 1, got {got}", DataError)
+            category = _id(each.get("category_id"))
+            is_known = category in self._categories
+            unknown = f"category_id {category!r} is none of the file's categories"
+            check(is_known, f"{where}: {unknown}", DataError)
         boxes = [(_corners(each, where), where) for each, where in pairs]
         return Truth(self._labels.get(entry.category), boxes, self._mask(entry, size))
 
     def _mask(self, entry: _Entry, size: tuple[int, int]) -> Tensor | None:
         """The union of the objects' masks; None unless all of them have one."""
-        parts = [each.get("segmentation") for each in entry.objects]
+        parts = [_outlines(each.get("segmentation")) for each in entry.objects]
         if not parts or not all(parts):
             return None
         try:
@@ -220,6 +229,23 @@ def _shallow(text: str) -> str:
 def _key(value: Any) -> Any:
     """An id or a name as one that can be looked up and shown, whatever the file holds there."""
     return value if isinstance(value, (str, int, float)) else reprlib.repr(value)
+
+
+def _id(value: Any) -> Any:
+    """An id, which is a number also where it is written as text.
+
+    >>> _id("12"), _id(12), _id("012")
+    (12, 12, '012')
+    """
+    is_number = isinstance(value, str) and re.fullmatch(r"0|[1-9][0-9]{0,17}", value)
+    return int(value) if is_number else _key(value)
+
+
+def _outlines(segmentation: Any) -> Any:
+    """A segmentation without polygons of no point, which tools write of objects without one."""
+    if isinstance(segmentation, list):
+        return [polygon for polygon in segmentation if polygon != []]
+    return segmentation
 
 
 def _file_name(image: Mapping[str, Any]) -> str:

@@ -55,6 +55,8 @@ def _decoded(code: Any, size: tuple[int, int]) -> _Integers:
     got = reprlib.repr(own)
     check(own == list(size), f"run-length code: expected one of size {list(size)}, got {got}")
     runs: Any = _decompressed(counts) if isinstance(counts, str) else counts
+    if isinstance(runs, list):
+        runs = [int(run) if type(run) is float and run.is_integer() else run for run in runs]
     are_counts = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
     check(are_counts, "run lengths: expected whole numbers from 0")
     pixels, total = size[0] * size[1], sum(runs)

@@ -175,6 +175,16 @@ def decode_text(data: bytes, name: str, errors: str = "backslashreplace") -> str
         return data.decode("utf-8-sig", errors)
 
 
+def lines_of(text: str, *, with_ends: bool = False) -> list[str]:
+    r"""The lines of a file, which names may not end: they may hold other separators.
+
+    >>> lines_of("a\u2028b\r\nc\n")
+    ['a\u2028b', 'c']
+    """
+    lines = list(io.StringIO(text, newline=""))
+    return lines if with_ends else [line.rstrip("\r\n") for line in lines]
+
+
 class FileTree(ABC):
     """Files by their path below a root, read at random.
 

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 from captum_robust._checks import check, check_choice, printable, unknown_name, valid_unicode
 from captum_robust.data.annotations import mask_box, other_size, parse_box, table_rows
 from captum_robust.data.classes import ClassIndex
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import by_name, existing, is_hidden, read_text
+from captum_robust.data.files import by_name, existing, is_hidden, lines_of, read_text
 from captum_robust.data.images import list_images, load_mask, some_images, without_suffix
 from captum_robust.data.sample import DataError
 
+_WHOLE = re.compile(r"[0-9]+\.0+")
 _CORNERS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"))
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of the table: four corners as written, a label or "", and file:line."""
+    """One row of the table: its image, four corners as written, a label or "", and file:line."""
 
+    file: str
     corners: list[str]
     label: str
     where: str
@@ -97,8 +101,14 @@ class ImageFolder(AnnotatedImages):
         self._images = some_images(
             self._folder, "files such as *.png or *.jpg", without=mask_folder
         )
-        self._rows = _read_table(self._table) if self._table else {}
-        self._masks = by_name(list_images(mask_folder), without_suffix, mask_folder)
+        rows = _read_table(self._table) if self._table else []
+        images_of = _spelled_as(self._images, [row.file for row in rows])
+        self._rows: dict[str, list[_Row]] = {}
+        for row in rows:
+            self._rows.setdefault(images_of[row.file], []).append(row)
+        mask_files, stems = list_images(mask_folder), map(without_suffix, self._images)
+        stems_of = _spelled_as(stems, map(without_suffix, mask_files))
+        self._masks = by_name(mask_files, lambda n: stems_of[without_suffix(n)], mask_folder)
         self._find_class = ClassIndex(class_names)
         self.class_names: Sequence[str] | None = self._find_class.names
         self.folders = sorted({name.split("/")[0] for name in self._images if "/" in name})
@@ -163,8 +173,10 @@ class ImageFolder(AnnotatedImages):
         for row in labelled:
             two = f"label {row.label!r} for {id}, but {label!r} on an earlier line"
             check(row.label == label, f"{row.where}: {two}", DataError)
+        # As pandas writes a column of numbers in which one is missing.
+        is_whole = label not in self._find_class.names and _WHOLE.fullmatch(label)
         try:
-            index = self._find_class(label)
+            index = self._find_class(label.partition(".")[0] if is_whole else label)
         except ValueError as error:
             raise DataError(f"{labelled[0].where}: label: {error}") from None
         if index is None:
@@ -184,16 +196,27 @@ def _folders_in(root: Path, without: Path | None) -> list[str]:
     ]
 
 
-def _read_table(path: Path) -> dict[str, list[_Row]]:
-    """File → its rows; what is wrong with a row waits until its sample is loaded."""
-    lines = read_text(path).splitlines() or [""]
+def _spelled_as(files: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """Each name as that file is spelled which it means.
+
+    Letters with accents are one character in most tables, and two in names that macOS gave.
+    """
+    there = set(files)
+    spelled = {normalize("NFC", file): file for file in there}
+    return {n: n if n in there else spelled.get(normalize("NFC", n), n) for n in names}
+
+
+def _read_table(path: Path) -> list[_Row]:
+    """The rows; what is wrong with one waits until its sample is loaded."""
+    lines = lines_of(read_text(path), with_ends=True) or [""]
     (_, names), *table = table_rows(lines, max(",;\t", key=lines[0].count))
     columns = [name.strip().casefold() for name in names]
     corners = next((names for names in _CORNERS if set(names) <= set(columns)), None)
     if "file" not in columns or corners is None:
         expected = "the columns file,x0,y0,x1,y1 (or file,xmin,ymin,xmax,ymax) and perhaps label"
-        raise ValueError(f"{path}:1: expected a header with {expected}, got {lines[0][:80]!r}")
-    rows: dict[str, list[_Row]] = {}
+        got = repr(lines[0].strip()[:80])
+        raise ValueError(f"{path}:1: expected a header with {expected}, got {got}")
+    rows = []
     for number, cells in table:
         if not any(cell.strip() for cell in cells):
             continue
@@ -202,6 +225,5 @@ def _read_table(path: Path) -> dict[str, list[_Row]]:
         file = cell.get("file") or f"{path.name}:{number}"
         file = file.replace("\\", "/").removeprefix("./")
         numbers = [cell.get(corner, "") for corner in corners]
-        row = _Row(numbers, cell.get("label", ""), f"{path}:{number}")
-        rows.setdefault(file, []).append(row)
+        rows.append(_Row(file, numbers, cell.get("label", ""), f"{path}:{number}"))
     return rows

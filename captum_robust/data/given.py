@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from operator import index as as_index
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,12 +28,13 @@ from torch.utils.data import (
 )
 
 from captum_robust._checks import check, shape_or_type, unknown_name
-from captum_robust.data.classes import ClassIndex, imagenet_names
+from captum_robust.data.classes import ClassIndex, imagenet_names, is_numbered
 from captum_robust.data.dataset import LocalizationDataset
 from captum_robust.data.files import existing
 from captum_robust.data.folder import ImageFolder
 from captum_robust.data.given_forms import as_pairs, in_usual_form
 from captum_robust.data.images import pixels_of
+from captum_robust.data.renumbered import renumbered
 from captum_robust.data.sample import DataError, Sample
 
 _EXPECTED = (
@@ -43,7 +45,7 @@ _EXPECTED = (
 _WRAP = "wrap each image as Sample(image, label, boxes, id)"
 _IMAGENET = len(imagenet_names())
 _PROBED = 16
-"""So many of the first items are tried, until one can be read."""
+"""So many items of a loader tell whether its ``collate_fn`` changes labels."""
 
 
 class SampleSource(Protocol):
@@ -59,12 +61,14 @@ def sample_source(
 ) -> SampleSource:
     """The samples of a data set, or of what can be read as one.
 
-    Data sets of samples are returned as they are. A ``DataLoader`` gives the items of its data set
-    in their own order, as its ``collate_fn`` makes them. Labels are class indices of the model. If
-    a torchvision data set says which classes its labels count, these are found by name among those
-    of the model; where the model has no names, they are the model's if there are as many. Images of
-    classes that are not known to be the model's have no label, and a warning says so. With a
-    ``target_transform`` the labels are taken as they are.
+    Data sets of samples are returned as they are; the labels of one that has ``class_names`` are
+    found by name, see :func:`captum_robust.data.renumbered.renumbered`. A ``DataLoader`` gives the
+    items of its data set in their own order, as its ``collate_fn`` makes them. Labels are class
+    indices of the model. If a torchvision data set says which classes its labels count, these are
+    found by name among those of the model; where the model has no names, they are the model's if
+    there are as many. Images of classes that are not known to be the model's have no label, and a
+    warning says so. With a ``target_transform``, or a ``collate_fn`` that changes them, labels are
+    taken as they are.
 
     Args:
         data: samples, images (of PIL, or tensors C×H×W of one or three channels with pixels in
@@ -82,12 +86,12 @@ def sample_source(
         FileNotFoundError: no such folder.
     """
     if isinstance(data, LocalizationDataset):
-        return data
+        return renumbered(data, class_names)  # type: ignore[no-any-return]
     if isinstance(data, (str, Path)):
         return folder_of_model(Path(data), class_names, count_classes)
     items = _loaders_items(data) if isinstance(data, DataLoader) else data
     if isinstance(items, LocalizationDataset):
-        return items
+        return renumbered(items, class_names)  # type: ignore[no-any-return]
     items = as_pairs(items)
     is_list = hasattr(items, "__len__") and hasattr(items, "__getitem__")
     got = f"dataset: expected {_EXPECTED}; {_WRAP}; got {type(data).__name__}"
@@ -96,18 +100,20 @@ def sample_source(
     usual = in_usual_form(items, first)
     if usual is not items:
         items, first = usual, _first_readable(usual)
-    if first is None or isinstance(first, Sample):
-        source: SampleSource = items
+    if isinstance(first, Sample) or (first is None and hasattr(items, "ids")):
+        source: SampleSource = renumbered(items, class_names)
         return source
-    if isinstance(items, (list, tuple)) and not _is_item(first):
+    if isinstance(items, (list, tuple)) and first is not None and not _is_item(first):
         items = [item for batch in items for item in _items_of(batch, type(data).__name__)]
         first = items[0]
-    check(_is_item(first), f"{got} of {_said(first)}", TypeError)
+    check(first is None or _is_item(first), f"{got} of {_said(first)}", TypeError)
     if isinstance(first, (tuple, list)):
         _label_of(first[1], "dataset")
     own = _own_classes(items)
     names = _said_names(class_names)
     numbers = None if own is None else _class_numbers(own, names, count_classes)
+    if own is not None and numbers != list(range(len(own))):
+        _warn_of_other_numbers(items, [names[-1] for names in own])
     return GivenImages(data, items, numbers)
 
 
@@ -134,6 +140,7 @@ class GivenImages(Dataset[Sample]):
             self.root = Path(root)
             if isinstance(files, list) and len(files) == len(base):
                 paths = [files[position][0] for position in positions]
+                self._files = [Path(path) for path in paths]
                 self.ids = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
 
     def __len__(self) -> int:
@@ -154,7 +161,7 @@ class GivenImages(Dataset[Sample]):
         return Sample(_pixels(image, id), label, torch.zeros(0, 4), id)
 
 
-class _Collated:
+class _Collated(Dataset[Any]):
     """The items of a loader, each as its ``collate_fn`` makes a batch of it alone."""
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
@@ -164,10 +171,40 @@ class _Collated:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        batch = self._collate([self.dataset[index]])
-        items = _items_of(batch, "DataLoader")
+        item, made = self._item(index)
+        before, after = _class_index(item), _class_index(made)
+        is_same = self.makes_labels or before is None or before == after
+        said = f"collate_fn made the label {before} {after}, but left those of other images"
+        check(is_same, f"dataset: {said}; give the data set itself", DataError)
+        return made
+
+    def _item(self, index: int) -> tuple[Any, Any]:
+        item = self.dataset[index]
+        items = _items_of(self._collate([item]), "DataLoader")
         check(len(items) == 1, f"dataset: a batch of 1 was made {len(items)} items by collate_fn")
-        return items[0]
+        return item, items[0]
+
+    @cached_property
+    def makes_labels(self) -> bool:
+        """Whether labels do not count the data set's classes, as far as items all over it show."""
+        if _own_classes(self.dataset) is None:
+            return True
+        for position in sorted({i * len(self) // _PROBED for i in range(_PROBED)}):
+            try:
+                item, made = self._item(position)
+            except (ValueError, OSError, RuntimeError, SyntaxError):  # its row will say so
+                continue
+            if _class_index(item) != _class_index(made):
+                return True
+        return False
+
+
+def _class_index(item: Any) -> int | None:
+    """The label of a pair, where it is a class index."""
+    try:
+        return as_index(item[1]) if isinstance(item, (tuple, list)) and len(item) == 2 else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _loaders_items(loader: DataLoader[Any]) -> Any:
@@ -190,12 +227,14 @@ def _loaders_items(loader: DataLoader[Any]) -> Any:
 
 
 def _first_readable(items: Any) -> Any:
-    """The first item that can be read; None where the first ones cannot."""
-    for position in range(min(len(items), _PROBED)):
+    """The first item that can be read and is something; None where there is none."""
+    for position in range(len(items)):
         try:
-            return items[position]
+            item = items[position]
         except (ValueError, OSError, RuntimeError, SyntaxError):  # its row will say so
             continue
+        if item is not None:
+            return item
     return None
 
 
@@ -275,7 +314,8 @@ def _base_of(items: Any) -> tuple[Any, list[int]]:
 
 def _own_classes(data: Any) -> list[tuple[str, ...]] | None:
     """The names of each class that the labels of a data set count; None: it does not say."""
-    if getattr(data, "target_transform", None) is not None:
+    makes_labels = isinstance(data, _Collated) and data.makes_labels
+    if getattr(data, "target_transform", None) is not None or makes_labels:
         return None  # its labels are no longer those that the classes count
     classes, wnids = getattr(data, "classes", None), getattr(data, "wnids", None)
     if isinstance(classes, (list, tuple)) and classes:
@@ -317,8 +357,7 @@ def _class_numbers(
 
 def _said_names(class_names: Sequence[str] | None) -> Sequence[str] | None:
     """The names of the model's classes; None where they are but their numbers."""
-    numbers = [str(i) for i in range(len(class_names or ()))]
-    return None if class_names is None or list(class_names) == numbers else class_names
+    return None if class_names is None or is_numbered(class_names) else class_names
 
 
 def _known_names(
@@ -331,14 +370,30 @@ def _known_names(
     return imagenet_names() if count == _IMAGENET else [str(i) for i in range(count)]
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
 def _warn_of_strangers(names: Sequence[str]) -> None:
-    some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     warnings.warn(
-        f"dataset: its classes ({some}) are not known to be the model's, so its images have no "
-        "label, and the prediction stands for it; name them as the model does, or give the model "
-        "their names (class_names, --classes)",
+        f"dataset: its classes ({_some(names)}) are not known to be the model's, so its images "
+        "have no label, and the prediction stands for it; name them as the model does, or give the "
+        "model their names (class_names, --classes)",
         stacklevel=5,
     )
+
+
+def _warn_of_other_numbers(items: Any, names: Sequence[str]) -> None:
+    """Say that labels are changed, unless torchvision's own data sets made them."""
+    base, _ = _base_of(items)
+    makers = {type(part).__module__.partition(".")[0] for part in getattr(base, "datasets", [base])}
+    if makers != {"torchvision"}:
+        warnings.warn(
+            f"dataset: its labels count its classes ({_some(names)}), so they are changed to the "
+            "model's of these names; where they are the model's already, give it no attribute "
+            "classes, or a target_transform",
+            stacklevel=4,
+        )
 
 
 def folder_of_model(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from captum_robust._checks import check, check_choice, valid_unicode
-from captum_robust.data.annotations import check_size, parse_box, table_rows
+from captum_robust._checks import check, check_choice
+from captum_robust.data.annotations import check_size, once_each, parse_box, table_rows
 from captum_robust.data.classes import (
     class_of,
     imagenet_names,
@@ -14,7 +14,7 @@ from captum_robust.data.classes import (
     numbered,
 )
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import by_name, existing, files_below, read_text, stem_of
+from captum_robust.data.files import by_name, existing, files_below, lines_of, read_text, stem_of
 from captum_robust.data.images import some_images
 from captum_robust.data.sample import DataError
 from captum_robust.data.voc_xml import AnnotatedObject, read_voc_xml
@@ -44,7 +44,8 @@ class ImageNet(AnnotatedImages):
 
     Raises:
         FileNotFoundError: the images' folder, or both kinds of annotation, are missing.
-        ValueError: no images, an unknown split, or a CSV or mapping that cannot be read.
+        ValueError: no images, an unknown split, or a CSV or mapping that cannot be read, or that
+            names an image or a class twice; two XML files of one image.
     """
 
     kind = "imagenet"
@@ -72,8 +73,9 @@ class ImageNet(AnnotatedImages):
         has_boxes = annotations.is_dir() or self._csv_path.is_file()
         other = f"nor {self._csv_path.name} in {self.root}; expected one of them for the boxes"
         check(has_boxes, f"{annotations}: no such folder, {other}", FileNotFoundError)
-        xml = (path for path in files_below(annotations) if path.suffix.lower() == ".xml")
-        self._xml = {valid_unicode(path.stem): path for path in xml}
+        files = {str(path): path for path in files_below(annotations)}
+        xml = {name: path for name, path in files.items() if path.suffix.lower() == ".xml"}
+        self._xml = by_name(xml, stem_of, annotations)
         self._csv = _read_solution(self._csv_path) if self._csv_path.is_file() else {}
         self._read_classes()
         self.ids = listed_ids(self._images, [*self._xml, *self._csv], skip_missing)
@@ -82,7 +84,7 @@ class ImageNet(AnnotatedImages):
         mapping = self.root / "LOC_synset_mapping.txt"
         names = imagenet_table()
         if mapping.is_file():
-            lines = [line.split(maxsplit=1) for line in read_text(mapping).splitlines()]
+            lines = [line.split(maxsplit=1) for line in lines_of(read_text(mapping))]
             numbered([line[0] for line in lines if line], str(mapping))
             own = {line[0]: line[-1].split(",")[0] for line in lines if line}
             check(own, f"{mapping}: no classes; expected lines of 'wnid name, …'")
@@ -95,8 +97,7 @@ class ImageNet(AnnotatedImages):
         return path, str(path)
 
     def _truth(self, id: str, size: tuple[int, int]) -> Truth:
-        line, text = self._csv.get(id, (0, ""))
-        solution = _parse_solution(text, f"{self._csv_path}:{line}")
+        solution = _parse_solution(*self._csv.get(id, ("", "")))
         objects = solution
         if id in self._xml:
             annotation = read_voc_xml(self._xml[id])
@@ -109,13 +110,14 @@ class ImageNet(AnnotatedImages):
         return Truth(class_of(wnid, self._wnids, f"{id}: its class"), boxes)
 
 
-def _read_solution(path: Path) -> dict[str, tuple[int, str]]:
-    """Image → (line, "wnid x0 y0 x1 y1 wnid …"); the boxes are parsed when they are asked for."""
-    (_, header), *rows = table_rows(read_text(path).splitlines() or [""])
+def _read_solution(path: Path) -> dict[str, tuple[str, str]]:
+    """Image → "wnid x0 y0 x1 y1 wnid …" and file:line; boxes are parsed when they are asked for."""
+    (_, header), *rows = table_rows(lines_of(read_text(path), with_ends=True) or [""])
     header = header[:2]
     fits = header == ["ImageId", "PredictionString"]
     check(fits, f"{path}:1: expected the header ImageId,PredictionString, got {header}")
-    return {row[0]: (number, row[1] if len(row) > 1 else "") for number, row in rows if row}
+    filled = ((number, [*row, ""]) for number, row in rows if row)
+    return once_each((row[0], (row[1].strip(), f"{path}:{number}")) for number, row in filled)
 
 
 def _parse_solution(text: str, where: str) -> list[AnnotatedObject]:

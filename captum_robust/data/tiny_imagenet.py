@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from posixpath import basename
 from typing import Literal
 
 from captum_robust._checks import check, check_choice
-from captum_robust.data.annotations import parse_box
+from captum_robust.data.annotations import once_each, parse_box
 from captum_robust.data.classes import class_of, imagenet_table, numbered
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import by_name, decode_text, is_hidden, open_tree, stem_of
+from captum_robust.data.files import by_name, decode_text, is_hidden, lines_of, open_tree, stem_of
 from captum_robust.data.images import COMPANIONS
 
 _Line = tuple[list[str], str]
@@ -38,7 +40,8 @@ class TinyImageNet(AnnotatedImages):
 
     Raises:
         FileNotFoundError: nothing at ``path``, or no ``wnids.txt`` or annotations in it.
-        ValueError: an unknown split or meaning of labels, a damaged archive, no images.
+        ValueError: an unknown split or meaning of labels, a damaged archive, no images, a list
+            that names an image twice.
     """
 
     kind = "tiny-imagenet"
@@ -69,19 +72,20 @@ class TinyImageNet(AnnotatedImages):
 
         inside = f"{self._top}{split}/"
         images: list[str] = []
-        self._lines: dict[str, _Line] = {}
+        lists_of_boxes = []
         for name in self._tree.names:
             if not name.startswith(inside) or is_hidden(name.removeprefix(inside)):
                 continue
             if "/images/" in name and PurePosixPath(name).suffix.lower() not in COMPANIONS:
                 images.append(name)
             elif split == "train" and name.endswith("_boxes.txt"):
-                self._read_lines(name, wnid=name.split("/")[-2])
+                lists_of_boxes.append(self._lines_in(name, wnid=name.split("/")[-2]))
         if split == "val":
             annotations = f"{inside}val_annotations.txt"
             there = annotations in self._tree.names
             check(there, f"{self._tree.where(annotations)}: no such file", FileNotFoundError)
-            self._read_lines(annotations)
+            lists_of_boxes.append(self._lines_in(annotations))
+        self._lines = once_each(chain.from_iterable(lists_of_boxes))
         where = self._tree.where(inside)
         check(images, f"{where}: no images; expected images/*.JPEG")
         self._images = by_name({name: name for name in images}, stem_of, where)
@@ -91,12 +95,13 @@ class TinyImageNet(AnnotatedImages):
     def _text(self, name: str) -> str:
         return decode_text(self._tree.read(name), self._tree.where(name))
 
-    def _read_lines(self, name: str, wnid: str | None = None) -> None:
+    def _lines_in(self, name: str, wnid: str | None = None) -> Iterator[tuple[str, _Line]]:
+        """The stem of the image of each line, and what it says."""
         where = self._tree.where(name)
-        for number, line in enumerate(self._text(name).splitlines(), start=1):
+        for number, line in enumerate(lines_of(self._text(name)), start=1):
             if words := line.split():
                 words[1:1] = [wnid] if wnid else []
-                self._lines[stem_of(words[0])] = (words[1:], f"{where}:{number}")
+                yield stem_of(words[0]), (words[1:], f"{where}:{number}")
 
     def _image_file(self, id: str) -> tuple[Path | bytes, str]:
         name = place_of(self._images, id, self._lines[id][1] if id in self._lines else "")

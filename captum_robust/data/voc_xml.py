@@ -60,13 +60,16 @@ def read_voc_xml(path: Path) -> Annotation:
 
     Raises:
         DataError: a file that cannot be read, XML that isn't well-formed, or an object without a
-            name or four numbers; the message names file and line.
+            name or four numbers, or with two of one; objects elsewhere than right below the root.
+            The message names file and line.
     """
     name = str(path)
     root = _parsed(read_bytes(path), name)
+    objects = root.findall("object")
+    _refuse_strays(root, objects, name)
     return Annotation(
         size=(_side(root, "height", name), _side(root, "width", name)),
-        objects=[_annotated(element, name) for element in root.findall("object")],
+        objects=[_annotated(element, name) for element in objects],
     )
 
 
@@ -123,25 +126,38 @@ def _decoded(data: bytes, name: str) -> str:
         raise DataError(f"{name}:{line}: not well-formed XML: {reason}") from None
 
 
-def _text(element: Element, path: str) -> str:
+def _text(element: Element, path: str, name: str) -> str:
     """All text that stands right at the path, not in elements below it."""
-    parts = [t for e in element.findall(path) for t in (e.text, *(below.tail for below in e))]
+    found = element.findall(path)
+    twice = f"expected one <{path.replace('/', '> <')}> here, got {len(found)}"
+    check(len(found) <= 1, f"{name}:{element.get('line')}: {twice}", DataError)
+    parts = [text for e in found for text in (e.text, *(below.tail for below in e))]
     return "".join(filter(None, parts)).strip()
 
 
 def _side(root: Element, side: str, name: str) -> int:
-    return parse_side(_text(root, f"size/{side}"), f"{name}: <{side}>")
+    return parse_side(_text(root, f"size/{side}", name), f"{name}: <{side}>")
+
+
+def _refuse_strays(root: Element, objects: list[Element], name: str) -> None:
+    """Say that objects are not where they are read, instead of that there are none."""
+    read = set(objects)
+    unread = ("object",) if objects else ("object", "bndbox")
+    for element in root.iter():
+        is_stray = element not in read and element.tag.split(":")[-1].casefold() in unread
+        expected = "expected <annotation> with <object> right below it"
+        where = f"{name}:{element.get('line')}"
+        check(not is_stray, f"{where}: a <{element.tag}> that is none; {expected}", DataError)
 
 
 def _annotated(element: Element, name: str) -> AnnotatedObject:
-    label = _text(element, "name")
+    label = _text(element, "name", name)
     check(label, f"{name}:{element.get('line')}: the object has no <name>", DataError)
     corners = [f"bndbox/{corner}" for corner in _CORNERS]
     lines = [int(part.get("line", 0)) for path in corners for part in element.findall(path)]
     where = f"{name}:{min(lines, default=element.get('line'))}"
-    box = parse_box([_text(element, path) for path in corners], where)
-    difficult = parse_flag(_text(element, "difficult"))
-    if difficult is None:
-        got = repr(_text(element, "difficult"))
-        raise DataError(f"{where}: expected <difficult> 0 or 1, got {got}")
-    return AnnotatedObject(label, box, where, difficult)
+    box = parse_box([_text(element, path, name) for path in corners], where)
+    mark = _text(element, "difficult", name)
+    difficult = parse_flag(mark)
+    check(difficult is not None, f"{where}: expected <difficult> 0 or 1, got {mark!r}", DataError)
+    return AnnotatedObject(label, box, where, bool(difficult))

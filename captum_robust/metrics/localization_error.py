@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_robust.metrics._counts import FoldMetric
+from captum_robust.metrics.functional._validate import check_box_list, check_maps, size_of
 from captum_robust.metrics.functional.box_sweep import sweep_boxes
 from captum_robust.metrics.functional.boxes import best_iou
 from captum_robust.metrics.functional.folds import best_columns, texts_of
@@ -103,9 +104,12 @@ class LocalizationError(FoldMetric):
     ) -> None:
         """Add images: maps N×H×W, N ground-truth boxes M_i×4, and an id each (a file name, say).
 
-        The boxes may be one tensor N×M×4, and the ids one of N numbers, as wrappers need them that
-        draw from the images (``torchmetrics.wrappers.BootStrapper``).
+        Boxes are in pixels of the maps; those more than a pixel outside are a ``ValueError``. They
+        may be one tensor N×M×4, and the ids one of N numbers, as wrappers need them that draw from
+        the images (``torchmetrics.wrappers.BootStrapper``).
         """
+        maps = check_maps(maps)
+        check_box_list(ground_truth, len(maps), size=size_of(maps))
         ids = None if ids is None else texts_of("ids", ids)
         folds = self._folds(len(maps), ids)
         listed = listed_samples(self.blacklist or None, ids, len(maps))

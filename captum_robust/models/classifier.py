@@ -104,12 +104,18 @@ class Classifier(nn.Module):
 
         A module with one logit z an image has two classes here: -z/2 is the score of class 0, z/2
         that of class 1, whose probability is that of the sigmoid.
+
+        Raises:
+            ValueError: there are more or fewer ``class_names`` than scores.
         """
-        scores = self.module(self.normalised(x))
+        given = self.module(self.normalised(x))
         if not self.training:  # else of auxiliary heads too, as Inception's
-            check_scores("module", scores, "a module whose forward returns the scores, as of ")
-        result: Tensor = two_classes(scores, len(x), "module")
-        return result
+            check_scores("module", given, "a module whose forward returns the scores, as of ")
+        scores: Tensor = two_classes(given, len(x), "module")
+        names = len(self.class_names or ())
+        fits = not names or getattr(scores, "ndim", 0) != 2 or names == scores.shape[1]
+        check(fits, f"class_names: expected one for each of {scores.shape[-1]} scores, got {names}")
+        return scores
 
     def normalised(self, x: Tensor) -> Tensor:
         """A copy of images N×C×H×W with pixels in [0, 1], as ``module`` takes them.

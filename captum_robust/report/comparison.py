@@ -254,10 +254,12 @@ class Comparison:
         return [NOTHING_SCORED] if self._results.is_unscored() else []
 
     def summary(self) -> str:
-        """One line: how many images were read, scored, without boxes and broken."""
+        """One line: how many images were read, scored, broken, without boxes or a label."""
         counts = self._results.counts()
         text = f"{counts['read']} images: {counts['broken']} could not be used, "
         text += f"{counts['unboxed']} without a box"
+        unlabelled = f"; {counts['unlabelled']} without a label: there the prediction is explained"
+        text += unlabelled if counts["unlabelled"] else ""
         text += f"; {counts['failed']} maps failed" if counts["failed"] else ""
         return "; ".join([text, *self.left_unscored()])
 

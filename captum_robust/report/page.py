@@ -140,6 +140,8 @@ def _facts(results: Results, counts: dict[str, int]) -> list[tuple[str, str]]:
     images = (
         f"{counts['read']} read, {counts['broken']} not usable, {counts['unboxed']} without box"
     )
+    if counts["unlabelled"]:
+        images += f", {counts['unlabelled']} without label (there the prediction is explained)"
     if counts["read"] < planned:
         images += f"; the run is not finished ({planned} planned)"
     fit = {

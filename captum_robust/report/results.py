@@ -115,10 +115,14 @@ class Results:
         return self._class_names.get(int(number), str(int(number)))
 
     def counts(self) -> dict[str, int]:
-        """How many images were ``read``, ``broken`` and ``unboxed``, how many maps ``failed``."""
+        """How many images were ``read``, ``broken``, ``unboxed`` and ``unlabelled``.
+
+        And how many maps ``failed``.
+        """
         (counts,) = self.select(
             "SELECT count(*) AS read, count(error) AS broken, "
-            "coalesce(sum(error IS NULL AND boxes = '[]'), 0) AS unboxed FROM images"
+            "coalesce(sum(error IS NULL AND boxes = '[]'), 0) AS unboxed, "
+            "coalesce(sum(error IS NULL AND label IS NULL), 0) AS unlabelled FROM images"
         )
         return counts | {"failed": len(self.failures()) - counts["broken"]}
 

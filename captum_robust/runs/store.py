@@ -185,7 +185,7 @@ class RunStore:
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if described.exists():
-            check_same_run(self.folder, _read(described), self.configuration, "versions")
+            self._hold_to(_read(described))
             return
         strangers = [p.name for p in self.folder.iterdir() if not p.name.startswith("run.json")]
         if any(not name.startswith("rows.sqlite") for name in strangers):
@@ -200,11 +200,18 @@ class RunStore:
         try:
             os.link(part, described)
         except FileExistsError:
-            check_same_run(self.folder, _read(described), self.configuration, "versions")
+            self._hold_to(_read(described))
         except OSError:  # a file system without links
             part.replace(described)
         finally:
             part.unlink(missing_ok=True)
+
+    def _hold_to(self, there: Mapping[str, Any]) -> None:
+        """Refuse a run with other facts; one of an earlier version says less of its data."""
+        here, data = self.configuration, self.configuration["dataset"]
+        if "checksums" in data and "checksums" not in there["dataset"]:
+            here = here | {"dataset": {k: v for k, v in data.items() if k != "checksums"}}
+        check_same_run(self.folder, there, here, "versions")
 
     def _enter_wal_mode(self) -> None:
         """Many readers beside one writer; a killed process leaves whole transactions.

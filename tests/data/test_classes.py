@@ -44,3 +44,13 @@ def test_data_sets_refuse_the_name_of_two_classes(tmp_path, draw, write, voc_xml
     draw(tmp_path / "folder/crane/1.png")
     with pytest.raises(ValueError, match="the name of several"):
         load_dataset("folder", tmp_path / "folder", class_names=names)
+
+
+def test_a_category_that_is_called_2_is_not_the_class_of_that_number():
+    assert category_labels(["2", "b"], None, ["a", "b", "c"]) == {"2": None, "b": 1}
+    assert category_labels(["2"], None, ["a", "2"]) == {"2": 1}
+
+
+def test_letters_with_accents_are_the_same_in_one_character_or_two():
+    one, two = "caf\u00e9", "cafe\u0301"
+    assert ClassIndex(["tea", one])(two) == ClassIndex(["tea", two])(one) == 1

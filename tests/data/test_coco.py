@@ -134,7 +134,7 @@ def test_compressed_runs_are_decoded(root, content):
         *([[1, 1]], [[1, 1, 3, 3]], [SQUARE[0], [1, 1, 3, 3]], [[1, 1, 3, 3], SQUARE[0]]),
         *([[1, 1, 3, 1, 3, 3, 1]], [SQUARE[0] + [7]], [["a"] * 6], [[[1]] * 6], "polygon", 7),
         *([[0, 0, 5, 0, 5, float("inf")]], [[0, 0, 5, 0, 5, float("nan")]], [[10**400] * 6]),
-        *(runs([1]), runs([600, 601]), runs([-1, 1201]), runs([1200.0]), runs(["1200"])),
+        *(runs([1]), runs([600, 601]), runs([-1, 1201]), runs([1199.5, 0.5]), runs(["1200"])),
         *(runs("1"), runs("X"), runs("o" * 9), runs("é"), runs([]), runs({}), runs([True] * 1200)),
     ],
 )
@@ -345,3 +345,46 @@ def test_an_image_listed_twice_is_refused_because_ids_must_be_unique(root, conte
 def test_a_missing_file_is_raised_at_once(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"instances_train2017\.json: no such file"):
         Coco(tmp_path, "train2017")
+
+
+def test_ids_as_text_are_those_of_the_numbers(root, content):
+    expected = [(s.id, s.label, s.boxes.tolist()) for s in Coco(root, class_names=["cat", "dog"])]
+    for each in content["annotations"]:
+        each["category_id"], each["image_id"] = str(each["category_id"]), str(each["image_id"])
+    save(root, content)
+    found = [(s.id, s.label, s.boxes.tolist()) for s in Coco(root, class_names=["cat", "dog"])]
+    assert found == expected
+    assert {label for _, label, _ in found} == {0, 1, None}
+
+
+def test_a_category_that_is_not_listed_is_the_error_of_its_sample(root, content):
+    content["annotations"][3]["category_id"] = 77
+    save(root, content)
+    dataset = Coco(root)
+    (id,) = (id for id in dataset.ids if id.endswith("#category 77"))
+    with pytest.raises(DataError, match="annotation 13: category_id 77 is none of the file's"):
+        dataset[dataset.ids.index(id)]
+
+
+def test_two_categories_of_one_name_are_refused(root, content):
+    content["categories"].append({"id": 99, "name": content["categories"][0]["name"]})
+    save(root, content)
+    with pytest.raises(ValueError, match=r"its categories \d+ and 99 are both called"):
+        Coco(root)
+
+
+@pytest.mark.parametrize("nothing", [[[]], [[], []]])
+def test_polygons_of_no_point_are_no_mask_and_leave_the_box(root, content, nothing):
+    content["annotations"][3]["segmentation"] = nothing
+    save(root, content)
+    sample = Coco(root)[2]
+    assert sample.mask is None
+    assert len(sample.boxes) == 1
+
+
+def test_whole_run_lengths_may_be_written_as_floats(root, content):
+    content["annotations"][3]["segmentation"] = {"size": [30.0, 40.0], "counts": [60.0, 30.0, 1110]}
+    save(root, content)
+    mask = Coco(root)[2].mask
+    assert mask.sum() == 30
+    assert mask[:, 2].all()  # the runs go down the columns of 30

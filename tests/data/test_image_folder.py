@@ -1,4 +1,5 @@
 import pickle
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -301,3 +302,39 @@ def test_a_mask_belongs_to_the_whole_name_of_its_image(tmp_path, draw):
         draw_mask(tmp_path / f"masks/frame.000{number}.png", (number, 0, 9, 9))
     boxes = [sample.boxes.tolist() for sample in ImageFolder(tmp_path)]
     assert boxes == [[[1, 0, 9, 9]], [[2, 0, 9, 9]]]
+
+
+@pytest.mark.parametrize("name", ["a\u2028b.png", "a\x85b.png", "a\x1cb.png", '"a\nb.png"'])
+def test_a_name_with_what_some_take_for_the_end_of_a_line_keeps_its_box(tmp_path, draw, name):
+    image = name.strip('"')
+    draw(tmp_path / image)
+    text = f"file,x0,y0,x1,y1\r\n{name},1,2,3,4\r\n"
+    (tmp_path / "boxes.csv").write_bytes(text.encode())
+    dataset = ImageFolder(tmp_path)
+    assert dataset.ids == [image]
+    assert dataset[0].boxes.tolist() == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(("disk", "table"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_letters_with_accents_are_the_same_in_one_character_or_two(tmp_path, draw, disk, table):
+    on_disk, written = (normalize(form, "caf\u00e9") for form in (disk, table))
+    draw(tmp_path / f"images/{on_disk}.png")
+    (tmp_path / "boxes.csv").write_text(f"file,x0,y0,x1,y1\n{written}.png,1,2,3,4\n")
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (40, 30), 1).save(tmp_path / f"masks/{written}.png")
+    (sample,) = ImageFolder(tmp_path)
+    assert sample.id == f"{on_disk}.png"
+    assert sample.boxes.tolist() == [[1, 2, 3, 4]]
+    assert sample.mask.all()
+
+
+def test_a_label_that_pandas_wrote_as_a_float_is_the_class_of_that_number(tmp_path, draw):
+    for name in "ab":
+        draw(tmp_path / f"{name}.png")
+    table = "file,x0,y0,x1,y1,label\na.png,1,2,3,4,2.0\nb.png,1,2,3,4,2.5\n"
+    (tmp_path / "boxes.csv").write_text(table)
+    dataset = ImageFolder(tmp_path)
+    assert dataset[0].label == 2
+    with pytest.raises(DataError, match="label: expected"):
+        dataset[1]
+    assert ImageFolder(tmp_path, class_names=["2.0", "2.5", "x"])[0].label == 0

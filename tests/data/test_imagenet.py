@@ -189,3 +189,19 @@ def test_a_class_listed_twice_is_refused_because_it_would_shift_the_others(root,
     write(root / "LOC_synset_mapping.txt", f"{GOLDFISH} a\n{GOLDFISH} b\n{TENCH} c\n")
     with pytest.raises(ValueError, match=rf"mapping\.txt: names '{GOLDFISH}' more than once"):
         ImageNet(root)
+
+
+def test_an_image_that_the_csv_names_twice_is_refused_unless_both_lines_say_the_same(root):
+    with open(root / "LOC_val_solution.csv", "a") as file:
+        file.write(f"val_2,{TENCH} 5 5 15 15\n")
+    assert ImageNet(root)[1].label == 0
+    with open(root / "LOC_val_solution.csv", "a") as file:
+        file.write(f"val_2,{GOLDFISH} 5 5 15 15\n")
+    with pytest.raises(ValueError, match=r"csv:5: names 'val_2' again, .* than .*csv:3"):
+        ImageNet(root)
+
+
+def test_two_xml_files_of_one_image_are_refused(root, write, voc_xml):
+    write(root / XMLS / "more/val_2.xml", voc_xml((GOLDFISH, 5, 5, 15, 15)))
+    with pytest.raises(ValueError, match=r"expected one file of a name, got .*val_2\.xml and"):
+        ImageNet(root)

@@ -267,3 +267,15 @@ def test_a_class_listed_twice_is_refused_because_it_would_shift_the_others(folde
     with pytest.raises(ValueError, match=rf"wnids\.txt: names '{GOLDFISH}' more than once"):
         TinyImageNet(folder, labels="wnids")
     assert TinyImageNet(folder)[0].label == 1
+
+
+def test_an_image_that_a_list_names_twice_is_refused_unless_both_lines_say_the_same(folder):
+    lists = {"val": "val/val_annotations.txt", "train": f"train/{TENCH}/{TENCH}_boxes.txt"}
+    for split, name in lists.items():
+        lines = (folder / name).read_text().splitlines()
+        last = lines[-1].split("\t")
+        (folder / name).write_text("\n".join([*lines, lines[-1]]))
+        TinyImageNet(folder, split)
+        (folder / name).write_text("\n".join([*lines, "\t".join([*last[:-1], "30"])]))
+        with pytest.raises(ValueError, match=f":{len(lines) + 1}: names '.*' again, otherwise"):
+            TinyImageNet(folder, split)

@@ -187,10 +187,52 @@ def test_what_is_no_regular_file_is_the_error_of_its_own_sample(root):
     (root / "Annotations/000001.xml").unlink()
     os.mkfifo(root / "Annotations/000001.xml")
     dataset = PascalVOC(root)
-    with pytest.raises(DataError, match=r"000001\.xml: a pipe or a device"):
+    with pytest.raises(DataError, match=r"000001\.xml: a pipe, no file"):
         dataset[0]
     assert len(dataset[1].boxes) == 1
     (root / "Annotations/000001.xml").unlink()
     (root / "Annotations/000001.xml").symlink_to("/dev/zero")
-    with pytest.raises(DataError, match=r"000001\.xml: a pipe or a device"):
+    with pytest.raises(DataError, match=r"000001\.xml: a pipe, no file"):
         PascalVOC(root)[0]
+
+
+ONE = "<xmin>6</xmin><ymin>7</ymin><xmax>15</xmax><ymax>16</ymax>"
+
+
+@pytest.mark.parametrize(
+    ("inner", "said"),
+    [
+        (f"<name>dog</name><bndbox>{ONE}</bndbox><bndbox>{ONE}</bndbox>", "<bndbox> <xmin>"),
+        (f"<name>red</name><name>blue</name><bndbox>{ONE}</bndbox>", "<name>"),
+        (f"<name>dog</name><bndbox><xmin>1</xmin>{ONE}</bndbox>", "<bndbox> <xmin>"),
+        (
+            f"<name>a</name><difficult>0</difficult><difficult>1</difficult><bndbox>{ONE}</bndbox>",
+            "<difficult>",
+        ),
+    ],
+)
+def test_two_of_what_an_object_has_once_are_its_samples_error(root, inner, said):
+    file = root / "Annotations/000001.xml"
+    file.write_text(f"<annotation>\n<object>{inner}</object></annotation>")
+    dataset = PascalVOC(root)
+    error = rf"000001\.xml:2: expected one {said} here, got 2"
+    with pytest.raises(DataError, match=error):
+        dataset[dataset.ids.index("000001")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<annotations>\n<annotation><object>{}</object></annotation></annotations>",
+        "<annotation>\n<objects><object>{}</object></objects></annotation>",
+        "<annotation>\n<Object>{}</Object></annotation>",
+        "<annotation>\n<item>{}</item></annotation>",
+        "<annotation><object>{}</object>\n<OBJECT>{}</OBJECT></annotation>",
+    ],
+)
+def test_objects_that_are_not_read_are_said(root, text):
+    inner = f"<name>dog</name><bndbox>{ONE}</bndbox>"
+    (root / "Annotations/000001.xml").write_text(text.format(inner, inner))
+    dataset = PascalVOC(root)
+    with pytest.raises(DataError, match=r"000001\.xml:2: a <\w+> that is none; expected <annot"):
+        dataset[dataset.ids.index("000001")]

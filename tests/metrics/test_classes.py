@@ -278,3 +278,15 @@ def test_stability_takes_maps_with_one_channel():
 def test_maps_of_several_channels_are_refused():
     with pytest.raises(ValueError, match="maps: expected N×H×W, got 14×3×30×40"):
         F.sweep_boxes(MAPS[:, None].expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize("make", [LocalizationError, MaxBoxAcc, MaxBoxAccV2, PointingGame])
+def test_boxes_of_the_image_are_refused_for_smaller_maps(make):
+    maps, metric = torch.rand(2, 7, 7), make()
+    inside = torch.tensor([[0.0, 0.0, 8.0, 7.5]])  # a pixel beyond is rounding
+    ids = {"ids": ["a", "b"]} if make is LocalizationError else {}
+    metric.update(maps, [inside, inside], **ids)
+    for outside in ([64.0, 64.0, 192.0, 192.0], [0.0, 0.0, 5.0, 8.5], [-1.5, 0.0, 5.0, 5.0]):
+        said = r"ground_truth\[1\]: expected boxes in pixels of the maps of 7×7, got"
+        with pytest.raises(ValueError, match=said):
+            metric.update(maps, [inside, torch.tensor([outside])], **ids)

@@ -30,6 +30,11 @@ def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
     return maps
 
 
+def size_of(maps: Tensor) -> tuple[int, int]:
+    """Return (H, W) of maps N×H×W."""
+    return maps.shape[1], maps.shape[2]
+
+
 def on_device_with_float64(tensor: Tensor) -> Tensor:
     """Return the tensor, on the CPU if it was on MPS: thresholds are compared in float64."""
     return tensor.cpu() if tensor.device.type == "mps" else tensor
@@ -72,8 +77,17 @@ def check_each(name: str, values: Sized | None, n: int) -> None:
         check(len(values) == n, f"{name}: expected one for each of {n} samples, got {len(values)}")
 
 
-def check_box_list(boxes: Tensor | Sequence[Tensor], n: int, name: str = "ground_truth") -> None:
-    """Hold boxes M_i×4, or N×M×4, to one entry a sample and to x0 ≤ x1, y0 ≤ y1."""
+def check_box_list(
+    boxes: Tensor | Sequence[Tensor],
+    n: int,
+    name: str = "ground_truth",
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Hold boxes M_i×4, or N×M×4, to one entry a sample and to x0 ≤ x1, y0 ≤ y1.
+
+    With the ``size`` (H, W) of maps, also to these, up to a pixel: boxes of the images do not fit
+    smaller maps.
+    """
     check_type(name, boxes, Sequence | Tensor, "a list of tensors M×4, one a sample, or N×M×4")
     if isinstance(boxes, Tensor):
         check_shape(name, boxes, "N×M×4")
@@ -82,6 +96,14 @@ def check_box_list(boxes: Tensor | Sequence[Tensor], n: int, name: str = "ground
         check_shape(f"{name}[{i}]", sample, "M×4")
         if not (sample[:, :2] <= sample[:, 2:]).all():
             raise ValueError(f"{name}[{i}]: expected x0 ≤ x1 and y0 ≤ y1, got {sample.tolist()}")
+        if size is None or len(sample) == 0:
+            continue
+        height, width = size
+        reach = torch.cat([-sample[:, :2], sample[:, 2:] - sample.new_tensor([width, height])])
+        if (reach > 1).any():
+            expected = f"expected boxes in pixels of the maps of {height}×{width}"
+            hint = "upsample the maps, or scale the boxes"
+            raise ValueError(f"{name}[{i}]: {expected}, got {sample.tolist()}; {hint}")
 
 
 def check_connectivity(connectivity: int) -> None:

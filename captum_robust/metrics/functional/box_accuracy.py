@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, check_number, check_shape
-from captum_robust.metrics.functional._validate import check_box_list, check_maps
+from captum_robust.metrics.functional._validate import check_box_list, check_maps, size_of
 from captum_robust.metrics.functional.box_sweep import CHUNK_PIXELS
 from captum_robust.metrics.functional.boxes import best_iou
 
@@ -59,7 +59,8 @@ def maxboxacc_ious(
         N×256 float32 on the maps' device; NaN rows for samples without a ground-truth box.
 
     Raises:
-        ValueError: for NaN or infinity in a map (naming the sample) and unknown names.
+        ValueError: for NaN or infinity in a map (naming the sample), boxes more than a pixel
+            outside of their map, and unknown names.
 
     >>> heat = torch.zeros(1, 8, 8)
     >>> heat[0, 2:4, 1:6] = 1
@@ -68,7 +69,7 @@ def maxboxacc_ious(
     """
     maps = check_maps(maps)
     check_choice("contours", contours, CONTOURS)
-    check_box_list(ground_truth, len(maps))
+    check_box_list(ground_truth, len(maps), size=size_of(maps))
     overlaps = torch.empty(len(maps), 256)
     chunk = max(1, CHUNK_PIXELS // (maps.shape[1] * maps.shape[2]))
     truth = [boxes.detach().to(device="cpu", dtype=torch.float64) for boxes in ground_truth]

@@ -33,6 +33,9 @@ def pointing_game_hits(
     Returns:
         N float32: 1 for a hit, 0 for a miss, NaN where the ground truth covers no pixel.
 
+    Raises:
+        ValueError: boxes more than a pixel outside of their map.
+
     >>> heat = torch.zeros(1, 40, 40)
     >>> heat[0, 20, 20] = 1
     >>> pointing_game_hits(heat, [torch.tensor([[34.0, 20.0, 40.0, 21.0]])]).item()  # 14 away
@@ -55,7 +58,7 @@ def pointing_game_hits(
         mask = ground_truth.to(maps.device)
         hit, empty = (near & mask).flatten(1).any(1), ~mask.flatten(1).any(1)
         return hit.float().masked_fill(empty, torch.nan)
-    check_box_list(ground_truth, n)
+    check_box_list(ground_truth, n, size=(height, width))
     hits = torch.empty(n, device=maps.device)
     for i, boxes in enumerate(ground_truth):
         point = torch.stack([x[i], y[i]])
