@@ -19,8 +19,9 @@ from captum_robust._scores import check_rivals
 from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.losses import others_of
 from captum_robust.attacks.norms import Tensors, minus, plus, scaled
+from captum_robust.attacks.point import Point
 from captum_robust.attacks.segments import MULTIPLES, Segment, margins_of
-from captum_robust.attacks.victim import Point, Victim, put_each, take, take_each
+from captum_robust.attacks.victim import Victim, put_each, take, take_each
 
 _SLACK = 2.0
 """How many times longer than expected a gradient may be, before a boundary is overlooked."""

@@ -16,7 +16,8 @@ from captum_robust._scores import check_rivals, without_inference
 from captum_robust.attacks.ascent import GradientAscent
 from captum_robust.attacks.losses import LossFunction, Reading, cross_entropy, odds_against
 from captum_robust.attacks.norms import Tensors
-from captum_robust.attacks.victim import Point, Victim
+from captum_robust.attacks.point import Point
+from captum_robust.attacks.victim import Victim
 
 
 @dataclass(eq=False, repr=False)

@@ -14,8 +14,9 @@ from captum_robust._scores import at_least_float, check_rivals
 from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.losses import cross_entropy, others_of
 from captum_robust.attacks.norms import Norm, Tensors, minus
+from captum_robust.attacks.point import Point
 from captum_robust.attacks.segments import MULTIPLES, Segment
-from captum_robust.attacks.victim import Point, Victim, put_each, take, take_each
+from captum_robust.attacks.victim import Victim, put_each, take, take_each
 from captum_robust.optim import minimize
 
 
