@@ -187,10 +187,10 @@ def test_other_settings_or_layers_are_another_run(tmp_path: Path) -> None:
         return lambda model: PerceptualBallPerturbation(model, (), settings=settings)
 
     run("a", mine(2))
-    with pytest.raises(ValueError, match=r"methods\.mine: .*max_iterations=2.* there, "):
+    with pytest.raises(ValueError, match=r"methods\.mine.*: .*max_iterations=2.* there, "):
         run("a", mine(3))
     run("guided", lambda model: Guided(mine(2)(model)))
-    with pytest.raises(ValueError, match=r"methods\.mine: .*max_iterations=2.* there, "):
+    with pytest.raises(ValueError, match=r"methods\.mine.*: .*max_iterations=2.* there, "):
         run("guided", lambda model: Guided(mine(3)(model)))
     run("b", ["perceptual_ball"], ["1"])
     with pytest.raises(ValueError, match=r"model\.perceptual_layers: 1 there, 1, 3 here"):

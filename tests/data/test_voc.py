@@ -192,7 +192,7 @@ def test_what_is_no_regular_file_is_the_error_of_its_own_sample(root):
     assert len(dataset[1].boxes) == 1
     (root / "Annotations/000001.xml").unlink()
     (root / "Annotations/000001.xml").symlink_to("/dev/zero")
-    with pytest.raises(DataError, match=r"000001\.xml: a pipe, no file"):
+    with pytest.raises(DataError, match=r"000001\.xml: a device, no file"):
         PascalVOC(root)[0]
 
 
