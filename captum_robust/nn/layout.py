@@ -33,8 +33,8 @@ class Layout:
     batch: int
     positions: tuple[int, ...]
     """The dimensions along which the places differ."""
-    order: Tensor
-    """The numbers of the positions, row by row of the image; class tokens are left out."""
+    order: Tensor | None
+    """The numbers of the positions, row by row of the image, without class tokens; None: all."""
     grid: tuple[int, ...]
     """(h, w) of an image, (T,) of a series."""
 
@@ -43,7 +43,9 @@ class Layout:
         channels = [d for d in range(x.ndim) if d != self.batch and d not in self.positions]
         rows = x.permute(self.batch, *channels, *self.positions)
         n, count = x.shape[self.batch], math.prod(x.shape[d] for d in channels)
-        flat = rows.reshape(n, count, -1)[:, :, self.order.to(x.device)]
+        flat = rows.reshape(n, count, -1)
+        if self.order is not None:
+            flat = flat[:, :, self.order.to(x.device)]
         return flat.reshape(n, count, *self.grid)
 
 
@@ -106,8 +108,7 @@ def _layout(parts: Sequence[Tensor], output: Tensor, image: Tensor) -> Layout | 
     if not positions:
         if sum(length > 1 for d, length in enumerate(output.shape) if d != batch) > 1:
             raise _refusal(output)
-        first = torch.zeros(1, dtype=torch.long, device=output.device)
-        return Layout(batch, (), first, (1,) * spatial)
+        return Layout(batch, (), None, (1,) * spatial)
     shape = [s if d in positions else 1 for d, s in enumerate(output.shape)]
     points = torch.stack([axis.expand(shape).flatten() for axis in own])
     inside = (points != NOWHERE).all(dim=0).nonzero().squeeze(1)
@@ -126,7 +127,7 @@ def _layout(parts: Sequence[Tensor], output: Tensor, image: Tensor) -> Layout | 
         return None
     if not all(_fills(p, *ranks) for p, ranks in zip(points, ranked, strict=True)):  # a part
         raise _refusal(output)
-    return Layout(batch, positions, inside[order], grid)
+    return Layout(batch, positions, None if in_order else inside[order], grid)
 
 
 def _batch_dimension(sample: Tensor, shape: Sequence[int], n: int) -> int | None:
