@@ -364,7 +364,7 @@ def _merged(known: Sequence[tuple[Places | None, Tensor]], ndim: int) -> Places:
         return LOST
     merged = []
     for parts in zip(*every, strict=True):
-        aligned = [part.reshape(*[1] * (ndim - part.ndim), *part.shape) for part in parts]
+        aligned = [part.reshape([1] * (ndim - part.ndim) + list(part.shape)) for part in parts]
         best = max(aligned, key=Tensor.numel)
         for part in aligned:
             if part.numel() == 1:
