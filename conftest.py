@@ -10,7 +10,9 @@ REAL_DATA = Path(__file__).parent / os.environ.get("CAPTUM_ROBUST_DATA", "../sha
 
 
 def pytest_configure() -> None:
-    """Take Ctrl-C, which a shell leaves ignored in what it starts in the background."""
+    """Share the cores between workers; take Ctrl-C, which a shell in the background ignores."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for commands
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

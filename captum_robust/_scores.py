@@ -157,11 +157,9 @@ def finite_scores(scores: Tensor, n: int, *, copies: int = 1, first_sample: int 
     ``ValueError`` for NaN or infinity names the sample, the first of which is ``first_sample``.
     """
     scores = one_row_a_sample(scores, n * copies)
-    where = "forward_func, scores"
-    check(scores.numel() > 0, f"{where}: expected some, got shape {tuple(scores.shape)}")
     try:
         for each in torch.split(scores, n):
-            check_finite(each, where, first_sample)
+            check_finite(each, "forward_func, scores", first_sample)
     except ValueError as error:
         if not bool((scores == -torch.inf).any()):
             raise
