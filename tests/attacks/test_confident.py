@@ -644,7 +644,9 @@ def whole(x):
 def test_whole_scores_have_no_gradient_and_this_is_said(attack):
     with pytest.raises(ValueError, match="forward_func: no gradient flows from its scores"):
         attack(whole).perturb(POINT, 0)
-    with pytest.raises(ValueError, match=r"forward_func: expected scores 1×K for a batch of 1, got \(1, 0\)"):
+    with pytest.raises(
+        ValueError, match=r"forward_func: expected scores 1×K for a batch of 1, got \(1, 0\)"
+    ):
         attack(lambda z: z[:, :0]).perturb(POINT, 0)
 
 
