@@ -123,10 +123,11 @@ _SQL_TYPES = {
     "list[list[float]]": "TEXT",
 }
 _TABLES: tuple[tuple[str, type[Any], str], ...] = (
-    ("images", ImageRow, "PRIMARY KEY (position))"),
-    ("results", ResultRow, "PRIMARY KEY (method, attack, position)) WITHOUT ROWID"),
-    ("attacked", AttackRow, "PRIMARY KEY (attack, position)) WITHOUT ROWID"),
+    ("images", ImageRow, "position"),
+    ("results", ResultRow, "method, attack, position"),
+    ("attacked", AttackRow, "attack, position"),
 )
+"""Name, row and primary key of each."""
 
 
 def _schema() -> Iterator[str]:
@@ -134,7 +135,8 @@ def _schema() -> Iterator[str]:
     yield "CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL)"
     for table, row, key in _TABLES:
         columns = ", ".join(f"{name} {kind}" for name, kind in _columns(row).items())
-        yield f"CREATE TABLE IF NOT EXISTS {table} ({columns}, {key}"
+        kind = "" if table == "images" else " WITHOUT ROWID"
+        yield f"CREATE TABLE IF NOT EXISTS {table} ({columns}, PRIMARY KEY ({key})){kind}"
 
 
 def _columns(row: type[Any]) -> dict[str, str]:
@@ -260,13 +262,19 @@ class RunStore:
         images: Iterable[ImageRow] = (),
         attacked: Iterable[AttackRow] = (),
     ) -> None:
-        """Write rows in one transaction: all of them or, if the process dies, none."""
+        """Write rows in one transaction: all of them or, if the process dies, none.
+
+        A row with an error takes the place of none without: a file may be away for a while.
+        """
         with self._transaction() as database:
-            for (table, row, _), rows in zip(_TABLES, (images, results, attacked), strict=True):
+            for (table, row, key), rows in zip(_TABLES, (images, results, attacked), strict=True):
                 names = [field.name for field in fields(row)]
                 marks = ", ".join("?" * len(names))
+                new = ", ".join(f"{name} = excluded.{name}" for name in names)
                 database.executemany(
-                    f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({marks})",
+                    f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) "
+                    f"ON CONFLICT ({key}) DO UPDATE SET {new} "
+                    f"WHERE excluded.error IS NULL OR {table}.error IS NOT NULL",
                     ([_plain(getattr(one, name)) for name in names] for one in rows),
                 )
 
