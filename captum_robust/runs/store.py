@@ -8,7 +8,7 @@ import secrets
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -177,7 +177,7 @@ class RunStore:
             for statement in _schema():
                 self._database.execute(statement)
             self._add_columns()
-            self.count(0, 0)
+            self.count(0, 0, ())
         except sqlite3.Error as error:
             raise ValueError(
                 f"{file}: no rows of a run ({error}); delete it or give another folder"
@@ -283,12 +283,16 @@ class RunStore:
         with self._transaction() as database:
             database.executemany("INSERT OR REPLACE INTO classes VALUES (?, ?)", enumerate(names))
 
-    def count(self, start: int, stop: int) -> dict[tuple[str, str], int]:
-        """How many rows each (method, attack) has for the positions from start to stop."""
+    def count(self, start: int, stop: int, kept: Collection[int]) -> dict[tuple[str, str], int]:
+        """How many rows each (method, attack) has for the positions from start to stop.
+
+        Those with errors count where their position is one of ``kept``.
+        """
+        marks = ", ".join("?" * len(kept))
         rows = self._database.execute(
             "SELECT method, attack, count(*) FROM results WHERE position >= ? AND position < ? "
-            "GROUP BY method, attack",
-            (start, stop),
+            f"AND (error IS NULL OR position IN ({marks})) GROUP BY method, attack",
+            (start, stop, *kept),
         )
         return {(method, attack): n for method, attack, n in rows}
 
