@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import sqlite3
 import time
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from torch import Tensor
 from captum_robust._files import check_folder, check_same_run
 
 _LOCK_SECONDS = 120
+_LEAST_ROOM = 2**20
+"""Bytes below which a disk is full: SQLite says "disk I/O error" of that too."""
+_NOT_NOW = ("disk I/O", "is full", "locked", "readonly", "unable to open")
+"""What SQLite says where the file may be whole; else it has other tables, or is damaged."""
 
 
 @dataclass
@@ -157,6 +162,7 @@ class RunStore:
         ValueError: the folder holds a run with another configuration (the message shows the
             difference), or something else; or it is a file.
         FileNotFoundError: no run to read.
+        OSError: the rows are there but cannot be opened now, as on a full disk.
     """
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any] | None = None) -> None:
@@ -179,9 +185,7 @@ class RunStore:
             self._add_columns()
             self.count(0, 0, ())
         except sqlite3.Error as error:
-            raise ValueError(
-                f"{file}: no rows of a run ({error}); delete it or give another folder"
-            ) from None
+            raise _unopened(file, error) from None
 
     def _claim(self, described: Path) -> None:
         check_folder(self.folder)
@@ -198,13 +202,14 @@ class RunStore:
         # Written aside and linked: a killed process leaves none or a whole one, and of two that
         # start together the second compares with what the first wrote.
         part = described.with_name(f"run.json.{secrets.token_hex(8)}")
-        part.write_text(json.dumps(self.configuration, indent=2) + "\n", encoding="utf-8")
         try:
-            os.link(part, described)
-        except FileExistsError:
-            self._hold_to(_read(described))
-        except OSError:  # a file system without links
-            part.replace(described)
+            part.write_text(json.dumps(self.configuration, indent=2) + "\n", encoding="utf-8")
+            try:
+                os.link(part, described)
+            except FileExistsError:
+                self._hold_to(_read(described))
+            except OSError:  # a file system without links
+                part.replace(described)
         finally:
             part.unlink(missing_ok=True)
 
@@ -318,6 +323,19 @@ def pack(tensor: Tensor) -> bytes:
 def unpack(data: bytes, dtype: type[np.generic] = np.float32) -> np.ndarray[Any, Any]:
     """The flat values that :func:`pack` compressed."""
     return np.frombuffer(zlib.decompress(data), dtype=dtype)
+
+
+def _unopened(file: Path, error: sqlite3.Error) -> ValueError | OSError:
+    """Why the rows cannot be opened; only of what holds none is it said to delete it."""
+    text = str(error)
+    if "not a database" in text:
+        return ValueError(f"{file}: no rows of a run ({text}); delete it or give another folder")
+    if any(reason in text for reason in _NOT_NOW):
+        with suppress(OSError):
+            if shutil.disk_usage(file.parent).free < _LEAST_ROOM:
+                text += "; the disk is full"
+        return OSError(f"{file}: cannot be opened now ({text}); what it holds is kept")
+    return ValueError(f"{file}: damaged, or of something else ({text}); give another folder")
 
 
 def _plain(value: Any) -> Any:

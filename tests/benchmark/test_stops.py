@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -50,6 +53,69 @@ def errors(out: Path, kind: str) -> list[str | None]:
     table = "results" if kind == "compare" else "attacked"
     rows = RunStore(out).select(f"SELECT error FROM {table} ORDER BY position")
     return [row["error"] for row in rows]
+
+
+def opened(folder: Path) -> RunStore:
+    return RunStore(folder, {"model": "a", "dataset": "b", "settings": "c"})
+
+
+@pytest.mark.parametrize(
+    ("why", "free", "message"),
+    [
+        ("disk I/O error", 0, r"cannot be opened now \(disk I/O error; the disk is full\)"),
+        ("disk I/O error", 2**30, r"cannot be opened now \(disk I/O error\); .* kept"),
+        ("database or disk is full", 2**30, r"cannot be opened now \(database or disk is full\)"),
+        ("database is locked", 2**30, "cannot be opened now"),
+        ("attempt to write a readonly database", 2**30, "cannot be opened now"),
+    ],
+)
+def test_rows_that_cannot_be_opened_now_are_not_said_to_be_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str, free: int, message: str
+) -> None:
+    opened(tmp_path).close()
+
+    def fails(_: RunStore) -> None:
+        raise sqlite3.OperationalError(why)
+
+    monkeypatch.setattr(RunStore, "_add_columns", fails)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match=message) as caught:
+        opened(tmp_path)
+    assert "delete" not in str(caught.value)
+
+
+def test_only_of_what_is_no_database_is_it_said_to_delete_it(tmp_path: Path) -> None:
+    file = tmp_path / "rows.sqlite"
+    for name in ("none", "torn", "other"):
+        opened(tmp_path / name).close()
+    (tmp_path / "none" / file.name).write_bytes(b"no database" * 100)
+    whole = (tmp_path / "torn" / file.name).read_bytes()
+    (tmp_path / "torn" / file.name).write_bytes(whole[:4096] + b"torn" * (len(whole) // 4 - 1024))
+    other = tmp_path / "other" / file.name
+    other.unlink()
+    with sqlite3.connect(other) as database:
+        database.execute("CREATE TABLE results (song TEXT)")
+        database.execute("INSERT INTO results VALUES ('la')")
+    database.close()
+    for name, message in (("none", "; delete it"), ("torn", "damaged"), ("other", "damaged, or")):
+        with pytest.raises(ValueError, match=message) as caught:
+            opened(tmp_path / name)
+        assert ("delete" in str(caught.value)) == (name == "none")
+
+
+def test_a_disk_that_is_full_at_the_start_is_named_and_leaves_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def full(path: Path, text: str, **options: Any) -> int:
+        write(path, text[:5], **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        opened(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 KINDS = pytest.mark.parametrize("kind", ["compare", "attack"])
