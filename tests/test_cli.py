@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from PIL import Image
 from captum_robust.attr import AdversarialLocalization, RealTimeMasking
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.benchmark import METHODS, Comparison, compare
+from captum_robust.benchmark.batches import BatchReader
 from captum_robust.data import load_dataset
 from captum_robust.models import load_classifier, save_classifier
 from captum_robust.nn import (
@@ -819,6 +821,23 @@ def test_a_damaged_run_is_one_line(run: Run, tmp_path: Path, content: bytes) -> 
     code, _, err = run(*arguments)
     assert code == 2
     assert name in one_line(err)
+
+
+def test_a_full_disk_stops_a_run_with_one_line_and_exit_code_2(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = draw(tmp_path / "images", n=2)
+    for command in (("compare", "folder", folder, "--methods", "center_box"), ("attack", folder)):
+        with monkeypatch.context() as patched:
+            patched.setattr(BatchReader, "_fitted", full)
+            code, _, err = run(*command)
+        assert code == 2
+        assert "No space left on device" in one_line(err)
+    code, _, err = run("compare", "folder", folder, "--methods", "center_box", "--no-retry")
+    assert code == 0, err
 
 
 def test_a_file_name_that_is_no_text_is_a_row_with_its_error(run: Run, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def attack_images(
     fit: str = "squash",
     seed: int = 0,
     keep_all: bool = False,
+    retry: bool = True,
     progress: bool = True,
 ) -> AttackRun:
     """Attack the images of a data set and write those that fool the model as PNG files.
@@ -102,12 +103,14 @@ def attack_images(
         batch_size: images that are attacked at once; part of what a resumed run must repeat.
         fit, seed: as for :func:`captum_robust.benchmark.compare`.
         keep_all: also write the images that do not fool.
+        retry: as for :func:`captum_robust.benchmark.compare`.
         progress: show a progress bar on standard error.
 
     Raises:
         TypeError: ``model`` is no ``Classifier``.
         ValueError: a number out of range, no attack, a target that all images are of, or a folder
             that holds another run.
+        OSError: as of :func:`captum_robust.benchmark.compare`.
     """
     check_settings(model, limit, batch_size, fit)
     check(attacks, "attacks: expected at least one")
@@ -130,7 +133,7 @@ def attack_images(
     ids = getattr(source, "ids", None) or [str(i) for i in range(count)]
     names = png_names(ids[:count])
     runner = _Attacking(reader, store, list(attacks), attacks, target, keep_all, names)
-    runner.run(count, batch_size, "image", progress)
+    runner.run(count, batch_size, "image", progress, retry)
     return AttackRun(out)
 
 
@@ -143,11 +146,14 @@ class _Attacking(Runner[str]):
     keep_all: bool
     names: list[str]
 
-    def missing(self, start: int, stop: int) -> list[str]:
+    def missing(self, start: int, stop: int, kept: Collection[int]) -> list[str]:
         rows = self.store.select(
-            "SELECT attack, file FROM attacked WHERE position >= ? AND position < ?", (start, stop)
+            "SELECT position, attack, file, error FROM attacked "
+            "WHERE position >= ? AND position < ?",
+            (start, stop),
         )
-        files = ((row["attack"], row["file"]) for row in rows)
+        done = (row for row in rows if row["error"] is None or row["position"] in kept)
+        files = ((row["attack"], row["file"]) for row in done)
         # A row whose file is gone is made again.
         have = Counter(a for a, f in files if f is None or (self.store.folder / f).is_file())
         return [attack for attack in self.tasks if have[attack] < stop - start]

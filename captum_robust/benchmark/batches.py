@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from operator import index as as_index
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ from captum_robust.data.given import SampleSource, sample_source
 from captum_robust.draw import as_rgb
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import check_channels, in_channels_of
+from captum_robust.runs.machine import is_of_files, is_of_machine, is_out_of_memory
 from captum_robust.runs.store import ImageRow
 
 Perturb: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -40,6 +42,8 @@ class Loaded:
     image: str
     sample: Sample | None
     error: str | None = None
+    is_away: bool = False
+    """The file itself could not be read, whatever is in it."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,14 @@ class BatchReader:
         if self.model.class_names is not None:
             return len(self.model.class_names)
         return int(self.scores(black_image(self.model)).shape[1])
+
+    @property
+    def root(self) -> Path | None:
+        """Where the images lie, if the data set says so."""
+        at: Any = self.dataset
+        while at is not None and not isinstance(getattr(at, "root", None), (str, Path)):
+            at = getattr(at, "samples", getattr(at, "dataset", None))  # what it is a view of
+        return None if at is None else Path(at.root)
 
     @cached_property
     def _others(self) -> int:
@@ -194,7 +206,9 @@ class BatchReader:
             image = image if ids is not None else sample.id
             sample = self._fitted(sample)
         except Exception as error:  # whatever is wrong with one image, the run goes on
-            return Loaded(position, image, None, one_line(error))
+            if is_of_machine(error):
+                raise
+            return Loaded(position, image, None, one_line(error), is_of_files(error))
         return Loaded(position, image, sample)
 
     def _fitted(self, sample: Sample) -> Sample:
@@ -236,23 +250,33 @@ def each(
     batches: tuple[Sequence[_Part], Columns],
     make: Callable[[_Part], _Made],
     caught: type[Exception] = Exception,
+    *,
+    halve: bool = True,
 ) -> tuple[list[_Made], Columns]:
     """What ``make`` returns of each batch or, where that fails, of each of its images alone.
 
-    With it go the errors, also those that the batches come with.
+    With it go the errors, also those that the batches come with, but none of the machine: where
+    memory runs out, a batch is halved once.
     """
     made: list[_Made] = []
     failed = dict(batches[1])
     for batch in batches[0]:
         try:
             made.append(make(batch))
-        except caught as error:
+            continue
+        except Exception as error:
+            is_memory = is_out_of_memory(error)
+            is_halved = is_memory and halve and len(batch) > 1
+            if not is_halved and (is_of_machine(error) or not isinstance(error, caught)):
+                raise
             if len(batch) == 1:
                 failed |= {item: {"error": one_line(error)} for item in batch}
                 continue
-            singles = [batch[i : i + 1] for i in range(len(batch))]
-            some, failed = each((singles, failed), make, caught)
-            made += some
+        # Behind the clause, as the error holds the tensors of the batch.
+        size = -(-len(batch) // 2) if is_memory else 1
+        parts = [batch[i : i + size] for i in range(0, len(batch), size)]
+        some, failed = each((parts, failed), make, caught, halve=False)
+        made += some
     return made, failed
 
 

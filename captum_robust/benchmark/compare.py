@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, groupby
@@ -44,6 +44,7 @@ from captum_robust.metrics.functional import SALIENCY_THRESHOLDS
 from captum_robust.models import Classifier
 from captum_robust.report.comparison import Comparison
 from captum_robust.report.results import CLEAN, GALLERY_POOL
+from captum_robust.runs.machine import is_of_machine
 from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
 
 _TARGETS = ("label", "prediction")
@@ -68,6 +69,7 @@ def compare(
     seed: int = 0,
     adaptive: bool = False,
     saliency_metric: bool = False,
+    retry: bool = True,
     progress: bool = True,
 ) -> Comparison:
     """Run the methods over the data set and keep one row for each image, method and attack.
@@ -109,6 +111,8 @@ def compare(
         saliency_metric: also measure, on the clean images, how small a crop around each map the
             class survives (:func:`captum_robust.metrics.functional.saliency_metric`): up to 18
             classifier passes an image and method, one for each box that a threshold draws.
+        retry: when a run goes on, make the rows with errors again. Without it they are kept, and a
+            run also goes on where nearly all images can't be opened.
         progress: show a progress bar on standard error.
 
     Returns:
@@ -123,6 +127,8 @@ def compare(
             accepted kinds.
         ValueError: an unknown name, an empty data set, a number out of range, ``adaptive`` without
             an attack, or a folder that holds another run.
+        OSError: memory or the disk's room ran out (a batch is halved once first), or nearly all
+            images can't be opened, as when their folder is away; no row is made of that.
     """
     check_settings(model, limit, batch_size, fit)
     check_choice("precision", precision, PRECISIONS)
@@ -159,7 +165,7 @@ def compare(
     # The methods that are shown the same images follow each other.
     tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
     runner = _Comparing(reader, store, tasks, built, target, saliency_metric)
-    runner.run(count, batch_size, "map", progress)
+    runner.run(count, batch_size, "map", progress, retry)
     result = Comparison(folder, _keep_alive=temporary)
     if is_first():
         for sentence in [*result.complete_failures(), *result.left_unscored()]:
@@ -193,8 +199,8 @@ class _Comparing(Runner[_Task]):
     target: str
     saliency_metric: bool
 
-    def missing(self, start: int, stop: int) -> list[_Task]:
-        have = self.store.count(start, stop)
+    def missing(self, start: int, stop: int, kept: Collection[int]) -> list[_Task]:
+        have = self.store.count(start, stop, kept)
         return [(s, m) for s, m in self.tasks if have.get((m, s.attack), 0) < stop - start]
 
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
@@ -240,7 +246,7 @@ class _Comparing(Runner[_Task]):
                     facts["explained"] = facts["decided"]
             measured = self._measured(batch, method, stage, facts["explained"], work)
         except Exception as error:
-            if len(batch) > 1:
+            if len(batch) > 1 or is_of_machine(error):
                 raise
             measured = [{"error": one_line(error)}]
         source = {} if stage.name == stage.attack else {"source": stage.name}

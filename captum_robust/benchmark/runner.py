@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
@@ -11,6 +11,7 @@ import torch
 
 from captum_robust._processes import progress_bar, ranks
 from captum_robust.benchmark.batches import Batches, BatchReader, Loaded
+from captum_robust.runs.machine import Reads, stops
 from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
 
 Task = TypeVar("Task")
@@ -33,8 +34,11 @@ class Runner(ABC, Generic[Task]):
     tasks: Sequence[Task]
 
     @abstractmethod
-    def missing(self, start: int, stop: int) -> list[Task]:
-        """The tasks that have not all their rows of the positions from start to stop."""
+    def missing(self, start: int, stop: int, kept: Collection[int]) -> list[Task]:
+        """The tasks that have not all their rows of the positions from start to stop.
+
+        A row with an error is one of the positions ``kept`` only.
+        """
 
     @abstractmethod
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
@@ -44,21 +48,34 @@ class Runner(ABC, Generic[Task]):
     def rows(self, tasks: Sequence[Task], start: int, clean: Batches) -> Rows:
         """The rows of each of the tasks, of the batch that begins at ``start``."""
 
-    def run(self, count: int, batch_size: int, unit: str, progress: bool) -> None:
-        """Make all rows of the first ``count`` images, shared between processes; then close."""
+    def run(self, count: int, batch_size: int, unit: str, progress: bool, retry: bool) -> None:
+        """Make all rows of the first ``count`` images, shared between processes; then close.
+
+        With ``retry`` rows with errors are made again, but for images that still can't be read.
+
+        Raises:
+            MachineError: memory or room ran out, or, with ``retry``, the images are away.
+        """
         self.store.write_classes(self.reader.model.class_names or ())
+        reads = Reads(self.reader.root)
         with (
+            stops(),
             torch.inference_mode(False),
             ranks() as (rank, world),
             progress_bar(count * len(self.tasks), unit, progress and rank == 0) as advance,
         ):
             for start in range(rank * batch_size, count, world * batch_size):
                 stop = min(start + batch_size, count)
-                tasks = self.missing(start, stop)
+                positions = range(start, stop)
+                tasks = self.missing(start, stop, () if retry else positions)
+                loaded = self.reader.load(start, stop) if tasks else []
+                if retry:
+                    reads.check([item.error if item.is_away else None for item in loaded])
+                    unread = {item.position for item in loaded if item.sample is None}
+                    tasks = self.missing(start, stop, unread) if unread else tasks
                 advance((stop - start) * (len(self.tasks) - len(tasks)))
                 if not tasks:
                     continue
-                loaded = self.reader.load(start, stop)
                 clean = self.reader.clean(loaded)
                 images = self.image_rows(loaded, clean)
                 for results, attacked in self.rows(tasks, start, clean):

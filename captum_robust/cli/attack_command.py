@@ -72,6 +72,7 @@ def attack(options: AttackCommandOptions) -> None:
         batch_size=options.batch_size,
         fit=options.fit,
         seed=options.seed,
+        retry=not options.no_retry,
         keep_all=options.keep_all,
     )
     if is_first():

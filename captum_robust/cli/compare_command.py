@@ -95,6 +95,7 @@ def compare(options: CompareOptions) -> None:
             fit=options.fit,
             precision=options.precision,
             seed=options.seed,
+            retry=not options.no_retry,
             adaptive=options.adaptive,
             saliency_metric=options.saliency_metric,
         )

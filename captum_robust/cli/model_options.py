@@ -52,6 +52,8 @@ class RunOptions(ModelOptions):
     universal: Path | None = None
     seed: int = 0
     """For methods and attacks that draw."""
+    no_retry: bool = field(default=False, metadata=option("--no-retry"))
+    """Keep the rows with errors of a run that goes on; else they are made again."""
 
 
 def load_model(options: ModelOptions) -> Classifier:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from torch import Tensor
 from captum_robust._files import check_folder, check_same_run
 
 _LOCK_SECONDS = 120
+_LEAST_ROOM = 2**20
+"""Bytes below which a disk is full: SQLite says "disk I/O error" of that too."""
+_NOT_NOW = ("disk I/O", "is full", "locked", "readonly", "unable to open")
+"""What SQLite says where the file may be whole; else it has other tables, or is damaged."""
 
 
 @dataclass
@@ -123,10 +128,11 @@ _SQL_TYPES = {
     "list[list[float]]": "TEXT",
 }
 _TABLES: tuple[tuple[str, type[Any], str], ...] = (
-    ("images", ImageRow, "PRIMARY KEY (position))"),
-    ("results", ResultRow, "PRIMARY KEY (method, attack, position)) WITHOUT ROWID"),
-    ("attacked", AttackRow, "PRIMARY KEY (attack, position)) WITHOUT ROWID"),
+    ("images", ImageRow, "position"),
+    ("results", ResultRow, "method, attack, position"),
+    ("attacked", AttackRow, "attack, position"),
 )
+"""Name, row and primary key of each."""
 
 
 def _schema() -> Iterator[str]:
@@ -134,7 +140,8 @@ def _schema() -> Iterator[str]:
     yield "CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL)"
     for table, row, key in _TABLES:
         columns = ", ".join(f"{name} {kind}" for name, kind in _columns(row).items())
-        yield f"CREATE TABLE IF NOT EXISTS {table} ({columns}, {key}"
+        kind = "" if table == "images" else " WITHOUT ROWID"
+        yield f"CREATE TABLE IF NOT EXISTS {table} ({columns}, PRIMARY KEY ({key})){kind}"
 
 
 def _columns(row: type[Any]) -> dict[str, str]:
@@ -155,6 +162,7 @@ class RunStore:
         ValueError: the folder holds a run with another configuration (the message shows the
             difference), or something else; or it is a file.
         FileNotFoundError: no run to read.
+        OSError: the rows are there but cannot be opened now, as on a full disk.
     """
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any] | None = None) -> None:
@@ -175,11 +183,9 @@ class RunStore:
             for statement in _schema():
                 self._database.execute(statement)
             self._add_columns()
-            self.count(0, 0)
+            self.count(0, 0, ())
         except sqlite3.Error as error:
-            raise ValueError(
-                f"{file}: no rows of a run ({error}); delete it or give another folder"
-            ) from None
+            raise _unopened(file, error) from None
 
     def _claim(self, described: Path) -> None:
         check_folder(self.folder)
@@ -196,13 +202,14 @@ class RunStore:
         # Written aside and linked: a killed process leaves none or a whole one, and of two that
         # start together the second compares with what the first wrote.
         part = described.with_name(f"run.json.{secrets.token_hex(8)}")
-        part.write_text(json.dumps(self.configuration, indent=2) + "\n", encoding="utf-8")
         try:
-            os.link(part, described)
-        except FileExistsError:
-            self._hold_to(_read(described))
-        except OSError:  # a file system without links
-            part.replace(described)
+            part.write_text(json.dumps(self.configuration, indent=2) + "\n", encoding="utf-8")
+            try:
+                os.link(part, described)
+            except FileExistsError:
+                self._hold_to(_read(described))
+            except OSError:  # a file system without links
+                part.replace(described)
         finally:
             part.unlink(missing_ok=True)
 
@@ -260,13 +267,19 @@ class RunStore:
         images: Iterable[ImageRow] = (),
         attacked: Iterable[AttackRow] = (),
     ) -> None:
-        """Write rows in one transaction: all of them or, if the process dies, none."""
+        """Write rows in one transaction: all of them or, if the process dies, none.
+
+        A row with an error takes the place of none without: a file may be away for a while.
+        """
         with self._transaction() as database:
-            for (table, row, _), rows in zip(_TABLES, (images, results, attacked), strict=True):
+            for (table, row, key), rows in zip(_TABLES, (images, results, attacked), strict=True):
                 names = [field.name for field in fields(row)]
                 marks = ", ".join("?" * len(names))
+                new = ", ".join(f"{name} = excluded.{name}" for name in names)
                 database.executemany(
-                    f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({marks})",
+                    f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) "
+                    f"ON CONFLICT ({key}) DO UPDATE SET {new} "
+                    f"WHERE excluded.error IS NULL OR {table}.error IS NOT NULL",
                     ([_plain(getattr(one, name)) for name in names] for one in rows),
                 )
 
@@ -275,12 +288,16 @@ class RunStore:
         with self._transaction() as database:
             database.executemany("INSERT OR REPLACE INTO classes VALUES (?, ?)", enumerate(names))
 
-    def count(self, start: int, stop: int) -> dict[tuple[str, str], int]:
-        """How many rows each (method, attack) has for the positions from start to stop."""
+    def count(self, start: int, stop: int, kept: Collection[int]) -> dict[tuple[str, str], int]:
+        """How many rows each (method, attack) has for the positions from start to stop.
+
+        Those with errors count where their position is one of ``kept``.
+        """
+        marks = ", ".join("?" * len(kept))
         rows = self._database.execute(
             "SELECT method, attack, count(*) FROM results WHERE position >= ? AND position < ? "
-            "GROUP BY method, attack",
-            (start, stop),
+            f"AND (error IS NULL OR position IN ({marks})) GROUP BY method, attack",
+            (start, stop, *kept),
         )
         return {(method, attack): n for method, attack, n in rows}
 
@@ -306,6 +323,19 @@ def pack(tensor: Tensor) -> bytes:
 def unpack(data: bytes, dtype: type[np.generic] = np.float32) -> np.ndarray[Any, Any]:
     """The flat values that :func:`pack` compressed."""
     return np.frombuffer(zlib.decompress(data), dtype=dtype)
+
+
+def _unopened(file: Path, error: sqlite3.Error) -> ValueError | OSError:
+    """Why the rows cannot be opened; only of what holds none is it said to delete it."""
+    text = str(error)
+    if "not a database" in text:
+        return ValueError(f"{file}: no rows of a run ({text}); delete it or give another folder")
+    if any(reason in text for reason in _NOT_NOW):
+        with suppress(OSError):
+            if shutil.disk_usage(file.parent).free < _LEAST_ROOM:
+                text += "; the disk is full"
+        return OSError(f"{file}: cannot be opened now ({text}); what it holds is kept")
+    return ValueError(f"{file}: damaged, or of something else ({text}); give another folder")
 
 
 def _plain(value: Any) -> Any:

@@ -26,7 +26,7 @@ from captum_robust.metrics.functional import alpha_grid, best_iou, split_folds, 
 from captum_robust.metrics.functional.weak_localization import best_columns
 from captum_robust.models import Classifier
 from captum_robust.report.results import STRATEGY_ORDER, Tuning
-from captum_robust.runs.store import ResultRow, RunStore, unpack
+from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore, unpack
 
 from .conftest import Drawn, centre_heat, make_classifier
 
@@ -237,6 +237,24 @@ def test_a_batch_that_was_cut_between_methods_is_completed(
     store.close()
     again = compare(model, drawn, CHEAP, out=tmp_path / "b", progress=False)
     pd.testing.assert_frame_equal(rows(whole), rows(again))
+
+
+def test_an_error_takes_the_place_of_no_good_row(tmp_path: Path) -> None:
+    store = RunStore(tmp_path, {"model": "a", "dataset": "b", "settings": "c"})
+    tables = ("results", "images", "attacked")
+
+    def write(first: str | None, second: str | None) -> list[str | None]:
+        for position, error in enumerate((first, second)):
+            result = ResultRow(position, "m", "clean", "i.png", error=error)
+            image = ImageRow(position, "i.png", error=error)
+            store.write([result], [image], [AttackRow(position, "pgd", "i.png", error=error)])
+        sql = "SELECT error FROM {} ORDER BY position"
+        (errors,) = {tuple(r["error"] for r in store.select(sql.format(t))) for t in tables}
+        return list(errors)
+
+    assert write(None, "torn") == [None, "torn"]
+    assert write("away", "away") == [None, "away"]
+    assert write("away", None) == [None, None]
 
 
 def test_a_finished_run_is_not_run_again(model: Classifier, drawn: Drawn, tmp_path: Path) -> None:

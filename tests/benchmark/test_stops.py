@@ -1,0 +1,235 @@
+"""Errors of the machine, and images that are away: a run stops, says why, and goes on later."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from captum_robust.attacks import FGSM
+from captum_robust.benchmark import Comparison, attack_images, compare
+from captum_robust.benchmark.batches import BatchReader, Loaded
+from captum_robust.data import DataError, Sample, load_dataset
+from captum_robust.draw import as_rgb, encode_png
+from captum_robust.models import Classifier
+from captum_robust.runs.store import RunStore
+
+from .conftest import Drawn, centre_heat
+
+METHODS = {"light": centre_heat}
+
+
+class Failing(Drawn):
+    """Positions from ``first`` on raise ``error``, while there is one."""
+
+    error: ClassVar[Exception | None] = None  # no fact of the data set
+    first: ClassVar[int] = 2
+
+    def __getitem__(self, index: int) -> Sample:
+        if self.error is not None and index >= self.first:
+            raise self.error
+        return super().__getitem__(index)
+
+
+def run(model: Classifier, data: Any, out: Path, kind: str, **options: Any) -> list[str | None]:
+    """Compare or attack, and the error of each row."""
+    options = {"batch_size": 2, "progress": False, **options}
+    if kind == "compare":
+        compare(model, data, METHODS, out=out, **options)
+    else:
+        attack_images(model, data, {"fgsm": FGSM(model, epsilon=1 / 255)}, out, **options)
+    return errors(out, kind)
+
+
+def errors(out: Path, kind: str) -> list[str | None]:
+    table = "results" if kind == "compare" else "attacked"
+    rows = RunStore(out).select(f"SELECT error FROM {table} ORDER BY position")
+    return [row["error"] for row in rows]
+
+
+def opened(folder: Path) -> RunStore:
+    return RunStore(folder, {"model": "a", "dataset": "b", "settings": "c"})
+
+
+@pytest.mark.parametrize(
+    ("why", "free", "message"),
+    [
+        ("disk I/O error", 0, r"cannot be opened now \(disk I/O error; the disk is full\)"),
+        ("disk I/O error", 2**30, r"cannot be opened now \(disk I/O error\); .* kept"),
+        ("database or disk is full", 2**30, r"cannot be opened now \(database or disk is full\)"),
+        ("database is locked", 2**30, "cannot be opened now"),
+        ("attempt to write a readonly database", 2**30, "cannot be opened now"),
+    ],
+)
+def test_rows_that_cannot_be_opened_now_are_not_said_to_be_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str, free: int, message: str
+) -> None:
+    opened(tmp_path).close()
+
+    def fails(_: RunStore) -> None:
+        raise sqlite3.OperationalError(why)
+
+    monkeypatch.setattr(RunStore, "_add_columns", fails)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match=message) as caught:
+        opened(tmp_path)
+    assert "delete" not in str(caught.value)
+
+
+def test_only_of_what_is_no_database_is_it_said_to_delete_it(tmp_path: Path) -> None:
+    file = tmp_path / "rows.sqlite"
+    for name in ("none", "torn", "other"):
+        opened(tmp_path / name).close()
+    (tmp_path / "none" / file.name).write_bytes(b"no database" * 100)
+    whole = (tmp_path / "torn" / file.name).read_bytes()
+    (tmp_path / "torn" / file.name).write_bytes(whole[:4096] + b"torn" * (len(whole) // 4 - 1024))
+    other = tmp_path / "other" / file.name
+    other.unlink()
+    with sqlite3.connect(other) as database:
+        database.execute("CREATE TABLE results (song TEXT)")
+        database.execute("INSERT INTO results VALUES ('la')")
+    database.close()
+    for name, message in (("none", "; delete it"), ("torn", "damaged"), ("other", "damaged, or")):
+        with pytest.raises(ValueError, match=message) as caught:
+            opened(tmp_path / name)
+        assert ("delete" in str(caught.value)) == (name == "none")
+
+
+def test_a_disk_that_is_full_at_the_start_is_named_and_leaves_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def full(path: Path, text: str, **options: Any) -> int:
+        write(path, text[:5], **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        opened(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+KINDS = pytest.mark.parametrize("kind", ["compare", "attack"])
+
+
+@KINDS
+def test_rows_with_errors_are_made_again_unless_they_are_to_be_kept(
+    model: Classifier, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Failing(n=3)
+    monkeypatch.setattr(Failing, "error", DataError("torn"))
+    good, torn = [None, None, None], [None, None, "torn"]
+    assert run(model, data, tmp_path / "r", kind) == torn
+    monkeypatch.setattr(Failing, "error", None)
+    assert run(model, data, tmp_path / "r", kind, retry=False) == torn
+    assert run(model, data, tmp_path / "r", kind) == good
+    monkeypatch.setattr(Failing, "error", DataError("torn"))
+    assert run(model, data, tmp_path / "r", kind) == good
+
+
+def test_a_batch_is_not_made_again_for_an_image_that_still_cannot_be_read(
+    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(images: Tensor, _: Tensor) -> Tensor:
+        calls.append(len(images))
+        return images.mean(dim=1)
+
+    data = Failing(n=3)
+    monkeypatch.setattr(Failing, "error", DataError("torn"))
+    for _ in range(3):
+        compare(model, data, {"counted": counted}, out=tmp_path / "r", progress=False)
+    assert calls == [2]
+
+
+@KINDS
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError()])
+def test_an_error_of_the_machine_stops_the_run_and_is_no_row(
+    model: Classifier, tmp_path: Path, kind: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Failing(n=6)
+    monkeypatch.setattr(Failing, "error", error)
+    with pytest.raises(OSError, match=r"the run stopped: .*(No space left|MemoryError).*kept"):
+        run(model, data, tmp_path / "r", kind)
+    assert errors(tmp_path / "r", kind) == [None, None]
+    monkeypatch.setattr(Failing, "error", None)
+    assert run(model, data, tmp_path / "r", kind) == [None] * 6
+
+
+@KINDS
+def test_a_run_stops_where_the_images_cannot_be_opened(
+    model: Classifier, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Failing(n=12)
+    monkeypatch.setattr(
+        Failing, "error", FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    )
+    with pytest.raises(OSError, match="the last 4 images could not be opened"):
+        run(model, data, tmp_path / "r", kind)
+    monkeypatch.setattr(Failing, "error", None)
+    assert run(model, data, tmp_path / "r", kind) == [None] * 12
+    monkeypatch.setattr(
+        Failing, "error", FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    )
+    kept = run(model, data, tmp_path / "kept", kind, retry=False)
+    assert [error is None for error in kept] == [True] * 2 + [False] * 10
+
+
+@KINDS
+def test_a_run_stops_where_the_folder_of_the_images_is_gone(
+    model: Classifier, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "images"
+    for i in range(4):
+        (folder / "tench").mkdir(parents=True, exist_ok=True)
+        image = encode_png(as_rgb(Drawn()[i].image))
+        (folder / "tench" / f"{i}.png").write_bytes(image)
+    data = load_dataset("folder", folder)
+    load = BatchReader.load
+
+    def gone(reader: BatchReader, start: int, stop: int) -> list[Loaded]:
+        if start == 2:
+            folder.rename(tmp_path / "elsewhere")
+        return load(reader, start, stop)
+
+    monkeypatch.setattr(BatchReader, "load", gone)
+    with pytest.raises(OSError, match=r"images is no longer there\. The rows are kept"):
+        run(model, data, tmp_path / "r", kind)
+    assert errors(tmp_path / "r", kind) == [None, None]
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_batch_that_does_not_fit_is_halved_once(
+    model: Classifier, tmp_path: Path, error: type[Exception]
+) -> None:
+    calls = []
+
+    def hungry(most: int, images: Tensor) -> Tensor:
+        calls.append(len(images))
+        if len(images) > most:
+            raise error("out of memory")
+        return images.mean(dim=1)
+
+    for most, expected in ((2, [4, 2, 2]), (1, [4, 2])):
+        calls.clear()
+        methods = {"hungry": lambda x, _, most=most: hungry(most, x)}
+        options: dict[str, Any] = {"batch_size": 4, "progress": False}
+        out = tmp_path / str(most)
+        if most == 2:
+            result = compare(model, Drawn(n=4), methods, out=out, **options)
+            assert result.failures().empty
+        else:
+            with pytest.raises(OSError, match="the run stopped: out of memory"):
+                compare(model, Drawn(n=4), methods, out=out, **options)
+            assert Comparison(out).summary().startswith("0 images")
+        assert calls == expected
