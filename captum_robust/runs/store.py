@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_robust._checks import valid_unicode
 from captum_robust._files import check_folder, check_same_run
 
 _LOCK_SECONDS = 120
@@ -273,7 +274,9 @@ class RunStore:
     def write_classes(self, names: Iterable[str]) -> None:
         """Keep the names of the model's classes with the run."""
         with self._transaction() as database:
-            database.executemany("INSERT OR REPLACE INTO classes VALUES (?, ?)", enumerate(names))
+            database.executemany(
+                "INSERT OR REPLACE INTO classes VALUES (?, ?)", enumerate(map(_plain, names))
+            )
 
     def count(self, start: int, stop: int) -> dict[tuple[str, str], int]:
         """How many rows each (method, attack) has for the positions from start to stop."""
@@ -309,6 +312,8 @@ def unpack(data: bytes, dtype: type[np.generic] = np.float32) -> np.ndarray[Any,
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return valid_unicode(value)  # SQLite takes no other
     return json.dumps(value) if isinstance(value, list) else value
 
 
