@@ -244,8 +244,20 @@ def printable(text: str) -> str:
     >>> printable("\x1b[31mred.png")
     '\\x1b[31mred.png'
     """
-    line = valid_unicode(" ".join(text.split()))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return printable_lines(" ".join(text.split()))
+
+
+def printable_lines(text: str) -> str:
+    r"""The same of a text of several lines, which keeps them and its spaces.
+
+    >>> printable_lines("a  b\x1b[2J\n  c\u2028d")
+    'a  b\\x1b[2J\n  c\\u2028d'
+    """
+    known = ("\n", "\N{NO-BREAK SPACE}")
+    return "".join(
+        c if c.isprintable() or c in known else c.encode("unicode_escape").decode()
+        for c in valid_unicode(text)
+    )
 
 
 def valid_unicode(text: str) -> str:

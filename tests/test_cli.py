@@ -608,6 +608,22 @@ def test_a_file_that_is_skipped_is_one_plain_line(run: Run, tmp_path: Path) -> N
         assert "\x1b" not in err
 
 
+def test_no_escape_of_a_name_reaches_the_terminal(run: Run, tmp_path: Path) -> None:
+    folder, names = draw(tmp_path / "a\x1b[2J", n=2), tmp_path / "names.txt"
+    names.write_text("".join(f"\x1b[3{i % 8}m{i}\n" for i in range(1000)))
+    (folder / "torn\x1b[31m.png").write_bytes(b"none")
+    given = ("--weights", "none", "--classes", names)
+    for arguments in (
+        ("compare", "folder", folder, "--methods", "saliency", "--target", "prediction"),
+        ("explain", folder, "--methods", "saliency"),
+    ):
+        out_folder = tmp_path / f"out\x1b]0;{arguments[0]}"
+        code, out, err = run(*arguments, *given, "--out", out_folder)
+        assert code == 0, err
+        assert "\x1b" not in out + err
+        assert "\\x1b" in out
+
+
 def test_another_strength_of_an_attack_is_said_in_words(run: Run, tmp_path: Path) -> None:
     folder = draw(tmp_path / "images", n=1)
     given = ("attack", folder, "--epsilon", 1, "--weights", "none", "--out", "run")

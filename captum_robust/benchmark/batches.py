@@ -24,6 +24,7 @@ from captum_robust.attacks.attack import watched_gradients
 from captum_robust.attacks.outcome import last_of, outcome
 from captum_robust.data import FITS, DataError, Sample, fitted
 from captum_robust.data.given import SampleSource, sample_source
+from captum_robust.data.images import without_pillow_notes
 from captum_robust.draw import as_rgb
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import check_channels, in_channels_of
@@ -138,7 +139,7 @@ class BatchReader:
 
     def load(self, start: int, stop: int) -> list[Loaded]:
         """The positions from start to stop; whatever is wrong with one, the others are read."""
-        with ThreadPoolExecutor(max_workers=2) as pool:
+        with without_pillow_notes(), ThreadPoolExecutor(max_workers=2) as pool:
             return list(pool.map(self._load, range(start, stop)))
 
     def clean(self, loaded: Sequence[Loaded]) -> Batches:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from captum.attr import Attribution
 
+from captum_robust._checks import check, valid_unicode
 from captum_robust._files import checksum
 from captum_robust._processes import device_of
 from captum_robust.attacks import Attack
@@ -42,7 +43,14 @@ def describe_run(
     attacks: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The configuration of a run over the first ``count`` samples of a data set."""
+    """The configuration of a run over the first ``count`` samples of a data set.
+
+    Raises:
+        ValueError: the name of a method or an attack is no valid Unicode, so that no row can hold
+            it.
+    """
+    for name in map(str, (*methods, *attacks)):
+        check(name == valid_unicode(name), f"name: expected valid Unicode, got {name!r}")
     described = {k: v if isinstance(v, str) else _describe(v) for k, v in methods.items()}
     return {
         "model": _describe_model(model, described.values()),

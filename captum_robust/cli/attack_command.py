@@ -11,7 +11,7 @@ import typer
 from captum_robust._checks import check
 from captum_robust.cli.model_options import RunOptions, class_number, load_model
 from captum_robust.cli.options import argument, command_of, option
-from captum_robust.cli.printing import warn
+from captum_robust.cli.printing import echo, warn
 from captum_robust.cli.shared_options import attacks_of, given_data_options, listed, open_dataset
 
 if TYPE_CHECKING:
@@ -107,15 +107,15 @@ def _finish_attack(result: AttackRun) -> None:
     except ImportError as missing:
         curves = f" (no curves: {missing})"
     if rows := result.to_text(SHOWN_ROWS):
-        typer.echo("\n" + rows)
-    typer.echo("\n" + result.table_text())
-    typer.echo("\n" + result.summary())
+        echo("\n" + rows)
+    echo("\n" + result.table_text())
+    echo("\n" + result.summary())
     failures = result.failures()
     for image, why in failures[:5]:
         warn(why if image in why else f"{image}: {why}")
     if len(failures) > 5:
-        typer.echo(f"  and {len(failures) - 5} more, all in the table")
-    typer.echo(f"\ntable: {table}{curves}")
+        echo(f"  and {len(failures) - 5} more, all in the table")
+    echo(f"\ntable: {table}{curves}")
     if not result.used():
         raise typer.Exit(2)
     counts = result.table()

@@ -12,7 +12,7 @@ import typer
 from captum_robust._checks import check_number, printable
 from captum_robust.cli.model_options import ModelOptions, class_number
 from captum_robust.cli.options import argument, command_of, option
-from captum_robust.cli.printing import warn
+from captum_robust.cli.printing import echo, warn
 from captum_robust.cli.shared_options import listed, model_for, read_network, with_network
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def explain(options: ExplainOptions) -> None:
         else:
             _say_explained(image, explained, options)
     if failed:
-        typer.echo(f"{len(pictures)} images: {failed} could not be used", err=options.json)
+        echo(f"{len(pictures)} images: {failed} could not be used", err=options.json)
     if failed == len(pictures):
         raise typer.Exit(2)
 
@@ -100,12 +100,12 @@ def _say_explained(file: Path, explained: ExplainedImage, options: ExplainOption
     maps = explained.save_maps() if options.save_maps else {}
     if options.json:
         written = {"maps": {method: str(path) for method, path in maps.items()}} if maps else {}
-        typer.echo(json.dumps({"image": str(file), **explained.facts(), **written}))
+        echo(json.dumps({"image": str(file), **explained.facts(), **written}))
         return
-    typer.echo(printable(f"{file} -> {explained.picture}"))
+    echo(printable(f"{file} -> {explained.picture}"))
     for label, probability in explained.classes:
-        typer.echo(f"  {probability:6.1%}  {label}")
+        echo(f"  {probability:6.1%}  {printable(label)}")
     for method, verdict in explained.verdicts.items():
-        typer.echo(f"  {method}: {verdict}")
+        echo(f"  {method}: {verdict}")
     for path in maps.values():
-        typer.echo(printable(f"  map: {path}"))
+        echo(printable(f"  map: {path}"))

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from captum_robust._checks import printable
+from captum_robust._checks import printable, printable_lines
 
 if TYPE_CHECKING:
     from captum_robust.training import CroppedImages, LabelledImages, TrainingResult
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print it, with what a terminal would obey written out, such as in the name of a file."""
+    typer.echo(printable_lines(text), err=err)
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -19,7 +24,7 @@ def say(text: str, *, err: bool = False) -> None:
     from captum_robust._processes import is_first
 
     if is_first():
-        typer.echo(text, err=err)
+        echo(text, err=err)
 
 
 def warn(text: str) -> None:

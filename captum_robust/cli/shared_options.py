@@ -11,7 +11,7 @@ import typer
 from captum_robust._checks import check
 from captum_robust.cli.model_options import ModelOptions, chosen_device, class_names, load_model
 from captum_robust.cli.options import USUAL_MODEL
-from captum_robust.cli.printing import warn
+from captum_robust.cli.printing import echo, warn
 
 if TYPE_CHECKING:
     from captum_robust._files import TensorFile
@@ -186,9 +186,9 @@ def print_comparison(result: Comparison, report: Path, *, oracle: bool = False) 
         typer.Exit: a method failed on every image; its reason is on standard error.
     """
     page = result.to_html(report)  # first, as the terminal may be a pipe that closes
-    typer.echo("\n" + result.to_text(oracle=oracle))
-    typer.echo("\n" + result.summary())
-    typer.echo(f"\nreport: {page}")
+    echo("\n" + result.to_text(oracle=oracle))
+    echo("\n" + result.summary())
+    echo(f"\nreport: {page}")
     failures = result.complete_failures()
     for sentence in failures:
         warn(sentence)

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from captum_robust._checks import check, printable
 from captum_robust.cli.model_options import ModelOptions, class_number, load_model
 from captum_robust.cli.options import argument, command_of
-from captum_robust.cli.printing import warn
+from captum_robust.cli.printing import echo, warn
 
 if TYPE_CHECKING:
     from captum_robust.show.video import VideoResult
@@ -100,7 +98,7 @@ def _masks(options: VideoOptions) -> Any:
 def _say_result(result: VideoResult, source: str) -> None:
     """Print what was written, and warn of what is not as expected."""
     height, width = result.size
-    typer.echo(
+    echo(
         printable(
             f"{result.path}: {result.frames} frames of {width}×{height}, {result.frame_rate:g} a "
             f"second; {result.frames / result.seconds:.1f} a second were annotated"

@@ -26,7 +26,8 @@ def parse_box(values: Sequence[str | None], where: str) -> Box:
     try:
         x0, y0, x1, y1 = (float(value or "") for value in values)
     except ValueError:
-        raise DataError(f"{where}: expected four numbers for a box, got {list(values)}") from None
+        got = reprlib.repr(list(values))
+        raise DataError(f"{where}: expected four numbers for a box, got {got}") from None
     return x0, y0, x1, y1
 
 

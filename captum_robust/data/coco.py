@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,8 @@ class Coco(AnnotatedImages):
     (x, y, width, height become corners) and the union of its masks; its id is
     ``file_name#category``. Crowds are left out. An image without annotations is one sample with
     zero boxes and no class. Masks are those that pycocotools makes. An image without ``file_name``
-    has the last part of its ``coco_url``.
+    has the last part of its ``coco_url``. A ``file_name`` that is absolute, or leads out of the
+    folder of images by its ``..``, is an error of its sample.
 
     Args:
         root: the folder that holds ``annotations``, or the JSON file itself.
@@ -91,7 +93,8 @@ class Coco(AnnotatedImages):
         for entry in self._read(categories):
             name = _file_name(entry.image) or f"image_id={_key(entry.image['id'])}"
             id = entry_id(name, entry.category)
-            if not skip_missing or self._file(entry).is_file():
+            is_kept = not skip_missing or _leads_out(_file_name(entry.image))
+            if is_kept or self._file(entry).is_file():
                 is_new = id not in self._entries
                 check(is_new, f"{self._path}: lists the image of {id!r} more than once")
                 self._entries[id] = entry
@@ -146,7 +149,10 @@ class Coco(AnnotatedImages):
         entry = self._entries[id]
         at = next(iter(self._wheres(entry)), self._path)
         missing = f"{at}: no image with id {_key(entry.image['id'])} and a file_name"
-        check(_file_name(entry.image), missing, DataError)
+        file_name = _file_name(entry.image)
+        check(file_name, missing, DataError)
+        outside = f"expected a file_name in the folder of images, got {file_name!r}"
+        check(not _leads_out(file_name), f"{at}: {outside}", DataError)
         path = self._file(entry)
         return path, str(path)
 
@@ -253,6 +259,15 @@ def _file_name(image: Mapping[str, Any]) -> str:
     given = image.get("file_name") or image.get("coco_url")
     name = given if isinstance(given, str) else ""
     return name if image.get("file_name") else PurePosixPath(unquote(name.partition("?")[0])).name
+
+
+def _leads_out(name: str) -> bool:
+    """Whether the path of a file leads out of the folder that it is given in.
+
+    >>> _leads_out("/etc/x.png"), _leads_out("a/../../x.png"), _leads_out("a/../..x.png")
+    (True, True, False)
+    """
+    return bool(Path(name).anchor) or ".." in Path(os.path.normpath(name)).parts
 
 
 def _corners(annotation: dict[str, Any], where: str) -> Box:

@@ -18,9 +18,11 @@ from typing import Any, BinaryIO, Literal, TypeVar
 from captum_robust._checks import check, printable, valid_unicode
 from captum_robust.data.sample import DataError
 
-LARGEST = 2**30
-"""Bytes of one sample's file."""
 Place = TypeVar("Place")
+_USUAL_RATIO = 20
+"""Times its size that an archive may unpack to, also where that is more than ``largest()``."""
+_LONGEST_LINK = 4096
+"""Bytes of the path that a link in an archive leads to."""
 
 
 _SYSTEM_FOLDERS = (
@@ -107,6 +109,38 @@ _SPECIAL = {
 }
 
 
+def limit(name: str, usual: float) -> float:
+    """A limit, which the environment variable ``name`` may set to another ("inf" for none)."""
+    given = os.environ.get(name, str(usual))
+    try:
+        number = float(given)
+    except ValueError:
+        number = 0.0
+    check(number > 0, f"{name}: expected a positive number, got {given!r}")
+    return number
+
+
+def largest() -> float:
+    """Bytes of one sample's file, and of what an archive unpacks to: 1 GiB.
+
+    The environment variable ``CAPTUM_ROBUST_MAX_GIGABYTES`` sets another.
+    """
+    return limit("CAPTUM_ROBUST_MAX_GIGABYTES", 1) * 2**30
+
+
+def _check_length(size: int, name: str) -> None:
+    expected = f"{name}: expected at most {largest():.0f} bytes, got {size}"
+    fits = 0 <= size <= largest()
+    check(fits, f"{expected}; CAPTUM_ROBUST_MAX_GIGABYTES sets the limit", DataError)
+
+
+def _check_unpacked(size: int, path: Path) -> None:
+    """Refuse an archive that is a bomb: images hardly shrink when they are packed."""
+    most = max(largest(), _USUAL_RATIO * path.stat().st_size)
+    expected = f"expected at most {most:.0f} bytes unpacked, got {size} or more"
+    check(size <= most, f"{expected}; CAPTUM_ROBUST_MAX_GIGABYTES sets the limit")
+
+
 def special_file(path: Path) -> str | None:
     """What lies at the path, such as "a pipe", where it is no file, folder or nothing."""
     try:
@@ -137,16 +171,18 @@ def stem_of(name: str) -> str:
 def read_bytes(path: Path, name: str | None = None) -> bytes:
     """The file of one sample; :class:`DataError` that names it where it cannot be read.
 
-    A pipe or a device, which may never end, is not read, nor more than ``LARGEST`` bytes.
+    A pipe or a device, which may never end, is not read, nor more than :func:`largest` bytes.
     """
     name = name or str(path)
     try:
         size, what = path.stat().st_size, special_file(path)
         check(what is None, f"{what}, no file", OSError)
-        check(size <= LARGEST, f"expected at most {LARGEST} bytes, got {size}", OSError)
+        _check_length(size, name)
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{name}: {error.strerror or error}") from None
+    except DataError:
+        raise
     except ValueError as error:  # a zero byte, or what the file system's encoding cannot hold
         raise DataError(f"{name}: no name of a file: {error}") from None
 
@@ -209,7 +245,8 @@ def open_tree(path: Path) -> FileTree:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: a file that is no archive, or a damaged one.
+        ValueError: a file that is no archive, or a damaged one; one that unpacks to more than
+            :func:`largest` bytes and to 20 times its own size.
     """
     if path.is_dir():
         return _Folder(path)
@@ -271,7 +308,11 @@ class _Tar(FileTree):
             stream = tar.fileobj
             assert stream is not None
             stream.seek(0)
-            return bytes(stream.read(-1))
+            unpacked = io.BytesIO()
+            while block := stream.read(2**20):
+                unpacked.write(block)
+                _check_unpacked(unpacked.tell(), self.path)
+        return unpacked.getvalue()
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_uncompressed"}
@@ -279,6 +320,7 @@ class _Tar(FileTree):
     def read(self, name: str) -> bytes:
         check(name not in self._unread, f"{self.where(name)}: {self._unread.get(name)}", DataError)
         offset, size = self._spans[name]
+        _check_length(size, self.where(name))
         try:
             with self._open() as file:
                 file.seek(offset)
@@ -335,9 +377,12 @@ class _Zip(FileTree):
         self._opened: tuple[int, zipfile.ZipFile] | None = None
         members: dict[str, str] = {}
         links: dict[str, str] = {}
-        for member in self._zip().infolist():
+        listed = self._zip().infolist()
+        _check_unpacked(sum(member.file_size for member in listed), path)
+        for member in listed:
             name = normpath(member.filename)
-            if stat.S_ISLNK(member.external_attr >> 16):
+            is_short = member.file_size <= _LONGEST_LINK
+            if stat.S_ISLNK(member.external_attr >> 16) and is_short:
                 links[name] = _target(name, os.fsdecode(self._zip().read(member)))
             elif not member.is_dir():
                 members[name] = member.filename
@@ -355,8 +400,10 @@ class _Zip(FileTree):
 
     def read(self, name: str) -> bytes:
         check(name not in self._unread, f"{self.where(name)}: {self._unread.get(name)}", DataError)
+        member = self._members[name]
+        _check_length(self._zip().getinfo(member).file_size, self.where(name))
         try:
-            return self._zip().read(self._members[name])
+            return self._zip().read(member)
         # Besides BadZipFile: OSError, zlib.error, RuntimeError for an encrypted member, …
         except Exception as error:
             raise DataError(f"{self.where(name)}: {error}") from None

@@ -6,13 +6,15 @@ import io
 import os
 import re
 import struct
+import threading
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from captum_robust._checks import check, printable, valid_unicode
-from captum_robust.data.files import files_below, is_run, read_bytes, special_file
+from captum_robust.data.files import files_below, is_run, limit, read_bytes, special_file
 from captum_robust.data.orientation import turned, turned_back
 from captum_robust.data.sample import DataError
 
@@ -43,14 +45,19 @@ COMPANIONS = (
 """Suffixes of files that lie beside images and are none, in lower case."""
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 """Formats that do not give back the values that were saved, or need not."""
+_MEGAPIXELS = 64
+"""That an image may have; decoding takes about 35 bytes for each pixel."""
 _LONGEST = 180
 """Bytes of the name of a file to write; most file systems take 255, of which some add a suffix."""
 _VOC_VOID = [224, 224, 192]
 """The colour of index 255 in the palette of Pascal VOC's masks: the outline of its objects."""
 _VOC_STEPS = np.array([32, 32, 64], dtype=np.uint8)
 """Its colours have these steps in their channels."""
-_NO_PICTURES = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF")
-"""Formats that Pillow knows and cannot decode by itself."""
+FORMATS = (
+    *("JPEG", "MPO", "JPEG2000", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "TGA", "PPM"),
+)
+"""The formats that are read, by Pillow's names. Of others Pillow starts a program, such as
+Ghostscript for PostScript, whatever the file is called."""
 
 
 def load_image(
@@ -71,8 +78,10 @@ def load_image(
             the pixels as they are stored.
 
     Raises:
-        DataError: missing, empty, truncated or undecodable file, or more pixels than
-            ``PIL.Image.MAX_IMAGE_PIXELS``.
+        DataError: missing, empty, truncated or undecodable file, or one of none of :data:`FORMATS`;
+            more than 64 megapixels, or as many as the environment variable
+            ``CAPTUM_ROBUST_MAX_MEGAPIXELS`` states, or than ``PIL.Image.MAX_IMAGE_PIXELS`` where
+            that is less; more bytes than :func:`captum_robust.data.files.largest`.
     """
     image, orientation = load_oriented(source, name=name)
     return image if exif_orientation else turned_back(image, orientation)
@@ -128,13 +137,11 @@ def _decoded(
     check(data, f"{name}: the file is empty (0 bytes)", DataError)
     _check_png(data, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", module="PIL", category=UserWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                stored = _orientation(image)
-                image.load()
-                yield image, stored, _orientation(image)
+        with without_pillow_notes(), _opened(io.BytesIO(data)) as image:
+            _check_pixels(image)
+            stored = _orientation(image)
+            image.load()
+            yield image, stored, _orientation(image)
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image that Pillow can read ({len(data)} bytes)") from None
     except DataError as error:  # of what was decoded
@@ -143,6 +150,43 @@ def _decoded(
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot decode the image: {reason}") from None
+
+
+@contextmanager
+def without_pillow_notes() -> Iterator[None]:
+    """Ignore Pillow's warnings of odd files, if this is the main thread.
+
+    The filters belong to the process: threads that put them back in another order than they
+    changed them would leave them changed for good.
+    """
+    with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module="PIL", category=UserWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def _opened(file: BinaryIO | Path) -> Image.Image:
+    """The image, not yet decoded, if it is of one of :data:`FORMATS`."""
+    return Image.open(file, formats=[f for f in FORMATS if f in _known_formats()])
+
+
+@cache
+def _known_formats() -> frozenset[str]:
+    """Those that this Pillow has a reader for."""
+    Image.init()
+    return frozenset(Image.OPEN)
+
+
+def _check_pixels(image: Image.Image) -> None:
+    most = limit("CAPTUM_ROBUST_MAX_MEGAPIXELS", _MEGAPIXELS) * 1e6
+    if "CAPTUM_ROBUST_MAX_MEGAPIXELS" not in os.environ:
+        most = min(most, Image.MAX_IMAGE_PIXELS or most)
+    pixels = image.width * image.height
+    got = f"expected at most {most / 1e6:g} megapixels, got {pixels / 1e6:g}"
+    option = "CAPTUM_ROBUST_MAX_MEGAPIXELS sets the limit"
+    check(pixels <= most, f"{got}, which may be a decompression bomb; {option}", DataError)
 
 
 def _check_png(data: bytes, name: str) -> None:
@@ -165,6 +209,8 @@ def pixels_of(image: Image.Image) -> Tensor:
     Raises:
         DataError: what Pillow cannot decode.
     """
+    is_program = image.format == "EPS"  # PostScript, which Ghostscript would run
+    check(not is_program, "pixels: expected an image, got a program in PostScript", DataError)
     try:
         image.load()  # opened before, decoded only now
         pixels = _unit_range(image)
@@ -350,8 +396,8 @@ def _is_image(path: Path) -> bool:
             warnings.simplefilter("ignore")
             if not path.is_file():  # a pipe would be waited for
                 return False
-            with Image.open(path) as image:
-                return image.format not in _NO_PICTURES
+            with _opened(path):
+                return True
     except Image.DecompressionBombError:  # which is said when it is loaded
         return True
     except (OSError, ValueError):

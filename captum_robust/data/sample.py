@@ -11,12 +11,22 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_shape
 
+_LONGEST = 2000
+"""Characters of the message of one sample."""
+
 
 class DataError(ValueError):
     """One sample cannot be used; the message is one line that names the file (and line).
 
-    A runner can note it as that sample's error and go on with the next.
+    A runner can note it as that sample's error and go on with the next. Of a message of more than
+    2,000 characters, such as one that quotes a damaged file, the middle is left out.
     """
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > _LONGEST:
+            half = _LONGEST // 2
+            message = f"{message[:half]} … {message[-half:]}"
+        super().__init__(message)
 
 
 TOLERANCE = 1.0

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+_FORMULAS = (*"=+-@\t\r\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last in full width
+"""How a cell begins that a spreadsheet takes for a formula."""
+
 
 class AttackRun:
     """The outcome of ``captum_robust.benchmark.attack_images``, read from the folder of its run.
@@ -123,8 +126,13 @@ class AttackRun:
         return plot_robust_accuracy(attack_series(self.table()))
 
     def write_csv(self) -> Path:
-        """Write :meth:`to_dataframe` as ``attacked.csv`` into the folder."""
-        return write_whole(self.folder / "attacked.csv", self.to_dataframe().to_csv(index=False))
+        """Write :meth:`to_dataframe` as ``attacked.csv`` into the folder.
+
+        Before text that a spreadsheet would take for a formula, for it begins with =, +, -, @, a
+        tab or a line break, stands an apostrophe.
+        """
+        table = self.to_dataframe().apply(lambda column: column.map(_no_formula))
+        return write_whole(self.folder / "attacked.csv", table.to_csv(index=False))
 
     def write_curves(self) -> Path:
         """Write :meth:`plot` as ``curves.png`` into the folder.
@@ -135,6 +143,11 @@ class AttackRun:
         buffer = io.BytesIO()
         self.plot().savefig(buffer, format="png", dpi=120)
         return write_whole(self.folder / "curves.png", buffer.getvalue())
+
+
+def _no_formula(cell: Any) -> Any:
+    """A cell of a table that a spreadsheet runs nothing of."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else cell
 
 
 def _class_text(row: Mapping[str, Any], which: str) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_robust._checks import valid_unicode
 from captum_robust._files import check_folder, check_same_run
 
 _LOCK_SECONDS = 120
@@ -286,7 +287,9 @@ class RunStore:
     def write_classes(self, names: Iterable[str]) -> None:
         """Keep the names of the model's classes with the run."""
         with self._transaction() as database:
-            database.executemany("INSERT OR REPLACE INTO classes VALUES (?, ?)", enumerate(names))
+            database.executemany(
+                "INSERT OR REPLACE INTO classes VALUES (?, ?)", enumerate(map(_plain, names))
+            )
 
     def count(self, start: int, stop: int, kept: Collection[int]) -> dict[tuple[str, str], int]:
         """How many rows each (method, attack) has for the positions from start to stop.
@@ -339,6 +342,8 @@ def _unopened(file: Path, error: sqlite3.Error) -> ValueError | OSError:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return valid_unicode(value)  # SQLite takes no other
     return json.dumps(value) if isinstance(value, list) else value
 
 

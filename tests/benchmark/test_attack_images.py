@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import re
 from collections.abc import Mapping
@@ -328,6 +329,22 @@ def test_a_name_from_disk_stands_on_one_line(tmp_path: Path) -> None:
     result = attack(tmp_path / "run", Unlabelled(1, ids=["a\nb\x1b[31m.png"]))
     assert "a b" in result.to_text(10)
     assert len(result.to_text(10).splitlines()) == 3
+
+
+def test_no_cell_of_the_table_is_a_formula(tmp_path: Path) -> None:
+    ids = [
+        '=HYPERLINK("x").png',
+        "+1.png",
+        "-1.png",
+        "@a.png",
+        "\t=1.png",
+        "\uff1d1.png",
+        "a=1.png",
+    ]
+    images = Unlabelled(7, ids=ids)
+    with attack(tmp_path / "run", images).write_csv().open(newline="") as file:
+        cells = {row["image"] for row in csv.DictReader(file)}
+    assert cells == {"a=1.png", *(f"'{id}" for id in ids[:-1])}
 
 
 def test_the_text_shows_the_first_rows_and_counts_the_others(tmp_path: Path) -> None:

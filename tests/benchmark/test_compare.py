@@ -20,7 +20,8 @@ from captum_robust.attacks import FGSM
 from captum_robust.benchmark import METHODS, Comparison, RunWarning, compare
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.catalog.methods import heat_map
-from captum_robust.data import Sample, resize
+from captum_robust.data import DataError, Sample, resize
+from captum_robust.data.dataset import LocalizationDataset
 from captum_robust.metrics import LocalizationError
 from captum_robust.metrics.functional import alpha_grid, best_iou, split_folds, sweep_boxes
 from captum_robust.metrics.functional.weak_localization import best_columns
@@ -760,3 +761,25 @@ def test_one_image_has_no_interval(model: Classifier, tmp_path: Path) -> None:
     assert "nan" not in re.sub(r"<[^>]*>", " ", page.split("</head>")[1]).lower().split()
     assert result.plot()
     assert result.plot_attacks()
+
+
+def test_names_that_utf8_cannot_hold_are_written_out_in_the_rows(
+    model: Classifier, tmp_path: Path
+) -> None:
+    class Odd(LocalizationDataset):
+        def __init__(self) -> None:
+            self.ids = ["a\ud800.png", "b\udcff.png"]
+            self.class_names = ["\ud801", "cat"]
+
+        def _load(self, index: int) -> Sample:
+            if index:
+                raise DataError("torn \ud802")
+            return Sample(torch.rand(3, 8, 8), None, torch.tensor([[0.0, 0, 4, 4]]), self.ids[0])
+
+    compare(model, Odd(), ["saliency"], out=tmp_path / "run")
+    store, names = RunStore(tmp_path / "run"), ["a\\ud800.png", "b\\xff.png"]
+    assert [row["image"] for row in store.select("SELECT image FROM results")] == names
+    for odd in {"methods": {"\ud800": "saliency"}}, {"attacks": {"\ud800": FGSM(model)}}:
+        given: Any = {"methods": ["saliency"]} | odd
+        with pytest.raises(ValueError, match=r"name: expected valid Unicode, got '\\ud800'"):
+            compare(model, Odd(), out=tmp_path / "other", **given)

@@ -388,3 +388,28 @@ def test_whole_run_lengths_may_be_written_as_floats(root, content):
     mask = Coco(root)[2].mask
     assert mask.sum() == 30
     assert mask[:, 2].all()  # the runs go down the columns of 30
+
+
+@pytest.mark.parametrize(
+    "name", ["../own.png", "../../{0}/own.png", "a/../../own.png", "/{1}/own.png", ".."]
+)
+@pytest.mark.parametrize("skip_missing", [False, True])
+def test_a_file_outside_of_the_folder_of_images_is_not_read(
+    root, draw, content, name, skip_missing
+):
+    draw(root / "own.png")
+    content["images"][0]["file_name"] = name.format(root.name, root)
+    save(root, content)
+    first, *others = range(len(dataset := Coco(root, skip_missing=skip_missing)))
+    with pytest.raises(DataError, match=r"expected a file_name in the folder of images, got"):
+        dataset[first]
+    assert dataset.ids[-1] == "3.png"
+    assert dataset[others[-1]].image.shape == (3, 30, 40)
+
+
+def test_dots_that_stay_in_the_folder_are_part_of_a_name(root, draw, content):
+    draw(root / "val2017" / "a" / "..b.png")
+    content["images"][0]["file_name"] = "x/../a/..b.png"
+    save(root, content)
+    (root / "val2017" / "x").mkdir()
+    assert Coco(root)[0].image.shape == (3, 30, 40)

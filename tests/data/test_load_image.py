@@ -2,6 +2,11 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import threading
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -12,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captum_robust.data import DataError, Sample, load_image
-from captum_robust.data.images import list_images, load_mask, pixels_of
+from captum_robust.data.images import _decoded, list_images, load_mask, pixels_of
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -163,6 +168,66 @@ def test_a_decompression_bomb_is_a_data_error(monkeypatch):
     for side in (11, 20):  # Pillow warns of the first and refuses the second
         with pytest.raises(DataError, match=r"bomb\.png.*decompression bomb"):
             load_image(encoded(Image.new("RGB", (side, side))), name="bomb.png")
+
+
+def test_an_image_of_too_many_megapixels_is_refused_before_it_is_decoded(monkeypatch):
+    header = struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0)  # 81 megapixels, of which none
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c))
+        for kind, c in chunks
+    )
+    for load in load_image, load_mask:
+        with pytest.raises(DataError, match=r"^bomb\.png: expected at most 64 megapixels, got 81,"):
+            load(data, name="bomb.png")
+    monkeypatch.setenv("CAPTUM_ROBUST_MAX_MEGAPIXELS", "0.0001")
+    assert load_image(encoded(Image.new("RGB", (10, 10)))).shape == (3, 10, 10)
+    with pytest.raises(DataError, match=r"expected at most 0\.0001 megapixels, got 0\.00011"):
+        load_image(encoded(Image.new("RGB", (11, 10))))
+    monkeypatch.setenv("CAPTUM_ROBUST_MAX_MEGAPIXELS", "many")
+    with pytest.raises(DataError, match="MAX_MEGAPIXELS: expected a positive number, got 'many'"):
+        load_image(encoded(Image.new("RGB", (1, 1))))
+
+
+@pytest.mark.parametrize("format", ["EPS", "PCX", "SGI"])
+@pytest.mark.parametrize("name", ["holiday.jpg", "holiday.eps", "holiday"])
+def test_only_the_named_formats_are_opened(tmp_path, monkeypatch, format, name):
+    def run(*_args, **_options):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", run)
+    monkeypatch.setattr(subprocess, "check_call", run)
+    data = encoded(Image.new("RGB", (8, 8)), format)
+    (tmp_path / name).write_bytes(data)
+    for load in load_image, load_mask:
+        with pytest.raises(DataError, match="not an image that Pillow can read"):
+            load(tmp_path / name)
+    if not name.endswith(".jpg"):
+        with pytest.warns(UserWarning, match="files left out"):
+            assert list_images(tmp_path) == {}
+
+
+def test_an_opened_program_in_postscript_is_not_run():
+    with pytest.raises(DataError, match="got a program in PostScript"):
+        pixels_of(Image.open(io.BytesIO(encoded(Image.new("RGB", (8, 8)), "EPS"))))
+
+
+def test_reading_in_threads_leaves_the_filters_of_warnings_alone():
+    data = encoded(Image.new("RGB", (8, 8)))
+    filters, first, second = warnings.filters, threading.Event(), threading.Event()
+
+    def read(before, after):
+        assert before.wait(10)
+        with _decoded(data, "x.png"):
+            assert warnings.filters is filters
+        after.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.submit(read, first, second), pool.submit(read, second, first)
+        first.set()
+        one.result()
+        two.result()
+    assert warnings.filters is filters
 
 
 def test_a_mask_is_every_pixel_that_is_not_zero(tmp_path):

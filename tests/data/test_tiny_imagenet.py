@@ -279,3 +279,27 @@ def test_an_image_that_a_list_names_twice_is_refused_unless_both_lines_say_the_s
         (folder / name).write_text("\n".join([*lines, "\t".join([*last[:-1], "30"])]))
         with pytest.raises(ValueError, match=f":{len(lines) + 1}: names '.*' again, otherwise"):
             TinyImageNet(folder, split)
+
+
+@pytest.mark.parametrize("archive", ["tiny.tar.gz", "tiny.tar.xz", "tiny.zip"])
+def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_refused(
+    folder, pack, monkeypatch, archive
+):
+    (folder / "bomb.txt").write_bytes(bytes(2**22))
+    path = pack(archive)
+    assert 20 * path.stat().st_size < 2**22
+    assert len(TinyImageNet(path)) == 3  # below the limit of 1 GiB
+    monkeypatch.setenv("CAPTUM_ROBUST_MAX_GIGABYTES", str(2**20 / 2**30))
+    most = max(2**20, 20 * path.stat().st_size)
+    with pytest.raises(ValueError, match=f"expected at most {most} bytes unpacked, got"):
+        TinyImageNet(path)
+
+
+@pytest.mark.parametrize("archive", ARCHIVES)
+def test_a_file_of_an_archive_larger_than_any_image_is_not_read(folder, pack, monkeypatch, archive):
+    (folder / "val" / "images" / "val_1.JPEG").write_bytes(os.urandom(2**20))
+    dataset = TinyImageNet(pack(archive))
+    monkeypatch.setenv("CAPTUM_ROBUST_MAX_GIGABYTES", str(2**19 / 2**30))
+    with pytest.raises(DataError, match=r"val_1\.JPEG: expected at most 524288 bytes, got 1048576"):
+        dataset[1]
+    assert dataset[0].image.shape == (3, 64, 64)

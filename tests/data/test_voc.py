@@ -1,4 +1,5 @@
 import os
+import pickle
 
 import pytest
 
@@ -236,3 +237,17 @@ def test_objects_that_are_not_read_are_said(root, text):
     dataset = PascalVOC(root)
     with pytest.raises(DataError, match=r"000001\.xml:2: a <\w+> that is none; expected <annot"):
         dataset[dataset.ids.index("000001")]
+
+
+def test_the_message_of_a_huge_annotation_is_short(root):
+    path = root / "Annotations/000001.xml"
+    content, numbers = path.read_text(), "1 " * 300_000
+    for element in "xmin", "name":
+        start = content.index(f"<{element}>") + len(f"<{element}>")
+        odd = numbers + content[start:] if element == "xmin" else content[start:]
+        path.write_text(content[:start] + odd.replace("</difficult>", numbers + "</difficult>"))
+        with pytest.raises(DataError) as caught:
+            PascalVOC(root)[0]
+        assert str(path) in str(caught.value)
+        assert len(str(caught.value)) < 2010
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
