@@ -6,9 +6,10 @@ import json
 import os
 import re
 import secrets
+import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -23,6 +24,8 @@ Record = TypeVar("Record", bound="TensorRecord")
 PICKLES = {".pt", ".pth", ".pkl", ".bin", ".ckpt"}
 """Suffixes of files that may be pickles, which are never opened."""
 _CARD = "card"
+_used: set[Path] = set()
+"""Folders that this process writes to: the lock of a file does not tell its threads apart."""
 
 
 def write_whole(path: Path, content: bytes | str) -> Path:
@@ -47,6 +50,46 @@ def check_folder(path: Path) -> None:
     check(there.is_dir(), f"out: expected a folder, got {got}; give another")
 
 
+@contextmanager
+def sole_user(folder: Path | None) -> Iterator[None]:
+    """Inside, no other process or thread gets the folder, which is made; None: nothing is done.
+
+    Raises:
+        ValueError: another one has it.
+        OSError: the folder can't be made.
+    """
+    if folder is None:
+        yield
+        return
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    place, taken = folder.resolve(), f"{printable(str(folder))} is used by another run now"
+    check(place not in _used, f"{taken}; wait for its end or give another folder")
+    _used.add(place)
+    try:
+        with (folder / ".lock").open("wb") as file:
+            check(_lock(file), f"{taken}; wait for its end or give another folder")
+            yield
+    finally:
+        _used.discard(place)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether the file is locked now, until it is closed or the process ends; no child has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
 def _put(path: Path, write: Callable[[Path], object]) -> Path:
     """Let ``write`` make the file, and give it its name when it is on the disk."""
     part = path.with_name(f".{secrets.token_hex(8)}.part")  # a name may be as long as it can be
@@ -56,6 +99,7 @@ def _put(path: Path, write: Callable[[Path], object]) -> Path:
         with part.open("rb+") as file:
             os.fsync(file.fileno())  # on the disk before the name is: power may fail
         os.replace(part, path)
+        _sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):  # there may be no such folder
             part.unlink(missing_ok=True)
@@ -63,6 +107,18 @@ def _put(path: Path, write: Callable[[Path], object]) -> Path:
             raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
         raise
     return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the system can."""
+    if sys.platform == "win32":
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems have it for files only
+            os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from operator import index
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from captum_robust._checks import printable
+from captum_robust._checks import check, printable
 from captum_robust._files import check_same_run, checksum, read_tensors, write_tensors, write_whole
 from captum_robust.training.schedule import SeededItems
 from captum_robust.training.settings import TrainingSettings
@@ -26,8 +27,17 @@ if TYPE_CHECKING:
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
 
 
-def save_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer, step: int) -> None:
+def save_checkpoint(
+    path: Path,
+    network: nn.Module,
+    optimizer: Optimizer,
+    step: int,
+    run: str = "",
+    rows: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Write the whole state after ``step`` steps; it takes the place of the last one at once.
+
+    ``run`` is the run's id, ``rows`` the log so far: the file names what belongs to it.
 
     Raises:
         OSError: it cannot be written; the last one stays.
@@ -42,21 +52,30 @@ def save_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer, step: 
             else:
                 plain.setdefault(str(number), {})[name] = value
     facts = {"step": step, "optimizer": plain, "groups": state["param_groups"]}
-    write_tensors(path, tensors, {key: json.dumps(value) for key, value in facts.items()})
+    metadata = {key: json.dumps(value) for key, value in facts.items()}
+    write_tensors(path, tensors, {**metadata, "run": run, "log": _mark(rows)})
 
 
-def load_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer) -> int:
+def load_checkpoint(
+    path: Path, network: nn.Module, optimizer: Optimizer, steps: int | None = None
+) -> int:
     """Put network and optimiser into the state that was saved; return its number of steps.
+
+    ``steps`` is how many the run has; None: nobody knows.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no checkpoint, or one of another network.
+        ValueError: the file is no checkpoint, one of another network, or of a step that the run
+            does not have.
     """
     tensors, metadata = read_tensors(path)
     try:
         step, plain, groups = (json.loads(metadata[k]) for k in ("step", "optimizer", "groups"))
     except (KeyError, ValueError, RecursionError):
         raise ValueError(f"{printable(str(path))} is no checkpoint of a training run") from None
+    is_step = type(step) is int and 0 <= step <= (step if steps is None else steps)
+    expected = "0 or more" if steps is None else f"0 to {steps}"
+    check(is_step, f"{printable(str(path))}: step: expected {expected}, got {step!r}")
     state: dict[int, dict[str, Any]] = {int(number): dict(v) for number, v in plain.items()}
     weights = {}
     for key, tensor in tensors.items():
@@ -129,6 +148,68 @@ def has_begun(path: Path, configuration: Mapping[str, Any]) -> bool:
     return True
 
 
+def run_id(path: Path) -> str:
+    """Return the id in the file that :func:`has_begun` took; "": a run of an earlier version."""
+    return str(json.loads(path.read_text(encoding="utf-8")).get("id", ""))
+
+
+def new_run_id() -> str:
+    """Return an id that no other run has."""
+    return secrets.token_hex(8)
+
+
+def check_log(path: Path, checkpoint: Path, run: str) -> None:
+    """Refuse a checkpoint of another run, and a log that is not the one it was written with.
+
+    Raises:
+        ValueError: says which file is wrong.
+    """
+    metadata = read_tensors(checkpoint)[1]
+    is_own = metadata.get("run", "") == run
+    check(is_own, f"{printable(str(checkpoint))} is of another run than run.json beside it")
+    if "log" not in metadata:  # of an earlier version
+        return
+    count = int(metadata["log"].split()[0])
+    rows = list(_whole_rows(path)) if path.is_file() else []
+    wrong = f"{printable(str(path))} is not the log that {checkpoint.name} was written with"
+    check(len(rows) >= count, f"{wrong}: expected {count} whole rows, got {len(rows)}")
+    is_same = _mark(rows[:count]) == metadata["log"]
+    check(is_same, f"{wrong}: its first {count} rows were changed or reordered")
+
+
+def check_best(path: Path, network: nn.Module, run: str, step: int, best_step: int) -> None:
+    """Refuse best weights that are not those of this run.
+
+    Args:
+        path: the file.
+        network: whose weights it holds.
+        run: the id of the run.
+        step: where the run goes on; weights of a later step are found again.
+        best_step: the best one by the log.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they are damaged, of another run, network or step.
+    """
+    weights, metadata = read_tensors(path)
+    name = printable(str(path))
+    check(metadata.get("run", "") == run, f"{name} is of another run than run.json beside it")
+    own = {key: t.shape for key, t in network.state_dict().items()}
+    check({key: t.shape for key, t in weights.items()} == own, f"{name} is of another network")
+    there = metadata.get("step", "")
+    is_known = there.isdecimal() and (int(there) == best_step or int(there) > step)
+    check(is_known, f"{name}: step: expected {best_step}, the best of the log, got {there!r}")
+
+
+def _mark(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many rows, and a checksum of them."""
+    return f"{len(rows)} {zlib.crc32(_lines(rows).encode()):08x}"
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 class Log:
     """Rows of a run, one JSON object a line, each with its ``step``.
 
@@ -144,7 +225,7 @@ class Log:
             return
         if path.is_file():
             self.rows = [r for r in _whole_rows(path) if r["step"] <= until]
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_whole(path, _lines(self.rows))
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows; they are on the disk when this returns.
@@ -158,7 +239,7 @@ class Log:
             return
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in new))
+                file.write(_lines(new))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

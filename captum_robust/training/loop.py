@@ -19,13 +19,23 @@ from torch.utils.data import Dataset
 
 from captum_robust._checks import check, check_count, shape_or_type
 from captum_robust._contexts import evaluation, seeded
-from captum_robust._files import check_folder, read_tensors, write_tensors, write_whole
+from captum_robust._files import (
+    check_folder,
+    read_tensors,
+    sole_user,
+    write_tensors,
+    write_whole,
+)
 from captum_robust.training.acceleration import accelerator_of, half_precision
 from captum_robust.training.checkpoints import (
     Log,
+    check_best,
+    check_log,
     has_begun,
     identity_of,
     load_checkpoint,
+    new_run_id,
+    run_id,
     save_checkpoint,
 )
 from captum_robust.training.interrupts import Interrupted, Interrupts
@@ -122,8 +132,10 @@ def fit(
     Raises:
         ImportError: accelerate is missing; names the pip command.
         ValueError: fewer samples than a batch, a batch that the processes can't share, an ``out``
-            that holds another run, a loss that is no finite number (the message says the step),
-            ``patience`` without ``best``, a ``best`` that is no number of the evaluation.
+            that holds another run or files that do not belong together (the message names the
+            one), or that another training uses now, a loss that is no finite number (the message
+            says the step), ``patience`` without ``best``, a ``best`` that is no number of the
+            evaluation.
         OSError: nothing can be written to ``out``; the last checkpoint stays.
     """
     settings = settings or TrainingSettings()
@@ -163,11 +175,12 @@ def fit(
         out=None if out is None else Path(out),
         progress=progress,
     )
-    resumed_from = run.open(described)
     flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    # Evaluation puts the modes back; a step trains in training mode.
-    with evaluation(network), flags, run.interrupts:
-        run.train(dataset, loss)
+    with sole_user(run.out if run.is_first else None):
+        resumed_from = run.open(described)
+        # Evaluation puts the modes back; a step trains in training mode.
+        with evaluation(network), flags, run.interrupts:
+            run.train(dataset, loss)
     return TrainingResult(schedule.steps, run.log.rows, resumed_from)
 
 
@@ -196,6 +209,8 @@ class _Run:
     best_weights: dict[str, Tensor] | None = None
     """They are kept here where there is no folder."""
     interrupts: Interrupts = field(default_factory=Interrupts)
+    id: str = ""
+    """Of the run, in its files."""
 
     def open(self, configuration: Mapping[str, Any]) -> int:
         """Begin in the folder, or go on from its checkpoint; return the number of steps done."""
@@ -204,19 +219,33 @@ class _Run:
         check_folder(self.out)
         is_known = has_begun(self.out / "run.json", configuration)
         if is_known and self._file("checkpoint").is_file():
-            self.step = load_checkpoint(self._file("checkpoint"), self.network, self.optimizer)
+            self.step = load_checkpoint(
+                self._file("checkpoint"), self.network, self.optimizer, self.schedule.steps
+            )
             self.saved_at = time.monotonic()
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         if self.is_first:
             self.out.mkdir(parents=True, exist_ok=True)
+            self.id = run_id(self.out / "run.json") if is_known else new_run_id()
             if not is_known:
                 versions = {p: version(p) for p in ("captum-robust", "torch", "accelerate")}
-                run = {"configuration": dict(configuration), "versions": versions}
+                run = {"configuration": dict(configuration), "versions": versions, "id": self.id}
                 write_whole(self.out / "run.json", json.dumps(run, indent=1) + "\n")
             # A run that was killed before its first checkpoint begins again.
             until = -1 if math.isinf(self.saved_at) else self.step
+            if until >= 0:
+                check_log(self.out / "log.jsonl", self._file("checkpoint"), self.id)
             self.log = Log(self.out / "log.jsonl", until)
+            self._check_best()
         return self.step
+
+    def _check_best(self) -> None:
+        """Refuse best weights that are not those of the log at once, not after the last step."""
+        scored = self._scored()
+        if self.best is not None and scored:
+            steps = [row["step"] for row in self.log.rows if self.best in row]
+            best_step = steps[scored.index(min(scored))]
+            check_best(self._file("best"), self.network, self.id, self.step, best_step)
 
     def train(self, dataset: Dataset[Any], loss: Loss) -> None:
         """Take the steps that are left; the network ends with its last or its best weights."""
@@ -375,7 +404,7 @@ class _Run:
         if self.out is None:
             self.best_weights = {name: t.detach().clone() for name, t in weights.items()}
         else:
-            write_tensors(self._file("best"), weights, {"step": str(self.step)})
+            write_tensors(self._file("best"), weights, {"step": str(self.step), "run": self.id})
 
     def _take_best(self) -> None:
         if self.best is None:
@@ -399,7 +428,14 @@ class _Run:
         """Write a checkpoint; the losses before it are read, so a run that goes on has them all."""
         self._check_weights()
         if self.is_first and self.out is not None:
-            save_checkpoint(self._file("checkpoint"), self.network, self.optimizer, self.step)
+            save_checkpoint(
+                self._file("checkpoint"),
+                self.network,
+                self.optimizer,
+                self.step,
+                self.id,
+                self.log.rows,
+            )
         self.saved_at = time.monotonic()
 
     @property
