@@ -49,14 +49,16 @@ def load_imported(
         model = Classifier(**(_load_timm(rest, weights is not None, classes) | given))
     else:
         model = _with_facts(_call(source, rest), given)
+    named, model.class_names = model.class_names, None  # it runs whatever their number
     count = _count_classes(model, name)
     fits = classes is None or count == classes
     check(fits, f"model: {name} has {count} classes; expected {classes}")
-    if model.class_names is None:
+    if named is None:
         numbers = [str(i) for i in range(count)]
-        model.class_names = list(imagenet_names()) if count == len(imagenet_names()) else numbers
-    names = len(model.class_names)
+        named = list(imagenet_names()) if count == len(imagenet_names()) else numbers
+    names = len(named)
     check(names == count, f"class_names: {name} has {count} classes and {names} names")
+    model.class_names = named
     return model
 
 

@@ -258,10 +258,10 @@ class Comparison:
         counts = self._results.counts()
         text = f"{counts['read']} images: {counts['broken']} could not be used, "
         text += f"{counts['unboxed']} without a box"
-        unlabelled = f"; {counts['unlabelled']} without a label: there the prediction is explained"
-        text += unlabelled if counts["unlabelled"] else ""
         text += f"; {counts['failed']} maps failed" if counts["failed"] else ""
-        return "; ".join([text, *self.left_unscored()])
+        without = f"{counts['unlabelled']} without a label: there the prediction is explained"
+        unlabelled = [without] if counts["unlabelled"] else []
+        return "; ".join([text, *self.left_unscored(), *unlabelled])
 
     def curves(self, attack: str = CLEAN) -> pd.DataFrame:
         """The error at every threshold: columns ``method``, ``strategy``, ``alpha``, ``error``."""
