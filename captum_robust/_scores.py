@@ -200,7 +200,8 @@ def probabilities_of(scores: Tensor) -> Tensor:
     """
     precise = at_least_float(scores)
     error = (precise.detach().sum(dim=1) - 1).abs()
-    is_one = error < max(1e-3, torch.finfo(scores.dtype).eps)
+    resolution = torch.finfo(scores.dtype).eps if scores.is_floating_point() else 0.0
+    is_one = error < max(1e-3, resolution)
     are = bool(((precise >= 0).all(dim=1) & is_one).all())
     return precise if are else precise.softmax(dim=1)
 

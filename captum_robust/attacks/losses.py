@@ -138,14 +138,19 @@ def _logits_of(probabilities: Tensor) -> Tensor:
 def _sum_is_fixed(ask: Ask) -> bool:
     """Whether the sum of the scores does not depend on the inputs, as that of probabilities."""
     lengths = []
-    for of_scores in (lambda s: s.sum(), lambda s: _logarithms_of(s.topk(2, dim=1)[0]).sum()):
+    for of_scores in (
+        lambda s: s.sum(),
+        lambda s: _logarithms_of(s.topk(min(2, s.shape[1]), dim=1)[0]).sum(),
+    ):
         scores, inputs = ask()
         if not scores.requires_grad:
             return False
         with torch.enable_grad():
             value = of_scores(scores)
         gradients = torch.autograd.grad(value, inputs, allow_unused=True)
-        lengths.append(max(float(g.abs().max()) for g in gradients if g is not None))
+        # None where the graph does not reach the inputs, which is for the attack to name.
+        reached = [float(g.abs().max()) for g in gradients if g is not None]
+        lengths.append(max(reached, default=0.0))
     return lengths[0] <= 0.02 * lengths[1]
 
 

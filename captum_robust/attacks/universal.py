@@ -340,6 +340,7 @@ class _Fit:
             self.v, self.velocity = tensors["iterate"][None], tensors["velocity"][None]
             self.best, self.rates = tensors["perturbation"][None], list(facts["rates"])
             self.unit = tensors.get("unit")
+            self.exponent = float(tensors.get("exponent", self.exponent))
         except KeyError as error:
             raise _no_perturbation(checkpoint, error) from None
         self.labels = dict(zip(keys, classes, strict=True))
@@ -350,6 +351,7 @@ class _Fit:
             "iterate": self.v[0],
             "velocity": self.velocity[0],
             "unit": torch.ones(()) if self.unit is None else self.unit,
+            "exponent": torch.tensor(self.exponent),
             "image_keys": torch.tensor(list(self.labels), dtype=torch.long),
             "image_classes": torch.tensor(list(self.labels.values()), dtype=torch.long),
         }

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from captum.attr import InputXGradient, Saliency
 from torch import nn
 
+from captum_robust._scores import probabilities_of
 from captum_robust.attacks import (
     FGSM,
     PGD,
@@ -662,6 +663,20 @@ def test_an_attack_on_the_map_of_a_detached_model_names_the_break(method):
     x = torch.rand(2, 3, 2, 2)
     with pytest.raises(ValueError, match="no gradient flows from its scores"):
         ExplanationAttack(method(Detached(model))).perturb(x, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("attack", [PGD, DeepFool, LBFGSAttack])
+def test_probabilities_of_a_detached_model_name_the_break(attack):
+    model = nn.Sequential(Detached(line(1.0)), nn.Softmax(1))  # its weights have a graph
+    with pytest.raises(ValueError, match="no gradient flows from its scores"):
+        attack(model).perturb(POINT, 0)
+
+
+def test_whole_scores_have_probabilities():
+    scores = torch.tensor([[1, 0], [2, 1]])
+    expected = torch.tensor([[1.0, 0.0], [0.7311, 0.2689]])
+    torch.testing.assert_close(probabilities_of(scores)[1], expected[1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(probabilities_of(scores[:1])[0], expected[0])
 
 
 class Detached(nn.Module):
