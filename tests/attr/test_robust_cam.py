@@ -418,16 +418,7 @@ def test_images_of_bytes_are_for_models_that_take_them() -> None:
 @pytest.mark.parametrize("scores", [lambda s: s.sum(), lambda s: s[:, :0]])
 def test_scores_of_no_class_are_refused(scores: Callable[[Tensor], Tensor]) -> None:
     net = CalledByName().eval()
-    net.head.append(Made(scores))
+    net.head.append(Called(scores))
     for model in (net, lambda x: net(x)):
         with pytest.raises(ValueError, match="forward_func: expected scores 2×K for a batch of 2"):
             RobustCAM(model, net.conv).attribute(torch.rand(2, 3, 8, 8))
-
-
-class Made(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
