@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from captum_robust import PerceptualBallPerturbation, RobustCAM
 from captum_robust.models import load_classifier
+from tests.networks import Called
 
 
 class Cam(nn.Module):
