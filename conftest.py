@@ -17,6 +17,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the notebooks first: they take minutes, and no worker shall end alone with them."""
+    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test that needs real images where there are none, and say where that is."""
     if item.get_closest_marker("data") and not REAL_DATA.is_dir():
