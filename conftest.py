@@ -9,6 +9,11 @@ import pytest
 REAL_DATA = Path(__file__).parent / os.environ.get("CAPTUM_ROBUST_DATA", "../shared/data")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How often the tests of reliability try to break what they test."""
+    parser.addoption("--reliability", choices=("quick", "long"), default="quick")
+
+
 def pytest_configure() -> None:
     """Share the cores between workers; take Ctrl-C, which a shell in the background ignores."""
     if "PYTEST_XDIST_WORKER" in os.environ:
