@@ -6,7 +6,9 @@ import json
 import os
 import re
 import secrets
+import shutil
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +28,7 @@ PICKLES = {".pt", ".pth", ".pkl", ".bin", ".ckpt"}
 _CARD = "card"
 _used: set[Path] = set()
 """Folders that this process writes to: the lock of a file does not tell its threads apart."""
+_claiming = threading.Lock()
 
 
 def write_whole(path: Path, content: bytes | str) -> Path:
@@ -64,8 +67,9 @@ def sole_user(folder: Path | None) -> Iterator[None]:
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     place, taken = folder.resolve(), f"{printable(str(folder))} is used by another run now"
-    check(place not in _used, f"{taken}; wait for its end or give another folder")
-    _used.add(place)
+    with _claiming:
+        check(place not in _used, f"{taken}; wait for its end or give another folder")
+        _used.add(place)
     try:
         with (folder / ".lock").open("wb") as file:
             check(_lock(file), f"{taken}; wait for its end or give another folder")
@@ -91,22 +95,30 @@ def _lock(file: BinaryIO) -> bool:
 
 
 def _put(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` make the file, and give it its name when it is on the disk."""
-    part = path.with_name(f".{secrets.token_hex(8)}.part")  # a name may be as long as it can be
+    """Let ``write`` make the file in a folder beside it, and move it when it is on the disk."""
+    folder = path.with_name(f".{secrets.token_hex(8)}.part")  # a name may be as long as it can be
+    part = folder / "part"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
+        part.touch()
+        mode = part.stat().st_mode
         write(part)
+        part.chmod(mode)  # safetensors makes files that nobody else can read
         with part.open("rb+") as file:
             os.fsync(file.fileno())  # on the disk before the name is: power may fail
         os.replace(part, path)
         _sync_folder(path.parent)
-    except BaseException as error:
-        with suppress(OSError):  # there may be no such folder
-            part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
-        raise
+    except OSError as error:
+        raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return path
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes left of files in a folder that no other one writes to now."""
+    for part in folder.glob(f".{'[0-9a-f]' * 16}.part"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -62,6 +62,13 @@ def test_a_kill_while_writing_leaves_what_was_there(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_who_may_read_a_file_does_not_depend_on_its_kind(tmp_path: Path) -> None:
+    (plain := tmp_path / "plain").touch()
+    write_facts(tmp_path / "a.safetensors", TENSORS, "kind", FACTS)
+    for file in (tmp_path / "a.safetensors", write_whole(tmp_path / "a.txt", "text")):
+        assert file.stat().st_mode == plain.stat().st_mode
+
+
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="is a folder"):
         write_whole(tmp_path, "text")
