@@ -8,6 +8,7 @@ import secrets
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
+_CHECKSUM = "crc32"
 
 
 def save_checkpoint(
@@ -53,7 +55,30 @@ def save_checkpoint(
                 plain.setdefault(str(number), {})[name] = value
     facts = {"step": step, "optimizer": plain, "groups": state["param_groups"]}
     metadata = {key: json.dumps(value) for key, value in facts.items()}
-    write_tensors(path, tensors, {**metadata, "run": run, "log": _mark(rows)})
+    write_state(path, tensors, {**metadata, "run": run, "log": _mark(rows)})
+
+
+def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors with a checksum of all that is in the file.
+
+    Raises:
+        OSError: it cannot be written; the old file stays.
+    """
+    write_tensors(path, tensors, {**metadata, _CHECKSUM: _checksum_of(tensors, metadata)})
+
+
+def _check_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Refuse a file in which a byte has changed; one of an earlier version has no checksum."""
+    rest = {name: text for name, text in metadata.items() if name != _CHECKSUM}
+    is_whole = "run" not in rest or metadata.get(_CHECKSUM) == _checksum_of(tensors, rest)
+    check(is_whole, f"{printable(str(path))} is damaged: its content has another checksum")
+
+
+def _checksum_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    named = sorted(tensors.items())
+    kinds = [[name, str(t.dtype), list(t.shape)] for name, t in named]
+    facts = json.dumps([kinds, sorted(metadata.items())])
+    return f"{zlib.crc32(facts.encode()):08x} {checksum(t for _, t in named):08x}"
 
 
 def load_checkpoint(
@@ -65,8 +90,8 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no checkpoint, one of another network, or of a step that the run
-            does not have.
+        ValueError: the file is no checkpoint, a damaged one, one of another network, or of a step
+            that the run does not have.
     """
     tensors, metadata = read_tensors(path)
     try:
@@ -76,6 +101,7 @@ def load_checkpoint(
     is_step = type(step) is int and 0 <= step <= (step if steps is None else steps)
     expected = "0 or more" if steps is None else f"0 to {steps}"
     check(is_step, f"{printable(str(path))}: step: expected {expected}, got {step!r}")
+    _check_state(path, tensors, metadata)
     state: dict[int, dict[str, Any]] = {int(number): dict(v) for number, v in plain.items()}
     weights = {}
     for key, tensor in tensors.items():
@@ -158,23 +184,41 @@ def new_run_id() -> str:
     return secrets.token_hex(8)
 
 
-def check_log(path: Path, checkpoint: Path, run: str) -> None:
-    """Refuse a checkpoint of another run, and a log that is not the one it was written with.
+def check_log(path: Path, checkpoint: Path, run: str, step: int) -> list[dict[str, Any]]:
+    """Return the rows that a checkpoint was written with, ``step`` being its step.
 
     Raises:
-        ValueError: says which file is wrong.
+        ValueError: it is of another run, or the log is not that; says which file is wrong.
     """
     metadata = read_tensors(checkpoint)[1]
     is_own = metadata.get("run", "") == run
     check(is_own, f"{printable(str(checkpoint))} is of another run than run.json beside it")
+    rows = list(_whole_rows(path))
     if "log" not in metadata:  # of an earlier version
-        return
+        return [row for row in rows if row["step"] <= step]
     count = int(metadata["log"].split()[0])
-    rows = list(_whole_rows(path)) if path.is_file() else []
     wrong = f"{printable(str(path))} is not the log that {checkpoint.name} was written with"
     check(len(rows) >= count, f"{wrong}: expected {count} whole rows, got {len(rows)}")
     is_same = _mark(rows[:count]) == metadata["log"]
     check(is_same, f"{wrong}: its first {count} rows were changed or reordered")
+    return rows[:count]
+
+
+def check_not_begun(out: Path, is_known: bool) -> None:
+    """Refuse a folder without a checkpoint whose other files say that there was one.
+
+    Raises:
+        FileNotFoundError: says which file is missing.
+    """
+    log = out / "log.jsonl"
+    if is_known:
+        missing, has_steps = "checkpoint.safetensors", any("loss" in r for r in _whole_rows(log))
+        left = [log.name] if has_steps else []
+    else:
+        missing, names = "run.json", (log.name, "checkpoint.safetensors", "best.safetensors")
+        left = [name for name in names if (out / name).exists()]
+    trouble = f"no such file, but {', '.join(left)} of a run; give another folder"
+    check(not left, f"{printable(str(out / missing))}: {trouble}", FileNotFoundError)
 
 
 def check_best(path: Path, network: nn.Module, run: str, step: int, best_step: int) -> None:
@@ -184,7 +228,7 @@ def check_best(path: Path, network: nn.Module, run: str, step: int, best_step: i
         path: the file.
         network: whose weights it holds.
         run: the id of the run.
-        step: where the run goes on; weights of a later step are found again.
+        step: where the run goes on; weights of this or a later one are found again.
         best_step: the best one by the log.
 
     Raises:
@@ -196,8 +240,9 @@ def check_best(path: Path, network: nn.Module, run: str, step: int, best_step: i
     check(metadata.get("run", "") == run, f"{name} is of another run than run.json beside it")
     own = {key: t.shape for key, t in network.state_dict().items()}
     check({key: t.shape for key, t in weights.items()} == own, f"{name} is of another network")
+    _check_state(path, weights, metadata)
     there = metadata.get("step", "")
-    is_known = there.isdecimal() and (int(there) == best_step or int(there) > step)
+    is_known = there.isdecimal() and (int(there) == best_step or int(there) >= step)
     check(is_known, f"{name}: step: expected {best_step}, the best of the log, got {there!r}")
 
 
@@ -216,15 +261,15 @@ class Log:
     Args:
         path: None keeps the rows in memory only.
         until: rows of later steps are dropped: the run goes on from there.
+        count: and all behind so many rows; None: no others.
     """
 
-    def __init__(self, path: Path | None, until: int) -> None:
+    def __init__(self, path: Path | None, until: int, count: int | None = None) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         if path is None:
             return
-        if path.is_file():
-            self.rows = [r for r in _whole_rows(path) if r["step"] <= until]
+        self.rows = [r for r in islice(_whole_rows(path), count) if r["step"] <= until]
         write_whole(path, _lines(self.rows))
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -247,7 +292,9 @@ class Log:
 
 
 def _whole_rows(path: Path) -> Iterable[dict[str, Any]]:
-    """Yield the rows up to the first that a kill has torn."""
+    """Yield the rows up to the first that a kill has torn; of no file none."""
+    if not path.is_file():
+        return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)

@@ -22,8 +22,8 @@ from captum_robust._contexts import evaluation, seeded
 from captum_robust._files import (
     check_folder,
     read_tensors,
+    remove_parts,
     sole_user,
-    write_tensors,
     write_whole,
 )
 from captum_robust.training.acceleration import accelerator_of, half_precision
@@ -31,12 +31,14 @@ from captum_robust.training.checkpoints import (
     Log,
     check_best,
     check_log,
+    check_not_begun,
     has_begun,
     identity_of,
     load_checkpoint,
     new_run_id,
     run_id,
     save_checkpoint,
+    write_state,
 )
 from captum_robust.training.interrupts import Interrupted, Interrupts
 from captum_robust.training.schedule import Batch, Schedule, derived_seed
@@ -225,19 +227,27 @@ class _Run:
             self.saved_at = time.monotonic()
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         if self.is_first:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self.id = run_id(self.out / "run.json") if is_known else new_run_id()
-            if not is_known:
-                versions = {p: version(p) for p in ("captum-robust", "torch", "accelerate")}
-                run = {"configuration": dict(configuration), "versions": versions, "id": self.id}
-                write_whole(self.out / "run.json", json.dumps(run, indent=1) + "\n")
-            # A run that was killed before its first checkpoint begins again.
-            until = -1 if math.isinf(self.saved_at) else self.step
-            if until >= 0:
-                check_log(self.out / "log.jsonl", self._file("checkpoint"), self.id)
-            self.log = Log(self.out / "log.jsonl", until)
-            self._check_best()
+            self._open_files(configuration, is_known)
         return self.step
+
+    def _open_files(self, configuration: Mapping[str, Any], is_known: bool) -> None:
+        """Take up the log and the id of the run; a folder with a wrong file is left as it is."""
+        assert self.out is not None
+        record, log = self.out / "run.json", self.out / "log.jsonl"
+        self.id = run_id(record) if is_known else new_run_id()
+        goes_on = not math.isinf(self.saved_at)
+        if goes_on:
+            self.log.rows = check_log(log, self._file("checkpoint"), self.id, self.step)
+            self._check_best()
+        else:
+            check_not_begun(self.out, is_known)
+        remove_parts(self.out)
+        if not is_known:
+            versions = {p: version(p) for p in ("captum-robust", "torch", "accelerate")}
+            run = {"configuration": dict(configuration), "versions": versions, "id": self.id}
+            write_whole(record, json.dumps(run, indent=1) + "\n")
+        # A run that was killed before its first checkpoint begins again.
+        self.log = Log(log, self.step if goes_on else -1, len(self.log.rows))
 
     def _check_best(self) -> None:
         """Refuse best weights that are not those of the log at once, not after the last step."""
@@ -404,7 +414,7 @@ class _Run:
         if self.out is None:
             self.best_weights = {name: t.detach().clone() for name, t in weights.items()}
         else:
-            write_tensors(self._file("best"), weights, {"step": str(self.step), "run": self.id})
+            write_state(self._file("best"), weights, {"step": str(self.step), "run": self.id})
 
     def _take_best(self) -> None:
         if self.best is None:

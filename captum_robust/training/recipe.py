@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from captum_robust._checks import check, check_choice
 from captum_robust._contexts import seeded
-from captum_robust._files import checksum
+from captum_robust._files import checksum, sole_user
 from captum_robust._processes import is_first
 from captum_robust.data import LocalizationDataset, load_dataset
 from captum_robust.models import Classifier
@@ -88,7 +88,8 @@ class Recipe(ABC):
         """Train the network, or go on; the first process writes :attr:`file`."""
         result = self._fit()
         if is_first():
-            self._save(result)
+            with sole_user(self.settings.out):  # who gets the folder next removes torn files
+                self._save(result)
         return result
 
     @abstractmethod

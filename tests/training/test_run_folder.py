@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from captum_robust import _files
 from captum_robust._files import sole_user
 from captum_robust.training import fit
 from tests.training.test_loop import (
@@ -97,6 +103,93 @@ def test_a_checkpoint_of_another_run_is_refused(stopped: Path, tmp_path: Path) -
     (stopped / other.name).write_bytes(other.read_bytes())
     with pytest.raises(ValueError, match=r"checkpoint\.safetensors is of another run"):
         go(stopped)
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "best"])
+def test_weights_with_a_changed_byte_are_refused(stopped: Path, name: str) -> None:
+    """safetensors has no checksum: the last byte is one of a number."""
+    file = stopped / f"{name}.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ValueError, match=rf"{name}\.safetensors is damaged"):
+        go(stopped)
+
+
+def test_a_row_that_is_there_twice_is_dropped(tmp_path: Path) -> None:
+    go(tmp_path)
+    log = tmp_path / "log.jsonl"
+    before = log.read_text()
+    log.write_text(before + before.splitlines(keepends=True)[-1])
+    go(tmp_path)
+    assert log.read_text() == before
+
+
+@pytest.mark.parametrize("name", ["run.json", "checkpoint.safetensors"])
+def test_a_folder_without_a_file_that_was_there_is_refused(stopped: Path, name: str) -> None:
+    (stopped / name).unlink()
+    before = {file.name: file.read_bytes() for file in stopped.iterdir()}
+    with pytest.raises(FileNotFoundError, match=rf"{name}: no such file, but log\.jsonl"):
+        go(stopped)
+    assert {file.name: file.read_bytes() for file in stopped.iterdir()} == before
+
+
+def test_what_a_killed_run_was_writing_is_removed(stopped: Path) -> None:
+    torn = stopped / ".0123456789abcdef.part"
+    torn.mkdir()
+    (torn / "part").write_text("torn")
+    go(stopped)
+    assert not torn.exists()
+
+
+def test_the_best_weights_of_an_evaluation_that_was_stopped_are_found_again(
+    tmp_path: Path,
+) -> None:
+    """Ctrl-C leaves a checkpoint without the row of the evaluation, which is made when it goes on;
+    a kill then leaves best weights of the checkpoint's own step."""
+
+    def train(stop: int, pressed: int | None = None) -> None:
+        def fewest(network: nn.Module) -> dict[str, float]:
+            steps = int(network[1].num_batches_tracked)
+            if steps == pressed:
+                signal.raise_signal(signal.SIGINT)
+            return {"score": -steps}
+
+        loss = stopping_after(stop)
+        fit(small_net(), drawn(), loss, settings(), evaluate=fewest, best="score", out=tmp_path)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(99, pressed=12)
+    with pytest.raises(Stop):
+        train(1)
+    train(99)
+    steps = [json.loads(row)["step"] for row in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted([*range(1, 25), 0, 6, 12, 18, 24])
+
+
+def test_of_two_threads_one_gets_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+
+    class Slow(set[Path]):
+        """One that answers when the other thread has asked too, or does not for a while."""
+
+        def __contains__(self, place: object) -> bool:
+            answer = super().__contains__(place)
+            with suppress(threading.BrokenBarrierError):
+                both.wait(0.2)
+            return answer
+
+    ended, got = threading.Barrier(2), []
+
+    def enter(_: int) -> None:
+        with suppress(ValueError), sole_user(tmp_path):
+            got.append(1)
+            with suppress(threading.BrokenBarrierError):
+                ended.wait(1.0)
+
+    monkeypatch.setattr(_files, "_used", Slow())
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(enter, range(2)))
+    assert got == [1]
 
 
 def test_a_folder_has_one_training_at_a_time(tmp_path: Path) -> None:
