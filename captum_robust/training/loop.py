@@ -281,9 +281,10 @@ class _Run:
         # A run that was interrupted in an evaluation has that still to come.
         is_due = self.step % every == 0 or self.step == total
         here = [row for row in self.log.rows if row["step"] == self.step and "loss" not in row]
-        if self._first_says(is_due and not here):
+        is_missing = self._first_says(self.evaluate is not None and is_due and not here)
+        if is_missing:
             self._evaluate()
-        if math.isinf(self.saved_at):
+        if is_missing or math.isinf(self.saved_at):
             self._save()
         batches = self._batches(dataset)
         hidden = not (self.progress and self.is_first)

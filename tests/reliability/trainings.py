@@ -48,14 +48,15 @@ LAST = "last.safetensors"
 HELD_OUT = Subset(IMAGES, range(6))
 
 
-def norm(network: nn.Module) -> dict[str, float]:
-    return {"norm": float(network[0].weight.detach().norm())}
+def score(network: nn.Module) -> dict[str, float]:
+    """A number that falls from look to look, as weights grow in training."""
+    return {"score": -float(network[0].weight.detach().norm())}
 
 
 def loop(out: Path) -> nn.Module:
     network = small_net()
     chosen = settings(epochs=2, batch_size=2, evaluate_every=5, workers=1)
-    fit(network, Drawing(), cross_entropy, chosen, evaluate=norm, best="norm", out=out)
+    fit(network, Drawing(), cross_entropy, chosen, evaluate=score, best="score", out=out)
     return network
 
 
@@ -114,21 +115,20 @@ def command(out: Path, *options: str) -> None:
 
 
 TRAININGS: dict[str, Callable[[Path], nn.Module]] = {
-    "madry": lambda out: adversarial(out, "madry"),
-    "masking": masks,
-    "localization": opponents,
     "loop": loop,
     "clean": clean,
+    "masking": masks,
+    "localization": opponents,
+    "madry": lambda out: adversarial(out, "madry"),
     "ensemble": lambda out: adversarial(out, "ensemble", static_models=[small_net(1)]),
     "standard": lambda out: adversarial(out, "standard"),
 }
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "train localization": (
-        "--epochs", "5", "--pretraining-epochs", "5", "--width", "2", "--segments", "16",
-    ),
-    "train robust": ("--epochs", "6", "--steps", "2", "--model", "small_resnet"),
     "train masking": ("--epochs", "6", "--warm-up-steps", "5", "--model", "small_resnet",
-                "--weights", "none", "--evaluate-every", "3", "--patience", "4"),
+                      "--weights", "none", "--evaluate-every", "3", "--patience", "4"),
+    "train localization": ("--epochs", "5", "--pretraining-epochs", "5", "--width", "2",
+                           "--segments", "16"),
+    "train robust": ("--epochs", "6", "--steps", "2", "--model", "small_resnet"),
 }  # fmt: skip
 
 

@@ -141,29 +141,39 @@ def test_what_a_killed_run_was_writing_is_removed(stopped: Path) -> None:
     assert not torn.exists()
 
 
-def test_the_best_weights_of_an_evaluation_that_was_stopped_are_found_again(
-    tmp_path: Path,
-) -> None:
-    """Ctrl-C leaves a checkpoint without the row of the evaluation, which is made when it goes on;
-    a kill then leaves best weights of the checkpoint's own step."""
+def looking(out: Path, stop: int = 99, pressed: int | None = None) -> list[int]:
+    """Train with a score that falls; Ctrl-C at one look at it; return the steps of all looks."""
+    looks: list[int] = []
 
-    def train(stop: int, pressed: int | None = None) -> None:
-        def fewest(network: nn.Module) -> dict[str, float]:
-            steps = int(network[1].num_batches_tracked)
-            if steps == pressed:
-                signal.raise_signal(signal.SIGINT)
-            return {"score": -steps}
+    def fewest(network: nn.Module) -> dict[str, float]:
+        looks.append(int(network[1].num_batches_tracked))
+        if looks[-1] == pressed:
+            signal.raise_signal(signal.SIGINT)
+        return {"score": -looks[-1]}
 
-        loss = stopping_after(stop)
-        fit(small_net(), drawn(), loss, settings(), evaluate=fewest, best="score", out=tmp_path)
+    loss = stopping_after(stop)
+    fit(small_net(), drawn(), loss, settings(), evaluate=fewest, best="score", out=out)
+    return looks
 
+
+def test_the_best_weights_of_a_look_that_was_stopped_are_found_again(tmp_path: Path) -> None:
+    """Ctrl-C leaves a checkpoint without the row of the look, which is made when it goes on."""
     with pytest.raises(KeyboardInterrupt):
-        train(99, pressed=12)
+        looking(tmp_path, pressed=12)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    before = checkpoint.read_bytes()
     with pytest.raises(Stop):
-        train(1)
-    train(99)
+        looking(tmp_path, stop=1)
+    checkpoint.write_bytes(before)  # as if it had been killed before the next one
+    assert looking(tmp_path) == [12, 18, 24]
     steps = [json.loads(row)["step"] for row in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == sorted([*range(1, 25), 0, 6, 12, 18, 24])
+
+
+def test_a_last_look_that_was_stopped_is_made_once(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        looking(tmp_path, pressed=24)
+    assert [looking(tmp_path), looking(tmp_path)] == [[24], []]
 
 
 def test_of_two_threads_one_gets_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
