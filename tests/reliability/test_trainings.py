@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from torchvision.utils import save_image
 
 from captum_robust.training import loop
 from tests.reliability import trainings
@@ -55,7 +54,7 @@ class Whole:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.seconds: dict[str, float] = {}
-        drawing = children.Process(target=photographs, args=(folder / "photographs",))
+        drawing = children.Process(target=trainings.photographs, args=(folder / "photographs",))
         drawing.start()  # in a child: the server of children is there before the first run
         drawing.join()
 
@@ -88,17 +87,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def photographs(folder: Path) -> None:
-    """Four of each of three classes, for the commands."""
-    generator = torch.Generator().manual_seed(0)
-    for c, name in enumerate(("blue", "green", "red")):
-        (folder / name).mkdir(parents=True)
-        for i in range(4):
-            image = 0.4 * torch.rand(3, 36, 36, generator=generator)
-            image[2 - c, 8:28, 8:28] = 0.9
-            save_image(image, folder / name / f"{i}.png")
 
 
 def begin(
@@ -134,8 +122,8 @@ def content(path: Path) -> object:
 
 
 def results(out: Path) -> dict[str, Path]:
-    """The files by which a run is judged: all of its folder, and its last weights."""
-    files = {str(f.relative_to(out)): f for f in out.rglob("*") if f.is_file()}
+    """What a run is judged by: all that is in its folder, and its last weights."""
+    files = {str(f.relative_to(out)): f for f in out.rglob("*")}
     files[LAST] = out.parent / LAST
     return {name: file for name, file in files.items() if file.name != "run.json"}
 
@@ -144,7 +132,7 @@ def check_same(out: Path, expected: Path, trouble: str = "") -> None:
     """Hold a run to the undisturbed one: the same files, the same weights, the same log."""
     own, theirs = results(out), results(expected)
     assert own.keys() == theirs.keys(), f"{trouble}{sorted(own)}, expected {sorted(theirs)}"
-    other = [n for n, f in theirs.items() if f.exists() and content(own[n]) != content(f)]
+    other = [n for n, f in theirs.items() if f.is_file() and content(own[n]) != content(f)]
     assert not other, f"{trouble}{', '.join(other)} differ from those of an undisturbed run"
 
 

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
+from torchvision.utils import save_image
 
 from captum_robust import _files, cli
 from captum_robust.training import (
@@ -104,6 +105,17 @@ def opponents(out: Path) -> nn.Module:
         out=out,
     )
     return network
+
+
+def photographs(folder: Path) -> None:
+    """Four of each of three classes, for the commands."""
+    generator = torch.Generator().manual_seed(0)
+    for c, name in enumerate(("blue", "green", "red")):
+        (folder / name).mkdir(parents=True)
+        for i in range(4):
+            image = 0.4 * torch.rand(3, 36, 36, generator=generator)
+            image[2 - c, 8:28, 8:28] = 0.9
+            save_image(image, folder / name / f"{i}.png")
 
 
 def command(out: Path, *options: str) -> None:
