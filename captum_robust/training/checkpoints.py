@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -102,18 +101,18 @@ def load_checkpoint(
     expected = "0 or more" if steps is None else f"0 to {steps}"
     check(is_step, f"{printable(str(path))}: step: expected {expected}, got {step!r}")
     _check_state(path, tensors, metadata)
-    state: dict[int, dict[str, Any]] = {int(number): dict(v) for number, v in plain.items()}
     weights = {}
-    for key, tensor in tensors.items():
-        if key.startswith(_NETWORK):
-            weights[key.removeprefix(_NETWORK)] = tensor
-        else:
-            number, name = key.removeprefix(_OPTIMIZER).split(".", 1)
-            state.setdefault(int(number), {})[name] = tensor
     try:
+        state: dict[int, dict[str, Any]] = {int(number): dict(v) for number, v in plain.items()}
+        for key, tensor in tensors.items():
+            if key.startswith(_NETWORK):
+                weights[key.removeprefix(_NETWORK)] = tensor
+            else:
+                number, name = key.removeprefix(_OPTIMIZER).split(".", 1)
+                state.setdefault(int(number), {})[name] = tensor
         network.load_state_dict(weights)
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-    except (RuntimeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         first = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{printable(str(path))} is of another network or optimiser: {first}"
@@ -177,11 +176,6 @@ def has_begun(path: Path, configuration: Mapping[str, Any]) -> bool:
 def run_id(path: Path) -> str:
     """Return the id in the file that :func:`has_begun` took; "": a run of an earlier version."""
     return str(json.loads(path.read_text(encoding="utf-8")).get("id", ""))
-
-
-def new_run_id() -> str:
-    """Return an id that no other run has."""
-    return secrets.token_hex(8)
 
 
 def check_log(path: Path, checkpoint: Path, run: str, step: int) -> list[dict[str, Any]]:

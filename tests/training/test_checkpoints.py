@@ -77,6 +77,28 @@ def test_files_that_are_no_checkpoint_of_this_network_are_named(tmp_path: Path) 
         load_checkpoint(path, other, torch.optim.SGD(other.parameters(), 0.1))
 
 
+@pytest.mark.parametrize(
+    ("key", "optimizer", "groups"),
+    [
+        ("optimizer.weight", "{}", "[]"),
+        ("optimizer.x.momentum_buffer", "{}", "[]"),
+        ("network.weight", "[]", "[]"),
+        ("network.weight", '{"0": 3}', "[]"),
+        ("network.weight", "{}", "3"),
+        ("network.weight", "{}", '[{"lr": 1}]'),
+    ],
+)
+def test_a_state_of_an_earlier_version_that_is_none_is_named(
+    tmp_path: Path, key: str, optimizer: str, groups: str
+) -> None:
+    network = nn.Linear(3, 1, bias=False)
+    path = tmp_path / "c.safetensors"
+    metadata = {"step": "1", "optimizer": optimizer, "groups": groups}
+    save_file({key: torch.ones(1, 3)}, path, metadata)
+    with pytest.raises(ValueError, match=r"c\.safetensors is of another network or optimiser"):
+        load_checkpoint(path, network, torch.optim.SGD(network.parameters(), 0.1))
+
+
 def test_the_log_goes_on_after_the_last_row_that_counts(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     log = Log(path, -1)
