@@ -92,9 +92,8 @@ class LocalizationRecipe(LabelledRecipe):
             self.loop,
             area=self.penalty,
             **s.named("steps_of_classifier", "trainable_layers", "form", "literal", "superpixels"),
-            clean_share=s.clean_share,
+            **s.named("clean_share", "out"),
             validation=self.evaluation if self.testing else None,
-            out=s.out,
             configuration={
                 **self._configuration("start_crc32"),
                 **s.named("width", "segments"),

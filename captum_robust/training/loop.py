@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,6 @@ from captum_robust.training.checkpoints import (
     has_begun,
     identity_of,
     load_checkpoint,
-    new_run_id,
     run_id,
     save_checkpoint,
     write_state,
@@ -138,6 +138,7 @@ def fit(
             one), or that another training uses now, a loss that is no finite number (the message
             says the step), ``patience`` without ``best``, a ``best`` that is no number of the
             evaluation.
+        FileNotFoundError: a file of the run in ``out`` is missing.
         OSError: nothing can be written to ``out``; the last checkpoint stays.
     """
     settings = settings or TrainingSettings()
@@ -234,7 +235,7 @@ class _Run:
         """Take up the log and the id of the run; a folder with a wrong file is left as it is."""
         assert self.out is not None
         record, log = self.out / "run.json", self.out / "log.jsonl"
-        self.id = run_id(record) if is_known else new_run_id()
+        self.id = run_id(record) if is_known else secrets.token_hex(8)
         goes_on = not math.isinf(self.saved_at)
         if goes_on:
             self.log.rows = check_log(log, self._file("checkpoint"), self.id, self.step)
