@@ -92,6 +92,7 @@ def one_thread() -> Iterator[None]:
 def begin(
     name: str, out: Path, wound: Wound | None = None, start: float = 0.0
 ) -> ForkServerProcess:
+    """Let a child begin the run, or go on with it."""
     child = children.Process(target=trainings.run, args=(name, out, wound, start))
     child.start()
     return child

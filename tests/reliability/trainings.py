@@ -55,6 +55,7 @@ def score(network: nn.Module) -> dict[str, float]:
 
 
 def loop(out: Path) -> nn.Module:
+    """The loop itself, with drawn noise, a process that loads images, and best weights."""
     network = small_net()
     chosen = settings(epochs=2, batch_size=2, evaluate_every=5, workers=1)
     fit(network, Drawing(), cross_entropy, chosen, evaluate=score, best="score", out=out)
@@ -62,12 +63,14 @@ def loop(out: Path) -> nn.Module:
 
 
 def clean(out: Path) -> nn.Module:
+    """A classifier on images as they are."""
     network = small_net()
     clean_training(network, IMAGES, settings(**SHORT), held_out=HELD_OUT, out=out)
     return network
 
 
 def adversarial(out: Path, method: str, **options: Any) -> nn.Module:
+    """A classifier on attacked images, or on clean ones in bfloat16."""
     network = small_net()
     precision = "bfloat16" if method == "standard" else "float32"
     chosen = settings(**SHORT, precision=precision)
@@ -78,6 +81,7 @@ def adversarial(out: Path, method: str, **options: Any) -> nn.Module:
 
 
 def masks(out: Path) -> nn.Module:
+    """A masking network, with best weights and patience."""
     network = masking.network()
     masking_training(
         network,
@@ -92,6 +96,7 @@ def masks(out: Path) -> nn.Module:
 
 
 def opponents(out: Path) -> nn.Module:
+    """A localization network, whose masks collapse on the way."""
     network = localization.networks()
     images, segments, labels, _ = localization.squares()
     few = TensorDataset(images[:6], segments[:6], labels[:6])
