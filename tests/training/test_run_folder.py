@@ -10,6 +10,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -18,6 +20,7 @@ from torch import nn
 from captum_robust import _files
 from captum_robust._files import sole_user
 from captum_robust.training import fit
+from captum_robust.training.recipe import Recipe
 from tests.training.test_loop import (
     Stop,
     cross_entropy,
@@ -220,3 +223,20 @@ def test_a_folder_has_one_training_at_a_time(tmp_path: Path) -> None:
     child.kill()  # a killed one leaves no lock
     child.communicate()
     go(tmp_path)
+
+
+def test_the_network_of_a_recipe_is_written_while_nobody_else_has_its_folder(
+    tmp_path: Path,
+) -> None:
+    """The next one to have it removes what is half written there."""
+    saved = []
+
+    def save(result: object) -> None:
+        with pytest.raises(ValueError, match="is used by another run now"), sole_user(tmp_path):
+            pass
+        saved.append(result)
+
+    settings = SimpleNamespace(out=tmp_path)
+    recipe: Any = SimpleNamespace(_fit=lambda: "result", _save=save, settings=settings)
+    assert Recipe.train(recipe) == "result"
+    assert saved == ["result"]
