@@ -304,7 +304,9 @@ def test_a_mask_belongs_to_the_whole_name_of_its_image(tmp_path, draw):
     assert boxes == [[[1, 0, 9, 9]], [[2, 0, 9, 9]]]
 
 
-@pytest.mark.parametrize("name", ["a\u2028b.png", "a\x85b.png", "a\x1cb.png", '"a\nb.png"'])
+@pytest.mark.parametrize(
+    "name", ["a\u2028b.png", "a\x85b.png", "\u2028a.png", "a\x1cb.png", '"a\nb.png"']
+)
 def test_a_name_with_what_some_take_for_the_end_of_a_line_keeps_its_box(tmp_path, draw, name):
     image = name.strip('"')
     draw(tmp_path / image)
