@@ -412,12 +412,10 @@ def _read(described: Path) -> dict[str, Any]:
 
 def _misfits(value: Any, kind: Any, name: str) -> list[str]:
     """The names of the parts of JSON that are missing or of another kind."""
-    if not isinstance(kind, (list, dict)):
-        return [] if isinstance(value, kind) else [name]
-    if type(value) is not type(kind):
-        return [name]
-    if isinstance(kind, list):
+    if isinstance(kind, list) and isinstance(value, list):
         return [wrong for each in value for wrong in _misfits(each, kind[0], name)]
+    if not (isinstance(kind, dict) and isinstance(value, dict)):
+        return [] if not isinstance(kind, (list, dict)) and isinstance(value, kind) else [name]
     kinds = dict.fromkeys(value, kind[...]) if ... in kind else kind
     parts = [part for part in kinds if part in value or part not in _OPTIONAL]
     return [wrong for n in parts for wrong in _misfits(value.get(n, ...), kinds[n], str(n))]
