@@ -340,3 +340,11 @@ def test_a_label_that_pandas_wrote_as_a_float_is_the_class_of_that_number(tmp_pa
     with pytest.raises(DataError, match="label: expected"):
         dataset[1]
     assert ImageFolder(tmp_path, class_names=["2.0", "2.5", "x"])[0].label == 0
+
+
+@pytest.mark.parametrize("far", ["9.0000000001", "9.0000001"])
+def test_a_box_thinner_than_single_precision_is_the_error_of_its_line(tmp_path, draw, far):
+    draw(tmp_path / "a.png")
+    (tmp_path / "boxes.csv").write_text(f"file,x0,y0,x1,y1\na.png,9,1,{far},4\n")
+    with pytest.raises(DataError, match=r"boxes\.csv:2: box .* has no area"):
+        ImageFolder(tmp_path)[0]
