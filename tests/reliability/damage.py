@@ -80,7 +80,7 @@ def damaged_text(text: str, rng: random.Random) -> bytes:
     if rng.random() < 0.5:
         return damaged(text.encode(), rng)
     pattern, odd = rng.choice(((r"-?\d+(\.\d+)?", NUMBERS), (r"[\w.#]+", NAMES)))
-    found = rng.choice([*re.finditer(pattern, text)])
+    found = rng.choice([*re.finditer(pattern, text)] or [*re.finditer(r".+", text)])
     return f"{text[: found.start()]}{rng.choice(odd)}{text[found.end() :]}".encode(
         "utf-8", "surrogatepass"
     )

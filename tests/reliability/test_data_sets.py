@@ -36,21 +36,21 @@ def samples_of(data: LocalizationDataset, *names: str) -> dict[str, Sample]:
     return samples
 
 
-def test_undamaged_sets_are_read_whole(tmp_path: Path) -> None:
+def test_undamaged_sets_are_read_whole(in_memory: Path) -> None:
     """Else all that follows could not fail."""
     boxes = {"folder": 3, "coco": 2, "voc": 6, "imagenet": 3, "tiny-imagenet": 3}
     for kind, expected in boxes.items():
-        write_set(kind, tmp_path / kind)
-        data = open_set(kind, tmp_path / kind)
+        write_set(kind, in_memory / kind)
+        data = open_set(kind, in_memory / kind)
         samples = samples_of(data)
         assert samples.keys() == set(data.ids)
         assert sum(len(sample.boxes) for sample in samples.values()) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_file(kind: str, try_often: TryOften, tmp_path: Path) -> None:
+def test_a_damaged_file(kind: str, try_often: TryOften, in_memory: Path) -> None:
     """Samples of other files stay as they are, unless it is the list of all."""
-    root = tmp_path / "set"
+    root = in_memory / "set"
     write_set(kind, root)
     files = sorted(path for path in root.rglob("*") if path.is_file())
     lists = [path for path in files if path.suffix in LISTS]
@@ -73,11 +73,11 @@ def test_a_damaged_file(kind: str, try_often: TryOften, tmp_path: Path) -> None:
         finally:
             path.write_bytes(before)
 
-    try_often(f"data sets: {kind}", tries_in_child(one, 100), quick=1, long=60)
+    try_often(f"data sets: {kind}", tries_in_child(one, 100), quick=1, long=20)
 
 
-def test_coco_fields(try_often: TryOften, tmp_path: Path) -> None:
-    root = tmp_path / "set"
+def test_coco_fields(try_often: TryOften, in_memory: Path) -> None:
+    root = in_memory / "set"
     write_set("coco", root)
     path = root / "annotations" / "instances_val2017.json"
 
@@ -86,7 +86,7 @@ def test_coco_fields(try_often: TryOften, tmp_path: Path) -> None:
         if data := read(lambda: open_set("coco", root), str(root)):
             samples_of(data, str(root))
 
-    try_often("COCO fields", tries_in_child(one, 200), quick=1, long=100)
+    try_often("COCO fields", tries_in_child(one, 200), quick=1, long=40)
 
 
 def odd_archive(path: Path, files: dict[str, bytes], rng: random.Random) -> None:
@@ -116,19 +116,19 @@ def odd_archive(path: Path, files: dict[str, bytes], rng: random.Random) -> None
     path.write_bytes(damaged(data, rng) if rng.random() < 0.7 else data)
 
 
-def test_archives(try_often: TryOften, tmp_path: Path) -> None:
+def test_archives(try_often: TryOften, in_memory: Path) -> None:
     files = {
         name: content if isinstance(content, bytes) else content.encode()
         for name, content in KINDS["tiny-imagenet"][0]().items()
     }
-    path = tmp_path / "tiny.archive"
+    path = in_memory / "tiny.archive"
 
     def one(rng: random.Random) -> None:
         odd_archive(path, files, rng)
         if data := read(lambda: open_set("tiny-imagenet", path), str(path)):
             samples_of(data, str(path))
 
-    try_often("archives: tar, zip", tries_in_child(one, 100), quick=1, long=100)
+    try_often("archives: tar, zip", tries_in_child(one, 100), quick=1, long=50)
 
 
 def put_oddity(folder: Path, rng: random.Random) -> Path | None:
@@ -149,9 +149,9 @@ def put_oddity(folder: Path, rng: random.Random) -> Path | None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_odd_names(kind: str, try_often: TryOften, tmp_path: Path) -> None:
+def test_odd_names(kind: str, try_often: TryOften, in_memory: Path) -> None:
     """Links, pipes and files with odd names among the images: the others stay as they are."""
-    root = tmp_path / "set"
+    root = in_memory / "set"
     write_set(kind, root)
     folders = sorted(path for path in root.rglob("*") if path.is_dir())
     whole = {id: content_of(s) for id, s in samples_of(open_set(kind, root)).items()}
