@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Count = TypeVar("Count", int, int | None)
+_LONGEST = 2000
+"""Characters of a refusal."""
 
 
 def check(condition: object, message: str, error: type[Exception] = ValueError) -> None:
-    """Raise ``error`` with the message unless the condition holds."""
+    """Raise ``error`` with the message, see :func:`refusal`, unless the condition holds."""
     if not condition:
-        raise error(message)
+        raise error(refusal(message))
 
 
 def check_type(name: str, value: object, kinds: Any, expected: str) -> None:
@@ -260,6 +262,22 @@ def printable_lines(text: str) -> str:
     )
 
 
+def refusal(message: str) -> str:
+    """The message of an error as :func:`printable` makes it, of at most 2,000 characters.
+
+    Of a longer one, such as one that quotes a damaged file, the middle is left out.
+
+    >>> len(refusal("9" * 3_000_000))
+    2000
+    """
+    return _shortened(printable(_shortened(message)))  # short first: the file may be large
+
+
+def _shortened(text: str) -> str:
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[: half - 3]} … {text[-half:]}"
+
+
 def valid_unicode(text: str) -> str:
     r"""The text with what UTF-8 cannot hold written out, such as a byte of a file's name.
 
@@ -283,15 +301,15 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:
     >>> str(unknown_name("class", "dog", []))
     "class: expected nothing, for there are none, got 'dog'"
     """
-    known = sorted(valid)
+    known, got = sorted(valid), f"got {name!r}"
     if not known:
-        return ValueError(f"{what}: expected nothing, for there are none, got {name!r}")
-    near = get_close_matches(str(name), known, n=3, cutoff=0.5)
+        return ValueError(refusal(f"{what}: expected nothing, for there are none, {got}"))
+    near = get_close_matches(str(name)[:_LONGEST], known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     if len(known) <= 8:
-        return ValueError(f"{what}: expected one of {', '.join(known)}, got {name!r}{hint}")
+        return ValueError(refusal(f"{what}: expected one of {', '.join(known)}, {got}{hint}"))
     listing = ", ".join(known if len(known) <= 24 else [*known[:24], "…"])
-    return ValueError(f"{what}: expected one of {len(known)}, got {name!r}{hint} ({listing})")
+    return ValueError(refusal(f"{what}: expected one of {len(known)}, {got}{hint} ({listing})"))
 
 
 def checked_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_shape, printable
+from captum_robust._checks import check, check_shape, printable, refusal
 
 Record = TypeVar("Record", bound="TensorRecord")
 
@@ -253,7 +253,7 @@ class TensorFile:
         except (KeyError, ValueError, RecursionError):
             facts = None
         if not isinstance(facts, dict):
-            raise ValueError(f"{printable(str(self))} holds no {what}")
+            raise ValueError(refusal(f"{self} holds no {what}"))
         return facts
 
 
@@ -311,12 +311,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise FileNotFoundError(f"{printable(str(path))}: no such file")
+        raise FileNotFoundError(refusal(f"{path}: no such file"))
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{printable(str(path))} is not a safetensors file ({error})") from None
+        raise ValueError(refusal(f"{path} is not a safetensors file ({error})")) from None
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:

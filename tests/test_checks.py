@@ -16,7 +16,9 @@ from captum_robust._checks import (
     check_number,
     check_shape,
     check_type,
+    unknown_name,
 )
+from captum_robust.data import DataError
 
 
 @pytest.mark.parametrize(
@@ -76,3 +78,20 @@ def test_types_choices_and_functions_are_named() -> None:
     with pytest.raises(TypeError, match=r"^no$"):
         check(False, "no", TypeError)
     check(True, "no")
+
+
+@pytest.mark.parametrize("kind", [ValueError, DataError, FileNotFoundError])
+def test_a_refusal_is_one_short_line_that_a_terminal_can_show(kind: type[Exception]) -> None:
+    with pytest.raises(kind) as caught:
+        check(False, f"a.json: got {'9' * 3_000_000}\n\x1b[31m\ud800.png", kind)
+    text = str(caught.value)
+    assert len(text) <= 2000
+    assert text.startswith("a.json: got 999")
+    assert text.endswith("999 \\x1b[31m\\ud800.png")
+    assert text.isprintable()
+
+
+def test_the_name_of_nothing_may_be_long_and_odd() -> None:
+    text = str(unknown_name("class", "\x1b" + "k" * 10**6, ["cat", "dog"]))
+    assert len(text) <= 2000
+    assert text.startswith("class: expected one of cat, dog, got")

@@ -23,6 +23,7 @@ from captum_robust.attr import AdversarialLocalization, RealTimeMasking
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.benchmark import METHODS, Comparison, compare
 from captum_robust.benchmark.batches import BatchReader
+from captum_robust.cli.model_options import class_names
 from captum_robust.data import load_dataset
 from captum_robust.models import load_classifier, save_classifier
 from captum_robust.nn import (
@@ -1037,3 +1038,11 @@ def test_the_console_script_is_installed() -> None:
     assert script is not None
     result = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
     assert "compare" in result.stdout
+
+
+def test_names_of_classes_may_be_many_or_odd(tmp_path: Path) -> None:
+    many = [f"class {i}" for i in range(1000)]  # longer than the path of a file can be
+    assert class_names(",".join(many)) == many
+    odd = ["a\u2028b", "a\x85b", "a\x1cb", "last"]
+    (tmp_path / "names.txt").write_bytes("\r\n".join(odd).encode())
+    assert class_names(str(tmp_path / "names.txt")) == odd

@@ -80,10 +80,10 @@ def class_names(given: str | None) -> list[str] | None:
     """The names between the commas, or on the lines of the file of this name."""
     if given is None:
         return None
-    from captum_robust.data.files import read_text
+    from captum_robust.data.files import lines_of, read_text
 
-    file = Path(given)
-    parts = read_text(file).splitlines() if file.is_file() else given.split(",")
+    is_file = os.path.isfile(given)  # names may be longer than a path can be
+    parts = lines_of(read_text(Path(given))) if is_file else given.split(",")
     return [name.strip() for name in parts if name.strip()]
 
 

@@ -101,7 +101,10 @@ def checked_boxes(boxes: Iterable[tuple[Box, str]], size: tuple[int, int]) -> Te
         expected = f"{where}: box: expected pixels, got fractions of the image {box}"
         check(not is_fraction, f"{expected}; multiply them by its width and height", DataError)
     rows = [checked_box(box, size, f"{where}: box") for box, where in boxes]
-    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+    rounded = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+    for box, (_, where) in zip(rounded.tolist(), boxes, strict=True):
+        checked_box(box, size, f"{where}: box")  # of one thinner than float32 nothing is left
+    return rounded
 
 
 def check_size(annotated: tuple[int, int], size: tuple[int, int], where: str) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice, valid_unicode
+from captum_robust._checks import check, check_choice, refusal, valid_unicode
 from captum_robust.data.annotations import Box, check_size, parse_flag, parse_side
 from captum_robust.data.classes import category_labels
 from captum_robust.data.coco_mask import union_mask
@@ -94,7 +94,7 @@ class Coco(AnnotatedImages):
             name = _file_name(entry.image) or f"image_id={_key(entry.image['id'])}"
             id = entry_id(name, entry.category)
             is_kept = not skip_missing or _leads_out(_file_name(entry.image))
-            if is_kept or self._file(entry).is_file():
+            if is_kept or os.path.isfile(self._file(entry)):
                 is_new = id not in self._entries
                 check(is_new, f"{self._path}: lists the image of {id!r} more than once")
                 self._entries[id] = entry
@@ -202,9 +202,9 @@ def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
         except RecursionError:
             content = json.loads(_shallow(text))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+        raise ValueError(refusal(f"{path}:{error.lineno}: not JSON: {error.msg}")) from None
     except ValueError as error:  # a number of thousands of digits
-        raise ValueError(f"{path}: cannot be read as JSON: {error}") from None
+        raise ValueError(refusal(f"{path}: cannot be read as JSON: {error}")) from None
     needed = {"images": ("id",), "annotations": (), "categories": ("id", "name")}
     for key, fields in needed.items():
         items: Any = content.get(key) if isinstance(content, dict) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +19,9 @@ _DIGITS = 7
 """Of five bits each, in a compressed run length: more than any image has pixels."""
 _AT_ONCE = 2**20
 """Points of outlines that are in memory together."""
+_LONGEST = 2**24
+"""Steps on the grid that the outlines of one mask may take, seconds of work: no drawn one has a
+hundredth of that, a few points far outside of the image have more."""
 
 _Points: TypeAlias = npt.NDArray[np.float64]
 _Integers: TypeAlias = npt.NDArray[np.int64]
@@ -31,21 +34,29 @@ def union_mask(segmentations: Iterable[Any], size: tuple[int, int]) -> Tensor:
     of ``size`` (H, W) counts, or a run-length code, plain or compressed.
 
     Raises:
-        ValueError: a polygon that isn't made of three or more finite points; a run-length code of
-            another size, or whose runs do not add up to it; something else.
+        ValueError: a polygon that isn't made of three or more finite points; outlines of millions
+            of pixels; a run-length code of another size, or whose runs do not add up to it;
+            something else.
     """
     height, width = size
     mask = np.zeros(height * width, dtype=bool)
-    for each in segmentations:
-        for runs in _runs(each, size):
-            mask |= np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # the first is background
+    for runs in _runs(segmentations, size):
+        mask |= np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # the first is background
     return torch.from_numpy(mask.reshape(width, height).T.copy())  # they go down the columns
 
 
-def _runs(segmentation: Any, size: tuple[int, int]) -> list[_Integers]:
-    if isinstance(segmentation, list):
-        return [_outlined(_points(polygon), size) for polygon in segmentation]
-    return [_decoded(segmentation, size)]
+def _runs(segmentations: Iterable[Any], size: tuple[int, int]) -> Iterator[_Integers]:
+    total = 0
+    for each in segmentations:
+        if not isinstance(each, list):
+            yield _decoded(each, size)
+            continue
+        for polygon in each:
+            edges = _edges(_points(polygon), size)
+            total += int(edges[2].sum())
+            expected = f"expected outlines of at most {_LONGEST // _SCALE} pixels in all"
+            check(total <= _LONGEST, f"polygon: {expected}, got {total // _SCALE} or more")
+            yield _outlined(*edges, size)
 
 
 def _decoded(code: Any, size: tuple[int, int]) -> _Integers:
@@ -101,16 +112,22 @@ def _points(polygon: Any) -> _Points:
     return points
 
 
-def _outlined(points: _Points, size: tuple[int, int]) -> _Integers:
+def _edges(points: _Points, size: tuple[int, int]) -> tuple[_Integers, _Integers, _Integers]:
+    """The corners N×2 on the finer grid, the way to the next one, and how many steps that takes."""
+    corners = (_clipped(points, size) * _SCALE + 0.5).astype(np.int64)  # towards zero, as in C
+    steps = np.roll(corners, -1, axis=0) - corners
+    return corners, steps, np.abs(steps).max(axis=1, initial=0)
+
+
+def _outlined(
+    corners: _Integers, steps: _Integers, lengths: _Integers, size: tuple[int, int]
+) -> _Integers:
     """The runs of the pixels inside the outline, by the even-odd rule, as COCO's own code finds it.
 
     That draws the outline point by point on the finer grid. Where it crosses the middle of a column
     of pixels, the pixels from there on, down this column and the next ones, change sides.
     """
     height, width = size
-    corners = (_clipped(points, size) * _SCALE + 0.5).astype(np.int64)  # towards zero, as in C
-    steps = np.roll(corners, -1, axis=0) - corners
-    lengths = np.abs(steps).max(axis=1, initial=0)
     blocks = np.flatnonzero(np.diff(np.cumsum(lengths) // _AT_ONCE)) + 1
     changes = [np.zeros(1, dtype=np.int64)]
     for block in np.split(np.arange(len(corners)), blocks):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import tarfile
 import warnings
@@ -15,12 +16,14 @@ from pathlib import Path, PurePosixPath
 from posixpath import basename, dirname, join, normpath
 from typing import Any, BinaryIO, Literal, TypeVar
 
-from captum_robust._checks import check, printable, valid_unicode
+from captum_robust._checks import check, printable, refusal, valid_unicode
 from captum_robust.data.sample import DataError
 
 Place = TypeVar("Place")
 _USUAL_RATIO = 20
 """Times its size that an archive may unpack to, also where that is more than ``largest()``."""
+BLANKS = " \t\r\n\f\v"
+"""What stands between the words of a list; other spaces and separators may belong to names."""
 _LONGEST_LINK = 4096
 """Bytes of the path that a link in an archive leads to."""
 
@@ -221,6 +224,16 @@ def lines_of(text: str, *, with_ends: bool = False) -> list[str]:
     return lines if with_ends else [line.rstrip("\r\n") for line in lines]
 
 
+def words_of(line: str, most: int = 0) -> list[str]:
+    r"""The words of a line, or so many and the rest: names may hold other spaces than these.
+
+    >>> words_of(" a\u2028b.png\t1 2\n"), words_of("n01440764 tench, Tinca tinca", most=1)
+    (['a\u2028b.png', '1', '2'], ['n01440764', 'tench, Tinca tinca'])
+    """
+    inner = line.strip(BLANKS)
+    return re.split(f"[{BLANKS}]+", inner, maxsplit=most) if inner else []
+
+
 class FileTree(ABC):
     """Files by their path below a root, read at random.
 
@@ -256,7 +269,7 @@ def open_tree(path: Path) -> FileTree:
     # A damaged gzip stream raises EOFError or zlib.error, depending on where it breaks.
     except Exception as error:
         kinds = "a folder, .tar[.gz] or .zip"
-        raise ValueError(f"{path}: cannot be read as {kinds}: {error}") from None
+        raise ValueError(refusal(f"{path}: cannot be read as {kinds}: {error}")) from None
 
 
 class _Folder(FileTree):

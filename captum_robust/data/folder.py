@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import Literal
 from unicodedata import normalize
 
-from captum_robust._checks import check, check_choice, printable, unknown_name, valid_unicode
+from captum_robust._checks import (
+    check,
+    check_choice,
+    printable,
+    refusal,
+    unknown_name,
+    valid_unicode,
+)
 from captum_robust.data.annotations import mask_box, other_size, parse_box, table_rows
 from captum_robust.data.classes import ClassIndex
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import by_name, existing, is_hidden, lines_of, read_text
+from captum_robust.data.files import BLANKS, by_name, existing, is_hidden, lines_of, read_text
 from captum_robust.data.images import list_images, load_mask, some_images, without_suffix
 from captum_robust.data.sample import DataError
 
@@ -215,12 +222,12 @@ def _read_table(path: Path) -> list[_Row]:
     if "file" not in columns or corners is None:
         expected = "the columns file,x0,y0,x1,y1 (or file,xmin,ymin,xmax,ymax) and perhaps label"
         got = repr(lines[0].strip()[:80])
-        raise ValueError(f"{path}:1: expected a header with {expected}, got {got}")
+        raise ValueError(refusal(f"{path}:1: expected a header with {expected}, got {got}"))
     rows = []
     for number, cells in table:
         if not any(cell.strip() for cell in cells):
             continue
-        cell = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
+        cell = dict(zip(columns, (cell.strip(BLANKS) for cell in cells), strict=False))
         # A row that names no file is a sample of its own, under its place in the table.
         file = cell.get("file") or f"{path.name}:{number}"
         file = file.replace("\\", "/").removeprefix("./")

@@ -14,7 +14,15 @@ from captum_robust.data.classes import (
     numbered,
 )
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import by_name, existing, files_below, lines_of, read_text, stem_of
+from captum_robust.data.files import (
+    by_name,
+    existing,
+    files_below,
+    lines_of,
+    read_text,
+    stem_of,
+    words_of,
+)
 from captum_robust.data.images import some_images
 from captum_robust.data.sample import DataError
 from captum_robust.data.voc_xml import AnnotatedObject, read_voc_xml
@@ -84,7 +92,7 @@ class ImageNet(AnnotatedImages):
         mapping = self.root / "LOC_synset_mapping.txt"
         names = imagenet_table()
         if mapping.is_file():
-            lines = [line.split(maxsplit=1) for line in lines_of(read_text(mapping))]
+            lines = [words_of(line, most=1) for line in lines_of(read_text(mapping))]
             numbered([line[0] for line in lines if line], str(mapping))
             own = {line[0]: line[-1].split(",")[0] for line in lines if line}
             check(own, f"{mapping}: no classes; expected lines of 'wnid name, …'")

@@ -9,24 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_shape
-
-_LONGEST = 2000
-"""Characters of the message of one sample."""
+from captum_robust._checks import check, check_shape, refusal
 
 
 class DataError(ValueError):
     """One sample cannot be used; the message is one line that names the file (and line).
 
-    A runner can note it as that sample's error and go on with the next. Of a message of more than
-    2,000 characters, such as one that quotes a damaged file, the middle is left out.
+    A runner can note it as that sample's error and go on with the next. The message is a
+    :func:`captum_robust._checks.refusal`.
     """
 
     def __init__(self, message: str = "") -> None:
-        if len(message) > _LONGEST:
-            half = _LONGEST // 2
-            message = f"{message[:half]} … {message[-half:]}"
-        super().__init__(message)
+        super().__init__(refusal(message))
 
 
 TOLERANCE = 1.0

@@ -12,7 +12,15 @@ from captum_robust._checks import check, check_choice
 from captum_robust.data.annotations import once_each, parse_box
 from captum_robust.data.classes import class_of, imagenet_table, numbered
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
-from captum_robust.data.files import by_name, decode_text, is_hidden, lines_of, open_tree, stem_of
+from captum_robust.data.files import (
+    by_name,
+    decode_text,
+    is_hidden,
+    lines_of,
+    open_tree,
+    stem_of,
+    words_of,
+)
 from captum_robust.data.images import COMPANIONS
 
 _Line = tuple[list[str], str]
@@ -66,7 +74,7 @@ class TinyImageNet(AnnotatedImages):
         check(lists, f"{path}: no wnids.txt in it; {layout}", FileNotFoundError)
         listing = min(lists, key=len)
         self._top = listing.removesuffix("wnids.txt")
-        wnids = self._text(listing).split() if labels == "wnids" else list(imagenet_table())
+        wnids = words_of(self._text(listing)) if labels == "wnids" else list(imagenet_table())
         self._wnids = numbered(wnids, self._tree.where(listing))
         self.class_names = [imagenet_table().get(wnid, wnid) for wnid in wnids]
 
@@ -99,7 +107,7 @@ class TinyImageNet(AnnotatedImages):
         """The stem of the image of each line, and what it says."""
         where = self._tree.where(name)
         for number, line in enumerate(lines_of(self._text(name)), start=1):
-            if words := line.split():
+            if words := words_of(line):
                 words[1:1] = [wnid] if wnid else []
                 yield stem_of(words[0]), (words[1:], f"{where}:{number}")
 

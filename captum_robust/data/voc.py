@@ -10,7 +10,15 @@ from captum_robust._checks import check, valid_unicode
 from captum_robust.data.annotations import Box, check_size
 from captum_robust.data.classes import category_labels
 from captum_robust.data.dataset import AnnotatedImages, Truth, entry_id
-from captum_robust.data.files import by_name, existing, is_hidden, lines_of, read_text, stem_of
+from captum_robust.data.files import (
+    by_name,
+    existing,
+    is_hidden,
+    lines_of,
+    read_text,
+    stem_of,
+    words_of,
+)
 from captum_robust.data.images import some_images
 from captum_robust.data.sample import DataError
 from captum_robust.data.voc_xml import read_voc_xml
@@ -88,7 +96,7 @@ class PascalVOC(AnnotatedImages):
             return sorted(self._xml.keys() | self._images)
         listing = self.root / "ImageSets" / "Main" / f"{self.split}.txt"
         existing(listing, "file", "the split's image names")
-        words = [line.split() for line in lines_of(read_text(listing))]
+        words = map(words_of, lines_of(read_text(listing)))
         stems = list(dict.fromkeys(word[0] for word in words if word))
         check(stems, f"{listing}: no images; expected one name a line")
         return stems

@@ -63,8 +63,12 @@ def read_voc_xml(path: Path) -> Annotation:
             name or four numbers, or with two of one; objects elsewhere than right below the root.
             The message names file and line.
     """
-    name = str(path)
-    root = _parsed(read_bytes(path), name)
+    return parse_voc_xml(read_bytes(path), str(path))
+
+
+def parse_voc_xml(data: bytes, name: str) -> Annotation:
+    """:func:`read_voc_xml` of the content of a file."""
+    root = _parsed(data, name)
     objects = root.findall("object")
     _refuse_strays(root, objects, name)
     return Annotation(

@@ -132,7 +132,10 @@ class AttackRun:
         tab or a line break, stands an apostrophe.
         """
         table = self.to_dataframe().apply(lambda column: column.map(_no_formula))
-        return write_whole(self.folder / "attacked.csv", table.to_csv(index=False))
+        text = table.to_csv(index=False)
+        if "\r" in text:  # part of a name, which pandas quotes only where it ends lines
+            text = table.to_csv(index=False, lineterminator="\r\n")
+        return write_whole(self.folder / "attacked.csv", text)
 
     def write_curves(self) -> Path:
         """Write :meth:`plot` as ``curves.png`` into the folder.

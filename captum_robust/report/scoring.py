@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check_choice
+from captum_robust._checks import check, check_choice
 from captum_robust.catalog.attacks import LEVELS, strength_of
 from captum_robust.metrics.functional import (
     STABILITY_MEASURES,
@@ -279,8 +279,10 @@ class Scoring:
         """How the thresholds of the crops were chosen, and which; "-" of a fixed box."""
         if len(tuned.chosen) == 1 and not tuned.oracle:
             return "-", "-"
-        tried = self.results.configuration["settings"]["saliency_metric"]
+        tried = self.results.configuration["settings"].get("saliency_metric", {})
         names = [f"{family} {alpha:g}" for family, alphas in tried.items() for alpha in alphas]
+        expected = f"{self.results.store.folder / 'run.json'}: saliency_metric: expected more"
+        check(max(tuned.chosen) < len(names), f"{expected} thresholds, got {len(names)}")
         chosen = ", ".join(dict.fromkeys(names[column] for column in tuned.chosen))
         return "two-fold" if len(tuned.chosen) > 1 else "oracle", chosen
 

@@ -19,14 +19,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_robust._checks import valid_unicode
+from captum_robust._checks import check, refusal, valid_unicode
 from captum_robust._files import check_folder, check_same_run
 
+_ROWS = "rows.sqlite"
 _LOCK_SECONDS = 120
 _LEAST_ROOM = 2**20
 """Bytes below which a disk is full: SQLite says "disk I/O error" of that too."""
 _NOT_NOW = ("disk I/O", "is full", "locked", "readonly", "unable to open")
 """What SQLite says where the file may be whole; else it has other tables, or is damaged."""
+_FACTS: dict[Any, Any] = {
+    "model": {"name": str, "parameters": int, "input_size": [int], "weights_crc32": int},
+    "dataset": {"kind": str, "samples": int},
+    "methods": {...: str},
+    "attacks": {...: str},
+    "adaptive": {...: {"of": str | None, "images": {...: str}}},
+    "settings": {"batch_size": int, "fit": str, "seed": int, "device": str}
+    | {"target": str | int | None, "saliency_metric": {...: [int | float]}},
+    "versions": {...: str},
+}
+"""What a run says of itself: lists of one kind, parts by their names, or (...) by any."""
+_NO_RUN = "is not a run's description"
+_OPTIONAL = ("adaptive", "saliency_metric")
 
 
 @dataclass
@@ -128,6 +142,11 @@ _SQL_TYPES = {
     "bytes": "BLOB",
     "list[list[float]]": "TEXT",
 }
+_RANGES = dict.fromkeys(("confidence", "pointing", "top_k", "box_iou"), (0, 1)) | dict.fromkeys(
+    ("spearman", "pearson", "ssim"), (-1, 1)
+)
+_SLACK = 1e-3
+"""Rounding that a value may be out of its range by."""
 _TABLES: tuple[tuple[str, type[Any], str], ...] = (
     ("images", ImageRow, "position"),
     ("results", ResultRow, "method, attack, position"),
@@ -171,12 +190,14 @@ class RunStore:
         described = self.folder / "run.json"
         if configuration is None:
             if not described.is_file():
-                raise FileNotFoundError(f"no run in {self.folder}: run.json is missing")
+                raise FileNotFoundError(refusal(f"no run in {self.folder}: run.json is missing"))
             self.configuration = _read(described)
+            wrong = _misfits(self.configuration, _FACTS, "all")
+            check(not wrong, f"{described} {_NO_RUN}; missing or odd: {wrong[:5]}")
         else:
             self.configuration = json.loads(json.dumps(configuration))
             self._claim(described)
-        file = self.folder / "rows.sqlite"
+        file = self.folder / _ROWS
         try:
             self._database = sqlite3.connect(file, timeout=_LOCK_SECONDS, isolation_level=None)
             self._enter_wal_mode()
@@ -185,8 +206,10 @@ class RunStore:
                 self._database.execute(statement)
             self._add_columns()
             self.count(0, 0, ())
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             raise _unopened(file, error) from None
+        if configuration is None:
+            self._check_values()
 
     def _claim(self, described: Path) -> None:
         check_folder(self.folder)
@@ -195,11 +218,9 @@ class RunStore:
             self._hold_to(_read(described))
             return
         strangers = [p.name for p in self.folder.iterdir() if not p.name.startswith("run.json")]
-        if any(not name.startswith("rows.sqlite") for name in strangers):
-            raise ValueError(
-                f"{self.folder} holds no run but other files ({', '.join(sorted(strangers)[:3])}); "
-                "give an empty or a new folder"
-            )
+        is_free = all(name.startswith(_ROWS) for name in strangers)
+        others = f"holds no run but other files ({', '.join(sorted(strangers)[:3])})"
+        check(is_free, f"{self.folder} {others}; give an empty or a new folder")
         # Written aside and linked: a killed process leaves none or a whole one, and of two that
         # start together the second compares with what the first wrote.
         part = described.with_name(f"run.json.{secrets.token_hex(8)}")
@@ -217,7 +238,8 @@ class RunStore:
     def _hold_to(self, there: Mapping[str, Any]) -> None:
         """Refuse a run with other facts; one of an earlier version says less of its data."""
         here, data = self.configuration, self.configuration["dataset"]
-        if "checksums" in data and "checksums" not in there["dataset"]:
+        earlier = there["dataset"]
+        if "checksums" in data and isinstance(earlier, dict) and "checksums" not in earlier:
             here = here | {"dataset": {k: v for k, v in data.items() if k != "checksums"}}
         check_same_run(self.folder, there, here, "versions")
 
@@ -245,6 +267,20 @@ class RunStore:
                 for name, kind in _columns(row).items():
                     if name not in there:
                         database.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+
+    def _check_values(self) -> None:
+        """Refuse values of another type than their column, or out of its range."""
+        for table, row, _ in _TABLES:
+            odd = []
+            for name, kind in _columns(row).items():
+                stored = [kind.partition(" ")[0].lower(), *([] if "NOT" in kind else ["null"])]
+                odd.append(f"typeof({name}) NOT IN ({', '.join(map(repr, stored))})")
+            for name in _RANGES.keys() & _columns(row).keys():
+                low, high = _RANGES[name]
+                odd.append(f"{name} NOT BETWEEN {low - _SLACK} AND {high + _SLACK}")
+            found = list(self.select(f"SELECT 1 FROM {table} WHERE {' OR '.join(odd)} LIMIT 1"))
+            where = f"{self.folder / _ROWS}: damaged, or of something else"
+            check(not found, f"{where} (a value in its {table}); give another folder")
 
     def close(self) -> None:
         """Close the database; the rows are safe without it."""
@@ -297,22 +333,30 @@ class RunStore:
         Those with errors count where their position is one of ``kept``.
         """
         marks = ", ".join("?" * len(kept))
-        rows = self._database.execute(
-            "SELECT method, attack, count(*) FROM results WHERE position >= ? AND position < ? "
-            f"AND (error IS NULL OR position IN ({marks})) GROUP BY method, attack",
+        rows = self.select(
+            "SELECT method, attack, count(*) AS n FROM results WHERE position >= ? AND position < ?"
+            f" AND (error IS NULL OR position IN ({marks})) GROUP BY method, attack",
             (start, stop, *kept),
         )
-        return {(method, attack): n for method, attack, n in rows}
+        return {(row["method"], row["attack"]): row["n"] for row in rows}
 
     def total(self) -> int:
         """How many result rows there are."""
-        return int(self._database.execute("SELECT count(*) FROM results").fetchone()[0])
+        return sum(row["n"] for row in self.select("SELECT count(*) AS n FROM results"))
 
     def select(self, sql: str, parameters: Iterable[Any] = ()) -> Iterator[dict[str, Any]]:
-        """Rows of a query, one at a time."""
+        """Rows of a query, one at a time.
+
+        Raises:
+            ValueError: the file is damaged.
+            OSError: it cannot be read now.
+        """
         cursor = self._database.cursor()
         cursor.row_factory = sqlite3.Row
-        yield from map(dict, cursor.execute(sql, tuple(parameters)))
+        try:
+            yield from map(dict, cursor.execute(sql, tuple(parameters)))
+        except (sqlite3.Error, UnicodeError) as error:
+            raise _unopened(self.folder / _ROWS, error) from None
 
 
 def pack(tensor: Tensor) -> bytes:
@@ -324,21 +368,30 @@ def pack(tensor: Tensor) -> bytes:
 
 
 def unpack(data: bytes, dtype: type[np.generic] = np.float32) -> np.ndarray[Any, Any]:
-    """The flat values that :func:`pack` compressed."""
-    return np.frombuffer(zlib.decompress(data), dtype=dtype)
+    """The flat values that :func:`pack` compressed.
+
+    Raises:
+        ValueError: others, as in a damaged file.
+    """
+    try:
+        return np.frombuffer(zlib.decompress(data), dtype=dtype)
+    except (zlib.error, TypeError, ValueError) as error:
+        raise ValueError(f"{_ROWS}: damaged, or of something else ({error})") from None
 
 
-def _unopened(file: Path, error: sqlite3.Error) -> ValueError | OSError:
+def _unopened(file: Path, error: Exception) -> ValueError | OSError:
     """Why the rows cannot be opened; only of what holds none is it said to delete it."""
     text = str(error)
     if "not a database" in text:
-        return ValueError(f"{file}: no rows of a run ({text}); delete it or give another folder")
+        given = "delete it or give another folder"
+        return ValueError(refusal(f"{file}: no rows of a run ({text}); {given}"))
     if any(reason in text for reason in _NOT_NOW):
         with suppress(OSError):
             if shutil.disk_usage(file.parent).free < _LEAST_ROOM:
                 text += "; the disk is full"
-        return OSError(f"{file}: cannot be opened now ({text}); what it holds is kept")
-    return ValueError(f"{file}: damaged, or of something else ({text}); give another folder")
+        return OSError(refusal(f"{file}: cannot be opened now ({text}); what it holds is kept"))
+    damaged = f"damaged, or of something else ({text}); give another folder"
+    return ValueError(refusal(f"{file}: {damaged}"))
 
 
 def _plain(value: Any) -> Any:
@@ -349,9 +402,20 @@ def _plain(value: Any) -> Any:
 
 def _read(described: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
+        content = json.loads(described.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{described} is not a run's description ({error})") from None
-    if not isinstance(content, dict) or not {"model", "dataset", "settings"} <= content.keys():
-        raise ValueError(f"{described} is not a run's description")
-    return content
+        raise ValueError(refusal(f"{described} {_NO_RUN} ({error})")) from None
+    is_one = isinstance(content, dict) and {"model", "dataset", "settings"} <= content.keys()
+    check(is_one, f"{described} {_NO_RUN}")
+    return content  # type: ignore[no-any-return]
+
+
+def _misfits(value: Any, kind: Any, name: str) -> list[str]:
+    """The names of the parts of JSON that are missing or of another kind."""
+    if isinstance(kind, list) and isinstance(value, list):
+        return [wrong for each in value for wrong in _misfits(each, kind[0], name)]
+    if not (isinstance(kind, dict) and isinstance(value, dict)):
+        return [] if not isinstance(kind, (list, dict)) and isinstance(value, kind) else [name]
+    kinds = dict.fromkeys(value, kind[...]) if ... in kind else kind
+    parts = [part for part in kinds if part in value or part not in _OPTIONAL]
+    return [wrong for n in parts for wrong in _misfits(value.get(n, ...), kinds[n], str(n))]

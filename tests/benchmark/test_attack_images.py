@@ -347,6 +347,14 @@ def test_no_cell_of_the_table_is_a_formula(tmp_path: Path) -> None:
     assert cells == {"a=1.png", *(f"'{id}" for id in ids[:-1])}
 
 
+def test_a_name_with_the_end_of_a_line_is_one_cell(tmp_path: Path) -> None:
+    ids = ["a\rb.png", "a\nb.png", "a\u2028b.png", "a\x85b.png", 'a"b,c.png']
+    path = attack(tmp_path / "run", Unlabelled(5, ids=ids)).write_csv()
+    with path.open(newline="", encoding="utf-8") as file:
+        assert {row["image"] for row in csv.DictReader(file)} == set(ids)
+    assert set(pd.read_csv(path)["image"]) == set(ids)
+
+
 def test_the_text_shows_the_first_rows_and_counts_the_others(tmp_path: Path) -> None:
     text = attack(tmp_path / "run", Unlabelled()).to_text(5)
     assert len(text.splitlines()) == 7

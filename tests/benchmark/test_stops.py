@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import sqlite3
@@ -20,9 +21,9 @@ from captum_robust.benchmark.batches import BatchReader, Loaded
 from captum_robust.data import DataError, Sample, load_dataset
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
-from captum_robust.runs.store import RunStore
+from captum_robust.runs.store import ResultRow, RunStore, pack, unpack
 
-from .conftest import Drawn, centre_heat
+from .conftest import Drawn, centre_heat, make_classifier
 
 METHODS = {"light": centre_heat}
 
@@ -101,6 +102,46 @@ def test_only_of_what_is_no_database_is_it_said_to_delete_it(tmp_path: Path) -> 
         with pytest.raises(ValueError, match=message) as caught:
             opened(tmp_path / name)
         assert ("delete" in str(caught.value)) == (name == "none")
+
+
+def test_a_damaged_row_is_named(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.write([ResultRow(0, "cam", "clean", "a.png")])
+    store._database.execute("UPDATE results SET image = CAST(x'61ff62' AS TEXT)")
+    with pytest.raises(ValueError, match=r"rows\.sqlite: damaged, .* \(Could not"):
+        list(store.select("SELECT image FROM results"))
+    packed = pack(torch.arange(100.0))
+    assert unpack(packed).tolist() == list(range(100))
+    for torn in (packed[:-1], b"none", packed[:20] + b"x" + packed[21:], None):
+        with pytest.raises(ValueError, match=r"rows\.sqlite: damaged"):
+            unpack(torn)
+
+
+@pytest.mark.parametrize(
+    "odd", ["confidence = 1e9", "error = x'00'", "method = 'a', pointing = -1"]
+)
+def test_rows_of_odd_values_are_not_reported(tmp_path: Path, odd: str) -> None:
+    compare(make_classifier(), Drawn(n=2), ["center_box"], out=tmp_path, progress=False)
+    with sqlite3.connect(tmp_path / "rows.sqlite") as database:
+        database.execute(f"UPDATE results SET {odd} WHERE position = 1")
+    database.close()
+    with pytest.raises(ValueError, match=r"rows\.sqlite: damaged, .* \(a value in its results\)"):
+        Comparison(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        *(("methods", []), ("attacks", {"fgsm": None}), ("settings", {"batch_size": "2"})),
+        *(("dataset", {"kind": "x", "samples": None}), ("model", None), ("adaptive", {"a": {}})),
+    ],
+)
+def test_a_description_with_an_odd_part_is_named(tmp_path: Path, part: str, value: Any) -> None:
+    compare(make_classifier(), Drawn(n=2), ["center_box"], out=tmp_path, progress=False)
+    described = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(described | {part: value}))
+    with pytest.raises(ValueError, match=r"run\.json is not a run's description"):
+        Comparison(tmp_path)
 
 
 def test_a_disk_that_is_full_at_the_start_is_named_and_leaves_no_part(

@@ -413,3 +413,29 @@ def test_dots_that_stay_in_the_folder_are_part_of_a_name(root, draw, content):
     save(root, content)
     (root / "val2017" / "x").mkdir()
     assert Coco(root)[0].image.shape == (3, 30, 40)
+
+
+def test_an_outline_that_would_take_minutes_to_draw_is_refused():
+    corners = [(x, y) for _ in range(100_000) for x, y in ((-1e9, -1e9), (1e9, 1e9), (-1e9, 1e9))]
+    with pytest.raises(ValueError, match="polygon: expected outlines of at most 3355443 pixels"):
+        coco_mask.union_mask([[np.ravel(corners).tolist()]], (480, 640))
+    # A thousand of them do not fit together, though each does.
+    with pytest.raises(ValueError, match="outlines of at most"):
+        coco_mask.union_mask([[np.ravel(corners[:6]).tolist()]] * 1000, (480, 640))
+
+
+def test_a_file_name_that_no_file_system_has_is_an_image_that_is_missing(root, content):
+    content["images"][2]["file_name"] = "k" * 300 + ".png"
+    save(root, content)
+    assert Coco(root, skip_missing=True).ids == ["1.png#cat", "1.png#dog", "2.png#dog"]
+    assert len(Coco(root)) == 4
+    with pytest.raises(DataError, match=r"kkk.*too long"):
+        Coco(root)[3]
+
+
+def test_ids_of_millions_of_letters_are_refused_in_a_line(root, content):
+    content["categories"][0]["name"] = content["categories"][1]["name"] = "k" * 3_000_000
+    save(root, content)
+    with pytest.raises(ValueError, match="are both called 'kkk") as caught:
+        Coco(root)
+    assert len(str(caught.value)) <= 2000

@@ -304,7 +304,9 @@ def test_a_mask_belongs_to_the_whole_name_of_its_image(tmp_path, draw):
     assert boxes == [[[1, 0, 9, 9]], [[2, 0, 9, 9]]]
 
 
-@pytest.mark.parametrize("name", ["a\u2028b.png", "a\x85b.png", "a\x1cb.png", '"a\nb.png"'])
+@pytest.mark.parametrize(
+    "name", ["a\u2028b.png", "a\x85b.png", "\u2028a.png", "a\x1cb.png", '"a\nb.png"']
+)
 def test_a_name_with_what_some_take_for_the_end_of_a_line_keeps_its_box(tmp_path, draw, name):
     image = name.strip('"')
     draw(tmp_path / image)
@@ -338,3 +340,11 @@ def test_a_label_that_pandas_wrote_as_a_float_is_the_class_of_that_number(tmp_pa
     with pytest.raises(DataError, match="label: expected"):
         dataset[1]
     assert ImageFolder(tmp_path, class_names=["2.0", "2.5", "x"])[0].label == 0
+
+
+@pytest.mark.parametrize("far", ["9.0000000001", "9.0000001"])
+def test_a_box_thinner_than_single_precision_is_the_error_of_its_line(tmp_path, draw, far):
+    draw(tmp_path / "a.png")
+    (tmp_path / "boxes.csv").write_text(f"file,x0,y0,x1,y1\na.png,9,1,{far},4\n")
+    with pytest.raises(DataError, match=r"boxes\.csv:2: box .* has no area"):
+        ImageFolder(tmp_path)[0]

@@ -303,3 +303,18 @@ def test_a_file_of_an_archive_larger_than_any_image_is_not_read(folder, pack, mo
     with pytest.raises(DataError, match=r"val_1\.JPEG: expected at most 524288 bytes, got 1048576"):
         dataset[1]
     assert dataset[0].image.shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("name", ["a\u2028b", "a\x85b", "\u2028ab", "a\u3000b"])
+def test_a_name_may_hold_what_some_take_for_a_space(folder, draw, write, name):
+    draw(folder / f"val/images/{name}.JPEG", (64, 64))
+    write(folder / "val/val_annotations.txt", f"{name}.JPEG\t{TENCH}\t1\t2\t3\t4\n")
+    dataset = TinyImageNet(folder)
+    assert dataset[dataset.ids.index(name)].boxes.tolist() == [[1, 2, 4, 5]]
+
+
+def test_what_is_no_archive_is_refused_in_one_line(tmp_path):
+    (tmp_path / "a\x1b.tar").write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"a\\x1b\.tar: cannot be read as a folder") as caught:
+        TinyImageNet(tmp_path / "a\x1b.tar")
+    assert str(caught.value).isprintable()

@@ -251,3 +251,12 @@ def test_the_message_of_a_huge_annotation_is_short(root):
         assert str(path) in str(caught.value)
         assert len(str(caught.value)) < 2010
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a\u2028b", "a\x85b", "\u2028ab", "a\u3000b"])
+def test_a_name_in_the_list_may_hold_what_some_take_for_a_space(root, draw, write, voc_xml, name):
+    draw(root / f"JPEGImages/{name}.jpg")
+    write(root / f"Annotations/{name}.xml", voc_xml(("cat", 1, 1, 9, 9)))
+    write(root / "ImageSets/Main/val.txt", f"{name}  1\n")
+    (sample,) = load_dataset("voc", root)
+    assert sample.id == f"{name}#cat"
