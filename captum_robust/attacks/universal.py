@@ -23,6 +23,7 @@ from captum_robust._checks import (
     printable,
 )
 from captum_robust._contexts import seeded
+from captum_robust._facts import Fact, Form, choice, listed, number, optional, or_none, whole
 from captum_robust._files import read_facts, write_facts
 from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.backward import FIRST_SCALE, ScaleSearch, gradients_or_zeros, no_gradient
@@ -36,11 +37,21 @@ from captum_robust.attacks.image_batches import (
     place_of,
 )
 from captum_robust.attacks.losses import LossFunction, Reading, cross_entropy
-from captum_robust.attacks.norms import Tensors, of_mean_one, plus
+from captum_robust.attacks.norms import NORMS, Tensors, of_mean_one, plus
 from captum_robust.attacks.victim import Victim, check_losses, clipped
 
 METHODS = ("gradient", "deepfool")
 _KIND = "captum_robust.UniversalPerturbation"
+_RATE = number(0, 1)
+_FORM: Form = {
+    "norm": choice(*NORMS),
+    "epsilon": number(0),
+    "bounds": or_none(listed(number(), 2, 2)),
+    "rates": listed(_RATE),
+    "fooling_rate": optional(or_none(_RATE)),
+    "passes": optional(whole(0)),
+    "settings": optional(Fact("fields", lambda value: isinstance(value, dict))),
+}
 
 
 @dataclass(eq=False, repr=False)
@@ -259,10 +270,11 @@ class UniversalPerturbation(Attack):
             bounds = None if bounds is None else tuple(bounds)
             attack = cls(forward_func, epsilon, norm, bounds=bounds, quantize=quantize)
             v = tensors["perturbation"]
-            attack.rates = tuple(float(r) for r in facts["rates"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             raise _no_perturbation(path, error) from None
-        check_finite(v[None], printable(str(path)))
+        attack.rates = tuple(map(float, facts["rates"]))
+        if v.ndim == 0 or v.numel() == 0:
+            raise _no_perturbation(path, f"expected C×H×W, got {tuple(v.shape)}")
         size = float(attack._norm.lengths((v[None],)))
         if v.dtype != torch.float32 or size > epsilon * (1 + 1e-5):
             raise _no_perturbation(path, f"its {norm} norm exceeds its epsilon of {epsilon:.4g}")
@@ -329,21 +341,33 @@ class _Fit:
             return
         tensors, facts = _read(checkpoint)
         name = f"checkpoint: {printable(str(checkpoint))}"
-        saved = facts.get("settings")
-        if not isinstance(saved, dict):
+        saved = facts["settings"]
+        if saved is None:
             raise ValueError(f"{name} is a finished perturbation, no checkpoint")
         for key, value in self.settings.items():
             other = f"a fit with {key}={saved.get(key)!r}, not {value!r}; remove it to begin anew"
             check(saved.get(key) == value, f"{name} is of {other}")
         try:
-            keys, classes = tensors["image_keys"].tolist(), tensors["image_classes"].tolist()
+            known = tensors["image_keys"], tensors["image_classes"]
             self.v, self.velocity = tensors["iterate"][None], tensors["velocity"][None]
             self.best, self.rates = tensors["perturbation"][None], list(facts["rates"])
             self.unit = tensors.get("unit")
-            self.exponent = float(tensors.get("exponent", self.exponent))
+            exponent = tensors.get("exponent", torch.tensor(self.exponent))
         except KeyError as error:
             raise _no_perturbation(checkpoint, error) from None
-        self.labels = dict(zip(keys, classes, strict=True))
+        floating = [self.v, self.velocity, self.best]
+        numbers = [exponent] if self.unit is None else [exponent, self.unit]
+        is_whole = (
+            len({t.shape for t in floating}) == len({t.shape for t in (*numbers, exponent)}) == 1
+            and all(t.dtype == torch.float32 for t in (*floating, *numbers))
+            and exponent.ndim == 0
+            and known[0].shape == known[1].shape == known[0].shape[:1]
+            and all(t.dtype == torch.int64 for t in known)
+            and (self.unit is None or self.unit > 0)
+        )
+        check(is_whole, f"{name} is damaged; remove it to begin anew")
+        self.exponent = float(exponent)
+        self.labels = dict(zip(known[0].tolist(), known[1].tolist(), strict=True))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint needs after a pass."""
@@ -471,7 +495,7 @@ def _keys(x: Tensor) -> list[int]:
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    return read_facts(path, _KIND, "universal perturbation", any_suffix=True)
+    return read_facts(path, _KIND, "universal perturbation", _FORM, any_suffix=True)
 
 
 def _no_perturbation(path: str | Path, reason: Exception | str) -> ValueError:
