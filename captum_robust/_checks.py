@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Count = TypeVar("Count", int, int | None)
@@ -215,6 +216,17 @@ def checked_bounds(bounds: Any) -> tuple[float, float]:
         expected = "two finite numbers (lowest, highest), or None where there are no bounds"
         raise ValueError(f"bounds: expected {expected}, got {bounds!r}")
     return numbers[0], numbers[1]
+
+
+def checked_device(device: Any) -> torch.device:
+    """The device of a name or of itself, the argument ``device``; ``ValueError`` for others."""
+    import torch
+
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        expected = "the name of a device, such as 'cpu' or 'cuda:0'"
+        raise ValueError(f"device: expected {expected}, got {device!r}") from None
 
 
 def check_inputs(inputs: tuple[Tensor, ...], bounds: tuple[float, float] | None) -> None:

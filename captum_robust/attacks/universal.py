@@ -20,6 +20,7 @@ from captum_robust._checks import (
     check_count,
     check_finite,
     check_number,
+    checked_device,
     printable,
 )
 from captum_robust._contexts import seeded
@@ -42,13 +43,12 @@ from captum_robust.attacks.victim import Victim, check_losses, clipped
 
 METHODS = ("gradient", "deepfool")
 _KIND = "captum_robust.UniversalPerturbation"
-_RATE = number(0, 1)
 _FORM: Form = {
     "norm": choice(*NORMS),
     "epsilon": number(0),
     "bounds": or_none(listed(number(), 2, 2)),
-    "rates": listed(_RATE),
-    "fooling_rate": optional(or_none(_RATE)),
+    "rates": listed(number(0, 1)),
+    "fooling_rate": optional(or_none(number(0, 1))),
     "passes": optional(whole(0)),
     "settings": optional(Fact("fields", lambda value: isinstance(value, dict))),
 }
@@ -206,7 +206,7 @@ class UniversalPerturbation(Attack):
         check_loader(loader, passes)
         if target_rate is None and method == "deepfool":
             target_rate = 0.8
-        place = place_of(self.forward_func) if device is None else torch.device(device)
+        place = place_of(self.forward_func) if device is None else checked_device(device)
         fit = _Fit(self, settings, place, loss_func)
         if checkpoint is not None:
             _check_folder(checkpoint)
@@ -267,14 +267,13 @@ class UniversalPerturbation(Attack):
         check_callable("forward_func", forward_func)
         try:
             epsilon, norm, bounds = facts["epsilon"], facts["norm"], facts["bounds"]
-            bounds = None if bounds is None else tuple(bounds)
+            bounds = bounds and tuple(bounds)
             attack = cls(forward_func, epsilon, norm, bounds=bounds, quantize=quantize)
             v = tensors["perturbation"]
         except (KeyError, ValueError) as error:
             raise _no_perturbation(path, error) from None
         attack.rates = tuple(map(float, facts["rates"]))
-        if v.ndim == 0 or v.numel() == 0:
-            raise _no_perturbation(path, f"expected C×H×W, got {tuple(v.shape)}")
+        check(v.ndim and v.numel(), f"{path}: perturbation: expected C×H×W")
         size = float(attack._norm.lengths((v[None],)))
         if v.dtype != torch.float32 or size > epsilon * (1 + 1e-5):
             raise _no_perturbation(path, f"its {norm} norm exceeds its epsilon of {epsilon:.4g}")
@@ -342,8 +341,7 @@ class _Fit:
         tensors, facts = _read(checkpoint)
         name = f"checkpoint: {printable(str(checkpoint))}"
         saved = facts["settings"]
-        if saved is None:
-            raise ValueError(f"{name} is a finished perturbation, no checkpoint")
+        check(saved is not None, f"{name} is a finished perturbation, no checkpoint")
         for key, value in self.settings.items():
             other = f"a fit with {key}={saved.get(key)!r}, not {value!r}; remove it to begin anew"
             check(saved.get(key) == value, f"{name} is of {other}")
@@ -355,16 +353,12 @@ class _Fit:
             exponent = tensors.get("exponent", torch.tensor(self.exponent))
         except KeyError as error:
             raise _no_perturbation(checkpoint, error) from None
-        floating = [self.v, self.velocity, self.best]
-        numbers = [exponent] if self.unit is None else [exponent, self.unit]
-        is_whole = (
-            len({t.shape for t in floating}) == len({t.shape for t in (*numbers, exponent)}) == 1
-            and all(t.dtype == torch.float32 for t in (*floating, *numbers))
-            and exponent.ndim == 0
-            and known[0].shape == known[1].shape == known[0].shape[:1]
-            and all(t.dtype == torch.int64 for t in known)
-            and (self.unit is None or self.unit > 0)
-        )
+        scalars = [exponent, exponent if self.unit is None else self.unit]
+        groups = [self.v, self.velocity, self.best], scalars, list(known)
+        is_whole = all(len({(t.shape, t.dtype) for t in group}) == 1 for group in groups)
+        is_whole &= (known[0].ndim, known[0].dtype, exponent.ndim) == (1, torch.int64, 0)
+        is_whole &= self.v.dtype == exponent.dtype == torch.float32
+        is_whole &= self.unit is None or bool((self.unit > 0).all())
         check(is_whole, f"{name} is damaged; remove it to begin anew")
         self.exponent = float(exponent)
         self.labels = dict(zip(known[0].tolist(), known[1].tolist(), strict=True))
