@@ -9,11 +9,14 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Count = TypeVar("Count", int, int | None)
 _LONGEST = 2000
 """Characters of a refusal."""
+MOST_COUNT = 2**63 - 1
+"""Torch takes no larger whole number."""
 
 
 def check(condition: object, message: str, error: type[Exception] = ValueError) -> None:
@@ -37,7 +40,8 @@ def check_callable(name: str, value: object, *, optional: bool = False) -> None:
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """``ValueError`` that lists the choices and the nearest of them."""
     known = list(choices)
-    if value not in known:
+    is_many = bool(getattr(value, "shape", ()))  # what a tensor or an array equals is many
+    if is_many or value not in known:
         raise unknown_name(name, value, map(str, known))
 
 
@@ -114,7 +118,7 @@ def as_number(value: object) -> float:
     """NaN for what is no number, which fails each comparison as NaN does."""
     try:
         return math.nan if isinstance(value, str) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):  # the last for a tensor of many
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last for a tensor of many
         return math.nan
 
 
@@ -132,7 +136,7 @@ def as_levels(text: object) -> float:
 
 
 def check_count(
-    name: str, value: Count, least: int = 0, most: float = math.inf, *, optional: bool = False
+    name: str, value: Count, least: int = 0, most: float = MOST_COUNT, *, optional: bool = False
 ) -> Count:
     """The whole number from ``least`` to ``most``, or None where that is allowed.
 
@@ -142,10 +146,11 @@ def check_count(
     ValueError: bits: expected a whole number from 1 to 16, got 17
     """
     is_count = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-    limits = f"from {least}" if most == math.inf else f"from {least} to {most}"
+    limits = f"from {least}" if most == MOST_COUNT else f"from {least} to {most}"
     or_none = ", or None" if optional else ""
     is_none = optional and value is None
-    check(is_count or is_none, f"{name}: expected a whole number {limits}{or_none}, got {value!r}")
+    got = repr(value)[:200]
+    check(is_count or is_none, f"{name}: expected a whole number {limits}{or_none}, got {got}")
     return value
 
 
@@ -174,6 +179,9 @@ def check_batch(inputs: tuple[Tensor, ...]) -> int:
     for i, x in enumerate(inputs):
         got = f"{type(x).__name__} at position {i}"
         check(isinstance(x, Tensor), f"inputs: expected tensors, got {got}", TypeError)
+        check(
+            not x.is_meta, f"inputs: expected numbers, got none at position {i}: on meta", TypeError
+        )
         check(x.ndim > 0 and len(x) > 0, f"inputs: the batch is empty (shape {tuple(x.shape)})")
         check_finite(x, "inputs")
     return int(inputs[0].shape[0])
@@ -203,10 +211,24 @@ def check_numbers_below(name: str, numbers: Tensor, count: int) -> int:
 
 
 def checked_bounds(bounds: Any) -> tuple[float, float]:
+    """Two finite numbers, the lower one first; inputs without bounds have None instead."""
     numbers = [as_number(b) for b in bounds] if isinstance(bounds, (tuple, list)) else []
-    if len(numbers) != 2 or not numbers[0] < numbers[1]:
-        raise ValueError(f"bounds: expected two numbers (lowest, highest), got {bounds!r}")
+    # Their distance is finite too, which attacks measure by.
+    if len(numbers) != 2 or not 0 < numbers[1] - numbers[0] < math.inf:
+        expected = "two finite numbers (lowest, highest), or None where there are no bounds"
+        raise ValueError(f"bounds: expected {expected}, got {bounds!r}")
     return numbers[0], numbers[1]
+
+
+def checked_device(device: Any) -> torch.device:
+    """The device of a name or of itself, the argument ``device``; ``ValueError`` for others."""
+    import torch
+
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        expected = "the name of a device, such as 'cpu' or 'cuda:0'"
+        raise ValueError(f"device: expected {expected}, got {device!r}") from None
 
 
 def check_inputs(inputs: tuple[Tensor, ...], bounds: tuple[float, float] | None) -> None:

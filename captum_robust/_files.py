@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_shape, printable, refusal
+from captum_robust._facts import Form, checked_facts
 
 Record = TypeVar("Record", bound="TensorRecord")
 
@@ -242,23 +243,26 @@ class TensorFile:
     def __str__(self) -> str:
         return str(self.path)
 
-    def facts(self, kind: str, what: str) -> dict[str, Any]:
+    def holds(self, kind: str) -> bool:
+        """Whether there are facts under ``kind``, whatever they say."""
+        return kind in self._metadata or self._metadata.get("format") == kind
+
+    def facts(self, kind: str, what: str, form: Form) -> dict[str, Any]:
         """The facts that :func:`write_facts` wrote under ``kind``, a new dictionary each time.
 
         Raises:
-            ValueError: there are none; the file "holds no ``what``".
+            ValueError: there are none, or others than ``form`` says, or a tensor holds NaN or
+                infinity; the file "holds no ``what``".
         """
-        try:
-            facts = json.loads(_facts_text(self._metadata, kind))
-        except (KeyError, ValueError, RecursionError):
-            facts = None
-        if not isinstance(facts, dict):
-            raise ValueError(refusal(f"{self} holds no {what}"))
-        return facts
+        checked = facts_of(str(self), self._metadata, kind, what, form)
+        for name, tensor in self.tensors.items():
+            wrong = f"{printable(str(self))}: NaN or infinity in {printable(name)}"
+            check(tensor.isfinite().all(), f"{wrong}: expected finite numbers")
+        return checked
 
 
 def read_facts(
-    path: str | Path | TensorFile, kind: str, what: str, *, any_suffix: bool = False
+    path: str | Path | TensorFile, kind: str, what: str, form: Form, *, any_suffix: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the facts of a file that a user was handed.
 
@@ -266,14 +270,27 @@ def read_facts(
         path: a file by :func:`write_facts`, or one that was read already.
         kind: as it was written.
         what: what the file should hold, for messages: "localization network".
+        form: what each fact may be.
         any_suffix: whether it may have the name of a pickle; it is never opened as one.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no safetensors file, a torn one, by its name a pickle, or of another kind.
+        ValueError: it is no safetensors file, a torn one, by its name a pickle, of another kind,
+            or with facts or tensors that cannot be.
     """
     file = path if isinstance(path, TensorFile) else TensorFile(path, any_suffix=any_suffix)
-    return file.tensors, file.facts(kind, what)
+    return file.tensors, file.facts(kind, what, form)
+
+
+def facts_of(
+    where: str, metadata: Mapping[str, str], kind: str, what: str, form: Form
+) -> dict[str, Any]:
+    """The facts in the metadata of a file, see :meth:`TensorFile.facts`; ``where`` names it."""
+    try:
+        facts = json.loads(_facts_text(metadata, kind))
+    except (KeyError, ValueError, RecursionError):
+        facts = None
+    return checked_facts(where, what, facts, form)
 
 
 def _facts_text(metadata: Mapping[str, str], kind: str) -> str:

@@ -16,7 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_number
+from captum_robust._checks import (
+    check,
+    check_count,
+    check_floating,
+    check_number,
+    check_shape,
+    check_type,
+)
 from captum_robust._files import write_whole
 
 if TYPE_CHECKING:
@@ -32,6 +39,9 @@ _OUTLINE = (0, 0, 0)
 
 _CAPTION_SIZE = 14
 _GAP = 8
+_LEAST_CHANGE = 1e-30
+"""Of pixels: the factor of smaller ones would be infinite."""
+_WIDEST_LINE = 1000
 
 
 def as_rgb(image: Tensor | npt.NDArray[Any]) -> RGB:
@@ -43,14 +53,22 @@ def as_rgb(image: Tensor | npt.NDArray[Any]) -> RGB:
     >>> as_rgb(torch.ones(3, 2, 4)).shape
     (2, 4, 3)
     """
+    return _picture("image", image)
+
+
+def _picture(name: str, image: Any) -> RGB:
+    """A picture, of the argument ``name``."""
+    check_type(name, image, Tensor | np.ndarray, "a tensor or an array")
     got = f"{image.dtype} of shape {tuple(image.shape)}"
     if isinstance(image, Tensor):
         fits = image.ndim == 3 and image.shape[0] in (1, 3) and image.is_floating_point()
-        check(fits, f"image: expected a floating-point tensor 3×H×W in [0, 1], got {got}")
+        fits = fits and image.numel() > 0 and not image.is_meta
+        check(fits, f"{name}: expected a floating-point tensor 3×H×W in [0, 1], got {got}")
+        check(image.isfinite().all(), f"{name}: it holds NaN or infinity")
         pixels = image.detach().float().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
         return np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
     fits = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
-    check(fits, f"image: expected a uint8 array H×W×3, got {got}")
+    check(fits, f"{name}: expected a uint8 array H×W×3, got {got}")
     return np.ascontiguousarray(image)
 
 
@@ -102,11 +120,16 @@ def amplified(change: Tensor) -> tuple[RGB, float]:
     >>> picture.tolist(), round(factor, 3)
     ([[[128, 255, 0]]], 5.0)
     """
+    check_floating("change", change)
+    check_shape("change", change, "3×H×W")
+    fits = change.numel() > 0 and not change.is_meta
+    check(fits, f"change: expected pixels, got none, of shape {tuple(change.shape)}")
     values = change.detach().float().cpu()
+    check(values.isfinite().all(), "change: it holds NaN or infinity")
     magnitudes = values.abs().numpy()
     # Where less than 0.1 % of the pixels changed, the percentile is 0.
     strongest = float(np.quantile(magnitudes, 0.999)) or float(magnitudes.max())
-    factor = 0.5 / strongest if strongest > 0 else 1.0
+    factor = 0.5 / strongest if strongest > _LEAST_CHANGE else 1.0
     return as_rgb(0.5 + factor * values), factor
 
 
@@ -151,8 +174,19 @@ def draw_boxes(
     """
     import cv2
 
-    drawn = as_rgb(rgb).copy()
-    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    drawn = _picture("rgb", rgb).copy()
+    corners = _numbers("boxes", boxes)
+    is_list = corners.size == 0 or (corners.ndim == 2 and corners.shape[1] == 4)
+    check(is_list, f"boxes: expected M×4, got shape {corners.shape}")
+    check(not np.isnan(corners).any(), "boxes: expected numbers, got NaN")
+    corners = corners.reshape(-1, 4)
+    is_ordered = (corners[:, :2] <= corners[:, 2:]).all()
+    check(is_ordered, "boxes: expected x0 ≤ x1 and y0 ≤ y1, got others")
+    check_count("width", width, 1, _WIDEST_LINE)
+    is_color = isinstance(color, tuple | list) and len(color) == 3
+    check(is_color, f"color: expected (R, G, B), got {color!r}")
+    for level in color:
+        check_count("color", level, 0, 255)
     height, span = drawn.shape[:2]
     # The middle of the line lies so far inside that a box along the border is seen whole.
     inset = width // 2 + 1
@@ -178,6 +212,12 @@ def panel(images: Sequence[RGB], captions: Sequence[str], columns: int | None = 
     """
     from PIL import Image, ImageDraw
 
+    check_type("images", images, Sequence, "a list of pictures")
+    check_type("captions", captions, Sequence, "a list of texts")
+    are_texts = all(isinstance(caption, str) for caption in captions)
+    check(are_texts, "captions: expected texts, got others", TypeError)
+    check_count("columns", columns, 1, optional=True)
+    images = [_picture("images", image) for image in images]
     fit = 0 < len(images) == len(captions)
     got = f"{len(captions)} for {len(images)}"
     check(fit, f"captions: expected one for each of at least one image, got {got}")
@@ -194,7 +234,7 @@ def panel(images: Sequence[RGB], captions: Sequence[str], columns: int | None = 
     pen = ImageDraw.Draw(canvas)
     for i, (image, text) in enumerate(zip(images, wrapped, strict=True)):
         x, y = _GAP + i % columns * step_x, _GAP + i // columns * step_y
-        canvas.paste(Image.fromarray(as_rgb(image)), (x, y))
+        canvas.paste(Image.fromarray(image), (x, y))
         for row, words in enumerate(text.split("\n")):
             pen.text((x, y + cell_height + 3 + row * line), words, fill="black", font=font)
     return np.asarray(canvas)
@@ -227,7 +267,7 @@ def encode_jpeg(rgb: RGB, quality: int) -> bytes:
 
     sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     _, data = cv2.imencode(
-        ".jpg", as_rgb(rgb)[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling]
+        ".jpg", _picture("rgb", rgb)[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling]
     )
     return data.tobytes()
 
@@ -241,21 +281,36 @@ def encode_png(rgb: RGB) -> bytes:
     """The picture as PNG, which loses nothing."""
     import cv2
 
-    _, data = cv2.imencode(".png", as_rgb(rgb)[:, :, ::-1])
+    _, data = cv2.imencode(".png", _picture("rgb", rgb)[:, :, ::-1])
     return data.tobytes()
 
 
 def _levels(heat: Tensor | npt.NDArray[Any]) -> RGB:
     """H×W of any range as uint8 H×W from 0 to 255."""
-    values = heat.detach().float().cpu().numpy() if isinstance(heat, Tensor) else heat
-    values = np.asarray(values, dtype=np.float64)
+    values = _numbers("heat", heat)
     is_map = values.ndim == 2 and values.size > 0
     check(is_map, f"heat: expected a map H×W, got shape {values.shape}")
     check(np.isfinite(values).all(), "heat: it holds NaN or infinity")
+    values = values / max(1, abs(values).max() / 1e300)  # their range is finite too
     low, high = values.min(), values.max()
     scaled = (values - low) / (high - low or 1)  # a constant map becomes zeros
     levels: RGB = (scaled * 255).round().astype(np.uint8)
     return levels
+
+
+def _numbers(name: str, values: Any) -> npt.NDArray[np.float64]:
+    """Real numbers as an array; ``TypeError`` for what are none."""
+    if isinstance(values, Tensor):
+        fits = not (values.is_complex() or values.is_meta)
+        check(fits, f"{name}: expected real numbers, got {values.dtype}", TypeError)
+        values = values.detach().double().cpu().numpy()
+    try:
+        array = np.asarray(values)
+        is_real = array.size == 0 or array.dtype.kind in "biuf"
+    except ValueError:  # rows of several lengths
+        is_real = False
+    check(is_real, f"{name}: expected real numbers, got {type(values).__name__}", TypeError)
+    return array.astype(np.float64) if array.size else np.zeros(array.shape)
 
 
 def _colors(levels: RGB) -> RGB:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from captum_robust._facts import listed, or_none, text, whole
 from captum_robust._files import (
     check_same_run,
     read_facts,
@@ -20,6 +21,7 @@ from captum_robust._files import (
 )
 
 TENSORS = {"a": torch.arange(3.0), "b": torch.ones(2, dtype=torch.int64)}
+FORM = {"width": whole(1), "names": listed(text()), "none": or_none(text())}
 FACTS = {"width": 3, "names": ["x", "ü"], "none": None}
 
 
@@ -83,7 +85,7 @@ def test_facts_come_back_and_equal_content_gives_equal_bytes(tmp_path: Path) -> 
     one, two = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
     write_facts(one, TENSORS, "kind", FACTS, card="a card")
     write_facts(two, TENSORS, "kind", FACTS, card="a card")
-    tensors, facts = read_facts(one, "kind", "thing")
+    tensors, facts = read_facts(one, "kind", "thing", FORM)
     assert facts == FACTS
     assert all(torch.equal(tensors[name], t) for name, t in TENSORS.items())
     assert one.read_bytes() == two.read_bytes()
@@ -100,7 +102,7 @@ def test_facts_come_back_and_equal_content_gives_equal_bytes(tmp_path: Path) -> 
 )
 def test_files_of_version_0_1_are_read(tmp_path: Path, metadata: dict[str, str]) -> None:
     save_file(TENSORS, tmp_path / "a.safetensors", metadata)
-    assert read_facts(tmp_path / "a.safetensors", "kind", "thing")[1] == FACTS
+    assert read_facts(tmp_path / "a.safetensors", "kind", "thing", FORM)[1] == FACTS
 
 
 @pytest.mark.parametrize(
@@ -109,18 +111,18 @@ def test_files_of_version_0_1_are_read(tmp_path: Path, metadata: dict[str, str])
 def test_files_of_another_kind_are_named(tmp_path: Path, metadata: dict[str, str]) -> None:
     save_file(TENSORS, tmp_path / "a.safetensors", metadata)
     with pytest.raises(ValueError, match=r"a\.safetensors holds no thing"):
-        read_facts(tmp_path / "a.safetensors", "kind", "thing")
+        read_facts(tmp_path / "a.safetensors", "kind", "thing", FORM)
 
 
 def test_no_pickle_is_opened(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="may be a pickle"):
-        read_facts(tmp_path / "a.pt", "kind", "thing")
+        read_facts(tmp_path / "a.pt", "kind", "thing", FORM)
 
 
 def test_a_network_in_half_precision_keeps_what_that_cannot_hold(tmp_path: Path) -> None:
     weights = {"small": torch.tensor([0.5]), "large": torch.tensor([1e6])}
     write_network(tmp_path / "n.safetensors", weights, "kind", {}, half=True)
-    tensors, _ = read_facts(tmp_path / "n.safetensors", "kind", "thing")
+    tensors, _ = read_facts(tmp_path / "n.safetensors", "kind", "thing", {})
     assert tensors["small"].dtype == torch.float16
     assert torch.equal(tensors["large"], weights["large"])
     with pytest.raises(ValueError, match=r"path: expected a \.safetensors file, got n\.bin"):

@@ -19,6 +19,7 @@ from captum_robust._checks import (
     check_count,
     check_number,
     checked_bounds,
+    checked_device,
     checked_size,
 )
 from captum_robust._processes import progress_bar
@@ -240,7 +241,7 @@ class MapElites:
         check_number("mutation_rate", self.mutation_rate, 0, 1, open_low=True)
         check_number("strength", self.strength, 0, open_low=True)
         self.bounds = checked_bounds(self.bounds)
-        self.device = torch.device(self.device or place_of(self.forward_func) or "cpu")
+        self.device = checked_device(self.device or place_of(self.forward_func) or "cpu")
         self._classes = None if self.classes is None else _checked_classes(self.classes)
         self._elites: Elites | None = None
 
@@ -280,7 +281,7 @@ class MapElites:
         history = () if elites is None else elites.history
         number = len(history)
         # One seed a generation, so that an interrupted one can be run again.
-        device = torch.device(self.device or "cpu")
+        device = checked_device(self.device or "cpu")
         generator = torch.Generator(device).manual_seed(self.seed + 1_000_003 * number)
         if elites is None:
             shape = (self.batch_size, *self.shape)

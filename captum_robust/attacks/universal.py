@@ -20,9 +20,11 @@ from captum_robust._checks import (
     check_count,
     check_finite,
     check_number,
+    checked_device,
     printable,
 )
 from captum_robust._contexts import seeded
+from captum_robust._facts import Fact, Form, choice, listed, number, optional, or_none, whole
 from captum_robust._files import read_facts, write_facts
 from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.backward import FIRST_SCALE, ScaleSearch, gradients_or_zeros, no_gradient
@@ -36,11 +38,20 @@ from captum_robust.attacks.image_batches import (
     place_of,
 )
 from captum_robust.attacks.losses import LossFunction, Reading, cross_entropy
-from captum_robust.attacks.norms import Tensors, of_mean_one, plus
+from captum_robust.attacks.norms import NORMS, Tensors, of_mean_one, plus
 from captum_robust.attacks.victim import Victim, check_losses, clipped
 
 METHODS = ("gradient", "deepfool")
 _KIND = "captum_robust.UniversalPerturbation"
+_FORM: Form = {
+    "norm": choice(*NORMS),
+    "epsilon": number(0),
+    "bounds": or_none(listed(number(), 2, 2)),
+    "rates": listed(number(0, 1)),
+    "fooling_rate": optional(or_none(number(0, 1))),
+    "passes": optional(whole(0)),
+    "settings": optional(Fact("fields", lambda value: isinstance(value, dict))),
+}
 
 
 @dataclass(eq=False, repr=False)
@@ -195,7 +206,7 @@ class UniversalPerturbation(Attack):
         check_loader(loader, passes)
         if target_rate is None and method == "deepfool":
             target_rate = 0.8
-        place = place_of(self.forward_func) if device is None else torch.device(device)
+        place = place_of(self.forward_func) if device is None else checked_device(device)
         fit = _Fit(self, settings, place, loss_func)
         if checkpoint is not None:
             _check_folder(checkpoint)
@@ -255,18 +266,17 @@ class UniversalPerturbation(Attack):
         tensors, facts = _read(path)
         check_callable("forward_func", forward_func)
         try:
-            epsilon, norm, bounds = facts["epsilon"], facts["norm"], facts["bounds"]
-            bounds = None if bounds is None else tuple(bounds)
+            epsilon, norm = facts["epsilon"], facts["norm"]
+            bounds = facts["bounds"] and tuple(facts["bounds"])
             attack = cls(forward_func, epsilon, norm, bounds=bounds, quantize=quantize)
             v = tensors["perturbation"]
-            attack.rates = tuple(float(r) for r in facts["rates"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             raise _no_perturbation(path, error) from None
-        check_finite(v[None], printable(str(path)))
+        attack._v, attack.rates = v, tuple(map(float, facts["rates"]))
+        check(v.ndim and v.numel(), f"{printable(str(path))}: perturbation: expected C×H×W")
         size = float(attack._norm.lengths((v[None],)))
         if v.dtype != torch.float32 or size > epsilon * (1 + 1e-5):
             raise _no_perturbation(path, f"its {norm} norm exceeds its epsilon of {epsilon:.4g}")
-        attack._v = v
         return attack
 
     def _write(self, path: str | Path, fit: _Fit | None = None) -> None:
@@ -329,21 +339,28 @@ class _Fit:
             return
         tensors, facts = _read(checkpoint)
         name = f"checkpoint: {printable(str(checkpoint))}"
-        saved = facts.get("settings")
-        if not isinstance(saved, dict):
-            raise ValueError(f"{name} is a finished perturbation, no checkpoint")
+        saved = facts["settings"]
+        check(saved is not None, f"{name} is a finished perturbation, no checkpoint")
         for key, value in self.settings.items():
             other = f"a fit with {key}={saved.get(key)!r}, not {value!r}; remove it to begin anew"
             check(saved.get(key) == value, f"{name} is of {other}")
         try:
-            keys, classes = tensors["image_keys"].tolist(), tensors["image_classes"].tolist()
+            known = tensors["image_keys"], tensors["image_classes"]
             self.v, self.velocity = tensors["iterate"][None], tensors["velocity"][None]
             self.best, self.rates = tensors["perturbation"][None], list(facts["rates"])
             self.unit = tensors.get("unit")
-            self.exponent = float(tensors.get("exponent", self.exponent))
+            exponent = tensors.get("exponent", torch.tensor(self.exponent))
         except KeyError as error:
             raise _no_perturbation(checkpoint, error) from None
-        self.labels = dict(zip(keys, classes, strict=True))
+        scalars = [exponent, exponent if self.unit is None else self.unit]
+        groups = [self.v, self.velocity, self.best], scalars, list(known)
+        is_whole = all(len({(t.shape, t.dtype) for t in group}) == 1 for group in groups)
+        is_whole &= (known[0].ndim, known[0].dtype, exponent.ndim) == (1, torch.int64, 0)
+        is_whole &= self.v.dtype == exponent.dtype == torch.float32
+        is_whole &= self.unit is None or bool((self.unit > 0).all())
+        check(is_whole, f"{name} is damaged; remove it to begin anew")
+        self.exponent = float(exponent)
+        self.labels = dict(zip(known[0].tolist(), known[1].tolist(), strict=True))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint needs after a pass."""
@@ -471,7 +488,7 @@ def _keys(x: Tensor) -> list[int]:
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    return read_facts(path, _KIND, "universal perturbation", any_suffix=True)
+    return read_facts(path, _KIND, "universal perturbation", _FORM, any_suffix=True)
 
 
 def _no_perturbation(path: str | Path, reason: Exception | str) -> ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,22 +78,24 @@ class AdversarialLocalization(Attribution):
         Raises:
             ImportError: a package of the ``demo`` extra is missing; names the pip command.
         """
-        from captum_robust.models import load_classifier
         from captum_robust.models.imported import is_imported
+        from captum_robust.models.zoo import untrained_classifier
 
+        path = path if isinstance(path, TensorFile) else TensorFile(path)
         facts = read_localization_facts(path)
         for argument, given, own in (("model", model, "classifier"), ("trunk", trunk, "trunk")):
             # A file must not say which code to run.
             is_safe = given is not None or not is_imported(facts[own] or "")
             where, name = printable(str(path)), printable(facts[own] or "")
             check(is_safe, f"{where}: its {own} is {name}; give it as the argument {argument}")
+        load = partial(untrained_classifier, path)
         if model is None:
             names, size = facts["class_names"], facts["input_size"]
-            model = load_classifier(facts["classifier"], None, class_names=names, input_size=size)
+            model = load(facts["classifier"], class_names=names, input_size=size)
         if trunk is None and facts["trunk"] is not None:
             names = facts["trunk_class_names"]
             try:
-                trunk = load_classifier(facts["trunk"], None, class_names=names)
+                trunk = load(facts["trunk"], class_names=names)
             except ValueError as error:
                 message = f"{printable(str(path))}: give its trunk as the argument trunk; {error}"
                 raise ValueError(message) from None

@@ -94,12 +94,10 @@ def with_network(model: Classifier, methods: list[str] | None, file: TensorFile 
 
 def _localization_facts(file: TensorFile) -> dict[str, Any] | None:
     """What a file says of its localization network; None: it holds none."""
-    from captum_robust.nn import read_localization_facts
+    from captum_robust.nn.localization_network import KIND, read_localization_facts
 
-    try:
-        return read_localization_facts(file)
-    except ValueError:  # what is wrong with it, if anything, the masking network's reader says
-        return None
+    # What else is wrong with it, if anything, the masking network's reader says.
+    return read_localization_facts(file) if file.holds(KIND) else None
 
 
 def attacks_of(

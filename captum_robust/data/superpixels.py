@@ -19,9 +19,16 @@ from captum_robust._checks import (
     check_number,
     printable,
 )
+from captum_robust._facts import Form, listed, number, whole
 from captum_robust._files import checksum, read_facts, write_facts
 
 _FACTS = "captum_robust.superpixels"
+_FORM: Form = {
+    "n_segments": whole(1),
+    "compactness": number(0, open_low=True),
+    "size": listed(whole(1), 2, 2),
+    "checksum": whole(0, 2**32 - 1),
+}
 _LEAST_PIXELS = 4
 """A super-pixel has at least these: fewer are not much of a region."""
 _SECONDS = 30.0
@@ -187,26 +194,26 @@ def _write(file: Path, facts: dict[str, Any], segments: Tensor, sums: list[int])
 def _read(file: Path, facts: dict[str, Any], count: int) -> tuple[Tensor, list[int]]:
     """The segments and the checksums of the images that the file holds."""
     name = printable(str(file))
-    tensors, theirs = read_facts(file, _FACTS, "super-pixels")
-    own = theirs.pop("checksum", None)
+    tensors, theirs = read_facts(file, _FACTS, "super-pixels", _FORM)
+    own = theirs.pop("checksum")
     check({"segments", "checksums"} <= tensors.keys(), f"{name} holds no super-pixels")
     segments, sums = tensors["segments"], tensors["checksums"]
     check(theirs == facts, f"{name} is of {_described(theirs)}, not of {_described(facts)}")
-    numbers = sums.tolist()
     is_whole = (
         segments.dtype in (torch.uint8, torch.int16, torch.int32)
         and sums.dtype == torch.int64
-        and len(numbers) > 0
-        and segments.shape == (len(numbers), *facts["size"])
+        and sums.ndim == 1
+        and len(sums) > 0
+        and segments.shape == (len(sums), *facts["size"])
         and checksum([segments]) == own
+        and 0 <= int(segments.min()) <= int(segments.max()) < segments[0].numel()
     )
     check(is_whole, f"{name} is damaged")
-    other = f"it holds {len(numbers)}, the data set {count}"
-    check(len(numbers) <= count, f"{name} is of other images: {other}")
-    return segments, numbers
+    other = f"it holds {len(sums)}, the data set {count}"
+    check(len(sums) <= count, f"{name} is of other images: {other}")
+    return segments, sums.tolist()
 
 
 def _described(facts: dict[str, Any]) -> str:
-    size = "×".join(str(side) for side in facts.get("size", []))
-    number, compactness = facts.get("n_segments"), facts.get("compactness")
-    return printable(f"{number} super-pixels of compactness {compactness} for {size} pixels")
+    size, compactness = "×".join(map(str, facts["size"])), facts["compactness"]
+    return f"{facts['n_segments']} super-pixels of compactness {compactness} for {size} pixels"

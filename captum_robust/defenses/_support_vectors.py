@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check
+from captum_robust._checks import check, check_shape
 from captum_robust._files import TensorRecord
 
 
@@ -92,12 +92,15 @@ class SupportVectorMachine(TensorRecord):
         Raises:
             ValueError: the tensors of a file do not make one for so many levels.
         """
+        for name in ("scale", "dual_coefficients"):
+            check_shape(name, getattr(self, name), "N")
         d, s = len(self.scale), len(self.dual_coefficients)
         levels = 1 if bins is None else bins - 1
         self.check_shapes(f"{levels}×{d}", f"{d}", f"{s}×{d}", f"{s}")
         for name, t in self.tensors().items():
             check(t.dtype == torch.float32, f"{name}: expected torch.float32, got {t.dtype}")
             check(t.isfinite().all(), f"{name}: expected finite numbers")
+        check((self.scale > 0).all(), "scale: expected positive numbers")
         return self
 
 

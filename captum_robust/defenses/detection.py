@@ -22,6 +22,7 @@ from captum_robust._checks import (
     check_type,
     printable,
 )
+from captum_robust._facts import Form, choice, listed, number, or_none, parts, text, whole
 from captum_robust._files import read_facts, write_facts
 from captum_robust.defenses._activations import SUMMARIES, layers_of, output_and_activations
 from captum_robust.defenses._support_vectors import SupportVectorMachine, support_vector_classifier
@@ -33,6 +34,15 @@ Images = Tensor | Iterable[Any]
 _KIND = "captum_robust.SafetyNet"
 _SETTINGS = ("bins", "summary", "penalty", "gamma")
 _OF_MACHINE = ("gamma", "intercept")
+_FORM: Form = {
+    "machine": parts({"gamma": number(0, open_low=True), "intercept": number()}),
+    "bins": or_none(whole(2)),
+    "summary": choice(*SUMMARIES),
+    "penalty": number(0, open_low=True),
+    "gamma": or_none(number(0, open_low=True)),
+    "layers": listed(or_none(text()), 1),
+    "threshold": number(),
+}
 _FOLDS = 5
 
 
@@ -271,21 +281,23 @@ class SafetyNet:
             ValueError: the file is not safetensors, or holds no detector; or its layers have no
                 names, or such as ``model`` does not have, and none are given.
         """
-        tensors, facts = read_facts(path, _KIND, "SafetyNet", any_suffix=True)
+        tensors, facts = read_facts(path, _KIND, "SafetyNet", _FORM, any_suffix=True)
         where = printable(str(path))
         try:
-            parts: dict[str, Any] = {name: float(facts["machine"][name]) for name in _OF_MACHINE}
-            parts |= tensors
-            machine = SupportVectorMachine(**parts, quantised=facts["bins"] is not None)
+            own: dict[str, Any] = {**facts["machine"], **tensors}
+            machine = SupportVectorMachine(**own, quantised=facts["bins"] is not None)
             machine = machine.checked(facts["bins"])
-            settings = {name: facts[name] for name in _SETTINGS}
-            names, threshold = list(facts["layers"]), float(facts["threshold"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where} holds no SafetyNet that can be used ({error!r})") from None
+        except (TypeError, ValueError) as error:  # of tensors: others, or some are missing
+            raise ValueError(f"{where} holds no SafetyNet that can be used ({error})") from None
+        settings = {name: facts[name] for name in _SETTINGS}
+        names, threshold = facts["layers"], float(facts["threshold"])
         is_named = layers is not None or None not in names
         check(is_named, f"layers: {where} does not name them; give the modules")
         given: Any = names if layers is None else layers
-        detector = cls(model, given, **settings, batch_size=batch_size)
+        try:
+            detector = cls(model, given, **settings, batch_size=batch_size)
+        except ValueError as error:  # of a layer that this model does not have
+            raise ValueError(f"{where}: {error}") from None
         detector._machine, detector.threshold = machine, threshold
         return detector
 

@@ -7,9 +7,16 @@ import torch
 from torch import Tensor
 
 from captum_robust.metrics._counts import FoldMetric
-from captum_robust.metrics.functional._validate import check_box_list, check_maps, size_of
-from captum_robust.metrics.functional.box_sweep import sweep_boxes
-from captum_robust.metrics.functional.boxes import best_iou
+from captum_robust.metrics.functional._validate import (
+    check_box_list,
+    check_connectivity,
+    check_flag,
+    check_maps,
+    check_seed,
+    size_of,
+)
+from captum_robust.metrics.functional.box_sweep import check_strategies, sweep_boxes
+from captum_robust.metrics.functional.boxes import best_overlap
 from captum_robust.metrics.functional.folds import best_columns, texts_of
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
 from captum_robust.metrics.functional.weak_localization import (
@@ -73,6 +80,12 @@ class LocalizationError(FoldMetric):
         super().__init__(**kwargs)
         self.iou_thresholds, self.strict = correctness_rule(protocol, iou_threshold, strict)
         self.inclusive = PROTOCOLS[protocol].inclusive if inclusive is None else inclusive
+        check_strategies(strategies)
+        check_connectivity(connectivity)
+        check_flag("inclusive", inclusive, optional=True)
+        check_flag("largest_component_only", largest_component_only)
+        check_flag("oracle", oracle)
+        check_seed(seed)
         self.strategies = tuple(strategies)
         self.connectivity = connectivity
         self.largest_component_only = largest_component_only
@@ -115,7 +128,7 @@ class LocalizationError(FoldMetric):
         listed = listed_samples(self.blacklist or None, ids, len(maps))
         swept = sweep_boxes(maps, self.strategies, self.connectivity, self.largest_component_only)
         boxes = torch.cat(list(swept.values()), dim=1)
-        ious = best_iou(boxes, ground_truth, self.inclusive)
+        ious = best_overlap(boxes, ground_truth, self.inclusive)
         scored = ~ious.isnan().any(dim=1)
         self.without_boxes += (~scored).sum()
         scored &= ~listed.to(scored.device)

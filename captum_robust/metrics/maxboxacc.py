@@ -8,6 +8,7 @@ from torch import Tensor
 
 from captum_robust._checks import check_choice
 from captum_robust.metrics._counts import CountMetric
+from captum_robust.metrics.functional._validate import check_flag
 from captum_robust.metrics.functional.box_accuracy import (
     CONTOURS,
     V2_IOU_THRESHOLDS,
@@ -42,6 +43,7 @@ class MaxBoxAcc(CountMetric):
     def __init__(self, contours: str = "component", inclusive: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_choice("contours", contours, CONTOURS)
+        check_flag("inclusive", inclusive)
         self.contours = contours
         self.inclusive = inclusive
         self._count("hits", len(self.iou_thresholds), 256)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_classes, check_count
+from captum_robust._checks import check, check_classes, check_count, check_number
 from captum_robust.metrics._counts import CountMetric
 from captum_robust.metrics.functional.pointing import (
     class_hits,
@@ -41,6 +41,7 @@ class PointingGame(CountMetric):
     ) -> None:
         super().__init__(**kwargs)
         check_count("num_classes", num_classes, 1, optional=True)
+        check_number("tolerance", tolerance, 0, open_low=True)
         self.num_classes = num_classes
         self.tolerance = tolerance
         self._count("hits", num_classes or 1)

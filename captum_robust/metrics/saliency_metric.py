@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check_number, check_shape
+from captum_robust._checks import check_count, check_number, check_shape
 from captum_robust.metrics._counts import FoldMetric
-from captum_robust.metrics.functional._validate import without_channel
+from captum_robust.metrics.functional._validate import check_flag, check_maps, check_seed
 from captum_robust.metrics.functional.folds import fold_sums, millionths
 from captum_robust.metrics.functional.saliency import (
     Scores,
+    check_question,
     check_thresholds,
     crop_scores,
     lowest_columns,
@@ -70,7 +71,10 @@ class SaliencyMetric(FoldMetric):
         if strategy is None:
             check_number("threshold", threshold)
         else:
-            check_alpha(strategy, threshold)
+            check_alpha(strategy, threshold, "threshold")
+        check_flag("oracle", oracle)
+        check_seed(seed)
+        check_count("batch_size", batch_size, 1)
         self.threshold = threshold
         self.strategy = strategy
         self.thresholds = thresholds
@@ -96,6 +100,7 @@ class SaliencyMetric(FoldMetric):
         Where thresholds are chosen, masks are as large as the images, and an id each (a file name,
         say) puts them into a half.
         """
+        check_question(images, classes, self.batch_size)
         folds = self._folds(len(images), ids)
         if self.thresholds is None:
             scores = saliency_metric(
@@ -109,7 +114,7 @@ class SaliencyMetric(FoldMetric):
             )
             values = scores.metric[:, None]
         else:
-            masks = without_channel(masks)
+            masks = check_maps(masks, "masks")
             check_shape("masks", masks, "×".join(map(str, (len(images), *images.shape[2:]))))
             boxes = saliency_boxes(masks, self.thresholds)
             crops = crop_scores(model, images, boxes, classes, batch_size=self.batch_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import pickle
 import re
 import struct
@@ -18,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import check, check_choice, printable, unknown_name
-from captum_robust._files import PICKLES, read_tensors, write_network
+from captum_robust._facts import LARGEST_SIDE, Form, listed, number, optional, or_none, text, whole
+from captum_robust._files import PICKLES, TensorFile, facts_of, read_tensors, write_network
 from captum_robust.data.classes import imagenet_names
 from captum_robust.models.classifier import Classifier, takes_size
 from captum_robust.models.imported import is_imported, load_imported
 from captum_robust.models.layers import tokens_to_map
 from captum_robust.nn import SimpleConvNet, SmallResNet
+from captum_robust.nn.saved_networks import check_names, check_numbers, network_size
 
 LITE_NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 SMALL_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
@@ -32,6 +33,13 @@ SMALL_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 }
 """For images of 64 pixels, by number of classes."""
 _FACTS = "captum_robust.classifier"
+_FORM: Form = {
+    "name": optional(text()),
+    "class_names": optional(or_none(listed(text()))),
+    "input_size": optional(or_none(listed(whole(1, LARGEST_SIDE), 2, 2))),
+    "mean": optional(or_none(listed(number(), 1, 1024))),
+    "std": optional(or_none(listed(number(0, open_low=True), 1, 1024))),
+}
 _OF_TORCH = (b"PK", b"\x80")
 """How files of ``torch.save`` begin: zip archives and, of old versions, pickles."""
 _NO_TENSORS = (
@@ -117,6 +125,22 @@ def load_classifier(
     return model.eval()
 
 
+def untrained_classifier(file: TensorFile, name: str, **given: Any) -> Classifier:
+    """A classifier whose weights are among those of a file, as :func:`load_classifier` makes it.
+
+    Raises:
+        ValueError: the file holds fewer numbers than the classifier, for which no memory is taken;
+            or as :func:`load_classifier`.
+    """
+    count = len(given["class_names"] or imagenet_names())
+    load = _loader_of(name)
+    size = network_size(lambda: load(name, None, count)["module"])
+    held = sum(t.numel() for t in file.tensors.values())
+    message = f"{printable(str(file))} holds {held:,} numbers; its {name} has {size:,}"
+    check(size <= held, message)
+    return load_classifier(name, None, **given)
+
+
 def _loader_of(name: str) -> Callable[[str, Any, int], dict[str, Any]]:
     from torchvision import models as tv
 
@@ -200,18 +224,21 @@ def _state_dict_path(weights: Any) -> Path | None:
 
 def _read_classifier(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict, and what :func:`save_classifier` wrote beside it, of model ``name``."""
+    where = printable(str(path))
     try:
         state, metadata = _read_weights(path)
-        facts: dict[str, Any] = json.loads(metadata.get(_FACTS, "{}"))
-    except (ValueError, RecursionError) as error:
+        facts = facts_of(where, metadata, _FACTS, "classifier", _FORM) if _FACTS in metadata else {}
+        check_names(where, "class_names", facts.get("class_names"), state)
+        counts = [len(facts.get(field) or ()) for field in ("mean", "std")]
+        channels = (0, 1, counts[0]) if is_imported(name) else (0, 1, 3)
+        fits = counts[0] == counts[1] and counts[0] in channels
+        got = " and ".join(map(str, counts))
+        check(fits, f"{where}: mean and std: expected one number a channel each, got {got}")
+    except ValueError as error:
         raise ValueError(f"weights: {error}") from None
-    names = facts.get("class_names", []) if isinstance(facts, dict) else None
-    are_names = isinstance(names, list | None) and all(isinstance(n, str) for n in names or ())
-    are_facts = isinstance(facts, dict) and are_names
-    check(are_facts, f"weights: {printable(str(path))} holds facts of another form")
-    written = facts.get("name", name)
-    is_own = written == name
-    check(is_own, f"weights: {printable(str(path))} is of the model {written}, not {name}")
+    written = facts.get("name")
+    is_own = written in (None, name)
+    check(is_own, f"weights: {where} is of the model {printable(str(written))}, not {name}")
     wrapper = "module."  # DataParallel's, or that of a Classifier
     if all(key.startswith(wrapper) for key in state):
         state = {key.removeprefix(wrapper): tensor for key, tensor in state.items()}
@@ -249,6 +276,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _load_state_dict(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    check_numbers(f"weights: {printable(str(path))}", module, state)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

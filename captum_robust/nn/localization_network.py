@@ -19,15 +19,30 @@ from captum_robust._checks import (
     printable,
     valid_unicode,
 )
+from captum_robust._facts import LARGEST_SIDE, Form, listed, number, or_none, text, whole
 from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
 from captum_robust.nn.corruption_network import LARGEST_TRUNK_SIZE, CorruptionNetwork
 from captum_robust.nn.evidence_removal import blend
-from captum_robust.nn.saved_networks import check_fit, check_name, name_of
+from captum_robust.nn.saved_networks import check_fit, check_name, check_names, name_of
 from captum_robust.nn.straight_through import straight_through
 from captum_robust.nn.superpixel_pooling import spread, superpixel_means
 
-_FACTS = "captum_robust.localization_network"
+KIND = "captum_robust.localization_network"
+"""Of the facts in a file of such a network."""
+_NAMES = or_none(listed(text()))
+_FORM: Form = {
+    "width": whole(1),
+    "trunk": or_none(text()),
+    "trunk_layers": _NAMES,
+    "trunk_class_names": _NAMES,
+    "trunk_size": or_none(whole(1, LARGEST_TRUNK_SIZE)),
+    "classifier": text(),
+    "class_names": _NAMES,
+    "input_size": or_none(listed(whole(1, LARGEST_SIDE), 1, 3)),
+    "fill": listed(number(), 1, 1024),
+    "n_segments": or_none(whole(1)),
+}
 
 
 class LocalizationNetwork(nn.Module):
@@ -134,7 +149,9 @@ def _fill_of(fill: Any, classifier: nn.Module) -> list[float]:
         mean = getattr(classifier, "mean", None)
         return mean.detach().flatten().tolist() if isinstance(mean, Tensor) else [0.5]
     values = fill if isinstance(fill, (list, tuple)) else [fill]
-    check(values, f"fill: expected a finite number, or one for each channel, got {fill!r}")
+    channels = getattr(classifier, "input_shape", (len(values),))[0]  # of other modules unknown
+    fits = len(values) in (1, channels) and values
+    check(fits, f"fill: expected a finite number, or one for each channel, got {fill!r}")
     return [check_number("fill", value) for value in values]
 
 
@@ -165,7 +182,7 @@ def save_localization_network(
         "fill": network.fill.flatten().tolist(),
         "n_segments": network.n_segments,
     }
-    write_network(path, network.state_dict(), _FACTS, facts, half=half, card=card)
+    write_network(path, network.state_dict(), KIND, facts, half=half, card=card)
 
 
 def _list_of(network: nn.Module | None, attribute: str) -> list[Any] | None:
@@ -235,45 +252,27 @@ def load_localization_network(
     corruption = CorruptionNetwork(
         trunk, layers=layers, width=facts["width"], trunk_size=facts["trunk_size"]
     )
-    network = LocalizationNetwork(
-        corruption, copy.deepcopy(classifier), fill=facts["fill"], n_segments=facts["n_segments"]
-    )
+    try:
+        network = LocalizationNetwork(
+            *(corruption, copy.deepcopy(classifier)),
+            **{name: facts[name] for name in ("fill", "n_segments")},
+        )
+    except ValueError as error:
+        raise ValueError(f"{does_not_fit}: {error}") from None
     check_fit(does_not_fit, network, tensors)
     network.load_state_dict(tensors)
     return network.to(device_of(classifier)).eval()
 
 
 def _read(path: str | Path | TensorFile) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, facts = read_facts(path, _FACTS, "localization network")
-    try:
-        most = LARGEST_TRUNK_SIZE
-        checked: dict[str, Any] = {
-            "width": check_count("width", facts["width"], 1),
-            "trunk": _optional(str, facts["trunk"]),
-            "trunk_layers": _optional(_strings, facts["trunk_layers"]),
-            "trunk_class_names": _optional(_strings, facts["trunk_class_names"]),
-            "trunk_size": check_count("trunk_size", facts["trunk_size"], 1, most, optional=True),
-            "classifier": str(facts["classifier"]),
-            "class_names": _optional(_strings, facts["class_names"]),
-            "input_size": _optional(_integers, facts["input_size"]),
-            "fill": _fill_of(list(facts["fill"]), nn.Identity()),
-            "n_segments": check_count("n_segments", facts["n_segments"], 1, optional=True),
-        }
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise ValueError(f"{printable(str(path))} holds no localization network") from None
-    return tensors, checked
-
-
-def _optional(kind: Callable[[Any], Any], value: Any) -> Any:
-    return None if value is None else kind(value)
-
-
-def _strings(values: Any) -> list[str]:
-    return [valid_unicode(str(value)) for value in values]
-
-
-def _integers(values: Any) -> tuple[int, ...]:
-    return tuple(int(value) for value in values)
+    tensors, facts = read_facts(path, KIND, "localization network", _FORM)
+    for names in ("trunk_layers", "trunk_class_names", "class_names"):
+        facts[names] = facts[names] and [valid_unicode(name) for name in facts[names]]
+    facts["input_size"] = facts["input_size"] and tuple(facts["input_size"])
+    where = printable(str(path))
+    check_names(where, "class_names", facts["class_names"], tensors)
+    check_names(where, "trunk_class_names", facts["trunk_class_names"], tensors)
+    return tensors, facts
 
 
 def _layers_of(does_not_fit: str, trunk: nn.Module, names: Sequence[str]) -> list[nn.Module]:

@@ -19,6 +19,7 @@ from captum_robust._checks import (
     shape_or_type,
 )
 from captum_robust._contexts import evaluation, probing
+from captum_robust._facts import Form, choice, listed, number, optional, or_none, text, whole
 from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
 from captum_robust._scores import two_classes
@@ -35,6 +36,15 @@ from captum_robust.nn.scales import (
 )
 
 _FACTS = "captum_robust.masking_network"
+_FORM: Form = {
+    "encoder": text(),
+    "encoder_weights": optional(or_none(listed(number(), 0, 64))),
+    "channels": listed(whole(1), 1, 16),
+    "num_classes": whole(1),
+    "head": choice(False, True),
+    "widths": listed(whole(1), 0, 15),
+    "filtered": whole(1),
+}
 
 
 class MaskingNetwork(nn.Module):
@@ -193,27 +203,29 @@ def load_masking_network(
             for another encoder, for one of other weights, or for other classes.
     """
     where = printable(str(path))
-    tensors, facts = read_facts(path, _FACTS, "masking network")
+    tensors, facts = read_facts(path, _FACTS, "masking network", _FORM)
+    name, weights = facts.pop("encoder"), facts.pop("encoder_weights")
+    sides = {side: tuple(facts[side]) for side in ("channels", "widths")}
+    shape = DecoderShape(**{**facts, **sides})
     try:
-        name, weights = str(facts.pop("encoder")), facts.pop("encoder_weights", None)
-        shape = DecoderShape(
-            **{**facts, "channels": tuple(facts["channels"]), "widths": tuple(facts["widths"])}
-        )
         with torch.device("meta"):
             head = (torch.empty(0), torch.empty(0)) if shape.head else None
             decoder = MaskDecoder(shape, head)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{where} holds no masking network") from None
+    except ValueError as error:
+        raise ValueError(f"{where} holds no masking network that can be used ({error})") from None
     check_name(where, "encoder", name, encoder)
     # Before memory is taken for sizes that a broken file could tell.
     check_fit(f"{where} does not fit the encoder {name}", decoder, tensors)
+    # Of the encoder's own vectors there are as many as it has: the file holds none.
+    count = None if shape.head else shape.num_classes
     network = MaskingNetwork(
-        encoder, layers=layers, num_classes=shape.num_classes, learned_classes=not shape.head
+        encoder, layers=layers, num_classes=count, learned_classes=not shape.head
     )
     own = network.decoder.shape
     wanted = f"{where} is for an encoder {name} with {shape.num_classes} classes"
     no_layer = "whose vectors are the weights of its last layer; this one has no such layer"
-    check(own.head == shape.head, f"{wanted}, {no_layer}")
+    is_like = own.head == shape.head and own.num_classes == shape.num_classes
+    check(is_like, f"{wanted}, {no_layer}")
     features = f"features of {shape.channels} channels; this one has {own.channels}"
     check(own.channels == shape.channels, f"{wanted} and {features}")
     own_head: Any = (network.decoder.head_weight, network.decoder.head_bias)

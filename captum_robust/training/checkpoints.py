@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from captum_robust._checks import check, printable
+from captum_robust._facts import Fact, Form, checked_facts, listed
 from captum_robust._files import check_same_run, checksum, read_tensors, write_tensors, write_whole
+from captum_robust.nn.saved_networks import check_numbers
 from captum_robust.training.schedule import SeededItems
 from captum_robust.training.settings import TrainingSettings
 
@@ -26,6 +28,18 @@ if TYPE_CHECKING:
 
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
 _CHECKSUM = "crc32"
+_FORM: Form = {
+    "step": Fact("a whole number", lambda _: True),  # its message says of how many
+    "optimizer": Fact(
+        "fields by number",
+        lambda value: (
+            isinstance(value, dict)
+            and all(map(str.isdecimal, value))
+            and all(isinstance(inner, dict) for inner in value.values())
+        ),
+    ),
+    "groups": listed(Fact("fields", lambda value: isinstance(value, dict))),
+}
 
 
 def save_checkpoint(
@@ -93,31 +107,57 @@ def load_checkpoint(
             that the run does not have.
     """
     tensors, metadata = read_tensors(path)
+    where = printable(str(path))
     try:
-        step, plain, groups = (json.loads(metadata[k]) for k in ("step", "optimizer", "groups"))
+        facts = {key: json.loads(metadata[key]) for key in _FORM}
     except (KeyError, ValueError, RecursionError):
-        raise ValueError(f"{printable(str(path))} is no checkpoint of a training run") from None
+        raise ValueError(f"{where} is no checkpoint of a training run") from None
+    step, plain, groups = checked_facts(where, "checkpoint", facts, _FORM).values()
     is_step = type(step) is int and 0 <= step <= (step if steps is None else steps)
     expected = "0 or more" if steps is None else f"0 to {steps}"
-    check(is_step, f"{printable(str(path))}: step: expected {expected}, got {step!r}")
+    check(is_step, f"{where}: step: expected {expected}, got {step!r}")
     _check_state(path, tensors, metadata)
-    weights = {}
+    weights = {n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)}
+    check_numbers(where, network, weights)
+    _check_groups(where, groups, optimizer)
+    state: dict[int, dict[str, Any]] = {int(place): dict(v) for place, v in plain.items()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for key, tensor in tensors.items():
+        if key.startswith(_NETWORK):
+            continue
+        place, _, name = key.removeprefix(_OPTIMIZER).partition(".")
+        is_known = place.isdecimal() and int(place) < len(parameters)
+        fits = is_known and tensor.numel() <= parameters[int(place)].numel()
+        other = f"{printable(key)}: expected finite numbers, no more than the weight has"
+        check(fits and tensor.isfinite().all(), f"{where} is of another optimiser: {other}")
+        state.setdefault(int(place), {})[name] = tensor
     try:
-        state: dict[int, dict[str, Any]] = {int(number): dict(v) for number, v in plain.items()}
-        for key, tensor in tensors.items():
-            if key.startswith(_NETWORK):
-                weights[key.removeprefix(_NETWORK)] = tensor
-            else:
-                number, name = key.removeprefix(_OPTIMIZER).split(".", 1)
-                state.setdefault(int(number), {})[name] = tensor
         network.load_state_dict(weights)
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         first = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"{printable(str(path))} is of another network or optimiser: {first}"
-        ) from None
+        raise ValueError(f"{where} is of another network or optimiser: {first}") from None
     return int(step)
+
+
+def _check_groups(where: str, groups: list[dict[str, Any]], optimizer: Optimizer) -> None:
+    """``ValueError`` for settings of an optimiser that it does not have, or none of their kind."""
+    own = json.loads(json.dumps(optimizer.state_dict()["param_groups"]))
+    fits = len(groups) == len(own)
+    for group, mine in zip(groups, own, strict=False):
+        names = {*group, *mine} - {"initial_lr"}  # which a schedule adds
+        wrong = sorted(n for n in names if _kind_of(group.get(n)) != _kind_of(mine.get(n)))
+        other = f"groups, {printable(''.join(wrong[:1]))}: expected one like {mine!r}"
+        check(not wrong, f"{where} is of another network or optimiser: {other}")
+    check(fits, f"{where} is of another network or optimiser: groups: expected {len(own)}")
+
+
+def _kind_of(value: Any) -> Any:
+    """What two values must have in common to be of the same setting; NaN is a kind of its own."""
+    if isinstance(value, list):
+        return [_kind_of(one) for one in value]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return abs(value) <= 1e300 if is_number else type(value)
 
 
 def identity_of(
@@ -190,7 +230,10 @@ def check_log(path: Path, checkpoint: Path, run: str, step: int) -> list[dict[st
     rows = list(_whole_rows(path))
     if "log" not in metadata:  # of an earlier version
         return [row for row in rows if row["step"] <= step]
-    count = int(metadata["log"].split()[0])
+    marked = metadata["log"].partition(" ")[0]
+    wrong = f"{printable(str(checkpoint))}: log: expected how many rows and their checksum"
+    check(marked.isdecimal(), f"{wrong}, got {printable(metadata['log'][:100])}")
+    count = int(marked)
     wrong = f"{printable(str(path))} is not the log that {checkpoint.name} was written with"
     check(len(rows) >= count, f"{wrong}: expected {count} whole rows, got {len(rows)}")
     is_same = _mark(rows[:count]) == metadata["log"]
@@ -235,6 +278,7 @@ def check_best(path: Path, network: nn.Module, run: str, step: int, best_step: i
     own = {key: t.shape for key, t in network.state_dict().items()}
     check({key: t.shape for key, t in weights.items()} == own, f"{name} is of another network")
     _check_state(path, weights, metadata)
+    check_numbers(name, network, weights)
     there = metadata.get("step", "")
     is_known = there.isdecimal() and (int(there) == best_step or int(there) >= step)
     check(is_known, f"{name}: step: expected {best_step}, the best of the log, got {there!r}")

@@ -56,7 +56,7 @@ class GaussianBlur(Transform):
 
     def __init__(self, sigma: float = 1.0) -> None:
         super().__init__()
-        self.sigma = check_number("sigma", sigma, 0, open_low=True)
+        self.sigma = check_number("sigma", sigma, 0, 1000, open_low=True)
 
     def _apply(self, x: Tensor) -> Tensor:
         # Rounding must not lead out of what the next transform takes.
@@ -72,7 +72,7 @@ class MedianBlur(Transform):
 
     def __init__(self, size: int = 3) -> None:
         super().__init__()
-        self.size = check_count("size", size, 3)
+        self.size = check_count("size", size, 3, 1001)
         check(size % 2 == 1, f"size: expected an odd number, got {size}")
 
     def _apply(self, x: Tensor) -> Tensor:

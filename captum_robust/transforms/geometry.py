@@ -36,7 +36,7 @@ class Resize(Transform):
         super().__init__()
         is_one = (scale is None) != (size is None)
         check(is_one, f"scale and size: expected one of them, got {scale!r} and {size!r}")
-        self.scale = None if scale is None else check_number("scale", scale, 0, open_low=True)
+        self.scale = None if scale is None else check_number("scale", scale, 0, 64, open_low=True)
         self.size = None if size is None else checked_size("size", size)
         self.restore = bool(restore)
         self.moves_pixels = not self.restore

@@ -80,8 +80,9 @@ class PatchBank(TensorRecord):
         leaves, d = len(self.patches), math.prod(self.shape)
         corners = f"{leaves}×{min(d, _COORDINATES) + 1}"
         self.check_shapes(f"{leaves}×m×{d}", f"{d}", f"{d}×{d}", corners, corners)
-        kind = self.patches.dtype
-        check(kind == torch.uint8, f"patches: expected torch.uint8, got {kind}")
+        for name, t in self.tensors().items():
+            own = torch.uint8 if name == "patches" else torch.float32
+            check(t.dtype == own, f"{name}: expected {own}, got {t.dtype}")
         check(len(self), "patches: expected at least one")
         return self
 

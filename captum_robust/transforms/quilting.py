@@ -19,6 +19,7 @@ from captum_robust._checks import (
     check_type,
     printable,
 )
+from captum_robust._facts import Form, choice, or_none, whole
 from captum_robust._files import checksum, read_facts, write_facts
 from captum_robust._resize import blurred
 from captum_robust.transforms.patch_bank import PatchBank
@@ -26,6 +27,14 @@ from captum_robust.transforms.transform import Transform
 
 _KIND = "captum-robust quilting 1"
 _SETTINGS = ("patch", "overlap", "seam", "neighbors", "seed")
+_FORM: Form = {
+    "channels": whole(1, 1024),
+    "patch": whole(1, 1024),
+    "overlap": whole(0, 512),
+    "seam": choice(False, True, 0, 1),
+    "neighbors": whole(1),
+    "seed": or_none(whole(-(2**63), 2**64 - 1)),
+}
 
 
 class Quilting(Transform):
@@ -150,14 +159,14 @@ class Quilting(Transform):
             FileNotFoundError: no such file.
             ValueError: the file holds something else.
         """
-        tensors, settings = read_facts(path, _KIND, "quilting", any_suffix=True)
+        tensors, settings = read_facts(path, _KIND, "quilting", _FORM, any_suffix=True)
         try:
             channels, patch = settings.pop("channels"), settings.pop("patch")
             bank = PatchBank(**tensors, shape=(channels, patch, patch))
             return cls(bank.checked(), **settings)
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:  # of tensors: others, or some are missing
             where = printable(str(path))
-            raise ValueError(f"{where} holds no quilting that can be used ({error!r})") from None
+            raise ValueError(f"{where} holds no quilting that can be used ({error})") from None
 
     @property
     def bank(self) -> Tensor:

@@ -560,6 +560,21 @@ def test_a_saved_perturbation_comes_back(norm: str, epsilon: float, tmp_path: Pa
     assert list(load_file(path)) == ["perturbation"]
 
 
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_old_file(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    attack, path = fitted(), tmp_path / "v.safetensors"
+    attack.save(path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(OSError, match=r"v\.safetensors: could not be written"):
+            attack.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
     path = tmp_path / "v.safetensors"
     facts = {"norm": '"L2"', "epsilon": "0.5", "bounds": "[0.0, 1.0]", "rates": "[0.25, 0.75]"}

@@ -72,7 +72,7 @@ def test_what_is_no_number_is_named(name, message, value):
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(TypeError, match="b: expected a tensor, got list"):
+    with pytest.raises(TypeError, match="b: expected a tensor N, got list"):
         bootstrap_difference(torch.ones(3), [1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match="nothing but NaN"):
         bootstrap_interval(torch.tensor([float("nan")]))

@@ -205,7 +205,7 @@ def test_wrong_arguments_are_named():
         LocalizationError().update(MAPS, BOXES)
     with pytest.raises(ValueError, match="ids: expected one for each of 14 samples, got 1"):
         LocalizationError().update(MAPS, BOXES, ["a"])
-    with pytest.raises(ValueError, match="strategy: expected one of"):
+    with pytest.raises(ValueError, match="strategies: expected one of"):
         LocalizationError(["median"])
     with pytest.raises(ValueError, match="contours: expected one of"):
         MaxBoxAcc("exact")

@@ -388,7 +388,7 @@ def metric_of(net, **changes):
         (
             {"strategy": "value", "threshold": 2.0},
             ValueError,
-            r"alpha of strategy 'value': expected a number in \[0, 1\]",
+            r"threshold of strategy 'value': expected a number in \[0, 1\]",
         ),
         ({"size": (0, 4)}, ValueError, "size: expected"),
         ({"batch_size": 0}, ValueError, "batch_size: expected"),
@@ -415,7 +415,7 @@ def test_wrong_thresholds_are_named():
         with pytest.raises(ValueError, match="at least one"):
             SaliencyMetric(thresholds=empty)
     with pytest.raises(
-        ValueError, match=r"alpha of strategy 'value': expected a number in \[0, 1\]"
+        ValueError, match=r"threshold of strategy 'value': expected a number in \[0, 1\]"
     ):
         SaliencyMetric(1.5, "value")
     with pytest.raises(ValueError, match="threshold: expected a finite number"):

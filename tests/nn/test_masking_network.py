@@ -593,6 +593,10 @@ def other_tensors(path: Path) -> nn.Module:
         (facts_changed(widths=[10**7, 10**7]), "does not fit the encoder Tiny: blocks"),
         (
             facts_changed(num_classes=10**12, head=False),
+            "num_classes: expected a whole number from 1 to .*, got 1000000000000",
+        ),
+        (
+            facts_changed(num_classes=10**7, head=False),
             "does not fit .*: embedding.weight is miss",
         ),
     ],

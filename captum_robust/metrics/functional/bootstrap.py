@@ -6,11 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_count, check_number, check_shape, check_type
-from captum_robust.metrics.functional._validate import check_like
+from captum_robust._checks import check, check_count, check_number, check_shape
+from captum_robust.metrics.functional._validate import (
+    LARGEST_VALUE,
+    check_like,
+    check_real,
+    check_seed,
+    check_within,
+)
 
 # Draws held at a time, 8 bytes each.
 CHUNK_DRAWS = 1 << 22
+MOST_RESAMPLES = 10**7
+"""Of more torch tells no quantile."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,24 @@ def bootstrap_interval(
     >>> bootstrap_interval(torch.tensor([1.0, 1.0, float("nan")]))
     Interval(mean=1.0, low=1.0, high=1.0, level=0.95, n=2)
     """
-    check_shape("values", values, "N")
     check_resampling(level, resamples, seed)
-    values = values.detach().to(device="cpu", dtype=torch.float64)
+    return _interval("values", one_a_sample("values", values), level, resamples, seed)
+
+
+def one_a_sample(name: str, values: Tensor) -> Tensor:
+    """Return N values on the CPU in float64; refuse what are none, and infinite ones."""
+    check_real(name, values, "a tensor N", truths=True)
+    check_shape(name, values, "N")
+    values = values.detach().cpu().double()
+    check(not values.isinf().any(), f"{name}: expected no infinity, got some")
+    check_within(name, values, -LARGEST_VALUE, LARGEST_VALUE, may_be_nan=True)
+    return values
+
+
+def _interval(name: str, values: Tensor, level: float, resamples: int, seed: int) -> Interval:
     values = values[~values.isnan()]
-    check(
-        len(values), "values: expected a number, got nothing but NaN: there is no mean to resample"
-    )
+    nothing = "got nothing but NaN: there is no mean to resample"
+    check(len(values), f"{name}: expected a number, {nothing}")
     n, means = len(values), resampled_means(values[None], resamples, seed)[0]
     return Interval(values.mean().item(), *percentiles(means, level, n), level, n)
 
@@ -75,18 +94,17 @@ def bootstrap_difference(
     >>> bootstrap_difference(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])).high
     0.0
     """
-    check_type("a", a, Tensor, "a tensor")
-    check_type("b", b, Tensor, "a tensor")
-    check_like("b", b, "a", a)
-    return bootstrap_interval(a.double() - b.double().to(a.device), level, resamples, seed)
+    check_resampling(level, resamples, seed)
+    first, second = one_a_sample("a", a), one_a_sample("b", b)
+    check_like("b", second, "a", first)
+    return _interval("a and b", first - second, level, resamples, seed)
 
 
 def check_resampling(level: float, resamples: int, seed: int) -> None:
     """Refuse a confidence or a number of resamples out of range, and a seed that is none."""
     check_number("level", level, 0, 1, open_low=True, open_high=True)
-    check_count("resamples", resamples, 1)
-    is_whole = isinstance(seed, int) and not isinstance(seed, bool)
-    check(is_whole, f"seed: expected a whole number, got {seed!r}")
+    check_count("resamples", resamples, 1, MOST_RESAMPLES)
+    check_seed(seed)
 
 
 def percentiles(means: Tensor, level: float, n: int) -> tuple[float, float]:

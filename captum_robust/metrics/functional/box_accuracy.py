@@ -10,10 +10,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice, check_number, check_shape
-from captum_robust.metrics.functional._validate import check_box_list, check_maps, size_of
+from captum_robust._checks import check_choice, check_number, check_shape
+from captum_robust.metrics.functional._validate import (
+    ROUNDING,
+    check_box_list,
+    check_flag,
+    check_maps,
+    check_real,
+    check_within,
+    numbers_in,
+    size_of,
+)
 from captum_robust.metrics.functional.box_sweep import CHUNK_PIXELS
-from captum_robust.metrics.functional.boxes import best_iou
+from captum_robust.metrics.functional.boxes import best_overlap
 
 CONTOURS = ("component", "polygon")
 V2_IOU_THRESHOLDS = (0.3, 0.5, 0.7)
@@ -69,6 +78,8 @@ def maxboxacc_ious(
     """
     maps = check_maps(maps)
     check_choice("contours", contours, CONTOURS)
+    check_flag("multi", multi)
+    check_flag("inclusive", inclusive)
     check_box_list(ground_truth, len(maps), size=size_of(maps))
     overlaps = torch.empty(len(maps), 256)
     chunk = max(1, CHUNK_PIXELS // (maps.shape[1] * maps.shape[2]))
@@ -139,7 +150,7 @@ def _overlaps(boxes: Tensor, truth: list[Tensor], size: Sequence[int], inclusive
     if inclusive:
         last = [size[1] - 1, size[0] - 1]
         boxes = torch.minimum(boxes, boxes.new_tensor(last * 2))
-    return best_iou(boxes, truth, inclusive).float()
+    return best_overlap(boxes, truth, inclusive).float()
 
 
 def maxboxacc_curve(
@@ -173,13 +184,13 @@ def maxboxacc_from_ious(
         ious: N×256 overlaps of :func:`maxboxacc_ious`; NaN rows are left out.
         iou_thresholds: (.5,) for V1, (.3, .5, .7) for V2.
         strict: ask for more than that overlap, not just for as much.
-        interval: the step of τ.
+        interval: the step of τ, from a millionth.
 
     Returns:
         A float64 scalar in [0, 1]; NaN when there is no image.
     """
-    check(iou_thresholds, "iou_thresholds: expected at least one overlap, got none")
-    best = [maxboxacc_curve(ious, t, strict, interval).max() for t in iou_thresholds]
+    thresholds = numbers_in("iou_thresholds", iou_thresholds, 0, 1)
+    best = [maxboxacc_curve(ious, t, strict, interval).max() for t in thresholds]
     return torch.stack(best).mean()
 
 
@@ -206,13 +217,17 @@ def maxboxacc_v2(
 
 def level_hits(ious: Tensor, iou_threshold: float, strict: bool = False) -> Tensor:
     """Return which levels localize, Boolean, for the rows that are not NaN."""
+    check_real("ious", ious, "a tensor N×256")
     check_shape("ious", ious, "N×256")
+    check_within("ious", ious, 0, 1 + ROUNDING, may_be_nan=True)
+    check_number("iou_threshold", iou_threshold, 0, 1)
+    check_flag("strict", strict)
     ious = ious[~ious.isnan().any(dim=1)]
     return ious > iou_threshold if strict else ious >= iou_threshold
 
 
 def read_levels(by_level: Tensor, interval: float = 0.001) -> Tensor:
     """Read …×256 values at the level ⌊255·τ⌋ of every τ = 0, interval, … below 1."""
-    check_number("interval", interval, 0, 1, open_low=True)
+    check_number("interval", interval, 1e-6, 1)
     tau = torch.arange(0, 1, interval, dtype=torch.float64, device=by_level.device)
     return by_level[..., (tau * 255).long()]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check
-from captum_robust.metrics.functional._validate import check_connectivity, check_maps
+from captum_robust._checks import check, check_choice
+from captum_robust.metrics.functional._validate import check_connectivity, check_flag, check_maps
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid, kept_counts
 
 # Keeps the sorted copies of a chunk of 224×224 maps within the processor's cache.
@@ -51,8 +51,8 @@ def sweep_boxes(
     """
     maps = check_maps(maps)
     check_connectivity(connectivity)
-    is_text = isinstance(strategies, str)
-    check(not is_text, f"strategies: expected a sequence of names, got {strategies!r}", TypeError)
+    check_strategies(strategies)
+    check_flag("largest_component_only", largest_component_only)
     lengths = [len(alpha_grid(strategy)) for strategy in strategies]
     boxes = torch.empty(len(maps), sum(lengths), 4)
     chunk = max(1, CHUNK_PIXELS // maps[0].numel()) if len(maps) else 1
@@ -60,6 +60,17 @@ def sweep_boxes(
         out[:] = _sweep(part, strategies, connectivity, largest_component_only)
     families = torch.split(boxes.to(maps.device), lengths, dim=1)
     return dict(zip(strategies, families, strict=True))
+
+
+def check_strategies(strategies: Sequence[str]) -> None:
+    """Refuse what is no list of at least one family, each once."""
+    is_list = isinstance(strategies, Sequence) and not isinstance(strategies, str)
+    expected = "strategies: expected a sequence of names"
+    check(is_list, f"{expected}, got {strategies!r}", TypeError)
+    for strategy in strategies:
+        check_choice("strategies", strategy, STRATEGIES)
+    is_set = len(set(strategies)) == len(strategies) > 0
+    check(is_set, f"{expected}, at least one and each once, got {strategies!r}")
 
 
 def _sweep(

@@ -12,8 +12,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
 
-from captum_robust._checks import check, check_number, check_shape, check_type
-from captum_robust.metrics.functional._validate import check_box_list, check_size
+from captum_robust._checks import check_count, check_number, check_type
+from captum_robust.metrics.functional._validate import (
+    check_box_list,
+    check_boxes,
+    check_flag,
+    check_size,
+)
 
 
 def box_iou(a: Tensor, b: Tensor, inclusive: bool = False) -> Tensor:
@@ -32,10 +37,20 @@ def box_iou(a: Tensor, b: Tensor, inclusive: bool = False) -> Tensor:
     >>> box_iou(a, b).item(), box_iou(a, b, inclusive=True).item()
     (0.3333333432674408, 0.5)
     """
-    for name, boxes in (("a", a), ("b", b)):
-        check_type(name, boxes, Tensor, "a tensor …×4")
-        shape = tuple(boxes.shape)
-        check(shape[-1:] == (4,), f"{name}: expected …×4, got {shape}")
+    check_boxes("a", a)
+    check_boxes("b", b)
+    shapes = tuple(a.shape), tuple(b.shape)
+    try:
+        torch.minimum(a, b)
+    except RuntimeError:
+        expected = f"b: expected a shape that broadcasts against {shapes[0]}, that of a"
+        raise ValueError(f"{expected}, got {shapes[1]}") from None
+    check_flag("inclusive", inclusive)
+    return overlap(a, b, inclusive)
+
+
+def overlap(a: Tensor, b: Tensor, inclusive: bool = False) -> Tensor:
+    """Return what :func:`box_iou` does, of boxes that were checked."""
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     a, b = a.to(dtype), b.to(dtype)
     extra = 1 if inclusive else 0
@@ -65,8 +80,16 @@ def best_iou(
     >>> best_iou(box, [torch.tensor([[0.0, 0.0, 2.0, 1.0], [5.0, 5.0, 6.0, 6.0]])]).tolist()
     [[0.5]]
     """
-    check_shape("boxes", boxes, "N×A×4")
+    check_boxes("boxes", boxes, "N×A×4")
     check_box_list(ground_truth, len(boxes))
+    check_flag("inclusive", inclusive)
+    return best_overlap(boxes, ground_truth, inclusive)
+
+
+def best_overlap(
+    boxes: Tensor, ground_truth: Tensor | Sequence[Tensor], inclusive: bool = False
+) -> Tensor:
+    """Return what :func:`best_iou` does, of boxes that were checked."""
     if not boxes.is_floating_point():
         boxes = boxes.float()
     if len(boxes) == 0:
@@ -76,9 +99,9 @@ def best_iou(
     number = torch.tensor([len(sample) for sample in truth], device=boxes.device)
     if padded.shape[1] == 0:
         return torch.full(boxes.shape[:2], torch.nan, dtype=boxes.dtype, device=boxes.device)
-    overlap = box_iou(boxes[:, :, None], padded[:, None], inclusive)
+    each = overlap(boxes[:, :, None], padded[:, None], inclusive)
     padding = torch.arange(padded.shape[1], device=boxes.device) >= number[:, None]
-    best = overlap.masked_fill(padding[:, None], -1).amax(dim=2)
+    best = each.masked_fill(padding[:, None], -1).amax(dim=2)
     return best.masked_fill((number == 0)[:, None], torch.nan)
 
 
@@ -114,6 +137,7 @@ def center_box_map(n: int, size: tuple[int, int], area_fraction: float = 0.5) ->
     is the central one (the point of the pointing game) and every ``value`` threshold of the
     grid above 0 cuts out the box.
     """
+    check_count("n", n)
     height, width = check_size(size)
     inside = boxes_to_mask(center_box(size, area_fraction)[None], size)
     return (inside * _cone(height, width)).expand(n, -1, -1).clone()
@@ -126,6 +150,7 @@ def whole_image_map(n: int, size: tuple[int, int]) -> Tensor:
     normalisation from stretching the cone, so that every ``value`` threshold cuts out the
     whole image. (``energy`` and ``percentile`` rank pixels and see discs.)
     """
+    check_count("n", n)
     height, width = check_size(size)
     cone = _cone(height, width)
     if min(height, width) > 1:
@@ -135,17 +160,27 @@ def whole_image_map(n: int, size: tuple[int, int]) -> Tensor:
 
 def random_map(n: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
     """Return N×H×W maps of 7×7 uniform noise, upsampled bilinearly: a map that knows nothing."""
+    check_count("n", n)
+    check_size(size)
+    check_type("generator", generator, torch.Generator | None, "a torch.Generator or None")
     noise = torch.rand(n, 1, 7, 7, generator=generator)
-    return interpolate(noise, size=check_size(size), mode="bilinear", align_corners=False)[:, 0]
+    if n == 0:
+        return torch.zeros(0, *size)
+    return interpolate(noise, size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def boxes_to_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Return the union of filled boxes, H×W Boolean: the pixels whose centre a box covers.
 
+    Args:
+        boxes: M×4.
+        size: (height, width) of the image, which boxes may leave.
+
     >>> boxes_to_mask(torch.tensor([[1.0, 0.0, 3.0, 1.0]]), (2, 4)).int().tolist()
     [[0, 1, 1, 0], [0, 0, 0, 0]]
     """
     height, width = check_size(size)
+    check_boxes("boxes", boxes, "M×4")
     first, stop = covered_pixels(boxes, (height, width))
     column = torch.arange(width, device=boxes.device)
     row = torch.arange(height, device=boxes.device)
@@ -159,6 +194,7 @@ def covered_pixels(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor
 
     Clipped to the image of (height, width) ``size``; empty where the box covers no pixel.
     """
+    boxes = boxes if boxes.is_floating_point() else boxes.double()
     end = boxes.new_tensor([size[1], size[0]])
     first = (boxes[..., :2] - 0.5).ceil().clamp(min=0)
     return first, torch.minimum((boxes[..., 2:] - 0.5).ceil(), end)

@@ -1,14 +1,22 @@
 """Two folds of the samples: a threshold is tuned on one and reported on the other."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check
-from captum_robust.metrics.functional._validate import check_each
+from captum_robust._checks import check, check_count, check_type
+from captum_robust.metrics.functional._validate import (
+    check_each,
+    check_real,
+    check_seed,
+    check_within,
+)
+
+LARGEST_SUMMAND = 4e9
+"""That is summed in whole millionths, so that thousands of them fit into 64 bits."""
 
 
 def split_folds(samples: int | Sequence[Hashable], seed: int = 0) -> Tensor:
@@ -32,7 +40,10 @@ def split_folds(samples: int | Sequence[Hashable], seed: int = 0) -> Tensor:
     """
     is_text = isinstance(samples, str)
     check(not is_text, "samples: expected a number or a sequence of ids, got a text", TypeError)
-    ids = range(samples) if isinstance(samples, int) else texts_of("samples", samples)
+    check_seed(seed)
+    if isinstance(samples, int):
+        samples = range(check_count("samples", samples))
+    ids = texts_of("samples", samples)
     digests = [blake2b(f"{seed}:{sample}".encode(), digest_size=1).digest() for sample in ids]
     return torch.tensor([digest[0] & 1 for digest in digests], dtype=torch.int64)
 
@@ -49,11 +60,25 @@ def texts_of(name: str, ids: Any) -> list[str]:
     check(not isinstance(ids, (str, bytes)), f"{name}: {got}", TypeError)
     dimensions = getattr(ids, "ndim", 1)
     check(dimensions == 1, f"{name}: expected one id a sample, got {dimensions} dimensions")
+    if isinstance(ids, Tensor):
+        check_real(name, ids, "ids", truths=True)
+    check_type(name, ids, Iterable, "a collection of ids")
     values = list(ids.tolist() if hasattr(ids, "tolist") else ids)
-    values = [value.item() if hasattr(value, "item") else value for value in values]
+    values = [_plain(value) for value in values]
     is_bool = any(isinstance(value, bool) for value in values)
     check(not is_bool, f"{name}: expected ids, got truth values", TypeError)
+    for value in values:
+        # NaN is not equal to itself.
+        is_id = isinstance(value, Hashable) and value is not None and value == value
+        check(is_id, f"{name}: expected ids, got {value!r}")
     return list(map(_text, values))
+
+
+def _plain(value: Any) -> Any:
+    """The Python number of an element of an array or a tensor; what has several is no id."""
+    if getattr(value, "ndim", 0):
+        return None
+    return value.item() if hasattr(value, "item") and not getattr(value, "is_meta", 0) else value
 
 
 def _text(value: object) -> str:
@@ -75,13 +100,15 @@ def folds_of(
         return torch.zeros(n, dtype=torch.int64)
     if folds is None:
         return split_folds(n if ids is None else ids, seed)
+    check_real("folds", folds, f"a tensor of {n} zeros and ones", truths=True)
     fits = folds.shape == (n,) and bool(((folds == 0) | (folds == 1)).all())
     check(fits, f"folds: expected {n} zeros and ones, got others of shape {tuple(folds.shape)}")
-    return folds
+    return folds.long()
 
 
 def millionths(values: Tensor) -> Tensor:
-    """Return values as whole numbers, whose sum does not depend on the order."""
+    """Return values as whole numbers, whose sum does not depend on the order; NaN as any."""
+    check_within("values", values, -LARGEST_SUMMAND, LARGEST_SUMMAND, may_be_nan=True)
     return (values * 1e6).round().long()
 
 

@@ -4,10 +4,19 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_shape
-from captum_robust.metrics.functional._validate import check_like, check_maps, check_masks
+from captum_robust.metrics.functional._validate import (
+    check_like,
+    check_maps,
+    check_masks,
+    check_real,
+    check_within,
+    on_device_with_float64,
+)
 from captum_robust.metrics.functional.box_accuracy import min_max
 
 THRESHOLDS = 1000
+MOST_PIXELS = 2.0**53
+"""Of a bin: float64 counts no further."""
 
 
 def pxap_histograms(maps: Tensor, masks: Tensor, ignore: Tensor | None = None) -> Tensor:
@@ -60,8 +69,11 @@ def pxap_from_histograms(histograms: Tensor) -> Tensor:
     Raises:
         ValueError: when no pixel lies on an object.
     """
+    check_real("histograms", histograms, f"a tensor N×2×{THRESHOLDS + 1}")
     each = histograms[None] if histograms.dim() == 2 else histograms
     check_shape("histograms", each, f"N×2×{THRESHOLDS + 1}")
+    each = on_device_with_float64(each)
+    check_within("histograms", each, 0, MOST_PIXELS)
     false, true = each.sum(dim=0).flip(1).cumsum(dim=1).double()
     check(
         true[-1] > 0, "histograms: expected a pixel on an object, got none: recall is not defined"

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_shape
+from captum_robust._checks import check, check_number, check_shape
 from captum_robust.metrics.functional._validate import (
     check_box_list,
     check_like,
     check_maps,
     check_masks,
+    check_real,
+    check_within,
+    on_device_with_float64,
 )
 from captum_robust.metrics.functional.boxes import covered_pixels
 
@@ -44,7 +47,7 @@ def pointing_game_hits(
     0.0
     """
     maps = check_maps(maps)
-    check(tolerance > 0, f"tolerance: expected a positive number, got {tolerance!r}")
+    tolerance = check_number("tolerance", tolerance, 0, open_low=True)
     n, height, width = maps.shape
     largest = maps.flatten(1).argmax(dim=1)
     x, y = largest % width, largest // width
@@ -87,7 +90,8 @@ def pointing_game_accuracy(hits: Tensor, classes: Tensor | None = None) -> Tenso
     """Return the accuracy of the pointing game in [0, 1].
 
     Args:
-        hits: N values of :func:`pointing_game_hits`; NaN ones count nowhere.
+        hits: N values of :func:`pointing_game_hits` in [0, 1], or truth values; NaN ones count
+            nowhere.
         classes: N integers. With them, the mean over the classes of hits / (hits + misses), as
             published; classes without a sample are left out. Without them, the plain mean.
 
@@ -100,14 +104,19 @@ def pointing_game_accuracy(hits: Tensor, classes: Tensor | None = None) -> Tenso
     >>> round(pointing_game_accuracy(hits, torch.tensor([7, 7, 7, 2])).item(), 4)
     0.3333
     """
+    check_real("hits", hits, "a tensor N", truths=True)
     check_shape("hits", hits, "N")
+    hits = on_device_with_float64(hits.detach())
+    hits = hits if hits.is_floating_point() else hits.float()
+    check_within("hits", hits, 0, 1, may_be_nan=True)
     if classes is None:
         classes = torch.zeros(len(hits), dtype=torch.int64)
+    check_real("classes", classes, "a tensor of integers")
     got = f"{tuple(classes.shape)} of {classes.dtype}"
     fits = classes.shape == hits.shape and not classes.is_floating_point()
     check(fits, f"classes: expected {len(hits)} integers, one a hit, got {got}")
-    numbers = classes - (classes.min() if len(classes) else 0)
-    return mean_over_classes(*class_hits(hits, numbers)).to(hits.dtype)
+    _, numbers = torch.unique(classes, return_inverse=True)
+    return mean_over_classes(*class_hits(hits.double(), numbers)).to(hits.dtype)
 
 
 def class_hits(hits: Tensor, classes: Tensor, count: int = 0) -> tuple[Tensor, Tensor]:

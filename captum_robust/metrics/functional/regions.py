@@ -14,9 +14,16 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_number, check_shape
+from captum_robust._checks import (
+    as_number,
+    check,
+    check_callable,
+    check_number,
+    check_shape,
+    check_type,
+)
 from captum_robust._resize import blurred
-from captum_robust.metrics.functional._validate import check_maps
+from captum_robust.metrics.functional._validate import check_maps, check_seed
 from captum_robust.metrics.functional.saliency import (
     Scores,
     check_question,
@@ -122,7 +129,11 @@ def _smallest(
     n = check_question(images, classes, batch_size)
     maps = check_maps(maps).to(images.device)
     check_shape("maps", maps, "×".join(map(str, (n, *images.shape[2:]))))
-    ladder = [float(area) for area in areas]
+    check_callable("model", model)
+    check_callable("removal", removal, optional=True)
+    check_seed(seed)
+    check_type("areas", areas, Sequence, "a list of shares")
+    ladder = [as_number(area) for area in areas]  # NaN of what is none
     rises = ladder and ladder == sorted(set(ladder)) and 0 < ladder[0] <= ladder[-1] <= 1
     check(rises, f"areas: expected shares in (0, 1] that increase, got {ladder}")
     if share is not None:

@@ -14,6 +14,7 @@ images here are. A crop is mostly made larger, where antialiasing changes nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -23,9 +24,11 @@ from torch import Tensor
 
 from captum_robust._checks import (
     check,
+    check_callable,
     check_choice,
     check_classes,
     check_count,
+    check_finite,
     check_number,
     check_shape,
     check_type,
@@ -33,17 +36,33 @@ from captum_robust._checks import (
 from captum_robust._contexts import evaluation
 from captum_robust._scores import copies_of, two_classes
 from captum_robust.metrics.functional._validate import (
+    ROUNDING,
+    check_flag,
+    check_like,
     check_maps,
+    check_real,
+    check_seed,
     check_size,
+    check_within,
+    numbers_in,
     on_device_with_float64,
     without_channel,
 )
 from captum_robust.metrics.functional.box_sweep import sweep_boxes
 from captum_robust.metrics.functional.boxes import covered_pixels
 from captum_robust.metrics.functional.components import mask_to_box
-from captum_robust.metrics.functional.folds import best_columns, fold_sums, folds_of, millionths
-from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid
+from captum_robust.metrics.functional.folds import (
+    LARGEST_SUMMAND,
+    best_columns,
+    fold_sums,
+    folds_of,
+    millionths,
+)
+from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid, check_alpha
 from captum_robust.metrics.functional.thresholding import threshold as threshold_maps
+
+LARGEST_SCORE = 1e9
+"""Of a class; some models take so much from classes that are ruled out."""
 
 SMALLEST_AREA = 0.05
 """Smaller crops count as this share of the image."""
@@ -89,7 +108,7 @@ def tightest_box(masks: Tensor, threshold: float = 0.5) -> Tensor:
     >>> tightest_box(mask).tolist(), tightest_box(mask, 0.8).tolist()
     ([[1.0, 1.0, 5.0, 4.0]], [[4.0, 3.0, 5.0, 4.0]])
     """
-    check_number("threshold", threshold)
+    threshold = check_number("threshold", threshold)
     return mask_to_box(check_maps(masks, "masks") > threshold)
 
 
@@ -121,11 +140,11 @@ def saliency_boxes(
 
 def check_thresholds(thresholds: Mapping[str, Sequence[float]]) -> None:
     """Refuse families and thresholds that :func:`saliency_boxes` does not know."""
-    some = thresholds and all(thresholds.values())
-    check(some, f"thresholds: expected at least one of each family, got {thresholds!r}")
+    check_type("thresholds", thresholds, Mapping, "a mapping from families to thresholds")
+    check(thresholds, "thresholds: expected at least one family, got none")
     for family, alphas in thresholds.items():
         check_choice("thresholds", family, STRATEGIES)
-        for alpha in alphas:
+        for alpha in numbers_in(f"thresholds of {family!r}", alphas, 0, math.inf):
             check_choice(f"thresholds of {family!r}", alpha, alpha_grid(family))
 
 
@@ -153,6 +172,7 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Ten
     [[[[9.0, 10.0], [13.0, 14.0]]]]
     """
     check_images(images)
+    check_real("boxes", boxes, f"a tensor {len(images)}×4")
     check_shape("boxes", boxes, f"{len(images)}×4")
     return _crops(images, _whole_pixels(boxes, images), check_size(size))
 
@@ -195,10 +215,15 @@ def saliency_metric(
     >>> round(scores.metric.item(), 4)  # log .25 - log .8
     -1.1632
     """
-    check_images(images)
-    n = len(images)
-    check_type("masks", masks, Tensor, f"a tensor {n}×h×w, or boxes {n}×4")
+    n = check_question(images, classes, batch_size)
+    check_callable("model", model)
+    check_real("masks", masks, f"a tensor {n}×h×w, or boxes {n}×4", truths=True)
+    if strategy is None:
+        check_number("threshold", threshold)
+    else:
+        check_alpha(strategy, threshold, "threshold")
     masks = without_channel(masks)
+    masks = check_maps(masks, "masks") if masks.ndim == 3 else masks
     shape = tuple(masks.shape)
     fits = shape == (n, 4) or (shape[:1] == (n,) and masks.dim() == 3)
     check(fits, f"masks: expected {n}×h×w, or boxes {n}×4, got {shape}")
@@ -220,9 +245,23 @@ def saliency_metric(
 def saliency_of(area: Tensor, log_probability: Tensor) -> Tensor:
     """Return log(max(area, .05)) - log probability, element by element.
 
+    Args:
+        area: shares in [0, 1] of an image.
+        log_probability: of the same shape, from -4e9 to 0.
+
+    Raises:
+        ValueError: others, NaN among them.
+        TypeError: no tensors of real numbers.
+
     >>> round(saliency_of(torch.tensor(0.01), torch.tensor(0.0)).item(), 4)  # log .05
     -2.9957
     """
+    check_real("area", area)
+    check_real("log_probability", log_probability)
+    check_like("log_probability", log_probability, "area", area)
+    check_within("area", area, 0, 1 + ROUNDING)
+    check_within("log_probability", log_probability, -LARGEST_SUMMAND, ROUNDING)
+    area = area if area.is_floating_point() else area.float()
     return area.clamp(min=SMALLEST_AREA).log() - log_probability
 
 
@@ -251,6 +290,8 @@ def crop_scores(
         N×A float32 twice, on the images' device.
     """
     n = check_question(images, classes, batch_size)
+    check_callable("model", model)
+    check_real("boxes", boxes, f"a tensor {n}×A×4")
     check_shape("boxes", boxes, f"{n}×A×4")
     images = images.detach()
     height, width = images.shape[2:]
@@ -312,11 +353,14 @@ def tuned_saliency(
     >>> tuned_saliency(values, oracle=True).per_sample.tolist()
     [2.0, 2.0, 0.0, 0.0]
     """
+    check_real("values", values, "a tensor N×A")
     check_shape("values", values, "N×A")
     n, count = values.shape
     check(count, "values: expected N×A, A from 1, got none")
     values = on_device_with_float64(values.detach()).double()
     check(not values.isinf().any(), "values: expected no infinity, got some")
+    check_flag("oracle", oracle)
+    check_seed(seed)
     single = oracle or count == 1
     folds = folds_of(n, ids, folds, seed, single).to(values.device)
     scored = ~values.isnan().any(dim=1)
@@ -353,19 +397,22 @@ def class_scores(model: Scores, images: Tensor, samples: Tensor) -> Tensor:
         scores: Tensor = two_classes(model(copies_of(images)), len(images), "model")
     check_shape("scores of the model", scores, f"{len(images)}×K")
     scores = scores.float()
-    finite = scores.isfinite().all(dim=1)
+    finite = (scores.abs() <= LARGEST_SCORE).all(dim=1)  # not so of NaN
     if not finite.all():
         broken = sorted(set(samples[~finite].tolist()))
-        raise ValueError(f"model: expected finite scores, got others for sample(s) {broken}")
+        expected = f"finite scores, at most {LARGEST_SCORE:g}"
+        raise ValueError(f"model: expected {expected}, got others for sample(s) {broken}")
     return scores
 
 
 def check_images(images: Tensor) -> None:
     """Refuse what is no batch N×C×H×W of floating point."""
+    check_real("images", images, "a tensor N×C×H×W", truths=True)
     check_shape("images", images, "N×C×H×W")
     dtype, shape = images.dtype, tuple(images.shape)
     check(dtype.is_floating_point, f"images: expected floating point, got {dtype}", TypeError)
     check(0 not in shape[1:], f"images: expected at least one pixel, got shape {shape}")
+    check_finite(images, "images")
 
 
 def check_question(images: Tensor, classes: Tensor, batch_size: int) -> int:
@@ -373,7 +420,7 @@ def check_question(images: Tensor, classes: Tensor, batch_size: int) -> int:
     check_images(images)
     check_count("batch_size", batch_size, 1)
     n = len(images)
-    check_type("classes", classes, Tensor, f"a tensor of {n} indices")
+    check_real("classes", classes, f"a tensor of {n} indices")
     got = f"{tuple(classes.shape)} of {classes.dtype}"
     fits = classes.dtype == torch.int64 and classes.shape == (n,)
     check(fits, f"classes: expected {n} indices (int64), got {got}")
@@ -389,7 +436,7 @@ def _whole_pixels(boxes: Tensor, images: Tensor) -> Tensor:
     near, far = boxes[..., :2], boxes[..., 2:]
     end = boxes.new_tensor([images.shape[3], images.shape[2]])
     # Also false where a corner is NaN.
-    fits = (near <= far) & (near < end) & (far > 0)
+    fits = (near <= far) & (near < end) & (far > 0) & near.isfinite() & far.isfinite()
     if not fits.all():
         broken = (~fits).flatten(1).any(dim=1).nonzero().flatten().tolist()
         raise ValueError(

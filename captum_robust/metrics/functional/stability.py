@@ -17,15 +17,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice, check_number, check_shape, check_type
-from captum_robust.metrics.functional._validate import check_like, check_maps, without_channel
+from captum_robust._checks import check, check_choice, check_number, check_shape
+from captum_robust.metrics.functional._validate import (
+    check_like,
+    check_maps,
+    check_real,
+    without_channel,
+)
 from captum_robust.metrics.functional.bootstrap import (
     check_resampling,
+    one_a_sample,
     percentiles,
     resampled_means,
 )
 from captum_robust.metrics.functional.box_accuracy import min_max
-from captum_robust.metrics.functional.boxes import box_iou
+from captum_robust.metrics.functional.boxes import overlap
 from captum_robust.metrics.functional.components import largest_component, mask_to_box
 from captum_robust.metrics.functional.thresholding import check_alpha, threshold
 
@@ -156,7 +162,7 @@ def map_box_iou(
         mask_to_box(largest_component(threshold(maps, strategy, alpha)))
         for maps in _pair(clean, attacked)
     ]
-    return box_iou(boxes[0].double(), boxes[1].double())
+    return overlap(boxes[0].double(), boxes[1].double())
 
 
 _MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -205,7 +211,9 @@ def stability(
     -1.0
     """
     check_stability_settings(measures, reduce, share, strategy, alpha)
-    check_type("attacked", attacked, Tensor, "a tensor A×N×H×W")
+    clean = check_maps(clean, "clean")
+    check_real("attacked", attacked, "a tensor A×N×H×W", truths=True)
+    check(attacked.ndim, "attacked: expected A×N×H×W, got a single number")
     if attacked.dim() == 5 and attacked.shape[2] == 1:
         attacked = attacked[:, :, 0]
     elif len(attacked) == len(clean):  # else A×1×H×W of one image
@@ -299,16 +307,13 @@ def gap_closed(
     """
     names = ("attacked", "baseline_attacked", "baseline_clean")
     outcomes = (attacked, baseline_attacked, baseline_clean)
-    for name, values in zip(names, outcomes, strict=True):
-        check_shape(name, values, "N")
-        check_like(name, values, "attacked", attacked)
-        dtype = values.dtype
-        check(not dtype.is_complex, f"{name}: expected real numbers, got {dtype}", TypeError)
+    checked = [one_a_sample(name, v) for name, v in zip(names, outcomes, strict=True)]
+    for name, values in zip(names, checked, strict=True):
+        check_like(name, values, "attacked", checked[0])
     check_resampling(level, resamples, seed)
-    columns = torch.stack([v.detach().to("cpu", torch.float64) for v in outcomes])
+    columns = torch.stack(checked)
     columns = columns[:, ~columns.isnan().any(dim=0)]
     every = ", ".join(names)
-    check(not columns.isinf().any(), f"{every}: expected no infinity, got some")
     n = columns.shape[1]
     check(n, f"{every}: expected an image with all three outcomes, got none")
     ours, hit, clean = columns.mean(dim=1).tolist()

@@ -72,11 +72,11 @@ def threshold(maps: Tensor, strategy: str, alpha: float) -> Tensor:
     return torch.zeros_like(kept).scatter_(1, order, kept).view(maps.shape)
 
 
-def check_alpha(strategy: str, alpha: float) -> None:
-    """Refuse a threshold that the family does not define."""
+def check_alpha(strategy: str, alpha: float, name: str = "alpha") -> None:
+    """Refuse a threshold, the argument ``name``, that the family does not define."""
     check_choice("strategy", strategy, STRATEGIES)
     highest = math.inf if strategy == "mean" else 1
-    check_number(f"alpha of strategy {strategy!r}", alpha, 0, highest)
+    check_number(f"{name} of strategy {strategy!r}", alpha, 0, highest)
 
 
 def kept_counts(descending: Tensor, strategy: str, alphas: tuple[float, ...]) -> Tensor:

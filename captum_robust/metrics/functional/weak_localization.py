@@ -1,13 +1,23 @@
 """Weak localization: how many boxes miss the object, with the threshold tuned on other images."""
 
+import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice, check_number, check_shape
-from captum_robust.metrics.functional._validate import check_like
+from captum_robust._checks import check, check_choice, check_number, check_shape, check_type
+from captum_robust.metrics.functional._validate import (
+    ROUNDING,
+    check_flag,
+    check_like,
+    check_real,
+    check_seed,
+    check_truths,
+    check_within,
+    numbers_in,
+)
 from captum_robust.metrics.functional.folds import (
     best_columns,
     fold_sums,
@@ -125,6 +135,8 @@ def localization_error(
     >>> result.error, result.chosen
     (0.25, ((('energy', 0.9),),))
     """
+    check_flag("oracle", oracle)
+    check_seed(seed)
     names, overlaps = _columns(ious, strategy, alphas)
     n = len(overlaps)
     thresholds, strict = correctness_rule(protocol, iou_threshold, strict)
@@ -168,6 +180,7 @@ def correctness_rule(
     rule = PROTOCOLS[protocol]
     if iou_threshold is not None:
         check_number("iou_threshold", iou_threshold, 0, 1)
+    check_flag("strict", strict, optional=True)
     thresholds = rule.iou_thresholds if iou_threshold is None else (iou_threshold,)
     return thresholds, rule.strict if strict is None else strict
 
@@ -198,7 +211,7 @@ def gt_known_localization(correct_box: Tensor) -> Tensor:
     >>> gt_known_localization(torch.tensor([True, False])).item()
     0.5
     """
-    return correct_box.double().mean()
+    return check_truths("correct_box", correct_box).mean()
 
 
 def top1_localization(correct_box: Tensor, correct_class: Tensor) -> Tensor:
@@ -207,8 +220,10 @@ def top1_localization(correct_box: Tensor, correct_class: Tensor) -> Tensor:
     >>> top1_localization(torch.tensor([True, True]), torch.tensor([True, False])).item()
     0.5
     """
-    check_like("correct_class", correct_class, "correct_box", correct_box)
-    return (correct_box.bool() & correct_class.to(correct_box.device).bool()).double().mean()
+    box = check_truths("correct_box", correct_box)
+    label = check_truths("correct_class", correct_class)
+    check_like("correct_class", label, "correct_box", box)
+    return (box * label.to(box.device)).mean()
 
 
 def _columns(
@@ -217,13 +232,17 @@ def _columns(
     alphas: Sequence[float] | Mapping[str, Sequence[float]] | None,
 ) -> tuple[list[tuple[str, float]], Tensor]:
     """Line the families up: the (strategy, alpha) of C columns, and N×C overlaps."""
+    check_type("strategy", strategy, str, "the name of a family")
     families = {strategy: ious} if isinstance(ious, Tensor) else ious
+    check_type("ious", families, Mapping, "a tensor N×A, or one for each family")
     check(families, "ious: expected the overlaps of at least one family, got none")
     names: list[tuple[str, float]] = []
     for family, overlaps in families.items():
+        check_real(f"ious of {family!r}", overlaps, "a tensor N×A")
         check_shape(f"ious of {family!r}", overlaps, "N×A")
-        given = alphas[family] if isinstance(alphas, Mapping) else alphas
-        grid = alpha_grid(family) if given is None else given
+        given = alphas.get(family, ()) if isinstance(alphas, Mapping) else alphas
+        name = f"alphas of {family!r}"
+        grid = alpha_grid(family) if given is None else numbers_in(name, given, 0, math.inf)
         columns = overlaps.shape[1]
         check(
             len(grid) == columns,
@@ -232,7 +251,10 @@ def _columns(
         names += [(family, float(alpha)) for alpha in grid]
     counts = sorted({len(overlaps) for overlaps in families.values()})
     check(len(counts) == 1, f"ious: expected as many samples in every family, got {counts}")
-    return names, torch.cat(list(families.values()), dim=1)
+    every = torch.cat(list(families.values()), dim=1)
+    every = every if every.dtype == torch.float64 else every.float()
+    check_within("ious", every, 0, 1 + ROUNDING, may_be_nan=True)
+    return names, every
 
 
 def listed_samples(
