@@ -825,6 +825,21 @@ def test_explain_writes_one_picture_and_map_an_image_whatever_the_names(
     assert len(list((tmp_path / "out").glob("*.npy"))) == 5
 
 
+def test_names_of_255_bytes_are_no_error_of_any_command(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    (folder / "boxes.csv").unlink()
+    (folder / "0.png").rename(folder / ("ü" * 125 + "n.png"))
+    for command in (
+        ("explain", folder, "--methods", "saliency,robust_cam", "--save-maps"),
+        ("attack", folder, "--attack", "fgsm", "--epsilon", "8", "--all"),
+        ("compare", "folder", folder, "--methods", "center_box"),
+    ):
+        code, _, err = run(*command, "--out", tmp_path / command[0] / ("o" * 255))
+        assert code == 0, err
+    assert len(list((tmp_path / "explain").rglob("*.npy"))) == 2
+    assert len(list((tmp_path / "attack").rglob("fgsm-8/*.png"))) == 1
+
+
 @pytest.mark.parametrize("content", [b"garbage" * 1000, b""])
 def test_a_damaged_run_is_one_line(run: Run, tmp_path: Path, content: bytes) -> None:
     folder = draw(tmp_path / "images", n=1)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 import sqlite3
 import time
@@ -19,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_robust._checks import valid_unicode
-from captum_robust._files import check_folder, check_same_run
+from captum_robust._checks import check, printable, valid_unicode
+from captum_robust._files import check_folder, check_same_run, special_file, write_whole
 
+_ROWS = "rows.sqlite"
 _LOCK_SECONDS = 120
 _LEAST_ROOM = 2**20
 """Bytes below which a disk is full: SQLite says "disk I/O error" of that too."""
@@ -176,7 +175,7 @@ class RunStore:
         else:
             self.configuration = json.loads(json.dumps(configuration))
             self._claim(described)
-        file = self.folder / "rows.sqlite"
+        file = self.folder / _ROWS
         try:
             self._database = sqlite3.connect(file, timeout=_LOCK_SECONDS, isolation_level=None)
             self._enter_wal_mode()
@@ -191,28 +190,17 @@ class RunStore:
     def _claim(self, described: Path) -> None:
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if described.exists():
-            self._hold_to(_read(described))
-            return
-        strangers = [p.name for p in self.folder.iterdir() if not p.name.startswith("run.json")]
-        if any(not name.startswith("rows.sqlite") for name in strangers):
-            raise ValueError(
-                f"{self.folder} holds no run but other files ({', '.join(sorted(strangers)[:3])}); "
-                "give an empty or a new folder"
-            )
-        # Written aside and linked: a killed process leaves none or a whole one, and of two that
-        # start together the second compares with what the first wrote.
-        part = described.with_name(f"run.json.{secrets.token_hex(8)}")
-        try:
-            part.write_text(json.dumps(self.configuration, indent=2) + "\n", encoding="utf-8")
-            try:
-                os.link(part, described)
-            except FileExistsError:
-                self._hold_to(_read(described))
-            except OSError:  # a file system without links
-                part.replace(described)
-        finally:
-            part.unlink(missing_ok=True)
+        # Before the look at run.json, which another process that starts now writes first.
+        names = sorted(path.name for path in self.folder.iterdir())
+        if not described.exists():
+            folder, another = printable(str(self.folder)), "give an empty or a new folder"
+            unknown = f"{folder} holds rows without run.json, which says what of; {another}"
+            check(_ROWS not in names, unknown)
+            others = [n for n in names if not (n.startswith(".") and n.endswith(".part"))]
+            listed = printable(", ".join(others[:3]))
+            check(not others, f"{folder} holds no run but other files ({listed}); {another}")
+            write_whole(described, json.dumps(self.configuration, indent=2) + "\n", keep=True)
+        self._hold_to(_read(described))
 
     def _hold_to(self, there: Mapping[str, Any]) -> None:
         """Refuse a run with other facts; one of an earlier version says less of its data."""
@@ -348,6 +336,8 @@ def _plain(value: Any) -> Any:
 
 
 def _read(described: Path) -> dict[str, Any]:
+    what = special_file(described)
+    check(what is None, f"{described} is {what}, and not a run's description")
     try:
         content: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

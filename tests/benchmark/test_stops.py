@@ -106,16 +106,41 @@ def test_only_of_what_is_no_database_is_it_said_to_delete_it(tmp_path: Path) -> 
 def test_a_disk_that_is_full_at_the_start_is_named_and_leaves_no_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_text
+    write = Path.write_bytes
 
-    def full(path: Path, text: str, **options: Any) -> int:
-        write(path, text[:5], **options)
+    def full(path: Path, data: bytes) -> int:
+        write(path, data[:5])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left on device"):
         opened(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_run_json_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("fsync", "link"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *given, name=name, real=real: (calls.append(name), real(*given))[1]
+        )
+    opened(tmp_path).close()
+    assert calls[:3] == ["fsync", "link", "fsync"]
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith("rows")] == ["run.json"]
+
+
+def test_rows_without_run_json_are_refused_and_what_a_kill_left_is_not(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"holds rows without run\.json, which says what of"):
+        opened(tmp_path)
+    assert not (tmp_path / "run.json").exists()
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".0123456789abcdef.part").write_text("{")
+    opened(tmp_path / "killed").close()
 
 
 KINDS = pytest.mark.parametrize("kind", ["compare", "attack"])
