@@ -840,6 +840,24 @@ def test_names_of_255_bytes_are_no_error_of_any_command(run: Run, tmp_path: Path
     assert len(list((tmp_path / "attack").rglob("fgsm-8/*.png"))) == 1
 
 
+def test_random_weights_are_the_same_each_time_and_swapped_images_are_not(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images", n=2)
+    given = ("compare", "folder", folder, "--model", "small_resnet", "--weights", "none")
+    given += ("--methods", "saliency", "--classes", "bright,dark")
+    for out in ("one", "one", "two"):
+        code, _, err = run(*given, "--out", tmp_path / out)
+        assert code == 0, err
+    assert stored(tmp_path / "one") == stored(tmp_path / "two")
+    (folder / "0.png").rename(folder / "other")
+    (folder / "1.png").rename(folder / "0.png")
+    (folder / "other").rename(folder / "1.png")
+    code, _, err = run(*given, "--out", tmp_path / "one")
+    assert code == 2
+    assert "one holds another run (dataset.checksums.images: " in one_line(err)
+
+
 @pytest.mark.parametrize("content", [b"garbage" * 1000, b""])
 def test_a_damaged_run_is_one_line(run: Run, tmp_path: Path, content: bytes) -> None:
     folder = draw(tmp_path / "images", n=1)

@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 import time
+import warnings
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -174,6 +175,7 @@ class RunStore:
             self.configuration = _read(described)
         else:
             self.configuration = json.loads(json.dumps(configuration))
+            self._threads = torch.get_num_threads()
             self._claim(described)
         file = self.folder / _ROWS
         try:
@@ -199,8 +201,22 @@ class RunStore:
             others = [n for n in names if not (n.startswith(".") and n.endswith(".part"))]
             listed = printable(", ".join(others[:3]))
             check(not others, f"{folder} holds no run but other files ({listed}); {another}")
-            write_whole(described, json.dumps(self.configuration, indent=2) + "\n", keep=True)
-        self._hold_to(_read(described))
+            facts = {**self.configuration, "threads": self._threads}
+            write_whole(described, json.dumps(facts, indent=2) + "\n", keep=True)
+        there = _read(described)
+        self._threads = there.pop("threads", self._threads)
+        self._hold_to(there)
+
+    def warn_of_threads(self) -> None:
+        """Warn where rows are made with another number of threads than that of the run."""
+        there, here = self._threads, torch.get_num_threads()
+        if there != here:
+            warnings.warn(
+                f"{printable(str(self.folder))}: the run began with {there} threads, here are "
+                f"{here}: sums differ in their last digits, and perceptual_ball by more; for the "
+                f"same rows set OMP_NUM_THREADS={there}",
+                stacklevel=2,
+            )
 
     def _hold_to(self, there: Mapping[str, Any]) -> None:
         """Refuse a run with other facts; one of an earlier version says less of its data."""
