@@ -94,9 +94,10 @@ def _run() -> None:
         code = _CTRL_C
     except Exception as error:
         is_parsers = type(error).__module__.split(".")[0] in {"click", "typer"}
-        if not (is_parsers or isinstance(error, expected)):
+        if not (is_parsers or isinstance(error, expected) or _is_out_of_memory(error)):
             raise
         message = error.format_message() if hasattr(error, "format_message") else str(error)
+        message = message or type(error).__name__  # a MemoryError says nothing
         if is_parsers and type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(message)
             code = 0
@@ -106,3 +107,9 @@ def _run() -> None:
     if code == _CTRL_C:  # Ctrl-C, which typer itself may already have turned into this code
         typer.echo("captum-robust: stopped", err=True)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    from captum_robust.runs.machine import is_out_of_memory
+
+    return is_out_of_memory(error)

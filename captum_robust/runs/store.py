@@ -308,6 +308,19 @@ class RunStore:
         )
         return {(method, attack): n for method, attack, n in rows}
 
+    def failed_attacks(self, start: int, stop: int, kept: Collection[int]) -> set[str]:
+        """The attacks with rows with errors for the positions from start to stop without ``kept``.
+
+        They may be so alone, where the rows of all methods are good.
+        """
+        marks = ", ".join("?" * len(kept))
+        rows = self._database.execute(
+            "SELECT DISTINCT attack FROM attacked WHERE position >= ? AND position < ? "
+            f"AND error IS NOT NULL AND position NOT IN ({marks})",
+            (start, stop, *kept),
+        )
+        return {attack for (attack,) in rows}
+
     def total(self) -> int:
         """How many result rows there are."""
         return int(self._database.execute("SELECT count(*) FROM results").fetchone()[0])

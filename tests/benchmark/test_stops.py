@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from captum_robust.attacks import FGSM
-from captum_robust.benchmark import Comparison, attack_images, compare
-from captum_robust.benchmark.batches import BatchReader, Loaded
+from captum_robust.benchmark import Comparison, attack_images, compare, measure
+from captum_robust.benchmark.batches import Batch, BatchReader, Loaded
 from captum_robust.data import DataError, Sample, load_dataset
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
@@ -159,6 +159,38 @@ def test_rows_with_errors_are_made_again_unless_they_are_to_be_kept(
     assert run(model, data, tmp_path / "r", kind) == good
     monkeypatch.setattr(Failing, "error", DataError("torn"))
     assert run(model, data, tmp_path / "r", kind) == good
+
+
+def test_the_row_of_an_attack_that_failed_alone_is_made_again(
+    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, calls = measure.attack_columns, []
+
+    def failing(batch: Batch) -> Any:
+        if any(item.position == 1 for item in batch):
+            raise ValueError("for a while")
+        return measured(batch)
+
+    def attack(images: Tensor, _: Tensor) -> Tensor:
+        calls.append(len(images))
+        return 1 - images
+
+    def rows(retry: bool = True) -> list[str | None]:
+        compare(
+            *(model, Drawn(n=4), METHODS, {"mirror": attack}),
+            **{"out": tmp_path, "batch_size": 2, "retry": retry, "progress": False},
+        )
+        assert errors(tmp_path, "compare") == [None] * 8
+        return errors(tmp_path, "attack")
+
+    monkeypatch.setattr(measure, "attack_columns", failing)
+    failed = [None, "ValueError: for a while", None, None]
+    assert rows() == failed
+    monkeypatch.setattr(measure, "attack_columns", measured)
+    assert rows(retry=False) == failed
+    assert calls == [2, 2]
+    assert rows() == rows() == [None] * 4
+    assert calls == [2, 2, 2]  # the batch of the failed one, once
 
 
 def test_a_batch_is_not_made_again_for_an_image_that_still_cannot_be_read(

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP stop a command as Ctrl-C does, with exit codes of their own."""
+"""Signals and memory that runs out end each command with a line and an exit code."""
 
 from __future__ import annotations
 
@@ -32,23 +32,65 @@ SMALL = ("--model", "small_resnet", "--weights", "none")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no such signals")
 
 
+def given(command: str, folder: Path) -> tuple[Any, ...]:
+    """The options of a command, with one image."""
+    image = folder / "images" / "0.png"
+    image.parent.mkdir()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(image)
+    one = image if command == "attack" else image.parent
+    return () if command == "demo" else (one, *SMALL)
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 @pytest.mark.parametrize("command", CALLED)
 def test_a_signal_stops_each_command_with_its_exit_code(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str, code: int
 ) -> None:
-    (tmp_path / "images").mkdir()
-    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "images" / "0.png")
-
     def stopped(*_: Any, **__: Any) -> None:
         signal.raise_signal(signal.Signals[name])
 
     monkeypatch.setattr(CALLED[command], stopped)
     before = signal.getsignal(signal.Signals[name])
-    given = () if command == "demo" else (tmp_path / "images", *SMALL)
-    got, _, err = run(*command.split(), *given)
+    got, _, err = run(*command.split(), *given(command, tmp_path))
     assert (got, err) == (code, "captum-robust: stopped; the same command goes on from here\n")
     assert signal.getsignal(signal.Signals[name]) is before
+
+
+OUT_OF_MEMORY = [
+    (MemoryError(), "MemoryError"),
+    (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate"), "DefaultCPUAllocator: can't allocate"),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), OUT_OF_MEMORY)
+@pytest.mark.parametrize("command", CALLED)
+def test_memory_that_runs_out_is_one_line_of_each_command(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    error: Exception,
+    said: str,
+) -> None:
+    def failed(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(CALLED[command], failed)
+    got, _, err = run(*command.split(), *given(command, tmp_path))
+    assert (got, err) == (2, f"captum-robust: error: {said}\n")
+
+
+def test_memory_that_runs_out_before_the_first_attack_is_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("captum_robust.benchmark.batches.BatchReader.load", failed)
+    got, _, err = run("attack", *given("attack", tmp_path), "--target", "tench")
+    assert got == 2
+    assert err.startswith("captum-robust: error: the run stopped: MemoryError; its rows are kept.")
 
 
 @pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
