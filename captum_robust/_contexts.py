@@ -128,9 +128,17 @@ def alone(forward_func: Any) -> AbstractContextManager[Any]:
 
 
 def owned(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that passes of other threads do not call."""
+    """A hook (module, …) that passes of other threads do not call, nor copies of its module.
+
+    ``nn.DataParallel`` runs copies with the same hooks, of a small batch also in this thread.
+    """
     owner = threading.get_ident()
-    return lambda *args: hook(*args) if threading.get_ident() == owner else None
+
+    def own(module: nn.Module, *args: Any) -> Any:
+        is_own = threading.get_ident() == owner and not getattr(module, "_is_replica", False)
+        return hook(module, *args) if is_own else None
+
+    return own
 
 
 class _RunOnce:
@@ -174,10 +182,18 @@ def as_written() -> Iterator[None]:
 
 
 DID_NOT_RUN = (
-    "did not run in the forward pass, in this thread (nn.DataParallel runs copies in others: give "
-    f"its module; {AS_WRITTEN})"
+    "did not run in the forward pass, in this thread (nn.DataParallel runs copies: give its "
+    f"module, model.module; {AS_WRITTEN})"
 )
 """What is said of a layer whose hook was not called."""
+
+
+def check_runs_itself(model: nn.Module) -> None:
+    """``ValueError`` for ``nn.DataParallel`` over several devices, which runs copies of itself."""
+    parallel = [m for m in model.modules() if isinstance(m, nn.DataParallel)]
+    several = any(len(m.device_ids) > 1 for m in parallel)
+    message = "model: nn.DataParallel runs copies on several devices; give its module, model.module"
+    check(not several, message)
 
 
 def check_takes_hooks(module: nn.Module) -> None:

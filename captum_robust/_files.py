@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 import threading
 import zlib
@@ -26,25 +27,47 @@ Record = TypeVar("Record", bound="TensorRecord")
 
 PICKLES = {".pt", ".pth", ".pkl", ".bin", ".ckpt"}
 """Suffixes of files that may be pickles, which are never opened."""
+_SPECIAL = {
+    **{stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"},
+    **{stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"},
+}
 _CARD = "card"
 _used: set[Path] = set()
 """Folders that this process writes to: the lock of a file does not tell its threads apart."""
 _claiming = threading.Lock()
 
 
-def write_whole(path: Path, content: bytes | str) -> Path:
+def special_file(path: Path) -> str | None:
+    """What lies at the path, such as "a pipe", where it is no file, folder or nothing."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return "a link that leads to no file" if path.is_symlink() else None
+    return _SPECIAL.get(stat.S_IFMT(mode))
+
+
+def check_regular(path: Path) -> None:
+    """``OSError`` if a device, pipe or socket is there, which a file would take the place of."""
+    what = special_file(path)
+    is_free = what is None or not path.exists()  # a link that leads nowhere may be replaced
+    check(is_free, f"{printable(str(path))} is {what}; give the name of a file", OSError)
+
+
+def write_whole(path: Path, content: bytes | str, *, keep: bool = False) -> Path:
     """Write a file under another name, and put it in the place of what was there.
 
     Text is written in UTF-8; what that cannot hold, such as a broken file name, is written out.
+    With ``keep`` a file that is there stays, also one that another process has just written.
 
     Raises:
         IsADirectoryError: the path is a folder.
-        OSError: it cannot be written, because the disk is full, say; the old file stays.
+        OSError: it cannot be written, because the disk is full, say; the old file stays. Or a
+            device, pipe or socket is there.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{printable(str(path))} is a folder; give the name of a file")
     data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
-    return _put(path, lambda part: part.write_bytes(data))
+    return _put(path, lambda part: part.write_bytes(data), keep=keep)
 
 
 def check_folder(path: Path) -> None:
@@ -95,8 +118,9 @@ def _lock(file: BinaryIO) -> bool:
     return True
 
 
-def _put(path: Path, write: Callable[[Path], object]) -> Path:
+def _put(path: Path, write: Callable[[Path], object], *, keep: bool = False) -> Path:
     """Let ``write`` make the file in a folder beside it, and move it when it is on the disk."""
+    check_regular(path)
     folder = path.with_name(f".{secrets.token_hex(8)}.part")  # a name may be as long as it can be
     part = folder / "part"
     try:
@@ -107,7 +131,8 @@ def _put(path: Path, write: Callable[[Path], object]) -> Path:
         part.chmod(mode)  # safetensors makes files that nobody else can read
         with part.open("rb+") as file:
             os.fsync(file.fileno())  # on the disk before the name is: power may fail
-        os.replace(part, path)
+        if not (keep and _is_linked(part, path)):
+            os.replace(part, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
@@ -120,6 +145,17 @@ def remove_parts(folder: Path) -> None:
     """Remove what killed processes left of files in a folder that no other one writes to now."""
     for part in folder.glob(f".{'[0-9a-f]' * 16}.part"):
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _is_linked(part: Path, path: Path) -> bool:
+    """Whether the file has its name now, or another has it; not where there are no links."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

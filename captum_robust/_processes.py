@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
+
+_LONGEST_WAIT = timedelta(days=365)
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
@@ -27,21 +31,69 @@ def is_first() -> bool:
 
 @contextmanager
 def ranks() -> Iterator[tuple[int, int]]:
-    """Rank and number of processes under ``torchrun``; leaves together, when all have finished."""
+    """Rank and number of processes under ``torchrun``; leaves together, when all have finished.
+
+    Raises:
+        ConnectionError: another process has ended before it had finished.
+    """
     if world_size() == 1:
         yield 0, 1
         return
     import torch.distributed as dist
 
     mine = not dist.is_initialized()
-    if mine:
-        dist.init_process_group("gloo")  # only a barrier: no tensor is exchanged
-    try:
-        yield dist.get_rank(), dist.get_world_size()
-        dist.barrier()
-    finally:
+    with _named_losses():
         if mine:
-            dist.destroy_process_group()
+            dist.init_process_group("gloo")  # only to wait: no tensor is exchanged
+        try:
+            with together() as wait:
+                yield dist.get_rank(), dist.get_world_size()
+                wait()
+        finally:
+            if mine:
+                dist.destroy_process_group()
+
+
+@contextmanager
+def together() -> Iterator[Callable[[], object]]:
+    """A function that waits until all processes have called it, however long one of them works.
+
+    All enter at the same time. Of one process it is a function that does nothing.
+
+    Raises:
+        ConnectionError: another process has ended, or left this by an error.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized():
+        yield lambda: None
+        return
+    # The group of the process may have a limit of minutes, and keep a GPU busy with waiting. The
+    # end of a process closes its connections, so that nobody waits for it.
+    groups: list[Any] = [dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)]
+    try:
+        with _named_losses():
+            yield lambda: dist.barrier(groups[0])
+    finally:
+        # Out of the list, as an error that passes keeps this frame, and so the connections.
+        dist.destroy_process_group(groups.pop())
+
+
+@contextmanager
+def _named_losses() -> Iterator[None]:
+    """Give what PyTorch says of processes that do not answer a name, ``ConnectionError``."""
+    import torch.distributed as dist
+
+    try:
+        yield
+    except RuntimeError as error:
+        # Of gloo they have no type of their own.
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise ConnectionError(
+            "another process of this run has ended, or can't be reached; what is done is kept, and "
+            f"the same command goes on from here ({str(error).splitlines()[0]})"
+        ) from error
 
 
 @contextmanager

@@ -826,6 +826,39 @@ def test_explain_writes_one_picture_and_map_an_image_whatever_the_names(
     assert len(list((tmp_path / "out").glob("*.npy"))) == 5
 
 
+def test_names_of_255_bytes_are_no_error_of_any_command(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    (folder / "boxes.csv").unlink()
+    (folder / "0.png").rename(folder / ("ü" * 125 + "n.png"))
+    for command in (
+        ("explain", folder, "--methods", "saliency,robust_cam", "--save-maps"),
+        ("attack", folder, "--attack", "fgsm", "--epsilon", "8", "--all"),
+        ("compare", "folder", folder, "--methods", "center_box"),
+    ):
+        code, _, err = run(*command, "--out", tmp_path / command[0] / ("o" * 255))
+        assert code == 0, err
+    assert len(list((tmp_path / "explain").rglob("*.npy"))) == 2
+    assert len(list((tmp_path / "attack").rglob("fgsm-8/*.png"))) == 1
+
+
+def test_random_weights_are_the_same_each_time_and_swapped_images_are_not(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images", n=2)
+    given = ("compare", "folder", folder, "--model", "small_resnet", "--weights", "none")
+    given += ("--methods", "saliency", "--classes", "bright,dark")
+    for out in ("one", "one", "two"):
+        code, _, err = run(*given, "--out", tmp_path / out)
+        assert code == 0, err
+    assert stored(tmp_path / "one") == stored(tmp_path / "two")
+    (folder / "0.png").rename(folder / "other")
+    (folder / "1.png").rename(folder / "0.png")
+    (folder / "other").rename(folder / "1.png")
+    code, _, err = run(*given, "--out", tmp_path / "one")
+    assert code == 2
+    assert "one holds another run (dataset.checksums.images: " in one_line(err)
+
+
 @pytest.mark.parametrize("content", [b"garbage" * 1000, b""])
 def test_a_damaged_run_is_one_line(run: Run, tmp_path: Path, content: bytes) -> None:
     folder = draw(tmp_path / "images", n=1)

@@ -76,6 +76,36 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         write_whole(tmp_path, "text")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders")
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "full").symlink_to("/dev/full")
+    for path, what in ((Path("/dev/full"), "device"), (tmp_path / "pipe", "pipe")):
+        before = path.stat()
+        for write in (lambda p: write_whole(p, "text"), lambda p: write_facts(p, TENSORS, "k", {})):
+            with pytest.raises(OSError, match=f"{path} is a {what}; give the name of a file"):
+                write(path)
+        assert path.stat()[:3] == before[:3]
+    with pytest.raises(OSError, match="is a device"):
+        write_whole(tmp_path / "full", "text")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    assert write_whole(tmp_path / "nowhere", "text").read_text() == "text"
+
+
+def test_a_file_that_is_there_is_kept_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_whole(tmp_path / "a.txt", "first", keep=True)
+    assert write_whole(file, "second", keep=True).read_text() == "first"
+
+    def without_links(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", without_links)
+    assert write_whole(tmp_path / "b.txt", "text", keep=True).read_text() == "text"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
 def test_names_of_255_bytes_can_be_written(tmp_path: Path) -> None:
     for name in ("n" * 251 + ".txt", "ü" * 125 + ".txt"):
         assert write_whole(tmp_path / name, "text").name == name

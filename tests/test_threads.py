@@ -138,3 +138,62 @@ def test_a_replica_that_runs_in_another_thread_is_named() -> None:
     net = Elsewhere(PixelNet().eval())
     with pytest.raises(ValueError, match=r"in this thread.*DataParallel"):
         RobustCAM(net, net.net.conv2).attribute(torch.rand(1, 3, 12, 16), 0)
+
+
+OF_CAPTUM = {"cam", "multi_scale_grad_cam", "top_classes_grad_cam"}
+"""Captum tells the copies by their devices, which are one here; the first has another layer."""
+
+
+class Parallel(nn.DataParallel):
+    """``nn.DataParallel`` over several devices, all of them the CPU: its copies, in its threads."""
+
+    def __init__(self, module: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.module, self.device_ids = module, [0, 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.chunk(2)
+        copies = [_replica(self.module) for _ in parts]
+        is_on = torch.is_grad_enabled()
+
+        def run(net: nn.Module, part: Tensor) -> Tensor:
+            with torch.set_grad_enabled(is_on):
+                return net(part)
+
+        if len(parts) == 1:  # in the thread of the caller
+            return run(copies[0], x)
+        with ThreadPoolExecutor(2) as pool:
+            return torch.cat(list(pool.map(run, copies, parts)))
+
+
+def _replica(module: nn.Module) -> nn.Module:
+    """As ``torch.nn.parallel.replicate`` makes it, with the hooks of the module."""
+    copied = module._replicate_for_data_parallel()
+    for name, child in module.named_children():
+        copied._modules[name] = _replica(child)
+    for name, parameter in module.named_parameters(recurse=False):
+        setattr(copied, name, parameter.view_as(parameter))
+    return copied
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("name", sorted(KINDS.keys() - OF_CAPTUM))
+def test_copies_on_several_devices_give_the_same_or_are_named(name: str, n: int) -> None:
+    net = PixelNet().eval()
+    x = torch.rand(n, 3, 12, 16, generator=torch.Generator().manual_seed(1))
+    target = torch.arange(n) % 2
+
+    def explained(model: nn.Module) -> Any:
+        torch.manual_seed(0)
+        return KINDS[name](nn.Sequential(model), net.conv2)(x, target)
+
+    refusal, got = "", None
+    try:
+        got = explained(Parallel(net))
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        assert "nn.DataParallel runs copies" in refusal
+        assert "module, model.module" in refusal
+    else:
+        torch.testing.assert_close(got, explained(net), rtol=1e-4, atol=1e-5)

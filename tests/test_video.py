@@ -642,6 +642,17 @@ def test_ctrl_c_completes_the_file(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [source, out]
 
 
+def test_a_name_as_long_as_it_can_be_is_written_and_a_pipe_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.avi", [flat(green=1)] * 3)
+    out = tmp_path / ("n" * 251 + ".avi")
+    assert annotate_video(source, out, Stub()).frames == len(read(out)) == 3
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.avi")
+        with pytest.raises(OSError, match=r"pipe\.avi is a pipe; give the name of a file"):
+            annotate_video(source, tmp_path / "pipe.avi", Stub())
+        assert (tmp_path / "pipe.avi").is_fifo()
+
+
 def test_ctrl_c_before_the_first_frame_leaves_an_older_file(tmp_path: Path) -> None:
     source = write(tmp_path / "in.avi", [flat(green=1)] * 9)
     out = tmp_path / "out.mp4"
@@ -818,7 +829,10 @@ def test_the_command_takes_the_file_of_a_masking_network(run: Any, tmp_path: Pat
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for another process")
-def test_ctrl_c_ends_the_command_with_130_and_a_playable_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_the_command_with_its_code_and_a_playable_file(
+    tmp_path: Path, name: str, code: int
+) -> None:
     source = write(tmp_path / "in.avi", [flat(green=1)] * 4000)
     out = tmp_path / "out.avi"
     command = [sys.executable, "-m", "captum_robust", "video", str(source), str(out), *SMALL]
@@ -829,9 +843,9 @@ def test_ctrl_c_ends_the_command_with_130_and_a_playable_file(tmp_path: Path) ->
         while not re.search(r" [1-9]\d*/4000", said):  # the progress bar
             said += process.stderr.read(1)
             assert process.poll() is None, said
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.Signals[name])
         said += process.stderr.read()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in said
     assert "holds the frames so far" in said
     assert 0 < len(read(out)) < 4000

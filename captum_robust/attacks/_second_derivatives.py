@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from captum_robust._checks import check_number
-from captum_robust._contexts import alone, process_wide
+from captum_robust._contexts import alone, check_runs_itself, process_wide
 
 
 @contextmanager
@@ -95,6 +95,7 @@ def smooth_activations(module: nn.Module, beta: float) -> Iterator[None]:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    check_runs_itself(module)
     mode = _Smooth(check_number("beta", beta, 0, open_low=True))
     is_inside, owner = False, threading.get_ident()
 

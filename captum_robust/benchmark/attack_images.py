@@ -39,6 +39,7 @@ from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
 from captum_robust.report.attack_run import AttackRun
+from captum_robust.runs.machine import stops
 from captum_robust.runs.store import AttackRow, ImageRow, RunStore
 
 
@@ -121,7 +122,8 @@ def attack_images(
     if target is not None:
         last = reader.classes - 1
         check(0 <= target <= last, f"target: expected a class from 0 to {last}, got {target}")
-        _refuse_target_of_all(reader, count, target)
+        with stops():
+            _refuse_target_of_all(reader, count, target)
     settings = {
         "batch_size": batch_size,
         "target": target,

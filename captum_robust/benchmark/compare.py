@@ -201,7 +201,13 @@ class _Comparing(Runner[_Task]):
 
     def missing(self, start: int, stop: int, kept: Collection[int]) -> list[_Task]:
         have = self.store.count(start, stop, kept)
-        return [(s, m) for s, m in self.tasks if have.get((m, s.attack), 0) < stop - start]
+        failed = self.store.failed_attacks(start, stop, kept)
+        return [
+            (stage, method)
+            for stage, method in self.tasks
+            if have.get((method, stage.attack), 0) < stop - start
+            or (stage.name in failed and method == stage.methods[0])  # its rows bring the attack's
+        ]
 
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
         rows = [image_row(item, picture=item.position < GALLERY_POOL) for item in loaded]

@@ -76,6 +76,7 @@ class Runner(ABC, Generic[Task]):
                 advance((stop - start) * (len(self.tasks) - len(tasks)))
                 if not tasks:
                     continue
+                self.store.warn_of_threads()
                 clean = self.reader.clean(loaded)
                 images = self.image_rows(loaded, clean)
                 for results, attacked in self.rows(tasks, start, clean):

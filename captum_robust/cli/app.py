@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import typer
 
@@ -17,6 +22,8 @@ from captum_robust.cli.explain_command import explain
 from captum_robust.cli.methods_command import methods
 from captum_robust.cli.printing import warn
 from captum_robust.cli.video_command import video
+
+_CTRL_C = 128 + signal.SIGINT
 
 app = typer.Typer(
     name="captum-robust",
@@ -44,9 +51,39 @@ def main() -> None:
             said.add(str(message))
             warn(str(message))
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _as_ctrl_c():
         warnings.showwarning = say  # type: ignore[assignment]
         _run()
+
+
+@contextmanager
+def _as_ctrl_c() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP stop the command as Ctrl-C does, with exit codes of their own."""
+    received = signal.SIGINT
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = signal.Signals(number)
+        ctrl_c = signal.getsignal(signal.SIGINT)  # that of a training lets the step end
+        if not callable(ctrl_c):  # in the background a shell has it ignored
+            raise KeyboardInterrupt
+        ctrl_c(number, frame)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    names = [name for name in ("SIGTERM", "SIGHUP") if is_main and hasattr(signal, name)]
+    numbers = [signal.Signals[name] for name in names]
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    except SystemExit as end:
+        if end.code == _CTRL_C:
+            raise SystemExit(128 + received) from None
+        raise
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run() -> None:
@@ -54,18 +91,25 @@ def _run() -> None:
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
+        code = _CTRL_C
     except Exception as error:
         is_parsers = type(error).__module__.split(".")[0] in {"click", "typer"}
-        if not (is_parsers or isinstance(error, expected)):
+        if not (is_parsers or isinstance(error, expected) or _is_out_of_memory(error)):
             raise
         message = error.format_message() if hasattr(error, "format_message") else str(error)
+        message = message or type(error).__name__  # a MemoryError says nothing
         if is_parsers and type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(message)
             code = 0
         else:
             typer.echo(f"captum-robust: error: {printable(message)}", err=True)
             code = 2
-    if code == 130:  # Ctrl-C, which typer itself may already have turned into this code
+    if code == _CTRL_C:  # Ctrl-C, which typer itself may already have turned into this code
         typer.echo("captum-robust: stopped", err=True)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    from captum_robust.runs.machine import is_out_of_memory
+
+    return is_out_of_memory(error)

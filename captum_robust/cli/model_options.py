@@ -58,15 +58,17 @@ class RunOptions(ModelOptions):
 
 def load_model(options: ModelOptions) -> Classifier:
     """Load the classifier onto its device."""
+    from captum_robust._contexts import seeded
     from captum_robust.models.zoo import named_classifier, published_weights
 
     names, weights = class_names(options.classes), options.weights
     # Published weights would lose their last layer for another number of classes.
     is_of_any = published_weights(weights) is None or Path(weights).is_file()
-    model = named_classifier(
-        *(options.model, weights, options.size, options.mean, options.std, options.layer),
-        class_names=names if is_of_any else None,
-    )
+    with seeded(0, None):  # weights that are random are the same when the command goes on
+        model = named_classifier(
+            *(options.model, weights, options.size, options.mean, options.std, options.layer),
+            class_names=names if is_of_any else None,
+        )
     if names is not None:
         count = len(model.class_names or ())
         check(

@@ -45,8 +45,9 @@ class SharedOptions:
     package.module:function, which is called without arguments and returns a module or a
     Classifier."""
     weights: str
-    """DEFAULT, a member of torchvision's weights enum, none for random ones, or the file of a state
-    dict, .safetensors or of torch.save. Without a file an own model has those of its function."""
+    """DEFAULT, a member of torchvision's weights enum, none for random ones (always the same), or
+    the file of a state dict, .safetensors or of torch.save. Without a file an own model has those
+    of its function."""
     layer: str
     """Layer for class activation maps, by its dotted name; else the last map."""
     mean: str

@@ -109,7 +109,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (range, bytes)):
         return repr(value)
     if isinstance(value, Dataset) or is_dataclass(value):
-        return [type(value).__qualname__, vars(value) if hasattr(value, "__dict__") else None]
+        facts = vars(value) if hasattr(value, "__dict__") else {}
+        return [type(value).__qualname__, facts, _stamps(facts.get("samples"))]
     return None
 
 
@@ -122,6 +123,12 @@ def _image(image: Image.Image) -> Any:
         return [image.mode, *image.size, image.getpalette(), zlib.crc32(image.tobytes())]
     except (OSError, SyntaxError, ValueError):  # damaged, as its row will say
         return [image.mode, *image.size]
+
+
+def _stamps(samples: Any) -> list[Sequence[int] | None]:
+    """Of the files of torchvision's folders: pairs of a path, which is a text, and a class."""
+    pairs = samples if isinstance(samples, list) else []
+    return [_stamp(Path(str(pair[0]))) for pair in pairs if isinstance(pair, tuple)]
 
 
 def _stamp(path: Path) -> Sequence[int] | None:

@@ -17,6 +17,7 @@ from posixpath import basename, dirname, join, normpath
 from typing import Any, BinaryIO, Literal, TypeVar
 
 from captum_robust._checks import check, printable, refusal, valid_unicode
+from captum_robust._files import special_file
 from captum_robust.data.sample import DataError
 
 Place = TypeVar("Place")
@@ -106,12 +107,6 @@ def by_name(
     return {name: files[path] for name, path in paths.items()}
 
 
-_SPECIAL = {
-    **{stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"},
-    **{stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"},
-}
-
-
 def limit(name: str, usual: float) -> float:
     """A limit, which the environment variable ``name`` may set to another ("inf" for none)."""
     given = os.environ.get(name, str(usual))
@@ -142,15 +137,6 @@ def _check_unpacked(size: int, path: Path) -> None:
     most = max(largest(), _USUAL_RATIO * path.stat().st_size)
     expected = f"expected at most {most:.0f} bytes unpacked, got {size} or more"
     check(size <= most, f"{expected}; CAPTUM_ROBUST_MAX_GIGABYTES sets the limit")
-
-
-def special_file(path: Path) -> str | None:
-    """What lies at the path, such as "a pipe", where it is no file, folder or nothing."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):
-        return "a link that leads to no file" if path.is_symlink() else None
-    return _SPECIAL.get(stat.S_IFMT(mode))
 
 
 def existing(path: str | Path, kind: Literal["file", "folder"], expected: str) -> Path:

@@ -23,7 +23,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from captum_robust._checks import check, printable, valid_unicode
-from captum_robust.data.files import files_below, is_run, limit, read_bytes, special_file
+from captum_robust._files import special_file
+from captum_robust.data.files import files_below, is_run, limit, read_bytes
 from captum_robust.data.orientation import turned, turned_back
 from captum_robust.data.sample import DataError
 

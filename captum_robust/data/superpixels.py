@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,8 +93,10 @@ def superpixel_path(root: str | Path, n_segments: int, size: tuple[int, int], pa
     'tiny.tar.train-64x64-100.superpixels.safetensors'
     """
     root = Path(root).absolute()
-    name = f"{root.name}.{part}-{size[0]}x{size[1]}-{n_segments}.superpixels.safetensors"
-    return root.with_name(name)
+    name, end = root.name, f".{part}-{size[0]}x{size[1]}-{n_segments}.superpixels.safetensors"
+    while len(os.fsencode(name + end)) > 255:  # as long as the name of a file can be
+        name = name[:-1]
+    return root.with_name(name + end)
 
 
 def cached_superpixels(

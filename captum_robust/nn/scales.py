@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import check
-from captum_robust._contexts import outputs_of, probing
+from captum_robust._contexts import DID_NOT_RUN, outputs_of, probing
 from captum_robust._scores import copies_of
 from captum_robust.nn.places import Layouts
 
@@ -33,7 +33,8 @@ def channels_of_maps(
 ) -> tuple[int, ...]:
     """C of each map N×C×h×w; ``ValueError`` unless each of the layers gives one."""
     fits = len(maps) == len(layers) and all(map(followed.is_map, maps))
-    check(fits, f"layers: expected layers of the {of}, each of which gives maps N×C×h×w")
+    why = "" if len(maps) == len(layers) else f"; one {DID_NOT_RUN}"
+    check(fits, f"layers: expected layers of the {of}, each of which gives maps N×C×h×w{why}")
     return tuple(int(m.shape[1]) for m in maps)
 
 

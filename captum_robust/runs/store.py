@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 import sqlite3
 import time
+import warnings
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, refusal, valid_unicode
-from captum_robust._files import check_folder, check_same_run
+from captum_robust._checks import check, printable, refusal, valid_unicode
+from captum_robust._files import check_folder, check_same_run, special_file, write_whole
 
 _ROWS = "rows.sqlite"
 _LOCK_SECONDS = 120
@@ -196,6 +195,7 @@ class RunStore:
             check(not wrong, f"{described} {_NO_RUN}; missing or odd: {wrong[:5]}")
         else:
             self.configuration = json.loads(json.dumps(configuration))
+            self._threads = torch.get_num_threads()
             self._claim(described)
         file = self.folder / _ROWS
         try:
@@ -214,26 +214,31 @@ class RunStore:
     def _claim(self, described: Path) -> None:
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if described.exists():
-            self._hold_to(_read(described))
-            return
-        strangers = [p.name for p in self.folder.iterdir() if not p.name.startswith("run.json")]
-        is_free = all(name.startswith(_ROWS) for name in strangers)
-        others = f"holds no run but other files ({', '.join(sorted(strangers)[:3])})"
-        check(is_free, f"{self.folder} {others}; give an empty or a new folder")
-        # Written aside and linked: a killed process leaves none or a whole one, and of two that
-        # start together the second compares with what the first wrote.
-        part = described.with_name(f"run.json.{secrets.token_hex(8)}")
-        try:
-            part.write_text(json.dumps(self.configuration, indent=2) + "\n", encoding="utf-8")
-            try:
-                os.link(part, described)
-            except FileExistsError:
-                self._hold_to(_read(described))
-            except OSError:  # a file system without links
-                part.replace(described)
-        finally:
-            part.unlink(missing_ok=True)
+        # Before the look at run.json, which another process that starts now writes first.
+        names = sorted(path.name for path in self.folder.iterdir())
+        if not described.exists():
+            another = "give an empty or a new folder"
+            unknown = f"{self.folder} holds rows without run.json, which says what of; {another}"
+            check(_ROWS not in names, unknown)
+            others = [n for n in names if not (n.startswith(".") and n.endswith(".part"))]
+            listed = ", ".join(others[:3])
+            check(not others, f"{self.folder} holds no run but other files ({listed}); {another}")
+            facts = {**self.configuration, "threads": self._threads}
+            write_whole(described, json.dumps(facts, indent=2) + "\n", keep=True)
+        there = _read(described)
+        self._threads = there.pop("threads", self._threads)
+        self._hold_to(there)
+
+    def warn_of_threads(self) -> None:
+        """Warn where rows are made with another number of threads than that of the run."""
+        there, here = self._threads, torch.get_num_threads()
+        if there != here:
+            warnings.warn(
+                f"{printable(str(self.folder))}: the run began with {there} threads, here are "
+                f"{here}: sums differ in their last digits, and perceptual_ball by more; for the "
+                f"same rows set OMP_NUM_THREADS={there}",
+                stacklevel=2,
+            )
 
     def _hold_to(self, there: Mapping[str, Any]) -> None:
         """Refuse a run with other facts; one of an earlier version says less of its data."""
@@ -340,6 +345,19 @@ class RunStore:
         )
         return {(row["method"], row["attack"]): row["n"] for row in rows}
 
+    def failed_attacks(self, start: int, stop: int, kept: Collection[int]) -> set[str]:
+        """The attacks with rows with errors for the positions from start to stop without ``kept``.
+
+        They may be so alone, where the rows of all methods are good.
+        """
+        marks = ", ".join("?" * len(kept))
+        rows = self._database.execute(
+            "SELECT DISTINCT attack FROM attacked WHERE position >= ? AND position < ? "
+            f"AND error IS NOT NULL AND position NOT IN ({marks})",
+            (start, stop, *kept),
+        )
+        return {attack for (attack,) in rows}
+
     def total(self) -> int:
         """How many result rows there are."""
         return sum(row["n"] for row in self.select("SELECT count(*) AS n FROM results"))
@@ -401,6 +419,8 @@ def _plain(value: Any) -> Any:
 
 
 def _read(described: Path) -> dict[str, Any]:
+    what = special_file(described)
+    check(what is None, f"{described} is {what}, and not a run's description")
     try:
         content = json.loads(described.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ import math
 import os
 import queue
 import re
+import secrets
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captum_robust._checks import check, printable
-from captum_robust.data.files import special_file
+from captum_robust._files import check_regular, special_file
 
 Frame: TypeAlias = npt.NDArray[np.uint8]
 """H×W×3, in OpenCV's order of colours: blue, green, red."""
@@ -264,8 +265,9 @@ class VideoFile:
         self._written = 0  # more or fewer: they may be repeated or left out, to be in time
         self._video: Any = None
         self._last: Any = None
+        check_regular(path)
         # With the suffix, by which OpenCV knows the format.
-        self._part = path.with_name(f".{os.getpid()}.{path.name}")
+        self._part = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
         try:
             self._part.touch()
         except OSError as error:

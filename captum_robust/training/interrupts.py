@@ -17,7 +17,8 @@ class Interrupts:
     """Inside, Ctrl-C is noted, and raises :class:`Interrupted` only where that is allowed.
 
     A second one raises a ``KeyboardInterrupt`` at once. Outside of the main thread, and where a
-    program has a handler of its own, nothing is changed.
+    program has a handler of its own, nothing is changed. Where Ctrl-C is ignored it still is, but
+    not another signal that is passed on to its handler.
     """
 
     def __init__(self) -> None:
@@ -27,7 +28,8 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         is_main = threading.current_thread() is threading.main_thread()
-        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        usual = (signal.default_int_handler, signal.SIG_IGN)
+        if is_main and signal.getsignal(signal.SIGINT) in usual:
             self._previous = signal.signal(signal.SIGINT, self._note)
         return self
 
@@ -37,7 +39,9 @@ class Interrupts:
         if self.is_pending and error is None:
             raise KeyboardInterrupt
 
-    def _note(self, *_: object) -> None:
+    def _note(self, number: int, _: object) -> None:
+        if number == signal.SIGINT and self._previous is signal.SIG_IGN:
+            return
         if self.is_pending:
             raise KeyboardInterrupt
         self.is_pending = True

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from captum_robust._checks import check, check_choice, check_count
+from captum_robust._processes import is_first, together
 from captum_robust.data.superpixels import cached_superpixels, superpixel_path
 from captum_robust.models import Classifier, load_classifier, takes_size
 from captum_robust.models.imported import is_imported
@@ -123,8 +124,6 @@ class LocalizationRecipe(LabelledRecipe):
 
     def _superpixels(self) -> Tensor:
         """N×H×W, by the first process; the others read its file."""
-        from accelerate import PartialState
-
         s, file = self.settings, self.settings.superpixel_file
         if file is None:
             height, width = self.images[0][0].shape[1:]
@@ -132,8 +131,15 @@ class LocalizationRecipe(LabelledRecipe):
             file = superpixel_path(s.images, s.segments, (height, width), part)
             if not file.exists() and not os.access(file.parent, os.W_OK):
                 file = s.out / file.name
-        with PartialState().main_process_first():
-            return cached_superpixels(self.images, file, s.segments, progress=self.shows_bars)
+        with together() as wait:
+            if not is_first():
+                wait()
+            superpixels = cached_superpixels(
+                self.images, file, s.segments, progress=self.shows_bars
+            )
+            if is_first():
+                wait()
+        return superpixels
 
 
 def _trains_trunk(s: LocalizationSettings) -> bool:

@@ -27,6 +27,7 @@ from captum_robust._files import (
     sole_user,
     write_whole,
 )
+from captum_robust._processes import together
 from captum_robust.training.acceleration import accelerator_of, half_precision
 from captum_robust.training.checkpoints import (
     Log,
@@ -139,7 +140,8 @@ def fit(
             says the step), ``patience`` without ``best``, a ``best`` that is no number of the
             evaluation.
         FileNotFoundError: a file of the run in ``out`` is missing.
-        OSError: nothing can be written to ``out``; the last checkpoint stays.
+        OSError: nothing can be written to ``out``, or another process of the run has ended; the
+            last checkpoint stays.
     """
     settings = settings or TrainingSettings()
     check_count("patience", patience, 1, optional=True)
@@ -179,7 +181,7 @@ def fit(
         progress=progress,
     )
     flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with sole_user(run.out if run.is_first else None):
+    with together() as run.wait, sole_user(run.out if run.is_first else None):
         resumed_from = run.open(described)
         # Evaluation puts the modes back; a step trains in training mode.
         with evaluation(network), flags, run.interrupts:
@@ -214,6 +216,8 @@ class _Run:
     interrupts: Interrupts = field(default_factory=Interrupts)
     id: str = ""
     """Of the run, in its files."""
+    wait: Callable[[], object] = lambda: None
+    """Waits for all processes; see :func:`captum_robust._processes.together`."""
 
     def open(self, configuration: Mapping[str, Any]) -> int:
         """Begin in the folder, or go on from its checkpoint; return the number of steps done."""
@@ -379,7 +383,7 @@ class _Run:
                 row = {"step": self.step, **self.evaluate(self.network)}
             self._keep_best(row)
             self._add([row])
-        self.accelerator.wait_for_everyone()
+        self.wait()
 
     def _check_weights(self) -> None:
         """Refuse to judge or save what the last step broke: its loss was from before that.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder as TorchImageFolder
 
 from captum_robust.attacks import FGSM
@@ -129,6 +131,11 @@ def torchs(root: Path) -> Callable[[], Any]:
     return lambda: TorchImageFolder(str(root))
 
 
+def several(root: Path) -> Callable[[], Any]:
+    draw(root / "ray/a.png", 100)
+    return lambda: ConcatDataset([TorchImageFolder(str(root)), TorchImageFolder(str(root))])
+
+
 @pytest.mark.parametrize(
     ("make", "file", "word"),
     [
@@ -137,6 +144,7 @@ def torchs(root: Path) -> Callable[[], Any]:
         (voc, "Annotations/a.xml", "xml"),
         (voc, "JPEGImages/a.jpg", "images"),
         (torchs, "ray/a.png", "files"),
+        (several, "ray/a.png", "datasets"),
     ],
 )
 def test_a_file_that_was_written_again_makes_another_run(
@@ -168,6 +176,25 @@ def test_other_class_names_of_the_data_set_are_another_run(tmp_path: Path) -> No
     compare(make_classifier(), data[0], ["center_box"], **options)
     with pytest.raises(ValueError, match=r"checksums\.class_names"):
         compare(make_classifier(), data[1], ["center_box"], **options)
+
+
+def test_rows_of_another_number_of_threads_come_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, options = make_classifier(), {"out": tmp_path, "progress": False}
+    here = torch.get_num_threads()
+    compare(model, SAMPLES, {"a": "center_box"}, **options)
+    assert json.loads((tmp_path / "run.json").read_text())["threads"] == here
+    monkeypatch.setattr(torch, "get_num_threads", lambda: here + 3)
+    with warnings.catch_warnings():  # nothing is made
+        warnings.simplefilter("error")
+        compare(model, SAMPLES, {"a": "center_box"}, **options)
+    with sqlite3.connect(tmp_path / "rows.sqlite") as rows:
+        rows.execute("DELETE FROM results WHERE position = 0")
+    rows.close()
+    with pytest.warns(UserWarning, match=f"{here} threads, here are {here + 3}: .*={here}$"):
+        compare(model, SAMPLES, {"a": "center_box"}, **options)
+    assert json.loads((tmp_path / "run.json").read_text())["threads"] == here
 
 
 def test_more_images_behind_the_limit_are_the_same_run(tmp_path: Path) -> None:

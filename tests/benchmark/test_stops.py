@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from captum_robust.attacks import FGSM
-from captum_robust.benchmark import Comparison, attack_images, compare
-from captum_robust.benchmark.batches import BatchReader, Loaded
+from captum_robust.benchmark import Comparison, attack_images, compare, measure
+from captum_robust.benchmark.batches import Batch, BatchReader, Loaded
 from captum_robust.data import DataError, Sample, load_dataset
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
@@ -147,16 +147,41 @@ def test_a_description_with_an_odd_part_is_named(tmp_path: Path, part: str, valu
 def test_a_disk_that_is_full_at_the_start_is_named_and_leaves_no_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_text
+    write = Path.write_bytes
 
-    def full(path: Path, text: str, **options: Any) -> int:
-        write(path, text[:5], **options)
+    def full(path: Path, data: bytes) -> int:
+        write(path, data[:5])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left on device"):
         opened(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_run_json_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("fsync", "link"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *given, name=name, real=real: (calls.append(name), real(*given))[1]
+        )
+    opened(tmp_path).close()
+    assert calls[:3] == ["fsync", "link", "fsync"]
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith("rows")] == ["run.json"]
+
+
+def test_rows_without_run_json_are_refused_and_what_a_kill_left_is_not(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"holds rows without run\.json, which says what of"):
+        opened(tmp_path)
+    assert not (tmp_path / "run.json").exists()
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".0123456789abcdef.part").write_text("{")
+    opened(tmp_path / "killed").close()
 
 
 KINDS = pytest.mark.parametrize("kind", ["compare", "attack"])
@@ -175,6 +200,38 @@ def test_rows_with_errors_are_made_again_unless_they_are_to_be_kept(
     assert run(model, data, tmp_path / "r", kind) == good
     monkeypatch.setattr(Failing, "error", DataError("torn"))
     assert run(model, data, tmp_path / "r", kind) == good
+
+
+def test_the_row_of_an_attack_that_failed_alone_is_made_again(
+    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, calls = measure.attack_columns, []
+
+    def failing(batch: Batch) -> Any:
+        if any(item.position == 1 for item in batch):
+            raise ValueError("for a while")
+        return measured(batch)
+
+    def attack(images: Tensor, _: Tensor) -> Tensor:
+        calls.append(len(images))
+        return 1 - images
+
+    def rows(retry: bool = True) -> list[str | None]:
+        compare(
+            *(model, Drawn(n=4), METHODS, {"mirror": attack}),
+            **{"out": tmp_path, "batch_size": 2, "retry": retry, "progress": False},
+        )
+        assert errors(tmp_path, "compare") == [None] * 8
+        return errors(tmp_path, "attack")
+
+    monkeypatch.setattr(measure, "attack_columns", failing)
+    failed = [None, "ValueError: for a while", None, None]
+    assert rows() == failed
+    monkeypatch.setattr(measure, "attack_columns", measured)
+    assert rows(retry=False) == failed
+    assert calls == [2, 2]
+    assert rows() == rows() == [None] * 4
+    assert calls == [2, 2, 2]  # the batch of the failed one, once
 
 
 def test_a_batch_is_not_made_again_for_an_image_that_still_cannot_be_read(

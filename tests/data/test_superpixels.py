@@ -279,3 +279,6 @@ def test_the_place_beside_a_data_set_tells_size_number_and_part(tmp_path: Path) 
     assert train != superpixel_path(tmp_path / "set", 100, (64, 48), "val")
     assert train != superpixel_path(tmp_path / "set", 50, (64, 48), "train")
     assert train != superpixel_path(tmp_path / "set", 100, (48, 64), "train")
+    name = superpixel_path(tmp_path / ("ü" * 127), 100, (64, 48), "train").name
+    assert 254 <= len(name.encode()) <= 255
+    assert name.endswith("ü.train-64x48-100.superpixels.safetensors")
