@@ -137,11 +137,11 @@ def finish(log: Path, task: Callable[..., None], *arguments: Any, **options: Any
 def kill_often(
     draw: Random, seconds: float, log: Path, task: Callable[..., None], *rest: Any
 ) -> int:
-    """Start it one to three times, and end it at any moment of ``seconds``; how often it ran then."""
+    """Start it up to three times, end it at any moment of ``seconds``; how often it ran then."""
     kills = 0
     for _ in range(draw.randint(1, 3)):
         running = start(log, task, *rest)
-        time.sleep(draw.uniform(0, seconds))
+        running.process.join(draw.uniform(0, seconds))
         kills += running.signalled(draw.choice(_SIGNALS))
     return kills
 
@@ -173,8 +173,9 @@ def rows_of(run: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """What is in the files of a folder, but for those of SQLite; hidden ones too."""
-    files = (f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("rows.sqlite"))
+    """What is in the files of a folder, but for those of SQLite, and what a kill left half."""
+    found = (f for f in folder.rglob("*") if f.is_file() and ".part" not in str(f))
+    files = [f for f in found if not f.name.startswith(("rows.sqlite", "run.json."))]
     return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 

@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
     images = write_images(folder / "images")
     log = folder / "log"
-    finish(log, command, "methods")  # starts the server
+    finish(log, compared, images, folder / "first")  # starts the server
     seconds = {
         "compare": finish(log, compared, images, folder / "compare"),
         "attack": finish(log, attacked, images, folder / "attack"),
