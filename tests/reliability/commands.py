@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -23,6 +22,7 @@ from captum_robust.data import LocalizationDataset, load_dataset
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
 from tests.benchmark.conftest import Drawn, make_classifier
+from tests.reliability.children import children
 
 MODEL = ("--model", f"{__name__}:tiny")
 _CLASSES = ("tench", "goldfish", "shark", "ray")
@@ -31,8 +31,6 @@ _KEYS = {
     "results": "method, attack, position",
     "attacked": "attack, position",
 }
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["pytest", "tests.reliability.warm"])
 
 
 def tiny() -> Classifier:
@@ -120,7 +118,7 @@ class Running:
 def start(log: Path, task: Callable[..., None], *arguments: Any, **options: Any) -> Running:
     """Start a function of a module; what it prints goes into ``log``."""
     target = (log, task, arguments, options)
-    process = _context.Process(target=_run, args=target, daemon=True)
+    process = children.Process(target=_run, args=target, daemon=True)
     process.start()
     return Running(process, log)
 

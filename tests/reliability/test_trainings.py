@@ -6,7 +6,6 @@ Whatever happens, a run that goes on ends as an undisturbed one, bit by bit; or 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import random
 import re
@@ -24,6 +23,7 @@ from safetensors import safe_open
 
 from captum_robust.training import loop
 from tests.reliability import trainings
+from tests.reliability.children import children
 from tests.reliability.trainings import COMMANDS, LAST, TRAININGS, Wound
 
 TryOften = Callable[..., None]
@@ -36,16 +36,6 @@ DAMAGES = [
 ]
 """Files of a run, and what may have happened to each."""
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-children = multiprocessing.get_context("forkserver")
-children.set_forkserver_preload(
-    [
-        trainings.__name__,
-        "captum_robust.training.localization_recipe",
-        "captum_robust.training.masking_recipe",
-        "captum_robust.training.robust_recipe",
-        "skimage.segmentation",
-    ]
-)
 
 
 class Whole:
