@@ -1,4 +1,4 @@
-"""Where processes that are killed are forked from: one server, which has imported what they need."""
+"""One server that processes are forked from, to be killed: it has imported all they need."""
 
 import multiprocessing
 
