@@ -110,7 +110,7 @@ def overlay(
 
 
 def amplified(change: Tensor) -> tuple[RGB, float]:
-    """A signed change 3×H×W of an image as a picture, and the factor by which it is amplified.
+    """A signed change 3×H×W or 1×H×W of an image as a picture, and how far it is amplified.
 
     A channel is 0.5 + factor · change: grey is unchanged, brighter is increased. The factor takes
     the 99.9th percentile of the magnitudes to black or white; by the largest of all, one pixel
@@ -121,7 +121,8 @@ def amplified(change: Tensor) -> tuple[RGB, float]:
     ([[[128, 255, 0]]], 5.0)
     """
     check_floating("change", change)
-    check_shape("change", change, "3×H×W")
+    check_shape("change", change, "C×H×W")
+    check(len(change) in (1, 3), f"change: expected 1 or 3 channels, got {len(change)}")
     fits = change.numel() > 0 and not change.is_meta
     check(fits, f"change: expected pixels, got none, of shape {tuple(change.shape)}")
     values = change.detach().float().cpu()

@@ -630,7 +630,7 @@ def test_another_strength_of_an_attack_is_said_in_words(run: Run, tmp_path: Path
     given = ("attack", folder, "--epsilon", 1, "--weights", "none", "--out", "run")
     run(*given, "--steps", 1)
     _, _, err = run(*given, "--steps", 2)
-    assert "run holds another run (attacks.pgd 1/255, steps: 1 there, 2 here; " in err
+    assert "run holds another run (attacks.pgd 1/255, steps: 1 there, 2 here)" in err
     assert "PGD(" not in err
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from captum_robust import _facts
 from captum_robust._files import TensorFile, write_facts
 from captum_robust.attacks import FGSM
 from captum_robust.benchmark import Comparison, compare
@@ -121,12 +122,13 @@ def test_tensor_files(try_often: TryOften, in_memory: Path) -> None:
     tensors = {"weight": torch.arange(12.0).reshape(3, 4), "count": torch.tensor([3])}
     write_facts(path, tensors, "own", {"classes": 3, "names": ["cat", "dog", "cow"]})
     data = path.read_bytes()
+    form = {"classes": _facts.whole(0), "names": _facts.listed(_facts.text())}
 
     def one(rng: random.Random) -> None:
         path.write_bytes(damaged_header(data, rng))
         file = read(lambda: TensorFile(path), str(path))
         if file is not None:
-            read(lambda: file.facts("own", "things"), str(path))
+            read(lambda: file.facts("own", "things", form), str(path))
 
     try_often("safetensors files", tries_in_child(one, 1000), quick=1, long=200)
 
@@ -154,7 +156,7 @@ def test_checkpoints(try_often: TryOften, in_memory: Path) -> None:
                 run_id(described)
             step = read(lambda: load_checkpoint(state, network, optimizer, 9), str(state))
             assert step is None or 0 <= step <= 9
-            read(lambda: check_log(log, state, "id"), str(state), str(log))
+            read(lambda: check_log(log, state, "id", 3), str(state), str(log))
             read(lambda: check_best(state, network, "id", 3, 3), str(state))
             steps = [row["step"] for row in Log(log, 3).rows]
             assert all(type(step) is int and 0 <= step <= 3 for step in steps), steps

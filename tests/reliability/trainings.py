@@ -163,14 +163,14 @@ class Wound:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL if self.kills else signal.SIG_IGN)
         put, add, writes = _files._put, Log.add, itertools.count(1)
 
-        def limited_put(path: Path, write: Callable[[Path], object]) -> Path:
+        def limited_put(path: Path, write: Callable[[Path], object], **options: Any) -> Path:
             if path.name != self.file or next(writes) != self.number:
-                return put(path, write)
+                return put(path, write, **options)
             write(probe := path.parents[1] / "probe")
             size = probe.stat().st_size
             probe.unlink()
             with room(int(self.share * size)):
-                return put(path, write)
+                return put(path, write, **options)
 
         def limited_add(log: Log, rows: Sequence[Any]) -> None:
             if self.file != "log.jsonl" or not rows or next(writes) != self.number:
