@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -139,6 +140,57 @@ def owned(hook: Callable[..., Any]) -> Callable[..., Any]:
         return hook(module, *args) if is_own else None
 
     return own
+
+
+class _Registering(threading.local):
+    """How hooks are put on modules; the depth is of each thread, the rest of the class."""
+
+    depth = 0
+    """How many :func:`private_hooks` the thread is inside of."""
+    users = 0
+    """How many all threads are inside of."""
+    before = ExitStack()
+    """What puts back how it was before the first."""
+
+
+_registering = _Registering()
+
+
+def _privately(register: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(register)
+    def registered(module: nn.Module, hook: Callable[..., Any], **options: Any) -> Any:
+        return register(module, owned(hook) if _registering.depth else hook, **options)
+
+    return registered
+
+
+@contextmanager
+def private_hooks(model: Any) -> Iterator[None]:
+    """Inside, forward hooks that this thread puts on a module are not called by other threads.
+
+    For attributions of Captum, whose own hooks see every pass there is. They know the copies that
+    an ``nn.DataParallel`` runs, and are left as they are where there is one.
+    """
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    if any(isinstance(m, nn.DataParallel) for m in modules):
+        yield
+        return
+    with _changing:
+        _Registering.users += 1
+        if _Registering.users == 1:
+            for name in ("register_forward_pre_hook", "register_forward_hook"):
+                register = getattr(nn.Module, name)
+                _Registering.before.callback(setattr, nn.Module, name, register)
+                setattr(nn.Module, name, _privately(register))
+    _registering.depth += 1
+    try:
+        yield
+    finally:
+        _registering.depth -= 1
+        with _changing:
+            _Registering.users -= 1
+            if _Registering.users == 0:
+                _Registering.before.close()
 
 
 class _RunOnce:

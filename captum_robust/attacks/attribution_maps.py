@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from captum_robust._captum import format_output
 from captum_robust._checks import check, check_finite, check_shape, shape_or_type
-from captum_robust._contexts import alone, as_written, seeded
+from captum_robust._contexts import alone, as_written, private_hooks, seeded
 from captum_robust._resize import resized
 from captum_robust._scores import arguments_of, at_least_float, given_copies, target_of
 from captum_robust.attacks._second_derivatives import recorded_gradients
@@ -78,6 +78,7 @@ class AttributionMaps:
                 stack.enter_context(recorded_gradients())
             if isinstance(explainer, Attribution):
                 stack.enter_context(alone(explainer.forward_func))
+                stack.enter_context(private_hooks(explainer.forward_func))
                 stack.enter_context(given_copies(explainer))
             outputs = stack.enter_context(_outputs_of(explainer, passed, leaves))
             given = victim.as_given(leaves, rows)

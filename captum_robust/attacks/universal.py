@@ -463,8 +463,7 @@ class _Fit:
     @torch.no_grad()
     def _labels(self, x: Tensor) -> Tensor:
         """n, the classes of the clean images; a forward pass only of those not met before."""
-        known = self.labels
-        keys = _keys(x)
+        known, keys = self.labels, _keys(x)
         new = [i for i, key in enumerate(keys) if key not in known]
         if new:
             scores = self._scores(x if len(new) == len(x) else x[new])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from captum_robust._captum import format_tensor_into_tuples
 from captum_robust._checks import check
+from captum_robust._contexts import private_hooks
 from captum_robust.attr.robust_cam import RobustCAM, reshape_of
 from captum_robust.nn.layout import followed_outputs, placed, recognised
 
@@ -33,14 +34,14 @@ def attributed(attribution: Attribution, inputs: Any, **arguments: Any) -> Any:
     layer = getattr(cam, "layer", None)
     is_captums = isinstance(cam, LayerAttribution) and not isinstance(cam, RobustCAM)
     if not is_captums or not isinstance(layer, nn.Module):
-        return attribution.attribute(inputs, **arguments)
+        return _alone(attribution, inputs, arguments)
     is_cam = isinstance(cam, LayerGradCam)
     own = reshape_of(attribution.forward_func, layer)
     if is_cam and own is not None:
         return _class_activation_map(attribution, layer, inputs, arguments)
     at_input = bool(arguments.get("attribute_to_layer_input", False))
     with followed_outputs(layer, at_input, format_tensor_into_tuples(inputs)) as outputs:
-        result = attribution.attribute(inputs, **arguments)
+        result = _alone(attribution, inputs, arguments)
     image = format_tensor_into_tuples(inputs)[0]
     reshapes = [own or recognised(layer, layout, x, image) for x, layout in outputs]
     if all(reshape is None for reshape in reshapes):
@@ -48,6 +49,11 @@ def attributed(attribution: Attribution, inputs: Any, **arguments: Any) -> Any:
     if is_cam:
         return _class_activation_map(attribution, layer, inputs, arguments)
     return placed(result, outputs, reshapes)
+
+
+def _alone(attribution: Attribution, inputs: Any, arguments: dict[str, Any]) -> Any:
+    with private_hooks(attribution.forward_func):
+        return attribution.attribute(inputs, **arguments)
 
 
 def _class_activation_map(
