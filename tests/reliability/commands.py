@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sqlite3
 import sys
@@ -84,6 +85,12 @@ def command(*arguments: object) -> None:
     """The command of the package."""
     sys.argv = ["captum-robust", *map(str, arguments)]
     cli.main()
+
+
+def limited(size: int, task: Callable[..., None], *arguments: Any) -> None:
+    """A task that no file larger than ``size`` bytes can be written in; Python ignores SIGXFSZ."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    task(*arguments)
 
 
 @dataclass(frozen=True)
