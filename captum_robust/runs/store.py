@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import time
@@ -19,7 +20,13 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, printable, refusal, valid_unicode
-from captum_robust._files import check_folder, check_same_run, special_file, write_whole
+from captum_robust._files import (
+    check_folder,
+    check_same_run,
+    remove_parts,
+    special_file,
+    write_whole,
+)
 
 _ROWS = "rows.sqlite"
 _LOCK_SECONDS = 120
@@ -228,6 +235,8 @@ class RunStore:
         there = _read(described)
         self._threads = there.pop("threads", self._threads)
         self._hold_to(there)
+        for place, _, _ in os.walk(self.folder):
+            remove_parts(Path(place), shared=True)
 
     def warn_of_threads(self) -> None:
         """Warn where rows are made with another number of threads than that of the run."""
