@@ -12,7 +12,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -121,30 +121,60 @@ def _lock(file: BinaryIO) -> bool:
 def _put(path: Path, write: Callable[[Path], object], *, keep: bool = False) -> Path:
     """Let ``write`` make the file in a folder beside it, and move it when it is on the disk."""
     check_regular(path)
-    folder = path.with_name(f".{secrets.token_hex(8)}.part")  # a name may be as long as it can be
-    part = folder / "part"
     try:
-        folder.mkdir(parents=True)
-        part.touch()
-        mode = part.stat().st_mode
-        write(part)
-        part.chmod(mode)  # safetensors makes files that nobody else can read
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())  # on the disk before the name is: power may fail
-        if not (keep and _is_linked(part, path)):
-            os.replace(part, path)
-        _sync_folder(path.parent)
+        with _part_beside(path) as part:
+            part.touch()
+            mode = part.stat().st_mode
+            write(part)
+            part.chmod(mode)  # safetensors makes files that nobody else can read
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())  # on the disk before the name is: power may fail
+            if not (keep and _is_linked(part, path)):
+                os.replace(part, path)
+            _sync_folder(path.parent)
     except OSError as error:
         raise OSError(f"{printable(str(path))}: could not be written ({error})") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return path
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what killed processes left of files in a folder that no other one writes to now."""
-    for part in folder.glob(f".{'[0-9a-f]' * 16}.part"):
-        shutil.rmtree(part, ignore_errors=True)
+@contextmanager
+def _part_beside(path: Path) -> Iterator[Path]:
+    """A file in a new folder beside it, which :func:`remove_parts` leaves alone until the end."""
+    while True:
+        folder = path.with_name(f".{secrets.token_hex(8)}.part")  # names may be as long as can be
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            _lock_folder(folder, stack, sole=False)
+            if folder.exists():  # else one that removes parts came before the lock
+                yield folder / "part"
+                return
+
+
+def _lock_folder(folder: Path, stack: ExitStack, *, sole: bool) -> bool:
+    """Whether its lock is held now, until the stack or the process ends, by one alone or more."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        number = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, number)
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB if sole else fcntl.LOCK_SH)
+    except OSError:  # it is gone, another has it, or the file system knows no locks
+        return False
+    return True
+
+
+def remove_parts(folder: Path, *, shared: bool = False) -> None:
+    """Remove what killed processes left of files in a folder, but not below it.
+
+    If it is ``shared`` with processes that write now, what they write stays.
+    """
+    for part in list(folder.glob(f".{'[0-9a-f]' * 16}.part")):
+        with ExitStack() as stack:
+            if _lock_folder(part, stack, sole=True) or not shared:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _is_linked(part: Path, path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from captum_robust._files import (
     check_same_run,
     read_facts,
     read_tensors,
+    remove_parts,
     write_facts,
     write_network,
     write_whole,
@@ -62,6 +64,41 @@ def test_a_kill_while_writing_leaves_what_was_there(
         write_whole(file, "new")
     assert file.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="parts of others are not told from left ones")
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".0123456789abcdef.part").mkdir()
+    (tmp_path / ".0123456789abcdef.part/part").write_text("torn")
+    (tmp_path / ".own.part").mkdir()
+    sync = os.fsync
+
+    def beside(number: int) -> None:
+        remove_parts(tmp_path, shared=True)  # as another that starts while the file is written
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", beside)
+    assert write_whole(tmp_path / "a.txt", "text").read_text() == "text"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".own.part", "a.txt"]
+
+
+def test_a_part_that_is_removed_before_its_lock_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, made = Path.mkdir, []
+
+    def removed_once(folder: Path, **options: bool) -> None:
+        mkdir(folder, **options)
+        made.append(folder)
+        if len(made) == 1:
+            remove_parts(tmp_path)
+
+    monkeypatch.setattr(Path, "mkdir", removed_once)
+    assert write_whole(tmp_path / "a.txt", "text").read_text() == "text"
+    assert len(made) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_who_may_read_a_file_does_not_depend_on_its_kind(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def explain(options: ExplainOptions) -> None:
     Started again with the same arguments, a stopped run goes on: what was written with the same
     settings, of an image that is the same, is not made again.
     """
+    from captum_robust._files import remove_parts
     from captum_robust.catalog.description import describe_run
     from captum_robust.catalog.methods import build_methods
     from captum_robust.data import DataError
@@ -74,6 +75,8 @@ def explain(options: ExplainOptions) -> None:
     how |= {"threshold": options.threshold, "top": options.top}
     methods = given if isinstance(given, dict) else {name: name for name in given}
     settings = json.dumps(describe_run(classifier, (), 0, methods, {}, how))
+    for folder in {picture.parent for picture, _ in pictures}:
+        remove_parts(folder, shared=True)
     failed = 0
     for picture, image in pictures:
         try:

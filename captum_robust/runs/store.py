@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import time
@@ -19,7 +20,13 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, printable, refusal, valid_unicode
-from captum_robust._files import check_folder, check_same_run, special_file, write_whole
+from captum_robust._files import (
+    check_folder,
+    check_same_run,
+    remove_parts,
+    special_file,
+    write_whole,
+)
 
 _ROWS = "rows.sqlite"
 _LOCK_SECONDS = 120
@@ -228,6 +235,8 @@ class RunStore:
         there = _read(described)
         self._threads = there.pop("threads", self._threads)
         self._hold_to(there)
+        for place, _, _ in os.walk(self.folder):
+            remove_parts(Path(place), shared=True)
 
     def warn_of_threads(self) -> None:
         """Warn where rows are made with another number of threads than that of the run."""
@@ -293,14 +302,16 @@ class RunStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._database.execute("BEGIN IMMEDIATE")
         try:
+            self._database.execute("BEGIN IMMEDIATE")
             yield self._database
             self._database.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             # Of a full disk SQLite has rolled back by itself; a second time would hide the reason.
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise _unopened(self.folder / _ROWS, error) from None
             raise
 
     def write(
@@ -312,6 +323,9 @@ class RunStore:
         """Write rows in one transaction: all of them or, if the process dies, none.
 
         A row with an error takes the place of none without: a file may be away for a while.
+
+        Raises:
+            OSError: they cannot be written now, as on a full disk.
         """
         with self._transaction() as database:
             for (table, row, key), rows in zip(_TABLES, (images, results, attacked), strict=True):
@@ -351,12 +365,12 @@ class RunStore:
         They may be so alone, where the rows of all methods are good.
         """
         marks = ", ".join("?" * len(kept))
-        rows = self._database.execute(
+        rows = self.select(
             "SELECT DISTINCT attack FROM attacked WHERE position >= ? AND position < ? "
             f"AND error IS NOT NULL AND position NOT IN ({marks})",
             (start, stop, *kept),
         )
-        return {attack for (attack,) in rows}
+        return {row["attack"] for row in rows}
 
     def total(self) -> int:
         """How many result rows there are."""

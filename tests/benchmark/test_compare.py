@@ -473,7 +473,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(tmp_path: P
     (pages,) = store._database.execute("PRAGMA page_count").fetchone()
     rows = [ResultRow(i, "m", "clean", "i.png", heat=bytes(10_000)) for i in range(100)]
     store._database.execute(f"PRAGMA max_page_count = {pages + 5}")
-    with pytest.raises(sqlite3.OperationalError, match="database or disk is full"):
+    with pytest.raises(OSError, match=r"rows\.sqlite: cannot .* \(database or disk is full"):
         store.write(rows)
     assert store.total() == 0
     store._database.execute(f"PRAGMA max_page_count = {pages + 10_000}")

@@ -251,13 +251,15 @@ def test_a_batch_is_not_made_again_for_an_image_that_still_cannot_be_read(
 
 
 @KINDS
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [*(OSError(n, os.strerror(n)) for n in (errno.ENOSPC, errno.EFBIG)), MemoryError()]
+)
 def test_an_error_of_the_machine_stops_the_run_and_is_no_row(
     model: Classifier, tmp_path: Path, kind: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = Failing(n=6)
     monkeypatch.setattr(Failing, "error", error)
-    with pytest.raises(OSError, match=r"the run stopped: .*(No space left|MemoryError).*kept"):
+    with pytest.raises(OSError, match=r"the run stopped: .*(No space|too large|MemoryError).*kept"):
         run(model, data, tmp_path / "r", kind)
     assert errors(tmp_path / "r", kind) == [None, None]
     monkeypatch.setattr(Failing, "error", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sqlite3
 import sys
@@ -84,6 +85,12 @@ def command(*arguments: object) -> None:
     """The command of the package."""
     sys.argv = ["captum-robust", *map(str, arguments)]
     cli.main()
+
+
+def limited(size: int, task: Callable[..., None], *arguments: Any) -> None:
+    """A task that no file larger than ``size`` bytes can be written in; Python ignores SIGXFSZ."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    task(*arguments)
 
 
 @dataclass(frozen=True)
@@ -171,8 +178,9 @@ def rows_of(run: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """What is in the files of a folder, but for those of SQLite, and what a kill left half."""
-    found = (f for f in folder.rglob("*") if f.is_file() and ".part" not in str(f))
+    """What is in the files of a folder, but for those of SQLite; no part of one may be left."""
+    assert not list(folder.rglob("*.part")), "parts of files"
+    found = (f for f in folder.rglob("*") if f.is_file())
     files = [f for f in found if not f.name.startswith(("rows.sqlite", "run.json."))]
     return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
