@@ -508,7 +508,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
         ("torn.mp4", ValueError, r"torn\.mp4: OpenCV can't read it as a video"),
         ("frameless.avi", ValueError, r"frameless\.avi: no frame of it can be read"),
         (99, OSError, "camera 99: there is none"),
-        (10**20, OSError, "camera 1000+: there is none"),
+        (10**20, ValueError, "source: .*10000+"),
         (-1, ValueError, "source: .*-1"),
         (True, TypeError, "source: .*bool"),
         (None, TypeError, "source: .*NoneType"),
@@ -542,7 +542,7 @@ def test_a_bad_source_is_named_and_an_older_file_stays(
         ("folder.avi", IsADirectoryError, "is a folder"),
         ("in.avi", ValueError, "is the source itself"),
         ("link.avi", ValueError, "is the source itself"),
-        ("x" * 250 + ".avi", OSError, "could not be written"),
+        ("x" * 260 + ".avi", OSError, "(?i)too long|could not be written"),
     ],
 )
 def test_a_bad_output_is_named(
