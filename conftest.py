@@ -40,3 +40,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def real_data() -> Path:
     """The folder of the real images."""
     return REAL_DATA
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of what the tests of reliability tried, and what was lost."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    rows = [
+        row for report in reports for name, row in report.user_properties if name == "reliability"
+    ]
+    if not rows:
+        return
+    terminalreporter.section("tries")
+    terminalreporter.write_line(f"{'area':<44}{'tries':>10}{'survived':>10}{'lost':>6}")
+    for area, tries, lost in rows:
+        terminalreporter.write_line(f"{area:<44}{tries:>10,}{tries - lost:>10,}{lost:>6}")

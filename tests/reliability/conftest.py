@@ -12,8 +12,6 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-_ROW = "reliability"
-
 
 @pytest.fixture
 def try_often(
@@ -34,7 +32,7 @@ def try_often(
             except Exception as error:  # a loss is counted, and the next seed is tried
                 tries += 1
                 lost.append(f"seed {seed}: {type(error).__name__}: {error}"[:1000])
-        record_property(_ROW, (area, tries, len(lost)))
+        record_property("reliability", (area, tries, len(lost)))
         assert not lost, "\n".join(lost[:5])
 
     return often
@@ -46,15 +44,3 @@ def in_memory(tmp_path: Path) -> Iterator[Path]:
     shared = Path("/dev/shm")
     with TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as folder:
         yield Path(folder)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table of all areas that were tried."""
-    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
-    rows = [row for report in reports for name, row in report.user_properties if name == _ROW]
-    if not rows:
-        return
-    terminalreporter.section("tries")
-    terminalreporter.write_line(f"{'area':<44}{'tries':>10}{'survived':>10}{'lost':>6}")
-    for area, tries, lost in rows:
-        terminalreporter.write_line(f"{area:<44}{tries:>10,}{tries - lost:>10,}{lost:>6}")
