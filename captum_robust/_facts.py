@@ -75,15 +75,26 @@ def listed(each: Fact, least: int = 0, most: int = 10**6) -> Fact:
     )
 
 
-def parts(form: Form) -> Fact:
-    """Fields in a field, all of which must be there."""
+def parts(form: Form, *, others: bool = False) -> Fact:
+    """Fields in a field; with ``others`` there may be more of them."""
 
     def fits(value: Any) -> bool:
-        is_whole = isinstance(value, dict) and value.keys() == form.keys()
-        return is_whole and all(fact.fits(value[name]) for name, fact in form.items())
+        is_known = isinstance(value, dict) and (others or value.keys() <= form.keys())
+        return is_known and all(
+            fact.fits(value[name]) if name in value else fact.otherwise is not _NEEDED
+            for name, fact in form.items()
+        )
 
     each = "; ".join(f"{name}: {fact.expected}" for name, fact in form.items())
     return Fact(f"fields ({each})", fits)
+
+
+def named(each: Fact) -> Fact:
+    """Fields of any names, each of which fits."""
+    return Fact(
+        f"fields, each {each.expected}",
+        lambda value: isinstance(value, dict) and all(map(each.fits, value.values())),
+    )
 
 
 def or_none(fact: Fact) -> Fact:

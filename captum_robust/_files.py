@@ -50,7 +50,7 @@ def check_regular(path: Path) -> None:
     """``OSError`` if a device, pipe or socket is there, which a file would take the place of."""
     what = special_file(path)
     is_free = what is None or not path.exists()  # a link that leads nowhere may be replaced
-    check(is_free, f"{printable(str(path))} is {what}; give the name of a file", OSError)
+    check(is_free, f"{path} is {what}; give the name of a file", OSError)
 
 
 def write_whole(path: Path, content: bytes | str, *, keep: bool = False) -> Path:
@@ -303,7 +303,7 @@ class TensorFile:
         self.path = Path(path)
         is_pickle = self.path.suffix in PICKLES and not any_suffix
         may_be = "may be a pickle, which can run code; expected .safetensors"
-        check(not is_pickle, f"{printable(str(path))} {may_be}")
+        check(not is_pickle, f"{path} {may_be}")
         self.tensors, self._metadata = read_tensors(self.path)
 
     def __str__(self) -> str:

@@ -16,7 +16,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from captum_robust._facts import choice, listed, number, or_none, parts, text, whole
+from captum_robust._facts import (
+    choice,
+    listed,
+    named,
+    number,
+    optional,
+    or_none,
+    parts,
+    text,
+    whole,
+)
 from captum_robust.attacks import UniversalPerturbation
 from captum_robust.attr import AdversarialLocalization
 from captum_robust.data.superpixels import cached_superpixels
@@ -406,6 +416,9 @@ def test_what_fits_and_what_does_not() -> None:
         (listed(whole(0), 1, 2), [[0], [0, 1]], [[], [0, 1, 2], [0.5], 0, None, {0: 0}]),
         (or_none(text()), [None, "a"], [0]),
         (parts({"a": whole(0)}), [{"a": 1}], [{}, {"a": -1}, {"a": 1, "b": 1}, [], None]),
+        (parts({"a": whole(0)}, others=True), [{"a": 1, "b": 1}], [{}, {"b": 1}, {"a": "1"}]),
+        (parts({"a": optional(whole(0))}), [{}, {"a": 1}], [{"a": None}, {"b": 1}]),
+        (named(whole(0)), [{}, {"a": 1, "b": 2}], [{"a": 1, "b": "2"}, [], None]),
     ):
         assert all(map(fact.fits, good_ones))
         assert not any(map(fact.fits, bad_ones)), fact.expected

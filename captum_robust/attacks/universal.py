@@ -273,7 +273,7 @@ class UniversalPerturbation(Attack):
         except (KeyError, ValueError) as error:
             raise _no_perturbation(path, error) from None
         attack._v, attack.rates = v, tuple(map(float, facts["rates"]))
-        check(v.ndim and v.numel(), f"{printable(str(path))}: perturbation: expected C×H×W")
+        check(v.ndim and v.numel(), f"{path}: perturbation: expected C×H×W")
         size = float(attack._norm.lengths((v[None],)))
         if v.dtype != torch.float32 or size > epsilon * (1 + 1e-5):
             raise _no_perturbation(path, f"its {norm} norm exceeds its epsilon of {epsilon:.4g}")
@@ -497,4 +497,4 @@ def _no_perturbation(path: str | Path, reason: Exception | str) -> ValueError:
 
 def _check_folder(path: str | Path) -> None:
     folder = Path(path).parent
-    check(folder.is_dir(), f"{printable(str(folder))}: no such folder", FileNotFoundError)
+    check(folder.is_dir(), f"{folder}: no such folder", FileNotFoundError)

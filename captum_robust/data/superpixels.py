@@ -158,7 +158,7 @@ def cached_superpixels(
         own = checksum([image])
         if i < known_count:
             other = f"number {i} is not the one that it was made of; {_REMEDY}"
-            check(own == sums[i], f"{printable(str(file))} is of other images: {other}")
+            check(own == sums[i], f"{file} is of other images: {other}")
             continue
         numbers = superpixels(image[None], n_segments, compactness=compactness)[0]
         segments = _wide(segments, numbers)

@@ -20,6 +20,19 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, printable, refusal, valid_unicode
+from captum_robust._facts import (
+    Fact,
+    Form,
+    checked_facts,
+    listed,
+    named,
+    number,
+    optional,
+    or_none,
+    parts,
+    text,
+    whole,
+)
 from captum_robust._files import (
     check_folder,
     check_same_run,
@@ -34,19 +47,36 @@ _LEAST_ROOM = 2**20
 """Bytes below which a disk is full: SQLite says "disk I/O error" of that too."""
 _NOT_NOW = ("disk I/O", "is full", "locked", "readonly", "unable to open")
 """What SQLite says where the file may be whole; else it has other tables, or is damaged."""
-_FACTS: dict[Any, Any] = {
-    "model": {"name": str, "parameters": int, "input_size": [int], "weights_crc32": int},
-    "dataset": {"kind": str, "samples": int},
-    "methods": {...: str},
-    "attacks": {...: str},
-    "adaptive": {...: {"of": str | None, "images": {...: str}}},
-    "settings": {"batch_size": int, "fit": str, "seed": int, "device": str}
-    | {"target": str | int | None, "saliency_metric": {...: [int | float]}},
-    "versions": {...: str},
+_TEXTS = named(text())
+_FORM: Form = {
+    "model": parts(
+        {
+            "name": text(),
+            "parameters": whole(0, 2**63),
+            "input_size": listed(whole(1)),
+            "weights_crc32": whole(0, 2**32),
+        },
+        others=True,
+    ),
+    "dataset": parts({"kind": text(), "samples": whole(0)}, others=True),
+    "methods": _TEXTS,
+    "attacks": _TEXTS,
+    "adaptive": optional(named(parts({"of": or_none(text()), "images": _TEXTS}, others=True)), {}),
+    "settings": parts(
+        {
+            "batch_size": whole(1),
+            "fit": text(),
+            "seed": whole(-(2**63), 2**64),
+            "device": text(),
+            "target": Fact("a number, a text or none", lambda v: isinstance(v, str | int | None)),
+            "saliency_metric": optional(named(listed(number()))),
+        },
+        others=True,
+    ),
+    "versions": _TEXTS,
 }
-"""What a run says of itself: lists of one kind, parts by their names, or (...) by any."""
+"""What a run says of itself."""
 _NO_RUN = "is not a run's description"
-_OPTIONAL = ("adaptive", "saliency_metric")
 
 
 @dataclass
@@ -188,7 +218,7 @@ class RunStore:
         ValueError: the folder holds a run with another configuration (the message shows the
             difference), or something else; or it is a file.
         FileNotFoundError: no run to read.
-        OSError: the rows are there but cannot be opened now, as on a full disk.
+        OSError: the rows are there but cannot be used now, as on a full disk.
     """
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any] | None = None) -> None:
@@ -198,8 +228,8 @@ class RunStore:
             if not described.is_file():
                 raise FileNotFoundError(refusal(f"no run in {self.folder}: run.json is missing"))
             self.configuration = _read(described)
-            wrong = _misfits(self.configuration, _FACTS, "all")
-            check(not wrong, f"{described} {_NO_RUN}; missing or odd: {wrong[:5]}")
+            known = {name: self.configuration[name] for name in _FORM if name in self.configuration}
+            checked_facts(str(described), "description of a run", known, _FORM)
         else:
             self.configuration = json.loads(json.dumps(configuration))
             self._threads = torch.get_num_threads()
@@ -421,7 +451,7 @@ def _unopened(file: Path, error: Exception) -> ValueError | OSError:
         with suppress(OSError):
             if shutil.disk_usage(file.parent).free < _LEAST_ROOM:
                 text += "; the disk is full"
-        return OSError(refusal(f"{file}: cannot be opened now ({text}); what it holds is kept"))
+        return OSError(refusal(f"{file}: cannot be used now ({text}); what it holds is kept"))
     damaged = f"damaged, or of something else ({text}); give another folder"
     return ValueError(refusal(f"{file}: {damaged}"))
 
@@ -442,14 +472,3 @@ def _read(described: Path) -> dict[str, Any]:
     is_one = isinstance(content, dict) and {"model", "dataset", "settings"} <= content.keys()
     check(is_one, f"{described} {_NO_RUN}")
     return content  # type: ignore[no-any-return]
-
-
-def _misfits(value: Any, kind: Any, name: str) -> list[str]:
-    """The names of the parts of JSON that are missing or of another kind."""
-    if isinstance(kind, list) and isinstance(value, list):
-        return [wrong for each in value for wrong in _misfits(each, kind[0], name)]
-    if not (isinstance(kind, dict) and isinstance(value, dict)):
-        return [] if not isinstance(kind, (list, dict)) and isinstance(value, kind) else [name]
-    kinds = dict.fromkeys(value, kind[...]) if ... in kind else kind
-    parts = [part for part in kinds if part in value or part not in _OPTIONAL]
-    return [wrong for n in parts for wrong in _misfits(value.get(n, ...), kinds[n], str(n))]

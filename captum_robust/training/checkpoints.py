@@ -84,7 +84,7 @@ def _check_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Refuse a file in which a byte has changed; one of an earlier version has no checksum."""
     rest = {name: text for name, text in metadata.items() if name != _CHECKSUM}
     is_whole = "run" not in rest or metadata.get(_CHECKSUM) == _checksum_of(tensors, rest)
-    check(is_whole, f"{printable(str(path))} is damaged: its content has another checksum")
+    check(is_whole, f"{path} is damaged: its content has another checksum")
 
 
 def _checksum_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -226,7 +226,7 @@ def check_log(path: Path, checkpoint: Path, run: str, step: int) -> list[dict[st
     """
     metadata = read_tensors(checkpoint)[1]
     is_own = metadata.get("run", "") == run
-    check(is_own, f"{printable(str(checkpoint))} is of another run than run.json beside it")
+    check(is_own, f"{checkpoint} is of another run than run.json beside it")
     rows = list(_whole_rows(path))
     if "log" not in metadata:  # of an earlier version
         return [row for row in rows if row["step"] <= step]
@@ -255,7 +255,7 @@ def check_not_begun(out: Path, is_known: bool) -> None:
         missing, names = "run.json", (log.name, "checkpoint.safetensors", "best.safetensors")
         left = [name for name in names if (out / name).exists()]
     trouble = f"no such file, but {', '.join(left)} of a run; give another folder"
-    check(not left, f"{printable(str(out / missing))}: {trouble}", FileNotFoundError)
+    check(not left, f"{out / missing}: {trouble}", FileNotFoundError)
 
 
 def check_best(path: Path, network: nn.Module, run: str, step: int, best_step: int) -> None:

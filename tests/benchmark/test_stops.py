@@ -63,11 +63,19 @@ def opened(folder: Path) -> RunStore:
 @pytest.mark.parametrize(
     ("why", "free", "message"),
     [
-        ("disk I/O error", 0, r"cannot be opened now \(disk I/O error; the disk is full\)"),
-        ("disk I/O error", 2**30, r"cannot be opened now \(disk I/O error\); .* kept"),
-        ("database or disk is full", 2**30, r"cannot be opened now \(database or disk is full\)"),
-        ("database is locked", 2**30, "cannot be opened now"),
-        ("attempt to write a readonly database", 2**30, "cannot be opened now"),
+        (
+            "disk I/O error",
+            0,
+            r"cannot be used now \(disk I/O error; the disk is full\)",
+        ),
+        ("disk I/O error", 2**30, r"cannot be used now \(disk I/O error\); .* kept"),
+        (
+            "database or disk is full",
+            2**30,
+            r"cannot be used now \(database or disk is full\)",
+        ),
+        ("database is locked", 2**30, "cannot be used now"),
+        ("attempt to write a readonly database", 2**30, "cannot be used now"),
     ],
 )
 def test_rows_that_cannot_be_opened_now_are_not_said_to_be_none(
@@ -140,7 +148,7 @@ def test_a_description_with_an_odd_part_is_named(tmp_path: Path, part: str, valu
     compare(make_classifier(), Drawn(n=2), ["center_box"], out=tmp_path, progress=False)
     described = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(described | {part: value}))
-    with pytest.raises(ValueError, match=r"run\.json is not a run's description"):
+    with pytest.raises(ValueError, match=rf"run\.json holds no description .* \({part}: expected"):
         Comparison(tmp_path)
 
 

@@ -57,21 +57,19 @@ def explained(images: Path, out: Path) -> list[object]:
     return ["explain", images, *MODEL, "--methods", methods, "--save-maps", "--out", out]
 
 
-def killed(whole: Whole, kind: str, folder: Path, seed: int, task: Any, *arguments: Any) -> int:
+def killed(whole: Whole, kind: str, seed: int, task: Any, *arguments: Any, log: Path) -> int:
     """Kill a run until a kill has met one, let it end, and return the number of kills."""
     draw, kills = Random(seed), 0
     while not kills:
-        kills = kill_often(draw, whole.seconds[kind], folder / "log", task, *arguments)
-    finish(folder / "log", task, *arguments)
+        kills = kill_often(draw, whole.seconds[kind], log, task, *arguments)
+    finish(log, task, *arguments)
     return kills
 
 
 def test_compare(whole: Whole, tmp_path: Path, try_often: TryOften) -> None:
     def one(seed: int) -> int:
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        out = folder / "run"
-        kills = killed(whole, "compare", folder, seed, compared, whole.images, out)
+        out = tmp_path / str(seed) / "run"
+        kills = killed(whole, "compare", seed, compared, whole.images, out, log=tmp_path / "log")
         check_same(out, whole.folder / "compare")
         json.loads((out / "run.json").read_text())
         result = Comparison(out)
@@ -86,10 +84,8 @@ def test_compare(whole: Whole, tmp_path: Path, try_often: TryOften) -> None:
 
 def test_attack(whole: Whole, tmp_path: Path, try_often: TryOften) -> None:
     def one(seed: int) -> int:
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        out = folder / "run"
-        kills = killed(whole, "attack", folder, seed, attacked, whole.images, out)
+        out = tmp_path / str(seed) / "run"
+        kills = killed(whole, "attack", seed, attacked, whole.images, out, log=tmp_path / "log")
         check_same(out, whole.folder / "attack")
         assert AttackRun(out).failures() == []
         return kills
@@ -99,11 +95,9 @@ def test_attack(whole: Whole, tmp_path: Path, try_often: TryOften) -> None:
 
 def test_explain(whole: Whole, tmp_path: Path, try_often: TryOften) -> None:
     def one(seed: int) -> int:
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        out = folder / "run"
+        out = tmp_path / str(seed) / "run"
         arguments = explained(whole.images, out)
-        kills = killed(whole, "explain", folder, seed, command, *arguments)
+        kills = killed(whole, "explain", seed, command, *arguments, log=tmp_path / "log")
         assert files_of(out) == files_of(whole.folder / "explain")
         return kills
 
