@@ -187,9 +187,9 @@ def check_boxes(name: str, boxes: Tensor, shape: str | None = None) -> None:
         check_shape(name, boxes, shape)
     got = tuple(boxes.shape)
     check(got[-1:] == (4,), f"{name}: expected …×4, got {got}")
-    is_ordered = (boxes[..., :2] <= boxes[..., 2:]).all()  # not so of NaN
-    first = boxes.reshape(-1, 4)[:8].tolist()
-    check(is_ordered, f"{name}: expected x0 ≤ x1 and y0 ≤ y1, got {first}")
+    if not (boxes[..., :2] <= boxes[..., 2:]).all():  # not so of NaN
+        first = boxes.reshape(-1, 4)[:8].tolist()
+        raise ValueError(f"{name}: expected x0 ≤ x1 and y0 ≤ y1, got {first}")
     check_within(name, boxes, -LARGEST_COORDINATE, LARGEST_COORDINATE)
 
 
