@@ -32,6 +32,7 @@ _SPECIAL = {
     **{stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"},
 }
 _CARD = "card"
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")
 _used: set[Path] = set()
 """Folders that this process writes to: the lock of a file does not tell its threads apart."""
 _claiming = threading.Lock()
@@ -166,15 +167,18 @@ def _lock_folder(folder: Path, stack: ExitStack, *, sole: bool) -> bool:
     return True
 
 
-def remove_parts(folder: Path, *, shared: bool = False) -> None:
-    """Remove what killed processes left of files in a folder, but not below it.
+def remove_parts(folder: Path, *, shared: bool = False, below: bool = False) -> None:
+    """Remove what killed processes left of files in a folder, and ``below`` it too if asked.
 
     If it is ``shared`` with processes that write now, what they write stays.
     """
-    for part in list(folder.glob(f".{'[0-9a-f]' * 16}.part")):
-        with ExitStack() as stack:
-            if _lock_folder(part, stack, sole=True) or not shared:
-                shutil.rmtree(part, ignore_errors=True)
+    for place, folders, _ in os.walk(folder):  # what goes away meanwhile is passed over
+        parts = [name for name in folders if _PART.fullmatch(name)]
+        folders[:] = [name for name in folders if name not in parts] if below else []
+        for part in parts:
+            with ExitStack() as stack:
+                if _lock_folder(Path(place, part), stack, sole=True) or not shared:
+                    shutil.rmtree(Path(place, part), ignore_errors=True)
 
 
 def _is_linked(part: Path, path: Path) -> bool:

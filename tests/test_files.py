@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,19 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(
     monkeypatch.setattr(os, "fsync", beside)
     assert write_whole(tmp_path / "a.txt", "text").read_text() == "text"
     assert sorted(p.name for p in tmp_path.iterdir()) == [".own.part", "a.txt"]
+
+
+def test_parts_that_go_away_while_they_are_looked_for_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+
+    def write(_: int) -> None:
+        for folder in (tmp_path, tmp_path / "below"):
+            write_whole(folder / "a.txt", "text")
+            remove_parts(tmp_path, shared=True, below=True)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(200)))
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "a.txt", "below"]
 
 
 def test_a_part_that_is_removed_before_its_lock_is_made_again(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sqlite3
 import time
@@ -265,8 +264,7 @@ class RunStore:
         there = _read(described)
         self._threads = there.pop("threads", self._threads)
         self._hold_to(there)
-        for place, _, _ in os.walk(self.folder):
-            remove_parts(Path(place), shared=True)
+        remove_parts(self.folder, shared=True, below=True)
 
     def warn_of_threads(self) -> None:
         """Warn where rows are made with another number of threads than that of the run."""
