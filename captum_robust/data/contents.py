@@ -24,12 +24,17 @@ _ELSEWHERE = {"ids", "root", "samples", "imgs"}
 """Attributes that a run describes in another place, or whose paths follow its working folder."""
 
 
-def checksums_of(data: Any, count: int) -> dict[str, int]:
+class _Away(Exception):
+    """A file of the data set is not there now."""
+
+
+def checksums_of(data: Any, count: int) -> dict[str, int | None]:
     """The CRC-32 of each part of the first ``count`` samples, by its name.
 
     What is in memory counts by its values: images, labels, boxes and masks of a list, else each
     attribute of the data set. A file counts by its size and the time of its last change. What is
-    of another kind, such as an open file, does not count.
+    of another kind, such as an open file, does not count. None: a file is not there now, so that
+    nothing can be said of the part.
     """
     parts = _parts_of(data, count)
     # None is what an attribute holds before it is first used.
@@ -76,11 +81,13 @@ def _first(value: Any, data: Any, count: int) -> Any:
     return value[:count] if is_list and len(value) == len(data) else value
 
 
-def _crc32(value: Any) -> int:
+def _crc32(value: Any) -> int | None:
     try:
         text = json.dumps(value, default=_plain, skipkeys=True)
     except ValueError:  # it holds itself
         return 0
+    except _Away:
+        return None
     return zlib.crc32(text.encode())
 
 
@@ -92,7 +99,7 @@ def _plain(value: Any) -> Any:
         return _image(value)
     if isinstance(value, Path):
         return _stamp(value)
-    if isinstance(value, FileTree) and value.path.is_dir():
+    if isinstance(value, FileTree) and not value.path.is_file():  # an archive is a file
         return [_stamp(value.path / name) for name in value.names]
     if isinstance(value, FunctionType):  # such as one that maps labels
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
@@ -132,9 +139,11 @@ def _stamps(samples: Any) -> list[Sequence[int] | None]:
 
 
 def _stamp(path: Path) -> Sequence[int] | None:
-    """The size of a file and the time of its last change in nanoseconds."""
+    """The size of a file and the time of its last change in nanoseconds; None of a folder."""
     try:
         found = path.stat()
-    except (OSError, ValueError):  # none there, or no name of a file
+    except OSError:
+        raise _Away from None
+    except ValueError:  # no name of a file
         return None
     return [found.st_size, found.st_mtime_ns] if path.is_file() else None

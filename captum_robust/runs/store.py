@@ -278,11 +278,18 @@ class RunStore:
             )
 
     def _hold_to(self, there: Mapping[str, Any]) -> None:
-        """Refuse a run with other facts; one of an earlier version says less of its data."""
-        here, data = self.configuration, self.configuration["dataset"]
-        earlier = there["dataset"]
-        if "checksums" in data and isinstance(earlier, dict) and "checksums" not in earlier:
-            here = here | {"dataset": {k: v for k, v in data.items() if k != "checksums"}}
+        """Refuse a run with other facts, but for those of data of which one side knows nothing.
+
+        Such as where a file was away, or in a run of an earlier version.
+        """
+        here = self.configuration
+        earlier, data = there["dataset"], here["dataset"]
+        if isinstance(earlier, dict) and "checksums" in data:
+            sums = data["checksums"]
+            before = earlier.get("checksums", dict.fromkeys(sums))
+            unknown = {k: None for side in (before, sums) for k, crc in side.items() if crc is None}
+            there = {**there, "dataset": {**earlier, "checksums": before | unknown}}
+            here = here | {"dataset": {**data, "checksums": sums | unknown}}
         check_same_run(self.folder, there, here, "versions")
 
     def _enter_wal_mode(self) -> None:

@@ -22,6 +22,7 @@ from captum_robust.attacks import FGSM
 from captum_robust.benchmark import attack_images, compare
 from captum_robust.data import Sample, load_dataset
 from captum_robust.models import Classifier
+from captum_robust.runs.store import RunStore
 from tests.benchmark.conftest import make_classifier
 
 PIXELS = torch.rand(3, 3, 40, 48, generator=torch.Generator().manual_seed(0))
@@ -214,3 +215,24 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     del described["dataset"]["checksums"]
     (tmp_path / "run.json").write_text(json.dumps(described))
     compare(make_classifier(), SAMPLES, ["center_box"], out=tmp_path, progress=False)
+
+
+def test_a_run_whose_folder_was_away_at_its_start_goes_on_when_it_is_back(tmp_path: Path) -> None:
+    (data := tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        draw(data / f"ray/{name}.png", 100)
+    model = make_classifier()
+    listed = load_dataset("folder", data, class_names=model.class_names)
+    runs: tuple[Callable[[Path], Any], ...] = (
+        lambda out: compare(model, listed, ["center_box"], out=out, progress=False),
+        lambda out: attack_images(model, listed, {"fgsm": FGSM(model)}, out, progress=False),
+    )
+    for number, run in enumerate(runs):
+        data.rename(tmp_path / "away")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run(tmp_path / str(number))
+        (tmp_path / "away").rename(data)
+        run(tmp_path / str(number))
+        rows = RunStore(tmp_path / str(number)).select("SELECT error FROM images")
+        assert [row["error"] for row in rows] == [None, None]
