@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         RobustCAM,
         TopClasses,
     )
+    from captum_robust.show.locate import locate
 
 __all__ = [
     "AdversarialLocalization",
@@ -33,15 +34,17 @@ __all__ = [
     "RobustCAM",
     "TopClasses",
     "__version__",
+    "locate",
 ]
 __version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import an attribution when it is first asked for: the command line's help needs no torch."""
+    """Import what is named when it is first asked for: the command line's help needs no torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("captum_robust.attr"), name)
+    room = "captum_robust.show.locate" if name == "locate" else "captum_robust.attr"
+    return getattr(import_module(room), name)
 
 
 def __dir__() -> list[str]:

@@ -36,9 +36,9 @@ def map_columns(maps: Tensor, batch: Batch, method: Method) -> list[dict[str, An
     ious = metrics.best_iou(drawn, true)
     rows: list[dict[str, Any]] = [{} for _ in batch]
     for i, (row, sample) in enumerate(zip(rows, batch.samples, strict=True)):
+        row["predicted_boxes"] = pack(drawn[i].round().to(torch.int16))
         if len(sample.boxes):
             row["ious"] = pack(ious[i])
-            row["predicted_boxes"] = pack(drawn[i].round().to(torch.int16))
             row["maxboxacc"] = pack(v1[i])
             row["maxboxacc_v2"] = pack(v2[i])
         if len(sample.boxes) or sample.mask is not None:

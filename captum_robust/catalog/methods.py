@@ -31,6 +31,7 @@ from captum_robust.attr import (
 from captum_robust.attr._layer_maps import attributed
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog.relevance import RelevancePropagation
+from captum_robust.catalog.thresholds import USUAL_THRESHOLD, Threshold, shipped_threshold
 from captum_robust.defenses import DefendedModel, Transform, default_transforms
 from captum_robust.metrics import functional as metrics
 from captum_robust.models import Classifier, takes_size
@@ -76,6 +77,8 @@ class Method:
     and explains that where it gets no class."""
     attack_map: Callable[[float, int], Attack] | None = None
     """(strength, steps) -> the attack on its map; None: no gradient of the map is at hand."""
+    threshold: Threshold = USUAL_THRESHOLD
+    """Of the box, where there are no boxes to tune it on."""
 
 
 OCCLUSION_WINDOW = 64
@@ -411,18 +414,37 @@ def build_methods(
     return {name: _build(model, name, value) for name, value in named_methods(methods).items()}
 
 
+_KINDS: dict[type[Attribution], str] = {
+    RobustCAM: "robust_cam",
+    LayerGradCam: "grad_cam",
+    RealTimeMasking: "real_time_masking",
+    captum.attr.GuidedGradCam: "guided_grad_cam",
+    captum.attr.IntegratedGradients: "integrated_gradients",
+    captum.attr.Saliency: "saliency",
+    captum.attr.GuidedBackprop: "guided_backprop",
+    captum.attr.Deconvolution: "deconvolution",
+    captum.attr.InputXGradient: "input_x_gradient",
+}
+
+
+def kind_of(attribution: Attribution) -> str:
+    """The name in the catalogue of what an attribution of one's own is; "" where it has none."""
+    return _KINDS.get(type(attribution), "")
+
+
 def _build(model: Classifier, name: str, value: Any) -> Method:
     if isinstance(value, str):
         check_choice("method", value, METHODS)
         try:
-            return METHODS[value](model)
+            return replace(METHODS[value](model), threshold=shipped_threshold(value))
         except ValueError as error:
             raise ValueError(f"method {name!r}: {error}") from None
     ball = value.attribution if isinstance(value, Guided) else value
     if isinstance(ball, PerceptualBallPerturbation):
-        return from_perturbation(value)
+        own = "perceptual_ball" if ball is value else "perceptual_ball_guided"
+        return replace(from_perturbation(value), threshold=shipped_threshold(own))
     if isinstance(value, Attribution):
-        return from_attribution(value)
+        return replace(from_attribution(value), threshold=shipped_threshold(kind_of(value)))
     of_method = f"method {name!r}"
     check_type(of_method, value, Callable, "a name, a Captum Attribution or a function")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from captum_robust._checks import check
+from captum_robust._checks import check, check_choice
 from captum_robust.cli.model_options import RunOptions
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.shared_options import (
@@ -36,6 +36,10 @@ class CompareOptions(RunOptions):
     """The class to explain: label or prediction."""
     oracle: bool = field(default=False, metadata=option("--oracle"))
     """Tune thresholds on the reported images."""
+    thresholds: str | None = None
+    """two-fold, tuned on the other half of the images; shipped, as they come for each method; or
+    pseudo, tuned on boxes that the other methods agree on, for images without boxes. By default
+    two-fold, but shipped where fewer than 50 images have a box."""
     masks: Path | None = None
     """folder: parallel folder of masks."""
     attack: str | None = None
@@ -68,12 +72,16 @@ def compare(options: CompareOptions) -> None:
     from captum_robust.benchmark import compare as run
     from captum_robust.catalog.attacks import COMPARED_EPSILONS
     from captum_robust.catalog.methods import FIXED_BOXES
+    from captum_robust.report.results import WAYS
 
     only_attacked = ("epsilon", "universal", "adaptive", "all_steps")
     for name in only_attacked if options.attack is None else ():
         is_given = getattr(options, name) not in (None, False)
         flag = name.replace("_", "-")
         check(not is_given, f"--{flag} is for attacks: give --attack too, such as --attack pgd")
+    if options.thresholds is not None:
+        check(not options.oracle, "--thresholds and --oracle: give one of them")
+        check_choice("thresholds", options.thresholds, WAYS)
     chosen = listed(options.methods)
     if chosen:  # every table has the baselines; they cost no classifier pass
         chosen += [name for name in FIXED_BOXES if name not in chosen]
@@ -100,4 +108,5 @@ def compare(options: CompareOptions) -> None:
             saliency_metric=options.saliency_metric,
         )
     if is_first():
-        print_comparison(result, options.out / "report.html", oracle=options.oracle)
+        report = options.out / "report.html"
+        print_comparison(result, report, oracle=options.oracle, thresholds=options.thresholds)

@@ -38,8 +38,9 @@ class ExplainOptions(ModelOptions):
     as perceptual_ball."""
     top: int = field(default=5, metadata=option(min=1))
     """How many classes to print."""
-    threshold: float = 0.2
-    """The box holds the largest part above this share of the map's range."""
+    threshold: float | None = None
+    """The box holds the largest part above this share of the map's range. By default what places
+    the boxes of the method best, as it ships, or else 0.2."""
     save_maps: bool = field(default=False, metadata=option("--save-maps"))
     """Also write each map as NAME.METHOD.npy beside the picture: float32, h×w as the method gives
     it."""
@@ -61,7 +62,8 @@ def explain(options: ExplainOptions) -> None:
     from captum_robust.data import DataError
     from captum_robust.show.explain import explain_image, explained_before, pictures_of
 
-    check_number("threshold", options.threshold, 0, 1)
+    if options.threshold is not None:
+        check_number("threshold", options.threshold, 0, 1)
     usual = "robust_cam" if options.counterfactual is None else "perceptual_ball"
     named = listed(usual if options.methods is None else options.methods)
     file = read_network(options.network, named)
@@ -73,8 +75,9 @@ def explain(options: ExplainOptions) -> None:
     towards = class_number(classifier, options.counterfactual, "counterfactual")
     how: dict[str, Any] = {"target": target, "counterfactual": towards}
     how |= {"threshold": options.threshold, "top": options.top}
+    kept = {name: str(method.threshold) for name, method in chosen.items()}
     methods = given if isinstance(given, dict) else {name: name for name in given}
-    settings = json.dumps(describe_run(classifier, (), 0, methods, {}, how))
+    settings = json.dumps(describe_run(classifier, (), 0, methods, {}, how | {"kept": kept}))
     for folder in {picture.parent for picture, _ in pictures}:
         remove_parts(folder, shared=True)
     failed = 0

@@ -177,14 +177,16 @@ def open_dataset(
     return dataset
 
 
-def print_comparison(result: Comparison, report: Path, *, oracle: bool = False) -> None:
+def print_comparison(result: Comparison, report: Path, **tuning: Any) -> None:
     """Write the report, and print the table, what failed, and the summary.
+
+    ``tuning`` is how thresholds are chosen, as ``Comparison.to_text`` takes it.
 
     Raises:
         typer.Exit: a method failed on every image; its reason is on standard error.
     """
-    page = result.to_html(report)  # first, as the terminal may be a pipe that closes
-    echo("\n" + result.to_text(oracle=oracle))
+    page = result.to_html(report, **tuning)  # first, as the terminal may be a pipe that closes
+    echo("\n" + result.to_text(**tuning))
     echo("\n" + result.summary())
     echo(f"\nreport: {page}")
     failures = result.complete_failures()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_robust._checks import check, printable
 from captum_robust.cli.model_options import ModelOptions, class_number, load_model
-from captum_robust.cli.options import argument, command_of
+from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import echo, warn
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class VideoOptions(ModelOptions):
     smooth: float = 0.0
     """Share of the frames before in the average over masks and probabilities, such as 0.8; 0 shows
     each frame by itself. The masks' average begins anew with the class."""
+    no_box: bool = field(default=False, metadata=option("--no-box"))
+    """Draw no box around the largest part of the mask."""
     batch_size: int = 4
     """Frames that the network gets at once."""
     codec: str | None = None
@@ -56,15 +58,19 @@ def video(options: VideoOptions) -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
+    from captum_robust.catalog.thresholds import shipped_threshold
+    from captum_robust.cli.shared_options import MASKING
     from captum_robust.show.video import annotate_video
 
     source = options.source
     masks = _masks(options)
+    threshold = getattr(masks, "threshold", None) or shipped_threshold(MASKING)
     result = annotate_video(
         int(source) if source.isdecimal() else source,
         options.out,
         masks,
         target=class_number(masks.encoder, options.target, "target"),
+        threshold=None if options.no_box else threshold,
         smooth=options.smooth,
         batch_size=options.batch_size,
         codec=options.codec,

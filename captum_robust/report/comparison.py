@@ -56,10 +56,12 @@ class Comparison:
 
         return Scoring(self._results)
 
-    def _tables(self, protocol: str = "whi2020", oracle: bool = False) -> Tables:
+    def _tables(
+        self, protocol: str = "whi2020", oracle: bool = False, thresholds: str | None = None
+    ) -> Tables:
         from captum_robust.report.run_tables import Tables
 
-        return Tables(self._scoring, Tuning(protocol, oracle))
+        return Tables(self._scoring, Tuning(protocol, oracle, thresholds))
 
     def __repr__(self) -> str:
         return f"Comparison({str(self.folder)!r}: {len(self)} images, {len(self.methods)} methods)"
@@ -85,6 +87,7 @@ class Comparison:
         *,
         protocol: str = "whi2020",
         oracle: bool = False,
+        thresholds: str | None = None,
         strategies: Sequence[str] = STRATEGY_ORDER,
         level: float = 0.95,
         seed: int = 0,
@@ -94,11 +97,12 @@ class Comparison:
         Columns: ``n`` scored images; ``error``, the weak localization error in [0, 1], with its
         bootstrap interval ``error_low`` and ``error_high``; ``tuned``, "two-fold" when each half
         of the images was scored with the threshold (family and α) that does best on the other
-        half, "oracle" when on itself, "-" for a baseline whose box is fixed; ``threshold``, those
-        of the halves; ``top1_error``, where
-        the class must be right too; ``maxboxacc``, ``maxboxacc_v2`` (best τ of all on the
-        reported images, as published); ``pointing``, accuracy averaged over the classes; ``pxap``
-        where there are masks; ``accuracy``, where a method is defended, the share of the labelled
+        half, "shipped" or "pseudo" as below, "usual" for a fifth of the map's range where none
+        ships for the method, "oracle" when on itself, "-" for a baseline whose box is fixed;
+        ``threshold``, those of the halves; ``top1_error``, where the class must be right too;
+        ``maxboxacc``, ``maxboxacc_v2`` (best τ of all on the reported images, as published);
+        ``pointing``, accuracy averaged over the classes; ``pxap`` where there are masks;
+        ``accuracy``, where a method is defended, the share of the labelled
         images whose class is right (of a defended method that of its averaged scores);
         ``forward`` and ``backward`` classifier passes an image; ``ms_per_image``; ``failed``,
         images without a map. Of a run with ``saliency_metric``, of clean images, ``saliency`` with
@@ -115,11 +119,16 @@ class Comparison:
                 :func:`~captum_robust.metrics.functional.localization_error`; overlaps are those of
                 half-open boxes under every protocol.
             oracle: tune on the very images that are reported.
+            thresholds: ``"two-fold"``; ``"shipped"``, those of
+                :func:`captum_robust.catalog.thresholds.shipped_threshold`; ``"pseudo"``, tuned on
+                boxes that the other methods agree on, for images without boxes; None: shipped ones
+                where fewer than 50 images have a box, else two-fold.
             strategies: the families of thresholds to choose from; one alone gives its own error.
             level: of the interval.
             seed: of the split in two halves and of the bootstrap.
         """
-        return self._scoring.table(Tuning(protocol, oracle, tuple(strategies), seed), level)
+        tuning = Tuning(protocol, oracle, thresholds, tuple(strategies), seed)
+        return self._scoring.table(tuning, level)
 
     def attack_table(self, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """One row an attack, whatever the methods; empty without attacks.
@@ -144,7 +153,9 @@ class Comparison:
         """
         return attack_table(self._store, self.attacked_sets, level=level, seed=seed)
 
-    def to_text(self, *, protocol: str = "whi2020", oracle: bool = False) -> str:
+    def to_text(
+        self, *, protocol: str = "whi2020", oracle: bool = False, thresholds: str | None = None
+    ) -> str:
         """The tables for a terminal, with a line on how thresholds were chosen.
 
         With attacks the first is of the clean images; then what each attack did, and the error of
@@ -152,7 +163,7 @@ class Comparison:
         """
         from captum_robust.report.text import text_of
 
-        return text_of(self._tables(protocol, oracle))
+        return text_of(self._tables(protocol, oracle, thresholds))
 
     def stability_table(self) -> pd.DataFrame:
         """How far the maps under each attack are those of the clean images: means over images.
@@ -289,11 +300,13 @@ class Comparison:
         """Localization error against the strength, a panel an attack, a line a method."""
         return plot_error_series(self.error_series(), method_styles(self._results.kinds))
 
-    def to_html(self, path: str | Path) -> Path:
+    def to_html(
+        self, path: str | Path, *, oracle: bool = False, thresholds: str | None = None
+    ) -> Path:
         """Write the report, one self-contained file, and return its path."""
         from captum_robust.report.page import write_report
 
-        return write_report(self._tables(), Path(path))
+        return write_report(self._tables(oracle=oracle, thresholds=thresholds), Path(path))
 
     def class_name(self, number: int | None) -> str:
         """The name of a class of the model; its number where the model has no names."""

@@ -22,14 +22,13 @@ from captum_robust.report.plots import (
     plot_robust_accuracy,
     svg_uri,
 )
-from captum_robust.report.results import GALLERY_POOL, Results
+from captum_robust.report.results import FEW, GALLERY_POOL, Results
 from captum_robust.report.run_tables import Tables
 from captum_robust.report.scoring import TRUE_BOX
 from captum_robust.report.tables import (
     ATTACK_COLUMNS,
     COLUMNS,
     FAILURE_COLUMNS,
-    FEW,
     SALIENCY_COLUMNS,
     STABILITY_COLUMNS,
     errors_grid,

@@ -252,8 +252,8 @@ def _draw_errors(
     figure.supxlabel(
         "localization error, % of images (bar: 95 % bootstrap interval)", fontsize="medium"
     )
-    where = "these very images" if "oracle" in set(table["tuned"]) else "the other half"
-    title = f"Error on {int(table['n'].max())} images, threshold tuned on {where}"
+    ways = " or ".join(way for way in dict.fromkeys(table["tuned"]) if way != "-")
+    title = f"Error on {int(table['n'].max())} images" + (f", thresholds: {ways}" if ways else "")
     figure.suptitle(title, fontsize="large")
     _plain(axes, "x")
     axes.spines["left"].set_visible(False)

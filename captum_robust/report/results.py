@@ -30,12 +30,25 @@ _MEANS = ", ".join(f"avg({m}) AS {m}" for m in STABILITY_MEASURES)
 _LOWEST = ", ".join(f"min({m}) AS {m}" for m in STABILITY_MEASURES)
 
 
+FEW = 50
+"""With fewer images a table says that they are too few to rank methods, or to tune on."""
+
+WAYS = ("two-fold", "shipped", "pseudo")
+"""How thresholds can be chosen for images that they are scored on without having seen their boxes.
+
+On the other half of the images; on photographs of ImageNet, before; or on boxes that the other
+methods agree on, see :func:`captum_robust.report.pseudo_boxes.agreed_boxes`."""
+
+
 @dataclass(frozen=True)
 class Tuning:
     """How boxes are judged and their thresholds chosen, see :meth:`Comparison.table`."""
 
     protocol: str = "whi2020"
     oracle: bool = False
+    thresholds: str | None = None
+    """One of :data:`WAYS`; None: "two-fold", but "shipped" where fewer images than
+    :data:`FEW` have a box."""
     strategies: tuple[str, ...] = STRATEGY_ORDER
     seed: int = 0
 

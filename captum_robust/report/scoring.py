@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,12 +15,14 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_choice
 from captum_robust.catalog.attacks import LEVELS, strength_of
+from captum_robust.catalog.thresholds import Threshold, shipped_threshold
 from captum_robust.metrics.functional import (
     STABILITY_MEASURES,
     LocalizationResult,
     TunedSaliency,
     alpha_grid,
     bootstrap_interval,
+    box_iou,
     gap_closed,
     localization_error,
     maxboxacc_from_ious,
@@ -31,7 +33,16 @@ from captum_robust.metrics.functional import (
     tuned_saliency,
 )
 from captum_robust.report.outcomes import attack_series, attack_table
-from captum_robust.report.results import CLEAN, STRATEGY_ORDER, USUAL_TUNING, Results, Tuning
+from captum_robust.report.pseudo_boxes import agreed_boxes
+from captum_robust.report.results import (
+    CLEAN,
+    FEW,
+    STRATEGY_ORDER,
+    USUAL_TUNING,
+    WAYS,
+    Results,
+    Tuning,
+)
 from captum_robust.runs.store import unpack
 
 T = TypeVar("T")
@@ -50,12 +61,14 @@ class Scored:
     result: LocalizationResult
     ious: dict[str, Tensor]
     """M×A for each family."""
+    tuned: str
+    """How the thresholds were chosen: of ``report.results.WAYS``, or "oracle" or "usual"."""
     top1_error: float
     """The error where the class must be right too, over the images that have a label."""
 
     def columns(self) -> Tensor:
         """M, the column among all families' thresholds that scored each image."""
-        index = {name: i for i, name in enumerate((s, a) for s in self.ious for a in alpha_grid(s))}
+        index = {(s, a): i for i, (s, a) in enumerate(_grid(self.ious))}
         by_fold = torch.tensor([index[chosen[0]] for chosen in self.result.chosen])
         return by_fold[self.folds] if len(by_fold) > 1 else by_fold.expand(len(self.positions))
 
@@ -104,8 +117,14 @@ class Scoring:
         every = dict(zip(STRATEGY_ORDER, parts, strict=True))
         ious = {s: torch.from_numpy(every[s]) for s in tuning.strategies}
         folds, one_sided = _folds(rows, tuning.seed)
+        tuned, fixed = self._threshold(method, attack, tuning, len(rows), one_sided)
+        judged, alphas = dict[str, Tensor](ious), None
+        if fixed is not None:
+            column = alpha_grid(fixed.strategy).index(fixed.alpha)
+            judged = {fixed.strategy: judged[fixed.strategy][:, [column]]}
+            alphas = {fixed.strategy: [fixed.alpha]}
         result = localization_error(
-            ious, protocol=tuning.protocol, folds=folds, oracle=tuning.oracle or one_sided
+            judged, protocol=tuning.protocol, alphas=alphas, folds=folds, oracle=tuned == "oracle"
         )
         misses = [
             error if row["label"] == row["class"] else 1.0
@@ -113,7 +132,50 @@ class Scoring:
             if row["label"] is not None
         ]
         top1_error = float(torch.tensor(misses, dtype=torch.float64).mean())  # NaN without labels
-        return Scored(_positions(rows), folds, result, ious, top1_error)
+        return Scored(_positions(rows), folds, result, ious, tuned, top1_error)
+
+    def _threshold(
+        self, method: str, attack: str, tuning: Tuning, n: int, one_sided: bool
+    ) -> tuple[str, Threshold | None]:
+        """How the threshold is chosen, and which it is unless the n images choose it."""
+        way = tuning.thresholds
+        if tuning.oracle:
+            return "oracle", None
+        if way is None:
+            is_few = n < FEW and tuning.strategies == STRATEGY_ORDER
+            way = "shipped" if is_few else "two-fold"
+        check_choice("thresholds", way, WAYS)
+        if way == "two-fold":
+            return "oracle" if one_sided else way, None
+        if way == "pseudo":
+            return way, self._pseudo_threshold(method, attack)
+        shipped = shipped_threshold(self.results.kinds[method])
+        return way if shipped.is_shipped else "usual", shipped
+
+    def _pseudo_threshold(self, method: str, attack: str) -> Threshold:
+        """That whose boxes are most often right where the other methods' boxes are taken for true.
+
+        Each of these is drawn at its own shipped threshold; no true box is looked at.
+        """
+        results = self.results
+        others = [m for m in results.compared if m != method and m not in results.fixed_boxes]
+        every = {
+            m: {row["position"]: row for row in results.measured(m, attack, "predicted_boxes")}
+            for m in (method, *others)
+        }
+        known = sorted(set.intersection(*map(set, every.values())))
+        expected = "thresholds: pseudo-boxes need images on which"
+        check(known, f"{expected} {method} and all other methods have a map")
+        drawn = {m: _boxes_of([rows[p] for p in known]) for m, rows in every.items()}
+        places = {(s, a): i for i, (s, a) in enumerate(_EVERY)}
+        shipped = [shipped_threshold(results.kinds[m]) for m in others]
+        columns = [places[t.strategy, t.alpha] for t in shipped]
+        pairs = zip(others, columns, strict=True)
+        agreed = agreed_boxes(torch.stack([drawn[m][:, c] for m, c in pairs], dim=1))
+        overlaps = box_iou(drawn[method], agreed[:, None])
+        families = torch.split(overlaps, [len(alpha_grid(s)) for s in STRATEGY_ORDER], dim=1)
+        on_agreed = dict(zip(STRATEGY_ORDER, families, strict=True))
+        return Threshold(*localization_error(on_agreed, oracle=True).chosen[0][0])
 
     def crops(self, method: str | None, tuning: Tuning = USUAL_TUNING) -> Crops | None:
         """The crops of a method on the clean images; without a method, of the true boxes.
@@ -182,6 +244,9 @@ class Scoring:
         row: dict[str, Any] = {"attack": attack, "method": method, "n": 0, "error": math.nan}
         if (scored := self.score(method, attack, tuning)) is not None:
             row |= self._localization(method, attack, scored, level, tuning.seed)
+        elif tuning.thresholds == "pseudo" and method not in self.results.fixed_boxes:
+            chosen = self._pseudo_threshold(method, attack)
+            row |= {"tuned": tuning.thresholds, "threshold": str(chosen)}
         crops = self.crops(method, tuning) if attack == CLEAN else None
         if crops is not None:
             one = bootstrap_interval(crops.tuned.per_sample, level=level, seed=tuning.seed)
@@ -209,7 +274,7 @@ class Scoring:
             "error": result.error,
             "error_low": interval.low,
             "error_high": interval.high,
-            "tuned": "-" if fixed else "oracle" if result.oracle else "two-fold",
+            "tuned": "-" if fixed else scored.tuned,
             "threshold": "-" if fixed else ", ".join(chosen),
             "top1_error": scored.top1_error,
             "maxboxacc": float(maxboxacc_from_ious(curves["maxboxacc"], (0.5,))),
@@ -372,17 +437,13 @@ class Scoring:
                 if scored is None:
                     continue
                 rows = self.results.measured(method, attack, "predicted_boxes", stop)
+                known = set(scored.positions)
+                rows = [row for row in rows if row["position"] in known]
                 n = len(rows)
                 columns = scored.columns()[:n]
                 overlaps = torch.cat([ious[:n] for ious in scored.ious.values()], dim=1)
-                boxes = np.array(
-                    [
-                        unpack(row["value"], np.int16).reshape(-1, 4)[column]
-                        for row, column in zip(rows, columns.tolist(), strict=True)
-                    ],
-                    dtype=np.float32,
-                )
-                part = pd.DataFrame(boxes.reshape(-1, 4), columns=["x0", "y0", "x1", "y1"])
+                boxes = _boxes_of(rows)[torch.arange(n), columns] if n else torch.zeros(0, 4)
+                part = pd.DataFrame(boxes.numpy(), columns=["x0", "y0", "x1", "y1"])
                 part.insert(0, "iou", overlaps.gather(1, columns[:, None])[:, 0].numpy())
                 correct = scored.result.correct.reshape(len(scored.positions), -1)[:n, 0]
                 part["localized"] = correct.numpy()
@@ -412,6 +473,20 @@ class Scoring:
 def _values(rows: Sequence[dict[str, Any]]) -> np.ndarray[Any, Any]:
     """The unpacked values, a line a row."""
     return np.stack([unpack(row["value"]) for row in rows])
+
+
+def _boxes_of(rows: Sequence[dict[str, Any]]) -> Tensor:
+    """M×A×4, the boxes at all thresholds."""
+    boxes = np.stack([unpack(row["value"], np.int16).reshape(-1, 4) for row in rows])
+    return torch.from_numpy(boxes.astype(np.float32))
+
+
+def _grid(strategies: Iterable[str]) -> list[tuple[str, float]]:
+    """All thresholds of some families, in the order of a row's boxes."""
+    return [(strategy, alpha) for strategy in strategies for alpha in alpha_grid(strategy)]
+
+
+_EVERY = _grid(STRATEGY_ORDER)
 
 
 def _positions(rows: Sequence[dict[str, Any]]) -> list[int]:

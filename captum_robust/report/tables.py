@@ -12,8 +12,6 @@ from captum_robust.catalog.attacks import LEVELS
 if TYPE_CHECKING:
     import pandas as pd
 
-FEW = 50
-"""With fewer images a table says that they are too few to rank methods."""
 _NO_GAP = 0.025
 """In more of the resamples than this there is no gap: its interval reaches zero."""
 

@@ -6,11 +6,10 @@ import math
 
 from captum_robust.report.failures import shown_reasons
 from captum_robust.report.outcomes import attacks_text
-from captum_robust.report.results import NOTHING_SCORED
+from captum_robust.report.results import FEW, NOTHING_SCORED
 from captum_robust.report.run_tables import Tables
 from captum_robust.report.tables import (
     COLUMNS,
-    FEW,
     GAP_COLUMNS,
     SALIENCY_COLUMNS,
     STABILITY_COLUMNS,
@@ -60,15 +59,21 @@ def text_of(tables: Tables) -> str:
     return text
 
 
+_TUNED = {
+    "two-fold": "tuned on the other half of the images",
+    "shipped": "as they ship for each method",
+    "usual": "at a fifth of the map's range, where none ships",
+    "pseudo": "tuned on boxes that the other methods agree on",
+    "oracle": "tuned on the reported images (oracle)",
+}
+
+
 def _clean_note(tables: Tables) -> str:
     if "error" not in tables.methods:
         return NOTHING_SCORED if tables.results.is_unscored() else "nothing was scored"
-    oracle = tables.tuning.oracle
-    tuned = "on the reported images (oracle)" if oracle else "on the other half of the images"
-    note = (
-        f"error: share of boxes with IoU of .5 or less, 95 % bootstrap interval; thresholds "
-        f"tuned {tuned}"
-    )
+    ways = [way for way in dict.fromkeys(tables.clean["tuned"]) if way in _TUNED]
+    note = "error: share of boxes with IoU of .5 or less, 95 % bootstrap interval; thresholds "
+    note += " and ".join(_TUNED[way] for way in ways)
     if tables.clean["n"].max() < FEW:
         note += f"\nfewer than {FEW} images are too few to rank methods: read the intervals"
     return note

@@ -24,11 +24,10 @@ from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
 from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.catalog.methods import Method, Perturbation
+from captum_robust.catalog.thresholds import Threshold
 from captum_robust.data import DataError, load_image
 from captum_robust.data.files import read_bytes
 from captum_robust.data.images import images_at, png_names
-from captum_robust.metrics.functional import largest_component, mask_to_box
-from captum_robust.metrics.functional import threshold as threshold_map
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
 
@@ -161,15 +160,14 @@ def explain_image(
     *,
     target: int | None = None,
     counterfactual: int | None = None,
-    threshold: float = 0.2,
+    threshold: float | None = None,
     top: int = 5,
     settings: str = "",
 ) -> ExplainedImage:
     """Draw the map and box of each method over an image file, and write the picture as PNG.
 
-    The box is drawn around the largest component of the pixels with at least ``threshold`` of
-    the map's range, 20 % as for class activation maps (Zhou et al., 2016). Beside the map of a
-    method that perturbs the image stands the perturbation, amplified.
+    The box is drawn around the largest component of the pixels that the threshold keeps. Beside
+    the map of a method that perturbs the image stands the perturbation, amplified.
 
     Args:
         model: where it runs is where the image goes.
@@ -179,7 +177,8 @@ def explain_image(
         target: the class to explain; None: the prediction.
         counterfactual: the class that methods which perturb the image move it towards; None: away
             from the explained one.
-        threshold: of the box.
+        threshold: of the box, a share of the map's range; None: that of each method, which ships
+            with the package or is a fifth of the range.
         top: how many classes to return.
         settings: all that the picture depends on beside the image, for :func:`explained_before`.
 
@@ -188,7 +187,9 @@ def explain_image(
             counterfactual class is the explained one or the prediction.
         ValueError: ``threshold`` outside [0, 1], or ``counterfactual`` without a method for it.
     """
-    check_number("threshold", threshold, 0, 1)
+    given = threshold if threshold is None else Threshold("value", float(threshold))
+    if threshold is not None:
+        check_number("threshold", threshold, 0, 1)
     check(
         counterfactual is None or any(m.towards for m in methods.values()),
         "counterfactual: only methods that perturb the image know it, such as perceptual_ball; "
@@ -230,7 +231,7 @@ def explain_image(
             torch.manual_seed(0)
             explanation = method.explain(x, torch.tensor([explained], device=x.device))
         heat = explanation.maps.detach().float().cpu()
-        box = _box_of(heat, method, threshold)
+        box = _box_of(heat, method, given or method.threshold)
         drawn = draw.draw_boxes(draw.overlay(large, heat[0]), _scaled(box, heat, large), color)
         groups.append([(drawn, title)])
         maps[name], boxes[name] = heat[0], _scaled(box, heat, image)[0].tolist()
@@ -285,11 +286,11 @@ def _changed(image: Tensor, perturbation: Perturbation) -> tuple[draw.RGB, float
     return np.asarray(resized, dtype=np.uint8), factor
 
 
-def _box_of(heat: Tensor, method: Method, threshold: float) -> Tensor:
+def _box_of(heat: Tensor, method: Method, threshold: Threshold) -> Tensor:
     """The box of a map 1×h×w in its pixels, 1×4."""
     if method.box is not None:
         return method.box((heat.shape[1], heat.shape[2]))[None]
-    return mask_to_box(largest_component(threshold_map(heat, "value", threshold)))
+    return threshold.boxes(heat)
 
 
 def _scaled(box: Tensor, heat: Tensor, image: Tensor) -> Tensor:

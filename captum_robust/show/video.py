@@ -28,7 +28,8 @@ from captum_robust._contexts import PRECISIONS, autocast
 from captum_robust._processes import device_of, progress_bar
 from captum_robust._scores import probabilities_of
 from captum_robust.catalog.methods import build_methods
-from captum_robust.draw import tag
+from captum_robust.catalog.thresholds import Threshold
+from captum_robust.draw import PREDICTED_COLOR, tag
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
 from captum_robust.show.video_files import Frame, ReadFrame, VideoFile, VideoSource, read_ahead
@@ -44,6 +45,8 @@ _MASK_SHARE = 0.55
 _LETTERS = 1 / 24
 """A share of the frame's height."""
 _SMALLEST_LETTERS = 12
+_LINE = 1 / 160
+"""Width of a box's line, a share of the frame's height."""
 
 
 class MasksAndScores(Protocol):
@@ -74,6 +77,7 @@ class MethodMasks:
         self.encoder = model
         self.input_size = model.input_size
         self._method = build_methods(model, {str(method): method})[str(method)]
+        self.threshold = self._method.threshold
 
     def masks_and_scores(self, x: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Maps N×1×H×W in [0, 1], zero where nothing is positive, and scores N×K."""
@@ -119,6 +123,7 @@ def annotate_video(
     class_names: Sequence[str] | None = None,
     input_size: tuple[int, int] | None = None,
     target: int | None = None,
+    threshold: Threshold | None = None,
     smooth: float = 0.0,
     batch_size: int = 4,
     codec: str | None = None,
@@ -146,6 +151,8 @@ def annotate_video(
         class_names: in the order of the scores; None: those of the network's encoder, else numbers.
         input_size: (H, W) of the images for the network; None: ``network.input_size``.
         target: the class whose mask and probability are shown; None: the predicted one.
+        threshold: of the box that is drawn on each frame, around the largest part of its mask;
+            None: no box.
         smooth: s in [0, 1) of the exponential average m ← s·m + (1 − s)·new over the frames, of
             the masks and of the probabilities. The predicted class is that of the averaged ones,
             so that no single frame changes it; when it does change, the masks' average begins
@@ -174,7 +181,7 @@ def annotate_video(
         class_names = getattr(getattr(network, "encoder", network), "class_names", None)
     path, codecs = _checked_output(source, Path(out), codec)
     frames = VideoSource(source, limit)
-    painter = _Painter(network, class_names, target, smooth, precision)
+    painter = _Painter(network, class_names, target, threshold, smooth, precision)
     interrupted = False
     started = time.perf_counter()
     with closing(VideoFile(path, codecs, frames.rate)) as file:
@@ -248,10 +255,12 @@ class _Painter:
         network: MasksAndScores,
         names: Sequence[str] | None,
         target: int | None,
+        threshold: Threshold | None,
         smooth: float,
         precision: str,
     ) -> None:
         self.network, self.names, self.target = network, names or (), target
+        self.threshold = threshold
         self.device = _device(network)
         self._autocast = autocast(self.device, precision)
         self._layout = torch.channels_last  # convolutions are faster on it
@@ -264,12 +273,21 @@ class _Painter:
         images = torch.from_numpy(np.stack([frame.image for frame in batch])).to(self.device)
         with torch.no_grad():
             masks, classes, shares = self._explained(images.permute(0, 3, 1, 2).float() / 255)
+        boxes = [None] * len(batch) if self.threshold is None else self._boxes(masks)
         levels = masks.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
         self._done += len(batch)
-        for frame, level, number, share in zip(batch, levels, classes, shares, strict=True):
+        every = zip(batch, levels, classes, shares, boxes, strict=True)
+        for frame, level, number, share, box in every:
             name = self.names[number] if number < len(self.names) else f"class {number}"
             # Where the frame is narrow, the end of the name is cut off.
-            yield self._paint(frame.pixels, level, f"{share:.0%} {name}")
+            yield self._paint(frame.pixels, level, box, f"{share:.0%} {name}")
+
+    def _boxes(self, masks: Tensor) -> list[list[float] | None]:
+        """In shares of the sides of each of the masks N×h×w."""
+        assert self.threshold is not None
+        sides = torch.tensor([masks.shape[2], masks.shape[1]] * 2)
+        shares: list[list[float] | None] = (self.threshold.boxes(masks).cpu() / sides).tolist()
+        return shares
 
     def _explained(self, x: Tensor) -> tuple[Tensor, list[int], list[float]]:
         """Masks N×h×w, their classes and the classes' probabilities."""
@@ -310,11 +328,19 @@ class _Painter:
         check(is_class, f"target: expected a class from 0 to {last}, got {target}")
         return masks, scores
 
-    def _paint(self, pixels: Frame, level: Frame, caption: str) -> Frame:
+    def _paint(
+        self, pixels: Frame, level: Frame, box: Sequence[float] | None, caption: str
+    ) -> Frame:
         height, width = pixels.shape[:2]
         enlarged = cv2.resize(level, (width, height), interpolation=cv2.INTER_LINEAR)
         colors = cv2.applyColorMap(enlarged, _COLORS)
         cv2.addWeighted(pixels, 1 - _MASK_SHARE, colors, _MASK_SHARE, 0, dst=pixels)
+        if box is not None:
+            corners = [round(s * side) for s, side in zip(box, (width, height) * 2, strict=True)]
+            width_of_line = max(1, round(height * _LINE))
+            last = (corners[2] - 1, corners[3] - 1)
+            color = PREDICTED_COLOR[::-1]  # OpenCV has blue first
+            cv2.rectangle(pixels, tuple(corners[:2]), last, color, width_of_line)
         words = tag(caption, max(_SMALLEST_LETTERS, round(height * _LETTERS)), width)[:height]
         pixels[: words.shape[0], : words.shape[1]] = words[:, :, None]
         return pixels

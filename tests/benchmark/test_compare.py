@@ -161,8 +161,8 @@ def test_a_data_set_with_nothing_usable_still_gives_a_table(model: Classifier) -
 
 
 def test_one_image_is_enough_and_is_said_to_be_tuned_on_itself(model: Classifier) -> None:
-    table = compare(model, Drawn(n=1), ["saliency"], progress=False).table()
-    assert list(table["tuned"]) == ["oracle"]
+    result = compare(model, Drawn(n=1), ["saliency"], progress=False)
+    assert list(result.table(thresholds="two-fold")["tuned"]) == ["oracle"]
 
 
 def test_images_without_boxes_are_counted_and_not_scored(model: Classifier) -> None:
@@ -553,7 +553,7 @@ def test_the_table_is_what_the_metric_class_says_of_the_same_maps(
         metric.update(noisy(sample.image[None], torch.zeros(1)), [sample.boxes], [f"{i}.png"])
     names = [f"{s} {a:g}" for s in STRATEGY_ORDER for a in alpha_grid(s)]
     best = best_columns(metric.correct, metric.overlaps, metric.samples, single=False)
-    table = result.table()
+    table = result.table(thresholds="two-fold")
     assert table["tuned"][0] == "two-fold"
     assert 0 < table["error"][0] == pytest.approx(float(metric.compute()))
     chosen = dict.fromkeys(names[column] for (column,) in best)
