@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from captum_robust.catalog.thresholds import Threshold
 from captum_robust.models import Classifier, load_classifier, save_classifier
 from captum_robust.nn import MaskingNetwork, save_masking_network
 from captum_robust.show import video, video_files
@@ -132,6 +133,20 @@ def test_the_mask_lies_where_the_network_put_it(tmp_path: Path) -> None:
     left, right = written[40:, 2:36], written[40:, 60:94]
     assert left[..., RED].mean() == pytest.approx(0.45 * 255 + 0.55 * LIGHTEST[0], abs=LOSSY)
     assert right[..., RED].mean() == pytest.approx(0.55 * DARKEST[0], abs=LOSSY)
+
+
+def test_a_box_is_drawn_around_the_largest_part_of_the_mask(tmp_path: Path) -> None:
+    frame = flat(green=0.5)
+    frame[16:48, 48:, RED] = 255
+    source = write(tmp_path / "in.avi", [frame])
+    result = annotate_video(source, tmp_path / "out.avi", Stub(), threshold=Threshold("value", 0.5))
+    (written,) = read(result.path)
+    (plain,) = read(annotate_video(source, tmp_path / "plain.avi", Stub()).path)
+    changed = np.abs(written.astype(int) - plain).max(axis=2) > 60
+    rows, columns = changed.any(axis=1).nonzero()[0], changed.any(axis=0).nonzero()[0]
+    assert (rows[0], rows[-1]) == pytest.approx((16, 47), abs=1)
+    assert (columns[0], columns[-1]) == pytest.approx((48, 95), abs=1)
+    assert not changed[22:42, 54:90].any()
 
 
 def test_an_odd_side_loses_its_last_row_or_column(tmp_path: Path) -> None:

@@ -186,9 +186,10 @@ class Comparison:
         with its bootstrap interval ``low`` and ``high``; ``area`` and ``probability``, the means of
         the share of the image that is cut out and of the explained class's probability there;
         ``tuned`` and ``threshold`` as in :meth:`table`: the threshold of each half of the images is
-        that with the best mean on the other half. The last but not a method, ``"true box"``, is the
-        largest annotated box of the images that have one. Empty for a run without
-        ``saliency_metric``.
+        that with the best mean on the other half; ``best_crop``, the mean where each image has
+        the crop that is best by the metric itself, which no box is needed for. The last but not a
+        method, ``"true box"``, is the largest annotated box of the images that have one. Empty for
+        a run without ``saliency_metric``.
 
         Args:
             oracle: tune on the very images that are reported.

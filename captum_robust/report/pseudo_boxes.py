@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_shape
-from captum_robust.metrics.functional import box_iou
+from captum_robust.catalog.thresholds import Threshold, shipped_threshold
+from captum_robust.metrics.functional import alpha_grid, box_iou, localization_error
+from captum_robust.report.results import STRATEGY_ORDER, Results
+from captum_robust.runs.store import unpack
 
 LEAST_METHODS = 2
 """Whose boxes can agree or not."""
@@ -34,3 +41,42 @@ def agreed_boxes(boxes: Tensor) -> Tensor:
     check(count >= LEAST_METHODS, f"boxes: {expected}, got those of {count}")
     overlaps = box_iou(boxes[:, :, None], boxes[:, None]).sum(dim=2)
     return boxes[torch.arange(len(boxes)), overlaps.argmax(dim=1)]
+
+
+def pseudo_threshold(results: Results, method: str, attack: str) -> Threshold:
+    """That whose boxes are most often right where the other methods' boxes are taken for true.
+
+    Each of these is drawn at its own shipped threshold; no true box is looked at.
+
+    Raises:
+        ValueError: the run has fewer than two other methods, or no image on which all have a map.
+    """
+    others = [m for m in results.compared if m != method and m not in results.fixed_boxes]
+    every = {
+        m: {row["position"]: row for row in results.measured(m, attack, "predicted_boxes")}
+        for m in (method, *others)
+    }
+    known = sorted(set.intersection(*map(set, every.values())))
+    needed = f"images on which {method} and the other methods have a map"
+    check(known, f"thresholds: for pseudo-boxes expected {needed}")
+    drawn = {m: drawn_boxes([rows[p] for p in known]) for m, rows in every.items()}
+    columns = {threshold: i for i, threshold in enumerate(every_threshold(STRATEGY_ORDER))}
+    shipped = {m: shipped_threshold(results.kinds[m]) for m in others}
+    boxes = [drawn[m][:, columns[t.strategy, t.alpha]] for m, t in shipped.items()]
+    agreed = agreed_boxes(torch.stack(boxes, dim=1) if boxes else torch.zeros(len(known), 0, 4))
+    families = torch.split(
+        box_iou(drawn[method], agreed[:, None]), [len(alpha_grid(s)) for s in STRATEGY_ORDER], dim=1
+    )
+    overlaps = dict(zip(STRATEGY_ORDER, families, strict=True))
+    return Threshold(*localization_error(overlaps, oracle=True).chosen[0][0])
+
+
+def drawn_boxes(rows: Sequence[dict[str, Any]]) -> Tensor:
+    """N×A×4 float32, the boxes at all thresholds in rows of ``predicted_boxes``."""
+    boxes = np.stack([unpack(row["value"], np.int16).reshape(-1, 4) for row in rows])
+    return torch.from_numpy(boxes.astype(np.float32))
+
+
+def every_threshold(strategies: Iterable[str]) -> list[tuple[str, float]]:
+    """All thresholds of some families, in the order of a row's boxes."""
+    return [(strategy, alpha) for strategy in strategies for alpha in alpha_grid(strategy)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,7 +22,6 @@ from captum_robust.metrics.functional import (
     TunedSaliency,
     alpha_grid,
     bootstrap_interval,
-    box_iou,
     gap_closed,
     localization_error,
     maxboxacc_from_ious,
@@ -33,7 +32,7 @@ from captum_robust.metrics.functional import (
     tuned_saliency,
 )
 from captum_robust.report.outcomes import attack_series, attack_table
-from captum_robust.report.pseudo_boxes import agreed_boxes
+from captum_robust.report.pseudo_boxes import drawn_boxes, every_threshold, pseudo_threshold
 from captum_robust.report.results import (
     CLEAN,
     FEW,
@@ -68,7 +67,7 @@ class Scored:
 
     def columns(self) -> Tensor:
         """M, the column among all families' thresholds that scored each image."""
-        index = {(s, a): i for i, (s, a) in enumerate(_grid(self.ious))}
+        index = {(s, a): i for i, (s, a) in enumerate(every_threshold(self.ious))}
         by_fold = torch.tensor([index[chosen[0]] for chosen in self.result.chosen])
         return by_fold[self.folds] if len(by_fold) > 1 else by_fold.expand(len(self.positions))
 
@@ -83,6 +82,8 @@ class Crops:
     area: Tensor
     """M, like ``probability``."""
     probability: Tensor
+    best: Tensor
+    """M, the lowest value among the crops of each image."""
 
 
 class Scoring:
@@ -148,34 +149,9 @@ class Scoring:
         if way == "two-fold":
             return "oracle" if one_sided else way, None
         if way == "pseudo":
-            return way, self._pseudo_threshold(method, attack)
+            return way, pseudo_threshold(self.results, method, attack)
         shipped = shipped_threshold(self.results.kinds[method])
         return way if shipped.is_shipped else "usual", shipped
-
-    def _pseudo_threshold(self, method: str, attack: str) -> Threshold:
-        """That whose boxes are most often right where the other methods' boxes are taken for true.
-
-        Each of these is drawn at its own shipped threshold; no true box is looked at.
-        """
-        results = self.results
-        others = [m for m in results.compared if m != method and m not in results.fixed_boxes]
-        every = {
-            m: {row["position"]: row for row in results.measured(m, attack, "predicted_boxes")}
-            for m in (method, *others)
-        }
-        known = sorted(set.intersection(*map(set, every.values())))
-        expected = "thresholds: pseudo-boxes need images on which"
-        check(known, f"{expected} {method} and all other methods have a map")
-        drawn = {m: _boxes_of([rows[p] for p in known]) for m, rows in every.items()}
-        places = {(s, a): i for i, (s, a) in enumerate(_EVERY)}
-        shipped = [shipped_threshold(results.kinds[m]) for m in others]
-        columns = [places[t.strategy, t.alpha] for t in shipped]
-        pairs = zip(others, columns, strict=True)
-        agreed = agreed_boxes(torch.stack([drawn[m][:, c] for m, c in pairs], dim=1))
-        overlaps = box_iou(drawn[method], agreed[:, None])
-        families = torch.split(overlaps, [len(alpha_grid(s)) for s in STRATEGY_ORDER], dim=1)
-        on_agreed = dict(zip(STRATEGY_ORDER, families, strict=True))
-        return Threshold(*localization_error(on_agreed, oracle=True).chosen[0][0])
 
     def crops(self, method: str | None, tuning: Tuning = USUAL_TUNING) -> Crops | None:
         """The crops of a method on the clean images; without a method, of the true boxes.
@@ -195,7 +171,8 @@ class Scoring:
         tuned = tuned_saliency(values, folds=folds, oracle=oracle or one_sided)
         at = tuned.columns[:, None]
         probability = log_probability.gather(1, at)[:, 0].exp()
-        return Crops(_positions(rows), tuned, area.gather(1, at)[:, 0], probability)
+        best = values.amin(dim=1)
+        return Crops(_positions(rows), tuned, area.gather(1, at)[:, 0], probability, best)
 
     def table(
         self,
@@ -245,7 +222,7 @@ class Scoring:
         if (scored := self.score(method, attack, tuning)) is not None:
             row |= self._localization(method, attack, scored, level, tuning.seed)
         elif tuning.thresholds == "pseudo" and method not in self.results.fixed_boxes:
-            chosen = self._pseudo_threshold(method, attack)
+            chosen = pseudo_threshold(self.results, method, attack)
             row |= {"tuned": tuning.thresholds, "threshold": str(chosen)}
         crops = self.crops(method, tuning) if attack == CLEAN else None
         if crops is not None:
@@ -316,7 +293,7 @@ class Scoring:
     def saliency_table(self, tuning: Tuning = USUAL_TUNING, level: float = 0.95) -> pd.DataFrame:
         """See :meth:`Comparison.saliency_table`."""
         columns = ["method", "n", "saliency", "low", "high", "area", "probability"]
-        columns += ["tuned", "threshold"]
+        columns += ["tuned", "threshold", "best_crop"]
         rows = []
         for method in (*self.results.methods, None):
             crops = self.crops(method, tuning)
@@ -335,6 +312,7 @@ class Scoring:
                     "probability": float(crops.probability.double().mean()),
                     "tuned": tuned,
                     "threshold": chosen,
+                    "best_crop": float(crops.best.double().mean()),
                 }
             )
         table = pd.DataFrame(rows, columns=columns)
@@ -442,7 +420,7 @@ class Scoring:
                 n = len(rows)
                 columns = scored.columns()[:n]
                 overlaps = torch.cat([ious[:n] for ious in scored.ious.values()], dim=1)
-                boxes = _boxes_of(rows)[torch.arange(n), columns] if n else torch.zeros(0, 4)
+                boxes = drawn_boxes(rows)[torch.arange(n), columns] if n else torch.zeros(0, 4)
                 part = pd.DataFrame(boxes.numpy(), columns=["x0", "y0", "x1", "y1"])
                 part.insert(0, "iou", overlaps.gather(1, columns[:, None])[:, 0].numpy())
                 correct = scored.result.correct.reshape(len(scored.positions), -1)[:n, 0]
@@ -473,20 +451,6 @@ class Scoring:
 def _values(rows: Sequence[dict[str, Any]]) -> np.ndarray[Any, Any]:
     """The unpacked values, a line a row."""
     return np.stack([unpack(row["value"]) for row in rows])
-
-
-def _boxes_of(rows: Sequence[dict[str, Any]]) -> Tensor:
-    """M×A×4, the boxes at all thresholds."""
-    boxes = np.stack([unpack(row["value"], np.int16).reshape(-1, 4) for row in rows])
-    return torch.from_numpy(boxes.astype(np.float32))
-
-
-def _grid(strategies: Iterable[str]) -> list[tuple[str, float]]:
-    """All thresholds of some families, in the order of a row's boxes."""
-    return [(strategy, alpha) for strategy in strategies for alpha in alpha_grid(strategy)]
-
-
-_EVERY = _grid(STRATEGY_ORDER)
 
 
 def _positions(rows: Sequence[dict[str, Any]]) -> list[int]:

@@ -187,6 +187,7 @@ SALIENCY_COLUMNS = (
     ),
     Column("area", "Area %", "percent", name="area"),
     Column("probability", "Probability %", "percent", name="probability"),
+    Column("best_crop", "Best crop", "three digits", name="best crop"),
     Column("n", "Images", "count"),
     Column("threshold", "Threshold", "text"),
 )

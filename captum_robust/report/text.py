@@ -22,8 +22,8 @@ _ADAPTIVE_NOTE = (
 )
 _SALIENCY_NOTE = (
     "saliency metric: log(max(area, .05)) - log probability of the class in the tightest "
-    "crop, lower is better;\nthresholds tuned as above; clean images; true box: the largest"
-    " one annotated"
+    "crop, lower is better;\nthresholds tuned on the other half; best crop: the best of each image "
+    "by the metric itself;\nclean images; true box: the largest one annotated"
 )
 
 

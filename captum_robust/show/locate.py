@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_robust._checks import check, check_classes, check_count, check_number, check_shape
+from captum_robust._checks import (
+    check,
+    check_classes,
+    check_count,
+    check_number,
+    check_shape,
+    check_type,
+)
+from captum_robust._contexts import evaluation
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image
 from captum_robust._scores import probabilities_of, warn_of_probabilities
@@ -83,6 +91,9 @@ def locate(
             scores; a method that it cannot have.
         TypeError: other arguments than these.
     """
+    kinds = (Tensor, Sequence)
+    is_one = isinstance(images, str)
+    check_type("images", None if is_one else images, kinds, "a tensor N×C×H×W or a sequence")
     found = Locator(model, method, threshold=threshold, confidence=confidence)
     count = len(images)
     classes = _classes_of(target, count, model)
@@ -116,6 +127,10 @@ class Locator:
 
     def __call__(self, images: Sequence[Tensor], target: Tensor | None = None) -> list[Located]:
         """What is in a batch of images C×H×W, of the classes N or of those that are seen."""
+        with evaluation(self.model):
+            return self._found(images, target)
+
+    def _found(self, images: Sequence[Tensor], target: Tensor | None) -> list[Located]:
         x = torch.stack([resize_image(image, self.model.input_size) for image in images])
         x = in_channels_of(self.model, x.to(device_of(self.model)))
         with torch.no_grad():
@@ -237,17 +252,23 @@ def _image_of(image: Any, number: int) -> Tensor:
     if isinstance(image, (str, Path)):
         return load_image(image)
     check_shape(f"images[{number}]", image, "C×H×W")
-    pixels: Tensor = image.detach()
-    name = f"images[{number}]"
+    name, pixels = f"images[{number}]", image.detach().cpu()
+    channels = len(pixels)
+    check(channels in (1, 3), f"{name}: expected 3 channels, or 1, got {channels}")
     check(pixels.is_floating_point(), f"{name}: expected pixels in [0, 1], got {pixels.dtype}")
     check(pixels.isfinite().all(), f"{name}: expected finite pixels")
-    return pixels
+    grey: Tensor = pixels.float().expand(3, -1, -1)
+    return grey
 
 
 def _classes_of(target: Any, count: int, model: Classifier) -> Tensor | None:
     if target is None:
         return None
-    classes = torch.as_tensor(target)
+    try:
+        classes = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError):
+        expected = "expected a class, or one for each image, as integers"
+        raise TypeError(f"target: {expected}, got {target!r:.80}") from None
     classes = classes.expand(count) if classes.ndim == 0 else classes
     check_classes(classes, count, len(model.class_names or ()) or 2**31)
     return classes.long()

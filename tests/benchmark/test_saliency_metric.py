@@ -169,7 +169,8 @@ def test_the_page_shows_the_metric_and_the_true_box(result: Comparison, tmp_path
     shown = alone.loc["true box"]
     low, high = f"{shown['low']:.2f}", f"{shown['high']:.2f}"
     assert row[1] == f"{shown['saliency']:.3f}{low} to {high}"
-    assert row[2:] == [f"{100 * shown['area']:.1f}", f"{100 * shown['probability']:.1f}", "9", "–"]
+    shares = [f"{100 * shown[name]:.1f}" for name in ("area", "probability")]
+    assert row[2:] == [*shares, f"{shown['best_crop']:.3f}", "9", "–"]
     of_methods = [row[0].replace(" baseline", "") for row in page.rows if row and row[-1] == "–"]
     assert {"box", "all"} <= set(of_methods)
 
