@@ -49,7 +49,7 @@ from captum_robust.attacks import (
 )
 from captum_robust.attacks.outcome import sizes_of
 from captum_robust.data import load_image
-from captum_robust.data.images import list_images
+from captum_robust.data.image_lists import list_images
 from captum_robust.models import Classifier, load_classifier
 
 STEPS = 10

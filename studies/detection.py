@@ -33,7 +33,7 @@ from captum_robust._resize import resize_image
 from captum_robust.attacks import FGSM, PGD, DeepFool, UniversalPerturbation
 from captum_robust.attacks.rank import Share
 from captum_robust.data import load_dataset, load_image, resize
-from captum_robust.data.images import list_images
+from captum_robust.data.image_lists import list_images
 from captum_robust.defenses import ROC, SafetyNet
 from captum_robust.models import Classifier, load_classifier
 from captum_robust.nn import DenseAssociativeMemory

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from captum_robust._resize import resize_image
 from captum_robust.data import load_image
-from captum_robust.data.images import list_images
+from captum_robust.data.image_lists import list_images
 from captum_robust.defenses import (
     JPEG,
     BitDepth,

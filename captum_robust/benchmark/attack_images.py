@@ -34,7 +34,7 @@ from captum_robust.benchmark.runner import Rows, Runner
 from captum_robust.catalog.attacks import strength_of
 from captum_robust.catalog.description import describe_run
 from captum_robust.data import LocalizationDataset, Sample, load_image
-from captum_robust.data.images import images_at, png_names, safe_name
+from captum_robust.data.image_lists import images_at, png_names, safe_name
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of

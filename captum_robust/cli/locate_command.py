@@ -46,7 +46,7 @@ class LocateOptions(ModelOptions):
 @command_of(LocateOptions)
 def locate(options: LocateOptions) -> None:
     """Place what a classifier sees in boxes, in photographs and folders of them."""
-    from captum_robust.data.images import images_at
+    from captum_robust.data.image_lists import images_at
     from captum_robust.show.locate import Locator
     from captum_robust.show.located_files import CocoFile, located_files
 

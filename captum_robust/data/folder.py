@@ -24,7 +24,8 @@ from captum_robust.data.annotations import mask_box, other_size, parse_box, tabl
 from captum_robust.data.classes import ClassIndex
 from captum_robust.data.dataset import AnnotatedImages, Truth, listed_ids, place_of
 from captum_robust.data.files import BLANKS, by_name, existing, is_hidden, lines_of, read_text
-from captum_robust.data.images import list_images, load_mask, some_images, without_suffix
+from captum_robust.data.image_lists import list_images, some_images, without_suffix
+from captum_robust.data.images import load_mask
 from captum_robust.data.sample import DataError
 
 _WHOLE = re.compile(r"[0-9]+\.0+")

@@ -23,7 +23,7 @@ from captum_robust.data.files import (
     stem_of,
     words_of,
 )
-from captum_robust.data.images import some_images
+from captum_robust.data.image_lists import some_images
 from captum_robust.data.sample import DataError
 from captum_robust.data.voc_xml import AnnotatedObject, read_voc_xml
 

@@ -21,7 +21,7 @@ from captum_robust.data.files import (
     stem_of,
     words_of,
 )
-from captum_robust.data.images import COMPANIONS
+from captum_robust.data.image_lists import COMPANIONS
 
 _Line = tuple[list[str], str]
 """The words wnid, x0, y0, x1, y1, and file:line."""

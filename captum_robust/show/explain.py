@@ -27,7 +27,7 @@ from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.catalog.thresholds import Threshold
 from captum_robust.data import DataError, load_image
 from captum_robust.data.files import read_bytes
-from captum_robust.data.images import images_at, png_names
+from captum_robust.data.image_lists import images_at, png_names
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
 

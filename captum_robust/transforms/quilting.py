@@ -218,7 +218,8 @@ def _source(images: Any) -> tuple[int, Callable[[int], tuple[str, Tensor]]]:
         _check_images("images", images, "N×C×H×W")
         return len(images), lambda i: (f"number {i}", images[i])
     check_type("images", images, (str, Path), "a tensor N×C×H×W or a folder")
-    from captum_robust.data.images import list_images, load_image
+    from captum_robust.data.image_lists import list_images
+    from captum_robust.data.images import load_image
 
     root, where = Path(images), printable(str(images))
     check(root.is_dir(), f"images: no folder {where}", FileNotFoundError)

@@ -20,7 +20,7 @@ from captum_robust.attacks import FGSM, PGD, Attack, DeepFool, LBFGSAttack
 from captum_robust.benchmark import AttackRun, attack_images, build_attacks, robust_accuracy
 from captum_robust.benchmark.attack_images import Photographs
 from captum_robust.data import DataError, Sample, load_image, resize
-from captum_robust.data.images import png_names
+from captum_robust.data.image_lists import png_names
 from captum_robust.models import Classifier, load_classifier
 
 from .conftest import Drawn, make_classifier

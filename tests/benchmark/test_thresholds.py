@@ -82,7 +82,7 @@ def test_the_boxes_of_the_shipped_threshold_are_the_ones_of_explain_and_of_the_t
 
 def test_a_run_of_one_image_of_an_unknown_way_is_refused(model: Classifier) -> None:
     result = compare(model, Drawn(n=3), ["robust_cam"], progress=False)
-    with pytest.raises(ValueError, match="thresholds.*pseudo"):
+    with pytest.raises(ValueError, match=r"thresholds.*pseudo"):
         result.table(thresholds="guess")
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captum_robust.data import DataError, Sample, load_image
-from captum_robust.data.images import _decoded, list_images, load_mask, pixels_of
+from captum_robust.data.image_lists import list_images
+from captum_robust.data.images import _decoded, load_mask, pixels_of
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -156,6 +157,21 @@ def test_a_png_with_any_byte_of_its_pixels_flipped_is_a_data_error(load):
             load(bytes(data), name="flipped.png")
         data[position] ^= 4
     assert load_image(bytes(data)).mul(255).byte().equal(torch.from_numpy(ramp).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("load", [load_image, load_mask])
+@pytest.mark.parametrize("tag", ["width", "height"])
+def test_a_tiff_whose_strips_leave_pixels_out_is_a_data_error(load, tag):
+    file = io.BytesIO()
+    Image.fromarray(np.full((12, 16, 3), 9, np.uint8)).save(file, "TIFF")
+    data = bytearray(file.getvalue())
+    at = data.index(struct.pack("<HHI", *((256, 4, 1) if tag == "width" else (257, 4, 1))))
+    data[at + 8 : at + 12] = struct.pack("<I", 70_000)
+    with pytest.raises(DataError, match=r"^cut\.tif: (its pixels are damaged|.*trunc)"):
+        load(bytes(data), name="cut.tif")
+    if tag == "height":
+        with pytest.raises(DataError, match="it holds 192 of 1120000"):
+            pixels_of(Image.open(io.BytesIO(bytes(data))))
 
 
 def test_a_missing_file_is_a_data_error(tmp_path):
