@@ -202,6 +202,7 @@ def check_numbers_below(name: str, numbers: Tensor, count: int) -> int:
     """The highest of integers from 0 to ``count`` - 1, before they are indices; -1 of none."""
     import torch
 
+    check(not numbers.is_meta, f"{name}: expected numbers, got none: on meta", TypeError)
     if numbers.numel() == 0:
         return -1
     lowest, highest = torch.stack(numbers.aminmax()).tolist()  # waits for a GPU, once a call

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from captum_robust.attacks import FGSM, PGD, DeepFool, LBFGSAttack, UniversalPerturbation
+from captum_robust.metrics import PointingGame, SaliencyMetric
 from captum_robust.metrics import functional as F
 
 NAN, INF = float("nan"), float("inf")
 BOX = torch.tensor([[1.0, 1.0, 3.0, 3.0]])
 MAPS = torch.arange(16.0).view(1, 4, 4)
 MASKS = MAPS > 7
+IMAGE = torch.zeros(1, 3, 4, 4)
 HITS = torch.tensor([1.0, 0.0])
 NEGATIVE = -HITS  # log probabilities, but no shares
 
@@ -143,3 +145,16 @@ def test_bounds_of_attacks_are_finite(bounds: Any) -> None:
             attack(lambda x: x, bounds=bounds)
         else:
             refused(lambda kind=attack: kind(lambda x: x, bounds=bounds), "bounds")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda classes: PointingGame(3).update(MAPS, [BOX], classes),
+        lambda classes: SaliencyMetric().update(torch.zeros, IMAGE, MAPS, classes),
+        lambda classes: F.pointing_game_accuracy(torch.ones(1), classes),
+        lambda classes: F.saliency_metric(torch.zeros, IMAGE, MAPS, classes),
+    ],
+)
+def test_classes_without_numbers_are_refused(call: Callable[[Any], Any]) -> None:
+    refused(lambda: call(torch.zeros(1, dtype=torch.int64, device="meta")), "classes")
