@@ -259,12 +259,19 @@ class RunStore:
             others = [n for n in names if not (n.startswith(".") and n.endswith(".part"))]
             listed = ", ".join(others[:3])
             check(not others, f"{self.folder} holds no run but other files ({listed}); {another}")
-            facts = {**self.configuration, "threads": self._threads}
-            write_whole(described, json.dumps(facts, indent=2) + "\n", keep=True)
+            self._describe(described, self.configuration, keep=True)
         there = _read(described)
         self._threads = there.pop("threads", self._threads)
         self._hold_to(there)
+        was_away = None in (_checksums(there) or {}).values()
+        if was_away and None not in (_checksums(self.configuration) or {}).values():
+            there["dataset"] = self.configuration["dataset"]
+            self._describe(described, there)
         remove_parts(self.folder, shared=True, below=True)
+
+    def _describe(self, path: Path, facts: Mapping[str, Any], *, keep: bool = False) -> None:
+        text = json.dumps({**facts, "threads": self._threads}, indent=2)
+        write_whole(path, text + "\n", keep=keep)
 
     def warn_of_threads(self) -> None:
         """Warn where rows are made with another number of threads than that of the run."""
@@ -282,14 +289,13 @@ class RunStore:
 
         Such as where a file was away, or in a run of an earlier version.
         """
-        here = self.configuration
-        earlier, data = there["dataset"], here["dataset"]
-        if isinstance(earlier, dict) and "checksums" in data:
-            sums = data["checksums"]
-            before = earlier.get("checksums", dict.fromkeys(sums))
-            unknown = {k: None for side in (before, sums) for k, crc in side.items() if crc is None}
-            there = {**there, "dataset": {**earlier, "checksums": before | unknown}}
-            here = here | {"dataset": {**data, "checksums": sums | unknown}}
+        here: Mapping[str, Any] = self.configuration
+        before, now = _checksums(there), _checksums(here)
+        if now is not None:
+            before = dict.fromkeys(now) if before is None else before
+            unknown = {k: None for side in (before, now) for k, crc in side.items() if crc is None}
+            there = _with_checksums(there, before | unknown)
+            here = _with_checksums(here, now | unknown)
         check_same_run(self.folder, there, here, "versions")
 
     def _enter_wal_mode(self) -> None:
@@ -444,6 +450,19 @@ def unpack(data: bytes, dtype: type[np.generic] = np.float32) -> np.ndarray[Any,
         return np.frombuffer(zlib.decompress(data), dtype=dtype)
     except (zlib.error, TypeError, ValueError) as error:
         raise ValueError(f"{_ROWS}: damaged, or of something else ({error})") from None
+
+
+def _checksums(described: Mapping[str, Any]) -> dict[str, int | None] | None:
+    """Those of the parts of a run's data set, None of one that could not be looked at."""
+    data = described["dataset"]
+    sums = data.get("checksums") if isinstance(data, dict) else None
+    return sums if isinstance(sums, dict) else None
+
+
+def _with_checksums(described: Mapping[str, Any], sums: Mapping[str, Any]) -> Mapping[str, Any]:
+    data = described["dataset"]
+    is_known = isinstance(data, dict)
+    return {**described, "dataset": {**data, "checksums": sums}} if is_known else described
 
 
 def _unopened(file: Path, error: Exception) -> ValueError | OSError:

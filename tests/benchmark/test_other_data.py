@@ -236,3 +236,6 @@ def test_a_run_whose_folder_was_away_at_its_start_goes_on_when_it_is_back(tmp_pa
         run(tmp_path / str(number))
         rows = RunStore(tmp_path / str(number)).select("SELECT error FROM images")
         assert [row["error"] for row in rows] == [None, None]
+        draw(data / "ray/b.png", number)  # which is known from then on
+        with pytest.raises(ValueError, match=r"checksums"):
+            run(tmp_path / str(number))

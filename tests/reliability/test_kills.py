@@ -79,7 +79,7 @@ def test_compare(whole: Whole, tmp_path: Path, try_often: TryOften) -> None:
             result.to_html(out / "report.html")
         return kills
 
-    try_often("kills of compare", one, quick=3, long=160)
+    try_often("kills of compare", one, quick=3, long=180)
 
 
 def test_attack(whole: Whole, tmp_path: Path, try_often: TryOften) -> None:
