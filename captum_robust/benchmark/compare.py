@@ -280,7 +280,7 @@ class _Comparing(Runner[_Task]):
             "forward_passes": passes.forward / n,
             "backward_passes": passes.backward / n,
         }
-        parts = [[cost] * n, measure.map_columns(maps, batch, method)]
+        parts = [[cost] * n, measure.map_columns(maps, batch, method.boxes(explanation))]
         if explanation.perturbation is not None:
             parts.append(measure.change_columns(explanation.perturbation, batch))
         if stage.perturb is None:

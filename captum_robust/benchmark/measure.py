@@ -24,14 +24,17 @@ _CHANGE_SIDE = 224
 _CHANGE_BYTES = 20_000
 
 
-def map_columns(maps: Tensor, batch: Batch, method: Method) -> list[dict[str, Any]]:
-    """The metrics of each map N×H×W, and pictures of the first ones."""
+def map_columns(maps: Tensor, batch: Batch, boxes: Tensor | None) -> list[dict[str, Any]]:
+    """The metrics of each map N×H×W, and pictures of the first ones.
+
+    ``boxes`` are N×4, whatever the threshold; None: they come from the maps.
+    """
     true = [sample.boxes for sample in batch.samples]
     drawn = torch.cat(list(metrics.sweep_boxes(maps, STRATEGY_ORDER).values()), dim=1)
-    if method.box is None:
+    if boxes is None:
         v1, v2 = metrics.maxboxacc_ious(maps, true), metrics.maxboxacc_ious(maps, true, multi=True)
     else:
-        drawn = method.box(_size(maps)).expand_as(drawn)
+        drawn = boxes.detach().float().cpu()[:, None].expand_as(drawn)
         v1 = v2 = metrics.best_iou(drawn[:, :1], true, inclusive=True).expand(-1, 256)
     ious = metrics.best_iou(drawn, true)
     rows: list[dict[str, Any]] = [{} for _ in batch]

@@ -30,6 +30,7 @@ from captum_robust.attr import (
 )
 from captum_robust.attr._layer_maps import attributed
 from captum_robust.attr.real_time_masking import pretrained
+from captum_robust.catalog.box_vote import BEST, FAST, BoxVote, Votes
 from captum_robust.catalog.relevance import RelevancePropagation
 from captum_robust.catalog.thresholds import USUAL_THRESHOLD, Threshold, shipped_threshold
 from captum_robust.defenses import DefendedModel, Transform, default_transforms
@@ -59,6 +60,8 @@ class Explanation:
     maps: Tensor
     """N×H×W, where larger means more important."""
     perturbation: Perturbation | None = None
+    boxes: Tensor | None = None
+    """N×4, (x0, y0, x1, y1) in pixels of the map, where the method places them itself."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,15 @@ class Method:
     """(strength, steps) -> the attack on its map; None: no gradient of the map is at hand."""
     threshold: Threshold = USUAL_THRESHOLD
     """Of the box, where there are no boxes to tune it on."""
+    vote: BoxVote | None = None
+    """What places the boxes itself, if the method does; it takes features that are known."""
+
+    def boxes(self, explanation: Explanation) -> Tensor | None:
+        """N×4, whatever the threshold; None: they come from the map."""
+        if self.box is None:
+            return explanation.boxes
+        n, height, width = explanation.maps.shape
+        return self.box((height, width)).expand(n, 4)
 
 
 OCCLUSION_WINDOW = 64
@@ -254,6 +266,23 @@ def _ball_and_cam(model: Classifier) -> Method:
     return _named(Guided(_ball(model), cam, power=FINE_CAM_POWER))
 
 
+def _box_vote(model: Classifier, votes: Votes) -> Method:
+    network = RealTimeMasking.from_pretrained(model.name, model=model).network
+    ball = _ball_and_cam(model) if votes.ball is not None else None
+    of_ball = None if ball is None else lambda images, target: ball.explain(images, target).maps
+    vote = BoxVote(model, network, votes, of_ball)
+
+    def explain(images: Tensor, target: Tensor | None) -> Explanation:
+        if target is None:
+            features, scores = vote.encode(images)
+            maps, boxes = vote(images, scores.argmax(dim=1), features)
+        else:
+            maps, boxes = vote(images, target)
+        return Explanation(maps, boxes=boxes)
+
+    return Method(explain, vote=vote)
+
+
 def _smallest_perturbation(model: Classifier) -> Method:
     settings = replace(BALL_SETTINGS, perceptual_weight=0.0)
     return from_perturbation(PerceptualBallPerturbation(model, (), settings=settings))
@@ -329,6 +358,8 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
     "real_time_masking": lambda m: from_attribution(
         RealTimeMasking.from_pretrained(m.name, model=m)
     ),
+    "box_vote": lambda m: _box_vote(m, BEST),
+    "box_vote_fast": lambda m: _box_vote(m, FAST),
     "adversarial_localization": _localization,
     "iterative_mask": lambda m: from_attribution(IterativeMask(m)),
     "saliency": lambda m: from_attribution(captum.attr.Saliency(m)),
@@ -351,6 +382,9 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
 SLOW = ("iterative_mask",)
 """They run only where they are named: hundreds of passes an image."""
 FIXED_BOXES = ("center_box", "whole_image")
+VOTES = ("box_vote", "box_vote_fast")
+WITH_NETWORK = ("real_time_masking", *VOTES)
+"""They need the masking network that comes for the model."""
 BASELINES = (*FIXED_BOXES, "random")
 WITH_PERCEPTUAL_LAYERS = ("perceptual_ball", "perceptual_ball_guided", "perceptual_ball_cam")
 DEFENDED = ("defended_robust_cam", "defended_grad_cam")
@@ -371,7 +405,7 @@ def usual_methods(model: Classifier) -> list[str]:
     """
     left_out = [*SLOW, "adversarial_localization"]
     if model.name not in pretrained():
-        left_out.append("real_time_masking")
+        left_out += WITH_NETWORK
     try:
         RelevancePropagation(model)
     except ValueError:

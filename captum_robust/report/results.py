@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
+from captum_robust.catalog.methods import BASELINES, FIXED_BOXES, VOTES
 from captum_robust.metrics.functional import STABILITY_MEASURES, STRATEGIES
 from captum_robust.runs.store import RunStore
 
@@ -81,6 +81,8 @@ class Results:
         self.attacks += [a for a, case in self.adaptive.items() if case["of"] is None]
         self.baselines = {m for m in self.methods if self.kinds[m] in BASELINES}
         self.fixed_boxes = {m for m in self.methods if self.kinds[m] in FIXED_BOXES}
+        self.own_boxes = {m for m in self.methods if self.kinds[m] in VOTES} | self.fixed_boxes
+        """Those that place a box whatever the threshold."""
         self.compared = [m for m in self.methods if m not in self.baselines] or self.methods
         """The methods that are no baselines; all, where there are no others."""
 

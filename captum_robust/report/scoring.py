@@ -221,7 +221,7 @@ class Scoring:
         row: dict[str, Any] = {"attack": attack, "method": method, "n": 0, "error": math.nan}
         if (scored := self.score(method, attack, tuning)) is not None:
             row |= self._localization(method, attack, scored, level, tuning.seed)
-        elif tuning.thresholds == "pseudo" and method not in self.results.fixed_boxes:
+        elif tuning.thresholds == "pseudo" and method not in self.results.own_boxes:
             chosen = pseudo_threshold(self.results, method, attack)
             row |= {"tuned": tuning.thresholds, "threshold": str(chosen)}
         crops = self.crops(method, tuning) if attack == CLEAN else None
@@ -239,7 +239,7 @@ class Scoring:
         self, method: str, attack: str, scored: Scored, level: float, seed: int
     ) -> dict[str, Any]:
         result = scored.result
-        fixed = method in self.results.fixed_boxes
+        fixed = method in self.results.own_boxes
         interval = bootstrap_interval(result.per_sample_error, level=level, seed=seed)
         chosen = dict.fromkeys(f"{s} {a:g}" for fold in result.chosen for s, a in fold)
         curves = {

@@ -231,7 +231,8 @@ def explain_image(
             torch.manual_seed(0)
             explanation = method.explain(x, torch.tensor([explained], device=x.device))
         heat = explanation.maps.detach().float().cpu()
-        box = _box_of(heat, method, given or method.threshold)
+        box = method.boxes(explanation)
+        box = (given or method.threshold).boxes(heat) if box is None else box.detach().float().cpu()
         drawn = draw.draw_boxes(draw.overlay(large, heat[0]), _scaled(box, heat, large), color)
         groups.append([(drawn, title)])
         maps[name], boxes[name] = heat[0], _scaled(box, heat, image)[0].tolist()
@@ -284,13 +285,6 @@ def _changed(image: Tensor, perturbation: Perturbation) -> tuple[draw.RGB, float
     height, width = image.shape[1:]
     resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(resized, dtype=np.uint8), factor
-
-
-def _box_of(heat: Tensor, method: Method, threshold: Threshold) -> Tensor:
-    """The box of a map 1×h×w in its pixels, 1×4."""
-    if method.box is not None:
-        return method.box((heat.shape[1], heat.shape[2]))[None]
-    return threshold.boxes(heat)
 
 
 def _scaled(box: Tensor, heat: Tensor, image: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from captum_robust._processes import device_of
 from captum_robust._resize import resize_image
 from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.attr.real_time_masking import pretrained
-from captum_robust.catalog.methods import Method, build_methods
+from captum_robust.catalog.methods import Explanation, Method, build_methods
 from captum_robust.catalog.thresholds import Threshold
 from captum_robust.data import load_image
 from captum_robust.metrics.functional import crop_scores
@@ -41,6 +41,8 @@ _MARGIN = 0.1
 """Of the sides of a part: what is shown to the classifier around it."""
 _SAME = 0.5
 """Boxes that share more of the smaller one than this are one object."""
+
+_USUAL = {"best": "box_vote", "fast": "box_vote_fast"}
 
 Located = dict[str, Tensor]
 
@@ -71,10 +73,10 @@ def locate(
         images: N×C×H×W, or a sequence of C×H×W of any sizes, with pixels in [0, 1], or of files.
         target: the class to place, one number for all images or one each; None: those that the
             model sees.
-        method: ``"fast"``, at most three passes an image of one object and no boxes seen in
-            training: the masking network that comes for the model, else Grad-CAM; ``"best"``; a
-            name of ``captum-robust methods``, a Captum attribution, or a function ``(images
-            N×C×H×W, target N) -> N×H×W or N×C×H×W``.
+        method: ``"best"`` or ``"fast"``, ``box_vote`` and ``box_vote_fast`` where a masking network
+            comes for the model, else Grad-CAM; none has seen a box in training. ``"fast"`` takes
+            three forward passes and one backward pass. Or a name of ``captum-robust methods``, a
+            Captum attribution, or a function ``(images N×C×H×W, target N) -> N×H×W or N×C×H×W``.
         threshold: of the box, a share of the map's range; None: that which ships for the method.
         confidence: the least probability of a class.
         batch_size: images, and maps, at once.
@@ -133,21 +135,26 @@ class Locator:
     def _found(self, images: Sequence[Tensor], target: Tensor | None) -> list[Located]:
         x = torch.stack([resize_image(image, self.model.input_size) for image in images])
         x = in_channels_of(self.model, x.to(device_of(self.model)))
-        with torch.no_grad():
-            scores = self.model(x)
+        features: list[Tensor] | None = None
+        if self.method.vote is None:
+            with torch.no_grad():
+                scores = self.model(x)
+        else:  # the pass that its masks need anyway
+            features, scores = self.method.vote.encode(x)
         warn_of_probabilities(scores, "model")
         probabilities = probabilities_of(scores)
         finite = probabilities.isfinite().all(dim=1)
         check(finite.all(), f"model: no finite scores for image(s) {_numbers(~finite)}")
         rows, classes = self._asked(probabilities, target)
-        maps = torch.cat(
-            [
-                self._maps(x[rows[first:stop]], classes[first:stop])
-                for first in range(0, len(rows), len(images))
-                for stop in [first + len(images)]
-            ]
-        )
-        parts = list(self._parts(maps, rows, classes, probabilities))
+        explained = [
+            self._explained(x, rows[first:stop], classes[first:stop], features)
+            for first in range(0, len(rows), len(images))
+            for stop in [first + len(images)]
+        ]
+        maps = torch.cat([one.maps.detach().float().cpu() for one in explained])
+        boxes = [self.method.boxes(one) for one in explained]
+        own = [box for some in boxes if some is not None for box in some.tolist()]
+        parts = list(self._parts(maps, own, rows, classes, probabilities))
         return self._placed(parts, self._confirmed(x, maps, parts), images, maps.shape[1:])
 
     def _asked(self, probabilities: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -161,37 +168,48 @@ class Locator:
         rows, places = sure.nonzero(as_tuple=True)
         return rows, best.indices[rows, places]
 
-    def _maps(self, x: Tensor, classes: Tensor) -> Tensor:
+    def _explained(
+        self, x: Tensor, rows: Tensor, classes: Tensor, features: list[Tensor] | None
+    ) -> Explanation:
+        vote = self.method.vote
         with torch.random.fork_rng():  # the same boxes every time, also of methods that draw
             torch.manual_seed(0)
-            return self.method.explain(x, classes).maps.detach().float().cpu()
+            if vote is None or features is None:
+                return self.method.explain(x[rows], classes)
+            maps, boxes = vote(x[rows], classes, [each[rows] for each in features])
+        return Explanation(maps, boxes=boxes)
 
     def _parts(
-        self, maps: Tensor, rows: Tensor, classes: Tensor, probabilities: Tensor
+        self,
+        maps: Tensor,
+        own: list[list[float]],
+        rows: Tensor,
+        classes: Tensor,
+        probabilities: Tensor,
     ) -> Iterator[_Part]:
-        """The separate parts of each map, largest first."""
+        """The separate parts of each map, largest first; its box is the ``own`` one, if any."""
         import cv2
 
         shares = probabilities[rows, classes].tolist()
         facts = zip(rows.tolist(), classes.tolist(), shares, strict=True)
-        size = (maps.shape[1], maps.shape[2])
-        boxes = None if self.method.box is None else self.method.box(size)
+        height, width = maps.shape[1:]
         kept = self.threshold.kept(maps).numpy()
-        for mask, (row, label, share) in zip(kept, facts, strict=True):
-            if boxes is not None or not mask.any():  # nothing is kept: the whole image
-                x0, y0, x1, y1 = (0, 0, size[1], size[0]) if boxes is None else boxes.int().tolist()
-                whole = np.zeros(size, bool)
-                whole[y0:y1, x0:x1] = True
-                yield _Part(row, label, share, (x0, y0, x1, y1), whole, True)
-                continue
+        for place, (mask, (row, label, share)) in enumerate(zip(kept, facts, strict=True)):
             _, numbers, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
             areas = stats[1:, cv2.CC_STAT_AREA]
-            order = np.argsort(-areas, kind="stable")[:_MOST_PARTS]
-            for place, number in enumerate(order):
-                if areas[number] >= _SMALLEST_PART * areas[order[0]]:
-                    x0, y0, width, height = stats[1 + number, :4].tolist()
-                    box = (x0, y0, x0 + width, y0 + height)
-                    yield _Part(row, label, share, box, numbers == 1 + number, place == 0)
+            order = 1 + np.argsort(-areas, kind="stable")[:_MOST_PARTS]
+            corners = (*stats[order, :2].T, *(stats[order, :2] + stats[order, 2:4]).T)
+            boxes = [list(map(float, box)) for box in zip(*corners, strict=True)]
+            if own or not len(order):  # nothing is kept: the whole image
+                box = own[place] if own else [0.0, 0.0, float(width), float(height)]
+                inside = _inside(box, mask.shape)
+                within = mask & inside
+                yield _Part(row, label, share, box, within if within.any() else inside, True)
+            for rank, (number, box) in enumerate(zip(order, boxes, strict=True)):
+                is_first = rank == 0 and not own
+                large = areas[number - 1] >= _SMALLEST_PART * areas[order[0] - 1]
+                if is_first or (rank and large and self.method.box is None):
+                    yield _Part(row, label, share, box, numbers == number, is_first)
 
     def _confirmed(self, x: Tensor, maps: Tensor, parts: list[_Part]) -> list[float]:
         """The score of each part: of one beside the largest at most that of its crop."""
@@ -234,7 +252,7 @@ class _Part:
     label: int
     share: float
     """The class's probability in the whole image."""
-    box: tuple[int, int, int, int]
+    box: list[float]
     """In pixels of the map."""
     mask: np.ndarray[Any, Any]
     is_largest: bool
@@ -243,7 +261,7 @@ class _Part:
 def method_for(model: Classifier, method: Any) -> Method:
     """The method of :func:`locate`: ``"best"``, ``"fast"``, or what ``build_methods`` takes."""
     if isinstance(method, str) and method in ("best", "fast"):
-        method = "real_time_masking" if model.name in pretrained() else "grad_cam"
+        method = _USUAL[method] if model.name in pretrained() else "grad_cam"
     name = method if isinstance(method, str) else "method"
     return build_methods(model, {name: method})[name]
 
@@ -278,14 +296,22 @@ def _numbers(where: Tensor) -> list[int]:
     return where.nonzero().flatten().tolist()
 
 
-def _widened(box: Iterable[int], width: int, height: int) -> list[float]:
+def _inside(box: Sequence[float], size: tuple[int, ...]) -> Any:
+    """Boolean H×W: the pixels of a box, at least one."""
+    inside = np.zeros(size, bool)
+    x0, y0 = (int(min(round(b), s - 1)) for b, s in zip(box[:2], size[::-1], strict=True))
+    inside[y0 : max(round(box[3]), y0 + 1), x0 : max(round(box[2]), x0 + 1)] = True
+    return inside
+
+
+def _widened(box: Iterable[float], width: int, height: int) -> list[float]:
     """A box with a margin, within the map."""
     x0, y0, x1, y1 = box
     across, down = _MARGIN * (x1 - x0), _MARGIN * (y1 - y0)
     return [max(0, x0 - across), max(0, y0 - down), min(width, x1 + across), min(height, y1 + down)]
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> float:
+def _shared(a: Sequence[float], b: Sequence[float]) -> float:
     """The share of the smaller of two boxes that both cover."""
     across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
