@@ -16,10 +16,10 @@ from captum_robust.catalog.thresholds import Threshold
 from captum_robust.models import Classifier
 from captum_robust.nn import MaskingNetwork, upsampled
 
-_BLUR = 4.0
-"""Pixels of 224 by which a guided map is blurred; other sizes scale it."""
-
 MapOf = Callable[[Tensor, Tensor], Tensor]
+Guide = tuple[float, bool, tuple[float, ...]]
+"""A scale of the image, whether it is mirrored, and by how many pixels of 224 the map is blurred,
+each time for a vote."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,21 @@ class Votes:
     """
 
     scales: tuple[float, ...]
-    """Of the images that masks are made of, each mirrored too; one of them is 1."""
-    guided_mirrored: bool
-    """Whether the guided map of the mirrored image votes too."""
+    """Of the images that masks are made of, each mirrored too; the first is 1."""
+    guides: tuple[Guide, ...]
+    """Of the guided maps; the first has scale 1 and is not mirrored."""
     masks: Threshold
     guided: Threshold
     ball: Threshold | None = None
     """None: the perceptual ball does not vote."""
 
 
-FAST = Votes((1.0,), False, Threshold("energy", 0.8), Threshold("energy", 0.95))
+FAST = Votes((1.0,), ((1.0, False, (4.0,)),), Threshold("energy", 0.8), Threshold("energy", 0.95))
 BEST = Votes(
-    (1.0, 6 / 7, 8 / 7, 9 / 7),
-    True,
-    Threshold("value", 0.25),
-    Threshold("energy", 0.85),
+    (1.0, 5 / 7, 6 / 7, 8 / 7, 9 / 7, 10 / 7),
+    ((1.0, False, (0.0, 4.0, 8.0)), (1.0, True, (0.0,)), (9 / 7, False, (0.0,))),
+    Threshold("mean", 2.5),
+    Threshold("energy", 0.9),
     Threshold("mean", 1.0),
 )
 
@@ -85,18 +85,22 @@ class BoxVote:
             target: N classes.
             features: of the images, if they are known.
         """
-        mirrored = images.flip(3)
         features = self.encode(images)[0] if features is None else features
         masks = [self._mask(features, images, target)]
-        guided = [self._guided(images, target, features)]
         for scale in self.votes.scales:
-            size = (round(scale * images.shape[2]), round(scale * images.shape[3]))
-            for x in (mirrored,) if scale == 1 else (images, mirrored):
-                other = self.encode(resize_image(x, size))[0]
+            for mirrored in (True,) if scale == 1 else (False, True):
+                other = self.encode(_seen(images, scale, mirrored))[0]
                 mask = self._mask(other, images, target)
-                masks.append(mask.flip(2) if x is mirrored else mask)
-        if self.votes.guided_mirrored:
-            guided.append(self._guided(mirrored, target, None).flip(2))
+                masks.append(mask.flip(2) if mirrored else mask)
+        guided = []
+        for scale, mirrored, blurs in self.votes.guides:
+            known = features if scale == 1 and not mirrored else None
+            x = _seen(images, scale, mirrored)
+            heat = self._guided(x, target, known)
+            for blur in blurs:
+                soft = blurred(heat, blur * min(x.shape[2:]) / 224) if blur else heat
+                soft = upsampled(soft[:, None], (images.shape[2], images.shape[3]))[:, 0]
+                guided.append(soft.flip(2) if mirrored else soft)
         kinds = [(masks, self.votes.masks), (guided, self.votes.guided)]
         if self.ball is not None and self.votes.ball is not None:
             kinds.append(([self.ball(images, target)], self.votes.ball))
@@ -121,8 +125,15 @@ class BoxVote:
                 cam = torch.einsum("nchw,nc->nhw", features[-1], weights)[:, None].clamp(min=0)
                 guided = attributed(self.backprop, images, target=target)
                 guided = guided * torch.nn.functional.interpolate(cam, size)  # nearest, as Captum
-        maps = guided.detach().float().abs().sum(dim=1)
-        return blurred(maps, _BLUR * min(size) / 224)
+        maps: Tensor = guided.detach().float().abs().sum(dim=1)
+        return maps
+
+
+def _seen(images: Tensor, scale: float, mirrored: bool) -> Tensor:
+    """The images at another scale, and from left to right if ``mirrored``."""
+    size = (round(scale * images.shape[2]), round(scale * images.shape[3]))
+    scaled = images if scale == 1 else resize_image(images, size)
+    return scaled.flip(3) if mirrored else scaled
 
 
 def _mean_of(maps: Sequence[Tensor]) -> Tensor:
