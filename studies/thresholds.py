@@ -17,6 +17,7 @@ from pathlib import Path
 import harness
 
 import captum_robust
+from captum_robust.catalog.box_vote import VOTES
 from captum_robust.catalog.methods import FIXED_BOXES
 from captum_robust.report.comparison import Comparison
 
@@ -29,7 +30,7 @@ def ship(run: Path) -> None:
     configuration, scoring = result.configuration, result._scoring
     facts: dict[str, object] = {}
     print(f"{'method':24}{'chosen':>16}{'other half':>11}{'  | the other way':>18}{'two-fold':>18}")
-    methods = [m for m in result.methods if m not in FIXED_BOXES]
+    methods = [m for m in result.methods if m not in (*FIXED_BOXES, *VOTES)]
     for method in methods:
         scored = scoring.score(method, "clean")
         assert scored is not None

@@ -16,13 +16,15 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from captum_robust import RobustCAM, cli, locate
 from captum_robust.attr.real_time_masking import pretrained
+from captum_robust.catalog.box_vote import BEST, FAST
 from captum_robust.catalog.methods import METHODS, build_methods
 from captum_robust.catalog.thresholds import USUAL_THRESHOLD, shipped_facts, shipped_threshold
 from captum_robust.data import DataError
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.metrics.functional import STRATEGIES, alpha_grid
-from captum_robust.models import Classifier
-from captum_robust.show.locate import Locator
+from captum_robust.models import Classifier, load_classifier
+from captum_robust.nn import MaskingNetwork, save_masking_network
+from captum_robust.show.locate import USUAL, Locator
 from captum_robust.show.located_files import CocoFile, located_files, run_lengths
 from tests.benchmark.conftest import make_classifier
 
@@ -292,4 +294,22 @@ def test_the_command_prints_boxes_and_goes_on_after_a_broken_file(run: Run, tmp_
 def test_best_and_fast_are_methods_that_the_model_can_have() -> None:
     assert pretrained()
     for method in ("best", "fast"):
-        assert Locator(make_classifier(), method).method.threshold.is_shipped
+        assert Locator(make_classifier(), method).method.threshold == shipped_threshold("grad_cam")
+    lite = load_classifier("efficientnet_lite0")
+    assert {Locator(lite, method).method.vote.votes for method in USUAL} == {BEST, FAST}
+
+
+def test_own_masking_network_votes_too(run: Run, tmp_path: Path) -> None:
+    model = make_classifier()
+    model.name = "tests.benchmark.conftest:make_classifier"
+    save_masking_network(MaskingNetwork(model), tmp_path / "own.safetensors")
+    image = tmp_path / "a.png"
+    image.write_bytes(encode_png(as_rgb(torch.rand(3, 40, 48))))
+    named = ("--model", model.name)
+    for method in ("best", "fast", "box_vote_fast", "real_time_masking"):
+        code, out, err = run(image, *named, "--network", "own.safetensors", "--method", method)
+        assert (code, err) == (0, ""), err
+        assert "[" in out
+    code, _, err = run(image, *named, "--network", "own.safetensors", "--method", "grad_cam")
+    assert code == 2
+    assert "--network" in err

@@ -109,7 +109,7 @@ def compare(
             same strengths, "explanation 2/255" keeps the class and moves the map of each method
             that has a gradient (:class:`captum_robust.attacks.ExplanationAttack`).
         saliency_metric: also measure, on the clean images, how small a crop around each map the
-            class survives (:func:`captum_robust.metrics.functional.saliency_metric`): up to 18
+            class survives (:func:`captum_robust.metrics.functional.saliency_metric`): up to 22
             classifier passes an image and method, one for each box that a threshold draws.
         retry: when a run goes on, make the rows with errors again. Without it they are kept, and a
             run also goes on where nearly all images can't be opened.

@@ -49,6 +49,10 @@ BEST = Votes(
 )
 
 
+VOTES = {"box_vote": BEST, "box_vote_fast": FAST}
+"""By the names of the methods."""
+
+
 class BoxVote:
     """The mean, corner by corner, of the boxes that masks and guided maps draw.
 

@@ -30,12 +30,13 @@ from captum_robust.attr import (
 )
 from captum_robust.attr._layer_maps import attributed
 from captum_robust.attr.real_time_masking import pretrained
-from captum_robust.catalog.box_vote import BEST, FAST, BoxVote, Votes
+from captum_robust.catalog.box_vote import VOTES, BoxVote, Votes
 from captum_robust.catalog.relevance import RelevancePropagation
 from captum_robust.catalog.thresholds import USUAL_THRESHOLD, Threshold, shipped_threshold
 from captum_robust.defenses import DefendedModel, Transform, default_transforms
 from captum_robust.metrics import functional as metrics
 from captum_robust.models import Classifier, takes_size
+from captum_robust.nn import MaskingNetwork
 from captum_robust.nn.layout import ONE_POSITION
 
 
@@ -266,18 +267,18 @@ def _ball_and_cam(model: Classifier) -> Method:
     return _named(Guided(_ball(model), cam, power=FINE_CAM_POWER))
 
 
-def _box_vote(model: Classifier, votes: Votes) -> Method:
-    network = RealTimeMasking.from_pretrained(model.name, model=model).network
+def voting(model: Classifier, votes: Votes, network: MaskingNetwork | None = None) -> Method:
+    """The method whose boxes maps vote for; without a network that which comes for the model."""
+    if network is None:
+        network = RealTimeMasking.from_pretrained(model.name, model=model).network
     ball = _ball_and_cam(model) if votes.ball is not None else None
     of_ball = None if ball is None else lambda images, target: ball.explain(images, target).maps
     vote = BoxVote(model, network, votes, of_ball)
 
     def explain(images: Tensor, target: Tensor | None) -> Explanation:
-        if target is None:
-            features, scores = vote.encode(images)
-            maps, boxes = vote(images, scores.argmax(dim=1), features)
-        else:
-            maps, boxes = vote(images, target)
+        features, scores = vote.encode(images)
+        target = scores.argmax(dim=1) if target is None else target
+        maps, boxes = vote(images, target, features)
         return Explanation(maps, boxes=boxes)
 
     return Method(explain, vote=vote)
@@ -358,8 +359,7 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
     "real_time_masking": lambda m: from_attribution(
         RealTimeMasking.from_pretrained(m.name, model=m)
     ),
-    "box_vote": lambda m: _box_vote(m, BEST),
-    "box_vote_fast": lambda m: _box_vote(m, FAST),
+    **{name: partial(voting, votes=votes) for name, votes in VOTES.items()},
     "adversarial_localization": _localization,
     "iterative_mask": lambda m: from_attribution(IterativeMask(m)),
     "saliency": lambda m: from_attribution(captum.attr.Saliency(m)),
@@ -382,7 +382,6 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
 SLOW = ("iterative_mask",)
 """They run only where they are named: hundreds of passes an image."""
 FIXED_BOXES = ("center_box", "whole_image")
-VOTES = ("box_vote", "box_vote_fast")
 WITH_NETWORK = ("real_time_masking", *VOTES)
 """They need the masking network that comes for the model."""
 BASELINES = (*FIXED_BOXES, "random")

@@ -50,7 +50,7 @@ class CompareOptions(RunOptions):
     """Also attack the defended methods through their transforms, and the maps themselves, at each
     strength."""
     saliency_metric: bool = field(default=False, metadata=option("--saliency-metric"))
-    """Also measure how small a crop around each map the class survives: up to 18 classifier passes
+    """Also measure how small a crop around each map the class survives: up to 22 classifier passes
     more an image and method."""
     precision: str = "float32"
 

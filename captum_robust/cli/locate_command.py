@@ -13,7 +13,7 @@ from captum_robust._checks import check, printable
 from captum_robust.cli.model_options import ModelOptions, class_number
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import echo, warn
-from captum_robust.cli.shared_options import model_for, read_network, with_network
+from captum_robust.cli.shared_options import MASKING, model_for, read_network, with_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +46,26 @@ class LocateOptions(ModelOptions):
 @command_of(LocateOptions)
 def locate(options: LocateOptions) -> None:
     """Place what a classifier sees in boxes, in photographs and folders of them."""
+    from captum_robust.catalog.box_vote import VOTES
+    from captum_robust.catalog.methods import voting
     from captum_robust.data.image_lists import images_at
-    from captum_robust.show.locate import Locator
+    from captum_robust.nn import load_masking_network
+    from captum_robust.show.locate import USUAL, Locator
     from captum_robust.show.located_files import CocoFile, located_files
 
     files = images_at(options.paths, without=Path("captum-robust-locate"))
     if options.coco is not None:
         is_image = options.coco.resolve() in {file.resolve() for file in files.values()}
         check(not is_image, f"--coco: {options.coco} is one of the images; give another name")
-    file = read_network(options.network, [options.method])
+    named = USUAL.get(options.method, options.method)
+    votes = VOTES.get(named)
+    file = read_network(options.network, [named if votes is None else MASKING])
     model = model_for(file, options)
-    chosen = with_network(model, [options.method], file)
-    method: Any = chosen[options.method] if isinstance(chosen, dict) else options.method
+    method: Any = options.method
+    if file is not None and votes is not None:
+        method = voting(model, votes, load_masking_network(file, model))
+    elif file is not None:
+        method = with_network(model, [named], file)[named]
     locator = Locator(model, method, threshold=options.threshold, confidence=options.confidence)
     target = class_number(model, options.target, "target")
     names = list(model.class_names or ())

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from captum_robust.catalog.methods import BASELINES, FIXED_BOXES, VOTES
+from captum_robust.catalog.box_vote import VOTES
+from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
 from captum_robust.metrics.functional import STABILITY_MEASURES, STRATEGIES
 from captum_robust.runs.store import RunStore
 

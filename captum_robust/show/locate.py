@@ -42,7 +42,7 @@ _MARGIN = 0.1
 _SAME = 0.5
 """Boxes that share more of the smaller one than this are one object."""
 
-_USUAL = {"best": "box_vote", "fast": "box_vote_fast"}
+USUAL = {"best": "box_vote", "fast": "box_vote_fast"}
 
 Located = dict[str, Tensor]
 
@@ -260,8 +260,10 @@ class _Part:
 
 def method_for(model: Classifier, method: Any) -> Method:
     """The method of :func:`locate`: ``"best"``, ``"fast"``, or what ``build_methods`` takes."""
-    if isinstance(method, str) and method in ("best", "fast"):
-        method = _USUAL[method] if model.name in pretrained() else "grad_cam"
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, str) and method in USUAL:
+        method = USUAL[method] if model.name in pretrained() else "grad_cam"
     name = method if isinstance(method, str) else "method"
     return build_methods(model, {name: method})[name]
 

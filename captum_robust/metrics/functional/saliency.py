@@ -70,6 +70,7 @@ SMALLEST_AREA = 0.05
 SALIENCY_THRESHOLDS: dict[str, tuple[float, ...]] = {
     "value": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     "mean": (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
+    "percentile": (0.7, 0.8, 0.9, 0.95),
 }
 """The thresholds that are tried where one is chosen: each costs a classifier pass an image, less
 for those that draw the same box."""
