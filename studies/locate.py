@@ -11,7 +11,10 @@ over the classes that occur, of labels and boxes; ``agnostic`` is that of the bo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import harness
@@ -19,7 +22,8 @@ import torch
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
-from captum_robust.data import Sample
+from captum_robust.benchmark.passes import count_passes
+from captum_robust.data import Sample, load_dataset
 from captum_robust.metrics.functional import center_box, split_folds
 from captum_robust.models import Classifier
 from captum_robust.show.locate import Located, locate
@@ -58,39 +62,69 @@ def precision(found: list[Located], truth: list[Located], *, agnostic: bool = Fa
     return [float(result["map"]), float(result["map_50"])]
 
 
-def centred(model: Classifier, images: list[Tensor], confidence: float) -> list[Located]:
-    """The centre box under the classes that are seen."""
-    results = locate(model, images, method="center_box", confidence=confidence)
-    for image, one in zip(images, results, strict=True):
-        box = center_box((image.shape[1], image.shape[2]))
-        one["boxes"] = box.expand(len(one["labels"]), 4).float()
-    return results
+def placed(
+    model: Classifier, images: list[Tensor], method: str, confidence: float
+) -> list[Located]:
+    """What ``locate`` finds; of the centre box, one under each class that is seen."""
+    found = locate(model, images, method=method, confidence=confidence)
+    if method == "center_box":
+        for image, one in zip(images, found, strict=True):
+            box = center_box((image.shape[1], image.shape[2]))
+            one["boxes"] = box.expand(len(one["labels"]), 4).float()
+    return found
 
 
 def several(
-    data: Path, *, count: int = 200, confidences: tuple[float, ...] = (0.05, 0.1, 0.2)
+    data: Path,
+    *,
+    count: int = 150,
+    confidences: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2),
+    rounds: tuple[int, ...] = (1, 4),
+    with_best: bool = False,
 ) -> None:
     """Mean average precision of collages, beside other methods with the same rule."""
     model = harness.classifier()
-    photographs = harness.photographs(data)
-    samples = [photographs[index] for index in range(len(photographs))]
-    folds = split_folds([sample.id for sample in samples], 0)
+    dataset = load_dataset("imagenet", data)
+    samples = [dataset[index] for index in range(len(dataset))]
+    folds = split_folds([sample.id for sample in samples], 0).tolist()
+    heads = ("mAP", "at .5", "agnostic", "at .5", "boxes")
     print(
-        f"{'fold':>4} {'method':20}{'confidence':>11}"
-        f"{'mAP':>8}{'at .5':>8}{'agnostic':>10}{'at .5':>8}"
+        f"{'half':>4} {'method':14}{'rounds':>7}{'confidence':>11}"
+        + "".join(f"{h:>10}" for h in heads)
     )
     for fold in (0, 1):
-        mine = [s for s, f in zip(samples, folds.tolist(), strict=True) if f == fold]
-        images, truth = zip(*collages(mine, count, fold), strict=True)
-        for method in ("best", "fast", "grad_cam", "robust_cam", "center_box"):
-            for confidence in confidences:
-                found = locate(model, list(images), method=method, confidence=confidence)
-                numbers = precision(found, list(truth)) + precision(
-                    found, list(truth), agnostic=True
-                )
-                line = "".join(f"{n:{w}.3f}" for n, w in zip(numbers, (8, 8, 10, 8), strict=True))
-                print(f"{fold:>4} {method:20}{confidence:11.2f}{line}", flush=True)
+        mine = [s for s, f in zip(samples, folds, strict=True) if f == fold]
+        images, truth = map(list, zip(*collages(mine, count, fold), strict=True))
+        for method in ("fast", "grad_cam", "center_box", *(["best"] if with_best else [])):
+            for looks, confidence in product(rounds, confidences):
+                found = placed(model, images, method, confidence, looks)
+                numbers = precision(found, truth) + precision(found, truth, agnostic=True)
+                numbers.append(sum(len(one["boxes"]) for one in found) / count)
+                line = "".join(f"{number:10.3f}" for number in numbers)
+                print(f"{fold:>4} {method:14}{looks:>7}{confidence:11.2f}{line}", flush=True)
+
+
+def cost(data: Path, *, images: int = 32) -> None:
+    """Passes and milliseconds an image, and what each stage takes of them."""
+    model = harness.classifier()
+    photographs = harness.photographs(data, images)
+    calls: dict[str, Callable[[], object]] = {
+        "scores": lambda: harness.in_batches(model, photographs.images),
+        **{
+            name: partial(locate, model, photographs.images, method=name)
+            for name in ("fast", "best", "grad_cam", "real_time_masking")
+        },
+    }
+    print(f"n={images}, {torch.get_num_threads()} threads\n{'':20}forward backward  ms/image")
+    for name, call in calls.items():
+        with count_passes(model) as passes:
+            call()
+        began = time.perf_counter()
+        call()
+        ms = 1000 * (time.perf_counter() - began) / images
+        per = (passes.forward / images, passes.backward / images)
+        print(f"{name:20}{per[0]:7.2f}{per[1]:9.2f}{ms:10.1f}", flush=True)
 
 
 if __name__ == "__main__":
-    harness.study(__doc__, several)
+    harness.study(__doc__, several, cost)

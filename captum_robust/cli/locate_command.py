@@ -33,6 +33,9 @@ class LocateOptions(ModelOptions):
     the method best, as it ships, or else 0.2."""
     confidence: float = 0.2
     """The least probability of a class; the first is placed in any case."""
+    rounds: int | None = field(default=None, metadata=option(min=1))
+    """How often the image is looked at: what was found is painted over for the next look. By
+    default up to 4, with fast 1."""
     batch_size: int = field(default=16, metadata=option(min=1))
     """Images that the classifier gets at once."""
     json: bool = field(default=False, metadata=option("--json"))
@@ -66,7 +69,14 @@ def locate(options: LocateOptions) -> None:
         method = voting(model, votes, load_masking_network(file, model))
     elif file is not None:
         method = with_network(model, [named], file)[named]
-    locator = Locator(model, method, threshold=options.threshold, confidence=options.confidence)
+    rounds = 1 if options.rounds is None and options.method == "fast" else options.rounds
+    locator = Locator(
+        model,
+        method,
+        threshold=options.threshold,
+        confidence=options.confidence,
+        rounds=rounds,
+    )
     target = class_number(model, options.target, "target")
     names = list(model.class_names or ())
     coco, failed = CocoFile(names), 0

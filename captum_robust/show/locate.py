@@ -39,6 +39,7 @@ _SMALLEST_PART = 0.1
 """Of the largest part of the same map: smaller ones are not looked at."""
 _MARGIN = 0.1
 """Of the sides of a part: what is shown to the classifier around it."""
+ROUNDS = 4
 _SAME = 0.5
 """Boxes that share more of the smaller one than this are one object."""
 
@@ -55,18 +56,21 @@ def locate(
     *,
     threshold: float | None = None,
     confidence: float = 0.2,
+    rounds: int | None = None,
     batch_size: int = 16,
 ) -> list[Located]:
     """Place the objects that a classifier sees in photographs of any size in boxes.
 
     Each class with at least ``confidence`` has its own map, and the first one in any case. The box
-    around the largest part of the map stands for the class; a part beside it, of at least a tenth
+    around the largest part of the map stands for the class. A part beside it, of at least a tenth
     of its pixels, is one more object if the classifier gives a crop of it the class with at least
-    ``confidence`` and no less than half of what it gives the whole image. Of boxes that share more
-    than half of the smaller one, that with the highest score stays.
+    ``confidence`` and no less than half of what it gives the whole image. Then what was found is
+    painted over and the rest is looked at again, where each box has to be confirmed so, until
+    nothing new is found or after so many ``rounds``. Of boxes that share more than half of the
+    smaller one, the first stays.
 
-    An image costs a pass for the scores, the passes of the method for each class, and one for
-    each part that is looked at.
+    An image costs, each round, a pass for the scores, the passes of the method for each class, and
+    one for each part that has to be confirmed.
 
     Args:
         model: takes images of its ``input_size``, to which photographs are squashed.
@@ -79,13 +83,14 @@ def locate(
             Captum attribution, or a function ``(images N×C×H×W, target N) -> N×H×W or N×C×H×W``.
         threshold: of the box, a share of the map's range; None: that which ships for the method.
         confidence: the least probability of a class.
+        rounds: None: four, but one with ``"fast"``.
         batch_size: images, and maps, at once.
 
     Returns:
         For each image, the most certain first: ``boxes`` M×4 float32 (x0, y0, x1, y1) in pixels of
         the image given, ``labels`` M int64, ``scores`` M float32, the class's probability in the
-        image (of a part beside the largest: in its crop, if lower), and ``masks`` M×H×W Boolean.
-        They are on the CPU.
+        image, or in its rest (of a box that had to be confirmed: in its crop, if lower), and
+        ``masks`` M×H×W Boolean. They are on the CPU.
 
     Raises:
         DataError: a file that cannot be read.
@@ -96,7 +101,7 @@ def locate(
     kinds = (Tensor, Sequence)
     is_one = isinstance(images, str)
     check_type("images", None if is_one else images, kinds, "a tensor N×C×H×W or a sequence")
-    found = Locator(model, method, threshold=threshold, confidence=confidence)
+    found = Locator(model, method, threshold=threshold, confidence=confidence, rounds=rounds)
     count = len(images)
     classes = _classes_of(target, count, model)
     check_count("batch_size", batch_size, 1)
@@ -118,11 +123,14 @@ class Locator:
         *,
         threshold: float | None = None,
         confidence: float = 0.2,
+        rounds: int | None = None,
     ) -> None:
         if threshold is not None:
             check_number("threshold", threshold, 0, 1)
         self.model = model
         self.confidence = check_number("confidence", confidence, 0, 1)
+        usual = 1 if isinstance(method, str) and method == "fast" else ROUNDS
+        self.rounds = usual if rounds is None else check_count("rounds", rounds, 1)
         self.method = method_for(model, method)
         own = self.method.threshold
         self.threshold = own if threshold is None else Threshold("value", threshold)
@@ -135,36 +143,64 @@ class Locator:
     def _found(self, images: Sequence[Tensor], target: Tensor | None) -> list[Located]:
         x = torch.stack([resize_image(image, self.model.input_size) for image in images])
         x = in_channels_of(self.model, x.to(device_of(self.model)))
+        found: list[list[tuple[float, _Part]]] = [[] for _ in images]
+        left = list(range(len(images)))
+        for number in range(self.rounds):
+            rest = x[left] if number else x
+            if number:
+                taken = [[part.box for _, part in found[i]] for i in left]
+                rest = _without(rest, taken)
+            asked = None if target is None else target[left]
+            parts = self._round(rest, x[left], asked, is_first=number == 0)
+            left = sorted({left[row] for row in self._keep(parts, found, left)})
+            if not left:
+                break
+        return [
+            _located(some, image, x.shape[2:]) for some, image in zip(found, images, strict=True)
+        ]
+
+    def _round(
+        self, rest: Tensor, x: Tensor, target: Tensor | None, *, is_first: bool
+    ) -> list[tuple[float, _Part]]:
+        """The parts that are seen in the rest of images ``x``, with their scores."""
         features: list[Tensor] | None = None
         if self.method.vote is None:
             with torch.no_grad():
-                scores = self.model(x)
+                scores = self.model(rest)
         else:  # the pass that its masks need anyway
-            features, scores = self.method.vote.encode(x)
+            features, scores = self.method.vote.encode(rest)
         warn_of_probabilities(scores, "model")
         probabilities = probabilities_of(scores)
         finite = probabilities.isfinite().all(dim=1)
         check(finite.all(), f"model: no finite scores for image(s) {_numbers(~finite)}")
-        rows, classes = self._asked(probabilities, target)
+        rows, classes = self._asked(probabilities, target, is_first)
+        if not len(rows):
+            return []
+        step = max(1, len(x))
         explained = [
-            self._explained(x, rows[first:stop], classes[first:stop], features)
-            for first in range(0, len(rows), len(images))
-            for stop in [first + len(images)]
+            self._explained(rest, rows[first:stop], classes[first:stop], features)
+            for first in range(0, len(rows), step)
+            for stop in [first + step]
         ]
         maps = torch.cat([one.maps.detach().float().cpu() for one in explained])
         boxes = [self.method.boxes(one) for one in explained]
         own = [box for some in boxes if some is not None for box in some.tolist()]
         parts = list(self._parts(maps, own, rows, classes, probabilities))
-        return self._placed(parts, self._confirmed(x, maps, parts), images, maps.shape[1:])
+        sure = [is_first and part.is_largest for part in parts]
+        return list(zip(self._confirmed(x, parts, sure), parts, strict=True))
 
-    def _asked(self, probabilities: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _asked(
+        self, probabilities: Tensor, target: Tensor | None, is_first: bool
+    ) -> tuple[Tensor, Tensor]:
         """Which image each map is of, and which class: P and P."""
         if target is not None:
-            every = torch.arange(len(probabilities), device=probabilities.device)
-            return every, target.to(probabilities.device)
+            target = target.to(probabilities.device)
+            own = probabilities.gather(1, target[:, None])[:, 0] >= self.confidence
+            rows = (own | is_first).nonzero()[:, 0]
+            return rows, target[rows]
         best = probabilities.topk(min(_MOST_CLASSES, probabilities.shape[1]))
         sure = best.values >= self.confidence
-        sure[:, 0] = True
+        sure[:, 0] |= is_first
         rows, places = sure.nonzero(as_tuple=True)
         return rows, best.indices[rows, places]
 
@@ -211,37 +247,34 @@ class Locator:
                 if is_first or (rank and large and self.method.box is None):
                     yield _Part(row, label, share, box, numbers == number, is_first)
 
-    def _confirmed(self, x: Tensor, maps: Tensor, parts: list[_Part]) -> list[float]:
-        """The score of each part: of one beside the largest at most that of its crop."""
+    def _confirmed(self, x: Tensor, parts: list[_Part], sure: list[bool]) -> list[float]:
+        """The score of each part: of those that are not ``sure`` at most that of their crop."""
         scores = [part.share for part in parts]
-        others = [number for number, part in enumerate(parts) if not part.is_largest]
+        others = [number for number, is_sure in enumerate(sure) if not is_sure]
         if others:
-            height, width = maps.shape[1:]
-            boxes = torch.tensor([_widened(parts[n].box, width, height) for n in others])
-            boxes = boxes * torch.tensor([x.shape[3] / width, x.shape[2] / height] * 2)
+            boxes = torch.tensor([_widened(parts[n].box, x.shape[3], x.shape[2]) for n in others])
             rows = torch.tensor([parts[n].row for n in others], device=x.device)
             labels = torch.tensor([parts[n].label for n in others], device=x.device)
             _, shares = crop_scores(self.model, x[rows], boxes[:, None].to(x.device), labels)
             for number, share in zip(others, shares[:, 0].exp().tolist(), strict=True):
                 least = max(self.confidence, scores[number] / 2)
-                scores[number] = min(scores[number], share) if share >= least else 0.0
+                scores[number] = min(scores[number], share) if share >= least else -1.0
         return scores
 
-    def _placed(
+    def _keep(
         self,
-        parts: list[_Part],
-        scores: list[float],
-        images: Sequence[Tensor],
-        size: Sequence[int],
-    ) -> list[Located]:
-        """The parts that stay, in pixels of each image."""
-        by_image: list[list[tuple[float, _Part]]] = [[] for _ in images]
-        for score, part in sorted(zip(scores, parts, strict=True), key=lambda one: -one[0]):
-            kept = by_image[part.row]
-            is_seen = part.is_largest or score > 0
-            if is_seen and all(_shared(part.box, other.box) <= _SAME for _, other in kept):
+        parts: list[tuple[float, _Part]],
+        found: list[list[tuple[float, _Part]]],
+        left: list[int],
+    ) -> list[int]:
+        """Add the parts that are another object to what was found; the rows of those."""
+        rows = []
+        for score, part in sorted(parts, key=lambda one: -one[0]):
+            kept = found[left[part.row]]
+            if score >= 0 and all(_shared(part.box, other.box) <= _SAME for _, other in kept):
                 kept.append((score, part))
-        return [_located(kept, image, size) for kept, image in zip(by_image, images, strict=True)]
+                rows.append(part.row)
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,11 +284,12 @@ class _Part:
     row: int
     label: int
     share: float
-    """The class's probability in the whole image."""
+    """The class's probability in the image, or in what is left of it."""
     box: list[float]
     """In pixels of the map."""
     mask: np.ndarray[Any, Any]
     is_largest: bool
+    """Of its map."""
 
 
 def method_for(model: Classifier, method: Any) -> Method:
@@ -320,7 +354,18 @@ def _shared(a: Sequence[float], b: Sequence[float]) -> float:
     return max(0, across) * max(0, down) / smaller
 
 
+def _without(x: Tensor, taken: list[list[list[float]]]) -> Tensor:
+    """Images N×C×H×W with their mean colour in the boxes."""
+    rest = x.clone()
+    for image, boxes in zip(rest, taken, strict=True):
+        colour = image.mean(dim=(1, 2))[:, None, None]
+        for x0, y0, x1, y1 in boxes:
+            image[:, int(y0) : round(y1), int(x0) : round(x1)] = colour
+    return rest
+
+
 def _located(kept: list[tuple[float, _Part]], image: Tensor, size: Sequence[int]) -> Located:
+    kept = sorted(kept, key=lambda one: -one[0])
     height, width = image.shape[1:]
     scale = torch.tensor([width / size[1], height / size[0]] * 2)
     masks = torch.stack([torch.from_numpy(part.mask) for _, part in kept])
