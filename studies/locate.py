@@ -63,10 +63,10 @@ def precision(found: list[Located], truth: list[Located], *, agnostic: bool = Fa
 
 
 def placed(
-    model: Classifier, images: list[Tensor], method: str, confidence: float
+    model: Classifier, images: list[Tensor], method: str, confidence: float, rounds: int
 ) -> list[Located]:
     """What ``locate`` finds; of the centre box, one under each class that is seen."""
-    found = locate(model, images, method=method, confidence=confidence)
+    found = locate(model, images, method=method, confidence=confidence, rounds=rounds)
     if method == "center_box":
         for image, one in zip(images, found, strict=True):
             box = center_box((image.shape[1], image.shape[2]))
