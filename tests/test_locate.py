@@ -108,6 +108,54 @@ def test_an_object_costs_a_pass_beside_those_of_the_method() -> None:
     assert model.module.passes == 3
 
 
+class Peaks(nn.Module):
+    """Scores of three classes: ten times the brightest pixel of each colour."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 10 * x.amax(dim=(2, 3))
+
+
+def test_what_is_left_is_looked_at_again_once_more_certain_objects_are_found() -> None:
+    model = Classifier(Peaks(), input_size=32, class_names=NAMES).eval()
+    image = painted((RED, (0, 0, 16, 16)), size=(32, 32))
+    image[GREEN, 20:30, 18:28], image[BLUE, 2:8, 20:30] = 0.8, 0.6
+    (first,) = locate(model, image[None], None, of_class, rounds=1)
+    assert first["labels"].tolist() == [RED]
+    (two,) = locate(model, image[None], None, of_class, rounds=2)
+    assert two["labels"].tolist() == [GREEN, RED]
+    (all_,) = locate(model, image[None], None, of_class)
+    pairs = zip(all_["labels"].tolist(), map(tuple, all_["boxes"].tolist()), strict=True)
+    assert set(pairs) == {(RED, (0, 0, 16, 16)), (GREEN, (18, 20, 28, 30)), (BLUE, (20, 2, 30, 8))}
+    assert all_["scores"].tolist() == sorted(all_["scores"].tolist(), reverse=True)
+
+
+def test_a_long_image_keeps_its_shape_if_the_model_takes_that() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Watched(Colours):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(tuple(x.shape[2:]))
+            return super().forward(x)
+
+    class OneSize(Watched):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[2:] != (32, 32):
+                raise RuntimeError("the size of tensor a must match")
+            return super().forward(x)
+
+    sizes = {(32, 96): (32, 96), (40, 40): (32, 32), (300, 20): (128, 32), (40, 50): (32, 32)}
+    images = [painted((RED, (4, 4, 12, 12)), size=size) for size in sizes]
+    for kind, wanted in ((Watched, set(sizes.values())), (OneSize, {(32, 32)})):
+        seen.clear()
+        model = Classifier(kind(), input_size=32, class_names=NAMES).eval()
+        found = locate(model, images, None, of_class, rounds=1)
+        assert set(seen) == wanted
+        assert [tuple(one["masks"].shape[1:]) for one in found] == list(sizes)
+        torch.testing.assert_close(
+            found[0]["boxes"], torch.tensor([[4.0, 4, 12, 12]]), atol=3, rtol=0
+        )
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_no_image_sees_another(batch_size: int) -> None:
     model = make_classifier()

@@ -30,7 +30,7 @@ from captum_robust.catalog.methods import Explanation, Method, build_methods
 from captum_robust.catalog.thresholds import Threshold
 from captum_robust.data import load_image
 from captum_robust.metrics.functional import crop_scores
-from captum_robust.models import Classifier
+from captum_robust.models import Classifier, takes_size
 from captum_robust.models.classifier import in_channels_of
 
 _MOST_CLASSES = 5
@@ -40,6 +40,13 @@ _SMALLEST_PART = 0.1
 _MARGIN = 0.1
 """Of the sides of a part: what is shown to the classifier around it."""
 ROUNDS = 4
+_SQUASHED = 1.5
+"""Images that are no longer than so many times their shorter side are squashed to the model's size,
+as those were on which thresholds were chosen."""
+_LONGEST = 4.0
+"""Longer ones are squashed to this shape."""
+_STEP = 32
+"""Pixels of which the longer side of such images is a multiple."""
 _SAME = 0.5
 """Boxes that share more of the smaller one than this are one object."""
 
@@ -73,7 +80,9 @@ def locate(
     one for each part that has to be confirmed.
 
     Args:
-        model: takes images of its ``input_size``, to which photographs are squashed.
+        model: takes images of its ``input_size``, to which photographs are squashed. One whose
+            longer side is more than 1.5 times the shorter keeps about its shape, with the shorter
+            side as long as the model's, if the model takes such images.
         images: N×C×H×W, or a sequence of C×H×W of any sizes, with pixels in [0, 1], or of files.
         target: the class to place, one number for all images or one each; None: those that the
             model sees.
@@ -134,30 +143,53 @@ class Locator:
         self.method = method_for(model, method)
         own = self.method.threshold
         self.threshold = own if threshold is None else Threshold("value", threshold)
+        self._takes: dict[tuple[int, int], bool] = {}
 
     def __call__(self, images: Sequence[Tensor], target: Tensor | None = None) -> list[Located]:
         """What is in a batch of images C×H×W, of the classes N or of those that are seen."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for number, image in enumerate(images):
+            groups.setdefault(self._size_for(image), []).append(number)
+        found: dict[int, Located] = {}
         with evaluation(self.model):
-            return self._found(images, target)
+            for size, numbers in groups.items():
+                asked = None if target is None else target[numbers]
+                some = self._found([images[number] for number in numbers], size, asked)
+                found |= dict(zip(numbers, some, strict=True))
+        return [found[number] for number in range(len(images))]
 
-    def _found(self, images: Sequence[Tensor], target: Tensor | None) -> list[Located]:
-        x = torch.stack([resize_image(image, self.model.input_size) for image in images])
+    def _size_for(self, image: Tensor) -> tuple[int, int]:
+        """The size (H, W) at which the model sees an image.
+
+        Its own; of a longer image the shorter side as long as that, if the model takes that.
+        """
+        own = self.model.input_size
+        shape = image.shape[1] / image.shape[2]
+        if max(shape, 1 / shape) <= _SQUASHED or own[0] != own[1]:
+            return own
+        longer = round(own[0] * min(max(shape, 1 / shape), _LONGEST) / _STEP) * _STEP
+        size = (longer, own[1]) if shape > 1 else (own[0], longer)
+        if size not in self._takes:
+            self._takes[size] = takes_size(self.model, size)
+        return size if self._takes[size] else own
+
+    def _found(
+        self, images: Sequence[Tensor], size: tuple[int, int], target: Tensor | None
+    ) -> list[Located]:
+        x = torch.stack([resize_image(image, size) for image in images])
         x = in_channels_of(self.model, x.to(device_of(self.model)))
         found: list[list[tuple[float, _Part]]] = [[] for _ in images]
         left = list(range(len(images)))
         for number in range(self.rounds):
-            rest = x[left] if number else x
-            if number:
-                taken = [[part.box for _, part in found[i]] for i in left]
-                rest = _without(rest, taken)
+            taken = [[part.box for _, part in found[i]] for i in left]
+            rest = _without(x[left], taken) if number else x
             asked = None if target is None else target[left]
             parts = self._round(rest, x[left], asked, is_first=number == 0)
             left = sorted({left[row] for row in self._keep(parts, found, left)})
             if not left:
                 break
-        return [
-            _located(some, image, x.shape[2:]) for some, image in zip(found, images, strict=True)
-        ]
+        pairs = zip(found, images, strict=True)
+        return [_located(some, image, size) for some, image in pairs]
 
     def _round(
         self, rest: Tensor, x: Tensor, target: Tensor | None, *, is_first: bool
