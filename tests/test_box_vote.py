@@ -129,6 +129,8 @@ def test_a_row_of_compare_has_the_voted_box_whatever_the_threshold(with_votes: C
         boxes = vote(sample.image[None], torch.tensor([sample.label]))[1]
         assert row[["x0", "y0", "x1", "y1"]].tolist() == boxes[0].round().tolist()
     assert "box_vote_fast" in result.to_text()
+    settings = result.configuration["settings"]
+    assert settings["box_vote_fast"] == repr(FAST)
 
 
 def test_explain_draws_the_voted_box(with_votes: Classifier, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from captum_robust.attacks import Attack
 from captum_robust.attr import AdversarialLocalization, BallSettings, IterativeMask, RealTimeMasking
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog import methods as known
+from captum_robust.catalog.box_vote import VOTES
 from captum_robust.data.classes import imagenet_names
 from captum_robust.data.contents import checksums_of
 from captum_robust.data.renumbered import Renumbered
@@ -69,7 +70,7 @@ def describe_run(
 def _describe_named(model: Classifier, methods: Collection[str]) -> dict[str, str]:
     """What a name does not say of its method: with other settings its rows are another's."""
     facts = {}
-    if any(name in methods for name in known.PERTURBING):
+    if any(name in methods for name in (*known.PERTURBING, *VOTES)):
         scale, power = known.FINE_CAM_SCALE, known.FINE_CAM_POWER
         cam = f"map of {scale:.4g} times the size to the power {power:g}"
         facts["perturbing_methods"] = f"{known.BALL_SETTINGS}, blur {known.BALL_BLUR:g}, {cam}"
@@ -77,8 +78,9 @@ def _describe_named(model: Classifier, methods: Collection[str]) -> dict[str, st
         facts["defended_methods"] = repr(default_transforms())
     if "iterative_mask" in methods:
         facts["iterative_mask"] = _describe(IterativeMask(model))
-    if "real_time_masking" in methods and model.name in pretrained():
+    if any(name in methods for name in known.WITH_NETWORK) and model.name in pretrained():
         facts["masking_network"] = _checksum_of(pretrained()[model.name])
+    facts |= {name: repr(votes) for name, votes in VOTES.items() if name in methods}
     return facts
 
 
@@ -130,7 +132,7 @@ def _describe_model(model: Classifier, methods: Collection[str]) -> dict[str, An
         facts["source_crc32"] = source
     if model.class_names is not None and tuple(model.class_names) != imagenet_names():
         facts["classes_crc32"] = zlib.crc32(json.dumps(list(model.class_names)).encode())
-    if any(name in methods for name in known.WITH_PERCEPTUAL_LAYERS):
+    if any(name in methods for name in (*known.WITH_PERCEPTUAL_LAYERS, *VOTES)):
         layers = model.perceptual_layers
         facts["perceptual_layers"] = ", ".join(_name_of(model, layer) for layer in layers)
     return facts

@@ -11,6 +11,7 @@ def methods() -> None:
     """List the methods that compare and explain know, and the attacks of compare and attack."""
     from captum_robust.attr.real_time_masking import pretrained
     from captum_robust.benchmark import ATTACKS, BASELINES, METHODS
+    from captum_robust.catalog.box_vote import VOTES
     from captum_robust.catalog.methods import SLOW
 
     notes = dict.fromkeys(BASELINES, "baseline")
@@ -19,6 +20,7 @@ def methods() -> None:
     notes[MASKING] = (
         f"trained for {trained}; for others captum-robust train masking, then --network"
     )
+    notes |= dict.fromkeys(VOTES, f"places a box itself; for {trained}, for others see locate")
     notes[LOCALIZATION] = "needs --network, from captum-robust train localization"
     notes["lrp"] = "for chains of layers only, such as vgg16 and simple_convnet"
     for name in METHODS:
