@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from captum_robust.attacks import FGSM
 from captum_robust.benchmark import METHODS, Comparison, RunWarning, compare
 from captum_robust.benchmark.passes import count_passes
-from captum_robust.catalog.methods import heat_map
+from captum_robust.catalog.methods import WITH_NETWORK, heat_map
 from captum_robust.data import DataError, Sample, resize
 from captum_robust.data.dataset import LocalizationDataset
 from captum_robust.metrics import LocalizationError
@@ -43,7 +43,7 @@ def rows(comparison: Comparison) -> pd.DataFrame:
 def test_every_method_gives_one_row_an_image(model: Classifier, drawn: Drawn) -> None:
     result = compare(model, drawn, progress=False)
     # Slow; not trained for it.
-    methods = set(METHODS) - {"iterative_mask", "real_time_masking", "adversarial_localization"}
+    methods = set(METHODS) - {"iterative_mask", *WITH_NETWORK, "adversarial_localization"}
     frame = rows(result)
     assert len(frame) == 6 * len(methods)
     assert frame["error"].isna().all(), frame["error"].dropna().unique()
@@ -72,9 +72,7 @@ def test_a_model_of_one_channel_sees_photographs_in_grey(drawn: Drawn, tmp_path:
     grey = nn.Conv2d(1, 8, 5, stride=2, padding=2)
     grey.load_state_dict({**first.state_dict(), "weight": first.weight.data.sum(1, keepdim=True)})
     model = Classifier(nn.Sequential(grey, *coloured.module[1:]), [0.5], [0.5], 32).eval()
-    names = sorted(
-        set(METHODS) - {"iterative_mask", "real_time_masking", "adversarial_localization"}
-    )
+    names = sorted(set(METHODS) - {"iterative_mask", *WITH_NETWORK, "adversarial_localization"})
     attacks = {"fgsm": FGSM(model, epsilon=0.02)}
     attacked = compare(model, drawn, ["robust_cam"], attacks, out=tmp_path, progress=False)
     assert attacked.to_html(tmp_path / "page.html")

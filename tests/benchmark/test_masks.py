@@ -10,7 +10,7 @@ import torch
 
 from captum_robust.attr import AdversarialLocalization, IterativeMask, RealTimeMasking
 from captum_robust.benchmark import METHODS, compare
-from captum_robust.catalog.methods import build_methods, heat_map, usual_methods
+from captum_robust.catalog.methods import WITH_NETWORK, build_methods, heat_map, usual_methods
 from captum_robust.models import Classifier
 from captum_robust.nn import (
     CodeObjective,
@@ -83,7 +83,7 @@ def test_what_runs_without_being_named_is_neither_slow_nor_untrained(
     model: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never = {"iterative_mask", "adversarial_localization"}
-    assert set(METHODS) - set(usual_methods(model)) == {*never, "real_time_masking"}
+    assert set(METHODS) - set(usual_methods(model)) == {*never, *WITH_NETWORK}
     monkeypatch.setattr(
         "captum_robust.catalog.methods.pretrained", lambda: {model.name: Path("w.safetensors")}
     )

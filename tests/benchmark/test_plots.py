@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from captum_robust.benchmark import METHODS, Comparison, compare
+from captum_robust.catalog.methods import WITH_NETWORK
 from captum_robust.metrics.functional import STRATEGIES
 from captum_robust.report.plots import Style, method_styles, plot_curves
 
@@ -95,7 +96,7 @@ def test_no_label_covers_another(run: Comparison) -> None:
 
 def test_all_methods_differ_in_line_and_only_baselines_are_grey(tmp_path: Path) -> None:
     # Of this classifier nobody has trained masks; only the names count here.
-    untrained = dict.fromkeys(("real_time_masking", "adversarial_localization"), centre_heat)
+    untrained = dict.fromkeys((*WITH_NETWORK, "adversarial_localization"), centre_heat)
     methods = {**{name: name for name in METHODS}, **untrained}
     run = compare(make_classifier(), Drawn(2), methods, out=tmp_path, progress=False)
     styles = method_styles(run.configuration["methods"])
