@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,7 @@ from captum_robust._checks import (
     check_number,
     check_shape,
     check_type,
+    printable,
 )
 from captum_robust._contexts import evaluation
 from captum_robust._processes import device_of
@@ -329,7 +331,14 @@ def method_for(model: Classifier, method: Any) -> Method:
     if isinstance(method, Method):
         return method
     if isinstance(method, str) and method in USUAL:
-        method = USUAL[method] if model.name in pretrained() else "grad_cam"
+        is_known = model.name in pretrained()
+        if not is_known:
+            warnings.warn(
+                f"no masking network comes for {printable(model.name)}: {method} is grad_cam; "
+                "captum-robust train masking trains one",
+                stacklevel=3,
+            )
+        method = USUAL[method] if is_known else "grad_cam"
     name = method if isinstance(method, str) else "method"
     return build_methods(model, {name: method})[name]
 
