@@ -95,6 +95,26 @@ def test_compare_prints_the_table_and_counts_what_it_could_not_use(
     assert "<script>.png" not in report
 
 
+def test_thresholds_are_chosen_as_asked(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images")
+    named = ("compare", "folder", folder, "--methods", "robust_cam,saliency,guided_backprop")
+    for way, said in (
+        ("shipped", "as they ship for each method"),
+        ("pseudo", "tuned on boxes that the other methods agree on"),
+        ("two-fold", "tuned on the"),
+    ):
+        code, out, _ = run(*named, "--thresholds", way)
+        assert code == 0
+        assert said in out
+        assert way in (tmp_path / "captum-robust-compare/report.html").read_text("utf-8")
+    code, _, err = run(*named, "--thresholds", "guess")
+    assert code == 2
+    assert "--thresholds: expected one of" in err
+    code, _, err = run(*named, "--thresholds", "shipped", "--oracle")
+    assert code == 2
+    assert "give one of them" in err
+
+
 def test_a_run_in_which_a_method_fails_on_every_image_ends_with_its_reason(
     run: Run, tmp_path: Path
 ) -> None:
