@@ -18,7 +18,7 @@ import harness
 
 import captum_robust
 from captum_robust.catalog.box_vote import VOTES
-from captum_robust.catalog.methods import FIXED_BOXES
+from captum_robust.catalog.methods import BASELINES
 from captum_robust.report.comparison import Comparison
 from captum_robust.report.results import Tuning
 
@@ -33,7 +33,7 @@ def ship(runs: tuple[Path, ...]) -> None:
         result = Comparison(run)
         model = result.configuration["model"]["name"]
         for method in result.methods:
-            if method not in (*FIXED_BOXES, *VOTES):
+            if method not in (*BASELINES, *VOTES):
                 facts[method] = chosen(result, method)
     described = {
         "images": "400 photographs of ImageNet's validation images",

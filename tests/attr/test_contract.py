@@ -297,6 +297,8 @@ def test_tuples_and_additional_arguments_go_through(case: Case, net: Net, x: Ten
 
 @cases
 def test_batch_equals_one_by_one(case: Case, net: Net, x: Tensor) -> None:
+    if case.name == "perceptual_ball":  # its line search takes other turns where sums round
+        net, x = net.double(), x.double()
     attribution = case.make(net, net.conv2)
     x = torch.cat([x, 100 * x[:1], torch.zeros_like(x[:1])])  # one large, one black
     batch = attribution.attribute(x, 1)
