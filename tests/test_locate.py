@@ -282,8 +282,8 @@ def test_thresholds_that_ship_are_of_the_catalogue_and_on_the_grid() -> None:
     for one in facts["methods"].values():
         assert one["strategy"] in STRATEGIES
         assert one["alpha"] in alpha_grid(one["strategy"])
-        assert one["n_chosen_on"] > 100
-        assert one["n_scored"] > 100
+        assert one["n_chosen_on"] >= 50
+        assert one["n_scored"] >= 50
         assert 0 < one["error"] < 1
     assert shipped_threshold("mine") is USUAL_THRESHOLD
 
