@@ -11,10 +11,12 @@ import torch
 from safetensors import safe_open
 from torchvision.utils import save_image
 
+from captum_robust._contexts import seeded
 from captum_robust.data.classes import imagenet_names, imagenet_wnids
 from captum_robust.models import load_classifier, save_classifier
 from captum_robust.nn import load_masking_network
 from captum_robust.training.masking_recipe import open_for_masking
+from captum_robust.training.settings import MASKING_RECIPES, MaskingSettings
 
 Run = Callable[..., tuple[int, str, str]]
 NAMES = ("red", "green", "blue")
@@ -184,3 +186,56 @@ def test_a_network_of_other_classes_is_refused(
     )  # fmt: skip
     assert code == 2
     assert "3 classes" in err
+
+
+def imagenet(folder: Path, classes: int = 4, each: int = 3) -> None:
+    """The training part of ImageNet's archive with a few drawn images."""
+    generator = torch.Generator().manual_seed(0)
+    data, boxes = (folder / "ILSVRC" / part / "CLS-LOC/train" for part in ("Data", "Annotations"))
+    boxes.mkdir(parents=True)
+    for wnid in list(imagenet_wnids())[:classes]:
+        (data / wnid).mkdir(parents=True)
+        for i in range(each):
+            image = torch.rand(3, 40, 48, generator=generator)
+            save_image(image, data / wnid / f"{wnid}_{i}.JPEG", format="jpeg")
+
+
+def test_the_recipe_of_imagenet_runs_on_its_archive(run: Run, tmp_path: Path) -> None:
+    imagenet(tmp_path / "imagenet")
+    given = (
+        "--recipe", "imagenet", "--images", "imagenet", "--weights", "none", "--size", "32",
+        "--limit", "11", "--batch-size", "5", "--epochs", "1", "--held-out", "0.1", "--workers",
+        "1", "--warm-up-steps", "2", "--out", "run",
+    )  # fmt: skip
+    code, out, err = run(*given)
+    assert code == 0, err
+    assert "10 images to train on, 1 to look at, 11 of 11 with a class" in out
+    text = json.dumps(json.loads((tmp_path / "run/run.json").read_text()))
+    assert '"model": "resnet50"' in text  # of the recipe
+    assert '"learning_rate": 0.003' in text
+    assert '"batch_size": 5' in text  # typed
+    assert (tmp_path / "run/masking.safetensors").stat().st_size < 4e6
+    with seeded(0, None):
+        model = load_classifier("resnet50", None, input_size=32)
+    network = load_masking_network(tmp_path / "run/masking.safetensors", model)
+    assert network(torch.rand(1, 3, 32, 32), torch.tensor([999])).shape == (1, 1, 32, 32)
+    code, out, err = run(*given)
+    assert (code, "went on from step 2 of 2" in out) == (0, True)
+
+
+def test_what_is_typed_goes_before_the_recipe_even_where_it_is_the_default(
+    run: Run, photographs: Path, classifier: tuple[str, ...], tmp_path: Path
+) -> None:
+    given = ("--images", photographs, *classifier, *SHORT, "--kind", "folder", "--out", "run")
+    code, _, err = run("--recipe", "imagenet", *given, "--workers", "0", "--precision", "float32")
+    assert code == 0, err
+    text = (tmp_path / "run/run.json").read_text()
+    assert '"precision": "float32"' in text
+    code, _, err = run("--recipe", "imagenets", *given)
+    assert code == 2
+    assert "did you mean 'imagenet'" in err
+
+
+def test_the_settings_of_a_recipe_are_settings() -> None:
+    for values in MASKING_RECIPES.values():
+        assert MaskingSettings(images=Path("i"), **values).model == values["model"]

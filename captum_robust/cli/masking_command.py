@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from captum_robust.cli.options import command_of
 from captum_robust.cli.printing import say, say_none_held_out, say_resumed, say_unusable
-from captum_robust.training.settings import MaskingSettings
+from captum_robust.training.settings import MASKING_RECIPES, MaskingSettings
 
 
-@command_of(MaskingSettings, resumes=True)
+@command_of(MaskingSettings, resumes=True, recipes=MASKING_RECIPES)
 def masking(settings: MaskingSettings) -> None:
     """Train a network that shows in one pass where the evidence of a class is.
 
     Started again with the same arguments, a stopped or killed run goes on, and ends with
     the weights that it would have had. The network that it writes keeps the weights that had the
     lowest saliency metric on images not trained on; captum-robust video takes it as --network.
+    --recipe imagenet is for ResNet-50 and ImageNet's Kaggle archive, on a GPU.
     Under accelerate launch or torchrun (-m captum_robust train masking) the processes share each
     batch.
     """

@@ -6,13 +6,14 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from captum_robust._checks import check_choice
 from captum_robust.cli.printing import warn
 
 S = TypeVar("S")
@@ -81,7 +82,10 @@ class SharedOptions:
 
 
 def command_of(
-    settings: type[S], *, resumes: bool = False
+    settings: type[S],
+    *,
+    resumes: bool = False,
+    recipes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[[S], None]], Callable[..., None]]:
     """Make a command of a function that takes a dataclass: its options are the fields.
 
@@ -90,6 +94,7 @@ def command_of(
             that of :class:`SharedOptions`. The fields of the first of its bases come last. The
             metadata of a field are those of :func:`argument` and :func:`option`.
         resumes: whether the same command goes on from where Ctrl-C stopped it, which is then said.
+        recipes: name -> values of fields; --recipe takes these for all that is not given.
 
     Returns:
         A decorator; the docstring of the function is that of the command.
@@ -113,9 +118,14 @@ def command_of(
             )
         )
 
+    if recipes:
+        parameters[:0] = _recipe_parameters(recipes)
+
     def decorated(run: Callable[[S], None]) -> Callable[..., None]:
         def command(**options: Any) -> None:
             try:
+                if recipes:
+                    options |= _of_recipe(recipes, options.pop("recipe"), options.pop("context"))
                 run(settings(**options))
             except (ValueError, TypeError, FileNotFoundError) as error:
                 name = re.match(r"\w*(?= of [^:]*:|:)", text := str(error))
@@ -135,6 +145,32 @@ def command_of(
         return command
 
     return decorated
+
+
+def _recipe_parameters(recipes: Mapping[str, Mapping[str, Any]]) -> list[inspect.Parameter]:
+    """Return the option --recipe, whose help says what each is, and what tells which were typed."""
+    each = (
+        f"{name}: {', '.join(f'{k} {v}' for k, v in values.items()).replace('_', '-')}"
+        for name, values in recipes.items()
+    )
+    named = typer.Option("--recipe", help=f"Others for the defaults below. {'; '.join(each)}.")
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter("context", kind, annotation=typer.Context),
+        inspect.Parameter("recipe", kind, default=None, annotation=Annotated[str | None, named]),
+    ]
+
+
+def _of_recipe(
+    recipes: Mapping[str, Mapping[str, Any]], name: str | None, context: typer.Context
+) -> dict[str, Any]:
+    """Return what the recipe says of options that were not typed."""
+    if name is None:
+        return {}
+    check_choice("--recipe", name, recipes)
+    sources = {option: context.get_parameter_source(option) for option in recipes[name]}
+    typed = {option for option, source in sources.items() if source and source.name != "DEFAULT"}
+    return {option: value for option, value in recipes[name].items() if option not in typed}
 
 
 _OTHER_WORDS = {"size": "input_size", "lr": "learning_rate"}

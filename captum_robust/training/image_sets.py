@@ -18,6 +18,20 @@ from captum_robust.data import FITS, DataError, LocalizationDataset, Sample, fit
 T = TypeVar("T", covariant=True)
 
 
+class SomeSamples(LocalizationDataset):
+    """Some samples of another data set, by their numbers there."""
+
+    kind = "some"
+
+    def __init__(self, dataset: LocalizationDataset, numbers: Sequence[int]) -> None:
+        self.dataset, self.numbers = dataset, list(numbers)
+        self.root, self.class_names = dataset.root, dataset.class_names
+        self.ids = [dataset.ids[i] for i in self.numbers]
+
+    def _load(self, index: int) -> Sample:
+        return self.dataset[self.numbers[index]]
+
+
 class _DecodedImages(Dataset[tuple[Tensor, int]]):
     """Images that were all decoded once, kept as bytes where all of them fit in ``memory``."""
 

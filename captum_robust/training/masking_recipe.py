@@ -20,7 +20,12 @@ from captum_robust.nn import (
     save_masking_network,
 )
 from captum_robust.nn.mask_objective import objective_named
-from captum_robust.training.image_sets import CroppedImages, Unlabelled, held_out_split
+from captum_robust.training.image_sets import (
+    CroppedImages,
+    SomeSamples,
+    Unlabelled,
+    held_out_split,
+)
 from captum_robust.training.loop import TrainingResult
 from captum_robust.training.masking import masking_training
 from captum_robust.training.recipe import Recipe, open_images, shuffled, weights_crc32
@@ -48,11 +53,16 @@ class MaskingRecipe(Recipe):
         self.removal = EvidenceRemoval(s.removal)
         super().__init__(s, progress=progress)
         check_count("evaluation_images", s.evaluation_images, 0)
-        self.classifier = self._classifier()
+        check_count("limit", s.limit, 1, optional=True)
+        with seeded(s.seed, None):  # of random weights the same when the run goes on
+            self.classifier = self._classifier()
         self.classifier.to(memory_format=torch.channels_last)
         names = list(self.classifier.class_names or [])
         upright = s.named("exif_orientation")
         dataset = open_for_masking(s.kind, s.images, s.out, names, s.labels, **upright)
+        if s.limit is not None and s.limit < len(dataset):
+            drawn = sorted(shuffled(range(len(dataset)), s.seed)[: s.limit])
+            dataset = SomeSamples(dataset, drawn)
         if s.start is not None:
             self.network = load_masking_network(s.start, self.classifier)
         else:
@@ -92,10 +102,10 @@ class MaskingRecipe(Recipe):
             removal=self.removal,
             warm_up_steps=0 if s.start is not None else s.warm_up_steps,
             validation=Subset(self.looked_at, testing) if testing else None,
-            **s.named("fake_probability", "fakes", "patience", "out", "tensorboard"),
+            **s.named("fake_probability", "fakes", "crop", "patience", "out", "tensorboard"),
             configuration={
                 **self._described_classifier(),
-                **s.named("labels"),
+                **s.named("labels", *["limit"] * (s.limit is not None)),
                 **({} if s.size is None else s.named("size")),
                 "weights_crc32": weights_crc32(self.classifier),
                 "start": None if s.start is None else str(s.start),

@@ -167,10 +167,14 @@ class MaskingSettings(RecipeSettings):
     """Share of the images asked for a class that is not there."""
     fakes: str = "area"
     """What these are trained for: area, no mask; swapped, all but the true class."""
+    crop: float = 0.0
+    """Weight of the saliency metric of the mask's own box, whose sides then learn too."""
     warm_up_steps: int = 200
     """Steps in which the feature filter alone is trained, before the rest."""
     learned_classes: bool = False
     """Learn the classes' vectors, not take the classifier's last layer."""
+    limit: int | None = None
+    """Of --images only so many, drawn; else all."""
     validation: Path | None = None
     """Folder of images to stop by; else a part of --images."""
     held_out: float = 0.1
@@ -189,6 +193,16 @@ class MaskingSettings(RecipeSettings):
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     """Weight decay of AdamW."""
+
+
+MASKING_RECIPES: dict[str, dict[str, Any]] = {
+    "imagenet": {
+        **{"kind": "imagenet", "model": "resnet50", "labels": "model", "limit": 50_000},
+        **{"epochs": 5, "batch_size": 64, "learning_rate": 3e-3, "precision": "bfloat16"},
+        **{"held_out": 0.01, "evaluation_images": 500, "evaluate_every": 500, "workers": 8},
+    },
+}
+"""Name of a recipe -> the settings that it is, for those that are not given."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision.utils import save_image
 
 from captum_robust.data import load_dataset
+from captum_robust.metrics.functional import saliency_metric
 from captum_robust.nn import (
     CodeObjective,
     EvidenceRemoval,
@@ -156,6 +157,37 @@ def test_for_fakes_of_the_code_the_roles_are_swapped() -> None:
         destroyed = net.encoder(blend(images, 1 - masks, removed))
         candidates.append(CodeObjective()(masks, destroyed, kept, labels)["total"][0])
     assert any(torch.isclose(found, c) for c in candidates)
+
+
+def test_the_crop_counts_what_the_saliency_metric_says_of_it() -> None:
+    net, (images, labels) = network(), batch()
+
+    def sharp(*_: object) -> Tensor:
+        masks = torch.zeros(len(images), 1, SIDE, SIDE)
+        masks[:, :, 4:12, 2:14] = 1
+        return masks
+
+    options = {"fake_probability": 0.0, "image_noise": 0.0}
+    removal = EvidenceRemoval("color")
+    with_crop = MaskingLoss(net, net.encoder, removal=removal, crop=3.0, **options)
+    named = with_crop(sharp, (images, labels), seed=0)
+    without = MaskingLoss(net, net.encoder, removal=removal, **options)
+    boxes = torch.tensor([2, 4, 14, 12.0]).expand(len(images), 4)
+    expected = 3 * saliency_metric(net.encoder, images, boxes, labels).metric.mean()
+    assert named["crop"].item() == pytest.approx(expected.item(), abs=0.15)  # the sides are soft
+    rest = without(sharp, (images, labels), seed=0)
+    assert (named["loss"] - rest["loss"]).item() == pytest.approx(named["crop"].item(), abs=1e-4)
+    assert "crop" not in rest
+
+
+def test_training_with_the_crop_makes_it_better() -> None:
+    images = squares()
+    results = []
+    for crop in (0.0, 10.0):
+        net = network()
+        masking_training(net, images, settings(epochs=30), warm_up_steps=50, crop=crop)
+        results.append(MaskingEvaluation(net, net.encoder, images)(net.decoder)["saliency_metric"])
+    assert results[1] < results[0]
 
 
 def test_what_is_drawn_depends_on_the_seed_only() -> None:
