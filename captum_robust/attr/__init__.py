@@ -22,19 +22,24 @@ its running statistics, and dropout draws anew in each pass.
 
 from captum_robust.attr._ball import BallDetails, BallSettings
 from captum_robust.attr.adversarial_localization import AdversarialLocalization
+from captum_robust.attr.class_activation_map import ClassActivationMap
 from captum_robust.attr.defended import Defended
 from captum_robust.attr.guided import Guided
 from captum_robust.attr.iterative_mask import IterativeMask, MaskDetails
 from captum_robust.attr.multi_scale import MultiScale
 from captum_robust.attr.perceptual_ball import PerceptualBallPerturbation
 from captum_robust.attr.real_time_masking import RealTimeMasking
+from captum_robust.attr.rise import RISE
 from captum_robust.attr.robust_cam import RobustCAM
+from captum_robust.attr.score_cam import ScoreCAM
 from captum_robust.attr.top_classes import TopClasses
 
 __all__ = [
+    "RISE",
     "AdversarialLocalization",
     "BallDetails",
     "BallSettings",
+    "ClassActivationMap",
     "Defended",
     "Guided",
     "IterativeMask",
@@ -43,5 +48,6 @@ __all__ = [
     "PerceptualBallPerturbation",
     "RealTimeMasking",
     "RobustCAM",
+    "ScoreCAM",
     "TopClasses",
 ]

@@ -1,0 +1,60 @@
+"""Attributions that ``methods`` makes methods of as they are: of other authors, to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import captum.attr
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_robust._scores import probabilities_of
+from captum_robust.attr import RISE, ClassActivationMap, ScoreCAM
+from captum_robust.models import Classifier
+
+Made = tuple[Attribution, dict[str, Any]]
+"""An attribution, and the arguments of its ``attribute``."""
+
+
+class LargestChannel(captum.attr.Saliency):  # type: ignore[misc]  # untyped to mypy
+    """The largest magnitude of the gradient over the channels of each pixel, N×1×H×W.
+
+    Simonyan, Vedaldi and Zisserman, https://arxiv.org/abs/1312.6034, section 3.1.
+    """
+
+    def attribute(self, *arguments: Any, **options: Any) -> Tensor:
+        """As Captum's, the largest of its channels."""
+        gradients: Tensor = super().attribute(*arguments, **options)
+        return gradients.amax(dim=1, keepdim=True)
+
+
+def _rise(model: Classifier) -> Made:
+    def probabilities(images: Tensor) -> Tensor:
+        return probabilities_of(model(images))
+
+    return RISE(probabilities), {}
+
+
+def _cam(model: Classifier, kind: str) -> Made:
+    return ClassActivationMap(model, model.cam_layer, kind), {"upsample": True}
+
+
+def _fused(model: Classifier) -> Made:
+    # The layers of perceptual distance, and the last, are of several scales.
+    layers = dict.fromkeys([*model.perceptual_layers, model.cam_layer])
+    return ClassActivationMap(model, list(layers), "layer_cam"), {}
+
+
+ATTRIBUTIONS: dict[str, Callable[[Classifier], Made]] = {
+    "rise": _rise,
+    **{
+        kind: partial(_cam, kind=kind)
+        for kind in ("grad_cam_plus_plus", "layer_cam", "hires_cam", "eigen_cam")
+    },
+    "layer_cam_fused": _fused,
+    "score_cam": lambda m: (ScoreCAM(m, m.cam_layer), {"upsample": True}),
+    "saliency_max": lambda m: (LargestChannel(m), {}),
+}
+SLOW_ATTRIBUTIONS = ("rise", "score_cam")
