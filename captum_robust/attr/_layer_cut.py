@@ -117,7 +117,7 @@ def cut_at(
         leaves = tuple(v if v.requires_grad else v.detach().requires_grad_() for v in trunks)
         cut.by_layer[layer] = leaves
         is_whole = isinstance(value, tuple) and len(parts) == len(flat) and not cut.at_input
-        cut.is_tuple = len(parts) > 1 or is_whole
+        cut.is_tuple = bool(cut.others) or len(parts) > 1 or is_whole
         for i, leaf in zip(places, leaves, strict=True):
             flat[i] = leaf.clone()  # as the next layer may write into its input
         return tree_unflatten(flat, structure)

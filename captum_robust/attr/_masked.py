@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check_count
+from captum_robust._captum import format_baseline
+from captum_robust._checks import check, check_count, check_finite, shape_or_type
 from captum_robust._scores import FastScores, arguments_of, finite_scores, one_row_a_sample
 
 _BUDGET = 2**25
@@ -22,6 +24,7 @@ class MaskedImages:
         images: all inputs.
         arguments: additional ones, of which each sample keeps its row.
         at_once: masks in one pass; None: as many as 32 MiB of images are.
+        baselines: what hidden pixels show, see :func:`_checked_baselines`.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class MaskedImages:
         images: tuple[Tensor, ...],
         arguments: object,
         at_once: int | None,
+        baselines: Any = None,
     ) -> None:
         check_count("perturbations_per_eval", at_once, 1, optional=True)
         size = sum(x[0].numel() * x.element_size() for x in images)
@@ -37,6 +41,7 @@ class MaskedImages:
         self.images = images
         self.n = len(images[0])
         self.device = images[0].device
+        self._baselines = _checked_baselines(images, baselines)
         self.arguments = arguments
         # On the CPU, convolutions run some 20 % faster on channels_last.
         on_cpu = all(x.device.type == "cpu" for x in images)
@@ -50,7 +55,8 @@ class MaskedImages:
     def masked_scores(self, i: int, masks: Sequence[Tensor]) -> Tensor:
         """The scores B×… of image i under B masks B×1×H×W for each input, finite."""
         count = len(masks[0])
-        copies = [x[i] * mask.to(x.dtype) for x, mask in zip(self.images, masks, strict=True)]
+        each = zip(self.images, self._baselines, masks, strict=True)
+        copies = [torch.addcmul(b[i], m.to(x.dtype), x[i] - b[i]) for x, b, m in each]
         scores = self._model(copies, arguments_of(self.arguments, [i] * count, self.n))
         scores = one_row_a_sample(scores, count)
         finite_scores(scores.reshape(1, -1), 1, first_sample=i)
@@ -60,6 +66,24 @@ class MaskedImages:
         """The masks from ``first`` up to ``last`` in passes."""
         for begin in range(first, last, self.at_once):
             yield slice(begin, min(last, begin + self.at_once))
+
+
+def _checked_baselines(images: tuple[Tensor, ...], baselines: Any) -> list[Tensor]:
+    """A baseline in the shape of each of the images, from what Captum takes: numbers, or tensors
+    of one sample or of all; None: 0."""
+    given = format_baseline(baselines, images)
+    check(len(given) == len(images), f"baselines: expected {len(images)}, got {len(given)}")
+    each = []
+    for x, baseline in zip(images, given, strict=True):
+        own = torch.as_tensor(baseline).to(x)
+        expected = f"a number or a tensor that expands to {tuple(x.shape)}"
+        fits = own.ndim <= x.ndim and all(
+            a in (1, b) for a, b in zip(own.shape[::-1], x.shape[::-1], strict=False)
+        )
+        check(fits, f"baselines: expected {expected}, got {shape_or_type(baseline)}")
+        check_finite(own.reshape(-1), "baselines")
+        each.append(own.expand_as(x))
+    return each
 
 
 def without_autocast(*tensors: Tensor) -> torch.autocast:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from captum_robust.attr._inputs import as_given, checked_images, in_dtype_of, si
 from captum_robust.attr._masked import MaskedImages, without_autocast
 from captum_robust.attr._samples import Samples
 
+Baselines: TypeAlias = float | Tensor | tuple[float | Tensor, ...] | None
 _BLOCK = 100
 """Masks between two looks at the standard error, however many run at once."""
 
@@ -25,23 +26,24 @@ _BLOCK = 100
 class RISE(Attribution):
     r"""How high a score is on average where a pixel is seen, of images under random masks.
 
-    .. math:: S(\lambda) = E[f(x \odot M) \mid M(\lambda) = 1]
-              = \bar f + \frac{1}{(N - 1)\, p} \sum_{i=1}^N (f(x \odot m_i) - \bar f)\, m_i(\lambda)
+    .. math:: S = \frac{E[f(x \odot M)\, M]}{E[M]} \approx
+              \bar f + \frac{1}{(N - 1)\, p} \sum_{i=1}^N (f(x \odot m_i) - \bar f)\, m_i
 
     Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models"
     (https://arxiv.org/abs/1806.07421), equation 6. A mask is a grid of s×s cells, each 1 with the
-    probability p, enlarged bilinearly and shifted by a part of a cell; hidden pixels are 0. The
-    paper's sum :math:`\frac{1}{Np} \sum f\, m_i` has the same expected value; the mean
-    :math:`\bar f` is taken out here and put back, without which the map is that far off where
-    masks happened to leave a pixel more often than p. The scores are those of ``forward_func``; the
-    paper explains probabilities: give ``lambda x: model(x).softmax(dim=1)``.
+    probability p, enlarged bilinearly and shifted by a part of a cell; it hides pixels behind a
+    baseline. The paper's :math:`\frac{1}{Np} \sum f\, m_i` has the same expected value S, but is
+    too high where chance hid a pixel less often than elsewhere: the higher the mean score
+    :math:`\bar f`, the more. Here the map is free of that, and unbiased too.
 
-    The grids are drawn once, for all images and classes. A sample costs ``n_masks`` forward passes
-    and no backward pass, and the model may be any function. Memory is that of a pass and of the
-    sums, in the size of the result.
+    The scores are those of ``forward_func``; the paper explains probabilities: give
+    ``lambda x: model(x).softmax(dim=1)``.
+
+    The grids are drawn once, for all images and classes, and enlarged as they are needed. A sample
+    costs ``n_masks`` forward passes and no gradient: the model may be any function.
 
     Args:
-        forward_func: images N×C×H×W -> scores. Where 0 is no neutral colour, normalise within.
+        forward_func: images N×C×H×W -> scores.
         n_masks: N.
         s: cells of a mask each way, at most one a pixel.
         p: the probability that a cell is kept, and so the mean of a mask at each pixel.
@@ -80,6 +82,7 @@ class RISE(Attribution):
         target: Target = None,
         additional_forward_args: object | None = None,
         *,
+        baselines: Baselines = None,
         perturbations_per_eval: int | None = None,
         tolerance: float | None = None,
         show_progress: bool = False,
@@ -93,6 +96,8 @@ class RISE(Attribution):
             target: the explained class, or a function of the scores; None: the predicted class.
             additional_forward_args: passed on to ``forward_func``. Of a tensor whose first
                 dimension is N, each sample keeps its row.
+            baselines: what hidden pixels show, as for Captum: a number, a tensor that expands to
+                the images, or a tuple of these; None: 0.
             perturbations_per_eval: masked copies of a sample in one forward pass; None: as many as
                 32 MiB of images are.
             tolerance: a sample is done, after each 100 masks, once the standard error of its map
@@ -106,7 +111,13 @@ class RISE(Attribution):
         """
         images = checked_images(inputs)
         with torch.inference_mode(False), torch.no_grad():
-            masked = self._masked(images, additional_forward_args, perturbations_per_eval)
+            masked = MaskedImages(
+                self.forward_func,
+                images,
+                additional_forward_args,
+                perturbations_per_eval,
+                baselines,
+            )
             scores = masked.scores()
             explained = ExplainedScore(scores, target)
 
@@ -123,6 +134,7 @@ class RISE(Attribution):
         inputs: Tensor | tuple[Tensor, ...],
         additional_forward_args: object | None = None,
         *,
+        baselines: Baselines = None,
         perturbations_per_eval: int | None = None,
         tolerance: float | None = None,
         show_progress: bool = False,
@@ -137,7 +149,13 @@ class RISE(Attribution):
         """
         images = checked_images(inputs)
         with torch.inference_mode(False), torch.no_grad():
-            masked = self._masked(images, additional_forward_args, perturbations_per_eval)
+            masked = MaskedImages(
+                self.forward_func,
+                images,
+                additional_forward_args,
+                perturbations_per_eval,
+                baselines,
+            )
             scores = masked.scores()
             got = tuple(scores.shape)
             check(scores.ndim <= 2, f"forward_func: expected scores N×K for all classes, got {got}")
@@ -148,11 +166,6 @@ class RISE(Attribution):
             maps = self._maps(masked, scores, read, tolerance, show_progress)
             each = zip(images, maps, strict=True)
             return as_given(inputs, [in_dtype_of(x, m) for x, m in each])
-
-    def _masked(
-        self, images: tuple[Tensor, ...], arguments: object, at_once: int | None
-    ) -> MaskedImages:
-        return MaskedImages(self.forward_func, images, arguments, at_once)
 
     def _maps(
         self,

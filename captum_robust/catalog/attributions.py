@@ -34,17 +34,12 @@ def _rise(model: Classifier) -> Made:
     def probabilities(images: Tensor) -> Tensor:
         return probabilities_of(model(images))
 
-    return RISE(probabilities), {}
+    # The mean colour is what the paper's masks leave, which multiply the normalised image.
+    return RISE(probabilities), {"baselines": model.mean}
 
 
 def _cam(model: Classifier, kind: str) -> Made:
     return ClassActivationMap(model, model.cam_layer, kind), {"upsample": True}
-
-
-def _fused(model: Classifier) -> Made:
-    # The layers of perceptual distance, and the last, are of several scales.
-    layers = dict.fromkeys([*model.perceptual_layers, model.cam_layer])
-    return ClassActivationMap(model, list(layers), "layer_cam"), {}
 
 
 ATTRIBUTIONS: dict[str, Callable[[Classifier], Made]] = {
@@ -53,7 +48,8 @@ ATTRIBUTIONS: dict[str, Callable[[Classifier], Made]] = {
         kind: partial(_cam, kind=kind)
         for kind in ("grad_cam_plus_plus", "layer_cam", "hires_cam", "eigen_cam")
     },
-    "layer_cam_fused": _fused,
+    # Over the later half of the network.
+    "layer_cam_fused": lambda m: (ClassActivationMap(m, m.perceptual_layers), {}),
     "score_cam": lambda m: (ScoreCAM(m, m.cam_layer), {"upsample": True}),
     "saliency_max": lambda m: (LargestChannel(m), {}),
 }

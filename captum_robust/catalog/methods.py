@@ -392,9 +392,10 @@ FIXED_BOXES = ("center_box", "whole_image")
 WITH_NETWORK = ("real_time_masking", *VOTES)
 """They need the masking network that comes for the model."""
 BASELINES = (*FIXED_BOXES, "random")
-WITH_PERCEPTUAL_LAYERS = ("perceptual_ball", "perceptual_ball_guided", "perceptual_ball_cam")
+_BALLS = ("perceptual_ball", "perceptual_ball_guided", "perceptual_ball_cam")
+WITH_PERCEPTUAL_LAYERS = (*_BALLS, "layer_cam_fused")
 DEFENDED = ("defended_robust_cam", "defended_grad_cam")
-PERTURBING = (*WITH_PERCEPTUAL_LAYERS, "smallest_perturbation")
+PERTURBING = (*_BALLS, "smallest_perturbation")
 
 
 def _grad_cam(model: Classifier, defended: bool = False) -> Method:
