@@ -76,8 +76,8 @@ class ScoreCAM(LayerAttribution):
             attribute_to_layer_input: make the map of the layer's input instead of its output.
             normalize: as for :meth:`ClassActivationMap.attribute`.
             upsample: bilinear, to the spatial size of the (first) input.
-            perturbations_per_eval: channels of a sample in one forward pass; None: as many as
-                32 MiB of images are.
+            perturbations_per_eval: channels of a sample in one forward pass; None: as for
+                :class:`RISE`.
 
         Raises:
             ValueError: inputs that are no images; a layer that does not run, or whose output is

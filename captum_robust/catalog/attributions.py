@@ -54,3 +54,13 @@ ATTRIBUTIONS: dict[str, Callable[[Classifier], Made]] = {
     "saliency_max": lambda m: (LargestChannel(m), {}),
 }
 SLOW_ATTRIBUTIONS = ("rise", "score_cam")
+IN_WORDS = {
+    "rise": "mean of random masks by the score of what they leave (RISE)",
+    "grad_cam_plus_plus": "Grad-CAM++",
+    "layer_cam": "LayerCAM",
+    "hires_cam": "HiResCAM",
+    "eigen_cam": "EigenCAM, first principal component of the features, of no class",
+    "layer_cam_fused": "LayerCAM, mean over the later half of the network",
+    "score_cam": "Score-CAM, channels weighted by the score of what they show",
+    "saliency_max": "gradient, largest magnitude over the channels",
+}
