@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captum_robust.attr import (
+        RISE,
         AdversarialLocalization,
         BallDetails,
         BallSettings,
+        ClassActivationMap,
         Defended,
         Guided,
         IterativeMask,
@@ -16,14 +18,17 @@ if TYPE_CHECKING:
         PerceptualBallPerturbation,
         RealTimeMasking,
         RobustCAM,
+        ScoreCAM,
         TopClasses,
     )
     from captum_robust.show.locate import locate
 
 __all__ = [
+    "RISE",
     "AdversarialLocalization",
     "BallDetails",
     "BallSettings",
+    "ClassActivationMap",
     "Defended",
     "Guided",
     "IterativeMask",
@@ -32,6 +37,7 @@ __all__ = [
     "PerceptualBallPerturbation",
     "RealTimeMasking",
     "RobustCAM",
+    "ScoreCAM",
     "TopClasses",
     "__version__",
     "locate",

@@ -8,6 +8,7 @@ from captum._utils import common
 from captum._utils.typing import TargetType as TargetType
 from captum.attr._utils import lrp_rules
 
+format_baseline = common._format_baseline
 format_output = common._format_output
 format_tensor_into_tuples = common._format_tensor_into_tuples
 is_tuple = common._is_tuple

@@ -68,7 +68,7 @@ def test_demo_writes_its_report_and_prints_its_path(run: Run, tmp_path: Path) ->
     assert "<html" in report.read_text(encoding="utf-8")
     untrained = set() if "efficientnet_lite0" in pretrained() else {"real_time_masking"}
     # Slow; no network; no rules for its layers.
-    untrained |= {"iterative_mask", "adversarial_localization", "lrp"}
+    untrained |= {"iterative_mask", "rise", "score_cam", "adversarial_localization", "lrp"}
     for method in set(METHODS) - untrained:
         assert method in out
     table = Comparison(tmp_path / "captum-robust-demo").table()

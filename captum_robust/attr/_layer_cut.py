@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,11 +28,29 @@ class LayerCut:
     """Whether the tensors are the layer's input instead of its output."""
     keep_trunk: bool = False
     """Whether the graph is not cut: the layer's tensors keep that of the inputs."""
-    leaves: tuple[Tensor, ...] = ()
+    others: tuple[nn.Module, ...] = ()
+    """Further layers, whose tensors come behind those of the first; then nothing is cut off, but
+    what runs before the first of all has no graph."""
     is_tuple: bool = False
     linears: list[tuple[nn.Linear, Tensor, Tensor]] = field(default_factory=list)
-    places: list[Places | None] = field(default_factory=list)
-    """What is known of the places of each tensor, where they are followed."""
+    by_layer: dict[nn.Module, tuple[Tensor, ...]] = field(default_factory=dict)
+    places_by_layer: dict[nn.Module, list[Places | None]] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """All of them."""
+        return (self.layer, *self.others)
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The tensors of all layers; none before each has run."""
+        ran = all(layer in self.by_layer for layer in self.layers)
+        return tuple(v for layer in self.layers for v in self.by_layer[layer]) if ran else ()
+
+    @property
+    def places(self) -> list[Places | None]:
+        """What is known of the places of each tensor, where they are followed."""
+        return [p for layer in self.layers for p in self.places_by_layer[layer]]
 
     def linear_weight(self, scores: Tensor) -> Tensor | None:
         """K×C, if the scores are a linear layer of the average-pooled leaf; else None."""
@@ -80,7 +98,7 @@ def cut_at(
     known of the places of the layer's tensors.
     """
 
-    def on_layer(_: nn.Module, *values: Any) -> Any:
+    def on_layer(layer: nn.Module, *values: Any) -> Any:
         # The output, or as a hook before the layer runs its arguments, some by their names.
         value = values if cut.at_input else values[-1]
         # Of a tuple, a dictionary or a mixture of them, the rest (None, numbers) stays as it is.
@@ -92,19 +110,20 @@ def cut_at(
         parts = [flat[i] for i in places]
         torch.set_grad_enabled(True)  # until the no_grad around the forward pass ends
         if followed is not None:
-            cut.places = [followed.of(v) for v in parts]
+            cut.places_by_layer[layer] = [followed.of(v) for v in parts]
         # A layer that runs twice overwrites: its last call counts, as in Captum.
         normal = tuple(map(without_inference, parts))
-        trunks = normal if cut.keep_trunk else tuple(v.detach() for v in normal)
-        cut.leaves = tuple(v if v.requires_grad else v.requires_grad_() for v in trunks)
+        trunks = normal if cut.keep_trunk or cut.others else tuple(v.detach() for v in normal)
+        leaves = tuple(v if v.requires_grad else v.detach().requires_grad_() for v in trunks)
+        cut.by_layer[layer] = leaves
         is_whole = isinstance(value, tuple) and len(parts) == len(flat) and not cut.at_input
-        cut.is_tuple = len(parts) > 1 or is_whole
-        for i, leaf in zip(places, cut.leaves, strict=True):
+        cut.is_tuple = bool(cut.others) or len(parts) > 1 or is_whole
+        for i, leaf in zip(places, leaves, strict=True):
             flat[i] = leaf.clone()  # as the next layer may write into its input
         return tree_unflatten(flat, structure)
 
     def on_linear(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not isinstance(module, nn.Linear) or module is cut.layer:
+        if not isinstance(module, nn.Linear) or module in cut.layers:
             return
         if args and isinstance(output, Tensor) and output.ndim == 2:
             # Copies, as the model may write into them behind the layer.
@@ -113,12 +132,8 @@ def cut_at(
     module = forward_func if isinstance(forward_func, nn.Module) else None
     parts = () if module is None else module.modules()
     linears = [m for m in parts if isinstance(m, nn.Linear)]
-    layer = cut.layer
-    check_takes_hooks(layer)
     with (
-        layer.register_forward_pre_hook(owned(on_layer), with_kwargs=True)
-        if cut.at_input
-        else layer.register_forward_hook(owned(on_layer)),
+        ExitStack() as handles,
         hooked(linears if heads else [], on_linear),
         # A function does not show which modules it calls.
         register_module_forward_hook(owned(on_linear))
@@ -126,6 +141,13 @@ def cut_at(
         else nullcontext(),
         followed or nullcontext(),
     ):
+        for layer in cut.layers:
+            check_takes_hooks(layer)
+            handles.enter_context(
+                layer.register_forward_pre_hook(owned(on_layer), with_kwargs=True)
+                if cut.at_input
+                else layer.register_forward_hook(owned(on_layer))
+            )
         yield
 
 

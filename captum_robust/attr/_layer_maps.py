@@ -11,6 +11,7 @@ from captum_robust._captum import format_tensor_into_tuples
 from captum_robust._checks import check
 from captum_robust._contexts import private_hooks
 from captum_robust.attr.robust_cam import RobustCAM, reshape_of
+from captum_robust.attr.score_cam import ScoreCAM
 from captum_robust.nn.layout import followed_outputs, placed, recognised
 
 _TAKEN = {"target", "additional_forward_args", "attribute_to_layer_input"}
@@ -32,7 +33,7 @@ def attributed(attribution: Attribution, inputs: Any, **arguments: Any) -> Any:
     is_guided = isinstance(inner, GuidedGradCam)
     cam = inner.grad_cam if is_guided else inner
     layer = getattr(cam, "layer", None)
-    is_captums = isinstance(cam, LayerAttribution) and not isinstance(cam, RobustCAM)
+    is_captums = isinstance(cam, LayerAttribution) and not isinstance(cam, (RobustCAM, ScoreCAM))
     if not is_captums or not isinstance(layer, nn.Module):
         return _alone(attribution, inputs, arguments)
     is_cam = isinstance(cam, LayerGradCam)

@@ -16,10 +16,11 @@ from captum.attr import (
 )
 from torch import Tensor
 
-from captum_robust._captum import TargetType, format_tensor_into_tuples
+from captum_robust._captum import format_tensor_into_tuples
 from captum_robust._checks import check, check_finite, check_type, shape_or_type
 from captum_robust._contexts import alone, as_written
 from captum_robust._scores import given_copies, model_scores, without_inference
+from captum_robust.attr._classes import Target
 from captum_robust.attr._inputs import as_given, as_tuple
 from captum_robust.attr._layer_maps import attributed
 
@@ -79,7 +80,7 @@ def check_attribution(value: object, name: str, expected: str) -> None:
 
 
 def passed_on(
-    target: TargetType, additional_forward_args: object, arguments: dict[str, Any]
+    target: Target, additional_forward_args: object, arguments: dict[str, Any]
 ) -> dict[str, Any]:
     """The keyword arguments of an inner attribution: what is not None, and the caller's own."""
     shared = {"target": target, "additional_forward_args": additional_forward_args}
@@ -115,7 +116,7 @@ def run(
     attribution: Attribution,
     inputs: Tensor | tuple[Tensor, ...],
     arguments: dict[str, Any],
-    target: TargetType = None,
+    target: Target = None,
     additional_forward_args: object = None,
 ) -> Any:
     """Run it on copies of the inputs, which it or the model may change."""

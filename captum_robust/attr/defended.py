@@ -10,7 +10,7 @@ from captum.attr import Attribution, NeuronAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_robust._captum import TargetType, format_output, is_tuple
+from captum_robust._captum import format_output, is_tuple
 from captum_robust._checks import check, check_choice, check_count, check_finite, check_number
 from captum_robust._scores import (
     ClassScores,
@@ -20,6 +20,7 @@ from captum_robust._scores import (
     model_scores,
     target_of,
 )
+from captum_robust.attr._classes import Target
 from captum_robust.attr._inputs import as_given, checked, in_dtype_of, input_of, size_of
 from captum_robust.attr._transformed import COMBINATIONS, Group, Result, combined_maps, groups_of
 from captum_robust.attr._wrapped import (
@@ -126,7 +127,7 @@ class Defended(Wrapper):
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: object | None = None,
         **arguments: Any,
     ) -> Any:
@@ -157,7 +158,7 @@ class Defended(Wrapper):
     def differentiable(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: object | None = None,
         **arguments: Any,
     ) -> Any:
@@ -196,7 +197,7 @@ class Defended(Wrapper):
         return groups_of(self.transforms, inputs, arguments, most, graph, self.clamp)
 
     def _explain(
-        self, inputs: Any, target: TargetType, extra: Any, arguments: dict[str, Any], *, graph: bool
+        self, inputs: Any, target: Target, extra: Any, arguments: dict[str, Any], *, graph: bool
     ) -> Any:
         tensors = checked(inputs)
         n, count = len(tensors[0]), len(self.transforms)
@@ -213,7 +214,7 @@ class Defended(Wrapper):
             shared["ranking"] = lambda s: (
                 at_least_float(s).reshape(count, n, -1).mean(dim=0).repeat(count, 1)
             )
-        elif self._ranks_classes:
+        elif self._ranks_classes and not callable(target):
             mean = self._average(groups(), extra, n, target)
             shared["ranking"] = lambda scores: mean.repeat(len(scores) // n, 1)
         elif target is None and takes_target(self.attribution):
@@ -240,7 +241,7 @@ class Defended(Wrapper):
         return (result, *means) if means else result
 
     def _average(
-        self, groups: Iterable[Group], arguments: Any, n: int, target: TargetType = None
+        self, groups: Iterable[Group], arguments: Any, n: int, target: Target = None
     ) -> Tensor:
         """The mean class scores N×K; where scores are N×K×…, those that the target selects."""
         total: Tensor | None = None

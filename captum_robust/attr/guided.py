@@ -10,9 +10,10 @@ from captum.attr import Attribution, Saliency
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_robust._captum import TargetType, is_tuple
+from captum_robust._captum import is_tuple
 from captum_robust._checks import check, check_number
 from captum_robust._scores import at_least_float
+from captum_robust.attr._classes import Target
 from captum_robust.attr._inputs import (
     MODES,
     as_given,
@@ -87,7 +88,7 @@ class Guided(Wrapper):
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: object | None = None,
         *,
         guide_arguments: Mapping[str, Any] | None = None,

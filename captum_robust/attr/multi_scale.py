@@ -11,10 +11,10 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_robust._captum import TargetType
 from captum_robust._checks import as_number, check
 from captum_robust._resize import resized
 from captum_robust._scores import at_least_float
+from captum_robust.attr._classes import Target
 from captum_robust.attr._inputs import (
     as_given,
     as_tuple,
@@ -64,7 +64,7 @@ class MultiScale(Wrapper):
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: object | None = None,
         **arguments: Any,
     ) -> Tensor | tuple[Tensor, ...]:

@@ -11,11 +11,11 @@ from captum.attr import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_robust._captum import TargetType, format_output
+from captum_robust._captum import format_output
 from captum_robust._checks import check, check_choice, check_type
 from captum_robust._contexts import DID_NOT_RUN
 from captum_robust._scores import at_least_float, finite_scores, model_scores, one_row_a_sample
-from captum_robust.attr._classes import Ranking, class_weights, top_classes
+from captum_robust.attr._classes import Ranking, Target, class_weights, top_classes
 from captum_robust.attr._inputs import MODES, checked, divided, enlarged, in_dtype_of
 from captum_robust.attr._layer_cut import LayerCut, cut_at, gradients_of
 from captum_robust.nn.layout import Layout, recognised
@@ -80,7 +80,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: object | None = None,
         attribute_to_layer_input: bool = False,
         *,
@@ -124,13 +124,13 @@ class RobustCAM(LayerAttribution, GradientAttribution):
                 tensor.
         """
         cut = LayerCut(self.layer, attribute_to_layer_input)
-        average = _Average(class_weights(k, weights), normalize, upsample, ranking)
+        average = Average(class_weights(k, weights), normalize, upsample, ranking)
         return self._map(inputs, target, additional_forward_args, cut, average)
 
     def differentiable(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: object | None = None,
         attribute_to_layer_input: bool = False,
         *,
@@ -146,17 +146,19 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         The whole network is recorded, not only the part behind the layer.
         """
         cut = LayerCut(self.layer, attribute_to_layer_input, keep_trunk=True)
-        average = _Average(class_weights(k, weights), normalize, upsample, ranking)
+        average = Average(class_weights(k, weights), normalize, upsample, ranking)
         return self._map(inputs, target, additional_forward_args, cut, average)
 
     def _map(
-        self, inputs: Any, target: TargetType, extra: object, cut: LayerCut, average: _Average
+        self, inputs: Any, target: Target, extra: object, cut: LayerCut, average: Average
     ) -> Tensor | tuple[Tensor, ...]:
         tensors = checked(inputs)
         x = tensors[0]
         # The grad mode, which a cut switches on, is restored behind it.
         with torch.inference_mode(False), torch.set_grad_enabled(cut.keep_trunk):
-            scores, weight, layouts = self._forward(tensors, extra, cut)
+            # Of a function of the scores, the head's weights are no class activation map.
+            heads = self._reads_heads and not callable(target)
+            scores, weight, layouts = self._forward(tensors, extra, cut, heads)
             scores = finite_scores(scores, len(x))
             with torch.enable_grad():
                 ranked = top_classes(scores, target, len(average.ladder), average.ranking)
@@ -166,8 +168,15 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         result: Tensor | tuple[Tensor, ...] = format_output(cut.is_tuple, maps)
         return result
 
+    @property
+    def _reads_heads(self) -> bool:
+        """Whether linear layers are looked at, whose weights may make an analytic map."""
+        # What a function makes of a module's scores is its own: "auto" differentiates it.
+        is_module = isinstance(self.forward_func, nn.Module)
+        return self.base == "cam" or (self.base == "auto" and is_module)
+
     def _forward(
-        self, inputs: tuple[Tensor, ...], extra: object, cut: LayerCut
+        self, inputs: tuple[Tensor, ...], extra: object, cut: LayerCut, heads: bool = False
     ) -> tuple[Tensor, Tensor | None, list[Layout | None]]:
         """The scores, the weight K×C of an analytic class activation map, and the layer's layouts.
 
@@ -176,9 +185,6 @@ class RobustCAM(LayerAttribution, GradientAttribution):
         key = cut.at_input, tuple(x.shape[1:] for x in inputs)
         # A layout is the same for all batches: it is followed in the first pass alone.
         follow = self.reshape_transform is None and key not in self._recognised
-        # What a function makes of a module's scores is its own: "auto" differentiates it.
-        is_module = isinstance(self.forward_func, nn.Module)
-        heads = self.base == "cam" or (self.base == "auto" and is_module)
         followed = Layouts(*inputs) if follow else None
         with cut_at(cut, self.forward_func, heads, followed):
             scores = model_scores(self.forward_func, inputs, extra)
@@ -209,12 +215,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
     ) -> list[Tensor]:
         """The signed map of each class, N×k×…, for each tensor of the layer."""
         n = len(selected)
-        for leaf, layout in zip(cut.leaves, layouts, strict=True):
-            batch = 0 if layout is None else layout.batch
-            is_given = self.reshape_transform is not None
-            fits = leaf.ndim >= 2 and (is_given or leaf.shape[batch] == n)
-            shape = tuple(leaf.shape)
-            check(fits, f"layer: expected {n}×C×… for a batch of {n}, got {shape}")
+        self._check_batch(cut, layouts, n)
         if weight is not None:
             leaf = cut.leaves[0]
             if classes is None:
@@ -222,7 +223,7 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             # Equation 1; "auto" keeps to LayerGradCam's scale, whichever way it takes.
             scale = 1 if self.base == "cam" else 1 / (leaf.shape[2] * leaf.shape[3])
             channel_weights = at_least_float(weight[classes.to(weight.device)]) * scale
-            return [_weighted_sum(channel_weights, self._features(leaf, None, cut))]
+            return [weighted_sum(channel_weights.transpose(0, 1), self._features(leaf, None, cut))]
         needs = "a layer N×C×h×w followed by global average pooling and one linear layer"
         message = f"base: 'cam' needs {needs} that gives the scores; use base='gradcam'"
         check(self.base != "cam", message)
@@ -235,11 +236,20 @@ class RobustCAM(LayerAttribution, GradientAttribution):
                 message = "layer: the scores depend on none of its positions, but on a class token"
                 advice = "take a layer before the last attention"
                 check(g.any() or not gradient.any(), f"{message}; {advice}")
-            # (k×N×C×…) averaged over the positions -> N×k×C
-            g = at_least_float(g)
-            channel_weights = (g.flatten(3).mean(dim=3) if g.ndim > 3 else g).transpose(0, 1)
-            maps.append(_weighted_sum(channel_weights, self._features(leaf, layout, cut)))
+            maps.append(self._combined(at_least_float(g), self._features(leaf, layout, cut)))
         return maps
+
+    def _check_batch(self, cut: LayerCut, layouts: list[Layout | None], n: int) -> None:
+        for leaf, layout in zip(cut.leaves, layouts, strict=True):
+            batch = 0 if layout is None else layout.batch
+            is_given = self.reshape_transform is not None
+            fits = leaf.ndim >= 2 and (is_given or leaf.shape[batch] == n)
+            shape = tuple(leaf.shape)
+            check(fits, f"layer: expected {n}×C×… for a batch of {n}, got {shape}")
+
+    def _combined(self, gradients: Tensor, features: Tensor) -> Tensor:
+        """The maps N×k×… of gradients k×N×C×… and features N×C×…: weighted by their means."""
+        return weighted_sum(positions_of(gradients, 3).mean(dim=3), features)
 
     def _features(self, x: Tensor, layout: Layout | None, cut: LayerCut) -> Tensor:
         x = x if cut.keep_trunk else x.detach()
@@ -255,9 +265,14 @@ def reshape_of(forward_func: object, layer: nn.Module) -> Callable[[Tensor], Ten
     return given if is_own else None
 
 
-def _weighted_sum(channel_weights: Tensor, features: Tensor) -> Tensor:
-    """Σ_c: N×k×C weights, N×C×… features -> N×k×…."""
-    positions = features.flatten(2) if features.ndim > 2 else features.unsqueeze(2)
+def positions_of(x: Tensor, first: int) -> Tensor:
+    """The dimensions from ``first`` on as one, of length 1 where there are none."""
+    return x.reshape(*x.shape[:first], -1)
+
+
+def weighted_sum(channel_weights: Tensor, features: Tensor) -> Tensor:
+    """Σ_c: k×N×C weights, N×C×… features -> N×k×…."""
+    channel_weights, positions = channel_weights.transpose(0, 1), positions_of(features, 2)
     dtype = torch.promote_types(features.dtype, channel_weights.dtype)
     dtype = torch.promote_types(dtype, torch.float32)  # a sum over channels may exceed float16
     with torch.autocast(features.device.type, enabled=False):
@@ -267,7 +282,7 @@ def _weighted_sum(channel_weights: Tensor, features: Tensor) -> Tensor:
 
 
 @dataclass
-class _Average:
+class Average:
     """How the maps of the top classes become one; ``RobustCAM.attribute`` explains the options."""
 
     ladder: list[float]
@@ -282,7 +297,7 @@ class _Average:
         """N×k×… maps for inputs x -> N×1×…, weighted, upsampled, normalised."""
         class_maps = at_least_float(class_maps)
         if self.normalize == "minmax_each":
-            class_maps = _minmax(class_maps, first=2)
+            class_maps = minmax(class_maps, first=2)
         ladder = self.ladder[: class_maps.shape[1]]
         w = torch.tensor(ladder, dtype=class_maps.dtype, device=class_maps.device)
         average = torch.einsum("nk...,k->n...", class_maps, w).unsqueeze(1)
@@ -295,10 +310,10 @@ class _Average:
             positive = average.clamp(min=0)
             top = positive.flatten(1).amax(dim=1)
             return divided(positive, top.reshape(-1, *[1] * (average.ndim - 1)))
-        return _minmax(average, first=1) if self.normalize == "minmax_each" else average
+        return minmax(average, first=1) if self.normalize == "minmax_each" else average
 
 
-def _minmax(maps: Tensor, first: int) -> Tensor:
+def minmax(maps: Tensor, first: int) -> Tensor:
     """Each map scaled to [0, 1] over the dimensions from ``first`` on; a constant one to zeros."""
     rows = maps.reshape(*maps.shape[:first], -1)
     low, high = rows.amin(dim=-1, keepdim=True), rows.amax(dim=-1, keepdim=True)

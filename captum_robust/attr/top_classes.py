@@ -10,10 +10,9 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_robust._captum import TargetType
 from captum_robust._checks import check
 from captum_robust._scores import one_row_a_sample
-from captum_robust.attr._classes import Ranking, class_weights, top_classes
+from captum_robust.attr._classes import Ranking, Target, class_weights, top_classes
 from captum_robust.attr._inputs import checked
 from captum_robust.attr._wrapped import Wrapper, check_result, over_tensors, run, takes_target
 
@@ -66,7 +65,7 @@ class TopClasses(Wrapper):
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: object | None = None,
         *,
         ranking: Ranking | None = None,
@@ -107,7 +106,7 @@ class TopClasses(Wrapper):
         return over_tensors(Tensor.contiguous, total)
 
 
-def _with_class(target: TargetType, classes: Tensor) -> Any:
+def _with_class(target: Target, classes: Tensor) -> Any:
     """The targets of N samples with other classes: where tuples, only their first index changes."""
     if isinstance(target, tuple):
         return [(c, *target[1:]) for c in classes.tolist()]

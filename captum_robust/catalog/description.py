@@ -17,7 +17,13 @@ from captum_robust._checks import check, valid_unicode
 from captum_robust._files import checksum
 from captum_robust._processes import device_of
 from captum_robust.attacks import Attack
-from captum_robust.attr import AdversarialLocalization, BallSettings, IterativeMask, RealTimeMasking
+from captum_robust.attr import (
+    RISE,
+    AdversarialLocalization,
+    BallSettings,
+    IterativeMask,
+    RealTimeMasking,
+)
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog import methods as known
 from captum_robust.catalog.box_vote import VOTES
@@ -78,6 +84,8 @@ def _describe_named(model: Classifier, methods: Collection[str]) -> dict[str, st
         facts["defended_methods"] = repr(default_transforms())
     if "iterative_mask" in methods:
         facts["iterative_mask"] = _describe(IterativeMask(model))
+    if "rise" in methods:
+        facts["rise"] = _describe(RISE(model))
     if any(name in methods for name in known.WITH_NETWORK) and model.name in pretrained():
         facts["masking_network"] = _checksum_of(pretrained()[model.name])
     facts |= {name: repr(votes) for name, votes in VOTES.items() if name in methods}

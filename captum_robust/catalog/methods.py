@@ -30,6 +30,7 @@ from captum_robust.attr import (
 )
 from captum_robust.attr._layer_maps import attributed
 from captum_robust.attr.real_time_masking import pretrained
+from captum_robust.catalog.attributions import ATTRIBUTIONS, SLOW_ATTRIBUTIONS, Made
 from captum_robust.catalog.box_vote import VOTES, BoxVote, Votes
 from captum_robust.catalog.relevance import RelevancePropagation
 from captum_robust.catalog.thresholds import USUAL_THRESHOLD, Threshold, shipped_threshold
@@ -311,6 +312,11 @@ def _occlusion(model: Classifier) -> Method:
     return from_function(attribute, signed=True)
 
 
+def _made(model: Classifier, make: Callable[[Classifier], Made]) -> Method:
+    attribution, arguments = make(model)
+    return from_attribution(attribution, **arguments)
+
+
 def _localization(_: Classifier) -> Method:
     raise ValueError(
         "there is no trained network for it; train one with captum-robust train localization, and "
@@ -374,20 +380,22 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
     "deconvolution": lambda m: from_attribution(captum.attr.Deconvolution(m)),
     "lrp": lambda m: from_function(RelevancePropagation(m), signed=True),
     "input_x_gradient": lambda m: from_attribution(captum.attr.InputXGradient(m)),
+    **{name: partial(_made, make=make) for name, make in ATTRIBUTIONS.items()},
     "center_box": lambda _: _baseline(metrics.center_box_map, metrics.center_box),
     "whole_image": lambda _: _baseline(metrics.whole_image_map, metrics.whole_image_box),
     "random": lambda _: _baseline(_random_map),
 }
 
-SLOW = ("iterative_mask",)
+SLOW = ("iterative_mask", *SLOW_ATTRIBUTIONS)
 """They run only where they are named: hundreds of passes an image."""
 FIXED_BOXES = ("center_box", "whole_image")
 WITH_NETWORK = ("real_time_masking", *VOTES)
 """They need the masking network that comes for the model."""
 BASELINES = (*FIXED_BOXES, "random")
-WITH_PERCEPTUAL_LAYERS = ("perceptual_ball", "perceptual_ball_guided", "perceptual_ball_cam")
+_BALLS = ("perceptual_ball", "perceptual_ball_guided", "perceptual_ball_cam")
+WITH_PERCEPTUAL_LAYERS = (*_BALLS, "layer_cam_fused")
 DEFENDED = ("defended_robust_cam", "defended_grad_cam")
-PERTURBING = (*WITH_PERCEPTUAL_LAYERS, "smallest_perturbation")
+PERTURBING = (*_BALLS, "smallest_perturbation")
 
 
 def _grad_cam(model: Classifier, defended: bool = False) -> Method:

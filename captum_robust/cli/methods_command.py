@@ -11,11 +11,13 @@ def methods() -> None:
     """List the methods that compare and explain know, and the attacks of compare and attack."""
     from captum_robust.attr.real_time_masking import pretrained
     from captum_robust.benchmark import ATTACKS, BASELINES, METHODS
+    from captum_robust.catalog.attributions import IN_WORDS
     from captum_robust.catalog.box_vote import VOTES
     from captum_robust.catalog.methods import SLOW
 
-    notes = dict.fromkeys(BASELINES, "baseline")
-    notes |= dict.fromkeys(SLOW, "slow: runs only where it is named")
+    slow = "slow: runs only where it is named"
+    notes = IN_WORDS | dict.fromkeys(BASELINES, "baseline")
+    notes |= {name: f"{notes[name]}; {slow}" if name in notes else slow for name in SLOW}
     trained = ", ".join(pretrained()) or "no model yet"
     notes[MASKING] = (
         f"trained for {trained}; for others captum-robust train masking, then --network"

@@ -16,14 +16,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
 from captum_robust import (
+    RISE,
     AdversarialLocalization,
+    ClassActivationMap,
     IterativeMask,
     PerceptualBallPerturbation,
     RealTimeMasking,
     RobustCAM,
+    ScoreCAM,
 )
 from captum_robust.attacks import FGSM
 from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
+from captum_robust.attr.class_activation_map import KINDS
 from captum_robust.defenses import Transform
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, MaskingNetwork
 from tests.devices import ELSEWHERE, another_device, moved
@@ -46,6 +50,7 @@ class Case:
     on_layer: bool  # the result mirrors the layer, one channel; else it mirrors the inputs
     bfloat16_tolerance: float = 0.1
     constant_is_an_error: bool = False  # a model that ignores its input has no answer
+    takes_gradients: bool = True  # a part of the model that has none is refused
     is_trained: bool = False  # what it gives of a model that ignores its input was learned
     weighs_classes: bool = False  # against others, so that one score is that of two classes
     changes_inputs: bool = False  # the model sees other images, and more at once
@@ -188,6 +193,23 @@ CASES = [
         is_trained=True,
         weighs_classes=True,
     ),
+    Case(
+        "rise",
+        lambda f, layer: RISE(f, n_masks=40, s=3),
+        on_layer=False,
+        constant_is_an_error=True,
+        takes_gradients=False,
+    ),
+    *[
+        Case(
+            kind,
+            lambda f, layer, kind=kind: ClassActivationMap(f, layer, kind),
+            on_layer=True,
+            takes_gradients=kind != "eigen_cam",
+        )
+        for kind in KINDS
+    ],
+    Case("score_cam", ScoreCAM, on_layer=True, takes_gradients=False, changes_inputs=True),
 ]
 
 cases = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
@@ -552,7 +574,7 @@ def test_a_quantised_head_works_or_is_refused_by_name(
 ) -> None:
     net.head = quantised(net.head)
     net.requires_grad_(not is_frozen)
-    if not case.is_trained:
+    if case.takes_gradients and not case.is_trained:
         # The last are Captum's own words.
         refusal = "no gradient|differentiably|not have been used in the graph"
         with pytest.raises((ValueError, RuntimeError), match=refusal):

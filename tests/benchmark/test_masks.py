@@ -82,7 +82,7 @@ def test_a_model_without_a_trained_network_is_told_how_to_train_one(
 def test_what_runs_without_being_named_is_neither_slow_nor_untrained(
     model: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    never = {"iterative_mask", "adversarial_localization"}
+    never = {"iterative_mask", "rise", "score_cam", "adversarial_localization"}
     assert set(METHODS) - set(usual_methods(model)) == {*never, *WITH_NETWORK}
     monkeypatch.setattr(
         "captum_robust.catalog.methods.pretrained", lambda: {model.name: Path("w.safetensors")}
