@@ -164,9 +164,8 @@ def _curves(
 
     each = [[state(inserts, fills.index(fill), c) for c in counts] for inserts, fill in wanted]
     states = list(dict.fromkeys(one for curve in each for one in curve))
-    inserts, fill, count = (
-        torch.tensor(c, device=images.device) for c in zip(*states, strict=True)
-    )
+    columns = [torch.tensor(c, device=images.device) for c in zip(*states, strict=True)]
+    is_insertion, of_fill, count = columns
 
     def shown(sample: Tensor, number: Tensor) -> Tensor:
         is_largest = rank[sample] < count[number].view(-1, 1, 1, 1)
