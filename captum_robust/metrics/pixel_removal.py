@@ -58,7 +58,7 @@ class _Area(_Removal):
 
     _curve: Callable[..., RemovalCurve]
 
-    def __init__(self, steps: int, fill: str, *, batch_size: int = 64, **kwargs: Any) -> None:
+    def __init__(self, steps: int, fill: str, batch_size: int, **kwargs: Any) -> None:
         check_count("steps", steps, 1)
         check_choice("fill", fill, REMOVAL_FILLS)
         super().__init__(batch_size, steps, fill, **kwargs)
@@ -79,8 +79,8 @@ class Deletion(_Area):
     Args:
         steps: in how many the pixels are replaced.
         fill: "mean" or "blur", what they are replaced by.
-        kwargs: ``batch_size``, how many images the classifier gets at once, and those of
-            ``torchmetrics.Metric``.
+        batch_size: how many images the classifier gets at once.
+        kwargs: of ``torchmetrics.Metric``.
 
     >>> import torch
     >>> def model(x):  # the class has the probability of the brightness
@@ -96,8 +96,15 @@ class Deletion(_Area):
     higher_is_better = False
     _curve = staticmethod(deletion_curve)
 
-    def __init__(self, steps: int = REMOVAL_STEPS, fill: str = "mean", **kwargs: Any) -> None:
-        super().__init__(steps, fill, **kwargs)
+    def __init__(
+        self,
+        steps: int = REMOVAL_STEPS,
+        fill: str = "mean",
+        *,
+        batch_size: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(steps, fill, batch_size, **kwargs)
 
 
 class Insertion(_Area):
@@ -110,8 +117,15 @@ class Insertion(_Area):
     higher_is_better = True
     _curve = staticmethod(insertion_curve)
 
-    def __init__(self, steps: int = REMOVAL_STEPS, fill: str = "blur", **kwargs: Any) -> None:
-        super().__init__(steps, fill, **kwargs)
+    def __init__(
+        self,
+        steps: int = REMOVAL_STEPS,
+        fill: str = "blur",
+        *,
+        batch_size: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(steps, fill, batch_size, **kwargs)
 
 
 class ROAD(_Removal):

@@ -138,13 +138,16 @@ def linear_imputation(images: Tensor, removed: Tensor) -> Tensor:
     images = images.detach()
     full = images.float() if images.dtype.itemsize < 4 else images
     known = full.masked_fill(hole, 0)
+    # Squares of very large or small pixels would leave the range of floating point.
+    largest = known.abs().amax(dim=(2, 3), keepdim=True)
+    scale = torch.where(largest > 0, largest, 1)
     weights = _neighbours(torch.ones_like(full[:1, :1]))
 
     def system(x: Tensor) -> Tensor:
         return (weights * x - _neighbours(x)) * hole
 
     x = torch.zeros_like(full)
-    residual = direction = _neighbours(known) * hole
+    residual = direction = _neighbours(known / scale) * hole
     length = _dot(residual, residual)
     enough = _RESIDUAL**2 * length
     # In exact arithmetic it ends; rounding must not keep it from that.
@@ -158,7 +161,7 @@ def linear_imputation(images: Tensor, removed: Tensor) -> Tensor:
         residual = residual - step * moved
         before, length = length, _dot(residual, residual)
         direction = residual + torch.where(left, length / before, 0) * direction
-    return torch.where(hole, x.to(images.dtype), images)
+    return torch.where(hole, (x * scale).to(images.dtype), images)
 
 
 def _neighbours(x: Tensor) -> Tensor:
