@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust.metrics import functional as F
+from captum_robust.metrics.functional.regions import blurred_images
 from tests.networks import Counted
 
 N, SIZE = 5, (24, 20)
@@ -71,7 +72,7 @@ def test_every_point_is_that_of_the_image_put_together_alone(net: nn.Module, fil
     images, maps = some_images() + 0.4, some_maps()
     whole = {
         "mean": images.mean(dim=(2, 3), keepdim=True).expand_as(images),
-        "blur": F.regions.blurred_images(images),
+        "blur": blurred_images(images),
     }[fill]
     deletion, insertion = F.removal_curves(
         net, images, maps, CLASSES, steps=7, deletion_fill=fill, insertion_fill=fill, batch_size=9
