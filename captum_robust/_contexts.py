@@ -106,6 +106,24 @@ def without_new_gradients(model: nn.Module) -> Iterator[None]:
             p.grad = None
 
 
+@contextmanager
+def restored(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """The layers' own parameters and buffers may change inside; they are put back bit by bit."""
+    held: list[dict[str, Any]] = []
+    for layer in layers:
+        held += [layer._parameters, layer._buffers]
+    before = [dict(h) for h in held]
+    values = [(t, t.detach().clone()) for kept in before for t in kept.values() if t is not None]
+    try:
+        yield
+    finally:
+        for h, kept in zip(held, before, strict=True):
+            h.update(kept)
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+
+
 _locks: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 _changing = threading.RLock()
 """For what all threads share: the locks of the models, and how models run."""

@@ -115,6 +115,17 @@ def test_thresholds_are_chosen_as_asked(run: Run, tmp_path: Path) -> None:
     assert "give one of them" in err
 
 
+def test_faithfulness_adds_its_columns_and_makes_another_run(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=2)
+    named = ("compare", "folder", folder, "--methods", "center_box", "--faithfulness")
+    code, out, _ = run(*named)
+    assert code == 0
+    assert {"deletion", "insertion"} <= set(out.split())
+    code, _, err = run(*named[:-1])
+    assert code == 2
+    assert "settings.faithfulness" in one_line(err)
+
+
 def test_a_run_in_which_a_method_fails_on_every_image_ends_with_its_reason(
     run: Run, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ ROOMS = [
     {"benchmark"},
     {"report"},
     {"show"},
+    {"interop"},
     {"catalog"},
     {"inspection"},
     {"attr"},

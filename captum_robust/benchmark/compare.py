@@ -40,7 +40,7 @@ from captum_robust.benchmark.runner import Rows, Runner
 from captum_robust.catalog.description import describe_run
 from captum_robust.catalog.methods import Method, build_methods, named_methods, usual_methods
 from captum_robust.defenses import DefendedModel, Transform
-from captum_robust.metrics.functional import SALIENCY_THRESHOLDS
+from captum_robust.metrics.functional import REMOVAL_STEPS, SALIENCY_THRESHOLDS
 from captum_robust.models import Classifier
 from captum_robust.report.comparison import Comparison
 from captum_robust.report.results import CLEAN, GALLERY_POOL
@@ -48,6 +48,7 @@ from captum_robust.runs.machine import is_of_machine
 from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
 
 _TARGETS = ("label", "prediction")
+_REMOVAL = {"steps": REMOVAL_STEPS, "deletion_fill": "mean", "insertion_fill": "blur"}
 
 
 class RunWarning(UserWarning):
@@ -69,6 +70,7 @@ def compare(
     seed: int = 0,
     adaptive: bool = False,
     saliency_metric: bool = False,
+    faithfulness: bool = False,
     retry: bool = True,
     progress: bool = True,
 ) -> Comparison:
@@ -111,6 +113,10 @@ def compare(
         saliency_metric: also measure, on the clean images, how small a crop around each map the
             class survives (:func:`captum_robust.metrics.functional.saliency_metric`): up to 22
             classifier passes an image and method, one for each box that a threshold draws.
+        faithfulness: also measure, on the clean images, how the class goes with the largest pixels
+            of each map, and comes with them
+            (:func:`captum_robust.metrics.functional.removal_curves`): 65 classifier passes an
+            image and method.
         retry: when a run goes on, make the rows with errors again. Without it they are kept, and a
             run also goes on where nearly all images can't be opened.
         progress: show a progress bar on standard error.
@@ -156,6 +162,8 @@ def compare(
         configuration["adaptive"] = describe_stages(cases)
     if saliency_metric:
         configuration["settings"]["saliency_metric"] = SALIENCY_THRESHOLDS
+    if faithfulness:
+        configuration["settings"]["faithfulness"] = _REMOVAL
     alone = out is not None or world_size() == 1
     check(alone, "out: the processes of a distributed run need one folder to share")
     temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
@@ -164,7 +172,7 @@ def compare(
     store = RunStore(folder, configuration)
     # The methods that are shown the same images follow each other.
     tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
-    runner = _Comparing(reader, store, tasks, built, target, saliency_metric)
+    runner = _Comparing(reader, store, tasks, built, target, saliency_metric, faithfulness)
     runner.run(count, batch_size, "map", progress, retry)
     result = Comparison(folder, _keep_alive=temporary)
     if is_first():
@@ -198,6 +206,7 @@ class _Comparing(Runner[_Task]):
     methods: Mapping[str, Method]
     target: str
     saliency_metric: bool
+    faithfulness: bool
 
     def missing(self, start: int, stop: int, kept: Collection[int]) -> list[_Task]:
         have = self.store.count(start, stop, kept)
@@ -284,9 +293,11 @@ class _Comparing(Runner[_Task]):
         if explanation.perturbation is not None:
             parts.append(measure.change_columns(explanation.perturbation, batch))
         if stage.perturb is None:
+            scores, shown = self.reader.scores, (batch.images, maps, explained)
             if self.saliency_metric:
-                scores = self.reader.scores
-                parts.append(measure.crop_columns(scores, batch.images, maps, explained, method))
+                parts.append(measure.crop_columns(scores, *shown, method))
+            if self.faithfulness:
+                parts.append(measure.removal_columns(scores, *shown, _REMOVAL))
             work.clean_maps[name].update(zip(batch, maps, strict=True))
         elif method.box is None:  # a fixed box is drawn whatever the image
             parts.append(measure.stability_columns(batch.items, work.clean_maps[name], maps))

@@ -110,6 +110,20 @@ def crop_columns(
     ]
 
 
+def removal_columns(
+    scores: Callable[[Tensor], Tensor],
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    settings: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """The curves of deletion and insertion of each map, behind the share of the pixels."""
+    deletion, insertion = metrics.removal_curves(scores, images, maps, classes, **settings)
+    share = deletion.share.expand_as(deletion.probability)
+    curves = (share, deletion.probability, insertion.probability)
+    return [{"removal": pack(row)} for row in torch.stack(curves, dim=1).cpu()]
+
+
 def true_crops(
     scores: Callable[[Tensor], Tensor], images: Tensor, samples: list[Sample], classes: Tensor
 ) -> list[bytes | None]:

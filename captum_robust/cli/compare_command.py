@@ -52,6 +52,9 @@ class CompareOptions(RunOptions):
     saliency_metric: bool = field(default=False, metadata=option("--saliency-metric"))
     """Also measure how small a crop around each map the class survives: up to 22 classifier passes
     more an image and method."""
+    faithfulness: bool = field(default=False, metadata=option("--faithfulness"))
+    """Also measure how the class goes as the largest pixels of each map are deleted, and comes as
+    they are inserted: 65 classifier passes more an image and method."""
     precision: str = "float32"
 
 
@@ -106,6 +109,7 @@ def compare(options: CompareOptions) -> None:
             retry=not options.no_retry,
             adaptive=options.adaptive,
             saliency_metric=options.saliency_metric,
+            faithfulness=options.faithfulness,
         )
     if is_first():
         report = options.out / "report.html"

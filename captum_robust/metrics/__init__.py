@@ -1,4 +1,4 @@
-"""Metrics of localization, evidence and stability as torchmetrics classes.
+"""Metrics of localization, evidence, faithfulness and stability as torchmetrics classes.
 
 Each is a thin state on top of :mod:`captum_robust.metrics.functional`: ``update`` adds up what a
 batch gives, ``compute`` reads the sum, and torchmetrics reduces the sums over the processes of a
@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     from captum_robust.metrics.attribution_stability import AttributionStability
     from captum_robust.metrics.localization_error import LocalizationError
     from captum_robust.metrics.maxboxacc import MaxBoxAcc, MaxBoxAccV2
+    from captum_robust.metrics.pixel_removal import ROAD, Deletion, Insertion
     from captum_robust.metrics.pointing_game import PointingGame
     from captum_robust.metrics.pxap import PxAP
     from captum_robust.metrics.saliency_metric import SaliencyMetric
 
 __all__ = [
+    "ROAD",
     "AttributionStability",
+    "Deletion",
+    "Insertion",
     "LocalizationError",
     "MaxBoxAcc",
     "MaxBoxAccV2",
@@ -28,11 +32,14 @@ __all__ = [
 
 _MODULES = {
     "AttributionStability": "attribution_stability",
+    "Deletion": "pixel_removal",
+    "Insertion": "pixel_removal",
     "LocalizationError": "localization_error",
     "MaxBoxAcc": "maxboxacc",
     "MaxBoxAccV2": "maxboxacc",
     "PointingGame": "pointing_game",
     "PxAP": "pxap",
+    "ROAD": "pixel_removal",
     "SaliencyMetric": "saliency_metric",
 }
 

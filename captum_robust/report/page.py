@@ -19,6 +19,7 @@ from captum_robust.report.plots import (
     method_styles,
     plot_curves,
     plot_error_series,
+    plot_removal,
     plot_robust_accuracy,
     svg_uri,
 )
@@ -114,6 +115,7 @@ def _content(tables: Tables) -> dict[str, Any]:
         "results": grid(once, COLUMNS, baselines, by="attack"),
         "crops": grid(saliency, SALIENCY_COLUMNS, others, head="Box around"),
         "charts": _curves(tables),
+        "removal": _removal(tables),
         "attacks": _attacks(tables, frame) if len(results.attacks) > 1 else None,
         "gallery": gallery,
         "changes": any(tile.change for entry in entries for tile in entry.tiles),
@@ -211,6 +213,18 @@ def _curves(tables: Tables) -> list[Chart]:
         title = f"{family}: {FAMILIES[str(family)]}"
         described = f"Error against α for the family {family}. Lowest: {said}."
         charts.append(Chart.of(title, described, plot_curves, every, styles, str(family)))
+    return charts
+
+
+def _removal(tables: Tables) -> list[Chart]:
+    """Probability against the share of the image, a chart for deletion and one for insertion."""
+    charts = []
+    styles = method_styles(tables.results.kinds)
+    for name, curves in tables.removal.groupby("curve", sort=False):
+        areas = zip(tables.clean["method"], tables.clean[str(name)], strict=True)
+        said = "; ".join(f"{method} {area:.3f}" for method, area in areas if area == area)
+        title, described = str(name).capitalize(), f"Areas below the curves of {name}: {said}."
+        charts.append(Chart.of(title, described, plot_removal, curves, styles))
     return charts
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 import pandas as pd
 
 from captum_robust.report.outcomes import attack_table
+from captum_robust.report.removal import mean_curves
 from captum_robust.report.results import CLEAN, Tuning
 from captum_robust.report.scoring import Scoring
 
@@ -53,3 +54,8 @@ class Tables:
     def saliency(self) -> pd.DataFrame:
         """How small a crop the class survives."""
         return self.scoring.saliency_table(self.tuning)
+
+    @cached_property
+    def removal(self) -> pd.DataFrame:
+        """The mean curves of deletion and insertion."""
+        return mean_curves(self.results)

@@ -33,6 +33,7 @@ from captum_robust.metrics.functional import (
 )
 from captum_robust.report.outcomes import attack_series, attack_table
 from captum_robust.report.pseudo_boxes import drawn_boxes, every_threshold, pseudo_threshold
+from captum_robust.report.removal import image_areas, mean_areas
 from captum_robust.report.results import (
     CLEAN,
     FEW,
@@ -229,6 +230,7 @@ class Scoring:
             one = bootstrap_interval(crops.tuned.per_sample, level=level, seed=tuning.seed)
             row |= {"saliency": one.mean, "saliency_low": one.low}
             row |= {"saliency_high": one.high, "saliency_n": one.n}
+        row |= mean_areas(self.results, method, level, tuning.seed) if attack == CLEAN else {}
         means = self.results.means(method, attack)
         row["accuracy"] = means.pop("accuracy")
         row["pointing"] = self._pointing(method, attack)
@@ -401,7 +403,8 @@ class Scoring:
         """See :meth:`Comparison.to_dataframe`."""
         stop = sys.maxsize if first is None else first
         rows = pd.DataFrame(self.results.every_map(stop))
-        for parts in (list(self._boxes(tuning, stop)), list(self._crop_rows(tuning, stop))):
+        crops, areas = self._crop_rows(tuning, stop), image_areas(self.results, stop)
+        for parts in map(list, (self._boxes(tuning, stop), crops, areas)):
             if parts:
                 rows = rows.merge(pd.concat(parts), how="left", on=["position", "method", "attack"])
         return rows

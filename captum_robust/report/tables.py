@@ -135,6 +135,10 @@ class Grid:
     """A title, which may be empty, and its rows."""
 
 
+def _ends(key: str) -> tuple[str, str]:
+    return f"{key}_low", f"{key}_high"
+
+
 ERROR = Column("error", "Error %", "percent", "low", name="error", ends=("error_low", "error_high"))
 COLUMNS = (
     ERROR,
@@ -146,6 +150,8 @@ COLUMNS = (
     Column("pointing", "Pointing %", "percent", "high", name="pointing"),
     Column("pxap", "PxAP %", "percent", "high", name="PxAP"),
     Column("saliency", "Saliency metric", "number", "low", ends=("saliency_low", "saliency_high")),
+    Column("deletion", "Deletion area", "three digits", "low", "deletion", _ends("deletion")),
+    Column("insertion", "Insertion area", "three digits", "high", "insertion", _ends("insertion")),
     Column("flipped", "Flipped %", "percent", name="flipped", of="flippable"),
     Column("accuracy", "Accuracy %", "percent", "high"),
     Column("forward", "Forward", "number", "low", name="forward"),

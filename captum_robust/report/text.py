@@ -26,6 +26,12 @@ _SALIENCY_NOTE = (
     "by the metric itself;\nclean images; true box: the largest one annotated"
 )
 
+_REMOVAL_NOTE = (
+    "deletion, insertion: area under the probability of the class while the pixels that the map "
+    "ranks highest\nare replaced by the mean, lower is better, or put into the blurred image, "
+    "higher is better; clean images"
+)
+
 
 _GAP_NOTE = (
     "gap: error of {} attacked less clean; closed: the part of "
@@ -37,6 +43,7 @@ _GAP_NOTE = (
 def text_of(tables: Tables) -> str:
     """Return all tables of a run that have rows, each with a line on what it counts."""
     text = f"{text_table(tables.clean, COLUMNS, ['method', 'n'])}\n{_clean_note(tables)}"
+    text += f"\n{_REMOVAL_NOTE}" if "deletion" in tables.clean else ""
     if len(tables.results.attacks) > 1:
         text = f"clean images\n{text}\n\nattacks\n{attacks_text(tables.attacks)}"
         if "error" in tables.methods:

@@ -134,6 +134,8 @@ class ResultRow:
     crops: bytes | None = None
     """2×A: the area and the log probability of the crop at each of A thresholds; see
     :func:`captum_robust.metrics.functional.crop_scores`."""
+    removal: bytes | None = None
+    """3×(S+1): the share of the pixels; the class's probability when so many are gone; are in."""
     error: str | None = None
 
 

@@ -16,6 +16,7 @@ MAPS = torch.rand(8, 12, 12, generator=torch.Generator().manual_seed(0))
 BOXES = [torch.tensor([[2.0, 2.0, 8.0, 8.0]])] * 8
 LABELS, IDS = torch.zeros(8, dtype=torch.int64), [str(i) for i in range(8)]
 NET = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 12 * 12, 4))
+SHOWN = (NET, MAPS.unsqueeze(1).expand(-1, 3, -1, -1), MAPS, LABELS)
 INPUTS: dict[str, tuple[Callable[[], Metric], tuple[Any, ...]]] = {
     "one measure": (lambda: metrics.AttributionStability("spearman"), (MAPS, MAPS.flip(0))),
     "LocalizationError": (metrics.LocalizationError, (MAPS, BOXES, IDS)),
@@ -25,8 +26,11 @@ INPUTS: dict[str, tuple[Callable[[], Metric], tuple[Any, ...]]] = {
     "PxAP": (metrics.PxAP, (MAPS, MAPS > 0.5)),
     "SaliencyMetric": (
         metrics.SaliencyMetric,
-        (NET, MAPS.unsqueeze(1).expand(-1, 3, -1, -1), MAPS, LABELS, IDS),
+        (*SHOWN, IDS),
     ),
+    "Deletion": (lambda: metrics.Deletion(4), SHOWN),
+    "Insertion": (lambda: metrics.Insertion(4), SHOWN),
+    "ROAD": (lambda: metrics.ROAD([0.2, 0.6]), SHOWN),
 }
 
 

@@ -225,6 +225,34 @@ def evidence(hand: Hand) -> Case:
     )
 
 
+def removal(hand: Hand) -> Case:
+    n, h, w = hand.size()
+    w += 1  # a pixel is left of each image
+    images, maps = hand.rand(n, 3, h, w), hand.maps(n, h, w)
+    classes = torch.randint(3, (n,), generator=hand.generator)
+    asked = {"model": flat, "images": images, "maps": maps, "classes": classes, "batch_size": 4}
+    stepped = {**asked, "steps": hand.randrange(1, h * w + 1)}
+    removed = hand.rand(n, h, w) < 0.5
+    removed[:, 0, 0] = False
+
+    def in_range(curve: F.RemovalCurve) -> bool:
+        return SHARES(curve.probability) and SHARES(curve.share) and SHARES(curve.area)
+
+    return hand.choice(
+        [
+            (F.deletion_curve, {**stepped, "fill": hand.choice(F.REMOVAL_FILLS)}, in_range),
+            (F.insertion_curve, {**stepped, "fill": hand.choice(F.REMOVAL_FILLS)}, in_range),
+            (F.removal_curves, stepped, lambda both: all(map(in_range, both))),
+            (
+                F.road,
+                {**asked, "shares": [0.2, 0.7], "noise": 0.1, "seed": 1},
+                lambda found: SHARES(found.most) and within(-0.5, 0.5)(found.combined),
+            ),
+            (F.linear_imputation, {"images": images, "removed": removed}, ANY),
+        ]
+    )
+
+
 def run_metric(name: str) -> Callable[..., Any]:
     """Build, update and compute a metric class; its arguments are those of both."""
     kind = getattr(metrics, name)
@@ -258,6 +286,7 @@ def classes(hand: Hand) -> Case:
     labels = torch.randint(3, (n,), generator=hand.generator)
     ids = [str(i) for i in range(n)]
     asked = {"model": flat, "images": hand.rand(n, 3, h, w), "masks": maps, "classes": labels}
+    shown = {k: asked[k] for k in ("model", "images", "classes")} | {"maps": maps, "batch_size": 3}
     counted = {**given, "classes": labels, "num_classes": 3, "tolerance": 2.0}
     boxed = {**given, "ids": ids, "strategies": [strategy], "seed": 1, "blacklist": ["0"]}
     measured = {"measures": ["pearson", "box_iou"], "reduce": "mean", "alpha": 0.2}
@@ -278,6 +307,8 @@ def classes(hand: Hand) -> Case:
                 {**asked, "threshold": 0.5, "strategy": "value", "batch_size": 3},
                 within(-3, 1e9, nan=True),
             ),
+            (RUNS["Deletion"], {**shown, "steps": 1, "fill": "blur"}, SHARES),
+            (RUNS["Insertion"], {**shown, "steps": 1, "fill": "mean"}, SHARES),
         ]
     )
 
@@ -360,6 +391,7 @@ AREAS = {
     "metrics: the bootstrap": (resampled, 4000),
     "metrics: folds and tuning": (folded, 5000),
     "metrics: the saliency metric": (evidence, 800),
+    "metrics: pixels that are removed": (removal, 800),
     "metrics: classes": (classes, 200),
     "pictures": (in_pictures, 1500),
     "transforms": (transformed, 600),

@@ -1,4 +1,4 @@
-"""Metrics of localization, evidence and stability as pure functions on tensors.
+"""Metrics of localization, evidence, faithfulness and stability as pure functions on tensors.
 
 Heat maps are N×H×W, boxes (x0, y0, x1, y1) in pixels and half-open (x1 is the last column plus
 one), ground truth a list of M_i×4 boxes, one tensor a sample. A result lies on the device of the
@@ -30,6 +30,14 @@ from captum_robust.metrics.functional.boxes import (
     whole_image_map,
 )
 from captum_robust.metrics.functional.components import largest_component, mask_to_box
+from captum_robust.metrics.functional.faithfulness import (
+    REMOVAL_FILLS,
+    REMOVAL_STEPS,
+    RemovalCurve,
+    deletion_curve,
+    insertion_curve,
+    removal_curves,
+)
 from captum_robust.metrics.functional.folds import split_folds
 from captum_robust.metrics.functional.pixel_precision import (
     pxap,
@@ -37,10 +45,21 @@ from captum_robust.metrics.functional.pixel_precision import (
     pxap_histograms,
 )
 from captum_robust.metrics.functional.pointing import pointing_game_accuracy, pointing_game_hits
+from captum_robust.metrics.functional.randomization import (
+    RandomizationScores,
+    layers_with_weights,
+    model_randomization,
+)
 from captum_robust.metrics.functional.regions import (
     REGION_AREAS,
     smallest_destroying_region,
     smallest_sufficient_region,
+)
+from captum_robust.metrics.functional.road import (
+    ROAD_SHARES,
+    RoadScores,
+    linear_imputation,
+    road,
 )
 from captum_robust.metrics.functional.saliency import (
     SALIENCY_THRESHOLDS,
@@ -78,6 +97,9 @@ from captum_robust.metrics.functional.weak_localization import (
 __all__ = [
     "PROTOCOLS",
     "REGION_AREAS",
+    "REMOVAL_FILLS",
+    "REMOVAL_STEPS",
+    "ROAD_SHARES",
     "SALIENCY_THRESHOLDS",
     "STABILITY_MEASURES",
     "STRATEGIES",
@@ -85,6 +107,9 @@ __all__ = [
     "Interval",
     "LocalizationResult",
     "Protocol",
+    "RandomizationScores",
+    "RemovalCurve",
+    "RoadScores",
     "SaliencyScores",
     "TunedSaliency",
     "alpha_grid",
@@ -97,9 +122,13 @@ __all__ = [
     "center_box_map",
     "crop_and_resize",
     "crop_scores",
+    "deletion_curve",
     "gap_closed",
     "gt_known_localization",
+    "insertion_curve",
     "largest_component",
+    "layers_with_weights",
+    "linear_imputation",
     "localization_error",
     "map_box_iou",
     "mask_to_box",
@@ -108,6 +137,7 @@ __all__ = [
     "maxboxacc_from_ious",
     "maxboxacc_ious",
     "maxboxacc_v2",
+    "model_randomization",
     "pearson_correlation",
     "pointing_game_accuracy",
     "pointing_game_hits",
@@ -115,6 +145,8 @@ __all__ = [
     "pxap_from_histograms",
     "pxap_histograms",
     "random_map",
+    "removal_curves",
+    "road",
     "saliency_boxes",
     "saliency_metric",
     "saliency_of",

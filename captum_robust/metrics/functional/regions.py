@@ -127,8 +127,7 @@ def _smallest(
     destroys: bool,
 ) -> Tensor:
     n = check_question(images, classes, batch_size)
-    maps = check_maps(maps).to(images.device)
-    check_shape("maps", maps, "×".join(map(str, (n, *images.shape[2:]))))
+    rank = pixel_ranks(maps, images)
     check_callable("model", model)
     check_callable("removal", removal, optional=True)
     check_seed(seed)
@@ -143,9 +142,6 @@ def _smallest(
         return smallest
     classes = classes.to(images.device)
     removed = _removed(images, removal, seed)
-    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    place = torch.arange(order.shape[1], device=images.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, place).view(n, 1, *images.shape[2:])
     left = torch.arange(n, device=images.device)
     wanted: Tensor | None = None
 
@@ -172,6 +168,36 @@ def _smallest(
     return smallest
 
 
+def pixel_ranks(maps: Tensor, images: Tensor) -> Tensor:
+    """Return the place of each pixel N×1×H×W in its map, from 0, the largest first.
+
+    Of equal pixels the first in raster order comes first, so a constant map is read row by row.
+
+    Args:
+        maps: N×H×W or N×1×H×W of any scale.
+        images: N×C×H×W; the places lie on their device.
+
+    Raises:
+        ValueError: maps of another size or number than the images; NaN or infinity.
+        TypeError: maps of another kind.
+
+    >>> pixel_ranks(torch.tensor([[[0.5, -1.0], [2.0, 0.5]]]), torch.zeros(1, 3, 2, 2)).tolist()
+    [[[[1, 3], [0, 2]]]]
+    """
+    maps = check_maps(maps).to(images.device)
+    size = (len(images), *images.shape[2:])
+    check_shape("maps", maps, "×".join(map(str, size)))
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(order.shape[1], device=images.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, place).view(len(maps), 1, *maps.shape[1:])
+
+
+def blurred_images(images: Tensor) -> Tensor:
+    """Return images N×C×H×W under a Gaussian blur of :data:`BLUR`."""
+    with torch.autocast(images.device.type, enabled=False):
+        return blurred(images, BLUR * min(images.shape[2:]) / 224)
+
+
 def _scores(model: Scores, images: Tensor, samples: Tensor, batch_size: int) -> Tensor:
     batches = zip(*(torch.split(t, batch_size) for t in (images, samples)), strict=True)
     return torch.cat([class_scores(model, x, numbers) for x, numbers in batches])
@@ -179,9 +205,7 @@ def _scores(model: Scores, images: Tensor, samples: Tensor, batch_size: int) -> 
 
 def _removed(images: Tensor, removal: Removal | None, seed: int) -> Tensor:
     if removal is None:
-        sigma = BLUR * min(images.shape[2:]) / 224
-        with torch.autocast(images.device.type, enabled=False):
-            return blurred(images, sigma)
+        return blurred_images(images)
     with torch.no_grad():
         removed = removal(images, torch.Generator().manual_seed(seed))
     check_shape("images from removal", removed, "×".join(map(str, images.shape)))

@@ -1,0 +1,157 @@
+"""Deletion, insertion and ROAD as torchmetrics classes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from captum_robust._checks import check_choice, check_count
+from captum_robust.metrics._counts import CountMetric
+from captum_robust.metrics.functional.faithfulness import (
+    REMOVAL_FILLS,
+    REMOVAL_STEPS,
+    RemovalCurve,
+    deletion_curve,
+    insertion_curve,
+)
+from captum_robust.metrics.functional.folds import millionths
+from captum_robust.metrics.functional.road import ROAD_SHARES, check_imputation, road
+from captum_robust.metrics.functional.saliency import Scores
+
+
+class _Removal(CountMetric):
+    """The mean over the images of one value each, summed in whole millionths.
+
+    The classifier is an argument of ``update``, so that the metric holds no copy of it. The mean
+    does not depend on batches, order or sharding.
+    """
+
+    sums: Tensor
+    images: Tensor
+
+    def __init__(self, batch_size: int, *settings: object, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_count("batch_size", batch_size, 1)
+        self.batch_size = batch_size
+        self._count("sums")
+        self._count("images")
+        self._keep_apart(type(self).__name__, *settings)
+
+    def _values(self, model: Scores, images: Tensor, maps: Tensor, classes: Tensor) -> Tensor:
+        """Return the value of each of N images."""
+        raise NotImplementedError
+
+    def update(self, model: Scores, images: Tensor, maps: Tensor, classes: Tensor) -> None:
+        """Add images N×C×H×W with their maps N×H×W or N×1×H×W and N classes."""
+        values = self._values(model, images, maps, classes)
+        # In float64, which not every device has.
+        self.sums += millionths(values.cpu().double()).sum().to(self.sums.device)
+        self.images += len(images)
+
+    def compute(self) -> Tensor:
+        """Return the mean over the images; NaN of none."""
+        return self.sums / (1e6 * self.images)
+
+
+class _Area(_Removal):
+    """The area under a curve of deletion or insertion."""
+
+    _curve: Callable[..., RemovalCurve]
+
+    def __init__(self, steps: int, fill: str, batch_size: int, **kwargs: Any) -> None:
+        check_count("steps", steps, 1)
+        check_choice("fill", fill, REMOVAL_FILLS)
+        super().__init__(batch_size, steps, fill, **kwargs)
+        self.steps = steps
+        self.fill = fill
+
+    def _values(self, *batch: Any) -> Tensor:
+        curve = type(self)._curve
+        settings = {"steps": self.steps, "fill": self.fill, "batch_size": self.batch_size}
+        return curve(*batch, **settings).area
+
+
+class Deletion(_Area):
+    """The area under the curve of deletion, averaged over the images; lower is better.
+
+    See :func:`captum_robust.metrics.functional.deletion_curve`.
+
+    Args:
+        steps: in how many the pixels are replaced.
+        fill: "mean" or "blur", what they are replaced by.
+        batch_size: how many images the classifier gets at once.
+        kwargs: of ``torchmetrics.Metric``.
+
+    >>> import torch
+    >>> def model(x):  # the class has the probability of the brightness
+    ...     p = x.mean(dim=(1, 2, 3))
+    ...     return torch.stack([p, 1 - p], dim=1).log()
+    >>> image = torch.tensor([[[[1.0, 0.6], [0.2, 0.2]]]])
+    >>> metric = Deletion(steps=2)
+    >>> metric.update(model, image, image[:, 0], torch.tensor([0]))
+    >>> round(metric.compute().item(), 3)  # the trapezoids of .5, .35 and .5
+    0.425
+    """
+
+    higher_is_better = False
+    _curve = staticmethod(deletion_curve)
+
+    def __init__(
+        self,
+        steps: int = REMOVAL_STEPS,
+        fill: str = "mean",
+        *,
+        batch_size: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(steps, fill, batch_size, **kwargs)
+
+
+class Insertion(_Area):
+    """The area under the curve of insertion, averaged over the images; higher is better.
+
+    See :func:`captum_robust.metrics.functional.insertion_curve`; arguments are those of
+    :class:`Deletion`.
+    """
+
+    higher_is_better = True
+    _curve = staticmethod(insertion_curve)
+
+    def __init__(
+        self,
+        steps: int = REMOVAL_STEPS,
+        fill: str = "blur",
+        *,
+        batch_size: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(steps, fill, batch_size, **kwargs)
+
+
+class ROAD(_Removal):
+    """(least - most) / 2, averaged over shares of the pixels and images; higher is better.
+
+    Least and most are the probabilities of the class without the pixels that matter least, and
+    most, by the map; see :func:`captum_robust.metrics.functional.road`, whose arguments these are.
+    Others are of ``torchmetrics.Metric``.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        shares: Sequence[float] = ROAD_SHARES,
+        noise: float = 0.01,
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        self.shares = check_imputation(shares, noise, seed)
+        super().__init__(batch_size, self.shares, noise, seed, **kwargs)
+        self.noise = noise
+        self.seed = seed
+
+    def _values(self, *batch: Any) -> Tensor:
+        settings: dict[str, Any] = {"shares": self.shares, "noise": self.noise, "seed": self.seed}
+        return road(*batch, **settings, batch_size=self.batch_size).combined

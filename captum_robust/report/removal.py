@@ -1,0 +1,64 @@
+"""Deletion and insertion of a run: the areas of each image, and the mean curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+
+from captum_robust._checks import check
+from captum_robust.metrics.functional import RemovalCurve, bootstrap_interval
+from captum_robust.report.results import CLEAN, Results
+from captum_robust.runs.store import unpack
+
+CURVES = ("deletion", "insertion")
+"""In the order of their packed values, behind the share of the pixels."""
+
+
+def removal_of(
+    results: Results, method: str, stop: int | None = None
+) -> tuple[list[int], dict[str, RemovalCurve]]:
+    """Return the positions of the clean images that were measured, and their curves by name.
+
+    Both are empty where none was; with ``stop`` only of the positions before it.
+    """
+    rows = results.measured(method, CLEAN, "removal", stop)
+    if not rows:
+        return [], {}
+    packed = [unpack(row["value"]) for row in rows]
+    sizes = {len(values) for values in packed}
+    fits = len(sizes) == 1 and not max(sizes) % 3
+    check(fits, f"{results.store.folder}: removal: expected three values a step, got others")
+    share, *probabilities = torch.from_numpy(np.stack(packed)).reshape(len(rows), 3, -1).unbind(1)
+    curves = {n: RemovalCurve(share[0], p) for n, p in zip(CURVES, probabilities, strict=True)}
+    return [row["position"] for row in rows], curves
+
+
+def mean_areas(results: Results, method: str, level: float, seed: int) -> dict[str, float]:
+    """Return the mean area of each curve with its interval, as columns of the method's row."""
+    columns: dict[str, float] = {}
+    for name, curve in removal_of(results, method)[1].items():
+        area = bootstrap_interval(curve.area, level=level, seed=seed)
+        columns |= {name: area.mean, f"{name}_low": area.low, f"{name}_high": area.high}
+    return columns
+
+
+def image_areas(results: Results, stop: int) -> Iterator[pd.DataFrame]:
+    """Yield the areas of each clean image before ``stop``, a frame a method."""
+    for method in results.methods:
+        positions, curves = removal_of(results, method, stop)
+        if positions:
+            areas = {name: curve.area.numpy() for name, curve in curves.items()}
+            yield pd.DataFrame({"position": positions, **areas, "method": method, "attack": CLEAN})
+
+
+def mean_curves(results: Results) -> pd.DataFrame:
+    """Return the mean curves: columns ``method``, ``curve``, ``share`` and ``probability``."""
+    parts = [pd.DataFrame(columns=["method", "curve", "share", "probability"])]
+    for method in results.methods:
+        for name, curve in removal_of(results, method)[1].items():
+            mean = {"share": curve.share, "probability": curve.probability.double().mean(dim=0)}
+            parts.append(pd.DataFrame({"method": method, "curve": name, **mean}))
+    return pd.concat(parts[1:] or parts, ignore_index=True)

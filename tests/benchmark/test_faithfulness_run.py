@@ -1,0 +1,156 @@
+"""``compare(faithfulness=True)``: the rows, the columns, the page, and runs that go on."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from captum_robust.benchmark import Comparison, compare
+from captum_robust.data import Sample, resize
+from captum_robust.metrics.functional import bootstrap_interval, center_box_map
+from captum_robust.metrics.functional.regions import blurred_images
+from captum_robust.models import Classifier
+from captum_robust.runs.store import RunStore, unpack
+
+from .conftest import Drawn, centre_heat
+from .test_report import Page
+
+METHODS = {"bright": centre_heat, "box": "center_box"}
+AREAS = ("deletion", "insertion")
+
+
+@pytest.fixture
+def result(model: Classifier) -> Comparison:
+    return compare(model, Drawn(n=7), METHODS, faithfulness=True, progress=False)
+
+
+def areas_by_hand(model: Classifier, sample: Sample, heat: torch.Tensor) -> tuple[float, float]:
+    """Both areas over the 1024 pixels of an image, 32 at a step, one image at a time."""
+    image = sample.image
+    order = heat.flatten().argsort(descending=True, stable=True)
+    mean = image.mean(dim=(1, 2), keepdim=True).expand_as(image)
+    blurred = blurred_images(image[None])[0]
+    curves: tuple[list[float], list[float]] = ([], [])
+    for step in range(33):
+        largest = torch.zeros(1024, dtype=torch.bool)
+        largest[order[: 32 * step]] = True
+        largest = largest.view(32, 32)
+        shown = torch.where(largest, mean, image), torch.where(largest, image, blurred)
+        for curve, x in zip(curves, shown, strict=True):
+            with torch.no_grad():
+                curve.append(F.softmax(model(x[None]), dim=1)[0, sample.label].item())
+    deletion, insertion = ((sum(c) - (c[0] + c[-1]) / 2) / 32 for c in curves)
+    return deletion, insertion
+
+
+def test_areas_are_those_of_the_map_of_the_fitted_image(
+    model: Classifier, result: Comparison
+) -> None:
+    samples = [resize(Drawn(n=7)[i], (32, 32)) for i in range(7)]
+    heats = {
+        "bright": [centre_heat(s.image[None], torch.zeros(1))[0] for s in samples],
+        "box": list(center_box_map(7, (32, 32))),
+    }
+    frame = result.to_dataframe()
+    table = result.table().set_index("method")
+    for method, maps in heats.items():
+        expected = [areas_by_hand(model, s, m) for s, m in zip(samples, maps, strict=True)]
+        for name, each in zip(AREAS, zip(*expected, strict=True), strict=True):
+            rows = frame[frame["method"] == method]
+            assert rows[name].tolist() == pytest.approx(list(each), abs=1e-5)
+            interval = bootstrap_interval(torch.tensor(each))
+            found = [table.loc[method, n] for n in (name, f"{name}_low", f"{name}_high")]
+            assert found == pytest.approx([interval.mean, interval.low, interval.high], abs=1e-5)
+
+
+def test_text_and_page_say_what_the_table_says(result: Comparison, tmp_path: Path) -> None:
+    table, text = result.table().set_index("method"), result.to_text()
+    page = Page(result.to_html(tmp_path / "report.html"))
+    assert "area under the probability of the class" in text
+    assert "Whether the class goes and comes with the map" in page.text
+    for name in AREAS:
+        shown = table.loc["bright"]
+        assert f"{shown[name]:.3f} [{shown[f'{name}_low']:.3f}, " in text
+        ends = f"{shown[f'{name}_low']:.2f} to {shown[f'{name}_high']:.2f}"
+        (row,) = [row for row in page.rows if row and row[0] == "bright"]
+        assert f"{shown[name]:.3f}{ends}" in row
+        assert f"Areas below the curves of {name}: " in (tmp_path / "report.html").read_text()
+
+
+def test_the_curves_are_means_over_the_images(result: Comparison) -> None:
+    rows = result.select("SELECT removal FROM results WHERE method = 'bright'")
+    each = torch.stack([torch.tensor(unpack(r["removal"])).view(3, 33) for r in rows])
+    curves = result._tables().removal
+    for i, name in enumerate(AREAS):
+        one = curves[(curves["method"] == "bright") & (curves["curve"] == name)]
+        assert one["share"].tolist() == pytest.approx([step / 32 for step in range(33)])
+        assert one["probability"].tolist() == pytest.approx(each[:, i + 1].mean(dim=0).tolist())
+
+
+def test_a_run_without_it_says_nothing_of_it_and_is_another(
+    model: Classifier, drawn: Drawn, tmp_path: Path
+) -> None:
+    result = compare(model, drawn, METHODS, out=tmp_path / "run", progress=False)
+    for columns in (result.table(), result.to_dataframe()):
+        assert not {*AREAS, "deletion_low"} & set(columns)
+    assert "deletion" not in result.to_text()
+    page = Page(result.to_html(tmp_path / "report.html"))
+    assert "Whether the class goes" not in page.text
+    with pytest.raises(ValueError, match=r"settings\.faithfulness.*\(none\) there"):
+        compare(model, drawn, METHODS, out=tmp_path / "run", faithfulness=True, progress=False)
+
+
+def test_a_run_of_an_earlier_version_is_read_as_before(
+    model: Classifier, drawn: Drawn, tmp_path: Path
+) -> None:
+    before = compare(model, drawn, METHODS, out=tmp_path, progress=False).table()
+    database = sqlite3.connect(tmp_path / "rows.sqlite")
+    database.execute("ALTER TABLE results DROP COLUMN removal")
+    database.commit()
+    database.close()
+    assert Comparison(tmp_path).table().equals(before)
+
+
+def test_only_clean_images_are_measured_and_passes_are_the_methods_own(
+    model: Classifier, drawn: Drawn
+) -> None:
+    attacks = {"invert": lambda x, _: 1 - x}
+    methods = ["saliency", "center_box"]
+    table = compare(model, drawn, methods, attacks, faithfulness=True, progress=False).table()
+    clean = table[table["attack"] == "clean"]
+    assert clean["deletion"].notna().all()
+    assert table.loc[table["attack"] != "clean", "deletion"].isna().all()
+    assert clean.set_index("method")["forward"].to_dict() == {"saliency": 1, "center_box": 0}
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_curves(
+    model: Classifier, tmp_path: Path
+) -> None:
+    class Interrupted(Drawn):
+        def __getitem__(self, index: int) -> Sample:
+            if index >= 3:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    given: dict[str, Any] = {"batch_size": 2, "faithfulness": True, "progress": False}
+    whole = compare(model, Drawn(), METHODS, out=tmp_path / "a", **given)
+    with pytest.raises(KeyboardInterrupt):
+        compare(model, Interrupted(), METHODS, out=tmp_path / "b", **given)
+    again = compare(model, Drawn(), METHODS, out=tmp_path / "b", **given)
+    query = "SELECT position, method, removal FROM results ORDER BY position, method"
+    assert whole.select(query) == again.select(query)
+
+
+def test_curves_of_another_form_are_refused(model: Classifier, tmp_path: Path) -> None:
+    result = compare(model, Drawn(2), METHODS, out=tmp_path, faithfulness=True, progress=False)
+    result._store.close()
+    store = RunStore(tmp_path)
+    with store._transaction() as database:
+        database.execute("UPDATE results SET removal = ious WHERE position = 1")
+    with pytest.raises(ValueError, match="removal: expected three values a step, got others"):
+        Comparison(tmp_path).table()
