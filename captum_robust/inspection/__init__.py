@@ -13,6 +13,7 @@ from captum_robust.inspection.filters import FirstLayerFilters, first_layer_filt
 from captum_robust.inspection.neighbours import Neighbours, neighbours
 from captum_robust.inspection.patches import MaximalPatches, maximal_patches
 from captum_robust.inspection.receptive_field import ReceptiveField, receptive_field
+from captum_robust.inspection.tour import Stop, Tour, tour
 
 __all__ = [
     "Activations",
@@ -24,6 +25,8 @@ __all__ = [
     "MaximalPatches",
     "Neighbours",
     "ReceptiveField",
+    "Stop",
+    "Tour",
     "activations",
     "dissect",
     "embedding",
@@ -32,4 +35,5 @@ __all__ = [
     "neighbours",
     "penultimate_features",
     "receptive_field",
+    "tour",
 ]

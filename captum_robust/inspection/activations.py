@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check_shape
+from captum_robust._checks import check_choice, check_shape
 from captum_robust._contexts import evaluation
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image
@@ -38,26 +38,30 @@ class Activations:
         peaks = self.maps[layer].amax(dim=(1, 2))
         return [int(unit) for unit in peaks.topk(min(count, len(peaks))).indices.tolist()]
 
-    def plot(self, units: int = 8) -> Figure:
-        """Draw the image, and for each layer its mean map and those of its strongest units.
+    def plot(self, layers: Sequence[str] | None = None, units: int = 8) -> Figure:
+        """Draw the image, and for some layers the mean map and those of the strongest units.
 
         Raises:
+            ValueError: a layer that is not among the maps.
             ImportError: matplotlib is missing.
         """
-        rows = len(self.maps)
+        shown = list(self.maps) if layers is None else list(layers)
+        for name in shown:
+            check_choice("layers", name, self.maps)
+        rows = len(shown)
         figure = blank_figure(figsize=(1.2 * (units + 2), 1.4 * rows), layout="constrained")
         axes = figure.subplots(rows, units + 2, squeeze=False)
         for each in axes.flat:
             each.set_axis_off()
-        axes[0, 0].imshow(as_rgb(self.image))
-        for (name, maps), row in zip(self.maps.items(), axes, strict=True):
+        for name, row in zip(shown, axes, strict=True):
+            maps = self.maps[name]
+            row[0].imshow(as_rgb(self.image))
+            row[0].set_title(f"{name}\n{maps.shape[1]}×{maps.shape[2]}", fontsize="small")
             strongest = self.strongest(name, units)
             pictures = [("mean", maps.mean(0)), *((f"{unit}", maps[unit]) for unit in strongest)]
             for (title, heat), each in zip(pictures, row[1:], strict=False):
                 each.imshow(np.asarray(heat_rgb(heat)), interpolation="nearest")
                 each.set_title(title, fontsize="small")
-            shown = f"{name}\n{maps.shape[1]}×{maps.shape[2]}"
-            row[0].set_title(shown, fontsize="small", wrap=True)
         return figure
 
 

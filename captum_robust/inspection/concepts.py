@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_robust._checks import check, check_choice, check_type
+from captum_robust._checks import check, check_choice, check_type, valid_unicode
 from captum_robust.data import DataError, Sample
 from captum_robust.data.files import by_name, existing, is_hidden
 from captum_robust.data.image_lists import list_images, without_suffix
@@ -145,7 +145,7 @@ class MaskFolders(_ReadMasks):
         if isinstance(folders, (str, Path)):
             root = existing(folders, "folder", "a folder with a sub-folder of masks a concept")
             inner = sorted(p for p in root.iterdir() if p.is_dir() and not is_hidden(p.name))
-            folders = {path.name: path for path in inner}
+            folders = {valid_unicode(path.name): path for path in inner}
             check(folders, f"concepts: {root} has no sub-folders, one for each concept")
         check_type("concepts", folders, Mapping, "names and folders of masks")
         check(folders, "concepts: expected at least one folder of masks, got none")

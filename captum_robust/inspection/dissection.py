@@ -92,7 +92,8 @@ class Dissection:
         figure = blank_figure(figsize=(6, 1.2 + 0.25 * max(1, len(counts))), layout="constrained")
         said = f"{len(self.detectors)} of {len(self.units)} units detect {len(counts)} concepts"
         axes = figure.add_subplot(title=f"{self.layer}: {said}", xlabel="units")
-        axes.barh(list(counts), list(counts.values()), color="#0072b2")
+        names = [name.replace("$", r"\$") for name in counts]  # no formula
+        axes.barh(names, list(counts.values()), color="#0072b2")
         axes.invert_yaxis()
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return figure
@@ -220,6 +221,11 @@ class Dissector:
             self._shared[name] = self._shared.get(name, 0) + inside
             self._area[name] = self._area.get(name, 0) + int(flat.sum())
 
+    @property
+    def has_concepts(self) -> bool:
+        """Whether any concept occurred so far."""
+        return any(self._area.values())
+
     def result(self, stream: ImageStream, least_iou: float = IOU) -> Dissection:
         """What was found, of the images of a stream.
 
@@ -232,7 +238,7 @@ class Dissector:
         occurring = [name for name, area in self._area.items() if area]
         known = list(self.concepts.names)
         names = sorted(occurring, key=known.index) if known else sorted(occurring)
-        check(names, "concepts: none of them occurs on the images")
+        check(self.has_concepts, "concepts: none of them occurs on the images")
         active = _tail(self._active, bins)
         shared = torch.cat([_tail(self._shared[name], bins) for name in names], dim=1)
         area = torch.tensor([self._area[name] for name in names])

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_robust._checks import check, check_choice, check_number
 from captum_robust.draw import blank_figure
 from captum_robust.inspection.features import Features
-from captum_robust.inspection.neighbours import NO_SCIKIT_LEARN
+from captum_robust.inspection.neighbours import check_scikit_learn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,11 +85,10 @@ def embedding(
     check_number("perplexity", perplexity, 0, open_low=True)
     check(n, "features: expected at least one image, got none")
     check(own.values.isfinite().all(), "features: NaN or infinity in them")
-    try:
-        from sklearn.decomposition import PCA
-        from sklearn.manifold import TSNE
-    except ImportError:
-        raise ImportError(NO_SCIKIT_LEARN) from None
+    check_scikit_learn()
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     notes = []
     made: str = method
     if method == "tsne" and n < _FEWEST:

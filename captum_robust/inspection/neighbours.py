@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRICS = ("cosine", "euclidean")
-NO_SCIKIT_LEARN = "scikit-learn is missing: pip install 'captum-robust[inspect]'"
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +180,13 @@ def _nearest(
     return indices, distances
 
 
+def check_scikit_learn() -> None:
+    """``ImportError`` that names the pip command where scikit-learn is not there."""
+    is_there = find_spec("sklearn") is not None
+    advice = "needs scikit-learn: pip install 'captum-robust[inspect]'"
+    check(is_there, f"a search for neighbours, or an embedding, {advice}", ImportError)
+
+
 def _search(
     points: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], count: int
 ) -> tuple[Tensor, Tensor]:
@@ -192,10 +198,9 @@ def _search(
         index.add(np.ascontiguousarray(points))
         squares, numbers = index.search(np.ascontiguousarray(wanted), count)
         return torch.from_numpy(numbers).long(), torch.from_numpy(squares).clamp(min=0).sqrt()
-    try:
-        from sklearn.neighbors import NearestNeighbors
-    except ImportError:
-        raise ImportError(NO_SCIKIT_LEARN) from None
+    check_scikit_learn()
+    from sklearn.neighbors import NearestNeighbors
+
     search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(points)
     far, numbers = search.kneighbors(wanted)
     return torch.from_numpy(numbers).long(), torch.from_numpy(far).float()
