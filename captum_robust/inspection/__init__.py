@@ -9,7 +9,7 @@ from captum_robust.inspection.activations import Activations, activations
 from captum_robust.inspection.dissection import Detector, Dissection, dissect
 from captum_robust.inspection.embedding import Embedding, embedding
 from captum_robust.inspection.features import Features, penultimate_features
-from captum_robust.inspection.filters import FirstLayerFilters, first_layer_filters
+from captum_robust.inspection.first_layer import FirstLayerFilters, first_layer_filters
 from captum_robust.inspection.neighbours import Neighbours, neighbours
 from captum_robust.inspection.patches import MaximalPatches, maximal_patches
 from captum_robust.inspection.receptive_field import ReceptiveField, receptive_field

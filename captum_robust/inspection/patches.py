@@ -102,7 +102,7 @@ class MaximalPatches:
             units = [unit for unit in self.units if unit not in self.dead][:12] or self.units[:1]
         unknown = [unit for unit in units if unit not in self.units]
         check(not unknown, f"units: expected some of the {len(self.units)} looked at, got {units}")
-        figure = blank_figure(figsize=(9, 1.9 * len(units)), layout="constrained")
+        figure = blank_figure(figsize=(9, 0.3 + 1.65 * len(units)), layout="constrained")
         figure.suptitle(f"{self.layer}: highest activations")
         grid = figure.add_gridspec(len(units), 2, width_ratios=(4, 1))
         for number, unit in enumerate(units):
@@ -119,7 +119,7 @@ class MaximalPatches:
         octaves = counts[1:].view(-1, 32).sum(1) / counts.sum().clamp(min=1)
         axes.bar(self.edges[1::32].log2().numpy(), octaves.numpy(), width=1, align="edge")
         zero = float(counts[0] / counts.sum().clamp(min=1))
-        axes.set_title(f"{zero:.0%} at 0", fontsize="small")
+        axes.set_title(f"{zero:.0%} not above 0", fontsize="small")
         axes.set(yticks=[], xticks=[-10, 0, 10], xticklabels=["2⁻¹⁰", "1", "2¹⁰"])
 
 
@@ -271,8 +271,12 @@ class PatchCollector:
         )
         options = {"padding_mode": "border", "align_corners": True}
         heats = F.grid_sample(maps[:, None], grid.to(maps), **options)[:, 0]  # type: ignore[arg-type]
-        scale = torch.where(values > 0, 255 / values, 0)
-        return (heats * scale[:, None, None]).clamp(0, 255).round().to(torch.uint8)
+        scale = torch.where(values > 0, 255 / values, 0)[:, None, None]
+        inside = (
+            rows.within(place // columns.count, self.patch_size[0])[:, :, None]
+            & columns.within(place % columns.count, self.patch_size[1])[:, None]
+        )
+        return (heats * scale * inside).clamp(0, 255).round().to(torch.uint8)
 
     def result(self, stream: ImageStream) -> MaximalPatches:
         """What was found, of images whose ids the stream knows."""
@@ -348,12 +352,21 @@ class _Line:
 
     def on_map(self, position: Tensor, length: int) -> Tensor:
         """M×length: the places of a patch's pixels on the map, from -1 at its first to 1."""
-        pixel = (torch.arange(length) + 0.5) / length * self.size
+        pixel = self._pixels_of(length)
         if self.is_part:
             place = position[:, None] + (pixel - self.size / 2) / self.stride
         else:
             place = (pixel / self.size * self.count - 0.5).expand(len(position), -1)
         return 2 * place / max(1, self.count - 1) - 1
+
+    def within(self, position: Tensor, length: int) -> Tensor:
+        """M×length bool: which of a patch's pixels are in the image."""
+        place = self.start + self.stride * position[:, None] + self._pixels_of(length)
+        return (place > 0) & (place < self.pixels)
+
+    def _pixels_of(self, length: int) -> Tensor:
+        """The middles of a patch's pixels in those of the image, from its first edge on."""
+        return (torch.arange(length) + 0.5) / length * self.size
 
 
 def _line(field: ReceptiveField | None, axis: int, count: int, pixels: int) -> _Line:

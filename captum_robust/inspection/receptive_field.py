@@ -47,11 +47,16 @@ class ReceptiveField:
         """Whether it is the whole image."""
         return all(self.whole)
 
-    def __str__(self) -> str:
+    @property
+    def described(self) -> str:
+        """Size and stride in words."""
         if self.is_whole:
-            return f"{self.layer}: each position sees the whole image"
+            return "the whole image"
         (height, width), (down, across) = self.size, self.stride
-        return f"{self.layer}: {height}×{width} pixels, every {down}×{across}"
+        return f"{height}×{width} pixels, every {down}×{across}"
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.described}"
 
     def plot(self) -> Figure:
         """Draw the fields of the first, the middle and the last position over the image's frame.

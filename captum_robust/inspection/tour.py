@@ -16,7 +16,7 @@ from captum_robust.inspection.concepts import Colours, Concepts, concepts_of
 from captum_robust.inspection.dissection import Dissection, Dissector
 from captum_robust.inspection.embedding import Embedding, embedding
 from captum_robust.inspection.features import FeatureCollector, Features
-from captum_robust.inspection.filters import FirstLayerFilters, first_layer_filters
+from captum_robust.inspection.first_layer import FirstLayerFilters, first_layer_filters
 from captum_robust.inspection.neighbours import Neighbours, neighbours
 from captum_robust.inspection.patches import MaximalPatches, PatchCollector
 from captum_robust.inspection.streaming import ImageStream

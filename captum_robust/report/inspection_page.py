@@ -91,7 +91,7 @@ def _stop(tour: Tour, stop: Stop) -> dict[str, Any]:
         "channels": stop.channels,
         "size": f"{height}×{width}",
         "looked_at": len(patches.units),
-        "field": str(patches.field or f"{stop.name}: another part of the image at each position"),
+        "field": patches.field.described if patches.field else "of another size at each",
         "field_picture": patches.field
         and not patches.field.is_whole
         and Picture(svg_uri(patches.field.plot()), "receptive fields of three positions"),

@@ -52,6 +52,7 @@ def test_a_patch_is_the_receptive_field_and_grey_outside() -> None:
     assert torch.equal(patch[:, 2:], (image[:, :3, 4:9] * 255).round().to(torch.uint8))
     # The map falls to 0 one position away, two pixels: half of it one pixel away.
     assert found.heats[0, 0, 2].tolist() == [0, 128, 255, 128, 0]
+    assert (found.heats[0, 0, :2] == 0).all()
 
 
 def test_histograms_count_every_position_once() -> None:
