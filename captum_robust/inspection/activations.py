@@ -87,7 +87,7 @@ def activations(
         image = image.image
     pixels = image if isinstance(image, Tensor) else load_image(image)
     check_shape("image", pixels, "3×H×W")
-    watched = layers_of(classifier, layers)
+    watched = layers_of(classifier, layers, argument="layers")
     pixels = resize_image(pixels.detach().float().cpu(), classifier.input_size)
     x = in_channels_of(classifier, pixels[None].to(device_of(classifier)))
     with torch.no_grad(), evaluation(classifier):

@@ -91,15 +91,19 @@ class MaximalPatches:
             [np.hstack(plain), np.hstack([_heated(patch, heat) for patch, heat in pairs])]
         )
 
+    @property
+    def shown(self) -> list[int]:
+        """The first 12 units that live, or else the first."""
+        return [unit for unit in self.units if unit not in self.dead][:12] or self.units[:1]
+
     def plot(self, units: Sequence[int] | None = None) -> Figure:
-        """Draw patches, heat and histogram of some units; by default the first 12 that live.
+        """Draw patches, heat and histogram of some units, by default of those in ``shown``.
 
         Raises:
             ValueError: a unit that is not among ``self.units``.
             ImportError: matplotlib is missing.
         """
-        if units is None:
-            units = [unit for unit in self.units if unit not in self.dead][:12] or self.units[:1]
+        units = self.shown if units is None else units
         unknown = [unit for unit in units if unit not in self.units]
         check(not unknown, f"units: expected some of the {len(self.units)} looked at, got {units}")
         figure = blank_figure(figsize=(9, 0.3 + 1.65 * len(units)), layout="constrained")

@@ -95,7 +95,7 @@ def tour(
     check_count("points", points, 1)
     classifier = as_classifier(model)
     check_channels(classifier)
-    watched = layers_of(classifier, layers)
+    watched = layers_of(classifier, layers, argument="layers")
     head = penultimate(classifier)
     sources: list[Concepts] = [Colours()]
     sources += [] if concepts is None else [concepts_of(concepts, classifier.class_names)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ def layers_of(
     model: Classifier,
     layers: Sequence[nn.Module | str] | None,
     input_size: tuple[int, int] | None = None,
+    *,
+    argument: str = "layer",
 ) -> list[Watched]:
     """The layers with their names and shapes, found by a pass of one black image.
 
@@ -64,10 +67,19 @@ def layers_of(
     layers they are the last one of each scale, or else the model's ``cam_layer``.
 
     Raises:
-        ValueError: a layer that is no part of the model, does not run or gives no maps.
+        ValueError: a layer that is no part of the model, does not run or gives no maps; the message
+            begins with the ``argument``.
     """
-    size = model.input_size if input_size is None else input_size
-    modules = _usual(model) if layers is None else [layer_of(model.module, x) for x in layers]
+    try:
+        modules = _usual(model) if layers is None else [layer_of(model.module, x) for x in layers]
+        return _probed(model, modules, model.input_size if input_size is None else input_size)
+    except ValueError as error:
+        raise ValueError(re.sub("^layer:", f"{argument}:", str(error))) from None
+
+
+def _probed(
+    model: Classifier, modules: Sequence[nn.Module], size: tuple[int, int]
+) -> list[Watched]:
     names = {part: name for name, part in model.module.named_modules()}
     runs: dict[nn.Module, int] = {}
     outputs: dict[nn.Module, Tensor] = {}

@@ -91,6 +91,7 @@ def _stop(tour: Tour, stop: Stop) -> dict[str, Any]:
         "channels": stop.channels,
         "size": f"{height}×{width}",
         "looked_at": len(patches.units),
+        "shown": len(patches.shown),
         "field": patches.field.described if patches.field else "of another size at each",
         "field_picture": patches.field
         and not patches.field.is_whole
