@@ -19,6 +19,7 @@ from captum_robust.cli.attack_command import attack
 from captum_robust.cli.compare_command import compare
 from captum_robust.cli.demo_command import demo
 from captum_robust.cli.explain_command import explain
+from captum_robust.cli.inspect_command import inspect
 from captum_robust.cli.locate_command import locate
 from captum_robust.cli.methods_command import methods
 from captum_robust.cli.printing import warn
@@ -36,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_train.app, name="train")
-for command in (demo, compare, explain, locate, attack, video, methods):
+for command in (demo, compare, explain, locate, inspect, attack, video, methods):
     app.command()(command)
 
 

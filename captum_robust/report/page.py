@@ -40,6 +40,7 @@ from captum_robust.report.tables import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from jinja2 import Template
     from matplotlib.figure import Figure
 
 _SHOWN_FAILURES = 50
@@ -80,6 +81,14 @@ def write_report(tables: Tables, path: Path) -> Path:
     Raises:
         IsADirectoryError: the path is a folder.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    html = page_template("report.html.j2").render(_content(tables))
+    return write_whole(path, html.encode("utf-8", errors="replace"))
+
+
+def page_template(name: str) -> Template:
+    """A template of this room, which escapes what is put into it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -89,10 +98,7 @@ def write_report(tables: Tables, path: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
-    html = environment.get_template("report.html.j2").render(_content(tables))
-    return write_whole(path, html.encode("utf-8", errors="replace"))
+    return environment.get_template(name)
 
 
 def _content(tables: Tables) -> dict[str, Any]:

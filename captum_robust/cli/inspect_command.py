@@ -1,0 +1,80 @@
+"""The command ``captum-robust inspect``: parsing and printing only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from captum_robust._checks import printable
+from captum_robust.cli.model_options import ModelOptions, load_model
+from captum_robust.cli.options import argument, command_of, option
+from captum_robust.cli.printing import echo, warn
+from captum_robust.cli.shared_options import listed
+
+_SAID_FAILURES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(ModelOptions):
+    """The options of the command."""
+
+    model: str = field(metadata=argument())
+    images: Path
+    """Folder of images, of any number; sub-folders may be classes. It may have boxes.csv or
+    masks/, see --concepts objects."""
+    out: Path = Path("captum-robust-inspect")
+    """Folder for the page, index.html."""
+    layers: str | None = None
+    """Dotted names of layers that give maps, separated by commas; else the last of each scale."""
+    concepts: str | None = None
+    """Beside colours: a folder with a sub-folder of masks for each concept, one file an image with
+    the image's name; or objects, the masks or boxes of --images by their classes."""
+    units: int = field(default=48, metadata=option(min=1))
+    """How many units of each layer are looked at, evenly spread."""
+    top: int = field(default=9, metadata=option(min=1))
+    """Patches of each unit."""
+    points: int = field(default=400, metadata=option(min=1))
+    """How many images are compared and embedded, evenly spread."""
+    batch_size: int = field(default=16, metadata=option(min=1))
+    """Images that the classifier gets at once."""
+
+
+@command_of(InspectOptions)
+def inspect(options: InspectOptions) -> None:
+    """Show what a classifier has learned, layer by layer, as one page: a tour from the pixels on.
+
+    First filters, the patches that units answer to most, activations of a photograph, colours and
+    concepts that units stand for, nearest neighbours and embeddings, from one pass over the images.
+    """
+    from captum_robust._files import check_folder
+    from captum_robust.data.files import existing
+    from captum_robust.draw import blank_figure
+    from captum_robust.inspection import tour
+    from captum_robust.inspection.neighbours import check_scikit_learn
+    from captum_robust.report.inspection_page import write_tour
+
+    check_folder(options.out)
+    existing(options.images, "folder", "a folder of images")
+    blank_figure()  # before the pass, where matplotlib is missing
+    check_scikit_learn()
+    layers: Any = listed(options.layers)
+    found = tour(
+        load_model(options),
+        options.images,
+        layers,
+        concepts=options.concepts,
+        units=options.units,
+        top=options.top,
+        points=options.points,
+        batch_size=options.batch_size,
+        progress=True,
+    )
+    page = write_tour(found, options.out / "index.html")
+    for stop in found.stops:
+        echo(f"{stop.patches.field or stop.name}; {len(stop.patches.dead)} dead units")
+    echo(printable(f"{found.images} images -> {page}"))
+    for why in list(found.unusable.values())[:_SAID_FAILURES]:
+        warn(why)
+    if found.unusable:
+        echo(f"{len(found.unusable)} images could not be used", err=True)

@@ -1,0 +1,112 @@
+"""Features of images in the plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from captum_robust._checks import check, check_choice, check_number
+from captum_robust.draw import blank_figure
+from captum_robust.inspection.features import Features
+from captum_robust.inspection.neighbours import check_scikit_learn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METHODS = ("tsne", "pca")
+_FEWEST = 4
+"""Images that t-SNE is made of."""
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A point in the plane for each of N images."""
+
+    features: Features
+    points: Tensor
+    """N×2."""
+    method: str
+    """``"tsne"`` or ``"pca"``, as it was made."""
+    explained: float
+    """Of PCA, the share of the variance along the two axes; else NaN."""
+    notes: list[str]
+    """What to know of the result."""
+
+    def plot(self, most: int = 400) -> Figure:
+        """Draw the first so many images at their points; dots by class where there are no pictures.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+        figure = blank_figure(figsize=(9, 9), layout="constrained")
+        named = {"tsne": "t-SNE", "pca": f"PCA, {self.explained:.0%} of the variance"}
+        axes = figure.add_subplot(title=named[self.method], xticks=[], yticks=[])
+        labels, points = self.features.labels, self.points
+        across, up = points.T.numpy()
+        axes.scatter(across, up, c=labels.numpy(), s=12, cmap="tab20")
+        if self.features.thumbnails is not None:
+            pictures = self.features.thumbnails[:most].permute(0, 2, 3, 1).numpy()
+            for point, picture in zip(points[:most].tolist(), pictures, strict=True):
+                zoom = 0.6 if len(points) > 100 else 0.9
+                axes.add_artist(
+                    AnnotationBbox(OffsetImage(picture, zoom=zoom), point, frameon=False)
+                )
+        axes.margins(0.08)
+        return figure
+
+
+def embedding(
+    features: Any,
+    method: Literal["tsne", "pca"] = "tsne",
+    *,
+    perplexity: float = 30.0,
+    seed: int = 0,
+) -> Embedding:
+    """Embed features in the plane by scikit-learn's t-SNE or PCA.
+
+    Args:
+        features: N×D, or :class:`captum_robust.inspection.Features`.
+        method: ``"tsne"`` or ``"pca"``; fewer than four images are embedded by PCA.
+        perplexity: of t-SNE; where it is more than a third of the other images, that third.
+        seed: of t-SNE.
+
+    Raises:
+        ValueError: features that are not N×D, not finite or of no image; another method.
+        ImportError: scikit-learn is missing.
+    """
+    own = Features.of(features)
+    n = len(own.values)
+    check_choice("method", method, METHODS)
+    check_number("perplexity", perplexity, 0, open_low=True)
+    check(n, "features: expected at least one image, got none")
+    check(own.values.isfinite().all(), "features: NaN or infinity in them")
+    check_scikit_learn()
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    notes = []
+    made: str = method
+    if method == "tsne" and n < _FEWEST:
+        notes.append(f"{n} images are too few for t-SNE: PCA instead.")
+        made = "pca"
+    points, explained = torch.zeros(n, 2), float("nan")
+    values = own.values.double().numpy()
+    if made == "tsne":
+        most = (n - 1) / 3
+        if perplexity > most:
+            notes.append(f"Perplexity {most:.3g} instead of {perplexity:g}, for {n} images.")
+        options = {"perplexity": min(perplexity, most), "random_state": seed, "init": "pca"}
+        if min(values.shape) < 2:
+            options["init"] = "random"
+        points = torch.from_numpy(TSNE(2, **options).fit_transform(values)).float()
+    elif n > 1:
+        axes = min(2, *values.shape)
+        pca = PCA(axes, svd_solver="full").fit(values)
+        points[:, :axes] = torch.from_numpy(pca.transform(values)).float()
+        explained = float(pca.explained_variance_ratio_.sum())
+    return Embedding(own, points, made, explained, notes)

@@ -1,0 +1,136 @@
+"""The command ``captum-robust inspect`` and its page."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from captum_robust.draw import as_rgb
+from captum_robust.inspection import tour
+from captum_robust.models import Classifier
+from captum_robust.report.inspection_page import write_tour
+from tests.inspection.nets import BLUE, RED, block, colour_net
+
+Run = Callable[..., tuple[int, str, str]]
+MODEL = ("small_resnet", "--weights", "none", "--size", "32", "--units", "3", "--top", "2")
+
+
+def save(path: Path, image: torch.Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(as_rgb(image)).save(path)
+
+
+class Tags(HTMLParser):
+    """The tags of a page, and what they load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_command_writes_one_page_that_needs_nothing_else(run: Run, tmp_path: Path) -> None:
+    for number in range(6):
+        image = block(RED if number % 2 else BLUE, number, number, 12, 12, size=32)
+        save(tmp_path / "photos" / f"{number}.png", image)
+    (tmp_path / "photos" / "<script>x.png").write_bytes(b"no image")
+    masks = tmp_path / "masks" / "<i>a$b$"
+    save(masks / "1.png", block((1, 1, 1), 1, 1, 12, 12, size=32))
+    options = ("--images", "photos", "--out", "out", "--concepts", "masks", "--layers", "stage2")
+    code, out, err = run("inspect", *MODEL, *options)
+    assert code == 0, err
+    assert f"6 images -> {Path('out/index.html')}" in out
+    assert "<script>x.png: not an image" in err
+    page = Tags((tmp_path / "out" / "index.html").read_text("utf-8"))
+    assert not {"script", "i", "link"} & set(page.tags)
+    assert all(source.startswith(("data:image/", "#")) for source in page.sources)
+    assert page.tags.count("img") >= 7  # filters, patches, activations, colours, and of all images
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.html"]
+
+
+def test_one_image_is_enough(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "photos" / "a.png", block(RED, 0, 0, 16, 16, size=32))
+    code, out, err = run("inspect", *MODEL, "--images", "photos", "--layers", "stage2")
+    assert code == 0, err
+    assert "1 images -> captum-robust-inspect" in out
+    page = (tmp_path / "captum-robust-inspect" / "index.html").read_text("utf-8")
+    assert "Of 1 images each has 0 neighbours, not 5." in page
+    assert "1 images are too few for t-SNE: PCA instead." in page
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--images", "none"), "none"),
+        (("--images", "empty"), "no images"),
+        (("--images", "photos", "--layers", "nothing"), "--layers: expected one of"),
+        (("--images", "photos", "--layers", "classifier"), "--layers: expected maps N×C×h×w"),
+        (("--images", "photos", "--concepts", "colors"), "--concepts: expected one of"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    run: Run, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    save(tmp_path / "photos" / "a.png", block(RED, 0, 0, 16, 16, size=32))
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("inspect", *MODEL, *options)
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("captum-robust: error")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert "Traceback" not in err
+
+
+def test_help_loads_no_torch() -> None:
+    code = (
+        "import sys\nfrom captum_robust.cli.app import app\n"
+        "try: app(['inspect', '--help'])\nexcept SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "Folder of images" in result.stdout
+    assert result.stdout.splitlines()[-1] == "False"
+
+
+def test_the_tour_agrees_with_its_parts(tmp_path: Path) -> None:
+    images = [block(RED, i, i, 4, 4) for i in range(5)] + [
+        block(BLUE, 2, i, 8, 4) for i in range(5)
+    ]
+    data = [(image, int(number > 4)) for number, image in enumerate(images)]
+    found = tour(colour_net(), data, ["units"], points=5, batch_size=3)
+    (stop,) = found.stops
+    assert stop.patches.values[0, :6].tolist() == [1, 1, 1, 1, 1, 0]
+    best = {d.unit: d.concept for d in stop.dissections[0].detectors}
+    assert best == {0: "red", 1: "blue"}
+    assert found.features.ids == ["0", "2", "4", "6", "8"]
+    assert found.features.labels.tolist() == [0, 0, 0, 1, 1]
+    assert found.notes == ["5 of 10 images are embedded and compared."]
+    assert found.neighbours.same_class == pytest.approx(8 / 20)
+    page = write_tour(found, tmp_path / "tour.html").read_text("utf-8")
+    assert "40 % of the nearest neighbours are of the same class" in page
+
+
+def test_a_network_without_filters_that_are_pictures() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+    net = nn.Sequential(Scaled(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = tour(Classifier(net, input_size=8), [block(RED, 0, 0, 4, 4, size=8)], ["0"])
+    assert found.filters is None
+    assert found.notes[0].startswith("There are no filters to show: model: expected a first layer")
