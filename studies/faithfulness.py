@@ -22,6 +22,7 @@ from captum_robust.benchmark import compare
 from captum_robust.data import load_dataset
 from captum_robust.metrics.functional import deletion_curve, removal_curves
 
+AREAS = ("deletion", "insertion")
 LISTED = (
     "grad_cam",
     "robust_cam",
@@ -58,9 +59,7 @@ def areas(
     )
     every = result.to_dataframe().set_index("image")
     columns = {
-        method: {
-            name: torch.tensor(rows[name].to_numpy(float)) for name in ("deletion", "insertion")
-        }
+        method: {name: torch.tensor(rows[name].to_numpy(float)) for name in AREAS}
         for method, rows in every.groupby("method", sort=False)
     }
     print(f"{'':22s} {'deletion':22s} {'insertion':22s}; less {BASELINE}: deletion; insertion")
