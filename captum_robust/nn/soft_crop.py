@@ -6,36 +6,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_SHARPNESS = 10.0
-"""Of the threshold: a pixel .1 above it counts as inside by .73."""
 _SMALLEST = 0.1
 """Crops have at least this share of each side of the image."""
 
 
-def soft_boxes(masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """The smallest box around what is above the threshold, with a gradient to the masks.
+def soft_boxes(masks: Tensor) -> Tensor:
+    """The mean, over all thresholds from 0 to 1, of the smallest box around what is above each.
 
-    A pixel is above it by the degree σ(10·(m - threshold)). The box is the mean, over all degrees
-    that may be asked for, of the tightest boxes around the pixels of at least this degree; as for
-    the metric, the whole image where there is none. So a side stands at the mean, over the columns
-    (or rows), of what the largest degree from that side on lacks to the largest of all.
+    As for the metric, the box is the whole image where nothing is above. A side stands at the mean,
+    over the columns (or rows), of what the largest value from that side on lacks to the largest of
+    all, which has a gradient to the pixels that hold the box open.
 
     Args:
         masks: N×1×H×W in [0, 1].
-        threshold: in the unit of the masks.
 
     Returns:
         N×4 float32 (x0, y0, x1, y1) as shares of the sides, of boxes with at least a tenth of each.
 
     >>> mask = torch.zeros(1, 1, 8, 16)
     >>> mask[..., 2:6, 4:12] = 1
-    >>> soft_boxes(mask, 0.5).mul(16).round().div(16).tolist()
+    >>> soft_boxes(mask).tolist()
     [[0.25, 0.25, 0.75, 0.75]]
+    >>> soft_boxes(mask / 2).tolist()  # of half of the thresholds the whole image
+    [[0.125, 0.125, 0.875, 0.875]]
     """
-    degrees = torch.sigmoid(_SHARPNESS * (masks[:, 0].float() - threshold))
-    most = degrees.amax(dim=(1, 2))[:, None]
+    values = masks[:, 0].float()
+    most = values.amax(dim=(1, 2))[:, None]
     low, high = [], []
-    for largest in (degrees.amax(dim=1), degrees.amax(dim=2)):
+    for largest in (values.amax(dim=1), values.amax(dim=2)):
         low.append((most - largest.cummax(dim=1).values).mean(dim=1))
         high.append(1 - (most - largest.flip(1).cummax(dim=1).values).mean(dim=1))
     starts, ends = torch.stack(low, dim=1), torch.stack(high, dim=1)
