@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from captum_robust.attacks import FGSM
 from captum_robust.benchmark import METHODS, Comparison, RunWarning, compare
 from captum_robust.benchmark.passes import count_passes
-from captum_robust.catalog.methods import WITH_NETWORK, heat_map
+from captum_robust.catalog.methods import SLOW, WITH_NETWORK, heat_map
 from captum_robust.data import DataError, Sample, resize
 from captum_robust.data.dataset import LocalizationDataset
 from captum_robust.metrics import LocalizationError
@@ -43,7 +43,7 @@ def rows(comparison: Comparison) -> pd.DataFrame:
 def test_every_method_gives_one_row_an_image(model: Classifier, drawn: Drawn) -> None:
     result = compare(model, drawn, progress=False)
     # Slow; not trained for it.
-    methods = set(METHODS) - {"iterative_mask", *WITH_NETWORK, "adversarial_localization"}
+    methods = set(METHODS) - {*SLOW, *WITH_NETWORK, "adversarial_localization"}
     frame = rows(result)
     assert len(frame) == 6 * len(methods)
     assert frame["error"].isna().all(), frame["error"].dropna().unique()
