@@ -119,6 +119,8 @@ def test_images_without_classes_are_labelled_by_the_classifier(
         (("--images", "photographs", "--start", "model.safetensors"), "holds no masking network"),
         (("--images", "photographs", "--held-out", "0", "--patience", "2"), "--patience: there"),
         (("--images", "photographs", "--evaluation-images", "-1"), "--evaluation-images"),
+        (("--images", "nowhere", "--crop", "-1"), "--crop: expected a number from 0"),
+        (("--images", "nowhere", "--limit", "0"), "--limit: expected a whole number from 1"),
         (("--images", "photographs", "--held-out", "1"), "--held-out: expected a number in [0, 1)"),
         (("--images", "photographs", "--validation", "nowhere"), "nowhere: no such folder"),
         (("--images", "photographs", "--out", "model.safetensors"), "is a file; give a folder"),

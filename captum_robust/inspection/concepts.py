@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_robust._checks import check, check_choice, check_type, valid_unicode
+from captum_robust._checks import check, check_type, valid_unicode
 from captum_robust.data import DataError, Sample
 from captum_robust.data.files import by_name, existing, is_hidden
 from captum_robust.data.image_lists import list_images, without_suffix
@@ -181,10 +181,11 @@ def concepts_of(given: Any, class_names: Sequence[str] | None) -> Concepts:
     if isinstance(given, (Mapping, Path)):
         return MaskFolders(given)
     if isinstance(given, str):
-        if Path(given).is_dir():
-            return MaskFolders(given)
-        check_choice("concepts", given, ["colours", "objects"])
-        return Colours() if given == "colours" else Objects(class_names)
+        if given in ("colours", "objects"):
+            return Colours() if given == "colours" else Objects(class_names)
+        known = "concepts: expected one of colours, objects, or a folder of masks"
+        check(Path(given).is_dir(), f"{known}, got {given!r}")
+        return MaskFolders(given)
     is_one = hasattr(given, "masks") and hasattr(given, "read")
     expected = "concepts: expected 'colours', 'objects' or folders of masks"
     check(is_one, f"{expected}, got {type(given).__name__}", TypeError)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from captum_robust._checks import check, check_choice, check_count
+from captum_robust._checks import check, check_choice, check_count, check_number
 from captum_robust._contexts import seeded
 from captum_robust.data import LocalizationDataset
 from captum_robust.data.classes import imagenet_names
@@ -54,6 +54,7 @@ class MaskingRecipe(Recipe):
         super().__init__(s, progress=progress)
         check_count("evaluation_images", s.evaluation_images, 0)
         check_count("limit", s.limit, 1, optional=True)
+        check_number("crop", s.crop, 0)
         with seeded(s.seed, None):  # of random weights the same when the run goes on
             self.classifier = self._classifier()
         self.classifier.to(memory_format=torch.channels_last)

@@ -106,8 +106,15 @@ def test_a_mask_of_another_size_names_its_file(tmp_path: Path) -> None:
         dissect(colour_net(), "units", samples(), tmp_path / "red")
     with pytest.raises(FileNotFoundError):
         dissect(colour_net(), "units", samples(), {"a": tmp_path / "none"})
-    with pytest.raises(ValueError, match="concepts: expected one of colours, objects"):
+    expected = "concepts: expected one of colours, objects, or a folder of masks, got 'colors'"
+    with pytest.raises(ValueError, match=expected):
         dissect(colour_net(), "units", samples(), "colors")
+
+
+def test_a_folder_does_not_hide_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "colours").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "red" in dissect(colour_net(), "units", samples(), "colours", size=16).concepts
 
 
 def test_it_is_what_all_images_at_once_give() -> None:
