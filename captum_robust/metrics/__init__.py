@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from captum_robust.metrics.attribution_stability import AttributionStability
     from captum_robust.metrics.localization_error import LocalizationError
     from captum_robust.metrics.maxboxacc import MaxBoxAcc, MaxBoxAccV2
-    from captum_robust.metrics.pixel_removal import ROAD, Deletion, Insertion
+    from captum_robust.metrics.pixel_removal import (
+        ROAD,
+        Deletion,
+        Infidelity,
+        Insertion,
+        Sensitivity,
+    )
     from captum_robust.metrics.pointing_game import PointingGame
     from captum_robust.metrics.pxap import PxAP
     from captum_robust.metrics.saliency_metric import SaliencyMetric
@@ -21,6 +27,7 @@ __all__ = [
     "ROAD",
     "AttributionStability",
     "Deletion",
+    "Infidelity",
     "Insertion",
     "LocalizationError",
     "MaxBoxAcc",
@@ -28,11 +35,13 @@ __all__ = [
     "PointingGame",
     "PxAP",
     "SaliencyMetric",
+    "Sensitivity",
 ]
 
 _MODULES = {
     "AttributionStability": "attribution_stability",
     "Deletion": "pixel_removal",
+    "Infidelity": "pixel_removal",
     "Insertion": "pixel_removal",
     "LocalizationError": "localization_error",
     "MaxBoxAcc": "maxboxacc",
@@ -41,6 +50,7 @@ _MODULES = {
     "PxAP": "pxap",
     "ROAD": "pixel_removal",
     "SaliencyMetric": "saliency_metric",
+    "Sensitivity": "pixel_removal",
 }
 
 

@@ -152,6 +152,8 @@ COLUMNS = (
     Column("saliency", "Saliency metric", "number", "low", ends=("saliency_low", "saliency_high")),
     Column("deletion", "Deletion area", "three digits", "low", "deletion", _ends("deletion")),
     Column("insertion", "Insertion area", "three digits", "high", "insertion", _ends("insertion")),
+    Column("infidelity", "Infidelity", "number", "low", "infidelity", _ends("infidelity")),
+    Column("sensitivity", "Sensitivity", "number", "low", "sensitivity", _ends("sensitivity")),
     Column("flipped", "Flipped %", "percent", name="flipped", of="flippable"),
     Column("accuracy", "Accuracy %", "percent", "high"),
     Column("forward", "Forward", "number", "low", name="forward"),
