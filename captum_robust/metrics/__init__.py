@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Deletion,
         Infidelity,
         Insertion,
+        ModelRandomization,
         Sensitivity,
     )
     from captum_robust.metrics.pointing_game import PointingGame
@@ -32,6 +33,7 @@ __all__ = [
     "LocalizationError",
     "MaxBoxAcc",
     "MaxBoxAccV2",
+    "ModelRandomization",
     "PointingGame",
     "PxAP",
     "SaliencyMetric",
@@ -46,6 +48,7 @@ _MODULES = {
     "LocalizationError": "localization_error",
     "MaxBoxAcc": "maxboxacc",
     "MaxBoxAccV2": "maxboxacc",
+    "ModelRandomization": "pixel_removal",
     "PointingGame": "pointing_game",
     "PxAP": "pxap",
     "ROAD": "pixel_removal",

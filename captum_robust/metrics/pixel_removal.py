@@ -1,9 +1,9 @@
-"""Deletion, insertion, ROAD, infidelity and sensitivity as torchmetrics classes."""
+"""Whether maps are faithful to the model, as torchmetrics classes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_robust._checks import check_choice, check_count, check_number
 from captum_robust.metrics._counts import CountMetric
@@ -23,7 +23,7 @@ from captum_robust.metrics.functional.infidelity import (
     infidelity,
     sensitivity,
 )
-from captum_robust.metrics.functional.randomization import Explain
+from captum_robust.metrics.functional.randomization import Explain, model_randomization
 from captum_robust.metrics.functional.road import ROAD_SHARES, check_imputation, road
 from captum_robust.metrics.functional.saliency import Scores
 
@@ -231,3 +231,45 @@ class Sensitivity(_Removal):
     ) -> None:
         """Add images N×C×H×W with N classes, and their maps N×H×W where they are known."""
         self._add(sensitivity(explain, images, classes, maps=maps, **self._settings))
+
+
+class ModelRandomization(_Removal):
+    """How far the map stays the same while the model loses its weights, averaged over the images.
+
+    The mean over the stages of the randomization; lower is better, as the map of a trained model
+    must show what that has learned. See
+    :func:`captum_robust.metrics.functional.model_randomization`.
+
+    Args:
+        measure: "spearman", the rank correlation, or "ssim", the structural similarity.
+        layers: names of the model's layers, in the order in which they are randomised; None: all
+            that have parameters, last first.
+        seed: of the new weights.
+        kwargs: of ``torchmetrics.Metric``.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        measure: str = "spearman",
+        *,
+        layers: Sequence[str] | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        check_choice("measure", measure, ("spearman", "ssim"))
+        check_seed(seed)
+        layers = None if layers is None else tuple(layers)
+        super().__init__(None, measure, layers, seed, **kwargs)
+        self.measure = measure
+        self.layers = layers
+        self.seed = seed
+
+    def update(  # type: ignore[override]  # of a method, not of its maps
+        self, model: nn.Module, explain: Explain, images: Tensor, classes: Tensor
+    ) -> None:
+        """Add images N×C×H×W with N classes; ``explain`` explains that very model."""
+        settings: dict[str, Any] = {"layers": self.layers, "seed": self.seed}
+        scores = model_randomization(model, explain, images, classes, **settings)
+        self._add(getattr(scores, self.measure).mean(dim=0))

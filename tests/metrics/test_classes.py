@@ -14,6 +14,7 @@ from captum_robust.metrics import (
     LocalizationError,
     MaxBoxAcc,
     MaxBoxAccV2,
+    ModelRandomization,
     PointingGame,
     PxAP,
     Sensitivity,
@@ -60,6 +61,20 @@ class Brightness:
 
 IMAGES = torch.rand(N, 3, 30, 40, generator=torch.Generator().manual_seed(1)).pow(3)
 SHOWN = (Brightness(), IMAGES, MAPS, CLASSES % 2)
+
+
+class Filter(torch.nn.Conv2d):
+    """A model that is its own explanation, any part of which is itself."""
+
+    def forward(self, images, _=None):
+        return super().forward(images)[:, 0]
+
+    def __getitem__(self, _):
+        return self
+
+
+torch.manual_seed(0)
+CONV = Filter(3, 1, 3, padding=1)
 
 
 class Brightest(Brightness):
@@ -121,6 +136,11 @@ CASES = {
         Sensitivity(0.1, 3, seed=1),
         (Brightest(), IMAGES, CLASSES),
         F.sensitivity(Brightest(), IMAGES, CLASSES, radius=0.1, samples=3, seed=1).mean(),
+    ),
+    "randomization": (
+        ModelRandomization("ssim", seed=1),
+        (CONV, CONV, IMAGES, CLASSES),
+        F.model_randomization(CONV, CONV, IMAGES, CLASSES, seed=1).ssim.mean(),
     ),
     "ROAD": (
         ROAD((0.2, 0.5), seed=1),
@@ -243,7 +263,7 @@ def test_images_without_boxes_are_counted():
 
 def test_facts_say_which_way_is_better():
     assert not LocalizationError.higher_is_better
-    for metric in (Deletion, Infidelity, Sensitivity):
+    for metric in (Deletion, Infidelity, ModelRandomization, Sensitivity):
         assert not metric.higher_is_better
     for metric in (MaxBoxAcc, MaxBoxAccV2, PxAP, PointingGame, Insertion, ROAD):
         assert metric.higher_is_better

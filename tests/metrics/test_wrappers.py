@@ -23,6 +23,13 @@ def first_channel(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     return images[:, 0]
 
 
+CONV = torch.nn.Conv2d(3, 2, 3, padding=1)
+
+
+def first_map(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return CONV(images)[:, 0]
+
+
 INPUTS: dict[str, tuple[Callable[[], Metric], tuple[Any, ...]]] = {
     "one measure": (lambda: metrics.AttributionStability("spearman"), (MAPS, MAPS.flip(0))),
     "LocalizationError": (metrics.LocalizationError, (MAPS, BOXES, IDS)),
@@ -38,6 +45,7 @@ INPUTS: dict[str, tuple[Callable[[], Metric], tuple[Any, ...]]] = {
     "Insertion": (lambda: metrics.Insertion(4), SHOWN),
     "Infidelity": (lambda: metrics.Infidelity(5), SHOWN),
     "Sensitivity": (lambda: metrics.Sensitivity(samples=2), (first_channel, *SHOWN[1::2])),
+    "ModelRandomization": (metrics.ModelRandomization, (CONV, first_map, *SHOWN[1::2])),
     "ROAD": (lambda: metrics.ROAD([0.2, 0.6]), SHOWN),
 }
 
