@@ -47,7 +47,7 @@ def random_squares(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
     A side is between an eighth and a half of the shorter one of the image, and at least a pixel.
 
     >>> random_squares(3, (8, 8)).flatten(1).sum(dim=1).sqrt().tolist()
-    [2.0, 4.0, 1.0]
+    [4.0, 3.0, 2.0]
     """
     check_count("count", count, 1)
     check_seed(seed)
@@ -130,8 +130,8 @@ def infidelity_of(
         TypeError: arguments of another kind.
 
     >>> squares = torch.tensor([[[True, False]], [[False, True]]])
-    >>> infidelity_of(torch.tensor([[[3.0, 1.0]]]), squares, torch.tensor([[0.6, 0.2]]))
-    tensor([0.])
+    >>> infidelity_of(torch.tensor([[[0.0, 1.0]]]), squares, torch.tensor([[0.6, 0.2]]))
+    tensor([0.1800])
     """
     maps = check_maps(maps).to(drops.device)
     check_mask(squares, "squares")
