@@ -8,6 +8,7 @@ method to Grad-CAM on the same images. A run that was stopped goes on.
 ``... times imagenet-val-400`` times deletion beside Quantus' ``PixelFlipping``, if that is
 installed, on the same images, maps and batches, 48 steps each. Quantus flattens the channels, and
 no step of whole pixels divides 224×224 there: it flips 3,136 single values a step, as many passes.
+Beside them deletion as ``compare --precision bfloat16`` runs it.
 
 ``... passes imagenet-val-400`` times what ``compare --faithfulness`` does with each image and map
 beside as many bare passes of the classifier, in batches as there and in batches of 64.
@@ -15,6 +16,7 @@ beside as many bare passes of the classifier, in batches as there and in batches
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +29,7 @@ from captum_robust.benchmark import compare
 from captum_robust.data import load_dataset
 from captum_robust.metrics.functional import REMOVAL_STEPS, deletion_curve, removal_curves
 from captum_robust.metrics.functional.faithfulness import images_at_once
+from captum_robust.models import Classifier
 
 AREAS = ("deletion", "insertion", "infidelity")
 LISTED = (
@@ -80,6 +83,17 @@ def areas(
         print(f"{method:22s} {text} n={len(own['deletion'])}")
 
 
+def scores_in(model: Classifier, precision: str) -> Callable[[Tensor], Tensor]:
+    """Return the classifier in a precision, as ``compare`` runs it."""
+
+    def scores(x: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(x.device, precision):
+            own: Tensor = model(x)
+        return own
+
+    return scores
+
+
 def times(data: Path, *, images: int = 8, rounds: int = 3) -> None:
     """Print seconds an image of each contender, and how many times longer Quantus takes."""
     model = harness.classifier()
@@ -90,6 +104,9 @@ def times(data: Path, *, images: int = 8, rounds: int = 3) -> None:
     contenders = {
         "deletion": lambda: deletion_curve(*work, **size).area,
         "deletion and insertion": lambda: removal_curves(*work, **size)[0].area,
+        "deletion in bfloat16": lambda: (
+            deletion_curve(scores_in(model, "bfloat16"), *work[1:], steps=STEPS).area
+        ),
     }
     if harness.installed("quantus"):
         import quantus
@@ -125,11 +142,7 @@ def passes(
     maps = harness.grad_cams(model, shown.images, shown.labels)
     count = images * (2 * REMOVAL_STEPS + 1)
     stack = shown.images.repeat_interleave(2 * REMOVAL_STEPS + 1, dim=0)
-
-    def scores(x: Tensor) -> Tensor:
-        with torch.no_grad(), autocast(x.device, precision):
-            own: Tensor = model(x)
-        return own
+    scores = scores_in(model, precision)
 
     def bare(size: int) -> Tensor:
         return torch.cat([scores(part) for part in stack.split(size)])
