@@ -5,7 +5,7 @@ of the run best (rule: fewest errors, then the largest mean overlap), its score 
 other way round beside it, and two-fold as ``compare`` does. Nothing else is chosen.
 
 ``python studies/thresholds.py RUN …`` prints the table of runs of ``compare``, and writes the file
-that is shipped.
+that is shipped; with ``--add`` its other methods stay in it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,27 @@ from __future__ import annotations
 import json
 from datetime import date
 from pathlib import Path
+from typing import Annotated
 
 import harness
 
 import captum_robust
 from captum_robust.catalog.box_vote import VOTES
 from captum_robust.catalog.methods import BASELINES
+from captum_robust.catalog.thresholds import shipped_facts
 from captum_robust.report.comparison import Comparison
 from captum_robust.report.results import Tuning
 
 FILE = Path(captum_robust.__file__).parent / "catalog" / "thresholds.json"
 
 
-def ship(runs: tuple[Path, ...]) -> None:
+def ship(
+    runs: tuple[Path, ...],
+    *,
+    add: Annotated[bool, "keep the methods of the file that are in no run"] = False,
+) -> None:
     """Choose on fold 0, score on fold 1, and write the file."""
-    facts: dict[str, object] = {}
+    facts: dict[str, object] = dict(shipped_facts()["methods"]) if add else {}
     print(f"{'method':24}{'chosen':>16}{'other half':>11}{'  | the other way':>18}{'two-fold':>18}")
     for run in runs:
         result = Comparison(run)

@@ -118,10 +118,10 @@ def test_thresholds_are_chosen_as_asked(run: Run, tmp_path: Path) -> None:
 def test_faithfulness_adds_its_columns_and_makes_another_run(run: Run, tmp_path: Path) -> None:
     folder = draw(tmp_path / "images", n=2)
     named = ("compare", "folder", folder, "--model", "small_resnet", "--weights", "none")
-    named += ("--methods", "center_box", "--faithfulness")
+    named += ("--methods", "center_box", "--sensitivity", "--faithfulness")
     code, out, _ = run(*named)
     assert code == 0
-    assert {"deletion", "insertion"} <= set(out.split())
+    assert {"deletion", "insertion", "infidelity", "sensitivity"} <= set(out.split())
     code, _, err = run(*named[:-1])
     assert code == 2
     assert "settings.faithfulness" in one_line(err)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from captum_robust import RobustCAM, cli, locate
+from captum_robust import ClassActivationMap, RobustCAM, cli, locate
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog.box_vote import BEST, FAST
 from captum_robust.catalog.methods import METHODS, build_methods
@@ -294,6 +294,13 @@ def test_a_method_of_the_catalogue_has_its_threshold_also_as_an_attribution() ->
     methods = build_methods(model, given)
     assert methods["named"].threshold == methods["own"].threshold == shipped_threshold("robust_cam")
     assert methods["mine"].threshold is USUAL_THRESHOLD
+    for kind in ("grad_cam", "layer_cam", "eigen_cam"):
+        (own,) = build_methods(
+            model, {"own": ClassActivationMap(model, model.cam_layer, kind)}
+        ).values()
+        assert own.threshold == shipped_threshold(kind) != USUAL_THRESHOLD
+    several = ClassActivationMap(model, [model.module[0], model.module[2]])
+    assert build_methods(model, {"own": several})["own"].threshold is USUAL_THRESHOLD
 
 
 Run = Callable[..., tuple[int, str, str]]

@@ -54,17 +54,18 @@ def explained(scores: Tensor, target: Target) -> tuple[ClassScores, Tensor]:
     return reading, classes
 
 
-def numbers_of(function: Callable[[Tensor], Any], scores: Tensor) -> Tensor:
+def numbers_of(function: Callable[[Tensor], Any], scores: Tensor, *, finite: bool = True) -> Tensor:
     """The N numbers that a target which is a function makes of the scores of N samples.
 
     Raises:
-        ValueError: it gives something else, NaN or infinity.
+        ValueError: it gives something else; where they have to be ``finite``, NaN or infinity.
     """
     n, numbers = len(scores), function(scores)
     fits = isinstance(numbers, Tensor) and numbers.shape in ((n,), (n, 1))
     wanted = f"{n} numbers of the scores of {n} samples"
     check(fits, f"target: expected a function that gives {wanted}, got {shape_or_type(numbers)}")
-    check_finite(numbers, "target, numbers")
+    if finite:
+        check_finite(numbers, "target, numbers")
     return numbers.reshape(n)  # type: ignore[no-any-return]
 
 

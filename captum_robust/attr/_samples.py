@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_count
 from captum_robust._scores import (
     FastScores,
@@ -19,6 +18,7 @@ from captum_robust._scores import (
     target_of,
     two_classes,
 )
+from captum_robust.attr._classes import Target, numbers_of
 
 
 @dataclass
@@ -27,15 +27,19 @@ class Samples:
 
     forward_func: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
-    target: TargetType
+    target: Target
+    """A function is kept as ``function``: what it gives is the one logit of class 1."""
     arguments: Any
     """Those of the whole batch."""
     first: int
     """The number of the first sample in the caller's batch."""
     whole: int
     """How many samples the caller's batch has."""
+    function: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
+        if callable(self.target):
+            self.function, self.target = self.target, 1
         self.n = len(self.inputs[0])
         self.everyone = list(range(self.n))
         # On the CPU, convolutions run some 20 % faster on channels_last.
@@ -49,6 +53,8 @@ class Samples:
         """
         places = [self.first + row for row in rows]
         scores = self.model.run(inputs, arguments_of(self.arguments, places, self.whole))
+        if self.function is not None:
+            scores = numbers_of(self.function, scores, finite=False)
         read: Tensor = two_classes(scores, len(rows))
         return read.to(self.inputs[0].device)  # a network may lie on several devices
 

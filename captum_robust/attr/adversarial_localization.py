@@ -16,12 +16,12 @@ from captum_robust._checks import check, check_type, printable
 from captum_robust._contexts import evaluation
 from captum_robust._files import TensorFile
 from captum_robust._scores import (
-    ClassScores,
     finite_scores,
     model_scores,
     two_classes,
     without_inference,
 )
+from captum_robust.attr._classes import explained
 from captum_robust.attr._inputs import as_given, as_tuple, checked_images, over_channels
 from captum_robust.nn import LocalizationNetwork, load_localization_network, read_localization_facts
 from captum_robust.nn.superpixel_pooling import check_segments
@@ -140,7 +140,7 @@ class AdversarialLocalization(Attribution):
             scores = model_scores(self.forward_func, images, additional_forward_args)
             scores = two_classes(finite_scores(scores, len(images[0])), len(images[0]))
             if target is not None:
-                ClassScores(scores, target)
+                explained(scores, target)
             attributions = [
                 over_channels(network(x, None if region is None else region.to(x.device)), x)
                 for x, region in zip(images, regions, strict=True)

@@ -11,10 +11,9 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_robust._captum import TargetType
 from captum_robust._checks import check, check_count, check_number, check_type
 from captum_robust._scores import ClassScores, at_least_float
-from captum_robust.attr._classes import explained
+from captum_robust.attr._classes import Target, explained
 from captum_robust.attr._inputs import as_given, checked_images, over_channels, size_of
 from captum_robust.attr._samples import Samples, in_batches
 from captum_robust.nn import CodeObjective, EvidenceRemoval, PaperObjective, blend, upsampled
@@ -111,7 +110,7 @@ class IterativeMask(Attribution):
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: object | None = None,
         *,
         steps: int | None = None,
@@ -124,7 +123,8 @@ class IterativeMask(Attribution):
 
         Args:
             inputs: images N×C×H×W, or a tuple of such, each of which gets a mask of its own.
-            target: the explained class; None: the predicted one.
+            target: the explained class; None: the predicted one. What a function makes of the
+                scores is the margin of a class: high where it is there, below 0 where it is gone.
             additional_forward_args: passed on to ``forward_func``. Of a tensor whose first
                 dimension is N, each sample keeps its row, for its kept and its destroyed image.
             steps: None: as for the class.

@@ -12,11 +12,11 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_robust._captum import TargetType
 from captum_robust._checks import as_number, check, check_number, check_shape, checked_bounds
 from captum_robust._resize import blurred
 from captum_robust._scores import at_least_float
 from captum_robust.attr._ball import Ball, BallDetails, BallSettings, search_options
+from captum_robust.attr._classes import Target
 from captum_robust.attr._inputs import as_given, checked_numbers
 from captum_robust.attr._samples import Samples, in_batches
 from captum_robust.optim import check_options
@@ -104,7 +104,7 @@ class PerceptualBallPerturbation(Attribution):
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: object | None = None,
         *,
         perceptual_weight: float | None = None,
@@ -129,7 +129,8 @@ class PerceptualBallPerturbation(Attribution):
 
         Args:
             inputs: N×…, floating point, or a tuple.
-            target: the explained class i; None: the predicted one.
+            target: the explained class i; None: the predicted one. Of a function of the scores,
+                M(x') is the number that it gives: above 0 counts as class 1 in the details, else 0.
             additional_forward_args: passed on to ``forward_func``. Of a tensor whose first
                 dimension is N, each sample keeps its row.
             perceptual_weight: λ', 10. With 0 the smallest perturbation that moves the margin, as

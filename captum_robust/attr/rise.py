@@ -19,6 +19,8 @@ from captum_robust.attr._masked import MaskedImages, without_autocast
 from captum_robust.attr._samples import Samples
 
 Baselines: TypeAlias = float | Tensor | tuple[float | Tensor, ...] | None
+_Read: TypeAlias = Callable[[Tensor, int], Tensor]
+"""Scores B×… of masked copies of a sample, and its number -> B×K numbers."""
 _BLOCK = 100
 """Masks between two looks at the standard error, however many run at once."""
 
@@ -109,24 +111,13 @@ class RISE(Attribution):
             ValueError: inputs that are no images, numbers out of range, NaN or infinity in a score
                 (names the sample), or scores that are the same whatever the inputs are.
         """
-        images = checked_images(inputs)
-        with torch.inference_mode(False), torch.no_grad():
-            masked = MaskedImages(
-                self.forward_func,
-                images,
-                additional_forward_args,
-                perturbations_per_eval,
-                baselines,
-            )
-            scores = masked.scores()
+
+        def reader(scores: Tensor) -> _Read:
             explained = ExplainedScore(scores, target)
+            return lambda scores, i: explained(scores, [i] * len(scores)).unsqueeze(1)
 
-            def read(scores: Tensor, i: int) -> Tensor:
-                return explained(scores, [i] * len(scores)).unsqueeze(1)
-
-            maps = self._maps(masked, scores, read, tolerance, show_progress)
-            each = zip(images, maps, strict=True)
-            return as_given(inputs, [in_dtype_of(x, m.expand_as(x)) for x, m in each])
+        options = (additional_forward_args, baselines, perturbations_per_eval, tolerance)
+        return self._attributed(inputs, reader, *options, show_progress, over_channels=True)
 
     @log_usage()
     def attribute_all_classes(
@@ -147,31 +138,42 @@ class RISE(Attribution):
         Raises:
             ValueError: as there; scores that are not N×K, or N.
         """
-        images = checked_images(inputs)
-        with torch.inference_mode(False), torch.no_grad():
-            masked = MaskedImages(
-                self.forward_func,
-                images,
-                additional_forward_args,
-                perturbations_per_eval,
-                baselines,
-            )
-            scores = masked.scores()
+
+        def reader(scores: Tensor) -> _Read:
             got = tuple(scores.shape)
             check(scores.ndim <= 2, f"forward_func: expected scores N×K for all classes, got {got}")
+            return lambda scores, _: scores.reshape(len(scores), -1)
 
-            def read(scores: Tensor, _: int) -> Tensor:
-                return scores.reshape(len(scores), -1)
+        options = (additional_forward_args, baselines, perturbations_per_eval, tolerance)
+        return self._attributed(inputs, reader, *options, show_progress)
 
-            maps = self._maps(masked, scores, read, tolerance, show_progress)
-            each = zip(images, maps, strict=True)
-            return as_given(inputs, [in_dtype_of(x, m) for x, m in each])
+    def _attributed(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        reader: Callable[[Tensor], _Read],
+        arguments: object,
+        baselines: Baselines,
+        at_once: int | None,
+        tolerance: float | None,
+        show_progress: bool,
+        *,
+        over_channels: bool = False,
+    ) -> Any:
+        """The attributions; ``reader`` is given the scores N×… of the inputs as they are."""
+        images = checked_images(inputs)
+        with torch.inference_mode(False), torch.no_grad():
+            masked = MaskedImages(self.forward_func, images, arguments, at_once, baselines)
+            scores = masked.scores()
+            maps = self._maps(masked, scores, reader(scores), tolerance, show_progress)
+            if over_channels:
+                maps = [m.expand_as(x) for x, m in zip(images, maps, strict=True)]
+            return as_given(inputs, list(map(in_dtype_of, images, maps)))
 
     def _maps(
         self,
         masked: MaskedImages,
         scores: Tensor,
-        read: Callable[[Tensor, int], Tensor],
+        read: _Read,
         tolerance: float | None,
         show_progress: bool,
     ) -> list[Tensor]:
@@ -197,7 +199,7 @@ class RISE(Attribution):
         masked: MaskedImages,
         i: int,
         masks: Sequence[_Masks],
-        read: Callable[[Tensor, int], Tensor],
+        read: _Read,
         tolerance: float | None,
     ) -> list[_Sums]:
         """The sums of sample i for each of the inputs, over as many masks as it needs."""

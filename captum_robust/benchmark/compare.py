@@ -40,6 +40,7 @@ from captum_robust.benchmark.runner import Rows, Runner
 from captum_robust.catalog.description import describe_run
 from captum_robust.catalog.methods import Method, build_methods, named_methods, usual_methods
 from captum_robust.defenses import DefendedModel, Transform
+from captum_robust.metrics import functional as metrics
 from captum_robust.metrics.functional import REMOVAL_STEPS, SALIENCY_THRESHOLDS
 from captum_robust.models import Classifier
 from captum_robust.report.comparison import Comparison
@@ -49,6 +50,12 @@ from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
 
 _TARGETS = ("label", "prediction")
 _REMOVAL = {"steps": REMOVAL_STEPS, "deletion_fill": "mean", "insertion_fill": "blur"}
+_SQUARES = {"squares": metrics.INFIDELITY_SQUARES, "fill": "mean", "seed": 0}
+_NOISE: dict[str, Any] = {
+    "radius": metrics.SENSITIVITY_RADIUS,
+    "samples": metrics.SENSITIVITY_SAMPLES,
+    "seed": 0,
+}
 
 
 class RunWarning(UserWarning):
@@ -71,6 +78,7 @@ def compare(
     adaptive: bool = False,
     saliency_metric: bool = False,
     faithfulness: bool = False,
+    sensitivity: bool = False,
     retry: bool = True,
     progress: bool = True,
 ) -> Comparison:
@@ -116,7 +124,11 @@ def compare(
         faithfulness: also measure, on the clean images, how the class goes with the largest pixels
             of each map, and comes with them
             (:func:`captum_robust.metrics.functional.removal_curves`): 65 classifier passes an
-            image and method.
+            image and method; and how badly the map foretells what squares are worth
+            (:func:`captum_robust.metrics.functional.infidelity`): 33 an image for all methods.
+        sensitivity: also measure, on the clean images, how far noise moves each map
+            (:func:`captum_robust.metrics.functional.sensitivity`): ten times the method's own
+            passes.
         retry: when a run goes on, make the rows with errors again. Without it they are kept, and a
             run also goes on where nearly all images can't be opened.
         progress: show a progress bar on standard error.
@@ -163,7 +175,9 @@ def compare(
     if saliency_metric:
         configuration["settings"]["saliency_metric"] = SALIENCY_THRESHOLDS
     if faithfulness:
-        configuration["settings"]["faithfulness"] = _REMOVAL
+        configuration["settings"]["faithfulness"] = {**_REMOVAL, "infidelity": _SQUARES}
+    if sensitivity:
+        configuration["settings"]["sensitivity"] = _NOISE
     alone = out is not None or world_size() == 1
     check(alone, "out: the processes of a distributed run need one folder to share")
     temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
@@ -172,7 +186,8 @@ def compare(
     store = RunStore(folder, configuration)
     # The methods that are shown the same images follow each other.
     tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
-    runner = _Comparing(reader, store, tasks, built, target, saliency_metric, faithfulness)
+    also = (saliency_metric, faithfulness, sensitivity)
+    runner = _Comparing(reader, store, tasks, built, target, *also)
     runner.run(count, batch_size, "map", progress, retry)
     result = Comparison(folder, _keep_alive=temporary)
     if is_first():
@@ -197,6 +212,8 @@ class _Work:
         default_factory=dict
     )
     """By attack and transforms, and by image: class and probability."""
+    drops: dict[tuple[Loaded, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By image and explained class: the removed squares, and what each of them takes."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +224,7 @@ class _Comparing(Runner[_Task]):
     target: str
     saliency_metric: bool
     faithfulness: bool
+    sensitivity: bool
 
     def missing(self, start: int, stop: int, kept: Collection[int]) -> list[_Task]:
         have = self.store.count(start, stop, kept)
@@ -276,8 +294,8 @@ class _Comparing(Runner[_Task]):
         images = batch.images.clone()
         by_itself = method.transforms and self.target == "prediction"
         target = None if by_itself else explained.clone()
-        undisturbed = self.reader.undisturbed(work.start, name + stage.attack)
-        with undisturbed, count_passes(self.reader.model) as passes:
+        draws = (work.start, name + stage.attack)
+        with self.reader.undisturbed(*draws), count_passes(self.reader.model) as passes:
             began = _now(images.device)
             explanation = method.explain(images, target)
             seconds = _now(images.device) - began
@@ -298,10 +316,29 @@ class _Comparing(Runner[_Task]):
                 parts.append(measure.crop_columns(scores, *shown, method))
             if self.faithfulness:
                 parts.append(measure.removal_columns(scores, *shown, _REMOVAL))
+                worth = self._infidelity(batch, maps, explained, work)
+                parts.append(rows_of({"infidelity": worth}))
+            if self.sensitivity:
+
+                def again(images: Tensor, classes: Tensor) -> Tensor:
+                    with self.reader.undisturbed(*draws):
+                        return method.explain(images, None if by_itself else classes).maps.cpu()
+
+                moved = metrics.sensitivity(again, batch.images, explained, maps=maps, **_NOISE)
+                parts.append(rows_of({"sensitivity": moved}))
             work.clean_maps[name].update(zip(batch, maps, strict=True))
         elif method.box is None:  # a fixed box is drawn whatever the image
             parts.append(measure.stability_columns(batch.items, work.clean_maps[name], maps))
         return [dict(chain.from_iterable(map(dict.items, row))) for row in zip(*parts, strict=True)]
+
+    def _infidelity(self, batch: Batch, maps: Tensor, explained: Tensor, work: _Work) -> Tensor:
+        """N, of what squares are worth to the classifier, which is the same for all methods."""
+        keys = list(zip(batch, explained.tolist(), strict=True))
+        if any(key not in work.drops for key in keys):
+            squares, drops = measure.drops_of(self.reader.scores, batch.images, explained, _SQUARES)
+            work.drops.update({key: (squares, own) for key, own in zip(keys, drops, strict=True)})
+        known = [work.drops[key] for key in keys]
+        return metrics.infidelity_of(maps, known[0][0], torch.stack([d for _, d in known]).cpu())
 
     def _true_crops(self, batch: Batch) -> Columns:
         classes = batch.label if self.target == "label" else batch.predicted

@@ -124,6 +124,17 @@ def removal_columns(
     return [{"removal": pack(row)} for row in torch.stack(curves, dim=1).cpu()]
 
 
+def drops_of(
+    scores: Callable[[Tensor], Tensor],
+    images: Tensor,
+    classes: Tensor,
+    settings: Mapping[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """Random squares S×H×W, and how far the probability of each class falls without them, N×S."""
+    squares = metrics.random_squares(settings["squares"], _size(images[:, 0]), settings["seed"])
+    return squares, metrics.square_drops(scores, images, squares, classes, fill=settings["fill"])
+
+
 def true_crops(
     scores: Callable[[Tensor], Tensor], images: Tensor, samples: list[Sample], classes: Tensor
 ) -> list[bytes | None]:

@@ -19,6 +19,7 @@ from captum_robust.attacks import Attack, ExplanationAttack
 from captum_robust.attr import (
     AdversarialLocalization,
     BallSettings,
+    ClassActivationMap,
     Defended,
     Guided,
     IterativeMask,
@@ -470,6 +471,8 @@ _KINDS: dict[type[Attribution], str] = {
 
 def kind_of(attribution: Attribution) -> str:
     """The name in the catalogue of what an attribution of one's own is; "" where it has none."""
+    if isinstance(attribution, ClassActivationMap):
+        return attribution.kind if len(attribution.layers) == 1 else ""
     return _KINDS.get(type(attribution), "")
 
 

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from captum_robust.metrics.attribution_stability import AttributionStability
     from captum_robust.metrics.localization_error import LocalizationError
     from captum_robust.metrics.maxboxacc import MaxBoxAcc, MaxBoxAccV2
-    from captum_robust.metrics.pixel_removal import ROAD, Deletion, Insertion
+    from captum_robust.metrics.pixel_removal import (
+        ROAD,
+        Deletion,
+        Infidelity,
+        Insertion,
+        ModelRandomization,
+        Sensitivity,
+    )
     from captum_robust.metrics.pointing_game import PointingGame
     from captum_robust.metrics.pxap import PxAP
     from captum_robust.metrics.saliency_metric import SaliencyMetric
@@ -21,26 +28,32 @@ __all__ = [
     "ROAD",
     "AttributionStability",
     "Deletion",
+    "Infidelity",
     "Insertion",
     "LocalizationError",
     "MaxBoxAcc",
     "MaxBoxAccV2",
+    "ModelRandomization",
     "PointingGame",
     "PxAP",
     "SaliencyMetric",
+    "Sensitivity",
 ]
 
 _MODULES = {
     "AttributionStability": "attribution_stability",
     "Deletion": "pixel_removal",
+    "Infidelity": "pixel_removal",
     "Insertion": "pixel_removal",
     "LocalizationError": "localization_error",
     "MaxBoxAcc": "maxboxacc",
     "MaxBoxAccV2": "maxboxacc",
+    "ModelRandomization": "pixel_removal",
     "PointingGame": "pointing_game",
     "PxAP": "pxap",
     "ROAD": "pixel_removal",
     "SaliencyMetric": "saliency_metric",
+    "Sensitivity": "pixel_removal",
 }
 
 

@@ -1,12 +1,13 @@
-"""Deletion, insertion and ROAD as torchmetrics classes."""
+"""Whether maps are faithful to the model, as torchmetrics classes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from captum_robust._checks import check_choice, check_count
+from captum_robust._checks import check_choice, check_count, check_number
 from captum_robust.metrics._counts import CountMetric
+from captum_robust.metrics.functional._validate import check_flag, check_seed
 from captum_robust.metrics.functional.faithfulness import (
     REMOVAL_FILLS,
     REMOVAL_STEPS,
@@ -15,6 +16,14 @@ from captum_robust.metrics.functional.faithfulness import (
     insertion_curve,
 )
 from captum_robust.metrics.functional.folds import millionths
+from captum_robust.metrics.functional.infidelity import (
+    INFIDELITY_SQUARES,
+    SENSITIVITY_RADIUS,
+    SENSITIVITY_SAMPLES,
+    infidelity,
+    sensitivity,
+)
+from captum_robust.metrics.functional.randomization import Explain, model_randomization
 from captum_robust.metrics.functional.road import ROAD_SHARES, check_imputation, road
 from captum_robust.metrics.functional.saliency import Scores
 
@@ -29,9 +38,9 @@ class _Removal(CountMetric):
     sums: Tensor
     images: Tensor
 
-    def __init__(self, batch_size: int, *settings: object, **kwargs: Any) -> None:
+    def __init__(self, batch_size: int | None, *settings: object, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_count("batch_size", batch_size, 1)
+        check_count("batch_size", batch_size, 1, optional=True)
         self.batch_size = batch_size
         self._count("sums")
         self._count("images")
@@ -43,10 +52,12 @@ class _Removal(CountMetric):
 
     def update(self, model: Scores, images: Tensor, maps: Tensor, classes: Tensor) -> None:
         """Add images N×C×H×W with their maps N×H×W or N×1×H×W and N classes."""
-        values = self._values(model, images, maps, classes)
+        self._add(self._values(model, images, maps, classes))
+
+    def _add(self, values: Tensor) -> None:
         # In float64, which not every device has.
         self.sums += millionths(values.cpu().double()).sum().to(self.sums.device)
-        self.images += len(images)
+        self.images += len(values)
 
     def compute(self) -> Tensor:
         """Return the mean over the images; NaN of none."""
@@ -58,7 +69,7 @@ class _Area(_Removal):
 
     _curve: Callable[..., RemovalCurve]
 
-    def __init__(self, steps: int, fill: str, batch_size: int, **kwargs: Any) -> None:
+    def __init__(self, steps: int, fill: str, batch_size: int | None, **kwargs: Any) -> None:
         check_count("steps", steps, 1)
         check_choice("fill", fill, REMOVAL_FILLS)
         super().__init__(batch_size, steps, fill, **kwargs)
@@ -79,7 +90,7 @@ class Deletion(_Area):
     Args:
         steps: in how many the pixels are replaced.
         fill: "mean" or "blur", what they are replaced by.
-        batch_size: how many images the classifier gets at once.
+        batch_size: how many images the classifier gets at once; None: as for the function.
         kwargs: of ``torchmetrics.Metric``.
 
     >>> import torch
@@ -101,7 +112,7 @@ class Deletion(_Area):
         steps: int = REMOVAL_STEPS,
         fill: str = "mean",
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(steps, fill, batch_size, **kwargs)
@@ -122,7 +133,7 @@ class Insertion(_Area):
         steps: int = REMOVAL_STEPS,
         fill: str = "blur",
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(steps, fill, batch_size, **kwargs)
@@ -144,7 +155,7 @@ class ROAD(_Removal):
         noise: float = 0.01,
         *,
         seed: int = 0,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.shares = check_imputation(shares, noise, seed)
@@ -155,3 +166,110 @@ class ROAD(_Removal):
     def _values(self, *batch: Any) -> Tensor:
         settings: dict[str, Any] = {"shares": self.shares, "noise": self.noise, "seed": self.seed}
         return road(*batch, **settings, batch_size=self.batch_size).combined
+
+
+class Infidelity(_Removal):
+    """How badly the map foretells what squares are worth, averaged over the images.
+
+    Lower is better. See :func:`captum_robust.metrics.functional.infidelity`, whose arguments these
+    are. Others are of ``torchmetrics.Metric``.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        squares: int = INFIDELITY_SQUARES,
+        fill: str = "mean",
+        *,
+        normalize: bool = True,
+        seed: int = 0,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_count("squares", squares, 1)
+        check_choice("fill", fill, REMOVAL_FILLS)
+        check_flag("normalize", normalize)
+        check_seed(seed)
+        super().__init__(batch_size, squares, fill, normalize, seed, **kwargs)
+        self._settings: dict[str, Any] = {
+            "squares": squares,
+            "fill": fill,
+            "normalize": normalize,
+            "seed": seed,
+        }
+
+    def _values(self, *batch: Any) -> Tensor:
+        return infidelity(*batch, **self._settings, batch_size=self.batch_size)
+
+
+class Sensitivity(_Removal):
+    """How far noise moves the map at most, averaged over the images; lower is steadier.
+
+    See :func:`captum_robust.metrics.functional.sensitivity`, whose arguments these are. Others are
+    of ``torchmetrics.Metric``.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        radius: float = SENSITIVITY_RADIUS,
+        samples: int = SENSITIVITY_SAMPLES,
+        *,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        check_number("radius", radius, 0, open_low=True)
+        check_count("samples", samples, 1)
+        check_seed(seed)
+        super().__init__(None, radius, samples, seed, **kwargs)
+        self._settings: dict[str, Any] = {"radius": radius, "samples": samples, "seed": seed}
+
+    def update(  # type: ignore[override]  # of a method, not of its maps
+        self, explain: Explain, images: Tensor, classes: Tensor, maps: Tensor | None = None
+    ) -> None:
+        """Add images N×C×H×W with N classes, and their maps N×H×W where they are known."""
+        self._add(sensitivity(explain, images, classes, maps=maps, **self._settings))
+
+
+class ModelRandomization(_Removal):
+    """How far the map stays the same while the model loses its weights, averaged over the images.
+
+    The mean over the stages of the randomization; lower is better, as the map of a trained model
+    must show what that has learned. See
+    :func:`captum_robust.metrics.functional.model_randomization`.
+
+    Args:
+        measure: "spearman", the rank correlation, or "ssim", the structural similarity.
+        layers: names of the model's layers, in the order in which they are randomised; None: all
+            that have parameters, last first.
+        seed: of the new weights.
+        kwargs: of ``torchmetrics.Metric``.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        measure: str = "spearman",
+        *,
+        layers: Sequence[str] | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        check_choice("measure", measure, ("spearman", "ssim"))
+        check_seed(seed)
+        layers = None if layers is None else tuple(layers)
+        super().__init__(None, measure, layers, seed, **kwargs)
+        self.measure = measure
+        self.layers = layers
+        self.seed = seed
+
+    def update(  # type: ignore[override]  # of a method, not of its maps
+        self, model: nn.Module, explain: Explain, images: Tensor, classes: Tensor
+    ) -> None:
+        """Add images N×C×H×W with N classes; ``explain`` explains that very model."""
+        settings: dict[str, Any] = {"layers": self.layers, "seed": self.seed}
+        scores = model_randomization(model, explain, images, classes, **settings)
+        self._add(getattr(scores, self.measure).mean(dim=0))

@@ -109,12 +109,13 @@ class Comparison:
         its interval ``saliency_low`` and ``saliency_high`` over ``saliency_n`` images, as in
         :meth:`saliency_table`. Of a run with ``faithfulness``, of clean images, the areas
         ``deletion`` and ``insertion`` of :func:`captum_robust.metrics.functional.removal_curves`
-        with their intervals. Of methods that perturb the image ``flipped``, the share whose label
-        they changed of the ``flippable`` images, those whose explained class was the prediction. Of
-        attacked images ``n_right``, ``already_wrong``, ``fooled`` and ``robust_accuracy`` as in
-        :meth:`attack_table`, the same for all methods that are shown the same images. Of a run
-        with ``adaptive`` also ``same_as``, for a method without a defence under an adaptive attack:
-        the plain attack, whose row is repeated.
+        and ``infidelity``, of one with ``sensitivity`` that, with their intervals. Of methods that
+        perturb the image ``flipped``, the share whose label they changed of the ``flippable``
+        images, those whose explained class was the prediction. Of attacked images ``n_right``,
+        ``already_wrong``, ``fooled`` and ``robust_accuracy`` as in :meth:`attack_table`, the same
+        for all methods that are shown the same images. Of a run with ``adaptive`` also ``same_as``,
+        for a method without a defence under an adaptive attack: the plain attack, whose row is
+        repeated.
 
         Args:
             protocol: what counts as a correct box, see
@@ -248,8 +249,8 @@ class Comparison:
         ``spearman``, ``pearson``, ``ssim``, ``top_k`` and ``box_iou``. Of a run with
         ``saliency_metric``, of clean images ``saliency``, ``crop_area`` and ``crop_probability``,
         at the threshold of :meth:`saliency_table`; of one with ``faithfulness`` the areas
-        ``deletion`` and ``insertion``. Rows that :meth:`table`
-        repeats are there once, under the plain attack.
+        ``deletion`` and ``insertion``, and ``infidelity``; of one with ``sensitivity`` that. Rows
+        that :meth:`table` repeats are there once, under the plain attack.
         """
         return self._scoring.frame(Tuning(protocol, oracle), first)
 

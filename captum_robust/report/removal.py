@@ -1,4 +1,4 @@
-"""Deletion and insertion of a run: the areas of each image, and the mean curves."""
+"""Faithfulness of a run: curves of deletion and insertion, infidelity, sensitivity."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from captum_robust.runs.store import unpack
 
 CURVES = ("deletion", "insertion")
 """In the order of their packed values, behind the share of the pixels."""
+NUMBERS = ("infidelity", "sensitivity")
+"""Measured of each image as they are."""
+_DRAWN = 5
+"""Of the methods, those whose areas are best; more lines can't be told apart."""
 
 
 def removal_of(
@@ -37,28 +41,50 @@ def removal_of(
 
 
 def mean_areas(results: Results, method: str, level: float, seed: int) -> dict[str, float]:
-    """Return the mean area of each curve with its interval, as columns of the method's row."""
+    """Return the mean of each number with its interval, as columns of the method's row."""
     columns: dict[str, float] = {}
-    for name, curve in removal_of(results, method)[1].items():
-        area = bootstrap_interval(curve.area, level=level, seed=seed)
-        columns |= {name: area.mean, f"{name}_low": area.low, f"{name}_high": area.high}
+    for name, (_, values) in _measured(results, method).items():
+        mean = bootstrap_interval(values, level=level, seed=seed)
+        columns |= {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
     return columns
 
 
+def _measured(
+    results: Results, method: str, stop: int | None = None
+) -> dict[str, tuple[list[int], torch.Tensor]]:
+    """The positions of the clean images before ``stop``, and the areas and numbers of each."""
+    positions, curves = removal_of(results, method, stop)
+    measured = {name: (positions, curve.area) for name, curve in curves.items()}
+    for name in NUMBERS:
+        if rows := results.measured(method, CLEAN, name, stop):
+            values = torch.tensor([row["value"] for row in rows], dtype=torch.float32)
+            measured[name] = [row["position"] for row in rows], values
+    return measured
+
+
 def image_areas(results: Results, stop: int) -> Iterator[pd.DataFrame]:
-    """Yield the areas of each clean image before ``stop``, a frame a method."""
+    """Yield the areas and numbers of each clean image before ``stop``, a frame a method."""
     for method in results.methods:
-        positions, curves = removal_of(results, method, stop)
-        if positions:
-            areas = {name: curve.area.numpy() for name, curve in curves.items()}
-            yield pd.DataFrame({"position": positions, **areas, "method": method, "attack": CLEAN})
+        measured = _measured(results, method, stop)
+        each = {name: pd.Series(v.numpy(), index=at) for name, (at, v) in measured.items()}
+        if each:
+            frame = pd.DataFrame(each).rename_axis("position").reset_index()
+            yield frame.assign(method=method, attack=CLEAN)
 
 
 def mean_curves(results: Results) -> pd.DataFrame:
-    """Return the mean curves: columns ``method``, ``curve``, ``share`` and ``probability``."""
+    """Return the mean curves of the baselines, and of the methods whose areas are best.
+
+    Columns: ``method``, ``curve``, ``share`` and ``probability``.
+    """
     parts = [pd.DataFrame(columns=["method", "curve", "share", "probability"])]
-    for method in results.methods:
-        for name, curve in removal_of(results, method)[1].items():
-            mean = {"share": curve.share, "probability": curve.probability.double().mean(dim=0)}
-            parts.append(pd.DataFrame({"method": method, "curve": name, **mean}))
+    curves = {method: removal_of(results, method)[1] for method in results.methods}
+    for name, sign in zip(CURVES, (1, -1), strict=True):
+        areas = {m: sign * float(c[name].area.mean()) for m, c in curves.items() if c}
+        ranked = sorted(areas.keys() - set(results.baselines), key=areas.__getitem__)
+        for method in areas:
+            if method in results.baselines or method in ranked[:_DRAWN]:
+                curve = curves[method][name]
+                mean = {"share": curve.share, "probability": curve.probability.double().mean(dim=0)}
+                parts.append(pd.DataFrame({"method": method, "curve": name, **mean}))
     return pd.concat(parts[1:] or parts, ignore_index=True)

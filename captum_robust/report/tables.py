@@ -43,6 +43,7 @@ FORMS = {
     "levels": Form(lambda v: f"{LEVELS * v:.1f}/{LEVELS}", lambda v: f"{LEVELS * v:.1f}"),
     "two digits": Form(_two_digits, _two_digits, _two_digits),
     "three digits": Form(_three_digits, _three_digits, _two_digits),
+    "four digits": Form(*["{:.4f}".format] * 3),
 }
 
 
@@ -152,6 +153,10 @@ COLUMNS = (
     Column("saliency", "Saliency metric", "number", "low", ends=("saliency_low", "saliency_high")),
     Column("deletion", "Deletion area", "three digits", "low", "deletion", _ends("deletion")),
     Column("insertion", "Insertion area", "three digits", "high", "insertion", _ends("insertion")),
+    Column("infidelity", "Infidelity", "four digits", "low", "infidelity", _ends("infidelity")),
+    Column(
+        "sensitivity", "Sensitivity", "three digits", "low", "sensitivity", _ends("sensitivity")
+    ),
     Column("flipped", "Flipped %", "percent", name="flipped", of="flippable"),
     Column("accuracy", "Accuracy %", "percent", "high"),
     Column("forward", "Forward", "number", "low", name="forward"),

@@ -31,6 +31,19 @@ _REMOVAL_NOTE = (
     "ranks highest\nare replaced by the mean, lower is better, or put into the blurred image, "
     "higher is better; clean images"
 )
+_INFIDELITY_NOTE = (
+    "infidelity: mean squared error of the map's sums over squares, scaled to fit best, as falls "
+    "of the probability\nwhen the mean replaces each; lower is better"
+)
+_SENSITIVITY_NOTE = (
+    "sensitivity: how far noise of at most 0.02 moves the map, as a part of its length; lower is "
+    "steadier"
+)
+_NOTES = {
+    "deletion": _REMOVAL_NOTE,
+    "infidelity": _INFIDELITY_NOTE,
+    "sensitivity": _SENSITIVITY_NOTE,
+}
 
 
 _GAP_NOTE = (
@@ -43,7 +56,7 @@ _GAP_NOTE = (
 def text_of(tables: Tables) -> str:
     """Return all tables of a run that have rows, each with a line on what it counts."""
     text = f"{text_table(tables.clean, COLUMNS, ['method', 'n'])}\n{_clean_note(tables)}"
-    text += f"\n{_REMOVAL_NOTE}" if "deletion" in tables.clean else ""
+    text += "".join(f"\n{note}" for name, note in _NOTES.items() if name in tables.clean)
     if len(tables.results.attacks) > 1:
         text = f"clean images\n{text}\n\nattacks\n{attacks_text(tables.attacks)}"
         if "error" in tables.methods:

@@ -129,13 +129,13 @@ class ResultRow:
     ssim: float | None = None
     top_k: float | None = None
     box_iou: float | None = None
-    """How far the map is that of the clean image; see
-    :func:`captum_robust.metrics.functional.stability`."""
+    """How far the map is that of the clean image, see ``metrics.functional.stability``."""
     crops: bytes | None = None
-    """2×A: the area and the log probability of the crop at each of A thresholds; see
-    :func:`captum_robust.metrics.functional.crop_scores`."""
+    """2×A, of A thresholds: area and log probability of the crop, see ``crop_scores`` there."""
     removal: bytes | None = None
     """3×(S+1): the share of the pixels; the class's probability when so many are gone; are in."""
+    infidelity: float | None = None
+    sensitivity: float | None = None
     error: str | None = None
 
 

@@ -96,6 +96,8 @@ def test_segments_that_are_given_are_not_computed(
 def test_the_class_makes_no_difference(network: LocalizationNetwork, x: Tensor) -> None:
     attribution = AdversarialLocalization(network)
     assert torch.equal(attribution.attribute(x, 0), attribution.attribute(x, torch.tensor([1, 2])))
+    with pytest.raises(ValueError, match=r"target: expected a class, .* got a function"):
+        attribution.attribute(x, lambda scores: scores[:, 1])
 
 
 def test_it_costs_one_pass_of_the_classifier(network: LocalizationNetwork, x: Tensor) -> None:

@@ -87,6 +87,8 @@ def test_masks_of_other_classes_than_the_encoders_need_a_target(x: Tensor) -> No
     assert method.attribute(x, 8).shape == x.shape
     with pytest.raises(ValueError, match="target: the masks are of 9 classes"):
         method.attribute(x)
+    with pytest.raises(ValueError, match=r"target: expected a class, .* got a function"):
+        method.attribute(x, lambda scores: scores[:, 1])
 
 
 def test_it_works_at_half_precision(x: Tensor) -> None:

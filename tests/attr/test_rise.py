@@ -116,6 +116,13 @@ def test_how_many_run_at_once_makes_no_difference(net: Net, x: Tensor, at_once: 
     assert max(counted.calls[1:]) == min(at_once, 30)
 
 
+def test_masked_images_fill_a_budget_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    images, counted = torch.rand(1, 3, 200, 200), Counted(nn.AdaptiveAvgPool2d(1))
+    RISE(counted, n_masks=20).attribute(images, (0, 0, 0))
+    assert counted.calls == [1, 17, 3]  # 2 · 4 MiB of images of 480,000 bytes
+
+
 def test_each_input_has_masks_of_its_own_at_its_size() -> None:
     def left_and_top(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
         return a[..., :4].mean(dim=(1, 2, 3)) + weight * b[:, :, :3].mean(dim=(1, 2, 3))

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from captum.attr import Saliency
 from torch.nn import functional as F
 
 from captum_robust.benchmark import Comparison, compare
 from captum_robust.data import Sample, resize
-from captum_robust.metrics.functional import bootstrap_interval, center_box_map
+from captum_robust.metrics.functional import (
+    bootstrap_interval,
+    center_box_map,
+    infidelity,
+    sensitivity,
+)
 from captum_robust.metrics.functional.regions import blurred_images
 from captum_robust.models import Classifier
 from captum_robust.runs.store import RunStore, unpack
 
 from .conftest import Drawn, centre_heat
 from .test_report import Page
+
+
+def noisy_heat(images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return images.mean(dim=1) + torch.rand(images.shape[2:])
+
+
+def turned(images: torch.Tensor, _: torch.Tensor, *, turns: int) -> torch.Tensor:
+    return images.mean(dim=1).roll(3 * turns, dims=2)
+
 
 METHODS = {"bright": centre_heat, "box": "center_box"}
 AREAS = ("deletion", "insertion")
@@ -68,6 +84,64 @@ def test_areas_are_those_of_the_map_of_the_fitted_image(
             assert found == pytest.approx([interval.mean, interval.low, interval.high], abs=1e-5)
 
 
+def test_infidelity_is_that_of_the_map_and_all_methods_share_its_passes(
+    model: Classifier, result: Comparison
+) -> None:
+    samples = [resize(Drawn(n=7)[i], (32, 32)) for i in range(7)]
+    images = torch.stack([s.image for s in samples])
+    labels = torch.tensor([s.label for s in samples])
+    heats = {"bright": centre_heat(images, labels), "box": center_box_map(7, (32, 32))}
+    frame, table = result.to_dataframe(), result.table().set_index("method")
+    for method, maps in heats.items():
+        each = infidelity(model, images, maps, labels)
+        rows = frame[frame["method"] == method]
+        assert rows["infidelity"].tolist() == pytest.approx(each.tolist(), abs=1e-5)
+        interval = bootstrap_interval(each)
+        found = [table.loc[method, f"infidelity{end}"] for end in ("", "_low", "_high")]
+        assert found == pytest.approx([interval.mean, interval.low, interval.high], abs=1e-5)
+    shown: list[int] = []
+    handle = model.register_forward_pre_hook(lambda _, x: shown.append(len(x[0])))
+    compare(model, Drawn(n=7), METHODS, faithfulness=True, progress=False)
+    handle.remove()
+    # The images themselves; both curves of each method; each square, and none, once. Before them
+    # one image, to count the scores.
+    assert sum(shown) == 7 * (1 + 2 * 65 + 33) + 1
+
+
+def test_sensitivity_is_that_of_the_method(model: Classifier) -> None:
+    methods = {"noise": noisy_heat, "saliency": "saliency", "box": "center_box"}
+    given: dict[str, Any] = {"progress": False, "batch_size": 3}
+    result = compare(model, Drawn(n=5), methods, sensitivity=True, **given)
+    samples = [resize(Drawn(n=5)[i], (32, 32)) for i in range(5)]
+    images = torch.stack([s.image for s in samples])
+    labels = torch.tensor([s.label for s in samples])
+
+    def explain(x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        # What the catalogue makes of Captum's attribution, without the noise's own draws.
+        return Saliency(model).attribute(x, classes).sum(dim=1)
+
+    frame, table = result.to_dataframe(), result.table().set_index("method")
+    found = frame[frame["method"] == "saliency"]["sensitivity"]
+    assert found.tolist() == pytest.approx(sensitivity(explain, images, labels).tolist(), rel=1e-3)
+    assert table.loc["saliency", "sensitivity"] == pytest.approx(found.mean())
+    # A method that draws meets the same draws: only the images differ.
+    assert table.loc["noise", "sensitivity"] < 0.1
+    assert table.loc["box", "sensitivity"] == 0
+    assert "sensitivity: how far noise" in result.to_text()
+    assert table.loc["saliency", "backward"] == 1  # its own passes alone
+    assert "deletion" not in table
+
+
+def test_the_five_best_methods_are_drawn_beside_the_baselines(model: Classifier) -> None:
+    methods = {f"m{i}": partial(turned, turns=i) for i in range(7)} | {"random": "random"}
+    result = compare(model, Drawn(n=3), methods, faithfulness=True, progress=False)
+    table, curves = result.table().set_index("method"), result._tables().removal
+    for name, rising in (("deletion", True), ("insertion", False)):
+        best = table[name].drop("random").sort_values(ascending=rising).index[:5]
+        drawn = curves[curves["curve"] == name]["method"].unique()
+        assert set(drawn) == {*best, "random"}
+
+
 def test_text_and_page_say_what_the_table_says(result: Comparison, tmp_path: Path) -> None:
     table, text = result.table().set_index("method"), result.to_text()
     page = Page(result.to_html(tmp_path / "report.html"))
@@ -110,7 +184,8 @@ def test_a_run_of_an_earlier_version_is_read_as_before(
 ) -> None:
     before = compare(model, drawn, METHODS, out=tmp_path, progress=False).table()
     database = sqlite3.connect(tmp_path / "rows.sqlite")
-    database.execute("ALTER TABLE results DROP COLUMN removal")
+    for column in ("removal", "infidelity", "sensitivity"):
+        database.execute(f"ALTER TABLE results DROP COLUMN {column}")
     database.commit()
     database.close()
     assert Comparison(tmp_path).table().equals(before)
@@ -137,12 +212,14 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_curves(
                 raise KeyboardInterrupt
             return super().__getitem__(index)
 
-    given: dict[str, Any] = {"batch_size": 2, "faithfulness": True, "progress": False}
+    given: dict[str, Any] = {"batch_size": 2, "progress": False}
+    given |= {"faithfulness": True, "sensitivity": True}
     whole = compare(model, Drawn(), METHODS, out=tmp_path / "a", **given)
     with pytest.raises(KeyboardInterrupt):
         compare(model, Interrupted(), METHODS, out=tmp_path / "b", **given)
     again = compare(model, Drawn(), METHODS, out=tmp_path / "b", **given)
-    query = "SELECT position, method, removal FROM results ORDER BY position, method"
+    columns = "position, method, removal, infidelity, sensitivity"
+    query = f"SELECT {columns} FROM results ORDER BY position, method"
     assert whole.select(query) == again.select(query)
 
 

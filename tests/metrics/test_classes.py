@@ -9,12 +9,15 @@ from captum_robust.metrics import (
     ROAD,
     AttributionStability,
     Deletion,
+    Infidelity,
     Insertion,
     LocalizationError,
     MaxBoxAcc,
     MaxBoxAccV2,
+    ModelRandomization,
     PointingGame,
     PxAP,
+    Sensitivity,
 )
 from captum_robust.metrics import functional as F
 
@@ -60,6 +63,27 @@ IMAGES = torch.rand(N, 3, 30, 40, generator=torch.Generator().manual_seed(1)).po
 SHOWN = (Brightness(), IMAGES, MAPS, CLASSES % 2)
 
 
+class Filter(torch.nn.Conv2d):
+    """A model that is its own explanation, any part of which is itself."""
+
+    def forward(self, images, _=None):
+        return super().forward(images)[:, 0]
+
+    def __getitem__(self, _):
+        return self
+
+
+torch.manual_seed(0)
+CONV = Filter(3, 1, 3, padding=1)
+
+
+class Brightest(Brightness):
+    """An explanation."""
+
+    def __call__(self, images, _):
+        return images.amax(dim=1)
+
+
 # Metric, its update arguments by sample, and the value of the pure functions on all at once.
 CASES = {
     "error": (LocalizationError(), (MAPS, BOXES, IDS), localization()),
@@ -102,6 +126,21 @@ CASES = {
         Insertion(4, "mean", batch_size=3),
         SHOWN,
         F.insertion_curve(*SHOWN, steps=4, fill="mean").area.mean(),
+    ),
+    "infidelity": (
+        Infidelity(5, "blur", seed=1),
+        SHOWN,
+        F.infidelity(*SHOWN, squares=5, fill="blur", seed=1).mean(),
+    ),
+    "sensitivity": (
+        Sensitivity(0.1, 3, seed=1),
+        (Brightest(), IMAGES, CLASSES),
+        F.sensitivity(Brightest(), IMAGES, CLASSES, radius=0.1, samples=3, seed=1).mean(),
+    ),
+    "randomization": (
+        ModelRandomization("ssim", seed=1),
+        (CONV, CONV, IMAGES, CLASSES),
+        F.model_randomization(CONV, CONV, IMAGES, CLASSES, seed=1).ssim.mean(),
     ),
     "ROAD": (
         ROAD((0.2, 0.5), seed=1),
@@ -224,7 +263,8 @@ def test_images_without_boxes_are_counted():
 
 def test_facts_say_which_way_is_better():
     assert not LocalizationError.higher_is_better
-    assert not Deletion.higher_is_better
+    for metric in (Deletion, Infidelity, ModelRandomization, Sensitivity):
+        assert not metric.higher_is_better
     for metric in (MaxBoxAcc, MaxBoxAccV2, PxAP, PointingGame, Insertion, ROAD):
         assert metric.higher_is_better
         assert not metric.is_differentiable

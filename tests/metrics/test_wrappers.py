@@ -17,6 +17,19 @@ BOXES = [torch.tensor([[2.0, 2.0, 8.0, 8.0]])] * 8
 LABELS, IDS = torch.zeros(8, dtype=torch.int64), [str(i) for i in range(8)]
 NET = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 12 * 12, 4))
 SHOWN = (NET, MAPS.unsqueeze(1).expand(-1, 3, -1, -1), MAPS, LABELS)
+
+
+def first_channel(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return images[:, 0]
+
+
+CONV = torch.nn.Conv2d(3, 2, 3, padding=1)
+
+
+def first_map(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return CONV(images)[:, 0]
+
+
 INPUTS: dict[str, tuple[Callable[[], Metric], tuple[Any, ...]]] = {
     "one measure": (lambda: metrics.AttributionStability("spearman"), (MAPS, MAPS.flip(0))),
     "LocalizationError": (metrics.LocalizationError, (MAPS, BOXES, IDS)),
@@ -30,6 +43,9 @@ INPUTS: dict[str, tuple[Callable[[], Metric], tuple[Any, ...]]] = {
     ),
     "Deletion": (lambda: metrics.Deletion(4), SHOWN),
     "Insertion": (lambda: metrics.Insertion(4), SHOWN),
+    "Infidelity": (lambda: metrics.Infidelity(5), SHOWN),
+    "Sensitivity": (lambda: metrics.Sensitivity(samples=2), (first_channel, *SHOWN[1::2])),
+    "ModelRandomization": (metrics.ModelRandomization, (CONV, first_map, *SHOWN[1::2])),
     "ROAD": (lambda: metrics.ROAD([0.2, 0.6]), SHOWN),
 }
 

@@ -39,6 +39,16 @@ from captum_robust.metrics.functional.faithfulness import (
     removal_curves,
 )
 from captum_robust.metrics.functional.folds import split_folds
+from captum_robust.metrics.functional.infidelity import (
+    INFIDELITY_SQUARES,
+    SENSITIVITY_RADIUS,
+    SENSITIVITY_SAMPLES,
+    infidelity,
+    infidelity_of,
+    random_squares,
+    sensitivity,
+    square_drops,
+)
 from captum_robust.metrics.functional.pixel_precision import (
     pxap,
     pxap_from_histograms,
@@ -95,12 +105,15 @@ from captum_robust.metrics.functional.weak_localization import (
 )
 
 __all__ = [
+    "INFIDELITY_SQUARES",
     "PROTOCOLS",
     "REGION_AREAS",
     "REMOVAL_FILLS",
     "REMOVAL_STEPS",
     "ROAD_SHARES",
     "SALIENCY_THRESHOLDS",
+    "SENSITIVITY_RADIUS",
+    "SENSITIVITY_SAMPLES",
     "STABILITY_MEASURES",
     "STRATEGIES",
     "GapClosed",
@@ -125,6 +138,8 @@ __all__ = [
     "deletion_curve",
     "gap_closed",
     "gt_known_localization",
+    "infidelity",
+    "infidelity_of",
     "insertion_curve",
     "largest_component",
     "layers_with_weights",
@@ -145,15 +160,18 @@ __all__ = [
     "pxap_from_histograms",
     "pxap_histograms",
     "random_map",
+    "random_squares",
     "removal_curves",
     "road",
     "saliency_boxes",
     "saliency_metric",
     "saliency_of",
+    "sensitivity",
     "smallest_destroying_region",
     "smallest_sufficient_region",
     "spearman_correlation",
     "split_folds",
+    "square_drops",
     "stability",
     "structural_similarity",
     "sweep_boxes",

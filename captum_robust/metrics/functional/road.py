@@ -22,7 +22,7 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_callable, check_number, check_shape
 from captum_robust.metrics.functional._validate import check_mask, check_seed, numbers_in
-from captum_robust.metrics.functional.faithfulness import state_probabilities
+from captum_robust.metrics.functional.faithfulness import images_at_once, state_probabilities
 from captum_robust.metrics.functional.regions import pixel_ranks
 from captum_robust.metrics.functional.saliency import Scores, check_images, check_question
 
@@ -60,7 +60,7 @@ def road(
     shares: Sequence[float] = ROAD_SHARES,
     noise: float = 0.01,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> RoadScores:
     """Return what the class keeps without the pixels that matter most, and least, by the map.
 
@@ -73,13 +73,14 @@ def road(
         shares: of the pixels that are imputed, in (0, 1); at least one pixel is, and one is left.
         noise: standard deviation of what is added to imputed pixels, in their unit.
         seed: of the noise, which is the same for every image and share.
-        batch_size: how many images the model gets at once; it gets each 2·A times.
+        batch_size: how many images the model gets at once, as for :func:`deletion_curve`; it gets
+            each 2·A times.
 
     Raises:
         ValueError: shapes that do not fit, values out of range, NaN or infinity.
         TypeError: ``images``, ``maps`` or ``classes`` of another kind.
     """
-    check_question(images, classes, batch_size)
+    check_question(images, classes, 1 if batch_size is None else batch_size)
     check_callable("model", model)
     rank = pixel_ranks(maps, images)
     chosen = check_imputation(shares, noise, seed)
@@ -98,7 +99,8 @@ def road(
         imputed = linear_imputation(images[sample], removed[:, 0])
         return torch.where(removed, imputed + added, imputed)
 
-    scores = state_probabilities(model, shown, len(count), classes, images, batch_size)
+    at_once = images_at_once(images, batch_size)
+    scores = state_probabilities(model, shown, len(count), classes, images, at_once)
     probability, kept = (values.chunk(2, dim=1) for values in scores)
     return RoadScores(*probability, *kept)
 
