@@ -65,7 +65,7 @@ intersphinx_mapping = {
 # be other packages' or private.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:class", r"(?!captum_robust\.).*|captum_robust(\.\w+){3,}"),
+    ("py:class", r"(?!captum_robust\.).*|captum_robust(\._.*|(\.\w+){3,})"),
     ("py:.*", r"(torch|torchmetrics|captum|python)\..*"),
 ]
 

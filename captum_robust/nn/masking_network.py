@@ -142,7 +142,7 @@ class MaskingNetwork(nn.Module):
         Args:
             x: pixels in [0, 1].
             classes: N; None: those with the highest scores.
-            confidence: see :meth:`MaskDecoder.forward`.
+            confidence: see ``captum_robust.nn.mask_decoder.MaskDecoder``.
 
         Raises:
             TypeError: classes that are no integers.
