@@ -1,4 +1,7 @@
-"""The documentation site: ``sphinx-build -W --keep-going -c docs . build/site`` in the root."""
+"""The documentation site: ``sphinx-build -W --keep-going -c docs . build/site`` in the root.
+
+External links are looked up by ``sphinx-build -b linkcheck -c docs . build/links``, with a network.
+"""
 
 import logging
 import sys
@@ -51,6 +54,8 @@ maximum_signature_line_length = 88
 
 html_theme = "furo"
 html_title = "captum_robust"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_extra_path = ["_root"]  # leads from the first page of the site to docs/
 html_theme_options = {"navigation_with_keys": True}
 
