@@ -57,7 +57,6 @@ html_title = "captum_robust"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_extra_path = ["_root"]  # leads from the first page of the site to docs/
-html_theme_options = {"navigation_with_keys": True}
 
 intersphinx_timeout = 10
 intersphinx_mapping = {
