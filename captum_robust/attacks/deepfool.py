@@ -33,8 +33,8 @@ class DeepFool(Attack):
 
     Moosavi-Dezfooli et al., "DeepFool: a simple and accurate method to fool deep neural networks"
     (https://arxiv.org/abs/1511.04599). With f the scores, f_0 that of the label, w_k the gradient
-    of f_k - f_0 and q the dual norm, the class k that minimises d_k = |f_k - f_0| / ‖w_k‖_q says
-    the step: (d_k + 1e-4) w_k / ‖w_k‖_2, for ``"Linf"`` (d_k + 1e-4) sign(w_k).
+    of f_k - f_0 and q the dual norm, the class k that minimises ``d_k = |f_k - f_0| / ‖w_k‖_q``
+    says the step: ``(d_k + 1e-4) w_k / ‖w_k‖_2``, for ``"Linf"`` ``(d_k + 1e-4) sign(w_k)``.
 
     One forward pass an iteration tells whether a sample is fooled and is what its step is taken
     from. A fooled sample leaves the batch; where half of it or less is left, that gets a forward

@@ -58,8 +58,7 @@ class EnsembleTransfer(GradientAscent):
     Args:
         models: forward functions with the same K classes; each takes the same inputs.
         share: of the models that must be fooled for the sample to be; 1: all.
-        epsilon, steps, step_size, norm, random_start, restarts, momentum, loss, loss_func,
-            transform, samples, bounds, keep_best, quantize, seed: as for :class:`PGD`.
+        epsilon: as for :class:`PGD`, like all that is not named here.
         early_stop: False, unlike for :class:`PGD`: what just crosses the boundaries of the models
             that it knows transfers less than what goes on.
     """

@@ -98,7 +98,7 @@ class ExplanationAttack(Stepping):
             ``additional_forward_args`` by that name where there are some. Captum's gradients are
             recorded while it runs (:func:`recorded_gradients`); an attribution that detaches its
             result can offer a method ``differentiable`` with the arguments of ``attribute``, as
-            :class:`captum_robust.RobustCAM` does.
+            :class:`captum_robust.attr.RobustCAM` does.
         epsilon: radius of the ball in units of the inputs.
         steps: how many.
         step_size: ``epsilon`` / 10 by default.

@@ -132,7 +132,7 @@ def rank_analysis(
 
     Figure 1 of Prakash et al., "Robust Discriminative Localization Maps" (2018). There 38 % of the
     changed samples took the class that was second, and 64 % one of the clean top 5: the reason for
-    :class:`captum_robust.RobustCAM` to average the maps of the top classes.
+    :class:`captum_robust.attr.RobustCAM` to average the maps of the top classes.
 
     Args:
         forward_func: inputs -> scores N×K; run once on each, without gradients.

@@ -61,11 +61,11 @@ class UniversalPerturbation(Attack):
     Moosavi-Dezfooli et al., "Universal adversarial perturbations"
     (https://arxiv.org/abs/1610.08401). :meth:`fit` finds v on a set of images, by the paper's
     algorithm or, faster, by mini-batch gradients as in Shafahi et al., "Universal Adversarial
-    Training" (https://arxiv.org/abs/1811.11304); :meth:`perturb` adds it to other images without a
+    Training" (https://arxiv.org/abs/1811.11304); ``perturb`` adds it to other images without a
     pass through the model. v does not depend on the image, so it often fools models that it was
     not fitted on: :func:`transfer_matrix`.
 
-    :meth:`perturb` takes images N×C×H×W. v is resized (bilinear) to another height and width,
+    ``perturb`` takes images N×C×H×W. v is resized (bilinear) to another height and width,
     within its ball; its ``epsilon`` scales v by that over the one it was fitted with; ``target``,
     ``additional_forward_args`` and ``targeted`` matter only to the details, which take two forward
     passes. It raises ``RuntimeError`` before anything is fitted, and ``ValueError`` for inputs with

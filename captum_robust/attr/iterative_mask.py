@@ -45,8 +45,8 @@ class IterativeMask(Attribution):
     Each step removes what the mask hides, and what it shows; the objective wants the class to
     stay in the first image and to go in the second. Dabkowski and Gal, "Real Time Image Saliency
     for Black Box Classifiers" (https://arxiv.org/abs/1705.07857), section 3, as in the authors'
-    ``IterativeSaliency``: the mask is |a| / (|a| + |b| + .001) of two channels of 32×32, enlarged
-    to the image, and SGD with Nesterov's momentum starts where both are .5.
+    ``IterativeSaliency``: the mask is ``|a| / (|a| + |b| + .001)`` of two channels of 32×32,
+    enlarged to the image, and SGD with Nesterov's momentum starts where both are .5.
 
     A sample costs two images through the classifier a step, forward and backward, in one pass;
     without a target one more forward to begin with. What stands in for removed pixels is drawn

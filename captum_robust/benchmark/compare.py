@@ -93,7 +93,7 @@ def compare(
         dataset: samples with boxes or masks, see :mod:`captum_robust.data`; or the path of a folder
             of images. Images of PIL or tensors, pairs (image, class index), batches of these, a
             ``DataLoader`` and torchvision's data sets have no boxes, and are not scored for
-            localization; their labels are as :func:`captum_robust.data.given.sample_source` says.
+            localization; their labels are as ``captum_robust.data.given.sample_source`` says.
         methods: names of ``captum_robust.benchmark.METHODS``, or a mapping from your own names to
             such names, Captum ``Attribution`` objects or functions ``(images, target) -> maps``.
             None: all of ``METHODS`` but "iterative_mask", which takes minutes for a few images,

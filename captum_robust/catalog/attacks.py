@@ -83,6 +83,7 @@ ATTACKS: dict[str, NamedAttack] = {
         _universal, "one saved perturbation for all images", has_strength=False, can_aim=False
     ),
 }
+"""The attacks that commands know, by name."""
 
 
 def build_attacks(

@@ -386,6 +386,7 @@ METHODS: dict[str, Callable[[Classifier], Method]] = {
     "whole_image": lambda _: _baseline(metrics.whole_image_map, metrics.whole_image_box),
     "random": lambda _: _baseline(_random_map),
 }
+"""The methods that commands know: name -> what makes the method of a classifier."""
 
 SLOW = ("iterative_mask", *SLOW_ATTRIBUTIONS)
 """They run only where they are named: hundreds of passes an image."""
@@ -393,6 +394,7 @@ FIXED_BOXES = ("center_box", "whole_image")
 WITH_NETWORK = ("real_time_masking", *VOTES)
 """They need the masking network that comes for the model."""
 BASELINES = (*FIXED_BOXES, "random")
+"""Names of what stands beside the methods in tables: boxes and maps that see no image."""
 _BALLS = ("perceptual_ball", "perceptual_ball_guided", "perceptual_ball_cam")
 WITH_PERCEPTUAL_LAYERS = (*_BALLS, "layer_cam_fused")
 DEFENDED = ("defended_robust_cam", "defended_grad_cam")

@@ -62,10 +62,11 @@ def load_image(
             the pixels as they are stored.
 
     Raises:
-        DataError: missing, empty, truncated or undecodable file, or one of none of :data:`FORMATS`;
-            more than 64 megapixels, or as many as the environment variable
-            ``CAPTUM_ROBUST_MAX_MEGAPIXELS`` states, or than ``PIL.Image.MAX_IMAGE_PIXELS`` where
-            that is less; more bytes than :func:`captum_robust.data.files.largest`.
+        DataError: missing, empty, truncated or undecodable file, or one of none of
+            ``captum_robust.data.images.FORMATS``; more than 64 megapixels, or as many as the
+            environment variable ``CAPTUM_ROBUST_MAX_MEGAPIXELS`` states, or than
+            ``PIL.Image.MAX_IMAGE_PIXELS`` where that is less; more bytes than
+            ``captum_robust.data.files.largest``.
     """
     image, orientation = load_oriented(source, name=name)
     return image if exif_orientation else turned_back(image, orientation)

@@ -16,7 +16,7 @@ class DataError(ValueError):
     """One sample cannot be used; the message is one line that names the file (and line).
 
     A runner can note it as that sample's error and go on with the next. The message is a
-    :func:`captum_robust._checks.refusal`.
+    ``captum_robust._checks.refusal``.
     """
 
     def __init__(self, message: str = "") -> None:

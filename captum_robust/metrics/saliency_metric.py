@@ -26,7 +26,7 @@ from captum_robust.metrics.functional.thresholding import check_alpha
 class SaliencyMetric(FoldMetric):
     """log(max(a, .05)) - log p of the tightest crop, averaged over the images; lower is better.
 
-    See :mod:`captum_robust.metrics.functional.saliency`. The classifier is an argument of
+    See :func:`captum_robust.metrics.functional.saliency_metric`. The classifier is an argument of
     ``update``, so that the metric holds no copy of it. The value does not depend on batches, order
     or sharding: sums are of whole millionths, and an image's fold follows from its id.
 

@@ -27,6 +27,7 @@ from captum_robust.nn import SimpleConvNet, SmallResNet
 from captum_robust.nn.saved_networks import check_names, check_numbers, network_size
 
 LITE_NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+"""Those whose weights come with the extra ``demo``."""
 SMALL_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "small_resnet": SmallResNet,
     "simple_convnet": SimpleConvNet,

@@ -44,7 +44,7 @@ class CorruptionNetwork(nn.Module):
             mode: its batch norm keeps its statistics. Where it is the classifier that the network
             is trained against, give a copy. None: four scales of two convolutions.
         layers: of the trunk, whose outputs are the features, from the finest scale to the coarsest;
-            None: found by :func:`captum_robust.nn.scales.find_scales`.
+            None: found by ``captum_robust.nn.scales.find_scales``.
         width: channels of the finest scale of the own trunk and of the way up.
         input_size: (H, W) of a probe; None: the trunk's ``input_size``, else 64.
         trunk_size: the trunk sees images whose shorter side has so many pixels, bilinearly resized;

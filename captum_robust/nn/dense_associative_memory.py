@@ -113,7 +113,7 @@ class DenseAssociativeMemory(nn.Module):
         return self._potentials(v)
 
     def loss(self, outputs: Tensor, target: Tensor, m: int = 1) -> Tensor:
-        """Σ_c |c - t_c|^2m of each sample, t being 1 for its class and -1 for the others.
+        """``Σ_c |c - t_c|^2m`` of each sample, t being 1 for its class and -1 for the others.
 
         A large m makes much of outputs that are far from wrong to right, where the gradient of
         tanh is small; it is what the papers train large n with.

@@ -59,7 +59,8 @@ class MaskingNetwork(nn.Module):
             evaluation mode.
         decoder: None: a new one, where the encoder is, in float32.
         layers: whose outputs are the features, from the finest scale to the coarsest; None: found
-            by :func:`find_scales`, without the finest of five scales, which says little.
+            by ``captum_robust.nn.scales.find_scales``, without the finest of five scales, which
+            says little.
         num_classes: of the masks; None: K of the encoder.
         learned_classes: learn the classes' vectors, instead of taking the weights of the
             encoder's last layer.
@@ -141,7 +142,7 @@ class MaskingNetwork(nn.Module):
         Args:
             x: pixels in [0, 1].
             classes: N; None: those with the highest scores.
-            confidence: see :meth:`MaskDecoder.forward`.
+            confidence: see ``captum_robust.nn.mask_decoder.MaskDecoder``.
 
         Raises:
             TypeError: classes that are no integers.

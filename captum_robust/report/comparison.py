@@ -123,7 +123,7 @@ class Comparison:
                 half-open boxes under every protocol.
             oracle: tune on the very images that are reported.
             thresholds: ``"two-fold"``; ``"shipped"``, those of
-                :func:`captum_robust.catalog.thresholds.shipped_threshold`; ``"pseudo"``, tuned on
+                ``captum_robust.catalog.thresholds.shipped_threshold``; ``"pseudo"``, tuned on
                 boxes that the other methods agree on, for images without boxes; None: shipped ones
                 where fewer than 50 images have a box, else two-fold.
             strategies: the families of thresholds to choose from; one alone gives its own error.

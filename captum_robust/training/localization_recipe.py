@@ -33,8 +33,8 @@ class LocalizationRecipe(LabelledRecipe):
     """Train a network that removes objects against a classifier that learns to miss nothing.
 
     First the classifier alone, on clean images, then both. Boxes are used to measure only; images
-    without any are trained on all the same. Its :attr:`file` is one that
-    :func:`load_localization_network` takes.
+    without any are trained on all the same. Its ``file`` is one that
+    :func:`~captum_robust.nn.load_localization_network` takes.
 
     Args:
         settings: see :class:`LocalizationSettings`.

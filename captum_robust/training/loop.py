@@ -111,8 +111,8 @@ def fit(
         network: trained in training mode; a checkpoint in ``out`` replaces its weights. Modes are
             put back at the end.
         dataset: tuples of tensors or numbers, all of one shape; the first is the image.
-        loss: see :data:`Loss`. The network may be wrapped for several processes;
-            :func:`bare_module` undoes that.
+        loss: (network, batch, seed) -> the mean loss, or named numbers, one of them ``"loss"``. The
+            network may be wrapped for several processes; :func:`bare_module` undoes that.
         settings: :class:`TrainingSettings` by default.
         optimizer: by default that of the settings. Its learning rates are the highest of the
             schedule.

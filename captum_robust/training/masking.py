@@ -49,9 +49,10 @@ class MaskingLoss:
         fakes: ``"area"``: for these the loss is of the mask alone (paper); ``"swapped"``: the true
             class must be lost from the kept image and stay in the destroyed one (authors' code).
         image_noise: standard deviation of the noise on the images.
-        crop: weight of the saliency metric (:func:`captum_robust.metrics.functional.
-            saliency_metric`) of the mask's box, the mean over all thresholds, whose sides have a
-            gradient (:func:`captum_robust.nn.soft_crop.soft_boxes`). It costs half a pass more.
+        crop: weight of the saliency metric of the mask's box
+            (:func:`captum_robust.metrics.functional.saliency_metric`), the mean over all
+            thresholds, whose sides have a gradient (``captum_robust.nn.soft_crop.soft_boxes``). It
+            costs half a pass more.
 
     Raises:
         ValueError: a number out of range, unknown ``fakes``.

@@ -35,7 +35,7 @@ from captum_robust.training.settings import MaskingSettings
 class MaskingRecipe(Recipe):
     """Train a network that shows in one pass where the evidence of a class is.
 
-    Its :attr:`file` is one that :func:`load_masking_network` takes.
+    Its ``file`` is one that :func:`~captum_robust.nn.load_masking_network` takes.
 
     Args:
         settings: see :class:`MaskingSettings`.

@@ -56,7 +56,7 @@ class Recipe(ABC):
     """
 
     file_name: str
-    """The name of :attr:`file` in the folder of the run."""
+    """The name of ``file`` in the folder of the run."""
     classifier: Classifier
     """What is trained, or what the network is trained with."""
     images: LabelledImages | CroppedImages
@@ -85,7 +85,7 @@ class Recipe(ABC):
         return named | {name: value for name, value in own.items() if value is not None}
 
     def train(self) -> TrainingResult:
-        """Train the network, or go on; the first process writes :attr:`file`."""
+        """Train the network, or go on; the first process writes ``file``."""
         result = self._fit()
         if is_first():
             with sole_user(self.settings.out):  # who gets the folder next removes torn files

@@ -13,7 +13,7 @@ from captum_robust.training.settings import RobustSettings
 class RobustRecipe(LabelledRecipe):
     """Train a classifier that withstands attacks.
 
-    Its :attr:`file` is one that :func:`load_classifier` takes.
+    Its ``file`` is one that :func:`~captum_robust.models.load_classifier` takes.
 
     Args:
         settings: see :class:`RobustSettings`.

@@ -54,7 +54,7 @@ class Transform(ABC):
             return self._precisely(self._apply, x.detach())
 
     def surrogate(self, x: Tensor) -> Tensor:
-        """A differentiable stand-in for :meth:`__call__`, of its shape, for an attacker.
+        """A differentiable stand-in for ``__call__``, of its shape, for an attacker.
 
         Where the transform is differentiable by itself it is the transform.
         """

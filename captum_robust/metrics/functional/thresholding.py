@@ -9,6 +9,7 @@ from captum_robust._checks import check_choice, check_number
 from captum_robust.metrics.functional._validate import check_maps
 
 STRATEGIES = ("value", "mean", "energy", "percentile")
+"""Families of thresholds, see :func:`threshold`."""
 
 
 def alpha_grid(strategy: str) -> tuple[float, ...]:

@@ -52,6 +52,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "maxboxacc": Protocol((0.5,), strict=False, inclusive=True),
     "maxboxacc_v2": Protocol((0.3, 0.5, 0.7), strict=False, inclusive=True),
 }
+"""Name -> the overlaps at which a box is right, and how it is counted."""
 
 
 @dataclass(frozen=True, eq=False)
