@@ -89,8 +89,8 @@ def _tables(quality: int) -> list[Tensor]:
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "JPEG", quality=quality)
     file.seek(0)
-    with JpegImageFile(file) as coded:
-        return [torch.tensor(table).view(8, 8) for table in coded.quantization.values()]
+    tables = JpegImageFile(file).quantization.values()
+    return [torch.tensor(table).view(8, 8) for table in tables]
 
 
 def _mixed(x: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
