@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,15 @@ class InspectOptions(ModelOptions):
     """Folder of images, of any number; sub-folders may be classes. It may have boxes.csv or
     masks/, see --concepts objects."""
     out: Path = Path("captum-robust-inspect")
-    """Folder for the page, index.html."""
+    """Folder for the page, index.html. Until that is written, the state is in unfinished/, from
+    which the same command goes on after a stop."""
     layers: str | None = None
     """Dotted names of layers that give maps, separated by commas; else the last of each scale."""
     concepts: str | None = None
-    """Beside colours: a folder with a sub-folder of masks for each concept, one file an image with
-    the image's name; or objects, the masks or boxes of --images by their classes."""
+    """Beside colours and textures: the JSON file of COCO's instances or panoptic segmentation; the
+    folder of Pascal VOC, ADE20K or Broden; a folder with a sub-folder of masks for each concept,
+    one file an image with the image's name; or objects, the masks or boxes of --images by their
+    classes."""
     units: int = field(default=48, metadata=option(min=1))
     """How many units of each layer are looked at, evenly spread."""
     top: int = field(default=9, metadata=option(min=1))
@@ -59,6 +63,7 @@ def inspect(options: InspectOptions) -> None:
     blank_figure()  # before the pass, where matplotlib is missing
     check_scikit_learn()
     layers: Any = listed(options.layers)
+    state = options.out / "unfinished"
     found = tour(
         load_model(options),
         options.images,
@@ -68,9 +73,11 @@ def inspect(options: InspectOptions) -> None:
         top=options.top,
         points=options.points,
         batch_size=options.batch_size,
+        folder=state,
         progress=True,
     )
     page = write_tour(found, options.out / "index.html")
+    shutil.rmtree(state, ignore_errors=True)
     for stop in found.stops:
         echo(f"{stop.patches.field or stop.name}; {len(stop.patches.dead)} dead units")
     echo(printable(f"{found.images} images -> {page}"))

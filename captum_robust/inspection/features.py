@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from captum_robust._checks import check_floating, check_shape
 from captum_robust._contexts import evaluation
 from captum_robust._resize import resize_image, size_within
+from captum_robust.inspection.progress import Saved
 from captum_robust.inspection.streaming import Batch, ImageStream
 from captum_robust.inspection.watched import as_classifier, penultimate, watch
 
@@ -94,6 +96,19 @@ class FeatureCollector:
         self._thumbnails.append(small.mul(255).round().to(torch.uint8))
         self._labels += [-1 if s.label is None else s.label for s in samples]
         self._ids += [s.id for s in samples]
+
+    def saved(self) -> Saved:
+        """All of them."""
+        if not self._ids:
+            return {}, {"ids": [], "labels": []}
+        tensors = {"values": torch.cat(self._values), "thumbnails": torch.cat(self._thumbnails)}
+        return tensors, {"ids": self._ids, "labels": self._labels}
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take up what was saved."""
+        self._ids, self._labels = list(facts["ids"]), list(facts["labels"])
+        if self._ids:
+            self._values, self._thumbnails = [tensors["values"]], [tensors["thumbnails"]]
 
     def result(self) -> Features:
         """All of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,10 @@ from torch.nn import functional as F
 
 from captum_robust._checks import check, check_count, check_finite
 from captum_robust._contexts import evaluation
-from captum_robust._facts import listed, named, parts, text, whole
-from captum_robust._files import (
-    TensorFile,
-    check_same_run,
-    checksum,
-    read_facts,
-    sole_user,
-    write_facts,
-)
+from captum_robust._files import sole_user
 from captum_robust._resize import resize_image, size_within
 from captum_robust.draw import RGB, as_rgb, blank_figure, overlay
+from captum_robust.inspection.progress import Progress, Saved, resumed
 from captum_robust.inspection.receptive_field import ReceptiveField, field_of
 from captum_robust.inspection.sketch import BINS, Sketch, edges
 from captum_robust.inspection.streaming import Batch, ImageStream
@@ -40,15 +33,6 @@ _OUTSIDE = 0.5
 """Grey, of what a patch holds beyond the image."""
 _NONE = torch.finfo(torch.float32).min
 """The value in a place for which there was no image yet."""
-_SAVED_EVERY = 50
-"""Batches."""
-_KIND = "captum_robust.maximal_patches"
-_FORM = {
-    "run": parts({}, others=True),
-    "next": whole(0),
-    "unusable": named(text()),
-    "units": listed(whole(0)),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,16 +152,15 @@ def maximal_patches(
     stream = ImageStream(classifier, images, batch_size=batch_size, progress=progress)
     collector = PatchCollector(classifier, watched, chosen, top)
     path = None if folder is None else Path(folder)
+    run = {"layer": watched.name, "units": chosen, "top": top}
     with evaluation(classifier), sole_user(path):
-        state = None if path is None else _State(path, classifier, collector, stream)
-        first = 0 if state is None else state.load()
-        for number, batch in enumerate(stream.batches(first)):
+        state = None
+        if path is not None:
+            file = path / "patches.safetensors"
+            state = Progress(file, classifier, stream, {"patches": collector}, run)
+        for batch in resumed(stream, state):
             (maps,) = watch(classifier, [watched], batch.inputs)
             collector.add(batch, maps)
-            if state is not None and number % _SAVED_EVERY == _SAVED_EVERY - 1:
-                state.save(int(batch.positions[-1]) + 1)
-        if state is not None:
-            state.save(len(stream))
     return collector.result(stream)
 
 
@@ -224,7 +207,7 @@ class PatchCollector:
         """
         check_finite(maps, f"layer: {self.layer.name}", int(batch.positions[0]))
         maps = maps[:, self.units].float()
-        Sketch(len(self.units), self._state["counts"]).add(maps.transpose(0, 1).flatten(1))
+        self.sketch.add(maps.transpose(0, 1).flatten(1))
         maps, s = maps.cpu(), self._state
         best, places = maps.flatten(2).max(dim=2)
         torch.minimum(s["least"], maps.amin((0, 2, 3)), out=s["least"])
@@ -321,14 +304,19 @@ class PatchCollector:
             unusable=dict(stream.unusable),
         )
 
-    @property
-    def state(self) -> dict[str, Tensor]:
+    def saved(self) -> Saved:
         """All tensors that the result is made of."""
-        return self._state
+        return self._state, {}
 
-    @state.setter
-    def state(self, tensors: dict[str, Tensor]) -> None:
-        self._state.update(tensors)
+    def restore(self, tensors: Mapping[str, Tensor], _: Mapping[str, Any]) -> None:
+        """Take up what was saved, in the same memory."""
+        for name, tensor in tensors.items():
+            self._state[name].copy_(tensor)
+
+    @property
+    def sketch(self) -> Sketch:
+        """Of all activations so far, also of those that are still to come."""
+        return Sketch(len(self.units), self._state["counts"])
 
 
 @dataclass(frozen=True)
@@ -379,40 +367,3 @@ def _line(field: ReceptiveField | None, axis: int, count: int, pixels: int) -> _
         return _Line(pixels, 0, 0, count, pixels, is_part=False)
     size, stride, start = field.size[axis], field.stride[axis], field.start[axis]
     return _Line(size, stride, start, count, pixels, is_part=True)
-
-
-class _State:
-    """The file in a folder from which a call goes on."""
-
-    def __init__(
-        self, folder: Path, model: Classifier, collector: PatchCollector, stream: ImageStream
-    ) -> None:
-        self.path = folder / "patches.safetensors"
-        self._collector, self._stream = collector, stream
-        names = "\n".join(stream.name_of(i) for i in range(len(stream)))
-        self._run = {
-            "layer": collector.layer.name,
-            "top": collector.state["values"].shape[1],
-            "images": len(stream),
-            "ids": checksum([torch.frombuffer(bytearray(names.encode()), dtype=torch.uint8)]),
-            "weights": checksum(model.state_dict().values()),
-            "input_size": list(model.input_size),
-        }
-
-    def load(self) -> int:
-        """Take up the state that is there, and return the number of the next image."""
-        if not self.path.exists():
-            return 0
-        tensors, facts = read_facts(TensorFile(self.path), _KIND, "maximal patches", _FORM)
-        units = {"units": self._collector.units}
-        there = facts["run"] | {"units": facts["units"]}
-        check_same_run(self.path.parent, there, self._run | units)
-        self._collector.state = tensors
-        self._stream.unusable.update(facts["unusable"])
-        return int(facts["next"])
-
-    def save(self, following: int) -> None:
-        """Write the state, of all images before the number ``following``."""
-        facts = {"run": self._run, "next": following, "units": self._collector.units}
-        facts |= {"unusable": self._stream.unusable}
-        write_facts(self.path, self._collector.state, _KIND, facts)

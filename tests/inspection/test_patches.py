@@ -122,7 +122,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_a_stopped_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captum_robust.inspection.patches._SAVED_EVERY", 1)
+    monkeypatch.setattr("captum_robust.inspection.progress.SAVED_EVERY", 1)
     images = [shaded(0.1 * i, i, i) for i in range(1, 10)]
     whole = maximal_patches(colour_net(), "units", images, top=3)
     batches = ImageStream.batches
