@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captum_robust._checks import printable
+from captum_robust._checks import check, printable
 from captum_robust.cli.model_options import ModelOptions, load_model
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import echo, warn
-from captum_robust.cli.shared_options import listed
+from captum_robust.cli.shared_options import attacks_of, listed
 
 _SAID_FAILURES = 5
 
@@ -40,6 +40,11 @@ class InspectOptions(ModelOptions):
     """Patches of each unit."""
     points: int = field(default=400, metadata=option(min=1))
     """How many images are compared and embedded, evenly spread."""
+    attack: str | None = None
+    """The name of an attack, such as pgd: eight images are attacked, and their neighbours and
+    points shown."""
+    epsilon: str | None = None
+    """Its strength in levels of an 8-bit image; 8 by default."""
     batch_size: int = field(default=16, metadata=option(min=1))
     """Images that the classifier gets at once."""
 
@@ -52,6 +57,7 @@ def inspect(options: InspectOptions) -> None:
     concepts that units stand for, nearest neighbours and embeddings, from one pass over the images.
     """
     from captum_robust._files import check_folder
+    from captum_robust.catalog.attacks import COMPARED_EPSILONS, AttackOptions
     from captum_robust.data.files import existing
     from captum_robust.draw import blank_figure
     from captum_robust.inspection import tour
@@ -64,8 +70,11 @@ def inspect(options: InspectOptions) -> None:
     check_scikit_learn()
     layers: Any = listed(options.layers)
     state = options.out / "unfinished"
+    model = load_model(options)
+    attacks = attacks_of(model, options.attack, options.epsilon, COMPARED_EPSILONS, AttackOptions())
+    check(len(attacks) < 2, "attack: expected one attack of one strength")
     found = tour(
-        load_model(options),
+        model,
         options.images,
         layers,
         concepts=options.concepts,
@@ -73,6 +82,7 @@ def inspect(options: InspectOptions) -> None:
         top=options.top,
         points=options.points,
         batch_size=options.batch_size,
+        attack=next(iter(attacks.values()), None),
         folder=state,
         progress=True,
     )

@@ -237,7 +237,8 @@ class Dissector:
         Raises:
             ValueError: NaN or infinity in them.
         """
-        check_finite(maps, f"layer: {self.layer.name}", int(batch.positions[0]))
+        if self._is_own:
+            check_finite(maps, f"layer: {self.layer.name}", int(batch.positions[0]))
         maps = maps[:, self.units].float()
         if self._is_own:
             self._sketch.add(maps.transpose(0, 1).flatten(1))

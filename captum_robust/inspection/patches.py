@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SIDE = 64
 """Pixels of the longer side of a patch that is kept; larger ones are reduced."""
-_OUTSIDE = 0.5
+_OUTSIDE = 128
 """Grey, of what a patch holds beyond the image."""
 _NONE = torch.finfo(torch.float32).min
 """The value in a place for which there was no image yet."""
@@ -230,23 +230,22 @@ class PatchCollector:
             s["heats"][row, column] = self._heat(maps[image, row], place, s["values"][row, column])
 
     def _cut(self, pixels: Tensor, image: Tensor, place: Tensor) -> Tensor:
-        """M×3×h×w uint8: what the receptive fields of places in the images N×3×H×W hold."""
+        """M×3×h×w uint8: what the receptive fields of places in the images N×3×H×W hold.
+
+        Where patches are reduced, whole images are, and a patch begins at the nearest pixel then.
+        """
+        used, which = torch.unique(image, return_inverse=True)
         rows, columns = self._lines
-        padding = [*columns.beyond, *rows.beyond]
-        padded = F.pad(pixels, padding, value=_OUTSIDE)
-        if not rows.is_part and not columns.is_part:
-            place = torch.zeros_like(place)
-        different, which = torch.unique(torch.stack([image, place]), dim=1, return_inverse=True)
-        at = rows.first(different[1] // columns.count), columns.first(different[1] % columns.count)
-        patches = []
-        for part in torch.split(
-            torch.arange(different.shape[1]), max(1, 2**22 // (rows.size * columns.size))
-        ):
-            y = at[0][part, None, None] + torch.arange(rows.size)[:, None]
-            x = at[1][part, None, None] + torch.arange(columns.size)
-            patch = padded[different[0, part, None, None], :, y, x].permute(0, 3, 1, 2)
-            patches.append(resize_image(patch, self.patch_size).mul(255).round().to(torch.uint8))
-        return torch.cat(patches)[which]
+        height, width = self.patch_size
+        size = rows.reduced(height), columns.reduced(width)
+        small = resize_image(pixels[used], size).mul(255).round().to(torch.uint8)
+        small = F.pad(small, (width, width, height, height), value=_OUTSIDE)
+        y = (
+            rows.first(place // columns.count, height)[:, None, None]
+            + torch.arange(height)[:, None]
+        )
+        x = columns.first(place % columns.count, width)[:, None, None] + torch.arange(width)
+        return small[which[:, None, None], :, y, x].permute(0, 3, 1, 2)
 
     def _heat(self, maps: Tensor, place: Tensor, values: Tensor) -> Tensor:
         """M×h×w uint8: the maps M×h×w over the patches, relative to the values M at the places."""
@@ -332,15 +331,16 @@ class _Line:
     is_part: bool
     """Whether a field is not the whole axis."""
 
-    @property
-    def beyond(self) -> tuple[int, int]:
-        """How many pixels the fields reach beyond the image, before and behind it."""
-        end = self.start + self.stride * (self.count - 1) + self.size
-        return max(0, -self.start), max(0, end - self.pixels)
+    def reduced(self, length: int) -> int:
+        """The pixels of the image where a field has ``length``."""
+        return max(1, round(self.pixels * length / self.size))
 
-    def first(self, position: Tensor) -> Tensor:
-        """The first pixel of the fields of positions, in the padded image."""
-        return self.start + self.beyond[0] + self.stride * position
+    def first(self, position: Tensor, length: int) -> Tensor:
+        """The first of them of the fields of positions, where ``length`` more lie around them."""
+        if not self.is_part:
+            return torch.full_like(position, length)
+        at = (self.start + self.stride * position) * length / self.size
+        return (at.round().long() + length).clamp(0, length + self.reduced(length))
 
     def on_map(self, position: Tensor, length: int) -> Tensor:
         """M×length: the places of a patch's pixels on the map, from -1 at its first to 1."""

@@ -17,7 +17,7 @@ from captum_robust.inspection.activations import Activations, activations
 from captum_robust.inspection.concepts import Colours, Concepts, Textures
 from captum_robust.inspection.dissection import Dissection, Dissector, marked
 from captum_robust.inspection.embedding import Embedding, embedding
-from captum_robust.inspection.features import FeatureCollector, Features
+from captum_robust.inspection.features import FeatureCollector, Features, with_attacked
 from captum_robust.inspection.first_layer import FirstLayerFilters, first_layer_filters
 from captum_robust.inspection.neighbours import Neighbours, neighbours
 from captum_robust.inspection.patches import MaximalPatches, PatchCollector
@@ -29,6 +29,8 @@ from captum_robust.models import Classifier
 from captum_robust.models.classifier import check_channels
 
 _QUERIES = 8
+_KINDS = ("colours", "textures", "concepts")
+"""What the sources of concepts are called, in their order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +40,8 @@ class Stop:
     name: str
     channels: int
     patches: MaximalPatches
-    dissections: list[Dissection]
-    """By colours and by textures, then by the concepts that were given, if any of them occurs."""
+    dissections: dict[str, Dissection]
+    """By ``"colours"``, ``"textures"`` and ``"concepts"``, those that were given, if any occurs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,10 @@ class Tour:
     features: Features
     """Of at most so many images, evenly spread."""
     neighbours: Neighbours
+    attacked: Neighbours | None
+    """Of the same images when they are attacked, among those that are not."""
+    attack: str
+    """The attack and its strength."""
     embeddings: list[Embedding]
     """By t-SNE and by PCA."""
     notes: list[str]
@@ -76,6 +82,7 @@ def tour(
     top: int = 9,
     points: int = 400,
     batch_size: int = 16,
+    attack: Any = None,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> Tour:
@@ -91,6 +98,8 @@ def tour(
         top: how many patches of each.
         points: how many images are embedded and compared, evenly spread.
         batch_size: images at once; it changes nothing else.
+        attack: its ``perturb(images, classes)`` attacks eight of these, whose neighbours and points
+            are looked at too; None: none are.
         folder: where the state is written every 50 batches, so that the same call goes on after a
             stop.
         progress: whether a bar on standard error shows how far it is.
@@ -123,7 +132,7 @@ def tour(
             state = Progress(file, classifier, stream, survey.collected, run)
         for batch in resumed(stream, state):
             survey.add(batch)
-    return survey.result()
+    return survey.result(attack)
 
 
 def _said(concepts: Any) -> str:
@@ -198,17 +207,20 @@ class Survey:
             if self._sources:
                 dissector.add(batch, own, found)
 
-    def result(self) -> Tour:
-        """What was found of all images of the stream."""
+    def result(self, attack: Any = None) -> Tour:
+        """What was found of all images of the stream; ``attack`` is as for :func:`tour`."""
         model, stream = self._model, self._stream
         features = self._features.result()
-        numbers = range(len(self._sources))
         stops = [
             Stop(
                 layer.name,
                 layer.shape[0],
                 patches.result(stream),
-                [own.result(stream, number) for number in numbers if own.has_concepts(number)],
+                {
+                    kind: own.result(stream, number)
+                    for number, kind in enumerate(_KINDS[: len(self._sources)])
+                    if own.has_concepts(number)
+                },
             )
             for layer, patches, own in zip(
                 self._layers, self._patches, self._dissectors, strict=True
@@ -219,12 +231,18 @@ class Survey:
             filters = first_layer_filters(model)
         except ValueError as error:
             notes.append(f"There are no filters to show: {error}.")
-        if not all(self._dissectors[0].has_concepts(number) for number in numbers):
+        if not all(map(self._dissectors[0].has_concepts, range(len(self._sources)))):
             notes.append("The concepts that were given occur on none of the images.")
         used = len(stream) - len(stream.unusable)
         if used > len(features.ids):
             notes.append(f"{len(features.ids)} of {used} images are embedded and compared.")
         first = stream.sample(self._first.position)
+        queries, attacked, points = _spread(len(features.ids), _QUERIES), None, features
+        if attack is not None:
+            positions = [self._features.positions[number] for number in queries]
+            pixels = torch.stack([stream.sample(position).image for position in positions])
+            points = with_attacked(features, model, queries, pixels, attack)
+            attacked = neighbours(points, queries=range(len(features.ids), len(points.ids)))
         return Tour(
             model=model.name,
             images=used,
@@ -233,11 +251,18 @@ class Survey:
             activations=activations(model, first, [layer.module for layer in self._layers]),
             stops=stops,
             features=features,
-            neighbours=neighbours(features, queries=_spread(len(features.ids), _QUERIES)),
-            embeddings=[embedding(features, "tsne"), embedding(features, "pca")],
+            neighbours=neighbours(features, queries=queries),
+            attacked=attacked,
+            attack=_attack_name(attack),
+            embeddings=[embedding(points, "tsne"), embedding(points, "pca")],
             notes=notes,
             unusable=dict(stream.unusable),
         )
+
+
+def _attack_name(attack: Any) -> str:
+    strength = getattr(attack, "epsilon", None)
+    return type(attack).__name__ + (f" of {255 * strength:g}/255" if strength else "")
 
 
 class _First:

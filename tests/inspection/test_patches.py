@@ -55,6 +55,22 @@ def test_a_patch_is_the_receptive_field_and_grey_outside() -> None:
     assert (found.heats[0, 0, :2] == 0).all()
 
 
+def test_a_large_patch_is_the_receptive_field_reduced() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 1, 97, padding=48, bias=False))
+    nn.init.zeros_(net[0].weight)
+    net[0].weight.data[0, 0, 48, 48] = 1
+    y, x = torch.meshgrid(torch.arange(120.0), torch.arange(120.0), indexing="ij")
+    image = torch.stack([torch.exp(-((y - 30) ** 2 + (x - 70) ** 2) / 800), y / 120, x / 120])
+    found = maximal_patches(Classifier(net, input_size=120), "0", [image], top=1)
+    assert found.positions[0, 0].tolist() == [30, 70]
+    (patch,) = found.patches[0]
+    assert patch.shape == (3, 64, 64)
+    field = nn.functional.pad(image, (48, 48, 48, 48), value=0.5)[:, 30:127, 70:167]
+    expected = nn.functional.interpolate(field[None], (64, 64), mode="bilinear", antialias=True)[0]
+    # At most a pixel aside, which counts at the border of the image only.
+    assert (patch / 255 - expected).abs().mean() < 0.02
+
+
 def test_histograms_count_every_position_once() -> None:
     images = [shaded(0.5, 1, 1), shaded(1.0, 2, 2)]
     found = maximal_patches(colour_net(), "units", images)

@@ -118,7 +118,7 @@ def test_the_tour_agrees_with_its_parts(tmp_path: Path) -> None:
     found = tour(colour_net(), data, ["units"], points=5, batch_size=3)
     (stop,) = found.stops
     assert stop.patches.values[0, :6].tolist() == [1, 1, 1, 1, 1, 0]
-    best = {d.unit: d.concept for d in stop.dissections[0].detectors}
+    best = {d.unit: d.concept for d in stop.dissections["colours"].detectors}
     assert best == {0: "red", 1: "blue"}
     assert found.features.ids == ["0", "2", "4", "6", "8"]
     assert found.features.labels.tolist() == [0, 0, 0, 1, 1]
@@ -173,8 +173,9 @@ def test_a_stopped_tour_goes_on_and_gives_the_same(
         got, want = (getattr(one.patches, name) for one in (stop, expected))
         torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
     assert stop.patches.images == expected.patches.images
-    assert len(stop.dissections) == len(expected.dissections) == 3
-    for got, want in zip(stop.dissections, expected.dissections, strict=True):
+    assert list(stop.dissections) == ["colours", "textures", "concepts"]
+    for kind, got in stop.dissections.items():
+        want = expected.dissections[kind]
         assert (got.concepts, got.notes, got.images) == (want.concepts, want.notes, want.images)
         assert torch.equal(got.iou, want.iou)
         assert torch.equal(got.thresholds, want.thresholds)
