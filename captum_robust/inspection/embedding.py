@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -81,7 +84,7 @@ def embedding(
     perplexity: float = 30.0,
     seed: int = 0,
 ) -> Embedding:
-    """Embed features in the plane by scikit-learn's t-SNE or PCA.
+    """Embed features in the plane by PCA or t-SNE, that of openTSNE where it is installed.
 
     Args:
         features: N×D, or :class:`captum_robust.inspection.Features`.
@@ -101,7 +104,6 @@ def embedding(
     check(own.values.isfinite().all(), "features: NaN or infinity in them")
     check_scikit_learn()
     from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
 
     notes = []
     made: str = method
@@ -114,13 +116,24 @@ def embedding(
         most = (n - 1) / 3
         if perplexity > most:
             notes.append(f"Perplexity {most:.3g} instead of {perplexity:g}, for {n} images.")
-        options = {"perplexity": min(perplexity, most), "random_state": seed, "init": "pca"}
-        if min(values.shape) < 2:
-            options["init"] = "random"
-        points = torch.from_numpy(TSNE(2, **options).fit_transform(values)).float()
+        points = _tsne(values, min(perplexity, most), seed)
     elif n > 1:
         axes = min(2, *values.shape)
         pca = PCA(axes, svd_solver="full").fit(values)
         points[:, :axes] = torch.from_numpy(pca.transform(values)).float()
         explained = float(pca.explained_variance_ratio_.sum())
     return Embedding(own, points, made, explained, notes)
+
+
+def _tsne(values: npt.NDArray[np.float64], perplexity: float, seed: int) -> Tensor:
+    """N×2 for N×D; both libraries are deterministic under a seed, but not alike."""
+    options = {"perplexity": perplexity, "random_state": seed}
+    start = "pca" if min(values.shape) > 1 else "random"
+    if find_spec("openTSNE") is not None:
+        import openTSNE
+
+        made = openTSNE.TSNE(2, **options, initialization=start).fit(values)
+        return torch.from_numpy(np.array(made)).float()
+    from sklearn.manifold import TSNE
+
+    return torch.from_numpy(TSNE(2, **options, init=start).fit_transform(values)).float()

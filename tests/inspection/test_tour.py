@@ -128,6 +128,13 @@ def test_the_tour_agrees_with_its_parts(tmp_path: Path) -> None:
     assert "40 % of the nearest neighbours are of the same class" in page
 
 
+def test_concepts_that_never_occur_are_said(tmp_path: Path) -> None:
+    save(tmp_path / "masks" / "red" / "another.png", torch.ones(3, 16, 16))
+    found = tour(colour_net(), [block(RED, 0, 0, 4, 4)], ["units"], concepts=tmp_path / "masks")
+    assert "The concepts that were given occur on none of the images." in found.notes
+    assert list(found.stops[0].dissections) == ["colours", "textures"]
+
+
 def stopping(monkeypatch: pytest.MonkeyPatch, seen: list[int], *, after: int) -> None:
     """Stop the program, as if it were killed, when so many images were seen."""
     batches = ImageStream.batches
