@@ -93,7 +93,7 @@ class Coco(AnnotatedImages):
         for entry in self._read(categories):
             name = file_name_of(entry.image) or f"image_id={_key(entry.image['id'])}"
             id = entry_id(name, entry.category)
-            is_kept = not skip_missing or _leads_out(file_name_of(entry.image))
+            is_kept = not skip_missing or leads_out(file_name_of(entry.image))
             if is_kept or os.path.isfile(self._file(entry)):
                 is_new = id not in self._entries
                 check(is_new, f"{self._path}: lists the image of {id!r} more than once")
@@ -152,7 +152,7 @@ class Coco(AnnotatedImages):
         file_name = file_name_of(entry.image)
         check(file_name, missing, DataError)
         outside = f"expected a file_name in the folder of images, got {file_name!r}"
-        check(not _leads_out(file_name), f"{at}: {outside}", DataError)
+        check(not leads_out(file_name), f"{at}: {outside}", DataError)
         path = self._file(entry)
         return path, str(path)
 
@@ -261,10 +261,10 @@ def file_name_of(image: Mapping[str, Any]) -> str:
     return name if image.get("file_name") else PurePosixPath(unquote(name.partition("?")[0])).name
 
 
-def _leads_out(name: str) -> bool:
+def leads_out(name: str) -> bool:
     """Whether the path of a file leads out of the folder that it is given in.
 
-    >>> _leads_out("/etc/x.png"), _leads_out("a/../../x.png"), _leads_out("a/../..x.png")
+    >>> leads_out("/etc/x.png"), leads_out("a/../../x.png"), leads_out("a/../..x.png")
     (True, True, False)
     """
     return bool(Path(name).anchor) or ".." in Path(os.path.normpath(name)).parts

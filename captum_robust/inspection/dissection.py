@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check, check_finite, check_number, checked_size
+from captum_robust._checks import check, check_finite, check_number, checked_size, printable
 from captum_robust._contexts import evaluation
 from captum_robust._resize import resized
 from captum_robust.draw import blank_figure
@@ -331,7 +331,8 @@ class Dissector:
         notes = [source.note] if source.note else []
         if absent:
             more = ["…"] if len(absent) > _SAID else []
-            notes.append(f"Concepts that never occur: {', '.join(absent[:_SAID] + more)}.")
+            said = printable(", ".join(absent[:_SAID] + more))
+            notes.append(f"Concepts that never occur: {said}.")
         if left := len(stream) - len(stream.unusable) - images:
             notes.append(f"{left} images without annotation count for the thresholds only.")
         return Dissection(

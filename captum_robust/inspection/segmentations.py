@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_robust._checks import check, valid_unicode
 from captum_robust.data import DataError, Sample
 from captum_robust.data.annotations import check_size, parse_side, table_rows
-from captum_robust.data.coco import coco_id, corners, file_name_of, outlines, read_coco
+from captum_robust.data.coco import coco_id, corners, file_name_of, leads_out, outlines, read_coco
 from captum_robust.data.coco_mask import union_mask
 from captum_robust.data.files import existing, files_below, lines_of, read_text, stem_of
 from captum_robust.data.image_lists import list_images, without_suffix
@@ -82,6 +82,18 @@ class Segmentations(ReadMasks):
         return self._masks_of(self._annotations[path], sample)
 
 
+def _add(masks: Masks, name: str, mask: Tensor) -> None:
+    """Put the mask to those of its name."""
+    masks[name] = masks[name] | mask if name in masks else mask
+
+
+def _inside(folder: Path, name: str, where: str) -> Path:
+    """The file of a name in the folder; ``DataError`` where it leads out of it."""
+    expected = f"{where}: expected a file in {folder}, got {name!r}"
+    check(name and not leads_out(name), expected, DataError)
+    return folder / name
+
+
 def coco(path: str | Path) -> Segmentations:
     """The categories of COCO's instances, or of its panoptic segmentation.
 
@@ -127,35 +139,34 @@ def coco(path: str | Path) -> Segmentations:
         masks: Masks = {}
         for each in own:
             where = f"{path}: annotation {coco_id(each.get('id'))}"
-            try:
-                if outline := outlines(each.get("segmentation")):
-                    mask = union_mask([outline], sample.original_size)
-                else:
-                    mask = filled([corners(each, where)], sample.original_size)
-                    source.note = BOXES_AS_MASKS
-            except DataError:
-                raise
-            except ValueError as error:
-                raise DataError(f"{where}: segmentation: {error}") from None
-            name = name_of(each, where)
-            masks[name] = masks[name] | mask if name in masks else mask
+            name, outline = name_of(each, where), outlines(each.get("segmentation"))
+            if outline:
+                try:
+                    _add(masks, name, union_mask([outline], sample.original_size))
+                except ValueError as error:
+                    raise DataError(f"{where}: segmentation: {error}") from None
+            else:
+                _add(masks, name, filled([corners(each, where)], sample.original_size))
+                source.note = BOXES_AS_MASKS
         return masks
 
     def panoptic(given: Any, sample: Sample) -> Masks:
         _, own = given
         masks: Masks = {}
         for each in own:
-            file = folder / str(each.get("file_name"))
+            file = _inside(folder, file_name_of(each), str(path))
             numbers = same_size(load_numbers(file), sample, file)
-            segments = {coco_id(s.get("id")): s for s in each.get("segments_info", ())}
+            listed = each.get("segments_info")
+            is_list = isinstance(listed, list) and all(isinstance(s, dict) for s in listed)
+            check(is_list, f"{path}: image {sample.id}: expected a list of segments", DataError)
+            segments = {coco_id(s.get("id")): s for s in listed or ()}
             for number in torch.unique(numbers).tolist():
                 if number == 0:
                     continue
                 known = f"{file}: segment {number} is not listed in {path.name}"
                 check(number in segments, known, DataError)
                 name = name_of(segments[number], f"{path}: segment {number}")
-                mask = numbers == number
-                masks[name] = masks[name] | mask if name in masks else mask
+                _add(masks, name, numbers == number)
         return masks
 
     every = list(dict.fromkeys(names.values()))
@@ -245,9 +256,7 @@ def ade_full(root: str | Path) -> Segmentations:
         for number in torch.unique(numbers).tolist():
             if number:
                 check(number in names, f"{path}: class {number} has no name", DataError)
-                mask = numbers == number
-                name = names[number]
-                masks[name] = masks[name] | mask if name in masks else mask
+                _add(masks, names[number], numbers == number)
         return masks
 
     return Segmentations(files, masks_of, list(dict.fromkeys(known.values())))
@@ -308,14 +317,14 @@ def broden(root: str | Path) -> Segmentations:
         where, row = given
         image, size = ((parse_side(row[a], where), parse_side(row[b], where)) for a, b in _SIDES)
         check_size(image, sample.original_size, where)
+        check(all(size), f"{where}: expected the size of its maps in sh and sw", DataError)
         masks: Masks = {}
         for kind in kinds:
             for part in filter(None, row[kind].split(";")):
                 for number, mask in _broden_part(root, part, size, where).items():
                     is_known = (kind, number) in named
                     check(is_known, f"{where}: label {number} is none of {kind}", DataError)
-                    name = named[kind, number]
-                    masks[name] = masks[name] | mask if name in masks else mask
+                    _add(masks, named[kind, number], mask)
         return masks
 
     annotations = {without_suffix(row["image"]): (where, row) for where, row in index}
@@ -330,7 +339,7 @@ def _broden_part(root: Path, part: str, size: tuple[int, int], where: str) -> di
     """The masks of labels, by one cell's part: a number for the whole image, or a file."""
     if part.isdigit():
         return {int(part): torch.ones(size, dtype=torch.bool)}
-    file = root / "images" / part
+    file = _inside(root / "images", part, where)
     numbers = load_numbers(file) % 2**16
     sides = f"{where}: {part} has {numbers.shape[1]}×{numbers.shape[0]} pixels"
     check(tuple(numbers.shape) == size, f"{sides}, expected {size[1]}×{size[0]}", DataError)

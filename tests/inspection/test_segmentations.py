@@ -242,6 +242,16 @@ def test_damaged_annotations_are_errors_of_their_images(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=said):
             source.read(image)
+    content = json.loads(panoptic.read_text("utf-8"))
+    content["annotations"][0]["file_name"] = "../a.png"
+    content["annotations"][1]["segments_info"] = [7]
+    write_json(panoptic, content)
+    save(pngs / "000000000001.png", np.zeros((16, 16, 3)))
+    source = concepts_of(panoptic, None)
+    with pytest.raises(DataError, match=r"expected a file in .*panoptic_val, got '../a.png'"):
+        source.read(images[0])
+    with pytest.raises(DataError, match=r"image a/1.jpg: expected a list of segments"):
+        source.read(images[1])
     voc(tmp_path / "voc")
     palette(tmp_path / "voc" / "SegmentationClass" / "0.png", np.full((16, 16), 33))
     Image.new("RGB", (16, 16)).save(tmp_path / "voc" / "SegmentationClass" / "1.png", "JPEG")
