@@ -195,6 +195,7 @@ class PatchCollector:
             "places": torch.zeros(shape, dtype=torch.int64),
             "patches": torch.zeros(*shape, 3, *self.patch_size, dtype=torch.uint8),
             "heats": torch.zeros(*shape, *self.patch_size, dtype=torch.uint8),
+            "slots": torch.arange(top).repeat(count, 1),
             "counts": torch.zeros(count, BINS, dtype=torch.int64),
             "least": torch.full((count,), torch.finfo(torch.float32).max),
         }
@@ -220,14 +221,17 @@ class PatchCollector:
         for name, new in (("images", batch.positions.expand_as(best.T)), ("places", places.T)):
             s[name] = torch.cat([s[name], new], dim=1).gather(1, order)
         is_new = order >= top
-        rows = is_new.any(dim=1).nonzero()[:, 0]
-        for name in ("patches", "heats"):
-            s[name][rows] = s[name][rows[:, None], order[rows].clamp(max=top - 1)]
+        # Pictures stay where they are; a new one takes the slot of one that is no longer needed.
+        slots = s["slots"].gather(1, order.clamp(max=top - 1))
+        is_kept = torch.zeros_like(s["slots"]).scatter_add(1, slots, (~is_new).long())
+        free = is_kept.argsort(dim=1, stable=True)
+        s["slots"] = torch.where(is_new, free.gather(1, (is_new.cumsum(1) - 1).clamp(min=0)), slots)
         row, column = is_new.nonzero(as_tuple=True)
         if len(row):
             image, place = order[row, column] - top, s["places"][row, column]
-            s["patches"][row, column] = self._cut(batch.pixels, image, place)
-            s["heats"][row, column] = self._heat(maps[image, row], place, s["values"][row, column])
+            slot = s["slots"][row, column]
+            s["patches"][row, slot] = self._cut(batch.pixels, image, place)
+            s["heats"][row, slot] = self._heat(maps[image, row], place, s["values"][row, column])
 
     def _cut(self, pixels: Tensor, image: Tensor, place: Tensor) -> Tensor:
         """M×3×h×w uint8: what the receptive fields of places in the images N×3×H×W hold.
@@ -293,8 +297,8 @@ class PatchCollector:
             values=torch.where(there, s["values"], torch.nan),
             positions=torch.stack([s["places"] // width, s["places"] % width], dim=2),
             images=names,
-            patches=s["patches"],
-            heats=s["heats"],
+            patches=s["patches"][torch.arange(len(self.units))[:, None], s["slots"]],
+            heats=s["heats"][torch.arange(len(self.units))[:, None], s["slots"]],
             histograms=s["counts"],
             edges=edges(),
             field=field,
