@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captum_robust._checks import printable
+from captum_robust._checks import check, printable
 from captum_robust.cli.model_options import ModelOptions, load_model
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import echo, warn
-from captum_robust.cli.shared_options import listed
+from captum_robust.cli.shared_options import attacks_of, listed
 
 _SAID_FAILURES = 5
 
@@ -24,18 +25,26 @@ class InspectOptions(ModelOptions):
     """Folder of images, of any number; sub-folders may be classes. It may have boxes.csv or
     masks/, see --concepts objects."""
     out: Path = Path("captum-robust-inspect")
-    """Folder for the page, index.html."""
+    """Folder for the page, index.html. Until that is written, the state is in unfinished/, from
+    which the same command goes on after a stop."""
     layers: str | None = None
     """Dotted names of layers that give maps, separated by commas; else the last of each scale."""
     concepts: str | None = None
-    """Beside colours: a folder with a sub-folder of masks for each concept, one file an image with
-    the image's name; or objects, the masks or boxes of --images by their classes."""
+    """Beside colours and textures: the JSON file of COCO's instances or panoptic segmentation; the
+    folder of Pascal VOC, ADE20K or Broden; a folder with a sub-folder of masks for each concept,
+    one file an image with the image's name; or objects, the masks or boxes of --images by their
+    classes."""
     units: int = field(default=48, metadata=option(min=1))
     """How many units of each layer are looked at, evenly spread."""
     top: int = field(default=9, metadata=option(min=1))
     """Patches of each unit."""
     points: int = field(default=400, metadata=option(min=1))
     """How many images are compared and embedded, evenly spread."""
+    attack: str | None = None
+    """The name of an attack, such as pgd: eight images are attacked, and their neighbours and
+    points shown."""
+    epsilon: str | None = None
+    """Its strength in levels of an 8-bit image; 8 by default."""
     batch_size: int = field(default=16, metadata=option(min=1))
     """Images that the classifier gets at once."""
 
@@ -48,6 +57,7 @@ def inspect(options: InspectOptions) -> None:
     concepts that units stand for, nearest neighbours and embeddings, from one pass over the images.
     """
     from captum_robust._files import check_folder
+    from captum_robust.catalog.attacks import COMPARED_EPSILONS, AttackOptions
     from captum_robust.data.files import existing
     from captum_robust.draw import blank_figure
     from captum_robust.inspection import tour
@@ -59,8 +69,12 @@ def inspect(options: InspectOptions) -> None:
     blank_figure()  # before the pass, where matplotlib is missing
     check_scikit_learn()
     layers: Any = listed(options.layers)
+    state = options.out / "unfinished"
+    model = load_model(options)
+    attacks = attacks_of(model, options.attack, options.epsilon, COMPARED_EPSILONS, AttackOptions())
+    check(len(attacks) < 2, "attack: expected one attack of one strength")
     found = tour(
-        load_model(options),
+        model,
         options.images,
         layers,
         concepts=options.concepts,
@@ -68,9 +82,12 @@ def inspect(options: InspectOptions) -> None:
         top=options.top,
         points=options.points,
         batch_size=options.batch_size,
+        attack=next(iter(attacks.values()), None),
+        folder=state,
         progress=True,
     )
     page = write_tour(found, options.out / "index.html")
+    shutil.rmtree(state, ignore_errors=True)
     for stop in found.stops:
         echo(f"{stop.patches.field or stop.name}; {len(stop.patches.dead)} dead units")
     echo(printable(f"{found.images} images -> {page}"))

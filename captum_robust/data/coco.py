@@ -91,9 +91,9 @@ class Coco(AnnotatedImages):
         self._folder = _image_folder(images, beside, split)
         self._entries: dict[str, _Entry] = {}
         for entry in self._read(categories):
-            name = _file_name(entry.image) or f"image_id={_key(entry.image['id'])}"
+            name = file_name_of(entry.image) or f"image_id={_key(entry.image['id'])}"
             id = entry_id(name, entry.category)
-            is_kept = not skip_missing or _leads_out(_file_name(entry.image))
+            is_kept = not skip_missing or leads_out(file_name_of(entry.image))
             if is_kept or os.path.isfile(self._file(entry)):
                 is_new = id not in self._entries
                 check(is_new, f"{self._path}: lists the image of {id!r} more than once")
@@ -104,7 +104,7 @@ class Coco(AnnotatedImages):
         self._labels = category_labels(names, category_to_class, class_names)
 
     def _read(self, categories: Sequence[str] | None) -> list[_Entry]:
-        content = _read_json(self._path)
+        content = read_coco(self._path)
         listed = self._by_id(content, "categories")
         names = {id: valid_unicode(str(_key(each["name"]))) for id, each in listed.items()}
         ids: dict[str, Any] = {}
@@ -117,7 +117,7 @@ class Coco(AnnotatedImages):
         images = self._by_id(content, "images")
         objects: dict[Any, dict[str, list[dict[str, Any]]]] = {}
         for each in content["annotations"]:
-            id, category_id = _id(each.get("image_id")), _id(each.get("category_id"))
+            id, category_id = coco_id(each.get("image_id")), coco_id(each.get("category_id"))
             name = names.get(category_id, f"category {category_id}")
             images.setdefault(id, {"id": id})  # one that is not listed, an error of its sample
             by_name = objects.setdefault(id, {})
@@ -134,13 +134,13 @@ class Coco(AnnotatedImages):
     def _by_id(self, content: dict[str, list[dict[str, Any]]], kind: str) -> dict[Any, Any]:
         items: dict[Any, dict[str, Any]] = {}
         for each in content[kind]:
-            id = _id(each["id"])
+            id = coco_id(each["id"])
             is_one = items.setdefault(id, each) == each
             check(is_one, f"{self._path}: gives the id {id!r} to two of its {kind}")
         return items
 
     def _file(self, entry: _Entry) -> Path:
-        return self._folder / _file_name(entry.image)
+        return self._folder / file_name_of(entry.image)
 
     def _wheres(self, entry: _Entry) -> list[str]:
         return [f"{self._path}: annotation {_key(each.get('id'))}" for each in entry.objects]
@@ -149,10 +149,10 @@ class Coco(AnnotatedImages):
         entry = self._entries[id]
         at = next(iter(self._wheres(entry)), self._path)
         missing = f"{at}: no image with id {_key(entry.image['id'])} and a file_name"
-        file_name = _file_name(entry.image)
+        file_name = file_name_of(entry.image)
         check(file_name, missing, DataError)
         outside = f"expected a file_name in the folder of images, got {file_name!r}"
-        check(not _leads_out(file_name), f"{at}: {outside}", DataError)
+        check(not leads_out(file_name), f"{at}: {outside}", DataError)
         path = self._file(entry)
         return path, str(path)
 
@@ -166,16 +166,16 @@ class Coco(AnnotatedImages):
             is_flag = parse_flag(each.get("iscrowd")) is not None
             got = reprlib.repr(each.get("iscrowd"))
             check(is_flag, f"{where}: expected iscrowd 0 or 1, got {got}", DataError)
-            category = _id(each.get("category_id"))
+            category = coco_id(each.get("category_id"))
             is_known = category in self._categories
             unknown = f"category_id {category!r} is none of the file's categories"
             check(is_known, f"{where}: {unknown}", DataError)
-        boxes = [(_corners(each, where), where) for each, where in pairs]
+        boxes = [(corners(each, where), where) for each, where in pairs]
         return Truth(self._labels.get(entry.category), boxes, self._mask(entry, size))
 
     def _mask(self, entry: _Entry, size: tuple[int, int]) -> Tensor | None:
         """The union of the objects' masks; None unless all of them have one."""
-        parts = [_outlines(each.get("segmentation")) for each in entry.objects]
+        parts = [outlines(each.get("segmentation")) for each in entry.objects]
         if not parts or not all(parts):
             return None
         try:
@@ -192,7 +192,7 @@ def _image_folder(given: str | Path | None, beside: Path, split: str) -> Path:
     return next((folder for folder in usual if folder.is_dir()), beside)
 
 
-def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
+def read_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The three lists of an instances file, each made of objects with what an index needs."""
     # Bytes that aren't UTF-8 stay in the names, which are those of the files.
     text = read_text(path, "surrogateescape")
@@ -237,40 +237,41 @@ def _key(value: Any) -> Any:
     return value if isinstance(value, (str, int, float)) else reprlib.repr(value)
 
 
-def _id(value: Any) -> Any:
+def coco_id(value: Any) -> Any:
     """An id, which is a number also where it is written as text.
 
-    >>> _id("12"), _id(12), _id("012")
+    >>> coco_id("12"), coco_id(12), coco_id("012")
     (12, 12, '012')
     """
     is_number = isinstance(value, str) and re.fullmatch(r"0|[1-9][0-9]{0,17}", value)
     return int(value) if is_number else _key(value)
 
 
-def _outlines(segmentation: Any) -> Any:
+def outlines(segmentation: Any) -> Any:
     """A segmentation without polygons of no point, which tools write of objects without one."""
     if isinstance(segmentation, list):
         return [polygon for polygon in segmentation if polygon != []]
     return segmentation
 
 
-def _file_name(image: Mapping[str, Any]) -> str:
+def file_name_of(image: Mapping[str, Any]) -> str:
     """The image's file, as its URL names it where that is all there is; "" without both."""
     given = image.get("file_name") or image.get("coco_url")
     name = given if isinstance(given, str) else ""
     return name if image.get("file_name") else PurePosixPath(unquote(name.partition("?")[0])).name
 
 
-def _leads_out(name: str) -> bool:
+def leads_out(name: str) -> bool:
     """Whether the path of a file leads out of the folder that it is given in.
 
-    >>> _leads_out("/etc/x.png"), _leads_out("a/../../x.png"), _leads_out("a/../..x.png")
+    >>> leads_out("/etc/x.png"), leads_out("a/../../x.png"), leads_out("a/../..x.png")
     (True, True, False)
     """
     return bool(Path(name).anchor) or ".." in Path(os.path.normpath(name)).parts
 
 
-def _corners(annotation: dict[str, Any], where: str) -> Box:
+def corners(annotation: dict[str, Any], where: str) -> Box:
+    """The corners of an annotation's box."""
     try:
         x, y, width, height = map(float, annotation["bbox"])
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -8,7 +8,7 @@ they are. It is left as it was.
 from captum_robust.inspection.activations import Activations, activations
 from captum_robust.inspection.dissection import Detector, Dissection, dissect
 from captum_robust.inspection.embedding import Embedding, embedding
-from captum_robust.inspection.features import Features, penultimate_features
+from captum_robust.inspection.features import Features, penultimate_features, with_attacked
 from captum_robust.inspection.first_layer import FirstLayerFilters, first_layer_filters
 from captum_robust.inspection.neighbours import Neighbours, neighbours
 from captum_robust.inspection.patches import MaximalPatches, maximal_patches
@@ -36,4 +36,5 @@ __all__ = [
     "penultimate_features",
     "receptive_field",
     "tour",
+    "with_attacked",
 ]

@@ -1,8 +1,8 @@
-"""Concepts that units may stand for: objects of annotated samples, folders of masks, colours."""
+"""Concepts that units may stand for: colours, textures, objects of samples, folders of masks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_robust._checks import check, check_type, valid_unicode
+from captum_robust._resize import blurred, resize_image
 from captum_robust.data import DataError, Sample
 from captum_robust.data.files import by_name, existing, is_hidden
 from captum_robust.data.image_lists import list_images, without_suffix
@@ -33,6 +34,9 @@ COLOURS = {
 """The eleven basic colour terms of Berlin and Kay (1969), each with an example in sRGB."""
 
 
+BOXES_AS_MASKS = "Where an object has a box only, it is its mask."
+
+
 class Concepts(Protocol):
     """Where in images which concepts are."""
 
@@ -40,6 +44,8 @@ class Concepts(Protocol):
     """Those that may occur, as far as is known before."""
     note: str
     """What to know of them; may be empty."""
+    categories: Mapping[str, str]
+    """The category of names that are not in the one without a name."""
 
     def read(self, sample: Sample) -> Any:
         """What is read of one image; ``DataError`` makes it unusable."""
@@ -47,39 +53,86 @@ class Concepts(Protocol):
     def masks(self, batch: Batch, number: int, size: tuple[int, int]) -> dict[str, Tensor]:
         """Name -> N×h×w bool, of the concepts in the batch; ``number`` is that of these reads."""
 
-    def known(self, batch: Batch, number: int) -> Tensor:
-        """N bool, the images that are annotated; of others nothing counts."""
+    def known(self, batch: Batch, number: int) -> dict[str, Tensor]:
+        """Category -> N bool, the images annotated with it; others do not count for its names."""
 
 
-class Colours:
+class _OfPixels:
+    """Concepts of each pixel that need no labels, so that all images have them."""
+
+    categories: Mapping[str, str] = {}
+
+    def read(self, _: Sample) -> None:
+        """Nothing: the pixels say it."""
+
+    def known(self, batch: Batch, _: int) -> dict[str, Tensor]:
+        """All of them."""
+        return {"": torch.ones(len(batch.pixels), dtype=torch.bool)}
+
+
+class Colours(_OfPixels):
     """Each pixel's colour: that of :data:`COLOURS` whose example is nearest in CIELAB."""
 
     names: Sequence[str] = tuple(COLOURS)
     note = "Colours: the nearest of eleven examples in CIELAB."
 
-    def read(self, _: Sample) -> None:
-        """Nothing: the pixels say it."""
-
     def masks(self, batch: Batch, _: int, size: tuple[int, int]) -> dict[str, Tensor]:
         """Of each colour that occurs."""
         import cv2
 
-        pixels = F.interpolate(batch.pixels, size, mode="bilinear", antialias=True).clamp(0, 1)
+        pixels = resize_image(batch.pixels, size)
         rows = pixels.permute(0, 2, 3, 1).reshape(-1, size[1], 3).contiguous()
         lab = torch.from_numpy(cv2.cvtColor(rows.numpy(), cv2.COLOR_RGB2LAB)).view(-1, 3)
         rgb = torch.tensor(list(COLOURS.values()), dtype=torch.float32)[None] / 255
         examples = torch.from_numpy(cv2.cvtColor(rgb.numpy(), cv2.COLOR_RGB2LAB))[0]
         nearest = torch.cdist(lab, examples).argmin(dim=1).view(-1, *size)
-        occurring = torch.unique(nearest).tolist()
-        return {self.names[number]: nearest == number for number in occurring}
-
-    def known(self, batch: Batch, _: int) -> Tensor:
-        """All of them."""
-        return torch.ones(len(batch.pixels), dtype=torch.bool)
+        return _by_number(nearest, self.names)
 
 
-class _ReadMasks:
+class Textures(_OfPixels):
+    """What is around each pixel, by the gradients of the light there: flat, lines, or irregular.
+
+    Their products are averaged over a sixteenth of the image (the structure tensor of Bigün and
+    Granlund 1987). It is flat where the root of the mean squared gradient is below 4 levels of 255
+    a pixel, in images of 112 pixels. Lines are there where one direction has at least three times
+    the energy of the one across it.
+    """
+
+    names: Sequence[str] = (
+        *("flat", "horizontal lines", "rising lines", "vertical lines", "falling lines"),
+        "irregular",
+    )
+    note = "Textures: by the strength and the direction of the gradients around each pixel."
+
+    def masks(self, batch: Batch, _: int, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Of each texture that occurs."""
+        light = resize_image(batch.pixels, size).mean(dim=1, keepdim=True)
+        padded = F.pad(light, (1, 1, 1, 1), mode="replicate")
+        down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+        right = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+        products = torch.cat([right * right, down * down, right * down], dim=1)
+        across, along, both = blurred(products, min(size) / 32).unbind(1)
+        energy, difference = across + along, torch.hypot(across - along, 2 * both)
+        # The gradient points across the lines. In four parts, of which the first is around 0.
+        angle = torch.atan2(2 * both, across - along) / 2 / torch.pi * 4
+        quarter = angle.round().long() % 4  # to the right, down right, down, down left
+        number = torch.tensor([3, 2, 1, 4])[quarter]
+        number[2 * difference < energy] = 5
+        number[energy.clamp(min=0).sqrt() < 4 / 255 * 112 / min(size)] = 0
+        return _by_number(number, self.names)
+
+
+def _by_number(numbers: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """The masks of those names whose numbers occur."""
+    return {names[number]: numbers == number for number in torch.unique(numbers).tolist()}
+
+
+class ReadMasks:
     """Concepts whose masks are read image by image."""
+
+    names: Sequence[str] = ()
+    note = ""
+    categories: Mapping[str, str] = {}
 
     def masks(self, batch: Batch, number: int, size: tuple[int, int]) -> dict[str, Tensor]:
         """The masks that were read, at the nearest pixels."""
@@ -88,35 +141,49 @@ class _ReadMasks:
         found = {name: torch.zeros(len(read), *size, dtype=torch.bool) for name in names}
         for i, masks in enumerate(read):
             for name, mask in masks.items():
-                small = F.interpolate(mask[None, None].float(), size, mode="nearest-exact")
-                found[name][i] = small[0, 0] > 0
+                y, x = (_nearest(*sides) for sides in zip(mask.shape, size, strict=True))
+                found[name][i] = mask[y[:, None], x]
         return found
 
-    def known(self, batch: Batch, number: int) -> Tensor:
-        """Those of which something was read."""
-        return torch.tensor([one[number] is not None for one in batch.read])
+    def known(self, batch: Batch, number: int) -> dict[str, Tensor]:
+        """Those of which something was read, of a category with a name one of its concepts."""
+        read = [one[number] for one in batch.read]
+        if not self.categories:
+            return {"": torch.tensor([masks is not None for masks in read])}
+        there = [{self.categories[name] for name in masks or ()} for masks in read]
+        every = dict.fromkeys(self.categories.values())
+        return {name: torch.tensor([name in some for some in there]) for name in every}
 
 
-class Objects(_ReadMasks):
+def _nearest(length: int, count: int) -> Tensor:
+    """The nearest of so many pixels for each of ``count`` that are evenly spread over them."""
+    return ((torch.arange(count) + 0.5) * (length / count)).long()
+
+
+def same_size(mask: Tensor, sample: Sample, where: object) -> Tensor:
+    """The mask H×W; ``DataError`` unless it is as large as the image that was read."""
+    sides = f"the mask has {mask.shape[1]}×{mask.shape[0]} pixels, its image "
+    sides += f"{sample.original_size[1]}×{sample.original_size[0]}"
+    check(tuple(mask.shape) == sample.original_size, f"{where}: {sides}", DataError)
+    return mask
+
+
+class Objects(ReadMasks):
     """The object of each sample, by its class: its mask, or else its boxes.
 
     Args:
         class_names: of the labels; None: the numbers stand for them.
     """
 
-    names: Sequence[str] = ()
-
     def __init__(self, class_names: Sequence[str] | None) -> None:
-        self._class_names, self.note = class_names, ""
+        self._class_names = class_names
 
     def read(self, sample: Sample) -> dict[str, Tensor] | None:
         """The mask of its class; None where it has neither mask nor box."""
         mask = sample.mask
         if mask is None and len(sample.boxes):
-            self.note = "Where an image has boxes only, they are its masks."
-            mask = torch.zeros(sample.size, dtype=torch.bool)
-            for x0, y0, x1, y1 in sample.boxes.round().int().tolist():
-                mask[y0:y1, x0:x1] = True
+            self.note = BOXES_AS_MASKS
+            mask = filled(sample.boxes.tolist(), sample.size)
         if mask is None:
             return None
         if sample.label is None:
@@ -125,7 +192,16 @@ class Objects(_ReadMasks):
         return {str(sample.label) if names is None else names[sample.label]: mask}
 
 
-class MaskFolders(_ReadMasks):
+def filled(boxes: Iterable[Sequence[float]], size: tuple[int, int]) -> Tensor:
+    """H×W bool: the pixels in any of the boxes (x0, y0, x1, y1)."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    for box in boxes:
+        x0, y0, x1, y1 = (max(0, round(side)) for side in box)
+        mask[y0:y1, x0:x1] = True
+    return mask
+
+
+class MaskFolders(ReadMasks):
     """A folder of masks for each concept, one file an image, of the same name but for the suffix.
 
     An image that has a mask of none of them is left out; one that has some has nothing of the
@@ -138,8 +214,6 @@ class MaskFolders(_ReadMasks):
         FileNotFoundError: a folder is missing.
         ValueError: there are no folders, or no masks in one.
     """
-
-    note = ""
 
     def __init__(self, folders: str | Path | Mapping[str, str | Path]) -> None:
         if isinstance(folders, (str, Path)):
@@ -161,32 +235,5 @@ class MaskFolders(_ReadMasks):
         """Those masks that there are; None without any."""
         stem = without_suffix(sample.id)
         found = {name: files[stem] for name, files in self._files.items() if stem in files}
-        masks = {}
-        for name, path in found.items():
-            mask = load_mask(path)
-            sides = f"the mask has {mask.shape[1]}×{mask.shape[0]} pixels, its image "
-            sides += f"{sample.original_size[1]}×{sample.original_size[0]}"
-            check(tuple(mask.shape) == sample.original_size, f"{path}: {sides}", DataError)
-            masks[name] = mask
+        masks = {name: same_size(load_mask(path), sample, path) for name, path in found.items()}
         return masks or None
-
-
-def concepts_of(given: Any, class_names: Sequence[str] | None) -> Concepts:
-    """The concepts of a name (``"colours"``, ``"objects"``) or of folders of masks.
-
-    Raises:
-        ValueError: another name, or as :class:`MaskFolders`.
-        TypeError: what is neither.
-    """
-    if isinstance(given, (Mapping, Path)):
-        return MaskFolders(given)
-    if isinstance(given, str):
-        if given in ("colours", "objects"):
-            return Colours() if given == "colours" else Objects(class_names)
-        known = "concepts: expected one of colours, objects, or a folder of masks"
-        check(Path(given).is_dir(), f"{known}, got {given!r}")
-        return MaskFolders(given)
-    is_one = hasattr(given, "masks") and hasattr(given, "read")
-    expected = "concepts: expected 'colours', 'objects' or folders of masks"
-    check(is_one, f"{expected}, got {type(given).__name__}", TypeError)
-    return given  # type: ignore[no-any-return]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check, check_finite, check_number, checked_size
+from captum_robust._checks import check, check_finite, check_number, checked_size, printable
 from captum_robust._contexts import evaluation
 from captum_robust._resize import resized
 from captum_robust.draw import blank_figure
-from captum_robust.inspection.concepts import Concepts, concepts_of
+from captum_robust.inspection.concepts import Concepts
 from captum_robust.inspection.patches import units_of
+from captum_robust.inspection.progress import Saved
+from captum_robust.inspection.segmentations import concepts_of
 from captum_robust.inspection.sketch import BINS, RELATIVE_ERROR, Sketch, bins_of, edges
 from captum_robust.inspection.streaming import Batch, ImageStream
 from captum_robust.inspection.watched import Watched, as_classifier, layers_of, watch
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
 
 QUANTILE = 0.005
 IOU = 0.04
+_AT_ONCE = 1024
+"""Maps that are enlarged together."""
+_SAID = 20
+"""Concepts that never occur, in a note."""
+_Key = tuple[int, str, str]
+"""The number of a source; "known" or "mask"; the category or the name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +133,13 @@ def dissect(
         model: a classifier, or any network of images.
         layer: a part of the model that gives maps, or its dotted name.
         images: as for :func:`captum_robust.inspection.maximal_patches`.
-        concepts: ``"colours"``, which need no labels; ``"objects"``, the masks of the samples by
-            their classes, or their boxes where there are no masks; a folder with a sub-folder of
-            masks for each concept, or a dictionary of such folders (see
-            :class:`captum_robust.inspection.concepts.MaskFolders`).
+        concepts: ``"colours"`` or ``"textures"``, which need no labels; ``"objects"``, the masks
+            of the samples by their classes, or their boxes where there are no masks; a folder with
+            a sub-folder of masks for each concept, or a dictionary of such folders (see
+            :class:`captum_robust.inspection.concepts.MaskFolders`); the JSON file of COCO's
+            instances or panoptic segmentation; the folder of Pascal VOC, of ADE20K (the scene
+            parsing with ``objectInfo150.txt``, or all with ``_seg.png``) or of Broden (see
+            :mod:`captum_robust.inspection.segmentations`). Masks are as large as their images.
         units: numbers of the layer's channels; None: all.
         quantile: the share of positions at which a unit is active.
         least_iou: above it a unit is a detector of its best concept.
@@ -152,7 +163,7 @@ def dissect(
         classifier,
         watched,
         units_of(watched, units),
-        source,
+        [source],
         len(stream),
         quantile=quantile,
         size=size,
@@ -161,93 +172,168 @@ def dissect(
         for batch in stream.batches():
             (maps,) = watch(classifier, [watched], batch.inputs)
             dissector.add(batch, maps)
-    return dissector.result(stream, least_iou)
+    return dissector.result(stream, least_iou=least_iou)
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """Where the concepts of one source are in a batch."""
+
+    masks: dict[str, Tensor]
+    """Name -> N×h×w bool."""
+    known: dict[str, Tensor]
+    """Category -> N bool, the images that are annotated with it."""
+
+
+def marked(sources: Sequence[Concepts], batch: Batch, size: tuple[int, int]) -> list[Marked]:
+    """Where the concepts of each source are, at a size (H, W)."""
+    return [
+        Marked(source.masks(batch, number, size), source.known(batch, number))
+        for number, source in enumerate(sources)
+    ]
 
 
 class Dissector:
-    """:func:`dissect`, given one batch after another; ``total`` is the number of images."""
+    """:func:`dissect`, given one batch after another.
+
+    Args:
+        model: a classifier.
+        layer: what is dissected.
+        units: the numbers of its channels.
+        sources: of concepts, each for a result of its own; what they read of the images is in the
+            same order.
+        total: the number of images.
+        quantile, size: as for :func:`dissect`.
+        sketch: of all activations of the units, which another keeps; None: it keeps its own.
+    """
 
     def __init__(
         self,
         model: Classifier,
         layer: Watched,
         units: list[int],
-        concepts: Concepts,
+        sources: Sequence[Concepts],
         total: int,
         *,
         quantile: float = QUANTILE,
         size: int | tuple[int, int] | None = None,
-        number: int = 0,
+        sketch: Sketch | None = None,
     ) -> None:
         self.quantile = check_number("quantile", quantile, 0, 1, open_low=True, open_high=True)
         half = (max(1, model.input_size[0] // 2), max(1, model.input_size[1] // 2))
         self.size = half if size is None else checked_size("size", size)
-        self.layer, self.units, self.concepts = layer, units, concepts
-        self._number = number
+        self.layer, self.units, self.sources = layer, units, sources
         self._positions = total * layer.shape[1] * layer.shape[2]
-        self._sketch = Sketch(len(units))
-        self._active = self._none()
-        self._shared: dict[str, Tensor] = {}
+        self._is_own = sketch is None
+        self._sketch = sketch or Sketch(len(units))
+        self._counts: dict[_Key, Tensor] = {}
+        """Of active pixels, K·BINS int32: in all images of a category, in the masks of a name."""
         self._area: dict[str, int] = {}
-        self._images = 0
+        self._images = [0] * len(sources)
 
-    def _none(self) -> Tensor:
-        return torch.zeros(len(self.units) * BINS, dtype=torch.int32)
-
-    def add(self, batch: Batch, maps: Tensor) -> None:
-        """Take in the maps N×C×h×w of a batch.
+    def add(self, batch: Batch, maps: Tensor, found: list[Marked] | None = None) -> None:
+        """Take in the maps N×C×h×w of a batch, and what is marked in it at the size of this.
 
         Raises:
             ValueError: NaN or infinity in them.
         """
-        check_finite(maps, f"layer: {self.layer.name}", int(batch.positions[0]))
+        if self._is_own:
+            check_finite(maps, f"layer: {self.layer.name}", int(batch.positions[0]))
         maps = maps[:, self.units].float()
-        self._sketch.add(maps.transpose(0, 1).flatten(1))
-        known = self.concepts.known(batch, self._number)
-        if not known.any():
+        if self._is_own:
+            self._sketch.add(maps.transpose(0, 1).flatten(1))
+        found = marked(self.sources, batch, self.size) if found is None else found
+        if not any(known.any() for one in found for known in one.known.values()):
             return
-        self._images += int(known.sum())
-        masks = self.concepts.masks(batch, self._number, self.size)
+        keys, image, pixel = self._active(maps)
+        place = image * (self.size[0] * self.size[1]) + pixel
+        for number, one in enumerate(found):
+            self._images[number] += int(torch.stack([*one.known.values()]).any(dim=0).sum())
+            for category, known in one.known.items():
+                self._count(
+                    (number, "known", category), keys if known.all() else keys[known[image]]
+                )
+            for name, mask in one.masks.items():
+                flat = mask.flatten()
+                self._count((number, "mask", name), keys[flat[place]])
+                area = f"{number} {name}"
+                self._area[area] = self._area.get(area, 0) + int(flat.sum())
+
+    def _active(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each pixel that may be active: unit · BINS + bin, its image and its place there."""
         # What is below the quantile for good is never active. The first bin above 0 is the least.
-        floor = self._sketch.top_bins(self.quantile, self._positions).to(maps.device)
-        large = resized(maps[known.to(maps.device)], self.size).transpose(0, 1).flatten(1)  # K×P
-        unit, pixel = (large >= edges().to(maps.device)[floor][:, None]).nonzero(as_tuple=True)
-        keys = (unit * BINS + bins_of(large[unit, pixel])).cpu()
-        pixel = pixel.cpu()
-        self._active += torch.bincount(keys, minlength=len(self._active)).int()
-        for name, mask in masks.items():
-            flat = mask[known].flatten()
-            inside = torch.bincount(keys[flat[pixel]], minlength=len(self._active)).int()
-            self._shared[name] = self._shared.get(name, 0) + inside
-            self._area[name] = self._area.get(name, 0) + int(flat.sum())
+        lowest = edges()[self._sketch.top_bins(self.quantile, self._positions)].to(maps.device)
+        # Enlarging makes nothing higher than the highest.
+        image, unit = (maps.amax(dim=(2, 3)) >= lowest).nonzero(as_tuple=True)
+        found: list[tuple[Tensor, ...]] = [(image[:0],) * 3]
+        for some, own in zip(
+            torch.split(image, _AT_ONCE), torch.split(unit, _AT_ONCE), strict=True
+        ):
+            large = resized(maps[some, own][:, None], self.size).flatten(1)
+            pair, pixel = (large >= lowest[own][:, None]).nonzero(as_tuple=True)
+            found.append((own[pair] * BINS + bins_of(large[pair, pixel]), some[pair], pixel))
+        keys, images, pixels = (torch.cat(one).cpu() for one in zip(*found, strict=True))
+        return keys, images, pixels
 
-    @property
-    def has_concepts(self) -> bool:
-        """Whether any concept occurred so far."""
-        return any(self._area.values())
+    def _count(self, key: _Key, keys: Tensor) -> None:
+        if key not in self._counts:
+            self._counts[key] = torch.zeros(len(self.units) * BINS, dtype=torch.int32)
+        if len(keys):
+            self._counts[key] += torch.bincount(keys, minlength=len(self.units) * BINS).int()
 
-    def result(self, stream: ImageStream, least_iou: float = IOU) -> Dissection:
-        """What was found, of the images of a stream.
+    def saved(self) -> Saved:
+        """All that the result is made of."""
+        tensors = {str(number): counts for number, counts in enumerate(self._counts.values())}
+        if self._is_own:
+            tensors["sketch"] = self._sketch.counts
+        facts = {"keys": list(self._counts), "area": self._area, "images": self._images}
+        return tensors, facts | {"notes": [source.note for source in self.sources]}
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take up what was saved."""
+        self._counts = {
+            (number, kind, name): tensors[str(place)]
+            for place, (number, kind, name) in enumerate(facts["keys"])
+        }
+        self._area, self._images = dict(facts["area"]), list(facts["images"])
+        if self._is_own:
+            self._sketch.counts = tensors["sketch"]
+        for source, note in zip(self.sources, facts["notes"], strict=True):
+            source.note = note
+
+    def has_concepts(self, number: int) -> bool:
+        """Whether any concept of a source occurred so far."""
+        return any(a and key.startswith(f"{number} ") for key, a in self._area.items())
+
+    def result(self, stream: ImageStream, number: int = 0, *, least_iou: float = IOU) -> Dissection:
+        """What was found of the concepts of a source, on the images of a stream.
 
         Raises:
             ValueError: none of them is annotated.
         """
-        check(self._images, "concepts: none of the images is annotated")
+        check_number("least_iou", least_iou, 0, 1)
+        source, images = self.sources[number], self._images[number]
+        check(images, "concepts: none of the images is annotated")
         bins = self._sketch.top_bins(self.quantile)[:, None]
         tails = self._sketch.tails()
-        occurring = [name for name, area in self._area.items() if area]
-        known = list(self.concepts.names)
+        masks = [name for i, kind, name in self._counts if i == number and kind == "mask"]
+        areas = {name: self._area[f"{number} {name}"] for name in masks}
+        occurring = [name for name in masks if areas[name]]
+        known = list(source.names)
         names = sorted(occurring, key=known.index) if known else sorted(occurring)
-        check(self.has_concepts, "concepts: none of them occurs on the images")
-        active = _tail(self._active, bins)
-        shared = torch.cat([_tail(self._shared[name], bins) for name in names], dim=1)
-        area = torch.tensor([self._area[name] for name in names])
-        absent = [name for name in known if name not in names]
-        note = self.concepts.note
-        notes = [note] if note else []
+        check(names, "concepts: none of them occurs on the images")
+        shared = torch.cat([_tail(self._counts[number, "mask", n], bins) for n in names], dim=1)
+        of = [source.categories.get(name, "") for name in names]
+        tail = {c: _tail(self._counts[number, "known", c], bins) for c in set(of)}
+        active = torch.cat([tail[category] for category in of], dim=1)
+        area = torch.tensor([areas[name] for name in names])
+        absent = sorted(set(known) - set(names), key=known.index)
+        notes = [source.note] if source.note else []
         if absent:
-            notes.append(f"Concepts that never occur: {', '.join(absent)}.")
-        if left := len(stream) - len(stream.unusable) - self._images:
+            more = ["…"] if len(absent) > _SAID else []
+            said = printable(", ".join(absent[:_SAID] + more))
+            notes.append(f"Concepts that never occur: {said}.")
+        if left := len(stream) - len(stream.unusable) - images:
             notes.append(f"{left} images without annotation count for the thresholds only.")
         return Dissection(
             layer=self.layer.name,
@@ -258,8 +344,8 @@ class Dissector:
             shares=(tails.gather(1, bins)[:, 0] / tails[:, 0]).float(),
             relative_error=RELATIVE_ERROR,
             absent=absent,
-            least_iou=check_number("least_iou", least_iou, 0, 1),
-            images=self._images,
+            least_iou=least_iou,
+            images=images,
             notes=notes,
             unusable=dict(stream.unusable),
         )

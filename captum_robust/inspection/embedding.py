@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -36,26 +39,40 @@ class Embedding:
     """What to know of the result."""
 
     def plot(self, most: int = 400) -> Figure:
-        """Draw the first so many images at their points; dots by class where there are no pictures.
+        """Draw the first so many images at their points, with frames in the colours of classes.
+
+        Without pictures, and for further images, there are dots. Arrows lead from images to their
+        attacked versions, which are crosses.
 
         Raises:
             ImportError: matplotlib is missing.
         """
+        from matplotlib import colormaps
+        from matplotlib.colors import to_rgba
         from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
         figure = blank_figure(figsize=(9, 9), layout="constrained")
         named = {"tsne": "t-SNE", "pca": f"PCA, {self.explained:.0%} of the variance"}
         axes = figure.add_subplot(title=named[self.method], xticks=[], yticks=[])
-        labels, points = self.features.labels, self.points
-        across, up = points.T.numpy()
-        axes.scatter(across, up, c=labels.numpy(), s=12, cmap="tab20")
+        labels, points, clean = self.features.labels, self.points, self.features.is_clean
+        places = [(float(x), float(y)) for x, y in points.tolist()]
+        colours = colormaps["tab20"](labels.numpy() % 20)
+        colours[labels.numpy() < 0] = to_rgba("#888888")
+        across, up = points[clean].T.numpy()
+        axes.scatter(across, up, c=colours[clean.numpy()], s=12)
         if self.features.thumbnails is not None:
-            pictures = self.features.thumbnails[:most].permute(0, 2, 3, 1).numpy()
-            for point, picture in zip(points[:most].tolist(), pictures, strict=True):
-                zoom = 0.6 if len(points) > 100 else 0.9
-                axes.add_artist(
-                    AnnotationBbox(OffsetImage(picture, zoom=zoom), point, frameon=False)
-                )
+            pictures = self.features.thumbnails[clean][:most].permute(0, 2, 3, 1).numpy()
+            zoom = 0.6 if len(points) > 100 else 0.9
+            for number, picture in zip(clean.nonzero()[:, 0].tolist(), pictures, strict=False):
+                frame = {"edgecolor": colours[number], "linewidth": 1.5}
+                box = OffsetImage(picture, zoom=zoom)
+                axes.add_artist(AnnotationBbox(box, places[number], pad=0.1, bboxprops=frame))
+        for number in (~clean).nonzero()[:, 0].tolist():
+            assert self.features.origins is not None
+            start = places[int(self.features.origins[number])]
+            arrow = {"arrowstyle": "-|>", "color": "#d55e00", "linewidth": 1.5}
+            axes.annotate("", places[number], start, arrowprops=arrow, zorder=9)
+            axes.plot(*places[number], "X", color="#d55e00", markersize=9, zorder=10)
         axes.margins(0.08)
         return figure
 
@@ -67,7 +84,7 @@ def embedding(
     perplexity: float = 30.0,
     seed: int = 0,
 ) -> Embedding:
-    """Embed features in the plane by scikit-learn's t-SNE or PCA.
+    """Embed features in the plane by PCA or t-SNE, that of openTSNE where it is installed.
 
     Args:
         features: N×D, or :class:`captum_robust.inspection.Features`.
@@ -87,7 +104,6 @@ def embedding(
     check(own.values.isfinite().all(), "features: NaN or infinity in them")
     check_scikit_learn()
     from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
 
     notes = []
     made: str = method
@@ -100,13 +116,24 @@ def embedding(
         most = (n - 1) / 3
         if perplexity > most:
             notes.append(f"Perplexity {most:.3g} instead of {perplexity:g}, for {n} images.")
-        options = {"perplexity": min(perplexity, most), "random_state": seed, "init": "pca"}
-        if min(values.shape) < 2:
-            options["init"] = "random"
-        points = torch.from_numpy(TSNE(2, **options).fit_transform(values)).float()
+        points = _tsne(values, min(perplexity, most), seed)
     elif n > 1:
         axes = min(2, *values.shape)
         pca = PCA(axes, svd_solver="full").fit(values)
         points[:, :axes] = torch.from_numpy(pca.transform(values)).float()
         explained = float(pca.explained_variance_ratio_.sum())
     return Embedding(own, points, made, explained, notes)
+
+
+def _tsne(values: npt.NDArray[np.float64], perplexity: float, seed: int) -> Tensor:
+    """N×2 for N×D; both libraries are deterministic under a seed, but not alike."""
+    options = {"perplexity": perplexity, "random_state": seed}
+    start = "pca" if min(values.shape) > 1 else "random"
+    if find_spec("openTSNE") is not None:
+        import openTSNE
+
+        made = openTSNE.TSNE(2, **options, initialization=start).fit(values)
+        return torch.from_numpy(np.array(made)).float()
+    from sklearn.manifold import TSNE
+
+    return torch.from_numpy(TSNE(2, **options, init=start).fit_transform(values)).float()

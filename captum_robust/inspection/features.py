@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check_floating, check_shape
 from captum_robust._contexts import evaluation
+from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
+from captum_robust.inspection.progress import Saved
 from captum_robust.inspection.streaming import Batch, ImageStream
 from captum_robust.inspection.watched import as_classifier, penultimate, watch
+from captum_robust.models.classifier import in_channels_of
 
 THUMBNAIL = 56
 """Pixels of the longer side of a small picture."""
@@ -31,6 +35,16 @@ class Features:
     """N×3×h×w uint8."""
     source: str = "given"
     """Which layer they come from."""
+    origins: Tensor | None = None
+    """N, the number of the image that an attacked one was made from, -1 of those that are as they
+    were; None: all are."""
+
+    @property
+    def is_clean(self) -> Tensor:
+        """N bool, whether an image is as it was."""
+        if self.origins is None:
+            return torch.ones(len(self.ids), dtype=torch.bool)
+        return self.origins < 0
 
     @classmethod
     def of(cls, given: Any) -> Features:
@@ -73,6 +87,46 @@ def penultimate_features(
     return collector.result()
 
 
+def with_attacked(
+    features: Features, model: nn.Module, numbers: Sequence[int], pixels: Tensor, attack: Any
+) -> Features:
+    """The features, and behind them those of some images when they are attacked.
+
+    Args:
+        features: the penultimate ones of the model.
+        model: a classifier, or any network of images.
+        numbers: of the M images in the features.
+        pixels: these images M×3×H×W in [0, 1], at the model's input size.
+        attack: by its ``perturb(images, classes)`` they are led away from the class that they are
+            taken for.
+    """
+    classifier = as_classifier(model)
+    x = in_channels_of(classifier, pixels.to(device_of(classifier)))
+    with torch.no_grad(), evaluation(classifier):
+        classes = classifier(x).argmax(dim=1)
+    x = attack.perturb(x, classes)
+    (values,) = watch(classifier, [penultimate(classifier)], classifier.normalised(x))
+    chosen = torch.tensor(list(numbers))
+    thumbnails = features.thumbnails
+    if thumbnails is not None:
+        colour = x.detach().float().cpu().expand(-1, 3, -1, -1)
+        thumbnails = torch.cat([thumbnails, _thumbnails(colour)])
+    return Features(
+        torch.cat([features.values, values.float().cpu()]),
+        torch.cat([features.labels, features.labels[chosen]]),
+        [*features.ids, *(f"{features.ids[number]}, attacked" for number in numbers)],
+        thumbnails,
+        features.source,
+        torch.cat([torch.full((len(features.ids),), -1), chosen]),
+    )
+
+
+def _thumbnails(pixels: Tensor) -> Tensor:
+    """N×3×h×w uint8 of N×3×H×W in [0, 1]."""
+    small = resize_image(pixels, size_within(pixels.shape[2:], THUMBNAIL))
+    return small.mul(255).round().to(torch.uint8)
+
+
 class FeatureCollector:
     """The features of one batch after another, of every ``step``-th image."""
 
@@ -82,6 +136,8 @@ class FeatureCollector:
         self._thumbnails: list[Tensor] = []
         self._labels: list[int] = []
         self._ids: list[str] = []
+        self.positions: list[int] = []
+        """The numbers of the images."""
 
     def add(self, batch: Batch, values: Tensor) -> None:
         """Take in features N×D."""
@@ -89,11 +145,26 @@ class FeatureCollector:
         if not kept.any():
             return
         samples = [s for s, k in zip(batch.samples, kept.tolist(), strict=True) if k]
-        small = resize_image(batch.pixels[kept], size_within(batch.pixels.shape[2:], THUMBNAIL))
         self._values.append(values.cpu()[kept].float())
-        self._thumbnails.append(small.mul(255).round().to(torch.uint8))
+        self._thumbnails.append(_thumbnails(batch.pixels[kept]))
         self._labels += [-1 if s.label is None else s.label for s in samples]
         self._ids += [s.id for s in samples]
+        self.positions += batch.positions[kept].tolist()
+
+    def saved(self) -> Saved:
+        """All of them."""
+        if not self._ids:
+            return {}, {"ids": [], "labels": [], "positions": []}
+        tensors = {"values": torch.cat(self._values), "thumbnails": torch.cat(self._thumbnails)}
+        facts = {"ids": self._ids, "labels": self._labels, "positions": self.positions}
+        return tensors, facts
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take up what was saved."""
+        self._ids, self._labels = list(facts["ids"]), list(facts["labels"])
+        self.positions = list(facts["positions"])
+        if self._ids:
+            self._values, self._thumbnails = [tensors["values"]], [tensors["thumbnails"]]
 
     def result(self) -> Features:
         """All of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,10 @@ METRICS = ("cosine", "euclidean")
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """The k nearest images of each of Q images, itself left out; numbers count the features."""
+    """The k nearest images of each of Q images, itself left out; numbers count the features.
+
+    Attacked images may be asked about, but are nobody's neighbours.
+    """
 
     features: Features
     queries: list[int]
@@ -132,7 +135,9 @@ def neighbours(
     check(own.values.isfinite().all(), "features: NaN or infinity in them")
     known = own.labels if labels is None else torch.as_tensor(labels)
     check(known.shape == (n,), f"labels: expected one for each of {n} images, got {len(known)}")
-    own = Features(own.values, known, own.ids, own.thumbnails, own.source)
+    own = replace(own, labels=known)
+    clean = own.is_clean
+    count = int(clean.sum())
     asked = list(range(n)) if queries is None else [int(q) for q in queries]
     inside = all(0 <= q < n for q in asked)
     check(inside, f"queries: expected numbers from 0 to {n - 1}, got {asked}")
@@ -140,19 +145,19 @@ def neighbours(
     if metric == "cosine":
         points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
     notes = []
-    if k > n - 1:
-        notes.append(f"Of {n} images each has {n - 1} neighbours, not {k}.")
-        k = n - 1
+    if k > count - 1:
+        notes.append(f"Of {count} images each has {count - 1} neighbours, not {k}.")
+        k = count - 1
     rows = torch.tensor(asked, dtype=torch.int64)
     every = torch.arange(n)
-    indices, distances = _nearest(points, every, rows, k, metric)
+    indices, distances = _nearest(points, every[clean], rows, k, metric)
     within, across = torch.full_like(indices, -1), torch.full_like(indices, -1)
     for label in torch.unique(known[rows]).tolist():
         if label < 0:
             continue
         some = known[rows] == label
         for members, table in ((known == label, within), ((known != label) & (known >= 0), across)):
-            table[some] = _nearest(points, every[members], rows[some], k, metric)[0]
+            table[some] = _nearest(points, every[members & clean], rows[some], k, metric)[0]
     if (known < 0).any():
         notes.append(f"{int((known < 0).sum())} images have no known class.")
     return Neighbours(own, asked, indices, distances, within, across, notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,10 @@ from torch.nn import functional as F
 
 from captum_robust._checks import check, check_count, check_finite
 from captum_robust._contexts import evaluation
-from captum_robust._facts import listed, named, parts, text, whole
-from captum_robust._files import (
-    TensorFile,
-    check_same_run,
-    checksum,
-    read_facts,
-    sole_user,
-    write_facts,
-)
+from captum_robust._files import sole_user
 from captum_robust._resize import resize_image, size_within
 from captum_robust.draw import RGB, as_rgb, blank_figure, overlay
+from captum_robust.inspection.progress import Progress, Saved, resumed
 from captum_robust.inspection.receptive_field import ReceptiveField, field_of
 from captum_robust.inspection.sketch import BINS, Sketch, edges
 from captum_robust.inspection.streaming import Batch, ImageStream
@@ -36,19 +29,10 @@ if TYPE_CHECKING:
 
 SIDE = 64
 """Pixels of the longer side of a patch that is kept; larger ones are reduced."""
-_OUTSIDE = 0.5
+_OUTSIDE = 128
 """Grey, of what a patch holds beyond the image."""
 _NONE = torch.finfo(torch.float32).min
 """The value in a place for which there was no image yet."""
-_SAVED_EVERY = 50
-"""Batches."""
-_KIND = "captum_robust.maximal_patches"
-_FORM = {
-    "run": parts({}, others=True),
-    "next": whole(0),
-    "unusable": named(text()),
-    "units": listed(whole(0)),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,16 +152,15 @@ def maximal_patches(
     stream = ImageStream(classifier, images, batch_size=batch_size, progress=progress)
     collector = PatchCollector(classifier, watched, chosen, top)
     path = None if folder is None else Path(folder)
+    run = {"layer": watched.name, "units": chosen, "top": top}
     with evaluation(classifier), sole_user(path):
-        state = None if path is None else _State(path, classifier, collector, stream)
-        first = 0 if state is None else state.load()
-        for number, batch in enumerate(stream.batches(first)):
+        state = None
+        if path is not None:
+            file = path / "patches.safetensors"
+            state = Progress(file, classifier, stream, {"patches": collector}, run)
+        for batch in resumed(stream, state):
             (maps,) = watch(classifier, [watched], batch.inputs)
             collector.add(batch, maps)
-            if state is not None and number % _SAVED_EVERY == _SAVED_EVERY - 1:
-                state.save(int(batch.positions[-1]) + 1)
-        if state is not None:
-            state.save(len(stream))
     return collector.result(stream)
 
 
@@ -212,6 +195,7 @@ class PatchCollector:
             "places": torch.zeros(shape, dtype=torch.int64),
             "patches": torch.zeros(*shape, 3, *self.patch_size, dtype=torch.uint8),
             "heats": torch.zeros(*shape, *self.patch_size, dtype=torch.uint8),
+            "slots": torch.arange(top).repeat(count, 1),
             "counts": torch.zeros(count, BINS, dtype=torch.int64),
             "least": torch.full((count,), torch.finfo(torch.float32).max),
         }
@@ -224,7 +208,7 @@ class PatchCollector:
         """
         check_finite(maps, f"layer: {self.layer.name}", int(batch.positions[0]))
         maps = maps[:, self.units].float()
-        Sketch(len(self.units), self._state["counts"]).add(maps.transpose(0, 1).flatten(1))
+        self.sketch.add(maps.transpose(0, 1).flatten(1))
         maps, s = maps.cpu(), self._state
         best, places = maps.flatten(2).max(dim=2)
         torch.minimum(s["least"], maps.amin((0, 2, 3)), out=s["least"])
@@ -237,33 +221,35 @@ class PatchCollector:
         for name, new in (("images", batch.positions.expand_as(best.T)), ("places", places.T)):
             s[name] = torch.cat([s[name], new], dim=1).gather(1, order)
         is_new = order >= top
-        rows = is_new.any(dim=1).nonzero()[:, 0]
-        for name in ("patches", "heats"):
-            s[name][rows] = s[name][rows[:, None], order[rows].clamp(max=top - 1)]
+        # Pictures stay where they are; a new one takes the slot of one that is no longer needed.
+        slots = s["slots"].gather(1, order.clamp(max=top - 1))
+        is_kept = torch.zeros_like(s["slots"]).scatter_add(1, slots, (~is_new).long())
+        free = is_kept.argsort(dim=1, stable=True)
+        s["slots"] = torch.where(is_new, free.gather(1, (is_new.cumsum(1) - 1).clamp(min=0)), slots)
         row, column = is_new.nonzero(as_tuple=True)
         if len(row):
             image, place = order[row, column] - top, s["places"][row, column]
-            s["patches"][row, column] = self._cut(batch.pixels, image, place)
-            s["heats"][row, column] = self._heat(maps[image, row], place, s["values"][row, column])
+            slot = s["slots"][row, column]
+            s["patches"][row, slot] = self._cut(batch.pixels, image, place)
+            s["heats"][row, slot] = self._heat(maps[image, row], place, s["values"][row, column])
 
     def _cut(self, pixels: Tensor, image: Tensor, place: Tensor) -> Tensor:
-        """M×3×h×w uint8: what the receptive fields of places in the images N×3×H×W hold."""
+        """M×3×h×w uint8: what the receptive fields of places in the images N×3×H×W hold.
+
+        Where patches are reduced, whole images are, and a patch begins at the nearest pixel then.
+        """
+        used, which = torch.unique(image, return_inverse=True)
         rows, columns = self._lines
-        padding = [*columns.beyond, *rows.beyond]
-        padded = F.pad(pixels, padding, value=_OUTSIDE)
-        if not rows.is_part and not columns.is_part:
-            place = torch.zeros_like(place)
-        different, which = torch.unique(torch.stack([image, place]), dim=1, return_inverse=True)
-        at = rows.first(different[1] // columns.count), columns.first(different[1] % columns.count)
-        patches = []
-        for part in torch.split(
-            torch.arange(different.shape[1]), max(1, 2**22 // (rows.size * columns.size))
-        ):
-            y = at[0][part, None, None] + torch.arange(rows.size)[:, None]
-            x = at[1][part, None, None] + torch.arange(columns.size)
-            patch = padded[different[0, part, None, None], :, y, x].permute(0, 3, 1, 2)
-            patches.append(resize_image(patch, self.patch_size).mul(255).round().to(torch.uint8))
-        return torch.cat(patches)[which]
+        height, width = self.patch_size
+        size = rows.reduced(height), columns.reduced(width)
+        small = resize_image(pixels[used], size).mul(255).round().to(torch.uint8)
+        small = F.pad(small, (width, width, height, height), value=_OUTSIDE)
+        y = (
+            rows.first(place // columns.count, height)[:, None, None]
+            + torch.arange(height)[:, None]
+        )
+        x = columns.first(place % columns.count, width)[:, None, None] + torch.arange(width)
+        return small[which[:, None, None], :, y, x].permute(0, 3, 1, 2)
 
     def _heat(self, maps: Tensor, place: Tensor, values: Tensor) -> Tensor:
         """M×h×w uint8: the maps M×h×w over the patches, relative to the values M at the places."""
@@ -311,8 +297,8 @@ class PatchCollector:
             values=torch.where(there, s["values"], torch.nan),
             positions=torch.stack([s["places"] // width, s["places"] % width], dim=2),
             images=names,
-            patches=s["patches"],
-            heats=s["heats"],
+            patches=s["patches"][torch.arange(len(self.units))[:, None], s["slots"]],
+            heats=s["heats"][torch.arange(len(self.units))[:, None], s["slots"]],
             histograms=s["counts"],
             edges=edges(),
             field=field,
@@ -321,14 +307,19 @@ class PatchCollector:
             unusable=dict(stream.unusable),
         )
 
-    @property
-    def state(self) -> dict[str, Tensor]:
+    def saved(self) -> Saved:
         """All tensors that the result is made of."""
-        return self._state
+        return self._state, {}
 
-    @state.setter
-    def state(self, tensors: dict[str, Tensor]) -> None:
-        self._state.update(tensors)
+    def restore(self, tensors: Mapping[str, Tensor], _: Mapping[str, Any]) -> None:
+        """Take up what was saved, in the same memory."""
+        for name, tensor in tensors.items():
+            self._state[name].copy_(tensor)
+
+    @property
+    def sketch(self) -> Sketch:
+        """Of all activations so far, also of those that are still to come."""
+        return Sketch(len(self.units), self._state["counts"])
 
 
 @dataclass(frozen=True)
@@ -344,15 +335,16 @@ class _Line:
     is_part: bool
     """Whether a field is not the whole axis."""
 
-    @property
-    def beyond(self) -> tuple[int, int]:
-        """How many pixels the fields reach beyond the image, before and behind it."""
-        end = self.start + self.stride * (self.count - 1) + self.size
-        return max(0, -self.start), max(0, end - self.pixels)
+    def reduced(self, length: int) -> int:
+        """The pixels of the image where a field has ``length``."""
+        return max(1, round(self.pixels * length / self.size))
 
-    def first(self, position: Tensor) -> Tensor:
-        """The first pixel of the fields of positions, in the padded image."""
-        return self.start + self.beyond[0] + self.stride * position
+    def first(self, position: Tensor, length: int) -> Tensor:
+        """The first of them of the fields of positions, where ``length`` more lie around them."""
+        if not self.is_part:
+            return torch.full_like(position, length)
+        at = (self.start + self.stride * position) * length / self.size
+        return (at.round().long() + length).clamp(0, length + self.reduced(length))
 
     def on_map(self, position: Tensor, length: int) -> Tensor:
         """M×length: the places of a patch's pixels on the map, from -1 at its first to 1."""
@@ -379,40 +371,3 @@ def _line(field: ReceptiveField | None, axis: int, count: int, pixels: int) -> _
         return _Line(pixels, 0, 0, count, pixels, is_part=False)
     size, stride, start = field.size[axis], field.stride[axis], field.start[axis]
     return _Line(size, stride, start, count, pixels, is_part=True)
-
-
-class _State:
-    """The file in a folder from which a call goes on."""
-
-    def __init__(
-        self, folder: Path, model: Classifier, collector: PatchCollector, stream: ImageStream
-    ) -> None:
-        self.path = folder / "patches.safetensors"
-        self._collector, self._stream = collector, stream
-        names = "\n".join(stream.name_of(i) for i in range(len(stream)))
-        self._run = {
-            "layer": collector.layer.name,
-            "top": collector.state["values"].shape[1],
-            "images": len(stream),
-            "ids": checksum([torch.frombuffer(bytearray(names.encode()), dtype=torch.uint8)]),
-            "weights": checksum(model.state_dict().values()),
-            "input_size": list(model.input_size),
-        }
-
-    def load(self) -> int:
-        """Take up the state that is there, and return the number of the next image."""
-        if not self.path.exists():
-            return 0
-        tensors, facts = read_facts(TensorFile(self.path), _KIND, "maximal patches", _FORM)
-        units = {"units": self._collector.units}
-        there = facts["run"] | {"units": facts["units"]}
-        check_same_run(self.path.parent, there, self._run | units)
-        self._collector.state = tensors
-        self._stream.unusable.update(facts["unusable"])
-        return int(facts["next"])
-
-    def save(self, following: int) -> None:
-        """Write the state, of all images before the number ``following``."""
-        facts = {"run": self._run, "next": following, "units": self._collector.units}
-        facts |= {"unusable": self._stream.unusable}
-        write_facts(self.path, self._collector.state, _KIND, facts)

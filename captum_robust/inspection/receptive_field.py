@@ -134,8 +134,9 @@ def field_of(model: Classifier, layer: Watched, size: tuple[int, int]) -> Recept
     ):
         clean = not spoiled(0, 0, 0).any()
         check(clean, f"layer: {layer.name} gives NaN for a random image")
-        rows = _Axis(partial(spoiled, 0), size[0]).field()
-        columns = _Axis(partial(spoiled, 1), size[1]).field()
+        vertical, horizontal = (_Axis(partial(spoiled, axis), size[axis]) for axis in (0, 1))
+        rows = vertical.field()
+        columns = horizontal.field(vertical.borders if size[0] == size[1] else (0, 0))
     if rows is None or columns is None:
         return None
     (height, down, top), (width, across, left) = rows, columns
@@ -163,6 +164,8 @@ class _Axis:
         self._spoil = spoil
         self._seen: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
         self.length = length
+        self.borders = (0, 0)
+        """Rows that the first position does not see at the end, and the last one at the start."""
 
     def _reached(self, side: int, count: int) -> Tensor:
         if count not in self._seen[side]:
@@ -188,12 +191,16 @@ class _Axis:
                 low = middle
         return low
 
-    def field(self) -> tuple[int, int, int] | None:
-        """Size, stride and start; stride 0: the whole image. None: uneven."""
+    def field(self, alike: tuple[int, int] = (0, 0)) -> tuple[int, int, int] | None:
+        """Size, stride and start; stride 0: the whole image. None: uneven.
+
+        ``alike`` are the ``borders`` of an axis that is probably like this one.
+        """
         whole, length = (self.length, 0, 0), self.length
         count = len(self._reached(0, length))
-        last, end = count - 1, length - self._unseen(1, 0)
-        begin = self._unseen(0, last)
+        last, end = count - 1, length - self._unseen(1, 0, alike[0])
+        begin = self._unseen(0, last, alike[1])
+        self.borders = (length - end, begin)
         if last == 0:
             return whole if (begin, end) == (0, length) else (end - begin, length, begin)
         if begin == 0 or end == length:

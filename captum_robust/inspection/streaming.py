@@ -77,6 +77,10 @@ class ImageStream:
         ids = getattr(self._source, "ids", None)
         return str(position) if ids is None else str(ids[position])
 
+    def sample(self, position: int) -> Sample:
+        """An image at the size of the network."""
+        return fitted(self._source[position], self._model.input_size, "squash")
+
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """The images in order, from number ``first`` on.
 
@@ -98,7 +102,7 @@ class ImageStream:
         samples, positions, read = [], [], []
         for number in numbers:
             try:
-                sample = fitted(self._source[number], self._model.input_size, "squash")
+                sample = self.sample(number)
                 read.append([function(sample) for function in self._reads])
             except DataError as error:
                 self.unusable[self.name_of(number)] = str(error)

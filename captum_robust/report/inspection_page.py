@@ -70,9 +70,16 @@ def _content(tour: Tour) -> dict[str, Any]:
             tuple(tour.neighbours.notes),
         ),
         "same_class": tour.neighbours.same_class,
+        "attack": tour.attack,
+        "attacked": tour.attacked
+        and Picture(
+            _raster(tour.attacked.plot(), photographs=True),
+            "attacked images with their nearest neighbours",
+        ),
+        "attacked_same_class": tour.attacked and tour.attacked.same_class,
         "embeddings": [
             Picture(
-                _raster(one.plot(), photographs=True),
+                _raster(one.plot(), photographs=True, sharper=2),
                 f"images in the plane, by {one.method}",
                 tuple(one.notes),
             )
@@ -104,15 +111,17 @@ def _stop(tour: Tour, stop: Stop) -> dict[str, Any]:
         "activations": Picture(
             _raster(tour.activations.plot([stop.name])), f"activations of {stop.name}"
         ),
-        "dissections": [_dissection(one) for one in stop.dissections],
+        "dissections": [_dissection(kind, one) for kind, one in stop.dissections.items()],
     }
 
 
-def _dissection(one: Dissection) -> dict[str, Any]:
+def _dissection(kind: str, one: Dissection) -> dict[str, Any]:
     """What is shown of the concepts that units stand for."""
     detectors = one.detectors
     counts = ", ".join(f"{name} ({count})" for name, count in one.histogram().items())
     return {
+        "kind": kind.capitalize(),
+        "notes": one.notes,
         "picture": Picture(
             svg_uri(one.plot()), f"units by concept: {counts or 'none'}", tuple(one.notes)
         ),
@@ -125,9 +134,9 @@ def _dissection(one: Dissection) -> dict[str, Any]:
     }
 
 
-def _raster(figure: Figure, *, photographs: bool = False) -> str:
+def _raster(figure: Figure, *, photographs: bool = False, sharper: int = 1) -> str:
     """The figure as a data URI, in JPEG where there are photographs in it, else in PNG."""
     buffer, kind = io.BytesIO(), "jpeg" if photographs else "png"
     options: dict[str, Any] = {"pil_kwargs": {"quality": 85}} if photographs else {}
-    figure.savefig(buffer, format=kind, dpi=_DOTS_AN_INCH, facecolor="white", **options)
+    figure.savefig(buffer, format=kind, dpi=sharper * _DOTS_AN_INCH, facecolor="white", **options)
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

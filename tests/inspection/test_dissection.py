@@ -46,7 +46,7 @@ def test_a_known_detector_has_an_overlap_of_one() -> None:
 def test_boxes_stand_in_for_masks_and_that_is_said() -> None:
     result = dissect(colour_net(), "units", samples(boxes_only=True), "objects", size=16)
     assert result.iou[0].tolist() == [0, 1]
-    assert result.notes == ["Where an image has boxes only, they are its masks."]
+    assert result.notes == ["Where an object has a box only, it is its mask."]
 
 
 def test_an_overlap_that_is_worked_by_hand() -> None:
@@ -106,7 +106,8 @@ def test_a_mask_of_another_size_names_its_file(tmp_path: Path) -> None:
         dissect(colour_net(), "units", samples(), tmp_path / "red")
     with pytest.raises(FileNotFoundError):
         dissect(colour_net(), "units", samples(), {"a": tmp_path / "none"})
-    expected = "concepts: expected one of colours, objects, or a folder of masks, got 'colors'"
+    known = "colours, textures, objects, or a file or folder of masks"
+    expected = f"concepts: expected one of {known}, got 'colors'"
     with pytest.raises(ValueError, match=expected):
         dissect(colour_net(), "units", samples(), "colors")
 

@@ -55,6 +55,22 @@ def test_a_patch_is_the_receptive_field_and_grey_outside() -> None:
     assert (found.heats[0, 0, :2] == 0).all()
 
 
+def test_a_large_patch_is_the_receptive_field_reduced() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 1, 97, padding=48, bias=False))
+    nn.init.zeros_(net[0].weight)
+    net[0].weight.data[0, 0, 48, 48] = 1
+    y, x = torch.meshgrid(torch.arange(120.0), torch.arange(120.0), indexing="ij")
+    image = torch.stack([torch.exp(-((y - 30) ** 2 + (x - 70) ** 2) / 800), y / 120, x / 120])
+    found = maximal_patches(Classifier(net, input_size=120), "0", [image], top=1)
+    assert found.positions[0, 0].tolist() == [30, 70]
+    (patch,) = found.patches[0]
+    assert patch.shape == (3, 64, 64)
+    field = nn.functional.pad(image, (48, 48, 48, 48), value=0.5)[:, 30:127, 70:167]
+    expected = nn.functional.interpolate(field[None], (64, 64), mode="bilinear", antialias=True)[0]
+    # At most a pixel aside, which counts at the border of the image only.
+    assert (patch / 255 - expected).abs().mean() < 0.02
+
+
 def test_histograms_count_every_position_once() -> None:
     images = [shaded(0.5, 1, 1), shaded(1.0, 2, 2)]
     found = maximal_patches(colour_net(), "units", images)
@@ -122,7 +138,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_a_stopped_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captum_robust.inspection.patches._SAVED_EVERY", 1)
+    monkeypatch.setattr("captum_robust.inspection.progress.SAVED_EVERY", 1)
     images = [shaded(0.1 * i, i, i) for i in range(1, 10)]
     whole = maximal_patches(colour_net(), "units", images, top=3)
     batches = ImageStream.batches

@@ -14,6 +14,7 @@ from captum_robust.inspection import (
     first_layer_filters,
     neighbours,
     penultimate_features,
+    with_attacked,
 )
 from captum_robust.models import Classifier
 from tests.inspection.nets import BLUE, RED, block, colour_net
@@ -65,6 +66,43 @@ def test_activations_without_layers_are_of_each_scale() -> None:
     sizes = [tuple(maps.shape[1:]) for maps in found.maps.values()]
     assert sizes == sorted(sizes, reverse=True)
     assert len(sizes) > 2
+
+
+class Painter:
+    """An attack that makes red images blue, and blue ones red."""
+
+    def perturb(self, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        # They are led away from the class that the network sees, not from the label.
+        assert torch.equal(classes, (x[:, 2].amax((1, 2)) > 0).long())
+        return x[:, [2, 1, 0]]
+
+
+def test_attacked_images_are_among_those_that_they_look_like() -> None:
+    model = colour_net()
+    images = [block(RED if i < 3 else BLUE, 0, 0, 4, i + 2) for i in range(6)]
+    clean = penultimate_features(model, [(x, int(i > 2)) for i, x in enumerate(images)])
+    attacked = with_attacked(clean, model, [0, 5], torch.stack([images[0], images[5]]), Painter())
+    assert attacked.ids[6:] == ["0, attacked", "5, attacked"]
+    assert attacked.labels.tolist() == [0, 0, 0, 1, 1, 1, 0, 1]
+    assert attacked.is_clean.tolist() == [True] * 6 + [False] * 2
+    # Red of 4×2 pixels is now blue.
+    assert attacked.values[6].tolist() == [0, 8 / 256, 0]
+    assert attacked.thumbnails is not None
+    assert attacked.thumbnails[6, 2].amax() == 255
+    found = neighbours(attacked, queries=[0, 6, 7], k=2)
+    near = [set(row) for row in found.indices.tolist()]
+    assert near[0] == {1, 2}
+    assert near[1] < {3, 4, 5}  # no attacked image is a neighbour
+    assert near[2] < {0, 1, 2}
+    assert set(found.within[1].tolist()) < {0, 1, 2}
+    # By hand: the attacked one has 8 blue pixels, the first images 8 and 12 red, or 20 blue ones.
+    far = neighbours(attacked, queries=[6], k=2, metric="euclidean")
+    assert far.indices[0].tolist() == [0, 3]
+    plane = embedding(attacked, "pca")
+    assert plane.points.shape == (8, 2)
+    (axes,) = plane.plot().axes
+    assert sum(line.get_marker() == "X" for line in axes.lines) == 2
+    assert len(axes.texts) == 2  # the arrows
 
 
 def test_features_are_what_the_head_is_given() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from captum_robust.draw import as_rgb
 from captum_robust.inspection import tour
+from captum_robust.inspection.streaming import Batch, ImageStream
 from captum_robust.models import Classifier
 from captum_robust.report.inspection_page import write_tour
 from tests.inspection.nets import BLUE, RED, block, colour_net
@@ -116,7 +118,7 @@ def test_the_tour_agrees_with_its_parts(tmp_path: Path) -> None:
     found = tour(colour_net(), data, ["units"], points=5, batch_size=3)
     (stop,) = found.stops
     assert stop.patches.values[0, :6].tolist() == [1, 1, 1, 1, 1, 0]
-    best = {d.unit: d.concept for d in stop.dissections[0].detectors}
+    best = {d.unit: d.concept for d in stop.dissections["colours"].detectors}
     assert best == {0: "red", 1: "blue"}
     assert found.features.ids == ["0", "2", "4", "6", "8"]
     assert found.features.labels.tolist() == [0, 0, 0, 1, 1]
@@ -124,6 +126,98 @@ def test_the_tour_agrees_with_its_parts(tmp_path: Path) -> None:
     assert found.neighbours.same_class == pytest.approx(8 / 20)
     page = write_tour(found, tmp_path / "tour.html").read_text("utf-8")
     assert "40 % of the nearest neighbours are of the same class" in page
+
+
+def test_concepts_that_never_occur_are_said(tmp_path: Path) -> None:
+    save(tmp_path / "masks" / "red" / "another.png", torch.ones(3, 16, 16))
+    found = tour(colour_net(), [block(RED, 0, 0, 4, 4)], ["units"], concepts=tmp_path / "masks")
+    assert "The concepts that were given occur on none of the images." in found.notes
+    assert list(found.stops[0].dissections) == ["colours", "textures"]
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, seen: list[int], *, after: int) -> None:
+    """Stop the program, as if it were killed, when so many images were seen."""
+    batches = ImageStream.batches
+
+    def some(stream: ImageStream, first: int = 0) -> Iterator[Batch]:
+        for batch in batches(stream, first):
+            if len(seen) == after:
+                seen.append(-1)
+                raise KeyboardInterrupt
+            seen.append(int(batch.positions[0]))
+            yield batch
+
+    monkeypatch.setattr(ImageStream, "batches", some)
+
+
+def test_a_stopped_tour_goes_on_and_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_robust.inspection.progress.SAVED_EVERY", 2)
+    images = [tmp_path / "photos" / f"{i}.png" for i in range(9)]
+    images[0].parent.mkdir()
+    images[0].write_bytes(b"no image")
+    for i, path in enumerate(images[1:]):
+        image = block(RED if i % 3 else BLUE, i, 2 * i % 8, 6, 5)
+        save(path, image)
+        save(tmp_path / "masks" / ("thing" if i % 2 else "other") / path.name, image)
+    options: dict[str, Any] = {"layers": ["units"], "top": 3, "points": 5, "batch_size": 1}
+    options |= {"concepts": tmp_path / "masks", "images": tmp_path / "photos"}
+    whole = tour(colour_net(), **options)
+    seen: list[int] = []
+    stopping(monkeypatch, seen, after=5)
+    options["folder"] = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        tour(colour_net(), **options)
+    found = tour(colour_net(), **options)
+    # Images 1 to 5 had been taken in, and 1 to 4 written.
+    assert seen == [1, 2, 3, 4, 5, -1, 5, 6, 7, 8]
+    assert (found.photograph, found.images, found.notes) == ("1.png", 8, whole.notes)
+    assert found.unusable == whole.unusable
+    assert list(found.unusable) == ["0.png"]
+    (stop,), (expected,) = found.stops, whole.stops
+    for name in ("values", "positions", "patches", "heats", "histograms"):
+        got, want = (getattr(one.patches, name) for one in (stop, expected))
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    assert stop.patches.images == expected.patches.images
+    assert list(stop.dissections) == ["colours", "textures", "concepts"]
+    for kind, got in stop.dissections.items():
+        want = expected.dissections[kind]
+        assert (got.concepts, got.notes, got.images) == (want.concepts, want.notes, want.images)
+        assert torch.equal(got.iou, want.iou)
+        assert torch.equal(got.thresholds, want.thresholds)
+    assert found.features.ids == whole.features.ids
+    assert torch.equal(found.features.values, whole.features.values)
+    for got, want in zip(found.embeddings, whole.embeddings, strict=True):
+        assert torch.equal(got.points, want.points)
+    # All was written: once more, no image is looked at.
+    tour(colour_net(), **options)
+    assert seen[-1] == 8
+    for other in ({"top": 4}, {"units": 2}, {"concepts": None}, {"points": 6}):
+        with pytest.raises(ValueError, match=r"out holds another run"):
+            tour(colour_net(), **options | other)
+
+
+def test_the_command_goes_on_and_leaves_the_page_only(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(4):
+        save(tmp_path / "photos" / f"{i}.png", block(RED, i, i, 12, 12, size=32))
+    monkeypatch.setattr("captum_robust.inspection.progress.SAVED_EVERY", 1)
+    seen: list[int] = []
+    options = ("--images", "photos", "--out", "out", "--layers", "stage2", "--batch-size", "1")
+    with monkeypatch.context() as patched:
+        stopping(patched, seen, after=3)
+        run("inspect", *MODEL, *options)
+    assert seen[:4] == [0, 1, 2, -1]
+    assert (tmp_path / "out" / "unfinished" / "tour.safetensors").is_file()
+    code, _, err = run("inspect", *MODEL, *options, "--units", "2")
+    assert code == 2
+    assert "unfinished holds another run" in err
+    code, out, err = run("inspect", *MODEL, *options)
+    assert code == 0, err
+    assert "4 images -> " in out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.html"]
 
 
 def test_a_network_without_filters_that_are_pictures() -> None:

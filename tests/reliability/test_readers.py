@@ -15,7 +15,7 @@ import torch
 from captum_robust.cli.model_options import class_names
 from captum_robust.data.annotations import check_size, checked_boxes, parse_box
 from captum_robust.data.classes import ClassIndex
-from captum_robust.data.coco import _corners
+from captum_robust.data.coco import corners
 from captum_robust.data.coco_mask import union_mask
 from captum_robust.data.folder import _read_table
 from captum_robust.data.imagenet import _parse_solution, _read_solution
@@ -129,7 +129,7 @@ def test_polygons(try_often: TryOften) -> None:
 def test_boxes(try_often: TryOften) -> None:
     def one(rng: random.Random) -> None:
         annotation = damaged_value({"bbox": [1, 2, 8, 9]}, rng)
-        box = read(lambda: _corners(annotation, "a.json: annotation 1"), "a.json")
+        box = read(lambda: corners(annotation, "a.json: annotation 1"), "a.json")
         if box is not None:
             check_boxes(read(lambda: checked_boxes([(box, "a.json")], SIZE), "a.json"))
 
