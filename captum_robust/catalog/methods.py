@@ -13,7 +13,7 @@ import torch
 from captum.attr import Attribution, LayerGradCam
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice, check_type
+from captum_robust._checks import check, check_type, known_name
 from captum_robust._resize import resized
 from captum_robust.attacks import Attack, ExplanationAttack
 from captum_robust.attr import (
@@ -421,22 +421,24 @@ def usual_methods(model: Classifier) -> list[str]:
 
 
 def named_methods(methods: str | Iterable[str] | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Name -> method, of what :func:`build_methods` takes.
+    """Name -> method, of what :func:`build_methods` takes; names as in :data:`METHODS`.
 
     Raises:
-        ValueError: no method, or one name twice.
+        ValueError: an unknown name, no method, or one name twice.
         TypeError: it is no mapping, and not all are names.
     """
+    known = partial(known_name, "method", choices=METHODS)
     if not isinstance(methods, Mapping):
         names = [methods] if isinstance(methods, str) else methods
         names = list(names) if isinstance(names, Iterable) else [names]
         are_names = all(isinstance(name, str) for name in names)
         expected = "names, or a mapping from your names to names, attributions and functions"
         check(are_names, f"methods: expected {expected}, got {methods!r:.80}", TypeError)
+        names = [known(name) for name in names]
         check(len(set(names)) == len(names), f"methods: expected each name once, got {names}")
         methods = {name: name for name in names}
     check(methods, "methods: expected at least one")
-    return methods
+    return {key: known(m) if isinstance(m, str) else m for key, m in methods.items()}
 
 
 def build_methods(
@@ -475,7 +477,6 @@ def kind_of(attribution: Attribution) -> str:
 
 def _build(model: Classifier, name: str, value: Any) -> Method:
     if isinstance(value, str):
-        check_choice("method", value, METHODS)
         try:
             return replace(METHODS[value](model), threshold=shipped_threshold(value))
         except ValueError as error:

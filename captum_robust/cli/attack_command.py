@@ -12,7 +12,12 @@ from captum_robust._checks import check
 from captum_robust.cli.model_options import RunOptions, class_number, load_model
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import echo, warn
-from captum_robust.cli.shared_options import attacks_of, given_data_options, listed, open_dataset
+from captum_robust.cli.shared_options import (
+    attack_names,
+    attacks_of,
+    given_data_options,
+    open_dataset,
+)
 
 if TYPE_CHECKING:
     from captum_robust.benchmark import AttackRun
@@ -59,7 +64,7 @@ def attack(options: AttackCommandOptions) -> None:
     names, epsilon = options.attack, options.epsilon
     attacks = attacks_of(model, names, epsilon, SWEPT_EPSILONS, of_attacks, whole=True)
     target = class_number(model, options.target, "target")
-    for name in listed(names) or []:
+    for name in attack_names(names) or []:
         can_aim = target is None or ATTACKS[name].can_aim
         check(can_aim, f"target: {name} cannot move towards a given class")
     result = attack_images(

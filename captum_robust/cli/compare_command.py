@@ -10,7 +10,7 @@ from captum_robust.cli.model_options import RunOptions
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.shared_options import (
     attacks_of,
-    listed,
+    method_names,
     model_for,
     open_dataset,
     print_comparison,
@@ -85,7 +85,7 @@ def compare(options: CompareOptions) -> None:
     if options.thresholds is not None:
         check(not options.oracle, "--thresholds and --oracle: give one of them")
         check_choice("thresholds", options.thresholds, WAYS)
-    chosen = listed(options.methods)
+    chosen = method_names(options.methods)
     if chosen:  # every table has the baselines; they cost no classifier pass
         chosen += [name for name in FIXED_BOXES if name not in chosen]
     file = read_network(options.network, chosen)

@@ -21,6 +21,7 @@ from captum_robust._checks import (
     check_number,
     check_shape,
     check_type,
+    known_name,
     printable,
 )
 from captum_robust._contexts import evaluation
@@ -28,7 +29,7 @@ from captum_robust._processes import device_of
 from captum_robust._resize import resize_image
 from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.attr.real_time_masking import pretrained
-from captum_robust.catalog.methods import Explanation, Method, build_methods
+from captum_robust.catalog.methods import METHODS, Explanation, Method, build_methods
 from captum_robust.catalog.thresholds import Threshold
 from captum_robust.data import load_image
 from captum_robust.metrics.functional import crop_scores
@@ -330,6 +331,8 @@ def method_for(model: Classifier, method: Any) -> Method:
     """The method of :func:`locate`: ``"best"``, ``"fast"``, or what ``build_methods`` takes."""
     if isinstance(method, Method):
         return method
+    if isinstance(method, str):
+        method = known_name("method", method, [*USUAL, *METHODS])
     if isinstance(method, str) and method in USUAL:
         is_known = model.name in pretrained()
         if not is_known:
