@@ -270,7 +270,8 @@ class MapElites:
                 model does not have.
         """
         check_count("generations", generations, 1)
-        with torch.no_grad(), progress_bar(generations, "generations", progress) as advance:
+        bar = progress_bar(generations, "generation", progress, "evolving")
+        with torch.no_grad(), bar as advance:
             for _ in range(generations):
                 self._generation()
                 advance(1)

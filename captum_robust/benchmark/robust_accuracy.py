@@ -85,7 +85,8 @@ def robust_accuracy(
     outcomes: dict[float, list[Outcome]] = {e: [] for e in strengths}
     is_module = isinstance(model, torch.nn.Module)
     without_traces = without_new_gradients(model) if is_module else nullcontext()
-    with evaluation(model), without_traces, progress_bar(limit, "image", progress) as advance:
+    bar = progress_bar(limit, "image", progress, "attacking")
+    with evaluation(model), without_traces, bar as advance:
         for images, labels in _batches(model, data, batch_size, limit):
             images = to_levels(images)
             before = _classes(model, images)

@@ -41,6 +41,10 @@ class Runner(ABC, Generic[Task]):
         """
 
     @abstractmethod
+    def name_of(self, task: Task) -> str:
+        """What the progress bar calls a task."""
+
+    @abstractmethod
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
         """What the run keeps of the images themselves."""
 
@@ -79,8 +83,12 @@ class Runner(ABC, Generic[Task]):
                 self.store.warn_of_threads()
                 clean = self.reader.clean(loaded)
                 images = self.image_rows(loaded, clean)
-                for results, attacked in self.rows(tasks, start, clean):
+                advance.doing(self.name_of(tasks[0]))
+                coming = [*map(self.name_of, tasks[1:]), "reading"]
+                rows = zip(coming, self.rows(tasks, start, clean), strict=True)
+                for comes, (results, attacked) in rows:
                     self.store.write(results, images, attacked)
                     images = []
                     advance(stop - start)
+                    advance.doing(comes)
         self.store.close()

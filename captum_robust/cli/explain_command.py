@@ -57,6 +57,7 @@ def explain(options: ExplainOptions) -> None:
     settings, of an image that is the same, is not made again.
     """
     from captum_robust._files import remove_parts
+    from captum_robust._processes import counted
     from captum_robust.catalog.description import describe_run
     from captum_robust.catalog.methods import build_methods
     from captum_robust.data import DataError
@@ -81,7 +82,7 @@ def explain(options: ExplainOptions) -> None:
     for folder in {picture.parent for picture, _ in pictures}:
         remove_parts(folder, shared=True)
     failed = 0
-    for picture, image in pictures:
+    for picture, image in counted(pictures, "image", len(pictures) > 1, "explain"):
         try:
             explained = explained_before(image, picture, settings, with_maps=options.save_maps)
             if explained is None:

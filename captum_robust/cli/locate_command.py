@@ -80,7 +80,10 @@ def locate(options: LocateOptions) -> None:
     target = class_number(model, options.target, "target")
     names = list(model.class_names or ())
     coco, failed = CocoFile(names), 0
-    for one in located_files(locator, files, target=target, batch_size=options.batch_size):
+    located = located_files(
+        locator, files, target=target, batch_size=options.batch_size, progress=len(files) > 1
+    )
+    for one in located:
         failed += bool(one.error)
         objects = one.objects(names)
         if one.error:

@@ -83,7 +83,7 @@ class ImageStream:
         Raises:
             ValueError: none of all could be used; the reason of the first is said.
         """
-        with progress_bar(len(self), "image", self._progress) as advance:
+        with progress_bar(len(self), "image", self._progress, "looking") as advance:
             advance(first)
             for start in range(first, len(self), self.batch_size):
                 numbers = range(start, min(start + self.batch_size, len(self)))

@@ -187,7 +187,7 @@ def annotate_video(
     with closing(VideoFile(path, codecs, frames.rate)) as file:
         try:
             with (
-                progress_bar(frames.expected, "frame", progress) as advance,
+                progress_bar(frames.expected, "frame", progress, "video") as advance,
                 read_ahead(frames.read(size), batch_size, _BATCHES_AHEAD) as batches,
             ):
                 for batch in batches:
