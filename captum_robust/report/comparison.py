@@ -66,6 +66,12 @@ class Comparison:
     def __repr__(self) -> str:
         return f"Comparison({str(self.folder)!r}: {len(self)} images, {len(self.methods)} methods)"
 
+    def _repr_html_(self) -> str:
+        """The table of the methods in a notebook, with n and intervals."""
+        from captum_robust.report.notebook import html_of
+
+        return html_of(self._tables(), self.summary())
+
     def __len__(self) -> int:
         """How many images the run has read so far, broken ones included."""
         return self._results.counts()["read"]
