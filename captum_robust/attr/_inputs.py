@@ -58,9 +58,9 @@ def module_of(forward_func: object, layer: nn.Module | str, name: str = "layer")
         return layer
     from captum_robust.models.layers import layer_of
 
-    model = getattr(forward_func, "__self__", forward_func)
+    model: Any = getattr(forward_func, "__self__", forward_func)
     check_type(f"{name} {layer!r}: forward_func", model, nn.Module, "a model to find the name in")
-    inner = getattr(model, "module", None)  # of a Classifier, or of nn.DataParallel
+    inner: Any = getattr(model, "module", None)  # of a Classifier, or of nn.DataParallel
     is_own = not isinstance(inner, nn.Module) or layer in dict(model.named_modules())
     return layer_of(model if is_own else inner, layer, name)
 
