@@ -56,6 +56,9 @@ class CompareOptions(RunOptions):
     """Also measure how the class goes as the largest pixels of each map are deleted, and comes as
     they are inserted: 65 classifier passes more an image and method."""
     precision: str = "float32"
+    json: bool = field(default=False, metadata=option("--json"))
+    """Print one JSON object instead: a row for each method and attack, with n and intervals, and
+    where the report is."""
 
 
 @command_of(CompareOptions, resumes=True)
@@ -113,4 +116,5 @@ def compare(options: CompareOptions) -> None:
         )
     if is_first():
         report = options.out / "report.html"
-        print_comparison(result, report, oracle=options.oracle, thresholds=options.thresholds)
+        tuning = {"oracle": options.oracle, "thresholds": options.thresholds}
+        print_comparison(result, report, as_json=options.json, **tuning)

@@ -9,7 +9,7 @@ from typing import Any
 from captum_robust._checks import printable
 from captum_robust.cli.model_options import ModelOptions, load_model
 from captum_robust.cli.options import argument, command_of, option
-from captum_robust.cli.printing import echo, warn
+from captum_robust.cli.printing import echo, print_json, warn
 from captum_robust.cli.shared_options import listed
 
 _SAID_FAILURES = 5
@@ -38,6 +38,8 @@ class InspectOptions(ModelOptions):
     """How many images are compared and embedded, evenly spread."""
     batch_size: int = field(default=16, metadata=option(min=1))
     """Images that the classifier gets at once."""
+    json: bool = field(default=False, metadata=option("--json"))
+    """Print one JSON object instead: the page, and each layer with its dead units."""
 
 
 @command_of(InspectOptions)
@@ -71,9 +73,13 @@ def inspect(options: InspectOptions) -> None:
         progress=True,
     )
     page = write_tour(found, options.out / "index.html")
-    for stop in found.stops:
-        echo(f"{stop.patches.field or stop.name}; {len(stop.patches.dead)} dead units")
-    echo(printable(f"{found.images} images -> {page}"))
+    if options.json:
+        each = [{"name": s.name, "dead_units": s.patches.dead} for s in found.stops]
+        print_json({"page": page, "images": found.images, "layers": each})
+    else:
+        for stop in found.stops:
+            echo(f"{stop.patches.field or stop.name}; {len(stop.patches.dead)} dead units")
+        echo(printable(f"{found.images} images -> {page}"))
     for why in list(found.unusable.values())[:_SAID_FAILURES]:
         warn(why)
     if found.unusable:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,6 +19,26 @@ if TYPE_CHECKING:
 def echo(text: str, *, err: bool = False) -> None:
     """Print it, with what a terminal would obey written out, such as in the name of a file."""
     typer.echo(printable_lines(text), err=err)
+
+
+def print_json(value: Any) -> None:
+    """Print it as one line of JSON; a number that is not finite is null, a path its text."""
+    typer.echo(json.dumps(_plain(value), allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """The value in types of JSON; a data frame is a list of its rows."""
+    if hasattr(value, "to_dict"):
+        return _plain(value.to_dict("records"))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if hasattr(value, "item"):  # a number of NumPy
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
 def say(text: str, *, err: bool = False) -> None:

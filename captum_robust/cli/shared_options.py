@@ -11,7 +11,7 @@ import typer
 from captum_robust._checks import check, known_name, letters
 from captum_robust.cli.model_options import ModelOptions, chosen_device, class_names, load_model
 from captum_robust.cli.options import USUAL_MODEL
-from captum_robust.cli.printing import echo, warn
+from captum_robust.cli.printing import echo, print_json, warn
 
 if TYPE_CHECKING:
     from captum_robust._files import TensorFile
@@ -201,18 +201,26 @@ def open_dataset(
     return dataset
 
 
-def print_comparison(result: Comparison, report: Path, **tuning: Any) -> None:
+def print_comparison(
+    result: Comparison, report: Path, *, as_json: bool = False, **tuning: Any
+) -> None:
     """Write the report, and print the table, what failed, and the summary.
 
-    ``tuning`` is how thresholds are chosen, as ``Comparison.to_text`` takes it.
+    ``tuning`` is how thresholds are chosen, as ``Comparison.to_text`` takes it. With ``as_json``
+    one JSON object is printed in place of the table and the summary.
 
     Raises:
         typer.Exit: a method failed on every image; its reason is on standard error.
     """
     page = result.to_html(report, **tuning)  # first, as the terminal may be a pipe that closes
-    echo("\n" + result.to_text(**tuning))
-    echo("\n" + result.summary())
-    echo(f"\nreport: {page}")
+    if as_json:
+        tables = {"table": result.table(**tuning), "attacks": result.attack_table()}
+        facts = {"failures": result.failures(), "summary": result.summary(), "report": page}
+        print_json(tables | facts)
+    else:
+        echo("\n" + result.to_text(**tuning))
+        echo("\n" + result.summary())
+        echo(f"\nreport: {page}")
     failures = result.complete_failures()
     for sentence in failures:
         warn(sentence)
