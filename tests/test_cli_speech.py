@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from captum_robust.catalog import installation
 from captum_robust.catalog.installation import examine
 from captum_robust.cli.app import app
 from captum_robust.cli.exit_codes import EXIT_CODES
-from captum_robust.cli.printing import print_json
+from captum_robust.cli.printing import Verbosity, print_json, stage
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--model", "small_resnet", "--weights", "none")
@@ -76,6 +77,33 @@ def test_quiet_leaves_the_result_and_errors(run: Run, folder: Path) -> None:
     assert code == 2
     assert err.startswith("captum-robust: error: ")
     assert "map" in run(*named, "--out", "another")[2]  # quiet is not kept
+
+
+def test_a_bar_names_what_it_counts_and_what_runs(run: Run, folder: Path) -> None:
+    named = ("compare", "folder", folder, *SMALL, "--methods", "Grad-CAM", "--attack", "FGSM")
+    _, _, err = run(*named)
+    assert "grad_cam under fgsm 8/255" in err
+    assert "explain:" in run("explain", folder, *SMALL)[2]
+    assert "locate:" in run("locate", folder, *SMALL, "--method", "Grad-CAM")[2]
+    assert "explain:" not in run("explain", folder / "0.png", *SMALL, "--out", "one")[2]
+
+
+def test_what_no_bar_can_count_is_named_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, quiet, expected in (
+        (Terminal(), False, "loading \\x1b[2J …"),
+        (Terminal(), True, ""),
+        (io.StringIO(), False, ""),
+    ):
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr(Verbosity, "quiet", quiet)
+        with stage("loading \x1b[2J"):
+            pass
+        assert expected in stream.getvalue()
+        assert bool(stream.getvalue()) == bool(expected)
 
 
 def test_verbose_says_where_an_error_came_from(run: Run, folder: Path) -> None:

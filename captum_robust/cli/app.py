@@ -27,8 +27,8 @@ from captum_robust.cli.explain_command import explain
 from captum_robust.cli.inspect_command import inspect
 from captum_robust.cli.locate_command import locate
 from captum_robust.cli.methods_command import methods
-from captum_robust.cli.printing import warn
-from captum_robust.cli.verbosity import Verbosity, with_verbosity
+from captum_robust.cli.printing import Verbosity, warn
+from captum_robust.cli.verbosity import with_verbosity
 from captum_robust.cli.video_command import video
 
 _CTRL_C = 128 + signal.SIGINT

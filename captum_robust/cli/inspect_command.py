@@ -9,7 +9,7 @@ from typing import Any
 from captum_robust._checks import printable
 from captum_robust.cli.model_options import ModelOptions, load_model
 from captum_robust.cli.options import argument, command_of, option
-from captum_robust.cli.printing import echo, print_json, warn
+from captum_robust.cli.printing import echo, print_json, stage, warn
 from captum_robust.cli.shared_options import listed
 
 _SAID_FAILURES = 5
@@ -72,7 +72,8 @@ def inspect(options: InspectOptions) -> None:
         batch_size=options.batch_size,
         progress=True,
     )
-    page = write_tour(found, options.out / "index.html")
+    with stage("writing the page"):
+        page = write_tour(found, options.out / "index.html")
     if options.json:
         each = [{"name": s.name, "dead_units": s.patches.dead} for s in found.stops]
         print_json({"page": page, "images": found.images, "layers": each})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +18,37 @@ if TYPE_CHECKING:
     from captum_robust.training import CroppedImages, LabelledImages, TrainingResult
 
 
+class Verbosity:
+    """What was asked of the command that runs in this process."""
+
+    quiet = verbose = False
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Say on a terminal what runs inside, where no bar can count it; then the line is cleared."""
+    from tqdm import tqdm
+
+    hidden = True if Verbosity.quiet else None  # None: where standard error is no terminal
+    with tqdm(desc=f"{printable(name)} …", bar_format="{desc}", leave=False, disable=hidden):
+        yield
+
+
 def echo(text: str, *, err: bool = False) -> None:
     """Print it, with what a terminal would obey written out, such as in the name of a file."""
-    typer.echo(printable_lines(text), err=err)
+    _print(printable_lines(text), err)
+
+
+def _print(text: str, err: bool) -> None:
+    """Print a text; progress bars are cleared before and drawn again behind it."""
+    bars = sys.modules.get("tqdm")
+    with nullcontext() if bars is None else bars.tqdm.external_write_mode():
+        typer.echo(text, err=err)
 
 
 def print_json(value: Any) -> None:
     """Print it as one line of JSON; a number that is not finite is null, a path its text."""
-    typer.echo(json.dumps(_plain(value), allow_nan=False))
+    _print(json.dumps(_plain(value), allow_nan=False), err=False)
 
 
 def _plain(value: Any) -> Any:
@@ -51,7 +76,7 @@ def say(text: str, *, err: bool = False) -> None:
 
 def warn(text: str) -> None:
     """Print it on standard error, on one line."""
-    typer.echo(f"captum-robust: {printable(text)}", err=True)
+    _print(f"captum-robust: {printable(text)}", err=True)
 
 
 def say_unusable(images: LabelledImages | CroppedImages) -> None:

@@ -11,7 +11,7 @@ import typer
 from captum_robust._checks import check, known_name, letters
 from captum_robust.cli.model_options import ModelOptions, chosen_device, class_names, load_model
 from captum_robust.cli.options import USUAL_MODEL
-from captum_robust.cli.printing import echo, print_json, warn
+from captum_robust.cli.printing import echo, print_json, stage, warn
 
 if TYPE_CHECKING:
     from captum_robust._files import TensorFile
@@ -212,7 +212,9 @@ def print_comparison(
     Raises:
         typer.Exit: a method failed on every image; its reason is on standard error.
     """
-    page = result.to_html(report, **tuning)  # first, as the terminal may be a pipe that closes
+    # The report first, as the terminal may be a pipe that closes.
+    with stage("scoring, and writing the report"):
+        page = result.to_html(report, **tuning)
     if as_json:
         tables = {"table": result.table(**tuning), "attacks": result.attack_table()}
         facts = {"failures": result.failures(), "summary": result.summary(), "report": page}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from captum_robust._checks import check
-from captum_robust.cli.printing import warn
+from captum_robust.cli.printing import Verbosity, stage, warn
 
 _QUIET = "Say nothing but the result and errors: no progress bars, no warnings."
 _VERBOSE = "Also say what runs, how long it took, and where an error came from."
@@ -25,12 +25,6 @@ _OPTIONS = [
 ]
 
 
-class Verbosity:
-    """What was asked of the command that runs in this process."""
-
-    quiet = verbose = False
-
-
 def with_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command with the options ``-q`` and ``-v`` behind its own."""
     own = inspect.signature(command)
@@ -39,9 +33,9 @@ def with_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
         quiet, verbose = options.pop("quiet"), options.pop("verbose")
         check(not (quiet and verbose), "--quiet and --verbose: give one of them")
         Verbosity.quiet, Verbosity.verbose = quiet, verbose
-        if quiet:
+        with stage("loading PyTorch"):
             from captum_robust._processes import without_bars
-
+        if quiet:
             with without_bars():
                 return command(**options)
         if not verbose:

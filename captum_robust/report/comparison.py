@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from captum_robust._checks import check_choice
+from captum_robust._checks import known_name
 from captum_robust.report.failures import complete_failures
 from captum_robust.report.outcomes import attack_series, attack_table
 from captum_robust.report.plots import (
@@ -286,8 +286,7 @@ class Comparison:
 
     def curves(self, attack: str = CLEAN) -> pd.DataFrame:
         """The error at every threshold: columns ``method``, ``strategy``, ``alpha``, ``error``."""
-        check_choice("attack", attack, self.attacks)
-        return self._scoring.curves(attack)
+        return self._scoring.curves(known_name("attack", attack, self.attacks))
 
     def plot(self) -> Figure:
         """Error of each method with its interval, beside error against threshold."""

@@ -25,7 +25,7 @@ from captum_robust._checks import (
     printable,
 )
 from captum_robust._contexts import evaluation
-from captum_robust._processes import device_of
+from captum_robust._processes import counted, device_of
 from captum_robust._resize import resize_image
 from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.attr.real_time_masking import pretrained
@@ -68,6 +68,7 @@ def locate(
     confidence: float = 0.2,
     rounds: int | None = None,
     batch_size: int = 16,
+    progress: bool = False,
 ) -> list[Located]:
     """Place the objects that a classifier sees in photographs of any size in boxes.
 
@@ -97,6 +98,7 @@ def locate(
         confidence: the least probability of a class.
         rounds: None: four, but one with ``"fast"``.
         batch_size: images, and maps, at once.
+        progress: show a bar on standard error.
 
     Returns:
         For each image, the most certain first: ``boxes`` M×4 float32 (x0, y0, x1, y1) in pixels of
@@ -117,7 +119,8 @@ def locate(
     count = len(images)
     classes = _classes_of(target, count, model)
     check_count("batch_size", batch_size, 1)
-    read = (_image_of(image, number) for number, image in enumerate(images))
+    numbers = counted(range(count), "image", progress, "locate")
+    read = (_image_of(images[number], number) for number in numbers)
     results: list[Located] = []
     while batch := list(islice(read, batch_size)):
         some = None if classes is None else classes[len(results) : len(results) + len(batch)]
