@@ -143,7 +143,8 @@ def _given_pixels(image: Any) -> Any:
         image = image.repeat(3, axis=2) if image.shape[2] == 1 else image
         if image.dtype.kind == "f":
             image = torch.as_tensor(image).permute(2, 0, 1)
-    if isinstance(image, Tensor) and image.is_floating_point() and image.numel():
+    is_real = isinstance(image, Tensor) and image.is_floating_point() and not image.is_meta
+    if is_real and image.numel():
         low, high = (float(end) for end in image.detach().aminmax())
         advice = "give the image before it is normalised"
         is_unit = not (low < -_SLACK or high > 1 + _SLACK)  # NaN is another error
