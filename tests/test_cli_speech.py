@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,12 +22,13 @@ from PIL import Image
 from typer.main import get_command
 
 from captum_robust import __version__
+from captum_robust._progress import stage, without_bars
 from captum_robust.benchmark import ATTACKS, METHODS
 from captum_robust.catalog import installation
 from captum_robust.catalog.installation import examine
 from captum_robust.cli.app import app
 from captum_robust.cli.exit_codes import EXIT_CODES
-from captum_robust.cli.printing import Verbosity, print_json, stage
+from captum_robust.cli.printing import print_json
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--model", "small_resnet", "--weights", "none")
@@ -99,8 +101,7 @@ def test_what_no_bar_can_count_is_named_on_a_terminal(monkeypatch: pytest.Monkey
         (io.StringIO(), False, ""),
     ):
         monkeypatch.setattr(sys, "stderr", stream)
-        monkeypatch.setattr(Verbosity, "quiet", quiet)
-        with stage("loading \x1b[2J"):
+        with without_bars() if quiet else nullcontext(), stage("loading \x1b[2J"):
             pass
         assert expected in stream.getvalue()
         assert bool(stream.getvalue()) == bool(expected)
@@ -274,3 +275,22 @@ def test_a_package_that_cannot_be_imported_is_broken(monkeypatch: pytest.MonkeyP
     (one,) = [one for one in examine() if one.state == "broken"]
     assert one.name == "opencv-python"
     assert "libGL.so.1" in one.detail
+
+
+def test_doctor_says_that_pytorch_itself_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    why = "libcudart.so.13: cannot open shared object file"
+    (tmp_path / "torch" / "__init__.py").write_text(f"raise ImportError({why!r})")
+    root = str(Path(installation.__file__).parents[2])
+    path = os.pathsep.join([str(tmp_path), root])
+    done = subprocess.run(
+        [sys.executable, "-m", "captum_robust", "doctor"],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if re.match("  broken +torch ", line)]
+    assert why in line

@@ -22,7 +22,7 @@ from captum_robust._checks import (
     checked_device,
     checked_size,
 )
-from captum_robust._processes import progress_bar
+from captum_robust._progress import progress_bar
 from captum_robust._scores import probabilities_of
 from captum_robust.attacks.gradient import PlainAscent
 from captum_robust.attacks.image_batches import check_class, class_scores, place_of

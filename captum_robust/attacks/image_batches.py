@@ -16,7 +16,7 @@ from captum_robust._checks import (
     check_type,
     shape_or_type,
 )
-from captum_robust._processes import progress_bar
+from captum_robust._progress import progress_bar
 from captum_robust._scores import (
     at_least_float,
     model_scores,

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from captum_robust._checks import check, check_count
 from captum_robust._contexts import evaluation, without_new_gradients
-from captum_robust._processes import device_of, progress_bar
+from captum_robust._processes import device_of
+from captum_robust._progress import progress_bar
 from captum_robust.attacks import Attack, GradientStep
 from captum_robust.attacks.attack import of_8_bits, watched_gradients
 from captum_robust.attacks.image_batches import class_scores

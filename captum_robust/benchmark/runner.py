@@ -9,7 +9,8 @@ from typing import Generic, TypeAlias, TypeVar
 
 import torch
 
-from captum_robust._processes import progress_bar, ranks
+from captum_robust._processes import ranks
+from captum_robust._progress import progress_bar
 from captum_robust.benchmark.batches import Batches, BatchReader, Loaded
 from captum_robust.runs.machine import Reads, stops
 from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 from captum_robust import __version__
 from captum_robust._checks import printable
-from captum_robust._processes import progress_bar
+from captum_robust._progress import counted
 
 _PACKAGE = "captum-robust"
 _MODULES = {"opencv-python": "cv2", "pillow": "PIL", "scikit-image": "skimage"}
@@ -43,7 +43,7 @@ def versions_text() -> str:
     True
     """
     python = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
-    return f"{_PACKAGE} {__version__}, {python}, torch {metadata.version('torch')}"
+    return f"{_PACKAGE} {__version__}, {python}, torch {_version('torch')}"
 
 
 def examine(*, progress: bool = False) -> list[Finding]:
@@ -52,12 +52,13 @@ def examine(*, progress: bool = False) -> list[Finding]:
     Args:
         progress: show a bar on standard error.
     """
-    parts = (_packages, _devices, _photographs, _classifiers, _masking_networks, _optional)
     found: list[Finding] = []
-    with progress_bar(len(parts), "part", progress, "doctor") as advance:
+    for group, parts in counted(_PARTS.items(), "part", progress, "doctor"):
         for part in parts:
-            found += part()
-            advance(1)
+            try:
+                found += part()
+            except (ImportError, OSError) as error:  # as of PyTorch itself
+                found.append(Finding(group, group, "broken", printable(str(error))))
     return found
 
 
@@ -111,11 +112,8 @@ def _import_error(module: str) -> str:
 
 
 def _devices() -> Iterator[Finding]:
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        yield Finding("devices", "cpu", "broken", printable(str(error)))
-        return
+    import torch
+
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} processors"
     yield Finding("devices", "cpu", "ok", threads)
     for number in range(torch.cuda.device_count()):
@@ -188,3 +186,12 @@ def _optional() -> Iterator[Finding]:
         version = _version(name)
         state, detail = ("ok", version) if version else ("missing", f"pip install {name}")
         yield Finding("optional", name, state, f"{detail} ({use})")
+
+
+_PARTS = {
+    "packages": (_packages,),
+    "devices": (_devices,),
+    "data": (_photographs,),
+    "weights": (_classifiers, _masking_networks),
+    "optional": (_optional,),
+}

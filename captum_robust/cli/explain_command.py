@@ -57,7 +57,7 @@ def explain(options: ExplainOptions) -> None:
     settings, of an image that is the same, is not made again.
     """
     from captum_robust._files import remove_parts
-    from captum_robust._processes import counted
+    from captum_robust._progress import counted
     from captum_robust.catalog.description import describe_run
     from captum_robust.catalog.methods import build_methods
     from captum_robust.data import DataError

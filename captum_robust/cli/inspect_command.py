@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from captum_robust._checks import printable
+from captum_robust._progress import stage
 from captum_robust.cli.model_options import ModelOptions, load_model
 from captum_robust.cli.options import argument, command_of, option
-from captum_robust.cli.printing import echo, print_json, stage, warn
+from captum_robust.cli.printing import echo, print_json, warn
 from captum_robust.cli.shared_options import listed
 
 _SAID_FAILURES = 5

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captum_robust._checks import check, unknown_name
+from captum_robust._progress import stage
 from captum_robust.cli.options import USUAL_MODEL, option
-from captum_robust.cli.printing import stage
 
 if TYPE_CHECKING:
     from captum_robust.models import Classifier

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +22,6 @@ class Verbosity:
     """What was asked of the command that runs in this process."""
 
     quiet = verbose = False
-
-
-@contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Say on a terminal what runs inside, where no bar can count it; then the line is cleared."""
-    from tqdm import tqdm
-
-    hidden = True if Verbosity.quiet else None  # None: where standard error is no terminal
-    with tqdm(desc=f"{printable(name)} …", bar_format="{desc}", leave=False, disable=hidden):
-        yield
 
 
 def echo(text: str, *, err: bool = False) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from captum_robust._checks import check, known_name, letters
+from captum_robust._progress import stage
 from captum_robust.cli.model_options import ModelOptions, chosen_device, class_names, load_model
 from captum_robust.cli.options import USUAL_MODEL
-from captum_robust.cli.printing import echo, print_json, stage, warn
+from captum_robust.cli.printing import echo, print_json, warn
 
 if TYPE_CHECKING:
     from captum_robust._files import TensorFile

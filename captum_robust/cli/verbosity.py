@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from captum_robust._checks import check
-from captum_robust.cli.printing import Verbosity, stage, warn
+from captum_robust._progress import stage, without_bars
+from captum_robust.catalog.installation import versions_text
+from captum_robust.cli.printing import Verbosity, warn
 
 _QUIET = "Say nothing but the result and errors: no progress bars, no warnings."
 _VERBOSE = "Also say what runs, how long it took, and where an error came from."
@@ -33,21 +37,18 @@ def with_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
         quiet, verbose = options.pop("quiet"), options.pop("verbose")
         check(not (quiet and verbose), "--quiet and --verbose: give one of them")
         Verbosity.quiet, Verbosity.verbose = quiet, verbose
-        with stage("loading PyTorch"):
-            from captum_robust._processes import without_bars
-        if quiet:
-            with without_bars():
-                return command(**options)
-        if not verbose:
-            return command(**options)
-        from captum_robust.catalog.installation import versions_text
-
-        warn(versions_text())
         began = time.monotonic()
-        try:
-            return command(**options)
-        finally:
-            warn(f"{command.__name__}: {time.monotonic() - began:.1f} s")
+        with without_bars() if quiet else nullcontext():
+            # The command says itself what does not work.
+            with stage("loading PyTorch"), suppress(Exception):
+                import_module("torch")
+            if verbose:
+                warn(versions_text())
+            try:
+                return command(**options)
+            finally:
+                if verbose:
+                    warn(f"{command.__name__}: {time.monotonic() - began:.1f} s")
 
     spoken.__name__, spoken.__doc__ = command.__name__, command.__doc__
     parameters = [*own.parameters.values(), *_OPTIONS]

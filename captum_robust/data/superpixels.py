@@ -22,7 +22,7 @@ from captum_robust._checks import (
 )
 from captum_robust._facts import Form, listed, number, whole
 from captum_robust._files import checksum, read_facts, write_facts
-from captum_robust._processes import counted
+from captum_robust._progress import counted
 
 _FACTS = "captum_robust.superpixels"
 _FORM: Form = {

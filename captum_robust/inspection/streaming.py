@@ -11,7 +11,8 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_count
 from captum_robust._contexts import probing
-from captum_robust._processes import device_of, progress_bar
+from captum_robust._processes import device_of
+from captum_robust._progress import progress_bar
 from captum_robust.data import DataError, Sample, fitted
 from captum_robust.data.given import sample_source
 from captum_robust.models import Classifier

@@ -25,7 +25,8 @@ from captum_robust._checks import (
     printable,
 )
 from captum_robust._contexts import evaluation
-from captum_robust._processes import counted, device_of
+from captum_robust._processes import device_of
+from captum_robust._progress import counted
 from captum_robust._resize import resize_image
 from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.attr.real_time_masking import pretrained

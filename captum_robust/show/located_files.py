@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._files import write_whole
-from captum_robust._processes import counted
+from captum_robust._progress import counted
 from captum_robust.data import DataError, load_image
 from captum_robust.show.locate import Located, Locator
 

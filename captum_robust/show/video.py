@@ -25,7 +25,8 @@ from captum_robust._checks import (
     printable,
 )
 from captum_robust._contexts import PRECISIONS, autocast
-from captum_robust._processes import device_of, progress_bar
+from captum_robust._processes import device_of
+from captum_robust._progress import progress_bar
 from captum_robust._scores import probabilities_of
 from captum_robust.catalog.methods import build_methods
 from captum_robust.catalog.thresholds import Threshold

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from captum_robust._checks import check, check_choice, check_number
-from captum_robust._processes import counted
+from captum_robust._progress import counted
 from captum_robust.data import FITS, DataError, LocalizationDataset, Sample, fitted, resize
 
 T = TypeVar("T", covariant=True)

@@ -27,7 +27,8 @@ from captum_robust._files import (
     sole_user,
     write_whole,
 )
-from captum_robust._processes import progress_bar, together
+from captum_robust._processes import together
+from captum_robust._progress import progress_bar
 from captum_robust.training.acceleration import accelerator_of, half_precision
 from captum_robust.training.checkpoints import (
     Log,
