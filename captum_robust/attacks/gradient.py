@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from captum.log import log_usage
 from torch import Tensor
 
 from captum_robust._captum import TargetType
@@ -76,6 +77,7 @@ class PGD(GradientAscent):
     steps: int = 10
     step_size: float | None = None
 
+    @log_usage()
     def perturb(
         self,
         inputs: Tensor | Tensors,
