@@ -94,7 +94,7 @@ def tell_of_training(forward_func: Any) -> None:
         _told.add(model)
         warnings.warn(
             f"forward_func: the model is in training mode, in which {' and '.join(sorted(kinds))} "
-            "mix the samples or draw anew in each pass; call model.eval() first",
+            "layers mix the samples or draw anew in each pass; call model.eval() first",
             stacklevel=2,
         )
 
