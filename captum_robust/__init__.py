@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ScoreCAM,
         TopClasses,
     )
+    from captum_robust.draw import overlay
     from captum_robust.show.locate import locate
 
 __all__ = [
@@ -41,7 +42,9 @@ __all__ = [
     "TopClasses",
     "__version__",
     "locate",
+    "overlay",
 ]
+_ELSEWHERE = {"locate": "captum_robust.show.locate", "overlay": "captum_robust.draw"}
 __version__ = "0.2.0"
 
 
@@ -49,8 +52,7 @@ def __getattr__(name: str) -> Any:
     """Import what is named when it is first asked for: the command line's help needs no torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = "captum_robust.show.locate" if name == "locate" else "captum_robust.attr"
-    return getattr(import_module(room), name)
+    return getattr(import_module(_ELSEWHERE.get(name, "captum_robust.attr")), name)
 
 
 def __dir__() -> list[str]:

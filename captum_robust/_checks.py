@@ -45,6 +45,36 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
         raise unknown_name(name, value, map(str, known))
 
 
+def known_name(what: str, name: Any, choices: Iterable[str]) -> str:
+    """The one of the choices that a name means, in capitals or not, with any marks between words.
+
+    Raises:
+        ValueError: it is none of them, or may be several.
+
+    >>> known_name("method", "Grad-CAM++", ["grad_cam", "grad_cam_plus_plus"])
+    'grad_cam_plus_plus'
+    """
+    known = list(choices)
+    if not isinstance(name, str) or name in known:
+        check_choice(what, name, known)
+        return str(name)
+    for times in ("x", ""):  # "Input × Gradient", "perceptual ball × CAM"
+        meant = [own for own in known if letters(own) == letters(name.replace("×", times))]
+        check(len(meant) < 2, f"{what}: {name!r} may be {' or '.join(map(repr, meant))}")
+        if meant:
+            return meant[0]
+    raise unknown_name(what, name, known)
+
+
+def letters(name: str) -> str:
+    """The letters and digits of a name in lower case.
+
+    >>> letters("Grad-CAM++")
+    'gradcamplusplus'
+    """
+    return "".join(c for c in name.lower().replace("+", "plus") if c.isalnum())
+
+
 def check_number(
     name: str,
     value: Any,
@@ -327,7 +357,9 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:
     known, got = sorted(valid), f"got {name!r}"
     if not known:
         return ValueError(refusal(f"{what}: expected nothing, for there are none, {got}"))
-    near = get_close_matches(str(name)[:_LONGEST], known, n=3, cutoff=0.5)
+    given = str(name)[:_LONGEST]
+    near = get_close_matches(given, known, n=3, cutoff=0.5)
+    near = near or get_close_matches(given.lower(), known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     if len(known) <= 8:
         return ValueError(refusal(f"{what}: expected one of {', '.join(known)}, {got}{hint}"))

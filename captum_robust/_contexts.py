@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import wraps
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -73,6 +74,29 @@ class _Switched:
 
 
 _training, _requires_grad = _Switched("training"), _Switched("requires_grad")
+
+
+_told: WeakSet[nn.Module] = WeakSet()
+"""Models that were already said to be in training mode."""
+_RANDOM = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+def tell_of_training(forward_func: Any) -> None:
+    """Warn, once for each model, that it is in training mode, if its layers do other things there.
+
+    A model whose own flag is off has single layers in that mode on purpose.
+    """
+    model = getattr(forward_func, "__self__", forward_func)
+    if not isinstance(model, nn.Module) or not model.training or model in _told:
+        return
+    kinds = {type(m).__name__ for m in model.modules() if isinstance(m, _RANDOM) and m.training}
+    if kinds:
+        _told.add(model)
+        warnings.warn(
+            f"forward_func: the model is in training mode, in which {' and '.join(sorted(kinds))} "
+            "layers mix the samples or draw anew in each pass; call model.eval() first",
+            stacklevel=2,
+        )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Processes that share a run, the devices they run on, and their progress bar."""
+"""Processes that share a run, and the devices they run on."""
 
 from __future__ import annotations
 
@@ -94,12 +94,3 @@ def _named_losses() -> Iterator[None]:
             "another process of this run has ended, or can't be reached; what is done is kept, and "
             f"the same command goes on from here ({str(error).splitlines()[0]})"
         ) from error
-
-
-@contextmanager
-def progress_bar(total: int | None, unit: str, show: bool) -> Iterator[Callable[[int], None]]:
-    """A function to call with how much more is done; the bar goes to standard error."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=unit, disable=not show, smoothing=0.05) as bar:
-        yield bar.update

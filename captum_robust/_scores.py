@@ -17,7 +17,7 @@ from captum_robust._captum import (
     select_targets,
 )
 from captum_robust._checks import check, check_finite
-from captum_robust._contexts import alone, given, hooked
+from captum_robust._contexts import alone, given, hooked, tell_of_training
 
 T = TypeVar("T")
 
@@ -50,6 +50,7 @@ def model_scores(
 
     ``TypeError`` if that is no tensor. For ``channels_last`` see :func:`copies_of`.
     """
+    tell_of_training(forward_func)
     copies = copies_of(format_tensor_into_tuples(inputs), channels_last=channels_last)
     try:
         with alone(forward_func):

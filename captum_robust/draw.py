@@ -23,6 +23,7 @@ from captum_robust._checks import (
     check_number,
     check_shape,
     check_type,
+    known_name,
 )
 from captum_robust._files import write_whole
 
@@ -42,6 +43,10 @@ _GAP = 8
 _LEAST_CHANGE = 1e-30
 """Of pixels: the factor of smaller ones would be infinite."""
 _WIDEST_LINE = 1000
+COLORMAPS = ("inferno", "magma", "plasma", "viridis", "cividis", "turbo", "jet", "hot", "bone")
+"""What :func:`overlay` knows; of *turbo* and *jet* see :func:`heat_rgb`."""
+_SLACK = 1e-3
+"""So far pixels may lie outside of [0, 1]."""
 
 
 def as_rgb(image: Tensor | npt.NDArray[Any]) -> RGB:
@@ -90,23 +95,73 @@ def heat_rgb(heat: Tensor | npt.NDArray[Any]) -> RGB:
 
 
 def overlay(
-    image: Tensor | npt.NDArray[Any], heat: Tensor | npt.NDArray[Any], alpha: float = 0.55
+    image: Any,
+    heat: Tensor | npt.NDArray[Any],
+    alpha: float = 0.55,
+    colormap: str = "inferno",
 ) -> RGB:
-    """A heat map of any size and range over an image, H×W×3.
+    """A heat map of any size and range over an image, uint8 H×W×3; of a batch N×H×W×3.
 
     Args:
-        image: 3×H×W tensor in [0, 1] or H×W×3 uint8.
-        heat: h×w; resized to the image's size.
+        image: a tensor 3×H×W or 1×H×W in [0, 1], an image of PIL, or an array H×W×3 or H×W×1, uint8
+            or in [0, 1]; or a batch N×C×H×W.
+        heat: h×w, 1×h×w or 1×1×h×w; of a batch N×h×w or N×1×h×w. It is resized to the image, over
+            the whole of which it lies. An attribution of several channels is summed first.
         alpha: the heat map's share of the colour, in [0, 1].
+        colormap: one of :data:`COLORMAPS`.
+
+    Raises:
+        ValueError: another shape, NaN or infinity, pixels outside of [0, 1], as of an image that is
+            normalised for a network, or an unknown colour map.
+        TypeError: an image that is none of these.
+
+    >>> overlay(torch.zeros(3, 8, 8), torch.rand(1, 1, 2, 2)).shape
+    (8, 8, 3)
     """
     import cv2
 
     check_number("alpha", alpha, 0, 1)
-    picture = as_rgb(image)
+    colormap = known_name("colormap", colormap, COLORMAPS)
+    if isinstance(image, Tensor) and image.ndim == 4:
+        got, n = tuple(np.shape(heat)), len(image)
+        fits = len(got) in (3, 4) and got[0] == n
+        check(fits, f"heat: expected {n} maps N×1×H×W, one for each image, got shape {got}")
+        pairs = zip(image, heat, strict=True)
+        return np.stack([overlay(x, each, alpha, colormap) for x, each in pairs])
+    picture = as_rgb(_given_pixels(image))
     height, width = picture.shape[:2]
-    levels = cv2.resize(_levels(heat), (width, height), interpolation=cv2.INTER_LINEAR)
-    colors = _colors(levels.astype(np.uint8))
+    levels = cv2.resize(_levels(_one_map(heat)), (width, height), interpolation=cv2.INTER_LINEAR)
+    colors = _colors(levels.astype(np.uint8), colormap)
     return cv2.addWeighted(picture, 1 - alpha, colors, alpha, 0).astype(np.uint8)
+
+
+def _given_pixels(image: Any) -> Any:
+    """The image in one of the forms that :func:`as_rgb` takes."""
+    if hasattr(image, "convert"):  # of PIL
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        image = image.repeat(3, axis=2) if image.shape[2] == 1 else image
+        if image.dtype.kind == "f":
+            image = torch.as_tensor(image).permute(2, 0, 1)
+    is_real = isinstance(image, Tensor) and image.is_floating_point() and not image.is_meta
+    if is_real and image.numel():
+        low, high = (float(end) for end in image.detach().aminmax())
+        advice = "give the image before it is normalised"
+        is_unit = not (low < -_SLACK or high > 1 + _SLACK)  # NaN is another error
+        check(is_unit, f"image: expected pixels in [0, 1], got {low:.3g} to {high:.3g}; {advice}")
+    return image
+
+
+def _one_map(heat: Any) -> npt.NDArray[np.float64]:
+    """The map h×w of one image, of which other dimensions have the length 1."""
+    values = _numbers("heat", heat)
+    got = f"got shape {values.shape}"
+    if values.ndim in (3, 4):
+        is_one = all(length == 1 for length in values.shape[:-2])
+        advice = "sum an attribution over its channels first, as by .abs().sum(dim=1)"
+        check(is_one, f"heat: expected one map H×W, 1×H×W or 1×1×H×W, {got}; {advice}")
+        values = values.reshape(values.shape[-2:])
+    return values
 
 
 def amplified(change: Tensor) -> tuple[RGB, float]:
@@ -314,10 +369,11 @@ def _numbers(name: str, values: Any) -> npt.NDArray[np.float64]:
     return array.astype(np.float64) if array.size else np.zeros(array.shape)
 
 
-def _colors(levels: RGB) -> RGB:
+def _colors(levels: RGB, colormap: str = "inferno") -> RGB:
     import cv2
 
-    return np.ascontiguousarray(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[:, :, ::-1])
+    table = getattr(cv2, f"COLORMAP_{colormap.upper()}")
+    return np.ascontiguousarray(cv2.applyColorMap(levels, table)[:, :, ::-1])
 
 
 def _font(size: int = _CAPTION_SIZE) -> Any:

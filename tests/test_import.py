@@ -66,7 +66,7 @@ def test_all_public_names_exist(room: str) -> None:
 
 def test_the_names_at_the_top_are_those_of_attr() -> None:
     attr = importlib.import_module("captum_robust.attr")
-    for name in set(captum_robust.__all__) - {"__version__", "locate"}:
+    for name in set(captum_robust.__all__) - {"__version__", "locate", "overlay"}:
         assert getattr(captum_robust, name) is getattr(attr, name)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -792,6 +793,15 @@ def test_the_command_says_what_it_wrote(run: Any, tmp_path: Path) -> None:
     assert said.startswith(f"{out}: 3 frames of 96×64, 25 a second;")
     assert "3/3" in errors  # the progress bar
     assert len(read(out)) == 3
+
+
+def test_the_command_says_it_in_json(run: Any, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.avi", [flat(green=1)] * 3), tmp_path / "out.avi"
+    code, said, _ = run(source, out, *SMALL, "--json")
+    assert code == 0
+    facts = json.loads(said)
+    assert (facts["path"], facts["frames"], facts["size"]) == (str(out), 3, [64, 96])
+    assert facts["annotated_a_second"] == pytest.approx(3 / facts["seconds"])
 
 
 def test_the_command_says_that_a_file_is_torn(run: Any, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from captum_robust._checks import (
     checked_device,
     checked_size,
 )
-from captum_robust._processes import progress_bar
+from captum_robust._progress import progress_bar
 from captum_robust._scores import probabilities_of
 from captum_robust.attacks.gradient import PlainAscent
 from captum_robust.attacks.image_batches import check_class, class_scores, place_of
@@ -270,7 +270,8 @@ class MapElites:
                 model does not have.
         """
         check_count("generations", generations, 1)
-        with torch.no_grad(), progress_bar(generations, "generations", progress) as advance:
+        bar = progress_bar(generations, "generation", progress, "evolving")
+        with torch.no_grad(), bar as advance:
             for _ in range(generations):
                 self._generation()
                 advance(1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from captum.log import log_usage
 from torch import Tensor
 
 from captum_robust._captum import TargetType
@@ -75,6 +76,57 @@ class PGD(GradientAscent):
     epsilon: float = 8 / 255
     steps: int = 10
     step_size: float | None = None
+
+    @log_usage()
+    def perturb(
+        self,
+        inputs: Tensor | Tensors,
+        target: TargetType = None,
+        epsilon: float | None = None,
+        additional_forward_args: object | None = None,
+        targeted: bool = False,
+        mask: Tensor | Tensors | None = None,
+        *,
+        radius: float | None = None,
+        step_size: float | None = None,
+        step_num: int | None = None,
+        random_start: bool | None = None,
+        norm: str | None = None,
+        return_details: bool = False,
+    ) -> Any:
+        """As :meth:`Attack.perturb`, and by the names of ``captum.robust.PGD.perturb``.
+
+        With ``early_stop``, ``keep_best`` and ``quantize`` off, and the same ``loss_func`` and
+        bounds, the result is Captum's. Its order of the arguments is another: give them by name.
+
+        Args:
+            inputs, target, epsilon, additional_forward_args, targeted, mask: see there.
+            radius: another name of ``epsilon``.
+            step_size, random_start, norm: for this call, instead of the attack's own.
+            step_num: ``steps`` for this call.
+            return_details: see there.
+
+        Raises:
+            TypeError: an attack that has no such setting, as ``FGSM`` no ``step_num``; ``radius``
+                and ``epsilon`` both; or a target that is no class, but a fraction.
+        """
+        message = "target: expected classes, got {!r}; give Captum's arguments by their names"
+        check(not isinstance(target, float), message.format(target), TypeError)
+        check(radius is None or epsilon is None, "radius: epsilon is the same; give one", TypeError)
+        given: dict[str, Any] = {"step_size": step_size, "steps": step_num}
+        given |= {"random_start": random_start, "norm": norm}
+        changes = {name: value for name, value in given.items() if value is not None}
+        free = {one.name for one in fields(self) if one.init}
+        for name in changes:
+            said = "step_num" if name == "steps" else name
+            check(name in free, f"{said}: {type(self).__name__} takes none", TypeError)
+        kept: dict[str, Any] = {"steps": None} if getattr(self, "iterated", False) else {}
+        attack = replace(self, **(kept | changes)) if changes else self
+        strength = epsilon if radius is None else radius
+        return super(PGD, attack).perturb(
+            *(inputs, target, strength, additional_forward_args, targeted, mask),
+            return_details=return_details,
+        )
 
 
 @dataclass(eq=False, repr=False)

@@ -16,7 +16,7 @@ from captum_robust._checks import (
     check_type,
     shape_or_type,
 )
-from captum_robust._processes import progress_bar
+from captum_robust._progress import progress_bar
 from captum_robust._scores import (
     at_least_float,
     model_scores,
@@ -53,7 +53,7 @@ def image_batches(
     """The checked mini-batches of pass ``number``, at least one."""
     is_empty = True
     total = len(loader) if isinstance(loader, Sized) else None
-    with progress_bar(total, f"batches of pass {number + 1}", progress) as advance:
+    with progress_bar(total, "batch", progress, f"pass {number + 1}") as advance:
         for place, batch in enumerate(loader):
             x = batch[0] if isinstance(batch, (tuple, list)) and len(batch) > 0 else batch
             where = f"loader, batch {place}"

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_robust._captum import format_output, format_tensor_into_tuples, is_tuple
-from captum_robust._checks import check, check_batch, check_finite, check_inputs
+from captum_robust._checks import check, check_batch, check_finite, check_inputs, check_type
 from captum_robust._scores import at_least_float
 
 MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
@@ -39,6 +39,30 @@ def checked_images(inputs: Any) -> tuple[Tensor, ...]:
         got = f"{tuple(x.shape)} at position {i}"
         check(x.ndim == 4, f"inputs: expected images N×C×H×W, got {got}; {advice}")
     return images
+
+
+def module_of(forward_func: object, layer: nn.Module | str, name: str = "layer") -> nn.Module:
+    """The layer, or that of this dotted name in the model, or in the one that it wraps.
+
+    Args:
+        forward_func: the model, or a method of it.
+        layer: a module, which need not be of the model, or a name, such as ``"layer4"``.
+        name: of the argument.
+
+    Raises:
+        TypeError: it is neither, or a name where ``forward_func`` is no model.
+        ValueError: the model has no such layer; says which are near.
+    """
+    if not isinstance(layer, str):
+        check_type(name, layer, nn.Module, "a torch.nn.Module or its dotted name")
+        return layer
+    from captum_robust.models.layers import layer_of
+
+    model: Any = getattr(forward_func, "__self__", forward_func)
+    check_type(f"{name} {layer!r}: forward_func", model, nn.Module, "a model to find the name in")
+    inner: Any = getattr(model, "module", None)  # of a Classifier, or of nn.DataParallel
+    is_own = not isinstance(inner, nn.Module) or layer in dict(model.named_modules())
+    return layer_of(model if is_own else inner, layer, name)
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

@@ -10,10 +10,10 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_robust._captum import format_tensor_into_tuples
-from captum_robust._checks import check, check_choice, check_type
+from captum_robust._checks import check, check_type, known_name
 from captum_robust._scores import at_least_float
 from captum_robust.attr._classes import Target
-from captum_robust.attr._inputs import MODES, enlarged, in_dtype_of, of_largest_one
+from captum_robust.attr._inputs import MODES, enlarged, in_dtype_of, module_of, of_largest_one
 from captum_robust.attr._layer_cut import LayerCut
 from captum_robust.attr._masked import without_autocast
 from captum_robust.attr.robust_cam import Average, RobustCAM, positions_of, weighted_sum
@@ -41,14 +41,14 @@ class ClassActivationMap(RobustCAM):
 
     Args:
         forward_func: the model, or any function of the inputs that calls it.
-        layer: the layer, or several. Their positive maps, each divided by its maximum, are
-            enlarged bilinearly to the size of the input and averaged.
-        kind: one of these names.
+        layer: the layer or its name, or several. Their positive maps, each divided by its maximum,
+            are enlarged bilinearly to the size of the input and averaged.
+        kind: one of these names, also as "Grad-CAM++".
         reshape_transform: as for :class:`RobustCAM`, for each of the layers.
 
     Raises:
-        ValueError: an unknown ``kind``, no layer, or one twice.
-        TypeError: a layer is no module.
+        ValueError: an unknown ``kind``, no layer, none of that name, or one twice.
+        TypeError: as for :class:`RobustCAM`.
     """
 
     ranks_classes = False
@@ -56,17 +56,16 @@ class ClassActivationMap(RobustCAM):
     def __init__(
         self,
         forward_func: Callable[..., Tensor],
-        layer: nn.Module | Sequence[nn.Module],
+        layer: nn.Module | str | Sequence[nn.Module | str],
         kind: str = "layer_cam",
         *,
         reshape_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        check_choice("kind", kind, KINDS)
-        layers = (layer,) if isinstance(layer, nn.Module) else layer
-        check_type("layer", layers, Sequence, "a torch.nn.Module or a list of such")
-        check(layers, "layer: expected at least one")
-        for each in layers:
-            check_type("layer", each, nn.Module, "a torch.nn.Module")
+        kind = known_name("kind", kind, KINDS)
+        given = (layer,) if isinstance(layer, (nn.Module, str)) else layer
+        check_type("layer", given, Sequence, "a torch.nn.Module, its name, or a list of such")
+        check(given, "layer: expected at least one")
+        layers = [module_of(forward_func, each) for each in given]
         check(len(set(layers)) == len(layers), "layer: expected each once")
         super().__init__(
             forward_func, layers[0], base="gradcam", reshape_transform=reshape_transform

@@ -17,7 +17,7 @@ from captum_robust._resize import blurred
 from captum_robust._scores import at_least_float
 from captum_robust.attr._ball import Ball, BallDetails, BallSettings, search_options
 from captum_robust.attr._classes import Target
-from captum_robust.attr._inputs import as_given, checked_numbers
+from captum_robust.attr._inputs import as_given, checked_numbers, module_of
 from captum_robust.attr._samples import Samples, in_batches
 from captum_robust.optim import check_options
 
@@ -52,12 +52,13 @@ class PerceptualBallPerturbation(Attribution):
 
     Args:
         forward_func: the model, or any function of the inputs that calls it. N×K×… scores (logits).
-        layers: the layers C^(l) whose outputs are kept (``Classifier.perceptual_layers``).
-            ``()``: no perceptual term.
+        layers: the layers C^(l) whose outputs are kept (``Classifier.perceptual_layers``), or
+            their dotted names in the model. ``()``: no perceptual term.
         settings: what ``attribute`` takes for an option that is None there.
 
     Raises:
-        TypeError: a layer that is no module.
+        TypeError: a layer that is no module and no name, or a name where ``forward_func`` is no
+            model.
         ValueError: a layer twice, or one that is not in ``forward_func``, if that is a module.
     """
 
@@ -66,7 +67,7 @@ class PerceptualBallPerturbation(Attribution):
     def __init__(
         self,
         forward_func: Callable[..., Tensor],
-        layers: nn.Module | Sequence[nn.Module],
+        layers: nn.Module | str | Sequence[nn.Module | str],
         *,
         settings: BallSettings | None = None,
     ) -> None:
@@ -213,14 +214,13 @@ class PerceptualBallPerturbation(Attribution):
 
 
 def _checked_layers(
-    forward_func: Callable[..., Tensor], layers: nn.Module | Sequence[nn.Module]
+    forward_func: Callable[..., Tensor], layers: nn.Module | str | Sequence[nn.Module | str]
 ) -> tuple[nn.Module, ...]:
-    several = (layers,) if isinstance(layers, nn.Module) else tuple(layers)
+    given = (layers,) if isinstance(layers, (nn.Module, str)) else tuple(layers)
+    several = tuple(module_of(forward_func, each, "layers") for each in given)
     inside = tuple(forward_func.modules()) if isinstance(forward_func, nn.Module) else several
     for i, layer in enumerate(several):
         kind = type(layer).__name__
-        message = f"layers: expected modules, got {kind} at position {i}"
-        check(isinstance(layer, nn.Module), message, TypeError)
         check(layer not in several[:i], f"layers: number {i}, {kind}, was already given")
         children = list(layer.children())
         is_new = bool(children) and all(child in inside for child in children)

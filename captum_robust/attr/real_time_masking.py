@@ -12,7 +12,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_robust._captum import TargetType
-from captum_robust._checks import check, check_number, check_type, unknown_name
+from captum_robust._checks import check, check_number, check_type, known_name
 from captum_robust._contexts import evaluation
 from captum_robust._scores import finite_scores, without_inference
 from captum_robust.attr._classes import explained
@@ -63,9 +63,11 @@ class RealTimeMasking(Attribution):
             ImportError: a package of the classifier's weights is missing; names the pip command.
         """
         networks = pretrained()
-        known = unknown_name("trained masking network", name, networks)
-        advice = f"train one with: captum-robust train masking --images DIR --model {name}"
-        check(name in networks, f"{known}; {advice}")
+        try:
+            name = known_name("trained masking network", name, networks)
+        except ValueError as error:
+            advice = f"train one with: captum-robust train masking --images DIR --model {name}"
+            raise ValueError(f"{error}; {advice}") from None
         if model is None:
             from captum_robust.models import load_classifier
 

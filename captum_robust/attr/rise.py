@@ -12,6 +12,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_robust._checks import check, check_count, check_number
+from captum_robust._progress import counted
 from captum_robust._scores import at_least_float, two_classes
 from captum_robust.attr._classes import ExplainedScore, Target
 from captum_robust.attr._inputs import as_given, checked_images, in_dtype_of, size_of
@@ -184,7 +185,7 @@ class RISE(Attribution):
         masks = [_Masks(x, self.n_masks, self.s, self.p, generator) for x in masked.images]
         maps: list[list[Tensor]] = []
         constant = True
-        for i in _counted(range(masked.n), show_progress):
+        for i in counted(range(masked.n), "image", show_progress, "RISE"):
             sums = self._sums(masked, i, masks, read, tolerance)
             pairs = zip(sums, masks, strict=True)
             maps.append([each.map(self.p).reshape(-1, *m.size) for each, m in pairs])
@@ -289,11 +290,3 @@ class _Sums:
         error = (variance.clamp(min=0).mean(dim=1) / self._n).sqrt() / p
         low, high = self.map(p).aminmax(dim=1)
         return bool((error <= tolerance * (high - low)).all())
-
-
-def _counted(rows: range, show: bool) -> Any:
-    if not show:
-        return rows
-    from tqdm import tqdm
-
-    return tqdm(rows, desc="RISE", unit="image")

@@ -12,11 +12,11 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_robust._captum import format_output
-from captum_robust._checks import check, check_choice, check_type
+from captum_robust._checks import check, check_choice
 from captum_robust._contexts import DID_NOT_RUN
 from captum_robust._scores import at_least_float, finite_scores, model_scores, one_row_a_sample
 from captum_robust.attr._classes import Ranking, Target, class_weights, top_classes
-from captum_robust.attr._inputs import MODES, checked, divided, enlarged, in_dtype_of
+from captum_robust.attr._inputs import MODES, checked, divided, enlarged, in_dtype_of, module_of
 from captum_robust.attr._layer_cut import LayerCut, cut_at, gradients_of
 from captum_robust.nn.layout import Layout, recognised
 from captum_robust.nn.places import Layouts
@@ -40,9 +40,10 @@ class RobustCAM(LayerAttribution, GradientAttribution):
 
     Args:
         forward_func: the model, or any function of the inputs that calls it.
-        layer: whose output, N×C×h×w, the map is made of (``Classifier.cam_layer``). N×C×… with any
-            number of positions works, and a tuple of such. Channels in the last dimension, and the
-            tokens of images, are recognised by how they were computed.
+        layer: whose output, N×C×h×w, the map is made of (``Classifier.cam_layer``), or its dotted
+            name in the model, such as ``"layer4"``. N×C×… with any number of positions works, and a
+            tuple of such. Channels in the last dimension, and the tokens of images, are recognised
+            by how they were computed.
         base: the map of one class. ``"cam"``: equation 1, for a network whose layer is followed by
             global average pooling and one linear layer; analytic, no backward pass.
             ``"gradcam"``: LayerGradCam's map, for any layer and head (on such a network equation 1
@@ -51,8 +52,8 @@ class RobustCAM(LayerAttribution, GradientAttribution):
             otherwise than that. A ``Classifier`` brings its own for its ``cam_layer``.
 
     Raises:
-        ValueError: an unknown ``base``.
-        TypeError: ``layer`` is no module.
+        ValueError: an unknown ``base``; no layer of that name.
+        TypeError: ``layer`` is no module and no name, or a name where ``forward_func`` is no model.
     """
 
     explains_prediction = True  # without a target; ``Guided`` asks
@@ -61,12 +62,12 @@ class RobustCAM(LayerAttribution, GradientAttribution):
     def __init__(
         self,
         forward_func: Callable[..., Tensor],
-        layer: nn.Module,
+        layer: nn.Module | str,
         *,
         base: str = "auto",
         reshape_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        check_type("layer", layer, nn.Module, "a torch.nn.Module")
+        layer = module_of(forward_func, layer)
         check_choice("base", base, _BASES)
         LayerAttribution.__init__(self, forward_func, layer)
         GradientAttribution.__init__(self, forward_func)

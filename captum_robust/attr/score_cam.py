@@ -35,7 +35,7 @@ class ScoreCAM(LayerAttribution):
         reshape_transform: as for :class:`RobustCAM`.
 
     Raises:
-        TypeError: ``layer`` is no module.
+        TypeError, ValueError: as for :class:`RobustCAM`.
     """
 
     explains_prediction = True
@@ -43,14 +43,14 @@ class ScoreCAM(LayerAttribution):
     def __init__(
         self,
         forward_func: Callable[..., Tensor],
-        layer: nn.Module,
+        layer: nn.Module | str,
         *,
         reshape_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._cam = RobustCAM(
             forward_func, layer, base="gradcam", reshape_transform=reshape_transform
         )
-        super().__init__(forward_func, layer)
+        super().__init__(forward_func, self._cam.layer)
 
     @log_usage()
     def attribute(

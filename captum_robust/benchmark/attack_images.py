@@ -160,6 +160,9 @@ class _Attacking(Runner[str]):
         have = Counter(a for a, f in files if f is None or (self.store.folder / f).is_file())
         return [attack for attack in self.tasks if have[attack] < stop - start]
 
+    def name_of(self, task: str) -> str:
+        return task
+
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:  # noqa: ARG002
         return [image_row(item, picture=False) for item in loaded]
 

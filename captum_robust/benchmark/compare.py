@@ -91,9 +91,11 @@ def compare(
     Args:
         model: runs where its parameters are; put in evaluation mode while it lasts.
         dataset: samples with boxes or masks, see :mod:`captum_robust.data`; or the path of a folder
-            of images. Images of PIL or tensors, pairs (image, class index), batches of these, a
-            ``DataLoader`` and torchvision's data sets have no boxes, and are not scored for
-            localization; their labels are as ``captum_robust.data.given.sample_source`` says.
+            of images. Or images of PIL or tensors, pairs (image, class index), triples with boxes
+            M×4, batches of these, a ``DataLoader``, torchvision's data sets, or a data frame of
+            pandas with the columns path, label and boxes (or x0, y0, x1, y1), as
+            :func:`captum_robust.data.given.sample_source` says. Without boxes images are not scored
+            for localization.
         methods: names of ``captum_robust.benchmark.METHODS``, or a mapping from your own names to
             such names, Captum ``Attribution`` objects or functions ``(images, target) -> maps``.
             None: all of ``METHODS`` but "iterative_mask", which takes minutes for a few images,
@@ -235,6 +237,10 @@ class _Comparing(Runner[_Task]):
             if have.get((method, stage.attack), 0) < stop - start
             or (stage.name in failed and method == stage.methods[0])  # its rows bring the attack's
         ]
+
+    def name_of(self, task: _Task) -> str:
+        stage, method = task
+        return method if stage.perturb is None else f"{method} under {stage.name}"
 
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
         rows = [image_row(item, picture=item.position < GALLERY_POOL) for item in loaded]

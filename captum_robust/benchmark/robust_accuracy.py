@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from captum_robust._checks import check, check_count
 from captum_robust._contexts import evaluation, without_new_gradients
-from captum_robust._processes import device_of, progress_bar
+from captum_robust._processes import device_of
+from captum_robust._progress import progress_bar
 from captum_robust.attacks import Attack, GradientStep
 from captum_robust.attacks.attack import of_8_bits, watched_gradients
 from captum_robust.attacks.image_batches import class_scores
@@ -85,7 +86,8 @@ def robust_accuracy(
     outcomes: dict[float, list[Outcome]] = {e: [] for e in strengths}
     is_module = isinstance(model, torch.nn.Module)
     without_traces = without_new_gradients(model) if is_module else nullcontext()
-    with evaluation(model), without_traces, progress_bar(limit, "image", progress) as advance:
+    bar = progress_bar(limit, "image", progress, "attacking")
+    with evaluation(model), without_traces, bar as advance:
         for images, labels in _batches(model, data, batch_size, limit):
             images = to_levels(images)
             before = _classes(model, images)

@@ -9,7 +9,8 @@ from typing import Generic, TypeAlias, TypeVar
 
 import torch
 
-from captum_robust._processes import progress_bar, ranks
+from captum_robust._processes import ranks
+from captum_robust._progress import progress_bar
 from captum_robust.benchmark.batches import Batches, BatchReader, Loaded
 from captum_robust.runs.machine import Reads, stops
 from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
@@ -39,6 +40,10 @@ class Runner(ABC, Generic[Task]):
 
         A row with an error is one of the positions ``kept`` only.
         """
+
+    @abstractmethod
+    def name_of(self, task: Task) -> str:
+        """What the progress bar calls a task."""
 
     @abstractmethod
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
@@ -79,8 +84,12 @@ class Runner(ABC, Generic[Task]):
                 self.store.warn_of_threads()
                 clean = self.reader.clean(loaded)
                 images = self.image_rows(loaded, clean)
-                for results, attacked in self.rows(tasks, start, clean):
+                advance.doing(self.name_of(tasks[0]))
+                coming = [*map(self.name_of, tasks[1:]), "reading"]
+                rows = zip(coming, self.rows(tasks, start, clean), strict=True)
+                for comes, (results, attacked) in rows:
                     self.store.write(results, images, attacked)
                     images = []
                     advance(stop - start)
+                    advance.doing(comes)
         self.store.close()

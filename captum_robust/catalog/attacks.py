@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_robust import attacks as kinds
-from captum_robust._checks import as_levels, check, check_choice
+from captum_robust._checks import as_levels, check, known_name
 from captum_robust.attacks import Attack
 from captum_robust.models import Classifier
 
@@ -96,7 +96,7 @@ def build_attacks(
 
     Args:
         model: to attack.
-        names: of :data:`ATTACKS`.
+        names: of :data:`ATTACKS`, also as "PGD" or "L-BFGS".
         epsilons: strengths in levels of an 8-bit image, 0 to 255.
         options: what they share.
 
@@ -105,8 +105,7 @@ def build_attacks(
             damaged, file of a universal perturbation.
         FileNotFoundError: there is no such file.
     """
-    for name in names:
-        check_choice("attack", name, ATTACKS)
+    names = [known_name("attack", name, ATTACKS) for name in names]
     for what, values in (("attack", names), ("epsilon", epsilons)):
         each_once = len(values) == len(set(values)) > 0
         check(each_once, f"{what}: expected at least one, and each once, got {list(values)}")

@@ -13,7 +13,7 @@ import torch
 from captum.attr import Attribution, LayerGradCam
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice, check_type
+from captum_robust._checks import check, check_type, known_name
 from captum_robust._resize import resized
 from captum_robust.attacks import Attack, ExplanationAttack
 from captum_robust.attr import (
@@ -409,10 +409,7 @@ def _grad_cam(model: Classifier, defended: bool = False) -> Method:
 
 
 def usual_methods(model: Classifier) -> list[str]:
-    """The names of ``METHODS`` but the slow ones, and those that the model can't be given to.
-
-    They need a trained network there is not, or, for ``lrp``, other layers.
-    """
+    """The names of ``METHODS`` but slow ones and those that lack a network, or layers for LRP."""
     left_out = [*SLOW, "adversarial_localization"]
     if model.name not in pretrained():
         left_out += WITH_NETWORK
@@ -424,22 +421,24 @@ def usual_methods(model: Classifier) -> list[str]:
 
 
 def named_methods(methods: str | Iterable[str] | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Name -> method, of what :func:`build_methods` takes.
+    """Name -> method, of what :func:`build_methods` takes; names as in :data:`METHODS`.
 
     Raises:
-        ValueError: no method, or one name twice.
+        ValueError: an unknown name, no method, or one name twice.
         TypeError: it is no mapping, and not all are names.
     """
+    known = partial(known_name, "method", choices=METHODS)
     if not isinstance(methods, Mapping):
-        names = [methods] if isinstance(methods, str) else methods
-        names = list(names) if isinstance(names, Iterable) else [names]
+        is_one = isinstance(methods, str) or not isinstance(methods, Iterable)
+        names = [methods] if is_one else list(methods)
         are_names = all(isinstance(name, str) for name in names)
         expected = "names, or a mapping from your names to names, attributions and functions"
         check(are_names, f"methods: expected {expected}, got {methods!r:.80}", TypeError)
+        names = [known(name) for name in names]
         check(len(set(names)) == len(names), f"methods: expected each name once, got {names}")
         methods = {name: name for name in names}
     check(methods, "methods: expected at least one")
-    return methods
+    return {key: known(m) if isinstance(m, str) else m for key, m in methods.items()}
 
 
 def build_methods(
@@ -480,7 +479,6 @@ def kind_of(attribution: Attribution) -> str:
 
 def _build(model: Classifier, name: str, value: Any) -> Method:
     if isinstance(value, str):
-        check_choice("method", value, METHODS)
         try:
             return replace(METHODS[value](model), threshold=shipped_threshold(value))
         except ValueError as error:

@@ -6,23 +6,29 @@ import signal
 import sqlite3
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Annotated
 
 import typer
 
-from captum_robust._checks import printable
+from captum_robust import __version__
+from captum_robust._checks import printable, printable_lines
 from captum_robust.cli import train_command as cli_train
 from captum_robust.cli.attack_command import attack
 from captum_robust.cli.compare_command import compare
 from captum_robust.cli.demo_command import demo
+from captum_robust.cli.doctor_command import doctor
+from captum_robust.cli.exit_codes import exit_codes_text
 from captum_robust.cli.explain_command import explain
 from captum_robust.cli.inspect_command import inspect
 from captum_robust.cli.locate_command import locate
 from captum_robust.cli.methods_command import methods
-from captum_robust.cli.printing import warn
+from captum_robust.cli.printing import Verbosity, warn
+from captum_robust.cli.verbosity import with_verbosity
 from captum_robust.cli.video_command import video
 
 _CTRL_C = 128 + signal.SIGINT
@@ -30,15 +36,37 @@ _CTRL_C = 128 + signal.SIGINT
 app = typer.Typer(
     name="captum-robust",
     help="Where does a classifier look, and how well does that place the object?",
+    epilog=exit_codes_text(),
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_train.app, name="train")
-for command in (demo, compare, explain, locate, inspect, attack, video, methods):
+for command in (demo, compare, explain, locate, inspect, attack, video, methods, doctor):
     app.command()(command)
+for group in (app, cli_train.app):
+    for one in group.registered_commands:
+        assert one.callback is not None
+        one.callback = with_verbosity(one.callback)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"captum-robust {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all_commands(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -46,10 +74,11 @@ def main() -> None:
 
     A warning is a line on standard error too, once.
     """
+    Verbosity.quiet = Verbosity.verbose = False
     said: set[str] = set()
 
     def say(message: Warning | str, *_: object) -> None:
-        if str(message) not in said:
+        if str(message) not in said and not Verbosity.quiet:
             said.add(str(message))
             warn(str(message))
 
@@ -104,6 +133,8 @@ def _run() -> None:
             typer.echo(message)
             code = 0
         else:
+            if Verbosity.verbose:
+                typer.echo(printable_lines("".join(traceback.format_exception(error))), err=True)
             typer.echo(f"captum-robust: error: {printable(message)}", err=True)
             code = 2
     if code == _CTRL_C:  # Ctrl-C, which typer itself may already have turned into this code

@@ -11,8 +11,13 @@ import typer
 from captum_robust._checks import check
 from captum_robust.cli.model_options import RunOptions, class_number, load_model
 from captum_robust.cli.options import argument, command_of, option
-from captum_robust.cli.printing import echo, warn
-from captum_robust.cli.shared_options import attacks_of, given_data_options, listed, open_dataset
+from captum_robust.cli.printing import echo, print_json, warn
+from captum_robust.cli.shared_options import (
+    attack_names,
+    attacks_of,
+    given_data_options,
+    open_dataset,
+)
 
 if TYPE_CHECKING:
     from captum_robust.benchmark import AttackRun
@@ -38,6 +43,9 @@ class AttackCommandOptions(RunOptions):
     """The class to move towards, by name or number; else away from the label."""
     keep_all: bool = field(default=False, metadata=option("--all"))
     """Also write the images that do not fool the model."""
+    json: bool = field(default=False, metadata=option("--json"))
+    """Print one JSON object instead: the table, a row for each image and attack, and where the
+    files are."""
 
 
 @command_of(AttackCommandOptions, resumes=True)
@@ -59,7 +67,7 @@ def attack(options: AttackCommandOptions) -> None:
     names, epsilon = options.attack, options.epsilon
     attacks = attacks_of(model, names, epsilon, SWEPT_EPSILONS, of_attacks, whole=True)
     target = class_number(model, options.target, "target")
-    for name in listed(names) or []:
+    for name in attack_names(names) or []:
         can_aim = target is None or ATTACKS[name].can_aim
         check(can_aim, f"target: {name} cannot move towards a given class")
     result = attack_images(
@@ -76,7 +84,7 @@ def attack(options: AttackCommandOptions) -> None:
         keep_all=options.keep_all,
     )
     if is_first():
-        _finish_attack(result)
+        _finish_attack(result, options.json)
 
 
 def _open_images(options: AttackCommandOptions, model: Classifier) -> LocalizationDataset:
@@ -97,27 +105,33 @@ def _open_images(options: AttackCommandOptions, model: Classifier) -> Localizati
     return open_dataset("folder" if kind is None else kind, path, vars(options), model)
 
 
-def _finish_attack(result: AttackRun) -> None:
+def _finish_attack(result: AttackRun, as_json: bool) -> None:
     """Write table and curves, and print what became of the images."""
     from captum_robust.report.outcomes import NOTHING_TO_ATTACK
 
-    table = result.write_csv()
+    table, counts = result.write_csv(), result.table()
+    curves: Path | None = None
     try:
-        curves = f", curves: {result.write_curves()}"
+        curves = result.write_curves()
+        said = f", curves: {curves}"
     except ImportError as missing:
-        curves = f" (no curves: {missing})"
-    if rows := result.to_text(SHOWN_ROWS):
-        echo("\n" + rows)
-    echo("\n" + result.table_text())
-    echo("\n" + result.summary())
+        said = f" (no curves: {missing})"
+    if as_json:
+        facts = {"attacks": counts, "images": result.to_dataframe(), "table": table}
+        print_json(facts | {"curves": curves, "summary": result.summary()})
+    else:
+        if rows := result.to_text(SHOWN_ROWS):
+            echo("\n" + rows)
+        echo("\n" + result.table_text())
+        echo("\n" + result.summary())
     failures = result.failures()
     for image, why in failures[:5]:
         warn(why if image in why else f"{image}: {why}")
     if len(failures) > 5:
-        echo(f"  and {len(failures) - 5} more, all in the table")
-    echo(f"\ntable: {table}{curves}")
+        echo(f"  and {len(failures) - 5} more, all in the table", err=as_json)
+    if not as_json:
+        echo(f"\ntable: {table}{said}")
     if not result.used():
         raise typer.Exit(2)
-    counts = result.table()
     is_any_right = not counts["n"].any() or counts["n_right"].any()
     check(is_any_right, NOTHING_TO_ATTACK.format(counts["n"].max()))

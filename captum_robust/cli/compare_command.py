@@ -10,7 +10,7 @@ from captum_robust.cli.model_options import RunOptions
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.shared_options import (
     attacks_of,
-    listed,
+    method_names,
     model_for,
     open_dataset,
     print_comparison,
@@ -59,6 +59,9 @@ class CompareOptions(RunOptions):
     sensitivity: bool = field(default=False, metadata=option("--sensitivity"))
     """Also measure how far noise moves each map: ten times the method's own passes."""
     precision: str = "float32"
+    json: bool = field(default=False, metadata=option("--json"))
+    """Print one JSON object instead: a row for each method and attack, with n and intervals, and
+    where the report is."""
 
 
 @command_of(CompareOptions, resumes=True)
@@ -88,7 +91,7 @@ def compare(options: CompareOptions) -> None:
     if options.thresholds is not None:
         check(not options.oracle, "--thresholds and --oracle: give one of them")
         check_choice("thresholds", options.thresholds, WAYS)
-    chosen = listed(options.methods)
+    chosen = method_names(options.methods)
     if chosen:  # every table has the baselines; they cost no classifier pass
         chosen += [name for name in FIXED_BOXES if name not in chosen]
     file = read_network(options.network, chosen)
@@ -117,4 +120,5 @@ def compare(options: CompareOptions) -> None:
         )
     if is_first():
         report = options.out / "report.html"
-        print_comparison(result, report, oracle=options.oracle, thresholds=options.thresholds)
+        tuning = {"oracle": options.oracle, "thresholds": options.thresholds}
+        print_comparison(result, report, as_json=options.json, **tuning)

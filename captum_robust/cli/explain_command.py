@@ -13,7 +13,7 @@ from captum_robust._checks import check_number, printable
 from captum_robust.cli.model_options import ModelOptions, class_number
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import echo, warn
-from captum_robust.cli.shared_options import listed, model_for, read_network, with_network
+from captum_robust.cli.shared_options import method_names, model_for, read_network, with_network
 
 if TYPE_CHECKING:
     from captum_robust.show.explain import ExplainedImage
@@ -57,6 +57,7 @@ def explain(options: ExplainOptions) -> None:
     settings, of an image that is the same, is not made again.
     """
     from captum_robust._files import remove_parts
+    from captum_robust._progress import counted
     from captum_robust.catalog.description import describe_run
     from captum_robust.catalog.methods import build_methods
     from captum_robust.data import DataError
@@ -65,7 +66,7 @@ def explain(options: ExplainOptions) -> None:
     if options.threshold is not None:
         check_number("threshold", options.threshold, 0, 1)
     usual = "robust_cam" if options.counterfactual is None else "perceptual_ball"
-    named = listed(usual if options.methods is None else options.methods)
+    named = method_names(usual if options.methods is None else options.methods)
     file = read_network(options.network, named)
     pictures = pictures_of(options.paths, options.out)
     classifier = model_for(file, options)
@@ -81,7 +82,7 @@ def explain(options: ExplainOptions) -> None:
     for folder in {picture.parent for picture, _ in pictures}:
         remove_parts(folder, shared=True)
     failed = 0
-    for picture, image in pictures:
+    for picture, image in counted(pictures, "image", len(pictures) > 1, "explain"):
         try:
             explained = explained_before(image, picture, settings, with_maps=options.save_maps)
             if explained is None:

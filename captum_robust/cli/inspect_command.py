@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from captum_robust._checks import check, printable
+from captum_robust._progress import stage
 from captum_robust.cli.model_options import ModelOptions, load_model
 from captum_robust.cli.options import argument, command_of, option
-from captum_robust.cli.printing import echo, warn
+from captum_robust.cli.printing import echo, print_json, warn
 from captum_robust.cli.shared_options import attacks_of, listed
 
 _SAID_FAILURES = 5
@@ -47,6 +48,8 @@ class InspectOptions(ModelOptions):
     """Its strength in levels of an 8-bit image; 8 by default."""
     batch_size: int = field(default=16, metadata=option(min=1))
     """Images that the classifier gets at once."""
+    json: bool = field(default=False, metadata=option("--json"))
+    """Print one JSON object instead: the page, and each layer with its dead units."""
 
 
 @command_of(InspectOptions)
@@ -86,11 +89,16 @@ def inspect(options: InspectOptions) -> None:
         folder=state,
         progress=True,
     )
-    page = write_tour(found, options.out / "index.html")
+    with stage("writing the page"):
+        page = write_tour(found, options.out / "index.html")
     shutil.rmtree(state, ignore_errors=True)
-    for stop in found.stops:
-        echo(f"{stop.patches.field or stop.name}; {len(stop.patches.dead)} dead units")
-    echo(printable(f"{found.images} images -> {page}"))
+    if options.json:
+        each = [{"name": s.name, "dead_units": s.patches.dead} for s in found.stops]
+        print_json({"page": page, "images": found.images, "layers": each})
+    else:
+        for stop in found.stops:
+            echo(f"{stop.patches.field or stop.name}; {len(stop.patches.dead)} dead units")
+        echo(printable(f"{found.images} images -> {page}"))
     for why in list(found.unusable.values())[:_SAID_FAILURES]:
         warn(why)
     if found.unusable:

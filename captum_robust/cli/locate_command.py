@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from captum_robust._checks import check, printable
+from captum_robust._checks import check, known_name, printable
 from captum_robust.cli.model_options import ModelOptions, class_number
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import echo, warn
@@ -50,7 +50,7 @@ class LocateOptions(ModelOptions):
 def locate(options: LocateOptions) -> None:
     """Place what a classifier sees in boxes, in photographs and folders of them."""
     from captum_robust.catalog.box_vote import VOTES
-    from captum_robust.catalog.methods import voting
+    from captum_robust.catalog.methods import METHODS, voting
     from captum_robust.data.image_lists import images_at
     from captum_robust.nn import load_masking_network
     from captum_robust.show.locate import USUAL, Locator
@@ -60,16 +60,16 @@ def locate(options: LocateOptions) -> None:
     if options.coco is not None:
         is_image = options.coco.resolve() in {file.resolve() for file in files.values()}
         check(not is_image, f"--coco: {options.coco} is one of the images; give another name")
-    named = USUAL.get(options.method, options.method)
+    method: Any = known_name("method", options.method, [*USUAL, *METHODS])
+    named = USUAL.get(method, method)
     votes = VOTES.get(named)
     file = read_network(options.network, [named if votes is None else MASKING])
     model = model_for(file, options)
-    method: Any = options.method
     if file is not None and votes is not None:
         method = voting(model, votes, load_masking_network(file, model))
     elif file is not None:
         method = with_network(model, [named], file)[named]
-    rounds = 1 if options.rounds is None and options.method == "fast" else options.rounds
+    rounds = 1 if options.rounds is None and method == "fast" else options.rounds
     locator = Locator(
         model,
         method,
@@ -80,7 +80,10 @@ def locate(options: LocateOptions) -> None:
     target = class_number(model, options.target, "target")
     names = list(model.class_names or ())
     coco, failed = CocoFile(names), 0
-    for one in located_files(locator, files, target=target, batch_size=options.batch_size):
+    located = located_files(
+        locator, files, target=target, batch_size=options.batch_size, progress=len(files) > 1
+    )
+    for one in located:
         failed += bool(one.error)
         objects = one.objects(names)
         if one.error:

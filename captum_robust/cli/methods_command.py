@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-import typer
+from dataclasses import dataclass, field
 
+from captum_robust.cli.options import command_of, option
+from captum_robust.cli.printing import echo, print_json
 from captum_robust.cli.shared_options import LOCALIZATION, MASKING
 
 
-def methods() -> None:
-    """List the methods that compare and explain know, and the attacks of compare and attack."""
+@dataclass(frozen=True)
+class MethodsOptions:
+    """The options of the command."""
+
+    json: bool = field(default=False, metadata=option("--json"))
+    """Print one JSON object instead: methods and attacks by name, each with its meaning."""
+
+
+@command_of(MethodsOptions)
+def methods(options: MethodsOptions) -> None:
+    """List the methods that compare and explain know, and the attacks of compare and attack.
+
+    Names may be written in capitals and with other marks between words, such as Grad-CAM.
+    """
     from captum_robust.attr.real_time_masking import pretrained
     from captum_robust.benchmark import ATTACKS, BASELINES, METHODS
     from captum_robust.catalog.attributions import IN_WORDS
@@ -25,7 +39,12 @@ def methods() -> None:
     notes |= dict.fromkeys(VOTES, f"places a box itself; for {trained}, for others see locate")
     notes[LOCALIZATION] = "needs --network, from captum-robust train localization"
     notes["lrp"] = "for chains of layers only, such as vgg16 and simple_convnet"
+    if options.json:
+        of_methods = {name: notes.get(name, "") for name in METHODS}
+        of_attacks = {name: kind.meaning for name, kind in ATTACKS.items()}
+        print_json({"methods": of_methods, "attacks": of_attacks})
+        return
     for name in METHODS:
-        typer.echo(f"{name}  ({notes[name]})" if name in notes else name)
+        echo(f"{name}  ({notes[name]})" if name in notes else name)
     for name, kind in ATTACKS.items():
-        typer.echo(f"{name}  (attack: {kind.meaning})")
+        echo(f"{name}  (attack: {kind.meaning})")

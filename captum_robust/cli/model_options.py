@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captum_robust._checks import check, unknown_name
+from captum_robust._progress import stage
 from captum_robust.cli.options import USUAL_MODEL, option
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def load_model(options: ModelOptions) -> Classifier:
     names, weights = class_names(options.classes), options.weights
     # Published weights would lose their last layer for another number of classes.
     is_of_any = published_weights(weights) is None or Path(weights).is_file()
-    with seeded(0, None):  # weights that are random are the same when the command goes on
+    # Weights that are random are the same when the command goes on.
+    with stage(f"loading {options.model}"), seeded(0, None):
         model = named_classifier(
             *(options.model, weights, options.size, options.mean, options.std, options.layer),
             class_names=names if is_of_any else None,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -14,9 +18,42 @@ if TYPE_CHECKING:
     from captum_robust.training import CroppedImages, LabelledImages, TrainingResult
 
 
+class Verbosity:
+    """What was asked of the command that runs in this process."""
+
+    quiet = verbose = False
+
+
 def echo(text: str, *, err: bool = False) -> None:
     """Print it, with what a terminal would obey written out, such as in the name of a file."""
-    typer.echo(printable_lines(text), err=err)
+    _print(printable_lines(text), err)
+
+
+def _print(text: str, err: bool) -> None:
+    """Print a text; progress bars are cleared before and drawn again behind it."""
+    bars = sys.modules.get("tqdm")
+    with nullcontext() if bars is None else bars.tqdm.external_write_mode():
+        typer.echo(text, err=err)
+
+
+def print_json(value: Any) -> None:
+    """Print it as one line of JSON; a number that is not finite is null, a path its text."""
+    _print(json.dumps(_plain(value), allow_nan=False), err=False)
+
+
+def _plain(value: Any) -> Any:
+    """The value in types of JSON; a data frame is a list of its rows."""
+    if hasattr(value, "to_dict"):
+        return _plain(value.to_dict("records"))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if hasattr(value, "item"):  # a number of NumPy
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -29,7 +66,7 @@ def say(text: str, *, err: bool = False) -> None:
 
 def warn(text: str) -> None:
     """Print it on standard error, on one line."""
-    typer.echo(f"captum-robust: {printable(text)}", err=True)
+    _print(f"captum-robust: {printable(text)}", err=True)
 
 
 def say_unusable(images: LabelledImages | CroppedImages) -> None:

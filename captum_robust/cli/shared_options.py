@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from captum_robust._checks import check
+from captum_robust._checks import check, known_name, letters
+from captum_robust._progress import stage
 from captum_robust.cli.model_options import ModelOptions, chosen_device, class_names, load_model
 from captum_robust.cli.options import USUAL_MODEL
-from captum_robust.cli.printing import echo, warn
+from captum_robust.cli.printing import echo, print_json, warn
 
 if TYPE_CHECKING:
     from captum_robust._files import TensorFile
@@ -27,6 +28,30 @@ LOCALIZATION = "adversarial_localization"
 def listed(methods: str | None) -> list[str] | None:
     """Return the names between the commas; None where none were given."""
     return None if methods is None else [m.strip() for m in methods.split(",") if m.strip()]
+
+
+def method_names(methods: str | None) -> list[str] | None:
+    """Return the names of the catalogue that those between the commas mean, as :func:`listed`.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    from captum_robust.catalog.methods import METHODS
+
+    names = listed(methods)
+    return None if names is None else [known_name("method", name, METHODS) for name in names]
+
+
+def attack_names(attacks: str | None) -> list[str] | None:
+    """Return the names of attacks that those between the commas mean, as :func:`listed`.
+
+    Raises:
+        ValueError: there is no such attack.
+    """
+    from captum_robust.catalog.attacks import ATTACKS
+
+    names = listed(attacks)
+    return None if names is None else [known_name("attack", name, ATTACKS) for name in names]
 
 
 def read_network(network: Path | None, methods: list[str] | None) -> TensorFile | None:
@@ -59,7 +84,8 @@ def model_for(file: TensorFile | None, options: ModelOptions) -> Classifier:
         from captum_robust.models.zoo import named_classifier
 
         own = facts["classifier"]
-        if own in SMALL_NETWORKS and options.model in (USUAL_MODEL, own):
+        is_meant = letters(options.model) in map(letters, (USUAL_MODEL, own))
+        if own in SMALL_NETWORKS and is_meant:
             names, size = class_names(options.classes) or facts["class_names"], facts["input_size"]
             size = size if options.size is None else options.size
             like = named_classifier(
@@ -114,9 +140,8 @@ def attacks_of(
 
     if names is None:
         return {}
-    chosen = listed(names) or []
-    known = [ATTACKS[name] for name in chosen if name in ATTACKS]
-    has_strength = not known or any(kind.has_strength for kind in known)
+    chosen = attack_names(names) or []
+    has_strength = not chosen or any(ATTACKS[name].has_strength for name in chosen)
     check(epsilon is None or has_strength, f"--epsilon: {', '.join(chosen)} takes no strength")
     is_used = options.universal is None or "universal" in chosen
     check(is_used, "--universal is for --attack universal")
@@ -177,18 +202,28 @@ def open_dataset(
     return dataset
 
 
-def print_comparison(result: Comparison, report: Path, **tuning: Any) -> None:
+def print_comparison(
+    result: Comparison, report: Path, *, as_json: bool = False, **tuning: Any
+) -> None:
     """Write the report, and print the table, what failed, and the summary.
 
-    ``tuning`` is how thresholds are chosen, as ``Comparison.to_text`` takes it.
+    ``tuning`` is how thresholds are chosen, as ``Comparison.to_text`` takes it. With ``as_json``
+    one JSON object is printed in place of the table and the summary.
 
     Raises:
         typer.Exit: a method failed on every image; its reason is on standard error.
     """
-    page = result.to_html(report, **tuning)  # first, as the terminal may be a pipe that closes
-    echo("\n" + result.to_text(**tuning))
-    echo("\n" + result.summary())
-    echo(f"\nreport: {page}")
+    # The report first, as the terminal may be a pipe that closes.
+    with stage("scoring, and writing the report"):
+        page = result.to_html(report, **tuning)
+    if as_json:
+        tables = {"table": result.table(**tuning), "attacks": result.attack_table()}
+        facts = {"failures": result.failures(), "summary": result.summary(), "report": page}
+        print_json(tables | facts)
+    else:
+        echo("\n" + result.to_text(**tuning))
+        echo("\n" + result.summary())
+        echo(f"\nreport: {page}")
     failures = result.complete_failures()
     for sentence in failures:
         warn(sentence)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from captum_robust._checks import check, printable
 from captum_robust.cli.model_options import ModelOptions, class_number, load_model
 from captum_robust.cli.options import argument, command_of, option
-from captum_robust.cli.printing import echo, warn
+from captum_robust.cli.printing import echo, print_json, warn
 
 if TYPE_CHECKING:
     from captum_robust.show.video import VideoResult
@@ -45,6 +45,8 @@ class VideoOptions(ModelOptions):
     limit: int | None = None
     """Only the first so many frames."""
     precision: str = "float32"
+    json: bool = field(default=False, metadata=option("--json"))
+    """Print one JSON object instead: the file, its frames and how many a second were annotated."""
 
 
 @command_of(VideoOptions)
@@ -78,7 +80,7 @@ def video(options: VideoOptions) -> None:
         precision=options.precision,
         progress=True,
     )
-    _say_result(result, source)
+    _say_result(result, options)
     if result.interrupted:
         raise SystemExit(130)
 
@@ -101,15 +103,19 @@ def _masks(options: VideoOptions) -> Any:
     return RealTimeMasking.from_pretrained(options.model, model=classifier).network
 
 
-def _say_result(result: VideoResult, source: str) -> None:
+def _say_result(result: VideoResult, options: VideoOptions) -> None:
     """Print what was written, and warn of what is not as expected."""
-    height, width = result.size
-    echo(
-        printable(
-            f"{result.path}: {result.frames} frames of {width}×{height}, {result.frame_rate:g} a "
-            f"second; {result.frames / result.seconds:.1f} a second were annotated"
+    source, (height, width) = options.source, result.size
+    a_second = result.frames / result.seconds
+    if options.json:
+        print_json(vars(result) | {"annotated_a_second": a_second})
+    else:
+        echo(
+            printable(
+                f"{result.path}: {result.frames} frames of {width}×{height}, "
+                f"{result.frame_rate:g} a second; {a_second:.1f} a second were annotated"
+            )
         )
-    )
     if result.resized:
         warn(f"{result.resized} frames of another size were resized to the first one's")
     if result.cut_short:

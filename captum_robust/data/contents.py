@@ -63,12 +63,12 @@ def _parts_of(data: Any, count: int) -> dict[str, Any]:
 
 
 def _item_parts(item: Any) -> dict[str, Any]:
-    """The parts of a sample, an image, or a pair of an image and its label."""
+    """The parts of a sample, an image, or an image with its label, or label and boxes."""
     if isinstance(item, Sample):
         parts = {_PLURALS.get(name, name): value for name, value in vars(item).items()}
         return {name: value for name, value in parts.items() if name != "source"}
-    if isinstance(item, (list, tuple)) and len(item) == 2:
-        return {"images": item[0], "labels": item[1]}
+    if isinstance(item, (list, tuple)) and len(item) in (2, 3):
+        return dict(zip(("images", "labels", "boxes"), item, strict=False))
     return {"images": item}
 
 

@@ -32,6 +32,7 @@ from captum_robust.data.classes import ClassIndex, imagenet_names, is_numbered
 from captum_robust.data.dataset import LocalizationDataset
 from captum_robust.data.files import existing
 from captum_robust.data.folder import ImageFolder
+from captum_robust.data.frames import FrameImages, are_boxes, boxes_of, is_frame
 from captum_robust.data.given_forms import as_pairs, in_usual_form
 from captum_robust.data.images import pixels_of
 from captum_robust.data.renumbered import renumbered
@@ -39,8 +40,9 @@ from captum_robust.data.sample import DataError, Sample
 
 _EXPECTED = (
     "samples (captum_robust.data.Sample), images (of PIL, or tensors C×H×W with pixels in [0, 1]), "
-    "pairs (image, class index), batches of these, paths of image files, rows with the keys image "
-    "and label, NumPy arrays H×W×3 of uint8, a DataLoader or the path of a folder"
+    "pairs (image, class index), also with boxes M×4, batches of these, paths of image files, rows "
+    "with the keys image and label, NumPy arrays H×W×3 of uint8, a DataLoader, a data frame with a "
+    "column path, or the path of a folder"
 )
 _WRAP = "wrap each image as Sample(image, label, boxes, id)"
 _IMAGENET = len(imagenet_names())
@@ -73,7 +75,9 @@ def sample_source(
     Args:
         data: samples, images (of PIL, or tensors C×H×W of one or three channels with pixels in
             [0, 1], or uint8), pairs (image, label), a list of batches of these, a ``DataLoader``,
-            or the path of a folder (see :class:`captum_robust.data.folder.ImageFolder`). Images may
+            the path of a folder (see :class:`captum_robust.data.folder.ImageFolder`), or a data
+            frame of pandas (:class:`captum_robust.data.frames.FrameImages`). Behind its label an
+            image may have its boxes, M×4 or 4 numbers (x0, y0, x1, y1) in its pixels. Images may
             also be paths of files, NumPy arrays H×W×3 of uint8, tuples of one, or rows with the
             keys "image" and "label"; and two lists or tensors be the images and their labels.
         class_names: of the model, if it has any.
@@ -92,7 +96,7 @@ def sample_source(
     items = _loaders_items(data) if isinstance(data, DataLoader) else data
     if isinstance(items, LocalizationDataset):
         return renumbered(items, class_names)  # type: ignore[no-any-return]
-    items = as_pairs(items)
+    items = FrameImages(items) if is_frame(items) else as_pairs(items)
     is_list = hasattr(items, "__len__") and hasattr(items, "__getitem__")
     got = f"dataset: expected {_EXPECTED}; {_WRAP}; got {type(data).__name__}"
     check(is_list and not isinstance(items, Mapping), got, TypeError)
@@ -112,17 +116,18 @@ def sample_source(
     own = _own_classes(items)
     names = _said_names(class_names)
     numbers = None if own is None else _class_numbers(own, names, count_classes)
-    if own is not None and numbers != list(range(len(own))):
+    says_names = getattr(_base_of(items)[0], "labels_are_names", False)
+    if own is not None and numbers != list(range(len(own))) and not says_names:
         _warn_of_other_numbers(items, [names[-1] for names in own])
     return GivenImages(data, items, numbers)
 
 
 class GivenImages(Dataset[Sample]):
-    """Images, alone or with labels, as samples without boxes.
+    """Images, alone, with labels, or with labels and boxes, as samples.
 
     Args:
         data: what was given.
-        items: the images, or pairs (image, label), of ``data``.
+        items: the images, pairs (image, label), or these and boxes, of ``data``.
         numbers: the model's class of each label; of a label whose class is not known None. None:
             labels are the model's classes.
     """
@@ -151,14 +156,15 @@ class GivenImages(Dataset[Sample]):
         if isinstance(item, Sample):
             return item
         check(_is_item(item), f"{id}: expected {_EXPECTED}, got {_said(item)}; {_WRAP}", DataError)
-        image, label = (item, None) if _is_image(item) else item
+        image, label, *boxes = (item, None) if _is_image(item) else item
         label = _label_of(label, id)
         if label is not None and self._numbers is not None:
             there = 0 <= label < len(self._numbers)
             known = f"{id}: class index {label}, but its data set has {len(self._numbers)} classes"
             check(there, known, DataError)
             label = self._numbers[label]
-        return Sample(_pixels(image, id), label, torch.zeros(0, 4), id)
+        placed = boxes_of(boxes[0] if boxes else None, f"{id}: boxes")
+        return Sample(_pixels(image, id), label, placed, id)
 
 
 class _Collated(Dataset[Any]):
@@ -202,7 +208,7 @@ class _Collated(Dataset[Any]):
 def _class_index(item: Any) -> int | None:
     """The label of a pair, where it is a class index."""
     try:
-        return as_index(item[1]) if isinstance(item, (tuple, list)) and len(item) == 2 else None
+        return as_index(item[1]) if isinstance(item, (tuple, list)) and len(item) > 1 else None
     except (TypeError, ValueError):
         return None
 
@@ -243,19 +249,21 @@ def _is_image(item: object) -> bool:
 
 
 def _is_item(item: Any) -> bool:
-    """Whether it is a sample, an image, or an image and its label."""
-    is_pair = isinstance(item, (tuple, list)) and len(item) == 2 and _is_image(item[0])
-    return isinstance(item, Sample) or _is_image(item) or (is_pair and not _is_image(item[1]))
+    """Whether it is a sample, an image, or an image with its label, or label and boxes."""
+    if isinstance(item, (tuple, list)) and len(item) in (2, 3) and _is_image(item[0]):
+        return not _is_image(item[1]) and all(map(are_boxes, item[2:]))
+    return isinstance(item, Sample) or _is_image(item)
 
 
 def _items_of(batch: Any, kind: str) -> list[Any]:
-    """The items of a batch: N×C×H×W, (N×C×H×W or N images, N labels), or a list of items."""
+    """The items of a batch: N×C×H×W, (N×C×H×W or N images, N labels, N boxes), or items."""
     if isinstance(batch, Tensor) and batch.ndim == 4:
         return list(batch)
     if isinstance(batch, (tuple, list)):
         if all(map(_is_item, batch)):
             return list(batch)
-        if len(batch) == 2 and _length(batch[0]) == _length(batch[1]) is not None:
+        lengths = set(map(_length, batch))
+        if len(batch) in (2, 3) and len(lengths) == 1 and None not in lengths:
             return [list(pair) for pair in zip(*batch, strict=True)]
     raise TypeError(f"dataset: expected {_EXPECTED}, got {kind} of {_said(batch)}; {_WRAP}")
 

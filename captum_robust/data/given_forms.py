@@ -55,8 +55,8 @@ def usual_item(item: Any) -> Any:
         return (image, item["label"]) if others else image
     if isinstance(item, tuple) and len(item) == 1 and _is_image(item[0]):
         return _usual_image(item[0])
-    if _is_pair(item) and isinstance(item[0], np.ndarray):
-        return (_usual_image(item[0]), item[1])
+    if isinstance(item, (tuple, list)) and len(item) in (2, 3) and isinstance(item[0], np.ndarray):
+        return (_usual_image(item[0]), *item[1:])
     return _usual_image(item)
 
 

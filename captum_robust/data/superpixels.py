@@ -22,6 +22,7 @@ from captum_robust._checks import (
 )
 from captum_robust._facts import Form, listed, number, whole
 from captum_robust._files import checksum, read_facts, write_facts
+from captum_robust._progress import counted
 
 _FACTS = "captum_robust.superpixels"
 _FORM: Form = {
@@ -148,10 +149,8 @@ def cached_superpixels(
             raise ValueError(f"{error}; {_REMEDY}") from None
         segments = _wide(segments, known)
         segments[: len(known)] = known
-    from tqdm import tqdm
-
     known_count, written = len(sums), time.monotonic()
-    for i in tqdm(range(count), unit="image", desc="super-pixels", disable=not progress):
+    for i in counted(range(count), "image", progress, "super-pixels"):
         image = _image(images, i)
         got = tuple(image.shape[1:])
         check(got == size, f"images: expected all of {tuple(size)} pixels, got {got} at {i}")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_count
 from captum_robust._contexts import probing
-from captum_robust._processes import device_of, progress_bar
+from captum_robust._processes import device_of
+from captum_robust._progress import progress_bar
 from captum_robust.data import DataError, Sample, fitted
 from captum_robust.data.given import sample_source
 from captum_robust.models import Classifier
@@ -87,7 +88,7 @@ class ImageStream:
         Raises:
             ValueError: none of all could be used; the reason of the first is said.
         """
-        with progress_bar(len(self), "image", self._progress) as advance:
+        with progress_bar(len(self), "image", self._progress, "looking") as advance:
             advance(first)
             for start in range(first, len(self), self.batch_size):
                 numbers = range(start, min(start + self.batch_size, len(self)))

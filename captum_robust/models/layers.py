@@ -30,16 +30,16 @@ _VGG_STAGES = ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4
 _PAPER_RELUS = {"unguided": (5, 10), "guided": (2, 13)}
 
 
-def layer_of(module: nn.Module, layer: nn.Module | str) -> nn.Module:
+def layer_of(module: nn.Module, layer: nn.Module | str, argument: str = "layer") -> nn.Module:
     """The module itself or the one of that dotted name; ``ValueError`` if it is no part."""
     if isinstance(layer, nn.Module):
         is_part = any(layer is m for m in module.modules())
-        check(is_part, f"layer: {type(layer).__name__} is not a part of the module")
+        check(is_part, f"{argument}: {type(layer).__name__} is not a part of the module")
         return layer
     named: dict[str, nn.Module] = {name: part for name, part in module.named_modules() if name}
     # A compiled module holds the one that it was made of under a name of its own.
     own = {name.replace("_orig_mod.", ""): part for name, part in named.items()}
-    check_choice("layer", layer, named if layer in named else own)
+    check_choice(argument, layer, named if layer in named else own)
     return named.get(layer, own[layer.replace("_orig_mod.", "")])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check, check_choice, printable, unknown_name
+from captum_robust._checks import check, check_choice, known_name, printable, unknown_name
 from captum_robust._facts import LARGEST_SIDE, Form, listed, number, optional, or_none, text, whole
 from captum_robust._files import PICKLES, TensorFile, facts_of, read_tensors, write_network
 from captum_robust.data.classes import imagenet_names
@@ -66,9 +66,9 @@ def load_classifier(
         name: ``"efficientnet_lite0"``, ``"…1"``, ``"…2"``, ``"small_resnet"`` and
             ``"simple_convnet"`` (for images of 64 pixels, :class:`captum_robust.nn.SmallResNet` and
             :class:`captum_robust.nn.SimpleConvNet`), any classification model of torchvision
-            ("resnet50", "vgg19_bn", …), ``"timm:NAME"``, or ``"package.module:function"``: a
-            function without arguments that returns a module or a :class:`Classifier`, and may lie
-            in the current directory.
+            ("resnet50", or "ResNet-50"; "vgg19_bn", …), ``"timm:NAME"``, or
+            ``"package.module:function"``: a function without arguments that returns a module or a
+            :class:`Classifier`, and may lie in the current directory.
         weights: ``"DEFAULT"``: the published ImageNet weights (for the Lite models from their
             packages, for torchvision and timm their own download; the small networks have none);
             another member, or the name of one, of torchvision's weights enum; ``None`` or
@@ -94,6 +94,7 @@ def load_classifier(
         FileNotFoundError: no such file of weights.
         OSError: the weights could not be downloaded.
     """
+    name = model_name(name)
     weights = None if weights == "none" else weights
     path = _state_dict_path(weights)
     facts: dict[str, Any] = {}
@@ -133,7 +134,7 @@ def untrained_classifier(file: TensorFile, name: str, **given: Any) -> Classifie
         ValueError: the file holds fewer numbers than the classifier, for which no memory is taken;
             or as :func:`load_classifier`.
     """
-    count = len(given["class_names"] or imagenet_names())
+    name, count = model_name(name), len(given["class_names"] or imagenet_names())
     load = _loader_of(name)
     size = network_size(lambda: load(name, None, count)["module"])
     held = sum(t.numel() for t in file.tensors.values())
@@ -142,14 +143,28 @@ def untrained_classifier(file: TensorFile, name: str, **given: Any) -> Classifie
     return load_classifier(name, None, **given)
 
 
-def _loader_of(name: str) -> Callable[[str, Any, int], dict[str, Any]]:
+def model_name(name: str) -> str:
+    """The name of a classifier, of those of this package and torchvision, that is meant.
+
+    One of timm, or of a function, is left as it is.
+
+    Raises:
+        ValueError: there is none, or the name may be of several.
+
+    >>> model_name("ResNet-50")
+    'resnet50'
+    """
     from torchvision import models as tv
 
-    torchvision_names = tv.list_models(module=tv)
-    check_choice("model", name, [*LITE_NAMES, *SMALL_NETWORKS, *torchvision_names])
-    if name in torchvision_names:
-        return _load_torchvision
-    return _load_small if name in SMALL_NETWORKS else _load_lite
+    if is_imported(name):
+        return name
+    return known_name("model", name, [*LITE_NAMES, *SMALL_NETWORKS, *tv.list_models(module=tv)])
+
+
+def _loader_of(name: str) -> Callable[[str, Any, int], dict[str, Any]]:
+    if name in SMALL_NETWORKS:
+        return _load_small
+    return _load_lite if name in LITE_NAMES else _load_torchvision
 
 
 def published_weights(weights: str) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from captum_robust._checks import check_choice
+from captum_robust._checks import known_name
 from captum_robust.report.failures import complete_failures
 from captum_robust.report.outcomes import attack_series, attack_table
 from captum_robust.report.plots import (
@@ -65,6 +65,12 @@ class Comparison:
 
     def __repr__(self) -> str:
         return f"Comparison({str(self.folder)!r}: {len(self)} images, {len(self.methods)} methods)"
+
+    def _repr_html_(self) -> str:
+        """The table of the methods in a notebook, with n and intervals."""
+        from captum_robust.report.notebook import html_of
+
+        return html_of(self._tables(), self.summary())
 
     def __len__(self) -> int:
         """How many images the run has read so far, broken ones included."""
@@ -281,8 +287,7 @@ class Comparison:
 
     def curves(self, attack: str = CLEAN) -> pd.DataFrame:
         """The error at every threshold: columns ``method``, ``strategy``, ``alpha``, ``error``."""
-        check_choice("attack", attack, self.attacks)
-        return self._scoring.curves(attack)
+        return self._scoring.curves(known_name("attack", attack, self.attacks))
 
     def plot(self) -> Figure:
         """Error of each method with its interval, beside error against threshold."""

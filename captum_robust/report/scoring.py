@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice
+from captum_robust._checks import check, check_choice, known_name
 from captum_robust.catalog.attacks import LEVELS, strength_of
 from captum_robust.catalog.thresholds import Threshold, shipped_threshold
 from captum_robust.metrics.functional import (
@@ -339,7 +339,7 @@ class Scoring:
         if baseline is None:
             baseline = next((m for m in results.methods if results.kinds[m] == "grad_cam"), None)
         else:
-            check_choice("method", baseline, results.methods)
+            baseline = known_name("method", baseline, results.methods)
         columns = ["attack", "method", "baseline", "n", "closed", "low", "high"]
         columns += ["gap", "without_gap", "reason"]
         rows = []

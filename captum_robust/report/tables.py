@@ -213,6 +213,14 @@ FAILURE_COLUMNS = (Column("method", "Method", "text"), Column("error", "Why", "t
 
 def text_table(table: pd.DataFrame, columns: Iterable[Column], before: Sequence[str]) -> str:
     """A table for the terminal: the columns ``before`` as they are, then those with a name."""
+    text: str = named_columns(table, columns, before).to_string(index=False)
+    return text
+
+
+def named_columns(
+    table: pd.DataFrame, columns: Iterable[Column], before: Sequence[str]
+) -> pd.DataFrame:
+    """The columns ``before`` as they are, then the texts of those with a name."""
     import pandas as pd
 
     records = table.to_dict("records")
@@ -223,8 +231,7 @@ def text_table(table: pd.DataFrame, columns: Iterable[Column], before: Sequence[
             whole = column.form == "count"
             texts = [column.text(record) for record in records]
             cells[column.name] = table[column.key] if whole else texts
-    text: str = pd.DataFrame(cells).to_string(index=False)
-    return text
+    return pd.DataFrame(cells)
 
 
 def grid(

@@ -55,7 +55,7 @@ _GAP_NOTE = (
 
 def text_of(tables: Tables) -> str:
     """Return all tables of a run that have rows, each with a line on what it counts."""
-    text = f"{text_table(tables.clean, COLUMNS, ['method', 'n'])}\n{_clean_note(tables)}"
+    text = f"{text_table(tables.clean, COLUMNS, ['method', 'n'])}\n{tuning_note(tables)}"
     text += "".join(f"\n{note}" for name, note in _NOTES.items() if name in tables.clean)
     if len(tables.results.attacks) > 1:
         text = f"clean images\n{text}\n\nattacks\n{attacks_text(tables.attacks)}"
@@ -88,7 +88,8 @@ _TUNED = {
 }
 
 
-def _clean_note(tables: Tables) -> str:
+def tuning_note(tables: Tables) -> str:
+    """Return what the error counts, and how thresholds were chosen."""
     if "error" not in tables.methods:
         return NOTHING_SCORED if tables.results.is_unscored() else "nothing was scored"
     ways = [way for way in dict.fromkeys(tables.clean["tuned"]) if way in _TUNED]

@@ -21,14 +21,16 @@ from captum_robust._checks import (
     check_number,
     check_shape,
     check_type,
+    known_name,
     printable,
 )
 from captum_robust._contexts import evaluation
 from captum_robust._processes import device_of
+from captum_robust._progress import counted
 from captum_robust._resize import resize_image
 from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.attr.real_time_masking import pretrained
-from captum_robust.catalog.methods import Explanation, Method, build_methods
+from captum_robust.catalog.methods import METHODS, Explanation, Method, build_methods
 from captum_robust.catalog.thresholds import Threshold
 from captum_robust.data import load_image
 from captum_robust.metrics.functional import crop_scores
@@ -67,6 +69,7 @@ def locate(
     confidence: float = 0.2,
     rounds: int | None = None,
     batch_size: int = 16,
+    progress: bool = False,
 ) -> list[Located]:
     """Place the objects that a classifier sees in photographs of any size in boxes.
 
@@ -96,6 +99,7 @@ def locate(
         confidence: the least probability of a class.
         rounds: None: four, but one with ``"fast"``.
         batch_size: images, and maps, at once.
+        progress: show a bar on standard error.
 
     Returns:
         For each image, the most certain first: ``boxes`` M×4 float32 (x0, y0, x1, y1) in pixels of
@@ -116,7 +120,8 @@ def locate(
     count = len(images)
     classes = _classes_of(target, count, model)
     check_count("batch_size", batch_size, 1)
-    read = (_image_of(image, number) for number, image in enumerate(images))
+    numbers = counted(range(count), "image", progress, "locate")
+    read = (_image_of(images[number], number) for number in numbers)
     results: list[Located] = []
     while batch := list(islice(read, batch_size)):
         some = None if classes is None else classes[len(results) : len(results) + len(batch)]
@@ -330,6 +335,8 @@ def method_for(model: Classifier, method: Any) -> Method:
     """The method of :func:`locate`: ``"best"``, ``"fast"``, or what ``build_methods`` takes."""
     if isinstance(method, Method):
         return method
+    if isinstance(method, str):
+        method = known_name("method", method, [*USUAL, *METHODS])
     if isinstance(method, str) and method in USUAL:
         is_known = model.name in pretrained()
         if not is_known:

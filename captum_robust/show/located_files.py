@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._files import write_whole
+from captum_robust._progress import counted
 from captum_robust.data import DataError, load_image
 from captum_robust.show.locate import Located, Locator
 
@@ -46,7 +47,12 @@ def name_of(names: Sequence[str], label: int) -> str:
 
 
 def located_files(
-    locator: Locator, files: Mapping[str, Path], *, target: int | None = None, batch_size: int = 16
+    locator: Locator,
+    files: Mapping[str, Path],
+    *,
+    target: int | None = None,
+    batch_size: int = 16,
+    progress: bool = False,
 ) -> Iterator[LocatedFile]:
     """What is in each file, in their order; one that cannot be read has an error.
 
@@ -55,8 +61,9 @@ def located_files(
         files: by name.
         target: the class to place; None: those that are seen.
         batch_size: how many are read and placed at once.
+        progress: show a bar on standard error.
     """
-    waiting = iter(files.items())
+    waiting = iter(counted(files.items(), "image", progress, "locate"))
     while some := list(islice(waiting, batch_size)):
         images, errors = {}, {}
         for name, file in some:

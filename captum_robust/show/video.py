@@ -25,7 +25,8 @@ from captum_robust._checks import (
     printable,
 )
 from captum_robust._contexts import PRECISIONS, autocast
-from captum_robust._processes import device_of, progress_bar
+from captum_robust._processes import device_of
+from captum_robust._progress import progress_bar
 from captum_robust._scores import probabilities_of
 from captum_robust.catalog.methods import build_methods
 from captum_robust.catalog.thresholds import Threshold
@@ -187,7 +188,7 @@ def annotate_video(
     with closing(VideoFile(path, codecs, frames.rate)) as file:
         try:
             with (
-                progress_bar(frames.expected, "frame", progress) as advance,
+                progress_bar(frames.expected, "frame", progress, "video") as advance,
                 read_ahead(frames.read(size), batch_size, _BATCHES_AHEAD) as batches,
             ):
                 for batch in batches:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from captum_robust._checks import check, check_choice, check_number
+from captum_robust._progress import counted
 from captum_robust.data import FITS, DataError, LocalizationDataset, Sample, fitted, resize
 
 T = TypeVar("T", covariant=True)
@@ -36,8 +37,6 @@ class _DecodedImages(Dataset[tuple[Tensor, int]]):
     """Images that were all decoded once, kept as bytes where all of them fit in ``memory``."""
 
     def __init__(self, dataset: LocalizationDataset, memory: int, progress: bool) -> None:
-        from tqdm import tqdm
-
         self.dataset = dataset
         self.ids: list[str] = []
         self.labels: list[int] = []
@@ -49,7 +48,7 @@ class _DecodedImages(Dataset[tuple[Tensor, int]]):
         self._pixels: list[Tensor] = []
         """The bytes of all images, or of none."""
         used = 0
-        for i in tqdm(range(len(dataset)), unit="image", disable=not progress):
+        for i in counted(range(len(dataset)), "image", progress, "reading"):
             try:
                 sample = self._sample(i)
                 label = self._label(sample)

@@ -28,6 +28,7 @@ from captum_robust._files import (
     write_whole,
 )
 from captum_robust._processes import together
+from captum_robust._progress import progress_bar
 from captum_robust.training.acceleration import accelerator_of, half_precision
 from captum_robust.training.checkpoints import (
     Log,
@@ -279,8 +280,6 @@ class _Run:
     def _take_steps(
         self, network: nn.Module, optimizer: Any, dataset: Dataset[Any], loss: Loss
     ) -> None:
-        from tqdm import tqdm
-
         settings, total = self.schedule.settings, self.schedule.steps
         every = settings.evaluate_every or self.schedule.per_epoch
         # A run that was interrupted in an evaluation has that still to come.
@@ -292,19 +291,19 @@ class _Run:
         if is_missing or math.isinf(self.saved_at):
             self._save()
         batches = self._batches(dataset)
-        hidden = not (self.progress and self.is_first)
-        with tqdm(total=total, initial=self.step, unit="step", disable=hidden) as bar:
+        shown = self.progress and self.is_first
+        with progress_bar(total, "step", shown, "training", self.step) as advance:
             for batch in () if self._is_at_rest() else batches:
                 on_device = tuple(t.to(self.accelerator.device) for t in batch)
                 self._one_step(network, optimizer, on_device, loss)
-                bar.update()
+                advance(1)
                 ends = self.step == total
                 if ends or self.step % every == 0:
                     self._evaluate()
                     ends = ends or self._is_at_rest()
                 if ends or self.step % _READ_EVERY == 0:
                     self._read_losses()
-                    bar.set_postfix(loss=f"{self.last_loss:.3f}")
+                    advance.doing(f"loss={self.last_loss:.3f}")
                     waited = time.monotonic() - self.saved_at
                     if ends or self._first_says(waited >= settings.checkpoint_every):
                         self._save()

@@ -216,12 +216,12 @@ def test_a_batch_over_several_layers_gives_what_its_images_give(
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda n: ClassActivationMap(n, n[1], "layercam"), ValueError, "^kind: .*'layer_cam'"),
+        (lambda n: ClassActivationMap(n, n[1], "layercan"), ValueError, "^kind: .*'layer_cam'"),
         (lambda n: ClassActivationMap(n, []), ValueError, "^layer: expected at least one"),
         (lambda n: ClassActivationMap(n, [n[1], n[1]]), ValueError, "^layer: expected each once"),
-        (lambda n: ClassActivationMap(n, ["1"]), TypeError, "^layer: expected a torch.nn.Module"),
-        (lambda n: ClassActivationMap(n, 1), TypeError, "^layer: expected a torch.nn.Module or"),
-        (lambda n: ScoreCAM(n, "1"), TypeError, "^layer: expected a torch.nn.Module"),
+        (lambda n: ClassActivationMap(n, ["1", "99"]), ValueError, "^layer: .*got '99'"),
+        (lambda n: ClassActivationMap(n, 1), TypeError, "^layer: expected a torch.nn.Module, its"),
+        (lambda n: ScoreCAM(n, 1), TypeError, "^layer: expected a torch.nn.Module or"),
     ],
 )
 def test_wrong_arguments_are_named(

@@ -740,8 +740,8 @@ def test_the_map_tolerance_ends_the_samples_that_have_settled_and_no_other(
 
 
 def test_wrong_layers_are_named(net: TwoConvolutions, x: Tensor) -> None:
-    with pytest.raises(TypeError, match="layers: expected modules, got str at position 1"):
-        PerceptualBallPerturbation(net, (net.relu1, "relu2"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"layers: expected a torch.nn.Module or its .*, got int"):
+        PerceptualBallPerturbation(net, (net.relu1, 2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="layers: number 2, ReLU, was already given"):
         PerceptualBallPerturbation(net, (net.relu1, net.relu2, net.relu1))
     with pytest.raises(ValueError, match="layers: number 1, ReLU, is not a part of the model"):
