@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from captum_robust._checks import printable
+
 _LONGEST_WAIT = timedelta(days=365)
 
 
@@ -96,10 +98,25 @@ def _named_losses() -> Iterator[None]:
         ) from error
 
 
+class Progress:
+    """Called with how much more is done; ``doing`` says at what the work is."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def __call__(self, more: int) -> None:
+        """Move the bar."""
+        self._bar.update(more)
+
+    def doing(self, what: str) -> None:
+        """Write it before the bar."""
+        self._bar.set_description(printable(what))
+
+
 @contextmanager
-def progress_bar(total: int | None, unit: str, show: bool) -> Iterator[Callable[[int], None]]:
-    """A function to call with how much more is done; the bar goes to standard error."""
+def progress_bar(total: int | None, unit: str, show: bool) -> Iterator[Progress]:
+    """What to call with how much more is done; the bar goes to standard error."""
     from tqdm import tqdm
 
     with tqdm(total=total, unit=unit, disable=not show, smoothing=0.05) as bar:
-        yield bar.update
+        yield Progress(bar)

@@ -163,6 +163,9 @@ class _Attacking(Runner[str]):
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:  # noqa: ARG002
         return [image_row(item, picture=False) for item in loaded]
 
+    def title(self, task: str) -> str:
+        return task
+
     def rows(self, tasks: Sequence[str], start: int, clean: Batches) -> Rows:
         batches, failed = clean
         for attack in tasks:

@@ -39,6 +39,7 @@ from captum_robust.benchmark.passes import count_passes
 from captum_robust.benchmark.runner import Rows, Runner
 from captum_robust.catalog.description import describe_run
 from captum_robust.catalog.methods import Method, build_methods, named_methods, usual_methods
+from captum_robust.catalog.words import words_of
 from captum_robust.defenses import DefendedModel, Transform
 from captum_robust.metrics.functional import REMOVAL_STEPS, SALIENCY_THRESHOLDS
 from captum_robust.models import Classifier
@@ -225,6 +226,10 @@ class _Comparing(Runner[_Task]):
         for item, row in zip(loaded, rows, strict=True):
             row.true_crop = crops.get(item, {}).get("true_crop")
         return rows
+
+    def title(self, task: _Task) -> str:
+        stage, method = task
+        return words_of(method) + ("" if stage.attack == CLEAN else f", {stage.attack}")
 
     def rows(self, tasks: Sequence[_Task], start: int, clean: Batches) -> Rows:
         work = _Work(start, clean)

@@ -46,7 +46,11 @@ class Runner(ABC, Generic[Task]):
 
     @abstractmethod
     def rows(self, tasks: Sequence[Task], start: int, clean: Batches) -> Rows:
-        """The rows of each of the tasks, of the batch that begins at ``start``."""
+        """The rows of each of the tasks in turn, of the batch that begins at ``start``."""
+
+    @abstractmethod
+    def title(self, task: Task) -> str:
+        """What the progress bar says while the rows of a task are made."""
 
     def run(self, count: int, batch_size: int, unit: str, progress: bool, retry: bool) -> None:
         """Make all rows of the first ``count`` images, shared between processes; then close.
@@ -79,7 +83,10 @@ class Runner(ABC, Generic[Task]):
                 self.store.warn_of_threads()
                 clean = self.reader.clean(loaded)
                 images = self.image_rows(loaded, clean)
-                for results, attacked in self.rows(tasks, start, clean):
+                rows = self.rows(tasks, start, clean)
+                for task in tasks:
+                    advance.doing(self.title(task))
+                    results, attacked = next(rows)
                     self.store.write(results, images, attacked)
                     images = []
                     advance(stop - start)

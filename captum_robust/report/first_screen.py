@@ -142,16 +142,18 @@ def _under_attack(tables: Tables, best: dict[Any, Any]) -> str:
     rows = tables.attacks[tables.attacks["attack"] == attack].to_dict("records")
     if not rows or not rows[0]["n_right"]:
         return ""
-    fooled = f" “{attack}” fools the classifier on {100 * rows[0]['fooled']:.0f} %"
-    text = f"{fooled} of the images that it gets right"
-    table = tables.methods
+    text = f" “{attack}” fools the classifier on {100 * rows[0]['fooled']:.0f} % of the images"
+    text += " that it gets right"
+    table, words = tables.methods, tables.results.words
     under = table[(table["attack"] == attack) & table["error"].notna()]
     mine = under[under["method"] == best["method"]].to_dict("records")
-    if mine:
-        words = tables.results.words[best["method"]]
-        text += f"; the error of {words} is {100 * mine[0]['error']:.1f} % then"
-        first = under[~under["method"].isin(tables.results.baselines)].to_dict("records")[0]
-        if first["method"] != best["method"] and first["error"] < mine[0]["error"]:
-            name = tables.results.words[first["method"]]
-            text += f", the lowest that of {name}, {100 * first['error']:.1f} %"
+    if not mine:
+        return text + "."
+    name = words[best["method"]]
+    if best["n"] < FEW:
+        return f"{text}; then the boxes of {name} miss {_misses(mine[0])}."
+    text += f"; then {100 * mine[0]['error']:.1f} % of the boxes of {name} miss"
+    first = under[~under["method"].isin(tables.results.baselines)].to_dict("records")[0]
+    if first["error"] < mine[0]["error"]:
+        text += f", and of {words[first['method']]} {100 * first['error']:.1f} %, the fewest"
     return text + "."

@@ -288,7 +288,7 @@ def _attacks(tables: Tables, frame: pd.DataFrame, styles: Mapping[str, Style]) -
 
 
 def _error_charts(tables: Tables, styles: Mapping[str, Style]) -> list[Chart]:
-    """Localization error against strength, a chart an attack.
+    """Localization error against strength, a chart an attack of two strengths or more.
 
     The lines of the best methods under its strongest attack; in words those of all.
     """
@@ -296,7 +296,7 @@ def _error_charts(tables: Tables, styles: Mapping[str, Style]) -> list[Chart]:
     words = tables.results.words
     for name, rows in tables.scoring.error_series(tables.methods).items():
         counts = rows["method"].value_counts()
-        lines = {m: rows[rows["method"] == m] for m in styles if counts.get(m, 0) > 1}
+        lines = {m: rows[rows["method"] == m] for m in styles if counts.get(m, 0) > 2}
         if not lines:
             continue
         said = "; ".join(f"{words[m]}: {_said(one, 'error')}" for m, one in lines.items())

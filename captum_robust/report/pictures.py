@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 _LONGER_SIDE = 208
 _JPEG_QUALITY = 72
 _EACH = 12
-_PICTURES = 150
+_PICTURES = 165
 """Bound on the pictures of the gallery: at about 15 kB each as text, some 2 MB."""
 _SHOTS = 6
 """Images of the first screen."""
 _STRIPS = 6
-_STRIP_PICTURES = 80
+_STRIP_PICTURES = 100
 _TRIO_PICTURES = 50
 _TRIO_DEFENDED = 3
 """Bounds on the images shown under attack, and on their pictures."""
@@ -155,6 +155,57 @@ def build_shots(
             both = (clean[0], attacked[0] if attacked and attacked[0].picture else None)
             shots.append(Shot(position, image["image"], true_class, *both))
     return shots
+
+
+@dataclass(frozen=True)
+class State:
+    """One image as the classifier sees it, clean or changed, with a map by each method."""
+
+    name: str
+    picture: str
+    """A data URI."""
+    predicted_class: str
+    confidence: float
+    is_right: bool
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """One image in several states."""
+
+    image: str
+    true_class: str
+    states: list[State]
+
+
+def build_matrix(results: Results, rows: pd.DataFrame, states: Sequence[str]) -> list[Pictured]:
+    """Every image whose picture is kept, by states and by methods that are no baselines."""
+    entries = []
+    for position in results.pictured():
+        image = results.image(position)
+        mine = rows[(rows["position"] == position) & rows["method"].isin(results.compared)]
+        pictured = results.attacked(position) | {CLEAN: image}
+        shown = []
+        for name in states:
+            here = mine[mine["attack"] == name]
+            picture = pictured.get(name, {}).get("picture")
+            if here.empty or picture is None:
+                continue
+            first: Any = here.iloc[0]
+            canvas = _Canvas.of(results, image, picture)
+            shown.append(
+                State(
+                    name,
+                    _jpeg_uri(canvas.picture),
+                    results.class_name(first["predicted"]),
+                    float(first["confidence"]),
+                    bool(first["predicted"] == image["label"]),
+                    canvas.tiles(here, name),
+                )
+            )
+        entries.append(Pictured(image["image"], results.class_name(image["label"]), shown))
+    return entries
 
 
 def build_strips(results: Results, rows: pd.DataFrame) -> list[AttackedEntry]:
