@@ -379,7 +379,9 @@ class _Canvas:
         return tiles
 
     def _tile(self, row: dict[Any, Any], kept: dict[str, Any] | None) -> Tile:
-        decided = row["predicted"] if row["decided"] != row["decided"] else row["decided"]
+        decided = row["decided"]  # None or NaN: the method has no class of its own
+        if decided is None or decided != decided:
+            decided = row["predicted"]
         method = row["method"]
         tile = Tile(
             method=method,
