@@ -26,11 +26,6 @@ class Line:
     points: str
     style: Style
 
-    @property
-    def dash(self) -> str:
-        """As SVG has it."""
-        return " ".join(map(str, self.style.dash)) or "none"
-
 
 @dataclass(frozen=True)
 class LineChart:
@@ -53,11 +48,6 @@ class Choice:
     name: str
     style: Style
     shown: bool
-
-    @property
-    def dash(self) -> str:
-        """As SVG has it."""
-        return " ".join(map(str, self.style.dash)) or "none"
 
 
 def line_chart(

@@ -147,10 +147,12 @@ def build_shots(
     kept = results.right_before(most) if attack else results.pictured()
     shots: list[Shot] = []
     for position in kept:
+        if len(shots) == most:
+            break
         image = results.image(position)
         clean = _shots(results, rows, image, CLEAN, [method])
         attacked = _shots(results, rows, image, attack, [method]) if attack else []
-        if clean and clean[0].picture and len(shots) < most:
+        if clean and clean[0].picture:
             true_class = results.class_name(image["label"])
             both = (clean[0], attacked[0] if attacked and attacked[0].picture else None)
             shots.append(Shot(position, image["image"], true_class, *both))
