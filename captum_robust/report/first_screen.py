@@ -115,7 +115,9 @@ def _best(
     name = best["method"]
     peers = [r["method"] for r in methods[1:] if not ahead("error", CLEAN, name, r["method"])]
     low, high = (100 * best[f"error_{end}"] for end in ("low", "high"))
-    text = f"{words[name]} places the object best: {100 * best['error']:.1f} % of its boxes miss it"
+    # A name of one's own keeps its small letter.
+    first = words[name] if words[name] == name else words[name][0].upper() + words[name][1:]
+    text = f"{first} places the object best: {100 * best['error']:.1f} % of its boxes miss it"
     text += f" (95 % interval {low:.1f} to {high:.1f} %, {best['n']} images)"
     if not peers:
         text += ", fewer than those of any other method, beyond chance."
