@@ -20,8 +20,7 @@ import torch
 from PIL import Image
 
 from captum_robust.attr import AdversarialLocalization, RealTimeMasking
-from captum_robust.attr.real_time_masking import pretrained
-from captum_robust.benchmark import METHODS, Comparison, compare
+from captum_robust.benchmark import Comparison, compare
 from captum_robust.benchmark.batches import BatchReader
 from captum_robust.cli.model_options import class_names
 from captum_robust.data import load_dataset
@@ -58,25 +57,6 @@ def one_line(err: str) -> str:
     assert len(lines) == 1, err
     assert "Traceback" not in err
     return lines[0]
-
-
-def test_demo_writes_its_report_and_prints_its_path(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("demo")
-    assert code == 0
-    report = tmp_path / "captum-robust-demo" / "report.html"
-    assert f"report: {report.relative_to(tmp_path)}" in out
-    assert "<html" in report.read_text(encoding="utf-8")
-    untrained = set() if "efficientnet_lite0" in pretrained() else {"real_time_masking"}
-    # Slow; no network; no rules for its layers.
-    untrained |= {"iterative_mask", "rise", "score_cam", "adversarial_localization", "lrp"}
-    for method in set(METHODS) - untrained:
-        assert method in out
-    table = Comparison(tmp_path / "captum-robust-demo").table()
-    assert (table["n"] >= 6).all()
-    assert table["failed"].sum() == 0
-    code, again, _ = run("demo")  # a finished run is not run again
-    assert code == 0
-    assert again.splitlines()[-1] == out.splitlines()[-1]
 
 
 def test_compare_prints_the_table_and_counts_what_it_could_not_use(

@@ -84,7 +84,7 @@ def test_quiet_leaves_the_result_and_errors(run: Run, folder: Path) -> None:
 def test_a_bar_names_what_it_counts_and_what_runs(run: Run, folder: Path) -> None:
     named = ("compare", "folder", folder, *SMALL, "--methods", "Grad-CAM", "--attack", "FGSM")
     _, _, err = run(*named)
-    assert "grad_cam under fgsm 8/255" in err
+    assert "Grad-CAM under fgsm 8/255" in err
     assert "explain:" in run("explain", folder, *SMALL)[2]
     assert "locate:" in run("locate", folder, *SMALL, "--method", "Grad-CAM")[2]
     assert "explain:" not in run("explain", folder / "0.png", *SMALL, "--out", "one")[2]

@@ -23,7 +23,8 @@ CALLED = {
     "compare folder": "captum_robust.benchmark.compare",
     "attack": "captum_robust.benchmark.attack_images",
     "explain": "captum_robust.show.explain.explain_image",
-    "demo": "captum_robust.benchmark.compare",
+    "demo": "captum_robust.benchmark.demo.compare",
+    "demo --all": "captum_robust.benchmark.compare",
     "train masking --images": "captum_robust.training.masking_recipe.MaskingRecipe",
 }
 """What each command calls."""
@@ -38,7 +39,7 @@ def given(command: str, folder: Path) -> tuple[Any, ...]:
     image.parent.mkdir()
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(image)
     one = image if command == "attack" else image.parent
-    return () if command == "demo" else (one, *SMALL)
+    return () if command.startswith("demo") else (one, *SMALL)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])

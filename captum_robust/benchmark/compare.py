@@ -39,6 +39,7 @@ from captum_robust.benchmark.passes import count_passes
 from captum_robust.benchmark.runner import Rows, Runner
 from captum_robust.catalog.description import describe_run
 from captum_robust.catalog.methods import Method, build_methods, named_methods, usual_methods
+from captum_robust.catalog.words import words_of
 from captum_robust.defenses import DefendedModel, Transform
 from captum_robust.metrics import functional as metrics
 from captum_robust.metrics.functional import REMOVAL_STEPS, SALIENCY_THRESHOLDS
@@ -240,7 +241,8 @@ class _Comparing(Runner[_Task]):
 
     def name_of(self, task: _Task) -> str:
         stage, method = task
-        return method if stage.perturb is None else f"{method} under {stage.name}"
+        words = words_of(method)
+        return words if stage.perturb is None else f"{words} under {stage.name}"
 
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
         rows = [image_row(item, picture=item.position < GALLERY_POOL) for item in loaded]

@@ -51,7 +51,7 @@ class Runner(ABC, Generic[Task]):
 
     @abstractmethod
     def rows(self, tasks: Sequence[Task], start: int, clean: Batches) -> Rows:
-        """The rows of each of the tasks, of the batch that begins at ``start``."""
+        """The rows of each of the tasks in turn, of the batch that begins at ``start``."""
 
     def run(self, count: int, batch_size: int, unit: str, progress: bool, retry: bool) -> None:
         """Make all rows of the first ``count`` images, shared between processes; then close.

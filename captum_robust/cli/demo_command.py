@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import typer
 
 from captum_robust.cli.model_options import ModelOptions, load_model
-from captum_robust.cli.options import command_of
+from captum_robust.cli.options import command_of, option
+from captum_robust.cli.printing import echo
 from captum_robust.cli.shared_options import print_comparison
 
 
@@ -16,18 +17,30 @@ from captum_robust.cli.shared_options import print_comparison
 class DemoOptions:
     """The options of the command."""
 
-    out: Path = Path("captum-robust-demo")
-    """Folder of the run and its report."""
+    out: Path | None = None
+    """Folder of the run and its report; else captum-robust-demo, or captum-robust-demo-all."""
     device: str = "auto"
+    all: bool = field(default=False, metadata=option("--all"))
+    """Compare all methods on the clean photographs instead: minutes, and a table."""
 
 
 @command_of(DemoOptions, resumes=True)
 def demo(options: DemoOptions) -> None:
-    """Compare methods on the sample photographs with EfficientNet-Lite0; write the report."""
-    from captum_robust.benchmark import compare as run
+    """Show what an attack does to five methods on seven photographs; write the pictures."""
+    typer.echo("seven photographs, EfficientNet-Lite0: loading PyTorch and the classifier")
+    from captum_robust.benchmark import compare
+    from captum_robust.benchmark.demo import demonstrate
     from captum_robust.data import load_dataset
+    from captum_robust.report.demo_page import Demo
 
+    usual = "captum-robust-demo-all" if options.all else "captum-robust-demo"
+    out = options.out or Path(usual)
     model = load_model(ModelOptions(device=options.device))
-    dataset = load_dataset("samples")
-    typer.echo(f"{len(dataset)} photographs, EfficientNet-Lite0")
-    print_comparison(run(model, dataset, out=options.out), options.out / "report.html")
+    if options.all:
+        result = compare(model, load_dataset("samples"), out=out)
+        print_comparison(result, out / "report.html")
+        return
+    shown = Demo(demonstrate(model, out).folder)
+    page = shown.write(out / "report.html")
+    echo("\n" + shown.to_text())
+    echo(f"\nreport: {page}")

@@ -1,25 +1,36 @@
-"""The report of a comparison: one HTML file that needs nothing else, and no script."""
+"""The report of a comparison: one HTML file that needs nothing else, and reads without script."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_robust._files import write_whole
 from captum_robust.catalog.attacks import LEVELS
 from captum_robust.draw import PREDICTED_COLOR, TRUTH_COLOR
+from captum_robust.report.chance import Chance
 from captum_robust.report.failures import shown_reasons
+from captum_robust.report.first_screen import (
+    dots_of,
+    first_shots,
+    leading,
+    sentence_of,
+    shown_attack,
+)
+from captum_robust.report.line_charts import LineChart, choices_of, curves_by_method, line_chart
 from captum_robust.report.outcomes import NO_GRADIENT, attack_series
 from captum_robust.report.pictures import build_gallery, build_strips, build_trios
 from captum_robust.report.plots import (
     FAMILIES,
+    Style,
     method_styles,
-    plot_curves,
     plot_error_series,
-    plot_removal,
     plot_robust_accuracy,
     svg_uri,
 )
@@ -30,6 +41,7 @@ from captum_robust.report.tables import (
     ATTACK_COLUMNS,
     COLUMNS,
     FAILURE_COLUMNS,
+    GROUPS,
     SALIENCY_COLUMNS,
     STABILITY_COLUMNS,
     errors_grid,
@@ -101,9 +113,16 @@ def page_template(name: str) -> Template:
     return environment.get_template(name)
 
 
+def page_script() -> dict[str, str]:
+    """The script of a page, and the hash by which the page's policy allows it, and no other."""
+    text = (files("captum_robust.report") / "templates" / "report.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    return {"script": text, "script_hash": f"sha256-{digest}"}
+
+
 def _content(tables: Tables) -> dict[str, Any]:
     results, table = tables.results, tables.methods
-    baselines = results.baselines
+    baselines, words = results.baselines, results.words
     failures = tables.scoring.failures()
     counts = results.counts()
     reasons, other_reasons = shown_reasons(results.failures())
@@ -113,21 +132,37 @@ def _content(tables: Tables) -> dict[str, Any]:
     once = table if "same_as" not in table else table[table["same_as"].isna()]
     saliency = tables.saliency.replace({"threshold": {"-": "–"}})
     others = {*baselines, TRUE_BOX}
+    columns = [column for column in COLUMNS if column.key in table]
+    ahead = Chance(tables.scoring, tables.tuning).ahead
+    styles = _styles(tables)
     return {
+        **page_script(),
         "methods": results.methods,
-        "conclusion": _conclusion(tables),
+        "words": words,
+        "links": {m: i for i, m in enumerate(results.methods) if entries and m in results.compared},
+        "sentence": sentence_of(tables, ahead),
+        "is_few": table["n"].max() < FEW,
+        "few": FEW,
+        "dots": dots_of(tables, shown_attack(tables)),
+        "shown_attack": shown_attack(tables),
+        "shots": first_shots(tables, frame) if "error" in tables.clean else [],
         "facts": _facts(results, counts),
-        "columns": [column for column in COLUMNS if column.key in table],
-        "results": grid(once, COLUMNS, baselines, by="attack"),
-        "crops": grid(saliency, SALIENCY_COLUMNS, others, head="Box around"),
-        "charts": _curves(tables),
-        "removal": _removal(tables),
-        "attacks": _attacks(tables, frame) if len(results.attacks) > 1 else None,
+        "columns": columns,
+        "groups": {key: GROUPS[key] for key in GROUPS if any(c.group == key for c in columns)},
+        "results": grid(once, COLUMNS, baselines, by="attack", words=words, ahead=ahead),
+        "crops": grid(saliency, SALIENCY_COLUMNS, others, head="Box around", words=words),
+        "choices": choices_of(styles, words, leading(tables)),
+        "charts": _curves(tables, styles),
+        "removal": _removal(tables, styles),
+        "attacks": _attacks(tables, frame, styles) if len(results.attacks) > 1 else None,
         "gallery": gallery,
         "changes": any(tile.change for entry in entries for tile in entry.tiles),
         "pool_limit": GALLERY_POOL,
         "failures": grid(
-            failures.head(_SHOWN_FAILURES), FAILURE_COLUMNS, head="Image", names="image"
+            failures.replace({"method": words}).head(_SHOWN_FAILURES),
+            FAILURE_COLUMNS,
+            head="Image",
+            names="image",
         ),
         "shown_failures": min(len(failures), _SHOWN_FAILURES),
         "failure_count": len(failures),
@@ -136,6 +171,15 @@ def _content(tables: Tables) -> dict[str, Any]:
         "unboxed": counts["unboxed"],
         "colors": {"truth": TRUTH_COLOR, "predicted": PREDICTED_COLOR},
     }
+
+
+def _styles(tables: Tables) -> dict[str, Style]:
+    """How the line of each method looks; the best ones differ most."""
+    results = tables.results
+    ranked = leading(tables, most=len(results.methods))
+    order = dict.fromkeys([*ranked, *results.methods])
+    by_rank = method_styles({method: results.kinds[method] for method in order})
+    return {method: by_rank[method] for method in results.methods}
 
 
 def _facts(results: Results, counts: dict[str, int]) -> list[tuple[str, str]]:
@@ -176,84 +220,64 @@ def _facts(results: Results, counts: dict[str, int]) -> list[tuple[str, str]]:
     ]
 
 
-def _conclusion(tables: Tables) -> str:
-    """What the clean rows of the table say, in words."""
-    table, known = tables.clean, tables.results.baselines
-    if "error" not in table or not table["error"].notna().any():
-        return "No image has a box that could be scored, so the methods are not ranked."
-    clean = table[table["error"].notna()].to_dict("records")
-    methods = [row for row in clean if row["method"] not in known]
-    baselines = [row for row in clean if row["method"] in known]
-    if not methods:
-        return "Only baselines were scored."
-    best = methods[0]
-    *others, last = [row["method"] for row in methods if row["error"] == best["error"]]
-    first = f"{', '.join(others)} and {last} place" if others else f"{last} places"
-    text = f"{first} the object best of the methods: "
-    interval = f"95 % interval {100 * best['error_low']:.1f} to {100 * best['error_high']:.1f} %, "
-    of = f"{interval}{best['n']} images" if best["n"] > 1 else "one image, so there is no interval"
-    text += f"{100 * best['error']:.1f} % of the boxes miss it ({of})."
-    if baselines:
-        other = baselines[0]
-        text += f" The best baseline, {other['method']}, misses {100 * other['error']:.1f} %"
-        if best["error_low"] <= other["error"] <= best["error_high"]:
-            text += ", which lies within that interval: no clear difference."
-        else:
-            text += "." if best["error"] < other["error"] else ", which is better."
-    if best["n"] < FEW:
-        text += f" Fewer than {FEW} images are too few to rank methods: read the intervals."
-    return text
-
-
-def _curves(tables: Tables) -> list[Chart]:
+def _curves(tables: Tables, styles: Mapping[str, Style]) -> list[LineChart]:
     """Error against threshold, a chart a family."""
     charts = []
-    styles = method_styles(tables.results.kinds)
-    every = tables.scoring.curves()
-    for family, curves in every.groupby("strategy", sort=False):
+    words = tables.results.words
+    for family, curves in tables.scoring.curves().groupby("strategy", sort=False):
         lowest = curves.loc[curves.groupby("method", sort=False)["error"].idxmin()]
         said = "; ".join(
-            f"{row['method']} {100 * row['error']:.1f} % at {row['alpha']:g}"
+            f"{words[row['method']]} {100 * row['error']:.1f} % at {row['alpha']:g}"
             for row in lowest.to_dict("records")
         )
-        title = f"{family}: {FAMILIES[str(family)]}"
         described = f"Error against α for the family {family}. Lowest: {said}."
-        charts.append(Chart.of(title, described, plot_curves, every, styles, str(family)))
+        lines = curves_by_method(curves, "alpha", "error")
+        charts.append(line_chart(str(family), FAMILIES[str(family)], described, lines, styles))
     return charts
 
 
-def _removal(tables: Tables) -> list[Chart]:
+def _removal(tables: Tables, styles: Mapping[str, Style]) -> list[LineChart]:
     """Probability against the share of the image, a chart for deletion and one for insertion."""
     charts = []
-    styles = method_styles(tables.results.kinds)
+    words = tables.results.words
     for name, curves in tables.removal.groupby("curve", sort=False):
         areas = zip(tables.clean["method"], tables.clean[str(name)], strict=True)
-        said = "; ".join(f"{method} {area:.3f}" for method, area in areas if area == area)
+        said = "; ".join(f"{words[method]} {area:.3f}" for method, area in areas if area == area)
         title, described = str(name).capitalize(), f"Areas below the curves of {name}: {said}."
-        charts.append(Chart.of(title, described, plot_removal, curves, styles))
+        done = {"deletion": "deleted", "insertion": "inserted"}[str(name)]
+        lines = curves_by_method(curves, "share", "probability")
+        label = f"share of the pixels {done}"
+        charts.append(line_chart(title, label, described, lines, styles))
     return charts
 
 
-def _attacks(tables: Tables, frame: pd.DataFrame) -> dict[str, Any]:
+def _attacks(tables: Tables, frame: pd.DataFrame, styles: Mapping[str, Style]) -> dict[str, Any]:
     """What the section on attacks shows."""
     results, attacked, gaps = tables.results, tables.attacks, tables.gaps
-    baselines = results.baselines
+    baselines, words = results.baselines, results.words
+    ahead = Chance(tables.scoring, tables.tuning).ahead
     target = results.configuration["settings"]["target"]
     has_stuck = bool(attacked["without_gradient"].any())
     columns = [c for c in ATTACK_COLUMNS if has_stuck or c.key != "without_gradient"]
+    chart, error_charts = _robust_chart(attack_series(attacked)), _error_charts(tables, styles)
     return {
         "table": grid(attacked, columns, head="Attack", names="attack"),
         "unlabelled": int(attacked["unlabelled"].max()),
         "no_gradient": NO_GRADIENT if has_stuck else "",
-        "chart": _robust_chart(attack_series(attacked)),
-        "errors": errors_grid(tables.methods, tables.clean["method"], results.attacks, baselines)
+        "chart": chart,
+        "undrawn": any(not one.picture for one in (*error_charts, chart) if one),
+        "errors": errors_grid(
+            tables.methods, tables.clean["method"], results.attacks, baselines, words
+        )
         if "error" in tables.methods
         else None,
-        "error_charts": _error_charts(tables),
+        "error_charts": error_charts,
         "adaptive": bool(results.adaptive),
-        "stability": grid(tables.stability, STABILITY_COLUMNS, baselines, by="attack"),
-        "gaps": gaps_grid(gaps, baselines),
-        "gaps_of": tables.gap_baseline,
+        "stability": grid(
+            tables.stability, STABILITY_COLUMNS, baselines, by="attack", words=words, ahead=ahead
+        ),
+        "gaps": gaps_grid(gaps, baselines, words),
+        "gaps_of": words.get(tables.gap_baseline, ""),
         "no_gaps": list(dict.fromkeys(gaps.loc[gaps["closed"].isna(), "attack"])),
         "unsure": has_unsure_gap(gaps),
         "trios": build_trios(results, frame),
@@ -263,20 +287,25 @@ def _attacks(tables: Tables, frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _error_charts(tables: Tables) -> list[Chart]:
-    """Localization error against strength, a chart an attack."""
+def _error_charts(tables: Tables, styles: Mapping[str, Style]) -> list[Chart]:
+    """Localization error against strength, a chart an attack of two strengths or more.
+
+    The lines of the best methods under its strongest attack; in words those of all.
+    """
     charts = []
-    styles = method_styles(tables.results.kinds)
+    words = tables.results.words
     for name, rows in tables.scoring.error_series(tables.methods).items():
         counts = rows["method"].value_counts()
-        lines = {m: rows[rows["method"] == m] for m in styles if counts.get(m, 0) > 1}
+        lines = {m: rows[rows["method"] == m] for m in styles if counts.get(m, 0) > 2}
         if not lines:
             continue
-        said = "; ".join(f"{m}: {_said(one, 'error')}" for m, one in lines.items())
-        kept = rows[rows["method"].isin(list(lines))]
+        said = "; ".join(f"{words[m]}: {_said(one, 'error')}" for m, one in lines.items())
+        shown = [m for m in leading(tables, rows["attack"].iloc[-1]) if m in lines]
+        kept = rows[rows["method"].isin(shown)].assign(method=rows["method"].map(words))
+        drawn = {words[m]: styles[m] for m in shown}
         quantity = f"Localization error under {name} in % against the strength of the attack"
         described = f"{quantity}. {said}."
-        charts.append(Chart.of(name, described, plot_error_series, {name: kept}, styles))
+        charts.append(Chart.of(name, described, plot_error_series, {name: kept}, drawn))
     return charts
 
 

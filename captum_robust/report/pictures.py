@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 _LONGER_SIDE = 208
 _JPEG_QUALITY = 72
 _EACH = 12
-_PICTURES = 400
-"""Bound on the pictures of a report: at about 15 kB each as text, some 6 MB."""
+_PICTURES = 165
+"""Bound on the pictures of the gallery: at about 15 kB each as text, some 2 MB."""
+_SHOTS = 6
+"""Images of the first screen."""
 _STRIPS = 6
-_STRIP_PICTURES = 200
+_STRIP_PICTURES = 100
+_TRIO_PICTURES = 50
 _TRIO_DEFENDED = 3
 """Bounds on the images shown under attack, and on their pictures."""
 
@@ -54,6 +57,10 @@ class Tile:
     """One method's map over one image."""
 
     method: str
+    name: str
+    """Of the method, in words."""
+    number: int
+    """Of the method among those of the run."""
     picture: str
     """A data URI; empty where the method failed."""
     iou: float | None
@@ -63,12 +70,15 @@ class Tile:
     decided_class: str
     """What the method takes the image for."""
     change: Change | None = None
+    same_change: str = ""
+    """The method, in words, beside which the same change is shown already."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """One image of the gallery."""
 
+    position: int
     image: str
     picture: str
     mean_iou: float
@@ -119,6 +129,87 @@ class AttackedEntry:
     strips: list[Strip]
 
 
+@dataclass(frozen=True)
+class Shot:
+    """One image with the map of one method, clean and under an attack."""
+
+    position: int
+    image: str
+    true_class: str
+    clean: Tile
+    attacked: Tile | None = None
+
+
+def build_shots(
+    results: Results, rows: pd.DataFrame, method: str, attack: str | None, most: int = _SHOTS
+) -> list[Shot]:
+    """The first images that have a map by the method; of an attack, that were right before it."""
+    kept = results.right_before(most) if attack else results.pictured()
+    shots: list[Shot] = []
+    for position in kept:
+        if len(shots) == most:
+            break
+        image = results.image(position)
+        clean = _shots(results, rows, image, CLEAN, [method])
+        attacked = _shots(results, rows, image, attack, [method]) if attack else []
+        if clean and clean[0].picture:
+            true_class = results.class_name(image["label"])
+            both = (clean[0], attacked[0] if attacked and attacked[0].picture else None)
+            shots.append(Shot(position, image["image"], true_class, *both))
+    return shots
+
+
+@dataclass(frozen=True)
+class State:
+    """One image as the classifier sees it, clean or changed, with a map by each method."""
+
+    name: str
+    picture: str
+    """A data URI."""
+    predicted_class: str
+    confidence: float
+    is_right: bool
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """One image in several states."""
+
+    image: str
+    true_class: str
+    states: list[State]
+
+
+def build_matrix(results: Results, rows: pd.DataFrame, states: Sequence[str]) -> list[Pictured]:
+    """Every image whose picture is kept, by states and by methods that are no baselines."""
+    entries = []
+    for position in results.pictured():
+        image = results.image(position)
+        mine = rows[(rows["position"] == position) & rows["method"].isin(results.compared)]
+        pictured = results.attacked(position) | {CLEAN: image}
+        shown = []
+        for name in states:
+            here = mine[mine["attack"] == name]
+            picture = pictured.get(name, {}).get("picture")
+            if here.empty or picture is None:
+                continue
+            first: Any = here.iloc[0]
+            canvas = _Canvas.of(results, image, picture)
+            shown.append(
+                State(
+                    name,
+                    _jpeg_uri(canvas.picture),
+                    results.class_name(first["predicted"]),
+                    float(first["confidence"]),
+                    bool(first["predicted"] == image["label"]),
+                    canvas.tiles(here, name),
+                )
+            )
+        entries.append(Pictured(image["image"], results.class_name(image["label"]), shown))
+    return entries
+
+
 def build_strips(results: Results, rows: pd.DataFrame) -> list[AttackedEntry]:
     """The first images that were classified right before every attack, with all that was done.
 
@@ -149,7 +240,8 @@ def build_trios(results: Results, rows: pd.DataFrame) -> list[AttackedEntry]:
     plain = list(dict.fromkeys([attacks[0], attacks[-1]]))
     adaptive = {a: f"{a}, adaptive" for a in plain if f"{a}, adaptive" in results.attacks}
     entries = []
-    for position in results.right_before(_STRIPS):
+    pictures = len(plain) * (2 + 2 * len(defended))
+    for position in results.right_before(min(_STRIPS, max(1, _TRIO_PICTURES // pictures))):
         image = results.image(position)
         clean = _shots(results, rows, image, CLEAN, [bare[0]])
         strips = []
@@ -274,15 +366,35 @@ class _Canvas:
         """The maps of the image under one attack, of the methods in ``rows``."""
         kept = self.results.maps(self.position, attack)
         by_method = {r["method"]: r for r in rows.to_dict("records")}
-        return [
-            self._tile(by_method[method], kept.get(method))
-            for method in self.results.methods
-            if method in by_method
-        ]
+        tiles: list[Tile] = []
+        changes: dict[bytes, str] = {}
+        for method in self.results.methods:
+            if method not in by_method:
+                continue
+            tile, of_method = self._tile(by_method[method], kept.get(method)), kept.get(method)
+            if tile.change is not None and of_method is not None:
+                # Methods that guide one perturbation have it in common.
+                first = changes.setdefault(of_method["perturbation"], tile.name)
+                if first != tile.name:
+                    tile = replace(tile, change=None, same_change=first)
+            tiles.append(tile)
+        return tiles
 
     def _tile(self, row: dict[Any, Any], kept: dict[str, Any] | None) -> Tile:
-        decided = row["predicted"] if row["decided"] != row["decided"] else row["decided"]
-        tile = Tile(row["method"], "", None, False, row["attack"], self.results.class_name(decided))
+        decided = row["decided"]  # None or NaN: the method has no class of its own
+        if decided is None or decided != decided:
+            decided = row["predicted"]
+        method = row["method"]
+        tile = Tile(
+            method=method,
+            name=self.results.words[method],
+            number=self.results.methods.index(method),
+            picture="",
+            iou=None,
+            localized=False,
+            attack=row["attack"],
+            decided_class=self.results.class_name(decided),
+        )
         if kept is None:  # the method failed on this image
             return tile
         values = unpack(kept["heat"], np.uint8)
@@ -323,6 +435,7 @@ def _entry(results: Results, rows: pd.DataFrame, position: int, mean_iou: float)
     canvas = _Canvas.of(results, row, row["picture"])
     first: Any = rows.iloc[0]
     return Entry(
+        position=position,
         image=row["image"],
         picture=_jpeg_uri(draw_boxes(canvas.picture, canvas.truth)),
         mean_iou=mean_iou,

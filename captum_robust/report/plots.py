@@ -128,35 +128,6 @@ def plot_curves(curves: pd.DataFrame, styles: Mapping[str, Style], strategy: str
     return figure
 
 
-def plot_removal(curves: pd.DataFrame, styles: Mapping[str, Style]) -> Figure:
-    """Probability of the class against the share of the image that is deleted, or inserted.
-
-    Args:
-        curves: columns ``method``, ``curve`` ("deletion" or "insertion", the same in all rows),
-            ``share`` and ``probability``.
-        styles: of the methods, as from :func:`method_styles`.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    figure = blank_figure(figsize=(6, 5), layout="constrained")
-    axes: Axes = figure.subplots()
-    drawn: dict[str, Any] = {}
-    for method, style in styles.items():
-        one = curves[curves["method"] == method]
-        if len(one):
-            line = 100 * one["share"], 100 * one["probability"]
-            (drawn[method],) = axes.plot(*line, **style.line)
-    done = {"deletion": "deleted", "insertion": "inserted"}[curves["curve"].iloc[0]]
-    axes.set_xlabel(f"pixels {done}, % of the image")
-    axes.set_ylabel("mean probability of the class, %")
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0.01)
-    _plain(axes)
-    _named_legend(figure, drawn)
-    return figure
-
-
 def svg_uri(figure: Figure) -> str:
     """The figure as an image that a page can hold, a data URI."""
     import matplotlib as mpl

@@ -17,8 +17,6 @@ CURVES = ("deletion", "insertion")
 """In the order of their packed values, behind the share of the pixels."""
 NUMBERS = ("infidelity", "sensitivity")
 """Measured of each image as they are."""
-_DRAWN = 5
-"""Of the methods, those whose areas are best; more lines can't be told apart."""
 
 
 def removal_of(
@@ -73,18 +71,10 @@ def image_areas(results: Results, stop: int) -> Iterator[pd.DataFrame]:
 
 
 def mean_curves(results: Results) -> pd.DataFrame:
-    """Return the mean curves of the baselines, and of the methods whose areas are best.
-
-    Columns: ``method``, ``curve``, ``share`` and ``probability``.
-    """
+    """Return the mean curves of each method: ``method``, ``curve``, ``share``, ``probability``."""
     parts = [pd.DataFrame(columns=["method", "curve", "share", "probability"])]
-    curves = {method: removal_of(results, method)[1] for method in results.methods}
-    for name, sign in zip(CURVES, (1, -1), strict=True):
-        areas = {m: sign * float(c[name].area.mean()) for m, c in curves.items() if c}
-        ranked = sorted(areas.keys() - set(results.baselines), key=areas.__getitem__)
-        for method in areas:
-            if method in results.baselines or method in ranked[:_DRAWN]:
-                curve = curves[method][name]
-                mean = {"share": curve.share, "probability": curve.probability.double().mean(dim=0)}
-                parts.append(pd.DataFrame({"method": method, "curve": name, **mean}))
+    for method in results.methods:
+        for name, curve in removal_of(results, method)[1].items():
+            mean = {"share": curve.share, "probability": curve.probability.double().mean(dim=0)}
+            parts.append(pd.DataFrame({"method": method, "curve": name, **mean}))
     return pd.concat(parts[1:] or parts, ignore_index=True)

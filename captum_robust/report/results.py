@@ -11,6 +11,7 @@ from typing import Any
 
 from captum_robust.catalog.box_vote import VOTES
 from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
+from captum_robust.catalog.words import words_of
 from captum_robust.metrics.functional import STABILITY_MEASURES, STRATEGIES
 from captum_robust.runs.store import RunStore
 
@@ -72,6 +73,9 @@ class Results:
         self.configuration = self.store.configuration
         self.kinds: dict[str, str] = self.configuration["methods"]
         """What each method is in the catalog."""
+        words = {m: words_of(m) if m == kind else m for m, kind in self.kinds.items()}
+        self.words = words if len(set(words.values())) == len(words) else {m: m for m in words}
+        """What each method is called on a page; a name of one's own stays as it is."""
         self.methods = list(self.kinds)
         self.plain_attacks = list(self.configuration["attacks"])
         self.adaptive: dict[str, Any] = self.configuration.get("adaptive", {})

@@ -67,6 +67,8 @@ class Column:
     """The column that says of how many it is the share."""
     rare: bool = False
     """The terminal shows it only where it is not 0 everywhere."""
+    group: str = ""
+    """A key of :data:`GROUPS`; the page shows one group at a time, and always those of none."""
 
     def text(self, record: Mapping[Any, Any]) -> str:
         """The value of a row for the terminal, with its interval."""
@@ -114,6 +116,8 @@ class Cell:
     best: bool = False
     words: bool = False
     """It is text, not a number."""
+    group: str = ""
+    """Of its column."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,9 @@ class Line:
     """A row on the page."""
 
     name: str
+    """In words."""
+    method: str
+    """As the run has it."""
     baseline: bool
     cells: list[Cell]
 
@@ -136,6 +143,15 @@ class Grid:
     """A title, which may be empty, and its rows."""
 
 
+GROUPS = {
+    "localization": "Localization",
+    "faithfulness": "What the class rests on",
+    "attack": "Attack",
+    "cost": "Cost",
+}
+"""The groups of columns of the results, in words."""
+
+
 def _ends(key: str) -> tuple[str, str]:
     return f"{key}_low", f"{key}_high"
 
@@ -143,25 +159,63 @@ def _ends(key: str) -> tuple[str, str]:
 ERROR = Column("error", "Error %", "percent", "low", name="error", ends=("error_low", "error_high"))
 COLUMNS = (
     ERROR,
-    Column("tuned", "Tuned on", "text"),
-    Column("threshold", "Threshold", "text"),
-    Column("top1_error", "Top-1 %", "percent", "low", name="top-1 error"),
-    Column("maxboxacc", "MaxBoxAcc %", "percent", "high", name="MaxBoxAcc"),
-    Column("maxboxacc_v2", "V2 %", "percent", "high", name="V2"),
-    Column("pointing", "Pointing %", "percent", "high", name="pointing"),
-    Column("pxap", "PxAP %", "percent", "high", name="PxAP"),
-    Column("saliency", "Saliency metric", "number", "low", ends=("saliency_low", "saliency_high")),
-    Column("deletion", "Deletion area", "three digits", "low", "deletion", _ends("deletion")),
-    Column("insertion", "Insertion area", "three digits", "high", "insertion", _ends("insertion")),
-    Column("infidelity", "Infidelity", "four digits", "low", "infidelity", _ends("infidelity")),
+    Column("tuned", "Tuned on", "text", group="localization"),
+    Column("threshold", "Threshold", "text", group="localization"),
+    Column("top1_error", "Top-1 %", "percent", "low", name="top-1 error", group="localization"),
+    Column("maxboxacc", "MaxBoxAcc %", "percent", "high", name="MaxBoxAcc", group="localization"),
+    Column("maxboxacc_v2", "V2 %", "percent", "high", name="V2", group="localization"),
+    Column("pointing", "Pointing %", "percent", "high", name="pointing", group="localization"),
+    Column("pxap", "PxAP %", "percent", "high", name="PxAP", group="localization"),
     Column(
-        "sensitivity", "Sensitivity", "three digits", "low", "sensitivity", _ends("sensitivity")
+        "saliency",
+        "Saliency metric",
+        "number",
+        "low",
+        ends=("saliency_low", "saliency_high"),
+        group="faithfulness",
     ),
-    Column("flipped", "Flipped %", "percent", name="flipped", of="flippable"),
-    Column("accuracy", "Accuracy %", "percent", "high"),
-    Column("forward", "Forward", "number", "low", name="forward"),
-    Column("backward", "Backward", "number", "low", name="backward"),
-    Column("ms_per_image", "ms / image", "time", "low", name="ms/image"),
+    Column(
+        "deletion",
+        "Deletion area",
+        "three digits",
+        "low",
+        "deletion",
+        _ends("deletion"),
+        group="faithfulness",
+    ),
+    Column(
+        "insertion",
+        "Insertion area",
+        "three digits",
+        "high",
+        "insertion",
+        _ends("insertion"),
+        group="faithfulness",
+    ),
+    Column(
+        "infidelity",
+        "Infidelity",
+        "four digits",
+        "low",
+        "infidelity",
+        _ends("infidelity"),
+        group="faithfulness",
+    ),
+    Column(
+        "sensitivity",
+        "Sensitivity",
+        "three digits",
+        "low",
+        "sensitivity",
+        _ends("sensitivity"),
+        group="faithfulness",
+    ),
+    Column("flipped", "Flipped %", "percent", name="flipped", of="flippable", group="attack"),
+    Column("accuracy", "Accuracy %", "percent", "high", group="attack"),
+    Column("robust_accuracy", "Robust accuracy %", "percent", group="attack"),
+    Column("forward", "Forward", "number", "low", name="forward", group="cost"),
+    Column("backward", "Backward", "number", "low", name="backward", group="cost"),
+    Column("ms_per_image", "ms / image", "time", "low", name="ms/image", group="cost"),
     Column("n", "Scored", "count"),
     Column("failed", "Failed", "count", name="failed", rare=True),
 )
@@ -234,6 +288,10 @@ def named_columns(
     return pd.DataFrame(cells)
 
 
+Ahead = Callable[[str, str, str, str], bool]
+"""Whether, by a column and under an attack, a method is better than another beyond chance."""
+
+
 def grid(
     table: pd.DataFrame,
     columns: Sequence[Column],
@@ -242,8 +300,10 @@ def grid(
     head: str = "Method",
     names: str = "method",
     by: str | None = None,
+    words: Mapping[str, str] | None = None,
+    ahead: Ahead | None = None,
 ) -> Grid | None:
-    """A table for the page, the best values among those that are no baselines marked.
+    """A table for the page.
 
     None for a table without rows.
 
@@ -254,6 +314,9 @@ def grid(
         head: of the column of names.
         names: the column of the table with the names of the rows.
         by: a column whose values are titles of groups of rows.
+        words: how the names of rows are written.
+        ahead: with it, the best value of a column is marked, if it is better than all others of
+            methods that are no baselines beyond chance.
     """
     if table.empty:
         return None
@@ -262,34 +325,42 @@ def grid(
     groups = []
     for title, block in blocks:
         records = block.to_dict("records")
-        cells = [_marked(column, records, names, baselines) for column in columns]
+        cells = [[column.cell(record) for record in records] for column in columns]
+        for column, those in zip(columns if ahead else (), cells, strict=False):
+            if (row := _leader(column, records, names, baselines, str(title), ahead)) is not None:
+                those[row] = replace(those[row], best=True)
         lines = [
-            Line(record[names], record[names] in baselines, list(row))
+            Line((words or {}).get(record[names], record[names]), record[names],
+                 record[names] in baselines, list(row))
             for record, row in zip(records, zip(*cells, strict=True), strict=True)
-        ]
+        ]  # fmt: skip
         groups.append((str(title), lines))
-    return Grid(head, [Cell(c.label, words=c.form == "text") for c in columns], groups)
+    heads = [Cell(c.label, words=c.form == "text", group=c.group) for c in columns]
+    return Grid(head, heads, groups)
 
 
-def _marked(
-    column: Column, records: list[dict[Any, Any]], names: str, baselines: Collection[str]
-) -> list[Cell]:
-    """The cells of a column; of equal digits at the best value all are marked, unless all are."""
-    cells = [column.cell(record) for record in records]
-    ranked = [record[names] not in baselines for record in records]
-    values = {
-        cell.text: cell.value
-        for cell, counts in zip(cells, ranked, strict=True)
-        if counts and cell.value is not None
-    }
-    if len(values) < 2 or not column.better:
-        return cells
-    choose = min if column.better == "low" else max
-    best = choose(values, key=values.__getitem__)
-    return [
-        replace(cell, best=counts and cell.text == best)
-        for cell, counts in zip(cells, ranked, strict=True)
+def _leader(
+    column: Column,
+    records: list[dict[Any, Any]],
+    names: str,
+    baselines: Collection[str],
+    title: str,
+    ahead: Ahead | None,
+) -> int | None:
+    """The row of the best value of a column, if it is better than all others beyond chance."""
+    ranked = [
+        (float(record[column.key]), row)
+        for row, record in enumerate(records)
+        if column.better and record[names] not in baselines and record[column.key] is not None
     ]
+    ranked = sorted(one for one in ranked if not math.isnan(one[0]))
+    if column.better == "high":
+        ranked.reverse()
+    if len(ranked) < 2 or ahead is None:
+        return None
+    best, *others = [str(records[row][names]) for _, row in ranked]
+    leads = all(ahead(column.key, title, best, other) for other in others)
+    return ranked[0][1] if leads else None
 
 
 def crossed(
@@ -298,30 +369,37 @@ def crossed(
     methods: Iterable[str],
     attacks: list[Cell],
     baselines: Collection[str],
+    words: Mapping[str, str],
 ) -> Grid | None:
     """One column of a table for the page: a row a method, a column an attack."""
     if table.empty:
         return None
     records = {(r["method"], r["attack"]): r for r in table.to_dict("records")}
     lines = [
-        Line(m, m in baselines, [column.cell(records.get((m, head.text))) for head in attacks])
+        Line(words[m], m, m in baselines, [column.cell(records.get((m, h.text))) for h in attacks])
         for m in methods
     ]
     return Grid(column.label, attacks, [("", lines)])
 
 
 def errors_grid(
-    table: pd.DataFrame, methods: Iterable[str], attacks: list[str], baselines: Collection[str]
+    table: pd.DataFrame,
+    methods: Iterable[str],
+    attacks: list[str],
+    baselines: Collection[str],
+    words: Mapping[str, str],
 ) -> Grid | None:
     """The error of each method under each attack."""
-    return crossed(table, ERROR, methods, [Cell(attack) for attack in attacks], baselines)
+    return crossed(table, ERROR, methods, [Cell(attack) for attack in attacks], baselines, words)
 
 
-def gaps_grid(table: pd.DataFrame, baselines: Collection[str]) -> Grid | None:
+def gaps_grid(
+    table: pd.DataFrame, baselines: Collection[str], words: Mapping[str, str]
+) -> Grid | None:
     """The gap that each method closes under each attack, below whose name the gap stands."""
     gaps = table.groupby("attack", sort=False)["gap"].last()
     heads = [Cell(str(attack), f"gap {_percent(gap)} points") for attack, gap in gaps.items()]
-    return crossed(table, GAP_CLOSED, dict.fromkeys(table["method"]), heads, baselines)
+    return crossed(table, GAP_CLOSED, dict.fromkeys(table["method"]), heads, baselines, words)
 
 
 def has_unsure_gap(table: pd.DataFrame) -> bool:

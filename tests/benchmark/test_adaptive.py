@@ -443,7 +443,7 @@ def test_the_report_says_where_there_is_no_gap_to_close(tmp_path: Path) -> None:
     assert (run.gap_table()["gap"] == 0).all()
     text = " ".join(Page(run.to_html(tmp_path / "report.html")).text.split())
     assert (
-        "The error of grad_cam under “nothing” and “as little” is not above that on the clean "
+        "The error of Grad-CAM under “nothing” and “as little” is not above that on the clean "
         "images, so there is no gap to close." in text
     )
 
@@ -507,6 +507,6 @@ def test_names_from_disk_are_escaped_in_the_strip(tmp_path: Path) -> None:
     run = run_in(tmp_path / "a", data=data, methods=methods)
     page = Page(run.to_html(tmp_path / "report.html"))
     assert [e.image for e in trios_of(run)] == [hostile]
-    assert "script" not in {tag for tag, _ in page.elements}
+    assert [tag for tag, _ in page.elements].count("script") == 1  # its own
     assert "b" not in {tag for tag, _ in page.elements}
     assert page.text.count(hostile) >= 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_robust.benchmark import Comparison, build_attacks, compare
+from captum_robust.catalog.words import words_of
 from captum_robust.data import Sample
 
 from .conftest import Drawn, centre_heat, make_classifier, strips_of
@@ -67,7 +71,7 @@ def test_the_error_of_each_method_stands_under_each_attack(run: Comparison, page
     assert page.rows[header][1:] == run.attacks
     errors = run.error_by_attack()
     for row, (method, expected) in zip(page.rows[header + 1 :], errors.iterrows(), strict=False):
-        assert row[0].startswith(method)
+        assert row[0].startswith(words_of(method))
         assert [float(cell.split("to")[0][: cell.index(".") + 2]) for cell in row[1:]] == [
             pytest.approx(100 * e, abs=0.05) for e in expected
         ]
@@ -79,7 +83,26 @@ def test_the_chart_runs_from_the_clean_accuracy_to_the_strongest_attack(page: Pa
     assert " at 64" in chart["alt"]
     assert HOSTILE not in chart["alt"]  # its name says no strength
     assert HOSTILE in page.text
-    assert "script" not in {tag for tag, _ in page.elements}
+    assert [tag for tag, _ in page.elements].count("script") == 1  # its own
+
+
+def test_without_matplotlib_the_page_says_so_and_tells_the_chart_in_words(
+    run: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = Page(run.to_html(tmp_path / "report.html"))
+    assert "matplotlib is not installed" in page.text
+    assert "Robust accuracy in % against the strength of the attack." in page.text
+
+
+def test_a_chart_holds_no_script_and_loads_nothing(page: Page) -> None:
+    charts = [a["src"] for tag, a in page.elements if tag == "img" and "svg+xml" in a["src"]]
+    assert charts
+    for source in charts:
+        drawing = base64.b64decode(source.partition(",")[2]).decode()
+        assert drawing.startswith("<?xml")
+        assert "<script" not in drawing
+        assert not re.search(r"""(?:href|src)=["'](?!#)|url\((?!#)|@import""", drawing)
 
 
 def test_the_strips_show_the_first_images_that_were_right(run: Comparison) -> None:

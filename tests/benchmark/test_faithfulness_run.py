@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +129,6 @@ def test_sensitivity_is_that_of_the_method(model: Classifier) -> None:
     assert "sensitivity: how far noise" in result.to_text()
     assert table.loc["saliency", "backward"] == 1  # its own passes alone
     assert "deletion" not in table
-
-
-def test_the_five_best_methods_are_drawn_beside_the_baselines(model: Classifier) -> None:
-    methods = {f"m{i}": partial(turned, turns=i) for i in range(7)} | {"random": "random"}
-    result = compare(model, Drawn(n=3), methods, faithfulness=True, progress=False)
-    table, curves = result.table().set_index("method"), result._tables().removal
-    for name, rising in (("deletion", True), ("insertion", False)):
-        best = table[name].drop("random").sort_values(ascending=rising).index[:5]
-        drawn = curves[curves["curve"] == name]["method"].unique()
-        assert set(drawn) == {*best, "random"}
 
 
 def test_text_and_page_say_what_the_table_says(result: Comparison, tmp_path: Path) -> None:

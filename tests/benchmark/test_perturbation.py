@@ -299,8 +299,8 @@ def test_the_gallery_shows_each_perturbation_with_its_outcome(
             scales[entry.image], rel=0.05
         )
     html = result.to_html(tmp_path / "report.html").read_text(encoding="utf-8")
-    assert html.count('<div class="pair">') == 6
-    assert "<script" not in html
+    assert html.count('<div class="pair of-m-0">') == 6
+    assert html.count("<script") == 1  # its own
     captions = re.findall(r"flipped to\s+<strong[^>]*>([^<]*)</strong>", html)
     assert captions
     assert set(captions) == {"&lt;script&gt;alert(1)&lt;/script&gt;"}

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
-import shutil
 import sqlite3
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from captum_robust.benchmark import Comparison, compare
+from captum_robust.catalog.words import words_of
 from captum_robust.data import Sample
 from captum_robust.metrics.functional import pxap
 from captum_robust.report.tables import COLUMNS
@@ -73,7 +73,7 @@ class Page(HTMLParser):
             pass
 
     def handle_data(self, data: str) -> None:
-        if "style" in self._stack:
+        if "style" in self._stack or "script" in self._stack:
             return
         self.text += data
         if "td" in self._stack or "th" in self._stack:
@@ -102,7 +102,7 @@ def page(path: Path) -> Page:
 
 
 def charts_of(page: Page) -> list[dict[str, str]]:
-    return [a for tag, a in page.elements if tag == "img" and "svg+xml" in a["src"]]
+    return [a for tag, a in page.elements if tag == "svg" and a.get("role") == "img"]
 
 
 def report_of(tmp_path: Path, data: Any, methods: Any = ("saliency", "center_box")) -> Page:
@@ -110,20 +110,26 @@ def report_of(tmp_path: Path, data: Any, methods: Any = ("saliency", "center_box
     return Page(result.to_html(tmp_path / "report.html"))
 
 
-def test_the_page_holds_no_script_no_handler_and_no_address(page: Page) -> None:
+def test_the_page_holds_one_script_no_handler_and_no_address(page: Page) -> None:
     allowed = {"html", "head", "meta", "title", "style", "body", "header", "main", "section"}
     allowed |= {"h1", "h2", "h3", "h4", "p", "dl", "dt", "dd", "div", "span", "strong", "br", "wbr"}
     allowed |= {"table", "thead", "tbody", "tr", "th", "td", "data", "details", "summary"}
-    allowed |= {"ul", "li", "article", "figure", "figcaption", "img"}
-    assert {tag for tag, _ in page.elements} <= allowed
+    allowed |= {"ul", "ol", "li", "article", "figure", "figcaption", "img", "a", "nav", "code"}
+    allowed |= {"fieldset", "legend", "label", "input", "select", "option", "output", "script"}
+    allowed |= {"svg", "path", "polyline", "text"}
+    tags = [tag for tag, _ in page.elements]
+    assert set(tags) <= allowed
+    assert tags.count("script") == 1
     for tag, attributes in page.elements:
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
-            assert name not in ("href", "srcset", "action", "formaction", "data"), (tag, name)
+            assert name not in ("srcset", "action", "formaction", "data"), (tag, name)
+            if name == "href":
+                assert re.fullmatch(r"#[a-z]+(-[0-9]+)?", value)
             if name == "src":
                 assert value.startswith(("data:image/jpeg;base64,", "data:image/svg+xml;base64,"))
             assert "url(" not in value
-            if name not in ("alt", "aria-label", "content"):
+            if name not in ("alt", "aria-label", "content", "data-image"):
                 assert not re.search(r"(?i)https?:|javascript:|//", value.split(",")[0]), value
 
 
@@ -133,11 +139,15 @@ def test_the_style_sheet_loads_nothing(path: Path) -> None:
     assert not re.search(r"url\(|@import|@font-face|https?:", style[1])
 
 
-def test_the_policy_forbids_everything_but_inline_pictures_and_styles(page: Page) -> None:
+def test_the_policy_forbids_everything_but_inline_pictures_styles_and_the_one_script(
+    path: Path, page: Page
+) -> None:
     policies = [a["content"] for tag, a in page.elements if "http-equiv" in a]
     assert len(policies) == 1
     assert policies[0].startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
-    assert "script" not in policies[0]
+    (script,) = re.findall(r"<script>(.*?)</script>", path.read_text("utf-8"), re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert re.findall(r"script-src ([^;]*)", policies[0]) == [f"'sha256-{digest}'"]
 
 
 def test_every_name_stands_as_it_is(page: Page) -> None:
@@ -160,7 +170,7 @@ def test_every_number_of_the_table_is_that_of_the_comparison(run: Comparison, pa
     body = [(texts, numbers) for texts, numbers in pairs if len(texts) == len(columns) + 1]
     assert len(body) == len(table)
     for (texts, numbers), record in zip(body, table.to_dict("records"), strict=True):
-        assert texts[0].startswith(record["method"])
+        assert texts[0].startswith(words_of(record["method"]))
         assert ("baseline" in texts[0]) == (record["method"] in ("center_box", "random"))
         for column, text, number in zip(columns, texts[1:], numbers[1:], strict=True):
             value = record[column.key]
@@ -200,25 +210,14 @@ def test_tables_and_pictures_are_described(page: Page) -> None:
     assert all(a["alt"] for tag, a in page.elements if tag == "img")
     charts = charts_of(page)
     assert len(charts) == 4
-    assert all("Lowest: " in a["alt"] for a in charts)
+    assert all("Lowest: " in a["aria-label"] for a in charts)
 
 
-def test_a_chart_holds_no_script_and_loads_nothing(page: Page) -> None:
-    for attributes in charts_of(page):
-        drawing = base64.b64decode(attributes["src"].partition(",")[2]).decode()
-        assert drawing.startswith("<?xml")
-        assert "<script" not in drawing
-        assert not re.search(r"""(?:href|src)=["'](?!#)|url\((?!#)|@import""", drawing)
-
-
-def test_without_matplotlib_the_page_says_so_and_tells_the_charts_in_words(
+def test_without_matplotlib_the_curves_are_drawn_all_the_same(
     run: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    page = Page(run.to_html(tmp_path / "report.html"))
-    assert charts_of(page) == []
-    assert "matplotlib is not installed" in page.text
-    assert page.text.count("Error against α for the family") == 4
+    assert len(charts_of(Page(run.to_html(tmp_path / "report.html")))) == 4
 
 
 def test_the_gallery_ranks_by_mean_overlap_of_the_methods(run: Comparison) -> None:
@@ -359,34 +358,6 @@ def test_the_file_is_replaced_whole(run: Comparison, tmp_path: Path) -> None:
 def test_a_folder_in_the_place_of_the_file_is_refused(run: Comparison, tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"):
         run.to_html(tmp_path)
-
-
-def test_the_best_value_of_a_column_is_marked(run: Comparison, path: Path) -> None:
-    table = run.table()
-    clean = table[(table["attack"] == "clean") & ~table["method"].isin(["center_box", "random"])]
-    html = path.read_text(encoding="utf-8")
-    block = html[html.index("<tbody>") : html.index("</tbody>")]
-    interval = r'<span class="interval">[0-9.]+ to'
-    value = r'(<strong>)?<data value="([^"]+)">[^<]*</data>(?:</strong>)?'
-    cells = re.findall(value + interval, block)
-    marked = [float(value) for strong, value in cells if strong]
-    assert len(cells) == len(METHODS)
-    assert clean["error"].nunique() > 1
-    assert marked == [clean["error"].min()] * int((clean["error"] == clean["error"].min()).sum())
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    quiet += ["--disable-component-update", "--disable-sync", "--disable-quic"]
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=quiet)
-        yield opened
-        opened.close()
 
 
 # Text whose colour has less than 4.5 : 1 against the nearest ground behind it (WCAG AA).
