@@ -15,6 +15,7 @@ import typer
 
 from captum_robust._checks import printable
 from captum_robust.cli import train_command as cli_train
+from captum_robust.cli.app_command import app as explorer
 from captum_robust.cli.attack_command import attack
 from captum_robust.cli.compare_command import compare
 from captum_robust.cli.demo_command import demo
@@ -37,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_train.app, name="train")
-for command in (demo, compare, explain, locate, inspect, attack, video, methods):
+for command in (demo, compare, explain, locate, inspect, attack, video, explorer, methods):
     app.command()(command)
 
 

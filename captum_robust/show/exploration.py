@@ -400,15 +400,13 @@ class Explorer:
             own = RealTimeMasking.from_pretrained(self.model.name, model=self.model)
         if own is None:
             masks = MethodMasks(self.model, next(iter(self.named.values())))
-            return Painter(masks, None, None, masks.threshold, _SMOOTH, "float32")
+            return Painter(masks, self.model.class_names, None, masks.threshold, _SMOOTH, "float32")
         network, threshold = own.network, shipped_threshold("real_time_masking")
         return Painter(network, self.model.class_names, None, threshold, _SMOOTH, "float32")
 
     def frame(self, picture: draw.RGB) -> draw.RGB:
         """A frame of a camera with the mask, the box and the name of the class over it."""
-        image = resize_image(
-            torch.from_numpy(picture).permute(2, 0, 1) / 255, self.model.input_size
-        )
+        image = resize_image(torch.tensor(picture).permute(2, 0, 1) / 255, self.model.input_size)
         seen = draw.as_rgb(image)
         frame = ReadFrame(np.ascontiguousarray(picture[:, :, ::-1]), seen, 0.0)
         with self._lock, evaluation(self.model):

@@ -68,7 +68,7 @@ def explorer(
     check_count("port", port, 1, 65535, optional=True)
     gr = _gradio()
     own = Explorer(model, methods, *([source] if source else []))
-    page = _page(gr, own)
+    page: gradio.Blocks = _page(gr, own)
     page.launch(
         server_name="127.0.0.1",
         server_port=port,
@@ -121,8 +121,12 @@ def _page(gr: Any, explorer: Explorer) -> Any:
                 result = gr.HTML(_sentence("Drop a photograph, or take one that comes along."))
         with gr.Tab("Camera"):
             gr.Markdown("The mask of what the network sees, frame by frame.")
-            camera = gr.Image(sources=["webcam"], streaming=True, type="numpy", label="Camera")
-            live = gr.HTML("")
+            small = gr.WebcamOptions(constraints={"video": {"width": 640, "height": 480}})
+            with gr.Row():
+                camera = gr.Image(
+                    sources=["webcam"], streaming=True, label="Camera", webcam_options=small
+                )
+                live = gr.HTML("")
 
         def answer(loaded: Photograph | None, target: int, *asked: Any) -> Any:
             if loaded is None:
