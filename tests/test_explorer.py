@@ -84,6 +84,7 @@ def test_a_grey_network_gets_grey_images(file: Path) -> None:
     found = explorer.explore(photograph, Question(attack="pgd"))
     assert found.clean.x.shape == (1, 1, 24, 32)
     assert found.attacked is not None
+    assert found.png()
     assert boxes_by(explorer.python(photograph, Question(attack="pgd")), model=model) == (
         found.attacked.boxes
     )
@@ -110,6 +111,15 @@ def test_nothing_is_computed_twice(photograph: Photograph) -> None:
     assert passes(Question(attack="pgd", levels=3)) > 10
     assert passes(Question(attack="deepfool")) > 1
     assert passes(Question(attack="deepfool", levels=3)) == 0  # it takes what it needs
+
+
+@pytest.mark.parametrize("attack", ["pgd", "explanation"])
+def test_an_attack_without_strength_changes_nothing(
+    explorer: Explorer, photograph: Photograph, attack: str
+) -> None:
+    found = explorer.explore(photograph, Question(attack=attack, levels=0))
+    assert found.strength == 0
+    assert set(found.overlaps().values()) == {1.0}
 
 
 @pytest.mark.parametrize("levels", [1, 5])

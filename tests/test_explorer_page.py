@@ -66,15 +66,26 @@ def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outside: list[Any]) ->
     model.class_names = [EVIL, "bee", "cat"]
     opened = explorer(model, ["grad_cam", "robust_cam"])
     yield opened
-    opened.close(verbose=False)
+    opened.close()
 
 
-def test_the_page_returns_at_once_and_is_for_this_machine_only(page: Any) -> None:
-    (bound,) = {s.getsockname()[0] for server in page.server.servers for s in server.sockets}
+def test_the_page_is_for_this_machine_only(page: Any) -> None:
+    servers = page.page.server.servers
+    (bound,) = {s.getsockname()[0] for server in servers for s in server.sockets}
     assert bound == "127.0.0.1"
-    assert page.local_url.startswith("http://127.0.0.1:")
-    assert page.share_url is None
-    assert not page.analytics_enabled
+    assert repr(page) == f"explorer at {page.url}"
+    assert page.page.share_url is None
+    assert not page.page.analytics_enabled
+
+
+def test_a_notebook_shows_it_below_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("gradio.utils.ipython_check", lambda: True)
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    opened = explorer(classifier_of(), ["saliency"])
+    opened.close()
+    (frame,) = shown
+    assert f'<iframe src="{opened.url}"' in frame.data
 
 
 @pytest.fixture
@@ -97,10 +108,10 @@ def tab(page: Any) -> Iterator[Any]:
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-        tab.goto(page.local_url)
+        tab.goto(page.url)
         yield tab
         opened.close()
-    assert [u for u in requests if not u.startswith((page.local_url, "data:", "blob:"))] == []
+    assert [u for u in requests if not u.startswith((page.url, "data:", "blob:"))] == []
     assert complaints == []
 
 

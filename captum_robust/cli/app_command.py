@@ -58,12 +58,12 @@ def app(options: AppOptions) -> None:
         given = {n: v for n, v in given.items() if n not in (MASKING, LOCALIZATION) or n != v}
     page = explorer(model, given, port=options.port, source=source_of(options, model, given))
     try:
-        echo(f"{page.local_url}  (Ctrl-C closes it)")
+        echo(f"{page.url}  (Ctrl-C closes it)")
         if options.open:
-            webbrowser.open(str(page.local_url))
+            webbrowser.open(page.url)
         threading.Event().wait()
     finally:
-        page.close(verbose=False)
+        page.close()
 
 
 def source_of(options: AppOptions, model: Classifier, methods: Any) -> list[str]:

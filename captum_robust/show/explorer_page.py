@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -42,17 +43,32 @@ _HEAD = (
 )
 
 
+@dataclass(frozen=True, repr=False)
+class OpenExplorer:
+    """An explorer that is open in the background until it is closed, or Python ends."""
+
+    page: gradio.Blocks
+    url: str
+
+    def close(self) -> None:
+        """Close the page."""
+        self.page.close(verbose=False)
+
+    def __repr__(self) -> str:
+        return f"explorer at {self.url}"
+
+
 def explorer(
     model: Classifier,
     methods: str | Iterable[str] | Mapping[str, Any] | None = None,
     *,
     port: int | None = None,
     source: Sequence[str] = (),
-) -> gradio.Blocks:
+) -> OpenExplorer:
     """Open the explorer, in a notebook below the cell, and return at once.
 
-    It can be reached from this machine only, and nothing is written to its disk. What is returned
-    is Gradio's page, with the address ``local_url``; ``close()`` closes it.
+    It can be reached from this machine only, so a notebook shows it where its kernel runs on the
+    same one. Nothing is written to the disk.
 
     Args:
         model: the classifier.
@@ -86,7 +102,7 @@ def explorer(
         theme=gr.themes.Default(font="system-ui", font_mono="monospace"),
         css=_text("explorer.css"),
     )
-    return page
+    return OpenExplorer(page, str(page.local_url))
 
 
 def _gradio() -> Any:
@@ -132,28 +148,29 @@ def _page(gr: Any, explorer: Explorer) -> Any:
             if loaded is None:
                 return gr.skip()
             question = Question(None if target == _SEEN else target, *asked)
-            found = explorer.explore(loaded, question)
+            try:
+                found = explorer.explore(loaded, question)
+            except ValueError as error:
+                return _sentence(str(error))
             return rendered(found, explorer.python(loaded, question))
 
-        def opened(loaded: Photograph, *asked: Any) -> tuple[Any, ...]:
-            classes = explorer.explore(loaded, Question()).clean.classes
+        def opened(load: Callable[[], Photograph], *asked: Any) -> tuple[Any, ...]:
+            try:
+                loaded = load()
+                classes = explorer.explore(loaded, Question(None, *asked)).clean.classes
+            except ValueError as error:
+                return None, None, gr.Radio(usual, value=_SEEN), _sentence(str(error))
             rows = [(f"{name} ({share:.0%})", number) for number, name, share in classes]
             radio = gr.Radio([*usual, *rows], value=_SEEN)
             return None, loaded, radio, answer(loaded, _SEEN, *asked)
 
         def uploaded(file: Mapping[str, str], *asked: Any) -> tuple[Any, ...]:
-            try:
-                check(not file["error"], file["error"])
-                data = base64.b64decode(file["data"].partition(",")[2])
-                check(len(data) <= LARGEST, f"photograph: expected at most {LARGEST:,} bytes")
-                return opened(explorer.photograph(data, file["name"]), *asked)
-            except ValueError as error:
-                return None, None, gr.Radio(usual, value=_SEEN), _sentence(str(error))
+            return opened(lambda: _read(explorer, file), *asked)
 
         def chosen(number: int, *asked: Any) -> tuple[Any, ...]:
             image = load_dataset("samples")[number].image
             line = f'load_dataset("samples")[{number}].image'
-            return opened(explorer.photograph(image, samples[number][0], line), *asked)
+            return opened(lambda: explorer.photograph(image, samples[number][0], line), *asked)
 
         asked, shown = [attack, levels, defended], [photograph, target, result]
         upload.upload(uploaded, [upload, *asked], [sample, *shown])
@@ -167,6 +184,14 @@ def _page(gr: Any, explorer: Explorer) -> Any:
             show_progress="hidden",
         )
     return page
+
+
+def _read(explorer: Explorer, file: Mapping[str, str]) -> Photograph:
+    """The photograph that upload.js sent."""
+    check(not file["error"], file["error"])
+    data = base64.b64decode(file["data"].partition(",")[2])
+    check(len(data) <= LARGEST, f"photograph: expected at most {LARGEST:,} bytes")
+    return explorer.photograph(data, file["name"])
 
 
 def _attacks(explorer: Explorer) -> Iterator[tuple[str, str]]:
