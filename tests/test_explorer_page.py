@@ -69,13 +69,13 @@ def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outside: list[Any]) ->
     opened.close()
 
 
-def test_the_page_is_for_this_machine_only(page: Any) -> None:
+def test_the_page_is_for_this_machine_only(page: Any, outside: list[Any]) -> None:
     servers = page.page.server.servers
     (bound,) = {s.getsockname()[0] for server in servers for s in server.sockets}
     assert bound == "127.0.0.1"
     assert repr(page) == f"explorer at {page.url}"
     assert page.page.share_url is None
-    assert not page.page.analytics_enabled
+    assert outside == []
 
 
 def test_a_notebook_shows_it_below_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +86,12 @@ def test_a_notebook_shows_it_below_the_cell(monkeypatch: pytest.MonkeyPatch) -> 
     opened.close()
     (frame,) = shown
     assert f'<iframe src="{opened.url}"' in frame.data
+
+
+def test_a_port_that_is_taken_is_one_line(page: Any) -> None:
+    port = int(page.url.rstrip("/").rpartition(":")[2])
+    with pytest.raises(OSError, match=f"^port {port} is taken; give another$"):
+        explorer(classifier_of(), ["saliency"], port=port)
 
 
 @pytest.fixture

@@ -85,23 +85,27 @@ def explorer(
     gr = _gradio()
     own = Explorer(model, methods, *([source] if source else []))
     page: gradio.Blocks = _page(gr, own)
-    page.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        prevent_thread_lock=True,
-        quiet=True,
-        height=900,
-        max_file_size=1,  # no file is uploaded: see upload.js
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        theme=gr.themes.Default(font="system-ui", font_mono="monospace"),
-        css=_text("explorer.css"),
-    )
+    try:
+        page.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            height=900,
+            max_file_size=1,  # no file is uploaded: see upload.js
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            theme=gr.themes.Default(font="system-ui", font_mono="monospace"),
+            css=_text("explorer.css"),
+        )
+    except OSError as error:
+        taken = "no port from 7860 is free" if port is None else f"port {port} is taken"
+        raise OSError(f"{taken}; give another") from error
     return OpenExplorer(page, str(page.local_url))
 
 
