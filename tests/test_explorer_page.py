@@ -62,6 +62,7 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outside: list[Any]) -> Iterator[Any]:
     """The page of a small network, whose first class has the name of an attack on pages."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setattr("captum_robust.show.explorer_page.LARGEST", 100_000)
     model = classifier_of()
     model.class_names = [EVIL, "bee", "cat"]
     opened = explorer(model, ["grad_cam", "robust_cam"])
@@ -187,8 +188,8 @@ def test_what_is_no_photograph_is_one_sentence(tab: Any, monkeypatch: pytest.Mon
     alert = tab.locator("[role=alert]", has_text="not an image")
     alert.wait_for()
     assert tab.locator("img[src=x]").count() == 0
-    upload(tab, b"x" * 20_000_001, "large.png")
-    tab.wait_for_selector("text=large.png: a photograph may have 20000000 bytes")
+    upload(tab, b"x" * 100_001, "large.png")
+    tab.wait_for_selector("text=large.png: a photograph may have 100000 bytes")
     monkeypatch.setenv("CAPTUM_ROBUST_MAX_MEGAPIXELS", "0.001")
     upload(tab, a_photo(), "bomb.png")
     tab.wait_for_selector("text=may be a decompression bomb")
