@@ -18,6 +18,7 @@ import typer
 from captum_robust import __version__
 from captum_robust._checks import printable, printable_lines
 from captum_robust.cli import train_command as cli_train
+from captum_robust.cli.app_command import app as explorer
 from captum_robust.cli.attack_command import attack
 from captum_robust.cli.compare_command import compare
 from captum_robust.cli.demo_command import demo
@@ -43,7 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_train.app, name="train")
-for command in (demo, compare, explain, locate, inspect, attack, video, methods, doctor):
+for command in (demo, compare, explain, locate, inspect, attack, video, explorer, methods, doctor):
     app.command()(command)
 for group in (app, cli_train.app):
     for one in group.registered_commands:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -39,9 +40,9 @@ def with_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
         Verbosity.quiet, Verbosity.verbose = quiet, verbose
         began = time.monotonic()
         with without_bars() if quiet else nullcontext():
-            # The command says itself what does not work.
-            with stage("loading PyTorch"), suppress(Exception):
-                import_module("torch")
+            if sys.stderr.isatty():  # the command says itself what does not work
+                with stage("loading PyTorch"), suppress(Exception):
+                    import_module("torch")
             if verbose:
                 warn(versions_text())
             try:

@@ -23,7 +23,7 @@ from captum_robust._files import check_folder, write_whole
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
 from captum_robust._scores import probabilities_of, warn_of_probabilities
-from captum_robust.catalog.methods import Method, Perturbation
+from captum_robust.catalog.methods import Explanation, Method
 from captum_robust.catalog.thresholds import Threshold
 from captum_robust.data import DataError, load_image
 from captum_robust.data.files import read_bytes
@@ -210,7 +210,7 @@ def explain_image(
     best = probabilities.topk(min(top, len(probabilities)))
     predicted = int(best.indices[0])
     explained = predicted if target is None else target
-    wanted = None if counterfactual is None else _name(model, counterfactual)
+    wanted = None if counterfactual is None else class_name(model, counterfactual)
     what = "prediction" if counterfactual == predicted else "explained class"
     check(
         counterfactual not in (predicted, explained),
@@ -219,37 +219,56 @@ def explain_image(
     )
     color = draw.PREDICTED_COLOR
     large = resize_image(image, size_within(image.shape[1:], _DISPLAY_SIDE))
-    groups = [[(draw.as_rgb(large), _name(model, explained))]]
+    groups = [[(draw.as_rgb(large), class_name(model, explained))]]
     verdicts, maps, boxes = {}, {}, {}
     for name, method in methods.items():
         title = name
         if counterfactual is not None and method.towards is not None:
             method = method.towards(counterfactual)
         elif counterfactual is not None:
-            title = f"{name}\nof {_name(model, explained)}"  # it can't be asked for the other
-        with torch.random.fork_rng():  # the same picture every time, also of methods that draw
-            torch.manual_seed(0)
-            explanation = method.explain(x, torch.tensor([explained], device=x.device))
-        heat = explanation.maps.detach().float().cpu()
-        box = method.boxes(explanation)
-        box = (given or method.threshold).boxes(heat) if box is None else box.detach().float().cpu()
-        drawn = draw.draw_boxes(draw.overlay(large, heat[0]), _scaled(box, heat, large), color)
+            title = f"{name}\nof {class_name(model, explained)}"  # it can't be asked for the other
+        explanation, heat, box = map_and_box(method, x, explained, given)
+        drawn = draw.draw_boxes(draw.overlay(large, heat[0]), scaled_box(box, heat, large), color)
         groups.append([(drawn, title)])
-        maps[name], boxes[name] = heat[0], _scaled(box, heat, image)[0].tolist()
+        maps[name], boxes[name] = heat[0], scaled_box(box, heat, image)[0].tolist()
         if (p := explanation.perturbation) is not None:
             mark, words = draw.verdict(bool(p.flipped[0]), explained == predicted, wanted)
-            verdicts[name] = f"{words} {_name(model, int(p.new_class[0]))}"
-            change, factor = _changed(large, p)
+            verdicts[name] = f"{words} {class_name(model, int(p.new_class[0]))}"
+            change, factor = picture_of_change(large, p.change[0])
             caption = f"its perturbation {draw.factor_text(factor)}\n{mark} {verdicts[name]}"
             groups[-1].append((change, caption))
     columns = _columns(groups)
-    pictures, captions = zip(*_in_rows(groups, columns), strict=True)
+    pictures, captions = zip(*in_rows(groups, columns), strict=True)
     numbers = best.indices.tolist()
-    classes = list(zip((_name(model, i) for i in numbers), best.values.tolist(), strict=True))
+    classes = list(zip((class_name(model, i) for i in numbers), best.values.tolist(), strict=True))
     best_scores = scores[best.indices].tolist()
     said = ExplainedImage(classes, numbers, best_scores, explained, maps, boxes, verdicts, picture)
     _write_picture(draw.panel(pictures, captions, columns), said, _key(settings, data))
     return said
+
+
+def map_and_box(
+    method: Method, x: Tensor, target: int, threshold: Threshold | None = None
+) -> tuple[Explanation, Tensor, Tensor]:
+    """What a method says of the class in an image 1×C×H×W, with its map 1×h×w and box 1×4.
+
+    The box is in pixels of the map; both are on the CPU, and the same in every call, also of
+    methods that draw.
+
+    Args:
+        method: of the catalogue.
+        x: pixels in [0, 1], of the size that the model takes.
+        target: the class.
+        threshold: of the box; None: that of the method.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        explanation = method.explain(x, torch.tensor([target], device=x.device))
+    heat = explanation.maps.detach().float().cpu()
+    box = method.boxes(explanation)
+    if box is None:
+        return explanation, heat, (threshold or method.threshold).boxes(heat)
+    return explanation, heat, box.detach().float().cpu()
 
 
 def _columns(groups: list[list[tuple[draw.RGB, str]]]) -> int:
@@ -259,13 +278,13 @@ def _columns(groups: list[list[tuple[draw.RGB, str]]]) -> int:
         return count
 
     def places(columns: int) -> int:
-        return -(-len(_in_rows(groups, columns)) // columns) * columns
+        return -(-len(in_rows(groups, columns)) // columns) * columns
 
     paired = count > len(groups)
     return 2 if paired and places(2) < places(3) else 3  # the one that leaves fewer gaps
 
 
-def _in_rows(groups: list[list[tuple[draw.RGB, str]]], columns: int) -> list[tuple[draw.RGB, str]]:
+def in_rows(groups: list[list[tuple[draw.RGB, str]]], columns: int) -> list[tuple[draw.RGB, str]]:
     """The pictures in order, with white ones where a group would be broken across two rows."""
     white = (np.full((1, 1, 3), 255, np.uint8), "")
     cells: list[tuple[draw.RGB, str]] = []
@@ -277,20 +296,21 @@ def _in_rows(groups: list[list[tuple[draw.RGB, str]]], columns: int) -> list[tup
     return cells
 
 
-def _changed(image: Tensor, perturbation: Perturbation) -> tuple[draw.RGB, float]:
-    """The perturbation, amplified, in the size of the image; and the factor."""
+def picture_of_change(image: Tensor, change: Tensor) -> tuple[draw.RGB, float]:
+    """The change C×h×w, amplified, in the size of an image 3×H×W; and the factor."""
     import cv2
 
-    picture, factor = draw.amplified(perturbation.change[0])
+    picture, factor = draw.amplified(change)
     height, width = image.shape[1:]
     resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(resized, dtype=np.uint8), factor
 
 
-def _scaled(box: Tensor, heat: Tensor, image: Tensor) -> Tensor:
+def scaled_box(box: Tensor, heat: Tensor, image: Tensor) -> Tensor:
     """A box in pixels of the map in those of the image."""
     return box * torch.tensor([image.shape[2] / heat.shape[2], image.shape[1] / heat.shape[1]] * 2)
 
 
-def _name(model: Classifier, number: int) -> str:
+def class_name(model: Classifier, number: int) -> str:
+    """The name of a class, or its number as text where the model knows no names."""
     return str(number) if model.class_names is None else model.class_names[number]

@@ -182,7 +182,7 @@ def annotate_video(
         class_names = getattr(getattr(network, "encoder", network), "class_names", None)
     path, codecs = _checked_output(source, Path(out), codec)
     frames = VideoSource(source, limit)
-    painter = _Painter(network, class_names, target, threshold, smooth, precision)
+    painter = Painter(network, class_names, target, threshold, smooth, precision)
     interrupted = False
     started = time.perf_counter()
     with closing(VideoFile(path, codecs, frames.rate)) as file:
@@ -248,8 +248,8 @@ def _checked_output(
     return out, (codec,) if codec else CODECS[suffix]
 
 
-class _Painter:
-    """Paints masks and captions on frames, one batch after the other."""
+class Painter:
+    """Paints masks and captions on frames, one batch after the other, as :func:`annotate_video`."""
 
     def __init__(
         self,
