@@ -95,7 +95,7 @@ def compare(
             of images. Or images of PIL or tensors, pairs (image, class index), triples with boxes
             M×4, batches of these, a ``DataLoader``, torchvision's data sets, or a data frame of
             pandas with the columns path, label and boxes (or x0, y0, x1, y1), as
-            :func:`captum_robust.data.given.sample_source` says. Without boxes images are not scored
+            ``captum_robust.data.given.sample_source`` says. Without boxes images are not scored
             for localization.
         methods: names of ``captum_robust.benchmark.METHODS``, or a mapping from your own names to
             such names, Captum ``Attribution`` objects or functions ``(images, target) -> maps``.
