@@ -134,7 +134,8 @@ def untrained_classifier(file: TensorFile, name: str, **given: Any) -> Classifie
         ValueError: the file holds fewer numbers than the classifier, for which no memory is taken;
             or as :func:`load_classifier`.
     """
-    name, count = model_name(name), len(given["class_names"] or imagenet_names())
+    check_choice("model", name, _own_names())  # as it is: what a file says is not typed by hand
+    count = len(given["class_names"] or imagenet_names())
     load = _loader_of(name)
     size = network_size(lambda: load(name, None, count)["module"])
     held = sum(t.numel() for t in file.tensors.values())
@@ -154,11 +155,13 @@ def model_name(name: str) -> str:
     >>> model_name("ResNet-50")
     'resnet50'
     """
+    return name if is_imported(name) else known_name("model", name, _own_names())
+
+
+def _own_names() -> list[str]:
     from torchvision import models as tv
 
-    if is_imported(name):
-        return name
-    return known_name("model", name, [*LITE_NAMES, *SMALL_NETWORKS, *tv.list_models(module=tv)])
+    return [*LITE_NAMES, *SMALL_NETWORKS, *tv.list_models(module=tv)]
 
 
 def _loader_of(name: str) -> Callable[[str, Any, int], dict[str, Any]]:

@@ -323,7 +323,10 @@ def test_a_palette_in_another_order_is_the_mask_that_was_drawn(format, colour):
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
 def test_a_mask_in_a_mode_whose_0_is_not_black_is_not_inverted(mode):
     mask = Image.fromarray(rectangle()).convert("RGB").convert(mode)
-    assert load_mask(encoded(mask, "TIFF")).equal(torch.from_numpy(rectangle() > 0))
+    # Pillow 12 does not read the uncompressed YCbCr TIFF that it writes.
+    assert load_mask(encoded(mask, "TIFF", compression="tiff_lzw")).equal(
+        torch.from_numpy(rectangle() > 0)
+    )
 
 
 def test_greys_of_a_palette_that_may_be_inverted_are_refused():
