@@ -156,7 +156,7 @@ def boxes_of(boxes: Any, where: str) -> Tensor:
     numbers = numbers[None] if numbers.ndim == 1 else numbers
     fits = numbers.ndim == 2 and numbers.shape[1] == 4
     expected = "expected M×4 numbers (x0, y0, x1, y1)"
-    check(fits, f"{where}: {expected}, got {str(boxes)[:80]}", DataError)
+    check(fits, f"{where}: {expected}, got {repr(boxes)[:80]}", DataError)
     are_pixels = not bool(numbers.max() <= 1)
     shares = f"expected pixels, got {str(boxes)[:80]}, which may be shares of the image"
     check(are_pixels, f"{where}: {shares}; multiply them by its width and height", DataError)

@@ -288,3 +288,8 @@ def test_image_without_pixels() -> None:
     source = sample_source([as_pil(pixels()[0]), Image.new("RGB", (0, 5))], None, lambda: 3)
     with pytest.raises(DataError, match="expected an image, got one without pixels"):
         source[1]
+
+
+def test_boxes_as_text_are_shown_as_text() -> None:
+    with pytest.raises(DataError, match=r"expected M×4 numbers .*, got '\[1, 2, 3, 4\]'"):
+        boxes_of("[1, 2, 3, 4]", "boxes")
