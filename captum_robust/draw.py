@@ -103,7 +103,7 @@ def overlay(
     """A heat map of any size and range over an image, uint8 H×W×3; of a batch N×H×W×3.
 
     Args:
-        image: a tensor 3×H×W or 1×H×W in [0, 1], an image of PIL of 8 bits, as its pixels are stored,
+        image: a tensor 3×H×W or 1×H×W in [0, 1], an image of PIL of 8 bits as it is stored,
             or an array H×W×3 or H×W×1, uint8 or in [0, 1]; or a batch N×C×H×W.
         heat: h×w, 1×h×w or 1×1×h×w; of a batch N×h×w or N×1×h×w. It is resized to the image, over
             the whole of which it lies. An attribution of several channels is summed first.
