@@ -103,8 +103,8 @@ def overlay(
     """A heat map of any size and range over an image, uint8 H×W×3; of a batch N×H×W×3.
 
     Args:
-        image: a tensor 3×H×W or 1×H×W in [0, 1], an image of PIL, or an array H×W×3 or H×W×1, uint8
-            or in [0, 1]; or a batch N×C×H×W.
+        image: a tensor 3×H×W or 1×H×W in [0, 1], an image of PIL of 8 bits as it is stored,
+            or an array H×W×3 or H×W×1, uint8 or in [0, 1]; or a batch N×C×H×W.
         heat: h×w, 1×h×w or 1×1×h×w; of a batch N×h×w or N×1×h×w. It is resized to the image, over
             the whole of which it lies. An attribution of several channels is summed first.
         alpha: the heat map's share of the colour, in [0, 1].
@@ -126,6 +126,7 @@ def overlay(
         got, n = tuple(np.shape(heat)), len(image)
         fits = len(got) in (3, 4) and got[0] == n
         check(fits, f"heat: expected {n} maps N×1×H×W, one for each image, got shape {got}")
+        check(n > 0, "image: expected at least one, got none")
         pairs = zip(image, heat, strict=True)
         return np.stack([overlay(x, each, alpha, colormap) for x, each in pairs])
     picture = as_rgb(_given_pixels(image))
@@ -138,6 +139,9 @@ def overlay(
 def _given_pixels(image: Any) -> Any:
     """The image in one of the forms that :func:`as_rgb` takes."""
     if hasattr(image, "convert"):  # of PIL
+        advice = "give it as captum_robust.data.load_image gives it"
+        is_usual = not image.mode.startswith(("I", "F"))  # Pillow would cut the range off at 255
+        check(is_usual, f"image: expected 8 bits a channel, got the mode {image.mode}; {advice}")
         return np.asarray(image.convert("RGB"))
     if isinstance(image, np.ndarray) and image.ndim == 3:
         image = image.repeat(3, axis=2) if image.shape[2] == 1 else image

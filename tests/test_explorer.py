@@ -76,6 +76,31 @@ def test_the_python_lines_give_the_same_boxes(
         assert not torch.equal(found.attacked.x, found.clean.x)
 
 
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_one_method_is_one_overlap(attack: str, file: Path) -> None:
+    explorer = Explorer(classifier_of(), ["grad_cam"])
+    photograph = explorer.photograph(file.read_bytes(), file.name)
+    sentence = explorer.explore(photograph, Question(attack=attack, levels=8)).sentence()
+    assert sentence.count("(Grad-CAM)") == (attack != "none")
+
+
+def test_another_class_of_the_same_name_is_another_class(file: Path) -> None:
+    model = classifier_of()
+    explorer = Explorer(model, METHODS)
+    photograph = explorer.photograph(file.read_bytes(), file.name)
+    found = explorer.explore(photograph, Question(attack="deepfool", levels=255))
+    assert found.attacked is not None
+    assert found.attacked.classes[0][0] != found.clean.classes[0][0]
+    for seen in (found.clean, found.attacked):
+        seen.classes[:] = [(number, "crane", share) for number, _, share in seen.classes]
+    assert "sees crane instead of crane" in found.sentence()
+
+
+def test_a_plain_module_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"model: expected a captum_robust.models.Classifier, got"):
+        Explorer(nn.Flatten())  # type: ignore[arg-type]
+
+
 def test_a_grey_network_gets_grey_images(file: Path) -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = Classifier(net, input_size=(24, 32))

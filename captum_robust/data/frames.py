@@ -13,11 +13,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from captum_robust._checks import check, check_type, printable
-from captum_robust.data.images import load_image
+from captum_robust.data.images import load_oriented
+from captum_robust.data.orientation import turned_boxes
 from captum_robust.data.sample import DataError
 
 _PATHS = ("path", "file")
 _SIDES = ("x0", "y0", "x1", "y1")
+_OTHER_NAMES = {
+    "label": ("labels", "class", "class_id", "category", "target", "targets"),
+    "boxes": ("box", "bbox", "bboxes", "xmin", "x_min", "left"),
+}
+"""Of columns that would be left out in silence."""
 
 
 def is_frame(data: object) -> bool:
@@ -29,16 +35,19 @@ def is_frame(data: object) -> bool:
 class FrameImages(Dataset[Any]):
     """The images of a frame, each with its label and boxes; named as torchvision's data sets.
 
-    Several rows of one path are several boxes of one image.
+    Several rows of one path are several boxes of one image. Boxes are turned with the pixels of a
+    photograph that its EXIF tag turns upright.
 
     Args:
         frame: with the column ``path`` (or ``file``) and any of: ``label``, a class index or a name
-            of a class; ``boxes``, M×4 numbers (x0, y0, x1, y1) in pixels, or four of one box; or
-            the columns ``x0``, ``y0``, ``x1`` and ``y1``. An empty cell is no label, or no box.
+            of a class; ``boxes``, M×4 numbers (x0, y0, x1, y1) in pixels as the file stores them,
+            or four of one box; or the columns ``x0``, ``y0``, ``x1`` and ``y1``. An empty cell is
+            no label, or no box.
 
     Raises:
         ValueError: no or two such columns of paths, some of the sides of a box only, boxes in both
-            forms, labels that are neither, or two labels of one image; names the row.
+            forms, labels or boxes under another usual name, two columns of one name, labels that
+            are neither, or two labels of one image; names the row.
         TypeError: a path that is no text.
     """
 
@@ -51,6 +60,7 @@ class FrameImages(Dataset[Any]):
         listed = ", ".join(columns[:9])
         expected = "frame: expected one column path (or file) of image files"
         check(len(paths) == 1, f"{expected}, got the columns {listed}")
+        _check_columns(columns)
         sides = [name for name in _SIDES if name in columns]
         absent = ", ".join(name for name in _SIDES if name not in sides)
         check(len(sides) in (0, 4), f"frame: expected x0, y0, x1 and y1, got no {absent}")
@@ -98,14 +108,35 @@ class FrameImages(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None, Tensor]:
         path, label = self.samples[index]
-        return load_image(path), label, self.boxes[index]
+        image, orientation = load_oriented(path)
+        height, width = image.shape[1:]
+        return image, label, turned_boxes(self.boxes[index], orientation, (height, width))
+
+
+def _check_columns(columns: Sequence[str]) -> None:
+    """Each name once, and none that means a column which is there under no known name."""
+    known = ("label", "boxes", *_SIDES)
+    for name in columns:
+        twice = f"frame: expected each column once, got {name!r} twice"
+        check(name not in known or columns.count(name) == 1, twice)
+    for meant, others in _OTHER_NAMES.items():
+        is_there = meant in columns or (meant == "boxes" and _SIDES[0] in columns)
+        spelled = (meant, *others, *(_SIDES if meant == "boxes" else ()))
+        wrong = [] if is_there else [c for c in columns if c.strip().lower() in spelled]
+        form = (
+            "boxes (x0, y0, x1, y1 in pixels), or x0, y0, x1 and y1"
+            if others[0] == "box"
+            else meant
+        )
+        check(not wrong, f"frame: expected the column {form}, got {', '.join(wrong)}; rename it")
 
 
 def boxes_of(boxes: Any, where: str) -> Tensor:
     """Boxes M×4 float32 of such numbers in any form, of one box, or of nothing.
 
     Raises:
-        DataError: anything else; begins with ``where``.
+        DataError: anything else, or no number above 1, as of shares of the image; begins with
+            ``where``.
 
     >>> boxes_of([1, 2, 3, 4], "boxes")
     tensor([[1., 2., 3., 4.]])
@@ -125,14 +156,18 @@ def boxes_of(boxes: Any, where: str) -> Tensor:
     numbers = numbers[None] if numbers.ndim == 1 else numbers
     fits = numbers.ndim == 2 and numbers.shape[1] == 4
     expected = "expected M×4 numbers (x0, y0, x1, y1)"
-    check(fits, f"{where}: {expected}, got {str(boxes)[:80]}", DataError)
+    check(fits, f"{where}: {expected}, got {repr(boxes)[:80]}", DataError)
+    are_pixels = not bool(numbers.max() <= 1)
+    shares = f"expected pixels, got {str(boxes)[:80]}, which may be shares of the image"
+    check(are_pixels, f"{where}: {shares}; multiply them by its width and height", DataError)
     return numbers
 
 
 def _is_empty(cell: Any) -> bool:
     """Whether a cell holds nothing: None, or what pandas has in its place."""
     is_one = not isinstance(cell, (Tensor, np.ndarray, Sequence, Image.Image)) or cell is None
-    return cell is None or (is_one and bool(cell != cell))
+    # pandas' NA is no truth value, also compared with itself.
+    return cell is None or (is_one and (type(cell).__name__ == "NAType" or bool(cell != cell)))
 
 
 def are_boxes(part: object) -> bool:

@@ -11,6 +11,7 @@ from operator import index as as_index
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -34,7 +35,8 @@ from captum_robust.data.files import existing
 from captum_robust.data.folder import ImageFolder
 from captum_robust.data.frames import FrameImages, are_boxes, boxes_of, is_frame
 from captum_robust.data.given_forms import as_pairs, in_usual_form
-from captum_robust.data.images import pixels_of
+from captum_robust.data.images import orientation_of, pixels_of
+from captum_robust.data.orientation import turned_boxes
 from captum_robust.data.renumbered import renumbered
 from captum_robust.data.sample import DataError, Sample
 
@@ -77,9 +79,10 @@ def sample_source(
             [0, 1], or uint8), pairs (image, label), a list of batches of these, a ``DataLoader``,
             the path of a folder (see :class:`captum_robust.data.folder.ImageFolder`), or a data
             frame of pandas (:class:`captum_robust.data.frames.FrameImages`). Behind its label an
-            image may have its boxes, M×4 or 4 numbers (x0, y0, x1, y1) in its pixels. Images may
-            also be paths of files, NumPy arrays H×W×3 of uint8, tuples of one, or rows with the
-            keys "image" and "label"; and two lists or tensors be the images and their labels.
+            image may have its boxes, M×4 or 4 numbers (x0, y0, x1, y1) in its pixels; where an EXIF
+            tag turns these upright, the boxes turn with them. Images may also be paths of files,
+            NumPy arrays H×W×3 of uint8, tuples of one, or rows with the keys "image" and "label",
+            and "boxes"; and two lists or tensors be the images and their labels.
         class_names: of the model, if it has any.
         count_classes: says how many classes the model has; called only where it matters.
 
@@ -164,7 +167,11 @@ class GivenImages(Dataset[Sample]):
             check(there, known, DataError)
             label = self._numbers[label]
         placed = boxes_of(boxes[0] if boxes else None, f"{id}: boxes")
-        return Sample(_pixels(image, id), label, placed, id)
+        pixels = _pixels(image, id)
+        if isinstance(image, Image.Image):  # which _pixels turned
+            height, width = pixels.shape[1:]
+            placed = turned_boxes(placed, orientation_of(image), (height, width))
+        return Sample(pixels, label, placed, id)
 
 
 class _Collated(Dataset[Any]):
@@ -277,6 +284,8 @@ def _said(item: object) -> str:
     """What a message calls an item: its type, with those of its parts, or its shape."""
     if isinstance(item, (tuple, list)):
         return f"{type(item).__name__} ({', '.join(str(shape_or_type(part)) for part in item[:4])})"
+    if isinstance(item, np.ndarray):
+        return f"an array {item.shape} of {item.dtype}"
     return f"a tensor {shape_or_type(item)}" if isinstance(item, Tensor) else type(item).__name__
 
 

@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
-from captum_robust.data.images import load_image
+from captum_robust.data.frames import boxes_of
+from captum_robust.data.images import load_oriented
+from captum_robust.data.orientation import turned_boxes
 
 _IMAGE_KEYS = ("image", "img")
 _LABEL_WORDS = ("label", "target", "class")
@@ -22,9 +24,9 @@ _LABEL_WORDS = ("label", "target", "class")
 def in_usual_form(items: Any, first: Any) -> Any:
     """Items as images, or pairs (image, label), where the first one is in another form.
 
-    Those are paths of image files, rows with the keys "image" (or "img") and "label", NumPy arrays
-    H×W×3 of uint8, pairs of these and labels, and tuples of one image. The items themselves where
-    it is none of them.
+    Those are paths of image files, rows with the keys "image" (or "img"), "label" and "boxes",
+    NumPy arrays H×W×3 of uint8, these with labels and boxes, and tuples of one image. The items
+    themselves where it is none of them.
     """
     if isinstance(items, (list, tuple)) and items and all(map(_is_file, items)):
         return _Files(items)
@@ -51,8 +53,10 @@ def usual_item(item: Any) -> Any:
         others = [k for k in item if any(word in str(k).lower() for word in _LABEL_WORDS)]
         if len(keys) != 1 or not (others == [] or "label" in item):
             return item
-        image = _usual_image(item[keys[0]])
-        return (image, item["label"]) if others else image
+        image, label = _usual_image(item[keys[0]]), item.get("label")
+        if item.get("boxes") is not None:
+            return image, label, item["boxes"]
+        return (image, label) if others else image
     if isinstance(item, tuple) and len(item) == 1 and _is_image(item[0]):
         return _usual_image(item[0])
     if isinstance(item, (tuple, list)) and len(item) in (2, 3) and isinstance(item[0], np.ndarray):
@@ -71,7 +75,12 @@ def _is_image(item: Any) -> bool:
 
 
 def _is_file(item: Any) -> bool:
-    return isinstance(item[0] if _is_pair(item) else item, (str, Path))
+    return isinstance(item[0] if _is_labelled(item) else item, (str, Path))
+
+
+def _is_labelled(item: Any) -> bool:
+    """Whether it may be an image with its label, and boxes; two paths are a list of images."""
+    return isinstance(item, (tuple, list)) and len(item) in (2, 3)
 
 
 def _is_pair(item: Any) -> bool:
@@ -87,12 +96,12 @@ def _are_labels(part: Any) -> bool:
 
 
 class _Files:
-    """Image files, or pairs of one and its label; named as those of torchvision's data sets."""
+    """Image files, or these with labels and boxes; named as those of torchvision's data sets."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = items
-        pairs = [item if _is_pair(item) else (item, None) for item in items]
-        self.samples = [(os.path.abspath(path), label) for path, label in pairs]
+        parts = [item if _is_labelled(item) else (item, None) for item in items]
+        self.samples = [(os.path.abspath(path), label) for path, label, *_ in parts]
         self.root = os.path.commonpath([os.path.dirname(path) for path, _ in self.samples])
 
     def __len__(self) -> int:
@@ -100,8 +109,13 @@ class _Files:
 
     def __getitem__(self, index: int) -> Any:
         path, label = self.samples[index]
-        image = load_image(path)
-        return (image, label) if _is_pair(self._items[index]) else image
+        image, orientation = load_oriented(path)
+        item = self._items[index]
+        if _is_labelled(item) and len(item) == 3:
+            height, width = image.shape[1:]
+            boxes = boxes_of(item[2], f"{path}: boxes")
+            return image, label, turned_boxes(boxes, orientation, (height, width))
+        return (image, label) if _is_labelled(item) else image
 
 
 class _Rows(Subset[Any]):

@@ -142,9 +142,9 @@ def _decoded(
     try:
         with without_pillow_notes(), opened(io.BytesIO(data)) as image:
             _check_pixels(image)
-            stored = _orientation(image)
+            stored = orientation_of(image)
             image.load()
-            yield image, stored, _orientation(image)
+            yield image, stored, orientation_of(image)
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image that Pillow can read ({len(data)} bytes)") from None
     except DataError as error:  # of what was decoded
@@ -221,10 +221,11 @@ def pixels_of(image: Image.Image) -> Tensor:
     """The pixels of an image of Pillow as :func:`load_image` gives them, upright by its EXIF tag.
 
     Raises:
-        DataError: what Pillow cannot decode.
+        DataError: what Pillow cannot decode, or an image without pixels.
     """
     is_program = image.format == "EPS"  # PostScript, which Ghostscript would run
     check(not is_program, "pixels: expected an image, got a program in PostScript", DataError)
+    check(min(image.size) > 0, "pixels: expected an image, got one without pixels", DataError)
     if image.format == "TIFF":
         _check_strips(image)
     try:
@@ -232,11 +233,11 @@ def pixels_of(image: Image.Image) -> Tensor:
         pixels = _unit_range(image)
     except (OSError, SyntaxError, struct.error) as error:
         raise DataError(f"cannot decode the image: {error}") from None
-    upright = turned(torch.from_numpy(pixels).permute(2, 0, 1), _orientation(image))
+    upright = turned(torch.from_numpy(pixels).permute(2, 0, 1), orientation_of(image))
     return upright.contiguous()
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """EXIF's, from 1 to 8; 1 where there is none, or none that can be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)

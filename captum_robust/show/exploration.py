@@ -18,7 +18,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_robust import draw
-from captum_robust._checks import check, check_choice, printable
+from captum_robust._checks import check, check_choice, check_type, printable
 from captum_robust._contexts import evaluation
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
@@ -146,7 +146,7 @@ class Exploration:
 
     def sentence(self) -> str:
         """What there is to see."""
-        _, name, share = self.clean.classes[0]
+        number, name, share = self.clean.classes[0]
         who = "The network"
         if self.question.defended:
             who = "On average over five blurred, noisy or compressed copies the network"
@@ -155,14 +155,15 @@ class Exploration:
                 f"{who} sees {name} ({share:.0%}). Bright is where a method says that it looks; "
                 "the box holds the largest bright part."
             )
-        _, other, after = self.attacked.classes[0]
-        outcome = f"still sees {name}" if other == name else f"sees {other} instead of {name}"
+        new, other, after = self.attacked.classes[0]  # two classes may have one name
+        outcome = f"still sees {name}" if new == number else f"sees {other} instead of {name}"
         overlaps = self.overlaps()
-        least, most = sorted(overlaps, key=lambda n: overlaps[n])[:: max(1, len(overlaps) - 1)]
+        order = sorted(overlaps, key=lambda n: overlaps[n])
+        ends = dict.fromkeys((order[0], order[-1]))
+        spread = " to ".join(f"{overlaps[n]:.0%} ({words_of(n)})" for n in ends)
         return (
             f"No pixel changes by more than {self.strength:.0f} of 255 levels. {who} {outcome} "
-            f"({share:.0%} before, {after:.0%} now). The boxes before and now overlap by "
-            f"{overlaps[least]:.0%} ({words_of(least)}) to {overlaps[most]:.0%} ({words_of(most)})."
+            f"({share:.0%} before, {after:.0%} now). The boxes before and now overlap by {spread}."
         )
 
     def panels(self) -> list[tuple[str, list[tuple[draw.RGB, str]]]]:
@@ -264,6 +265,7 @@ class Explorer:
         methods: str | Iterable[str] | Mapping[str, Any] | None = None,
         source: Sequence[str] = ("# model and methods are those of the explorer",),
     ) -> None:
+        check_type("model", model, Classifier, "a captum_robust.models.Classifier")
         if methods is None:
             methods = SHOWN if model.name in pretrained() else SHOWN[:-1]
         self.model, self.source = model, list(source)

@@ -235,3 +235,61 @@ def test_other_labels_or_boxes_are_another_run(
     for column, value in (("label", [0, 0, 0]), ("boxes", [[[0, 0, 2, 2]], [], []])):
         with pytest.raises(ValueError, match="dataset"):
             compare(model, frame.assign(**{column: value}), ["center_box"], out=out, progress=False)
+
+
+@pytest.mark.parametrize("form", ["pil", "path", "row", "frame"])
+def test_boxes_turn_with_a_sideways_photograph(form: str, tmp_path: Path) -> None:
+    stored = np.zeros((20, 40, 3), dtype=np.uint8)
+    stored[2:6, 1:9] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = str(tmp_path / "sideways.png")
+    Image.fromarray(stored).save(path, exif=exif)
+    box = [[1.0, 2, 9, 6]]
+    data: Any = {
+        "pil": lambda: [(Image.open(path), 0, box)],
+        "path": lambda: [(path, 0, box)],
+        "row": lambda: [{"image": Image.open(path), "label": 0, "boxes": box}],
+        "frame": lambda: pd.DataFrame({"path": [path], "label": [0], "boxes": [box]}),
+    }[form]()
+    sample = sample_source(data, NAMES, lambda: 3)[0]
+    assert sample.size == (40, 20)
+    rows, columns = (sample.image[0] == 1).nonzero(as_tuple=True)
+    lit = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert sample.boxes.tolist() == [list(map(float, lit))]
+
+
+@pytest.mark.parametrize("name", ["labels", "Label", "class", "bbox", "Boxes", "xmin", "X0"])
+def test_columns_under_other_names_are_not_left_out(name: str, files: list[str]) -> None:
+    with pytest.raises(ValueError, match=rf"frame: expected the column .*, got {name}; rename it"):
+        sample_source(pd.DataFrame({"path": files, name: [1, 1, 1]}), NAMES, lambda: 3)
+
+
+def test_column_twice(files: list[str]) -> None:
+    frame = pd.DataFrame([[files[0], 0, 1]], columns=["path", "label", "label"])
+    with pytest.raises(ValueError, match="frame: expected each column once, got 'label' twice"):
+        sample_source(frame, NAMES, lambda: 3)
+
+
+@pytest.mark.parametrize(
+    "labels", [pd.array([2, None, 1], dtype="Int64"), pd.array(["cat", None, "bee"], "string")]
+)
+def test_missing_value_of_a_pandas_type_is_no_label(labels: Any, files: list[str]) -> None:
+    source = sample_source(pd.DataFrame({"path": files, "label": labels}), NAMES, lambda: 3)
+    assert [source[i].label for i in range(3)] == [2, None, 1]
+
+
+def test_boxes_that_are_shares_of_the_image() -> None:
+    with pytest.raises(DataError, match="which may be shares of the image"):
+        boxes_of([[0.1, 0.2, 0.5, 1.0]], "boxes")
+
+
+def test_image_without_pixels() -> None:
+    source = sample_source([as_pil(pixels()[0]), Image.new("RGB", (0, 5))], None, lambda: 3)
+    with pytest.raises(DataError, match="expected an image, got one without pixels"):
+        source[1]
+
+
+def test_boxes_as_text_are_shown_as_text() -> None:
+    with pytest.raises(DataError, match=r"expected M×4 numbers .*, got '\[1, 2, 3, 4\]'"):
+        boxes_of("[1, 2, 3, 4]", "boxes")
