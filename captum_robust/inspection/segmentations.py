@@ -219,7 +219,8 @@ def _numbered(folder: Path, names: Mapping[int, str], ignored: Sequence[int]) ->
         for number in torch.unique(numbers).tolist():
             if number not in ignored:
                 known = f"{path}: expected class numbers up to {max(names)}, got {number}"
-                check(number in names, known, DataError)
+                hint = "; is it in colours, not in grey or with a palette?" if number > 255 else ""
+                check(number in names, known + hint, DataError)
                 masks[names[number]] = numbers == number
         return masks
 

@@ -299,6 +299,12 @@ def test_a_coco_id_of_two_is_refused(tmp_path: Path, kind: str) -> None:
         concepts_of(write_json(tmp_path / "a.json", content), None)
 
 
+def test_class_numbers_in_colours_are_said(tmp_path: Path) -> None:
+    save(tmp_path / "SegmentationClass" / "0.png", numbered("a/0", 7, 12)[..., None].repeat(3, 2))
+    with pytest.raises(DataError, match=r"got 460551; is it in colours"):  # 7 · 65793
+        concepts_of(tmp_path, None).read(photographs()[0])
+
+
 def test_a_number_of_two_labels_of_broden_is_refused(tmp_path: Path) -> None:
     labels = write_broden(tmp_path) / "label.csv"
     for row, said in (("300,bus,object(1),1,1", "300 of object to another"), ("²,x,y,1,1", "'²'")):
