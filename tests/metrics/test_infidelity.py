@@ -107,6 +107,13 @@ def test_the_metric_keeps_squares_of_small_drops(net: nn.Module) -> None:
     torch.testing.assert_close(metric.compute(), mean, rtol=1e-2, atol=1e-9)
 
 
+def test_a_network_that_ends_in_a_softmax_has_the_same_drops(net: nn.Module) -> None:
+    squares = F.random_squares(4, SIZE)
+    ended = nn.Sequential(net, nn.Softmax(dim=1))
+    drops, expected = (F.square_drops(m, some_images(), squares, CLASSES) for m in (ended, net))
+    torch.testing.assert_close(drops, expected)
+
+
 def test_drops_take_one_pass_a_square_and_one_and_know_no_map(net: nn.Module) -> None:
     model = Counted(net)
     squares = F.random_squares(7, SIZE)
