@@ -194,17 +194,19 @@ def two_classes(scores: Any, n: int, name: str = "forward_func") -> Any:
     return torch.stack([-half, half], dim=1)
 
 
-def probabilities_of(scores: Tensor) -> Tensor:
-    """The softmax of scores N×K, in floats; of what are probabilities already, these.
-
-    They are if none is below 0 and each sample's are 1 together.
-    """
+def are_probabilities(scores: Tensor) -> bool:
+    """Whether of scores N×K none is below 0, and each sample's are 1 together."""
     precise = at_least_float(scores)
     error = (precise.detach().sum(dim=1) - 1).abs()
     resolution = torch.finfo(scores.dtype).eps if scores.is_floating_point() else 0.0
     is_one = error < max(1e-3, resolution)
-    are = bool(((precise >= 0).all(dim=1) & is_one).all())
-    return precise if are else precise.softmax(dim=1)
+    return bool(((precise >= 0).all(dim=1) & is_one).all())
+
+
+def probabilities_of(scores: Tensor) -> Tensor:
+    """The softmax of scores N×K, in floats; of what are probabilities already, these."""
+    precise = at_least_float(scores)
+    return precise if are_probabilities(scores) else precise.softmax(dim=1)
 
 
 def warn_of_probabilities(scores: Tensor, name: str = "forward_func") -> None:

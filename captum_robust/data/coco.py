@@ -105,7 +105,7 @@ class Coco(AnnotatedImages):
 
     def _read(self, categories: Sequence[str] | None) -> list[_Entry]:
         content = read_coco(self._path)
-        listed = self._by_id(content, "categories")
+        listed = by_id(content, "categories", self._path)
         names = {id: valid_unicode(str(_key(each["name"]))) for id, each in listed.items()}
         ids: dict[str, Any] = {}
         for id, name in names.items():
@@ -114,7 +114,7 @@ class Coco(AnnotatedImages):
         self._categories = names.keys()
         for category in categories or ():
             check_choice("category of COCO", category, names.values())
-        images = self._by_id(content, "images")
+        images = by_id(content, "images", self._path)
         objects: dict[Any, dict[str, list[dict[str, Any]]]] = {}
         for each in content["annotations"]:
             id, category_id = coco_id(each.get("image_id")), coco_id(each.get("category_id"))
@@ -130,14 +130,6 @@ class Coco(AnnotatedImages):
             for id, image in images.items()
             for name, own in sorted(objects.get(id, bare).items())
         ]
-
-    def _by_id(self, content: dict[str, list[dict[str, Any]]], kind: str) -> dict[Any, Any]:
-        items: dict[Any, dict[str, Any]] = {}
-        for each in content[kind]:
-            id = coco_id(each["id"])
-            is_one = items.setdefault(id, each) == each
-            check(is_one, f"{self._path}: gives the id {id!r} to two of its {kind}")
-        return items
 
     def _file(self, entry: _Entry) -> Path:
         return self._folder / file_name_of(entry.image)
@@ -213,6 +205,18 @@ def read_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
         whole = all(isinstance(each, dict) and set(fields) <= each.keys() for each in items)
         check(whole, f"{path}: expected every item of {key!r} to be an object with {fields}")
     return content  # type: ignore[no-any-return]
+
+
+def by_id(
+    content: Mapping[str, list[dict[str, Any]]], kind: str, path: Path
+) -> dict[Any, dict[str, Any]]:
+    """The items of a list of :func:`read_coco` by their ids; ``ValueError`` if two share one."""
+    items: dict[Any, dict[str, Any]] = {}
+    for each in content[kind]:
+        id = coco_id(each["id"])
+        is_one = items.setdefault(id, each) == each
+        check(is_one, f"{path}: gives the id {id!r} to two of its {kind}")
+    return items
 
 
 def _shallow(text: str) -> str:

@@ -139,7 +139,8 @@ def dissect(
             :class:`captum_robust.inspection.concepts.MaskFolders`); the JSON file of COCO's
             instances or panoptic segmentation; the folder of Pascal VOC, of ADE20K (the scene
             parsing with ``objectInfo150.txt``, or all with ``_seg.png``) or of Broden (see
-            ``captum_robust.inspection.segmentations``). Masks are as large as their images.
+            ``captum_robust.inspection.segmentations``). Masks are as large as their images
+            when these are upright, as their EXIF tags say, and were drawn on them so.
         units: numbers of the layer's channels; None: all.
         quantile: the share of positions at which a unit is active.
         least_iou: above it a unit is a detector of its best concept.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from captum_robust._facts import named, parts, text, whole
@@ -27,6 +27,11 @@ SAVED_EVERY = 50
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
 
 
+def text_checksum(text: str) -> int:
+    """The CRC-32 of a text."""
+    return zlib.crc32(text.encode("utf-8", "surrogateescape"))
+
+
 class Part(Protocol):
     """What takes in one batch after another."""
 
@@ -42,7 +47,7 @@ class Progress:
 
     Args:
         path: of the file.
-        model: whose weights belong to the call.
+        model: whose weights and normalisation belong to the call.
         stream: the images, which belong to it by their names.
         collected: what the state consists of, by name.
         run: what else belongs to the call.
@@ -58,13 +63,14 @@ class Progress:
     ) -> None:
         self._path, self._stream, self._parts = path, stream, collected
         names = "\n".join(stream.name_of(i) for i in range(len(stream)))
-        encoded = bytearray(names.encode("utf-8", "surrogateescape"))
         self._run = {
             **run,
             "images": len(stream),
-            "ids": checksum([torch.frombuffer(encoded, dtype=torch.uint8)]),
+            "ids": text_checksum(names),
             "weights": checksum(model.state_dict().values()),
             "input_size": list(model.input_size),
+            "mean": None if model.mean is None else model.mean.flatten().tolist(),
+            "std": None if model.std is None else model.std.flatten().tolist(),
         }
 
     def load(self) -> int:

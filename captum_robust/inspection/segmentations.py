@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,20 @@ from torch import Tensor
 from captum_robust._checks import check, valid_unicode
 from captum_robust.data import DataError, Sample
 from captum_robust.data.annotations import check_size, parse_side, table_rows
-from captum_robust.data.coco import coco_id, corners, file_name_of, leads_out, outlines, read_coco
+from captum_robust.data.coco import (
+    by_id,
+    coco_id,
+    corners,
+    file_name_of,
+    leads_out,
+    outlines,
+    read_coco,
+)
 from captum_robust.data.coco_mask import union_mask
 from captum_robust.data.files import existing, files_below, lines_of, read_text, stem_of
 from captum_robust.data.image_lists import list_images, without_suffix
 from captum_robust.data.images import load_numbers
+from captum_robust.data.sample import checked_box
 from captum_robust.inspection.concepts import (
     BOXES_AS_MASKS,
     Colours,
@@ -50,7 +59,7 @@ class Segmentations(ReadMasks):
     that of its file's name, if there is one only.
 
     Args:
-        annotations: path of an image without its suffix -> what is known of it.
+        annotations: paths of images without their suffix, and what is known of each.
         masks_of: what makes masks of it, by the names of their concepts, and of the sample.
         names: all concepts, as far as they are known before.
         categories: the category of each name, where there are several.
@@ -58,28 +67,27 @@ class Segmentations(ReadMasks):
 
     def __init__(
         self,
-        annotations: Mapping[str, Any],
+        annotations: Iterable[tuple[str, Any]],
         masks_of: Callable[[Any, Sample], Masks],
         names: Sequence[str] = (),
         categories: Mapping[str, str] | None = None,
     ) -> None:
         self.names, self.categories = names, categories or {}
-        self._annotations, self._masks_of = annotations, masks_of
-        self._paths: dict[str, list[str]] = {}
-        for path in annotations:
-            self._paths.setdefault(path.rpartition("/")[2], []).append(path)
+        self._masks_of = masks_of
+        self._by_path: dict[str, list[tuple[str, Any]]] = {}
+        self._by_name: dict[str, list[tuple[str, Any]]] = {}
+        for path, own in annotations:
+            self._by_path.setdefault(path, []).append((path, own))
+            self._by_name.setdefault(path.rpartition("/")[2], []).append((path, own))
 
     def read(self, sample: Sample) -> Masks | None:
         """The masks of the image; None where it has no annotation."""
         path = without_suffix(sample.id)
-        if path not in self._annotations:
-            paths = self._paths.get(path.rpartition("/")[2], [])
-            several = f"{sample.id}: several annotations have its name: {', '.join(paths[:3])}"
-            check(len(paths) < 2, several, DataError)
-            if not paths:
-                return None
-            (path,) = paths
-        return self._masks_of(self._annotations[path], sample)
+        found = self._by_path.get(path) or self._by_name.get(path.rpartition("/")[2], [])
+        paths = ", ".join(path for path, _ in found[:3])
+        several = f"{sample.id}: several annotations have its name: {paths}"
+        check(len(found) < 2, several, DataError)
+        return self._masks_of(found[0][1], sample) if found else None
 
 
 def _add(masks: Masks, name: str, mask: Tensor) -> None:
@@ -107,10 +115,9 @@ def coco(path: str | Path) -> Segmentations:
     """
     path = existing(path, "file", "COCO's annotations")
     content = read_coco(path)
-    names = {
-        coco_id(each["id"]): valid_unicode(str(each["name"])) for each in content["categories"]
-    }
-    images = {coco_id(each["id"]): each for each in content["images"]}
+    categories = by_id(content, "categories", path)
+    names = {id: valid_unicode(str(each["name"])) for id, each in categories.items()}
+    images = by_id(content, "images", path)
     is_panoptic = any("segments_info" in each for each in content["annotations"])
     folder = path.with_suffix("")
     if is_panoptic:
@@ -119,11 +126,11 @@ def coco(path: str | Path) -> Segmentations:
     grouped: dict[Any, list[dict[str, Any]]] = {} if is_panoptic else {id: [] for id in images}
     for each in content["annotations"]:
         grouped.setdefault(coco_id(each.get("image_id")), []).append(each)
-    annotations = {
-        valid_unicode(without_suffix(file_name_of(images[id]))): (images[id], own)
+    annotations = [
+        (valid_unicode(without_suffix(file_name_of(images[id]))), (images[id], own))
         for id, own in grouped.items()
         if id in images
-    }
+    ]
     source: Segmentations
 
     def name_of(each: Mapping[str, Any], where: str) -> str:
@@ -146,7 +153,8 @@ def coco(path: str | Path) -> Segmentations:
                 except ValueError as error:
                     raise DataError(f"{where}: segmentation: {error}") from None
             else:
-                _add(masks, name, filled([corners(each, where)], sample.original_size))
+                box = checked_box(corners(each, where), sample.original_size, f"{where}: box")
+                _add(masks, name, filled([box], sample.original_size))
                 source.note = BOXES_AS_MASKS
         return masks
 
@@ -188,12 +196,12 @@ def ade_scenes(root: str | Path) -> Segmentations:
     """
     table = existing(Path(root) / "objectInfo150.txt", "file", "the names of ADE20K's classes")
     rows = [line.split("\t") for line in lines_of(read_text(table)) if line.strip()]
-    columns = [cell.strip().casefold() for cell in rows[0]]
+    columns = [cell.strip().casefold() for cell in next(iter(rows), [])]
     check({"idx", "name"} <= set(columns), f"{table}:1: expected the columns Idx and Name")
     number, name = columns.index("idx"), columns.index("name")
     names = {}
     for line, cells in enumerate(rows[1:], start=2):
-        is_row = len(cells) > max(number, name) and cells[number].strip().isdigit()
+        is_row = len(cells) > max(number, name) and cells[number].strip().isdecimal()
         check(is_row, f"{table}:{line}: expected a number and a name, separated by tabs")
         names[int(cells[number])] = cells[name].strip()
     folder = existing(Path(root) / "annotations", "folder", "the annotations of ADE20K")
@@ -202,7 +210,7 @@ def ade_scenes(root: str | Path) -> Segmentations:
 
 def _numbered(folder: Path, names: Mapping[int, str], ignored: Sequence[int]) -> Segmentations:
     """A folder of pictures whose pixels are the numbers of classes."""
-    files = {without_suffix(name): path for name, path in list_images(folder).items()}
+    files = [(without_suffix(name), path) for name, path in list_images(folder).items()]
     check(files, f"concepts: {folder} has no segmentations")
 
     def masks_of(path: Path, sample: Sample) -> Masks:
@@ -211,7 +219,8 @@ def _numbered(folder: Path, names: Mapping[int, str], ignored: Sequence[int]) ->
         for number in torch.unique(numbers).tolist():
             if number not in ignored:
                 known = f"{path}: expected class numbers up to {max(names)}, got {number}"
-                check(number in names, known, DataError)
+                hint = "; is it in colours, not in grey or with a palette?" if number > 255 else ""
+                check(number in names, known + hint, DataError)
                 masks[names[number]] = numbers == number
         return masks
 
@@ -236,11 +245,11 @@ def ade_full(root: str | Path) -> Segmentations:
         ValueError: there are no segmentations.
     """
     root = existing(root, "folder", "ADE20K")
-    files = {
-        valid_unicode(path.relative_to(root).with_suffix("").as_posix().removesuffix(_SEG)): path
+    files = [
+        (valid_unicode(path.relative_to(root).with_suffix("").as_posix().removesuffix(_SEG)), path)
         for path in files_below(root)
         if path.stem.endswith(_SEG) and path.suffix.lower() == ".png"
-    }
+    ]
     check(files, f"concepts: {root} has no files that end in {_SEG}.png")
     places = [root, *root.absolute().parents][:4]
     index = next(
@@ -305,11 +314,12 @@ def broden(root: str | Path) -> Segmentations:
     kinds = [column for column in index[0][1] if column and column not in fixed]
     named: dict[tuple[str, int], str] = {}
     for where, row in labels:
-        check(row["number"].isdigit(), f"{where}: expected a number, got {row['number']!r}")
+        check(row["number"].isdecimal(), f"{where}: expected a number, got {row['number']!r}")
         own = [part.partition("(")[0] for part in row["category"].split(";")]
         for kind in own:
             name = row["name"] if len(own) == 1 else f"{row['name']} ({kind})"
-            named[kind, int(row["number"])] = name
+            is_new = named.setdefault((kind, int(row["number"])), name) == name
+            check(is_new, f"{where}: gives the number {row['number']} of {kind} to another label")
     double = Counter(named.values())
     named = {key: n if double[n] == 1 else f"{n} ({key[0]}, {key[1]})" for key, n in named.items()}
 
@@ -327,7 +337,7 @@ def broden(root: str | Path) -> Segmentations:
                     _add(masks, named[kind, number], mask)
         return masks
 
-    annotations = {without_suffix(row["image"]): (where, row) for where, row in index}
+    annotations = [(without_suffix(row["image"]), (where, row)) for where, row in index]
     categories = {name: kind for (kind, _), name in named.items() if kind in kinds}
     return Segmentations(annotations, masks_of, list(categories), categories)
 
@@ -337,7 +347,7 @@ _SIDES = (("ih", "iw"), ("sh", "sw"))
 
 def _broden_part(root: Path, part: str, size: tuple[int, int], where: str) -> dict[int, Tensor]:
     """The masks of labels, by one cell's part: a number for the whole image, or a file."""
-    if part.isdigit():
+    if part.isdecimal():
         return {int(part): torch.ones(size, dtype=torch.bool)}
     file = _inside(root / "images", part, where)
     numbers = load_numbers(file) % 2**16

@@ -21,7 +21,7 @@ from captum_robust.inspection.features import FeatureCollector, Features, with_a
 from captum_robust.inspection.first_layer import FirstLayerFilters, first_layer_filters
 from captum_robust.inspection.neighbours import Neighbours, neighbours
 from captum_robust.inspection.patches import MaximalPatches, PatchCollector
-from captum_robust.inspection.progress import Part, Progress, Saved, resumed
+from captum_robust.inspection.progress import Part, Progress, Saved, resumed, text_checksum
 from captum_robust.inspection.segmentations import concepts_of
 from captum_robust.inspection.streaming import Batch, ImageStream
 from captum_robust.inspection.watched import Watched, as_classifier, layers_of, penultimate, watch
@@ -124,7 +124,10 @@ def tour(
     )
     survey = Survey(classifier, watched, stream, sources, units=units, top=top, points=points)
     path = None if folder is None else Path(folder)
-    run = survey.run | {"concepts": _said(concepts)}
+    # Concepts are counted by their names, which those of the classes may be.
+    every = [list(source.names) for source in sources]
+    names = repr((every, classifier.class_names if concepts == "objects" else None))
+    run = survey.run | {"concepts": _said(concepts), "names of concepts": text_checksum(names)}
     with evaluation(classifier), sole_user(path):
         state = None
         if path is not None:

@@ -29,7 +29,7 @@ from captum_robust.metrics.functional.saliency import Scores
 
 
 class _Removal(CountMetric):
-    """The mean over the images of one value each, summed in whole millionths.
+    """The mean over the images of one value each, in whole millionths of ``1 / _scale``.
 
     The classifier is an argument of ``update``, so that the metric holds no copy of it. The mean
     does not depend on batches, order or sharding.
@@ -37,6 +37,8 @@ class _Removal(CountMetric):
 
     sums: Tensor
     images: Tensor
+    _scale = 1.0
+    """More for values that are small."""
 
     def __init__(self, batch_size: int | None, *settings: object, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -56,12 +58,12 @@ class _Removal(CountMetric):
 
     def _add(self, values: Tensor) -> None:
         # In float64, which not every device has.
-        self.sums += millionths(values.cpu().double()).sum().to(self.sums.device)
+        self.sums += millionths(self._scale * values.cpu().double()).sum().to(self.sums.device)
         self.images += len(values)
 
     def compute(self) -> Tensor:
         """Return the mean over the images; NaN of none."""
-        return self.sums / (1e6 * self.images)
+        return self.sums / (1e6 * self._scale * self.images)
 
 
 class _Area(_Removal):
@@ -192,6 +194,8 @@ class Infidelity(_Removal):
         check_flag("normalize", normalize)
         check_seed(seed)
         super().__init__(batch_size, squares, fill, normalize, seed, **kwargs)
+        if normalize:  # squares of small numbers, at most 1
+            self._scale = 1e3
         self._settings: dict[str, Any] = {
             "squares": squares,
             "fill": fill,

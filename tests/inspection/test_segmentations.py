@@ -277,12 +277,59 @@ def test_two_annotations_of_one_name_are_an_error_of_their_image(tmp_path: Path)
         concepts_of(tmp_path, None).read(photographs()[0])
 
 
+def test_one_path_annotated_twice_is_an_error_of_its_image(tmp_path: Path) -> None:
+    content = json.loads(coco_instances(tmp_path / "coco").read_text("utf-8"))
+    images = [*content["images"], COCO_IMAGES[0] | {"id": 9, "file_name": "a/0.png"}]
+    coco = write_json(tmp_path / "a.json", content | {"images": images})
+    for suffix in ("png", "tif"):
+        palette(tmp_path / "voc" / "SegmentationClass" / f"0.{suffix}", numbered("a/0", 7, 12))
+    broden = write_broden(tmp_path / "broden")
+    with (broden / "index.csv").open("a", encoding="utf-8") as file:
+        file.write("\na/0.jpg,val,16,16,8,8,,,9")
+    for given in (coco, tmp_path / "voc", broden):
+        with pytest.raises(DataError, match=r"a/0\.jpg: several annotations have its name"):
+            concepts_of(given, None).read(photographs()[0])
+
+
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_a_coco_id_of_two_is_refused(tmp_path: Path, kind: str) -> None:
+    content = json.loads(coco_instances(tmp_path).read_text("utf-8"))
+    content[kind].append(content[kind][0] | {"file_name": "other.jpg", "name": "other"})
+    with pytest.raises(ValueError, match=f"gives the id [0-9]+ to two of its {kind}"):
+        concepts_of(write_json(tmp_path / "a.json", content), None)
+
+
+def test_class_numbers_in_colours_are_said(tmp_path: Path) -> None:
+    save(tmp_path / "SegmentationClass" / "0.png", numbered("a/0", 7, 12)[..., None].repeat(3, 2))
+    with pytest.raises(DataError, match=r"got 460551; is it in colours"):  # 7 · 65793
+        concepts_of(tmp_path, None).read(photographs()[0])
+
+
+def test_a_number_of_two_labels_of_broden_is_refused(tmp_path: Path) -> None:
+    labels = write_broden(tmp_path) / "label.csv"
+    for row, said in (("300,bus,object(1),1,1", "300 of object to another"), ("²,x,y,1,1", "'²'")):
+        text = labels.read_text("utf-8")
+        labels.write_text(f"{text}\n{row}", encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"label\.csv:5: .*{said}"):
+            concepts_of(tmp_path, None)
+        labels.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("box", [[float("nan"), 2, 5, 4], [-9, 2, 5, 4], [3, 2, 0, 4]])
+def test_a_box_that_has_no_pixels_is_an_error_of_its_image(tmp_path: Path, box: list[int]) -> None:
+    content = json.loads(coco_instances(tmp_path, boxes_only=True).read_text("utf-8"))
+    content["annotations"][0]["bbox"] = box
+    with pytest.raises(DataError, match="annotation 0: box"):
+        concepts_of(write_json(tmp_path / "a.json", content), None).read(photographs()[0])
+
+
 @pytest.mark.parametrize(
     ("write", "error", "said"),
     [
         ({"a.json": "[1"}, ValueError, "not JSON"),
         ({"a.json": '{"images": []}'}, ValueError, "expected COCO's instances format"),
         ({"objectInfo150.txt": "Idx,Name\n1,wall"}, ValueError, "the columns Idx and Name"),
+        ({"objectInfo150.txt": ""}, ValueError, "the columns Idx and Name"),
         ({"objectInfo150.txt": "Idx\tName\n1\twall"}, FileNotFoundError, "annotations of ADE20K"),
         ({"index.csv": "image\n", "label.csv": "number\n"}, ValueError, "expected the columns"),
         ({"a.mat": ""}, ValueError, "has no sub-folders"),

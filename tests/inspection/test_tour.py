@@ -196,6 +196,12 @@ def test_a_stopped_tour_goes_on_and_gives_the_same(
     for other in ({"top": 4}, {"units": 2}, {"concepts": None}, {"points": 6}):
         with pytest.raises(ValueError, match=r"out holds another run"):
             tour(colour_net(), **options | other)
+    normalised = Classifier(colour_net().module, mean=[0.5] * 3, std=[0.5] * 3, input_size=16)
+    with pytest.raises(ValueError, match=r"mean: None there, \[0\.5, 0\.5, 0\.5\] here"):
+        tour(normalised, **options)
+    save(tmp_path / "masks" / "more" / "1.png", torch.ones(3, 16, 16))
+    with pytest.raises(ValueError, match="names of concepts: "):
+        tour(colour_net(), **options)
 
 
 def test_the_command_goes_on_and_leaves_the_page_only(

@@ -12,6 +12,7 @@ from captum.metrics import infidelity as captum_infidelity
 from captum.metrics import sensitivity_max
 from torch import Tensor, nn
 
+from captum_robust.metrics import Infidelity
 from captum_robust.metrics import functional as F
 from captum_robust.metrics.functional.regions import blurred_images
 from tests.networks import Counted
@@ -93,6 +94,24 @@ def test_the_scale_of_a_map_does_not_count_unless_it_is_asked_for() -> None:
     as_they_are = F.infidelity_of(maps / 5, squares, drops, normalize=False)
     error = torch.tensor([0.0, 0.36 / 2, (0.8**2 + 0.4**2) / 2, 0.4 / 2])
     torch.testing.assert_close(as_they_are, error)
+
+
+def test_the_metric_keeps_squares_of_small_drops(net: nn.Module) -> None:
+    with torch.no_grad():
+        net[3].weight.mul_(0.03)
+    batch = net, some_images(), some_maps(), CLASSES
+    metric = Infidelity()
+    metric.update(*batch)
+    mean = F.infidelity(*batch).mean()
+    assert 1e-7 < mean < 1e-6
+    torch.testing.assert_close(metric.compute(), mean, rtol=1e-2, atol=1e-9)
+
+
+def test_a_network_that_ends_in_a_softmax_has_the_same_drops(net: nn.Module) -> None:
+    squares = F.random_squares(4, SIZE)
+    ended = nn.Sequential(net, nn.Softmax(dim=1))
+    drops, expected = (F.square_drops(m, some_images(), squares, CLASSES) for m in (ended, net))
+    torch.testing.assert_close(drops, expected)
 
 
 def test_drops_take_one_pass_a_square_and_one_and_know_no_map(net: nn.Module) -> None:

@@ -34,7 +34,7 @@ from captum_robust._checks import (
     check_type,
 )
 from captum_robust._contexts import evaluation
-from captum_robust._scores import copies_of, two_classes
+from captum_robust._scores import are_probabilities, copies_of, two_classes
 from captum_robust.metrics.functional._validate import (
     ROUNDING,
     check_flag,
@@ -384,9 +384,12 @@ def lowest_columns(sums: Tensor, sizes: Tensor, single: bool) -> list[int]:
 
 
 def log_probabilities(scores: Tensor, classes: Tensor) -> Tensor:
-    """Return the log probability N of each image's class, of scores N×K."""
+    """Return the log probability N of each image's class, of scores, or probabilities, N×K."""
     check_classes(classes, len(scores), scores.shape[1])
-    return scores.log_softmax(dim=1).gather(1, classes[:, None])[:, 0]
+    smallest = torch.finfo(scores.dtype).tiny
+    are_ready = are_probabilities(scores)
+    logs = scores.clamp(min=smallest).log() if are_ready else scores.log_softmax(dim=1)
+    return logs.gather(1, classes[:, None])[:, 0]
 
 
 def class_scores(model: Scores, images: Tensor, samples: Tensor) -> Tensor:
