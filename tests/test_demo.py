@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -102,6 +103,18 @@ def test_the_command_names_the_methods_and_says_what_is_next(run: Run, demo: Dem
     assert "perceptual ball × CAM misses" in out
     assert "captum-robust explain PHOTOS" in out
     assert out.splitlines()[-1] == f"report: {folder / 'report.html'}"
+
+
+def test_json_is_the_same_table(run: Run, demo: Demo) -> None:
+    folder = demo.results.store.folder
+    code, out, err = run("demo", "--out", folder, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert list(found["classifier_right"].values()) == demo.right()
+    assert [list(misses.values()) for misses in found["misses"].values()] == [
+        row.misses for row in demo.table()
+    ]
+    assert (found["photographs"], found["report"]) == (7, str(folder / "report.html"))
 
 
 def test_all_compares_all_methods_on_the_clean_photographs(

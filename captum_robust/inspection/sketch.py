@@ -41,7 +41,10 @@ class Sketch:
 
     def add(self, values: Tensor) -> None:
         """Count activations K×M."""
-        self.counts += counted(bins_of(values), len(self.counts))
+        from captum_robust.inspection._histogram import count_bins
+
+        bits = values.float().contiguous().cpu().view(torch.int32)
+        count_bins(bits.numpy(), self.counts.numpy(), 23 - _BITS, _FIRST - 1)
 
     def top_bins(self, share: float, total: float | None = None) -> Tensor:
         """K: the highest bin such that at least ``share`` of ``total`` values are in it or above.
@@ -56,9 +59,3 @@ class Sketch:
     def tails(self) -> Tensor:
         """K×BINS, how many values are in a bin or above."""
         return self.counts.flip(1).cumsum(1).flip(1)
-
-
-def counted(bins: Tensor, units: int) -> Tensor:
-    """K×BINS int64 on the CPU, how often each bin occurs in K×M."""
-    keys = bins + BINS * torch.arange(units, device=bins.device)[:, None]
-    return torch.bincount(keys.flatten(), minlength=units * BINS).view(units, BINS).cpu()

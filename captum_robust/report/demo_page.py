@@ -71,6 +71,12 @@ class Demo:
         is_right = seen[seen["label"] == seen["predicted"]]["attack"]
         return [int((is_right == state).sum()) for state in STATES]
 
+    def facts(self) -> dict[str, Any]:
+        """The short table, as JSON takes it."""
+        misses = {row.name: dict(zip(STATES, row.misses, strict=True)) for row in self.table()}
+        right = dict(zip(STATES, self.right(), strict=True))
+        return {"photographs": self.n, "classifier_right": right, "misses": misses}
+
     def to_text(self) -> str:
         """The short table for a terminal, and what to do next."""
         rows = [("", *STATES.values()), ("classifier right", *self.right())]

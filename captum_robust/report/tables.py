@@ -43,7 +43,7 @@ FORMS = {
     "levels": Form(lambda v: f"{LEVELS * v:.1f}/{LEVELS}", lambda v: f"{LEVELS * v:.1f}"),
     "two digits": Form(_two_digits, _two_digits, _two_digits),
     "three digits": Form(_three_digits, _three_digits, _two_digits),
-    "four digits": Form(*["{:.4f}".format] * 3),
+    "two figures": Form(*["{:.2g}".format] * 3),
 }
 
 
@@ -195,7 +195,7 @@ COLUMNS = (
     Column(
         "infidelity",
         "Infidelity",
-        "four digits",
+        "two figures",
         "low",
         "infidelity",
         _ends("infidelity"),
