@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
 
 from captum_robust.cli import app_command
 from captum_robust.cli.app_command import AppOptions, app
@@ -161,6 +162,8 @@ def test_upload_choose_attack_defend_and_export(
     for width in (400, 1280):
         tab.set_viewport_size({"width": width, "height": 900})
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    seen = Axe().run(tab)
+    assert seen.violations_count == 0, seen.generate_report()
     saved = {}
     for link in tab.locator(".exports a").all():
         with tab.expect_download() as download:
