@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -76,6 +77,8 @@ class _Switched:
 _training, _requires_grad = _Switched("training"), _Switched("requires_grad")
 
 
+noise_added: ContextVar[bool] = ContextVar("noise_added", default=False)
+"""Whether the images that a model is given leave the range of pixels on purpose."""
 _told: WeakSet[nn.Module] = WeakSet()
 """Models that were already said to be in training mode."""
 _RANDOM = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)

@@ -54,7 +54,9 @@ torch.Size([2, 1, 8, 8])
 """
 
 from captum_robust.attr._ball import BallDetails, BallSettings
+from captum_robust.attr._certificate import CertifiedDetails
 from captum_robust.attr.adversarial_localization import AdversarialLocalization
+from captum_robust.attr.certified import Certified
 from captum_robust.attr.class_activation_map import ClassActivationMap
 from captum_robust.attr.defended import Defended
 from captum_robust.attr.guided import Guided
@@ -72,6 +74,8 @@ __all__ = [
     "AdversarialLocalization",
     "BallDetails",
     "BallSettings",
+    "Certified",
+    "CertifiedDetails",
     "ClassActivationMap",
     "Defended",
     "Guided",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import check, check_type, valid_unicode
-from captum_robust._contexts import probing
+from captum_robust._contexts import noise_added, probing
 from captum_robust._scores import check_scores, copies_of, two_classes
 from captum_robust.models.layers import find_cam_layer, find_perceptual_layers, layer_of
 from captum_robust.nn.scales import channels_of
@@ -125,7 +125,8 @@ class Classifier(nn.Module):
         if self.mean is None or self.std is None:
             x = copies_of(x)
         else:
-            if self._looks_left and not (x.is_meta or torch.compiler.is_compiling()):
+            is_real = not (x.is_meta or torch.compiler.is_compiling())
+            if self._looks_left and is_real and not noise_added.get():
                 self._look(x)
             x = (x - self.mean.to(x.device)) / self.std.to(x.device)
         like = _first_weight(self.module)

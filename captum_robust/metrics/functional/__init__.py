@@ -29,6 +29,15 @@ from captum_robust.metrics.functional.boxes import (
     whole_image_box,
     whole_image_map,
 )
+from captum_robust.metrics.functional.certificates import (
+    CORRECTIONS,
+    best_certified_iou,
+    certified_iou,
+    certified_localization_error,
+    certify_counts,
+    least_samples,
+    probability_above,
+)
 from captum_robust.metrics.functional.components import largest_component, mask_to_box
 from captum_robust.metrics.functional.faithfulness import (
     REMOVAL_FILLS,
@@ -105,6 +114,7 @@ from captum_robust.metrics.functional.weak_localization import (
 )
 
 __all__ = [
+    "CORRECTIONS",
     "INFIDELITY_SQUARES",
     "PROTOCOLS",
     "REGION_AREAS",
@@ -126,6 +136,7 @@ __all__ = [
     "SaliencyScores",
     "TunedSaliency",
     "alpha_grid",
+    "best_certified_iou",
     "best_iou",
     "bootstrap_difference",
     "bootstrap_interval",
@@ -133,6 +144,9 @@ __all__ = [
     "boxes_to_mask",
     "center_box",
     "center_box_map",
+    "certified_iou",
+    "certified_localization_error",
+    "certify_counts",
     "crop_and_resize",
     "crop_scores",
     "deletion_curve",
@@ -143,6 +157,7 @@ __all__ = [
     "insertion_curve",
     "largest_component",
     "layers_with_weights",
+    "least_samples",
     "linear_imputation",
     "localization_error",
     "map_box_iou",
@@ -156,6 +171,7 @@ __all__ = [
     "pearson_correlation",
     "pointing_game_accuracy",
     "pointing_game_hits",
+    "probability_above",
     "pxap",
     "pxap_from_histograms",
     "pxap_histograms",
