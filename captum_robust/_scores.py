@@ -292,7 +292,7 @@ def target_of(target: Any, rows: list[int], n: int) -> Any:
         return target
     message = f"target: expected one a sample, {n}, got {len(target)}"
     check(len(target) == n, message, AssertionError)  # as Captum, where it sees the whole batch
-    return target[rows] if is_tensor else [target[row] for row in rows]
+    return rows_of(target, rows, n) if is_tensor else [target[row] for row in rows]
 
 
 def arguments_of(arguments: Any, rows: list[int], n: int) -> Any:

@@ -37,7 +37,7 @@ class Copies:
     rows: slice
     """Which of the images."""
     maps: list[Tensor]
-    """For each input, of g images and c copies c×g×h×w; zeros where it failed."""
+    """For each input that has one, of g images and c copies c×g×h×w; zeros where it failed."""
     failed: Tensor
     """c×g, whether a map of it held NaN or infinity."""
     classes: Tensor | None
@@ -86,9 +86,14 @@ class NoisyMaps:
             at_once = max(1, most // sum(x[0].numel() * x.element_size() for x in images))
         self.at_once = at_once
 
+    @property
+    def mapped(self) -> tuple[Tensor, ...]:
+        """The inputs that have a map: all, or, of a layer's map, the first."""
+        return self.images[:1] if is_of_layer(self.attribution) else self.images
+
     def sizes(self) -> list[tuple[int, int]]:
-        """(h, w) of the maps of each input."""
-        return [self.size or (x.shape[2], x.shape[3]) for x in self.images]
+        """(h, w) of each map."""
+        return [self.size or (x.shape[2], x.shape[3]) for x in self.mapped]
 
     @contextmanager
     def _sampling(self) -> Iterator[None]:
@@ -108,13 +113,16 @@ class NoisyMaps:
     def top_class(self, count: int) -> Tensor | None:
         """N, the most frequent class of so many copies; None for scores without classes."""
         found: dict[int, list[Tensor]] = {}
+        device: torch.device | None = None
         with self._sampling():
             for rows, noise in self._passes(count, self.seed + _OTHER):
                 predicted = self._classes(self._noisy(rows, noise), rows, len(noise[0]))
                 if predicted is None:
                     return None
-                found.setdefault(rows.start, []).append(predicted)
-        return torch.cat([torch.cat(each).mode(dim=0).values for each in found.values()])
+                device = predicted.device
+                found.setdefault(rows.start, []).append(predicted.cpu())
+        tops = [torch.cat(each).mode(dim=0).values for each in found.values()]
+        return torch.cat(tops).to(device)
 
     def __call__(
         self, count: int, target: Any, take: Callable[[Copies], object], *, with_classes: bool
@@ -130,7 +138,8 @@ class NoisyMaps:
                 worst = int(failures.argmax())
                 share = f"{int(failures[worst])} of {count} noisy copies of sample {worst}"
                 is_rare = failures[worst] <= MOST_FAILURES * count
-                check(is_rare, f"attribution: NaN or infinity in {share}, more than 1 %")
+                what = "attribution, or the scores: NaN or infinity"
+                check(is_rare, f"{what} in {share}, more than 1 %")
                 take(copies)
 
     def _passes(self, count: int, seed: int) -> Iterator[tuple[slice, list[Tensor]]]:
@@ -198,8 +207,8 @@ class NoisyMaps:
             passed.setdefault("ranking", ranking)
         try:
             parts = self._maps(copies, passed)
-        except ValueError as error:
-            parts = self._one_by_one(copies, passed, MOST_FAILURES * total, error)
+        except ValueError:
+            parts = self._one_by_one(copies, passed, rows, MOST_FAILURES * total)
         classes: Tensor | None = None
         if with_classes:
             whole = len(heard) == 1 and len(heard[0]) == len(copies[0])
@@ -218,34 +227,45 @@ class NoisyMaps:
         result = run(self.attribution, as_given(self.inputs, copies), passed)
         is_tuple = isinstance(self.inputs, tuple)
         parts, _ = without_details(result, self.attribution, is_tuple, passed)
-        n, on_layer = len(copies[0]), is_of_layer(self.attribution)
+        n, on_layer, count = len(copies[0]), is_of_layer(self.attribution), len(self.mapped)
         fit = all(isinstance(p, Tensor) and p.ndim == 4 and len(p) == n for p in parts)
         wanted = f"{n}×C×h×w for {n} images"
         check(fit, f"attribution: expected results {wanted}, got {listed(parts)}", TypeError)
-        fit = len(parts) == len(copies)
-        check(fit, f"attribution: expected one for each of {len(copies)} inputs, got {len(parts)}")
-        return [_positive(at_least_float(p.detach()), on_layer) for p in parts]
+        check(len(parts) == count, f"attribution: expected {count} results, got {len(parts)}")
+        maps = [at_least_float(p.detach()).to(copies[0].device) for p in parts]
+        return [_positive(m, on_layer) for m in maps]
 
     def _one_by_one(
-        self, copies: tuple[Tensor, ...], passed: dict[str, Any], most: float, error: ValueError
+        self, copies: tuple[Tensor, ...], passed: dict[str, Any], rows: slice, most: float
     ) -> list[Tensor]:
-        """The maps of copies of which some have none: NaN for these."""
-        n = len(copies[0])
-        found: list[list[Tensor] | None] = []
-        for i in range(n):
+        """The maps of copies, at ``most`` so many of which fail and get NaN."""
+        n, group = len(copies[0]), rows.stop - rows.start
+
+        def maps_of(some: range) -> list[Tensor]:
             own = {
-                k: (target_of if k == "target" else arguments_of)(v, [i], n)
+                k: (target_of if k == "target" else arguments_of)(v, list(some), n)
                 for k, v in passed.items()
             }
+            return self._maps(tuple(x[some.start : some.stop] for x in copies), own)
+
+        found: list[list[Tensor] | None] = []
+        for begin in range(0, n, group):
             try:
-                found.append(self._maps(tuple(x[i : i + 1] for x in copies), own))
-            except ValueError:
-                found.append(None)
-            if found.count(None) > most * self.n_images:
-                raise error
+                each = (p.split(1) for p in maps_of(range(begin, begin + group)))
+                found += map(list, zip(*each, strict=True))
+                continue
+            except ValueError as error:
+                whole = error
+            for i in range(begin, begin + group):
+                try:
+                    found.append(maps_of(range(i, i + 1)))
+                except ValueError:
+                    found.append(None)
+            if found.count(None) > most:
+                first = f" of the images from {rows.start} on" if rows.start else ""
+                raise ValueError(f"{whole}, in a noisy copy{first}") from whole
         some = next((f for f in found if f is not None), None)
-        if some is None:
-            raise error
+        assert some is not None  # or more than that had failed
         nothing = [torch.full_like(p, torch.nan) for p in some]
         return [torch.cat(each) for each in zip(*(f or nothing for f in found), strict=True)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
@@ -19,11 +20,11 @@ from captum_robust._checks import (
     checked_size,
 )
 from captum_robust._progress import progress_bar
-from captum_robust.attr._certificate import BOX_RULES, Counts, Rules, distance
+from captum_robust.attr._certificate import BOX_RULES, CertifiedDetails, Counts, Rules, distance
 from captum_robust.attr._classes import Target
-from captum_robust.attr._inputs import as_given, checked_images
+from captum_robust.attr._inputs import checked_images
 from captum_robust.attr._noisy import Copies, NoisyMaps
-from captum_robust.attr._wrapped import Wrapper, takes_target
+from captum_robust.attr._wrapped import Wrapper, is_of_layer, takes_target
 from captum_robust.metrics.functional import CORRECTIONS, STRATEGIES, least_samples
 from captum_robust.metrics.functional.certificates import probability_at
 from captum_robust.metrics.functional.thresholding import check_alpha
@@ -181,6 +182,7 @@ class Certified(Wrapper):
     ) -> Any:
         """N×1×H×W: 1 where the pixel is certified in, 0 where out, .5 where it abstains.
 
+        For a tuple of inputs it is a tuple, but of a layer's map, which is that of the first.
         Shared arguments are explained in :mod:`captum_robust.attr`.
 
         Args:
@@ -190,7 +192,7 @@ class Certified(Wrapper):
                 to prove on the same copies; an image whose class is not proven abstains altogether.
                 A given class is explained as it is given.
             additional_forward_args: passed on, tensors of N rows once a copy.
-            return_details: also :class:`CertifiedDetails`, for a tuple of inputs a tuple of them.
+            return_details: also :class:`CertifiedDetails`, for a tuple of maps a tuple of them.
             frequencies: the share of copies that show the pixel, in the stead of the certificate.
             perturbations_per_eval: copies in one pass; None: as many as are 64 MiB of images, on
                 the CPU 4 MiB a thread, which is quickest there.
@@ -206,10 +208,29 @@ class Certified(Wrapper):
         """
         images = checked_images(inputs)
         check_count("perturbations_per_eval", perturbations_per_eval, 1, optional=True)
-        options = (self.rules.sigma, self.size, self.seed, self.denoiser, perturbations_per_eval)
-        noisy = NoisyMaps(
-            self.attribution, inputs, images, additional_forward_args, arguments, *options
-        )
+        with torch.inference_mode(False):
+            noisy = NoisyMaps(
+                self.attribution,
+                inputs,
+                images,
+                additional_forward_args,
+                arguments,
+                sigma=self.rules.sigma,
+                size=self.size,
+                seed=self.seed,
+                denoiser=self.denoiser,
+                at_once=perturbations_per_eval,
+            )
+            all_details = self._certified(noisy, target, show_progress)
+            maps = [d.frequency if frequencies else d.map for d in all_details]
+            results = tuple(m.to(x) for m, x in zip(maps, noisy.mapped, strict=True))
+        is_several = is_tuple(inputs) and not is_of_layer(self.attribution)
+        result = format_output(is_several, results)
+        return (result, format_output(is_several, all_details)) if return_details else result
+
+    def _certified(
+        self, noisy: NoisyMaps, target: Any, show_progress: bool
+    ) -> tuple[CertifiedDetails, ...]:
         classes = None
         if target is None and takes_target(self.attribution):
             count = max(_LEAST_FIRST, round(_FIRST_SHARE * self.rules.n))
@@ -224,20 +245,13 @@ class Certified(Wrapper):
                 advance(copies.failed.numel())
 
             noisy(self.rules.n, target, take, with_classes=classes is not None)
-        all_details = [counts.certified(self.rules.tau) for counts in all_counts]
-        results = [d.frequency if frequencies else d.map for d in all_details]
-        result = as_given(inputs, [m.to(x) for m, x in zip(results, images, strict=True)])
-        return (
-            (result, format_output(is_tuple(inputs), tuple(all_details)))
-            if return_details
-            else result
-        )
+        return tuple(counts.certified(self.rules.tau) for counts in all_counts)
 
     def _empty(self, noisy: NoisyMaps, classes: Tensor | None) -> list[Counts]:
         """Counts of no copies, for each input; ``ValueError`` where n are too few."""
-        rules, parts = self.rules, len(noisy.images) * (1 if classes is None else 2)
+        rules, parts = self.rules, len(noisy.mapped) * (1 if classes is None else 2)
         all_counts = []
-        for x, (h, w) in zip(noisy.images, noisy.sizes(), strict=True):
+        for x, (h, w) in zip(noisy.mapped, noisy.sizes(), strict=True):
             got = f"size: expected at most that of the images, {tuple(x.shape[2:])}, got {(h, w)}"
             check(h <= x.shape[2] and w <= x.shape[3], got)
             # The error that is allowed is divided among the inputs, and the class.

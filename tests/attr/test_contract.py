@@ -26,7 +26,7 @@ from captum_robust import (
     ScoreCAM,
 )
 from captum_robust.attacks import FGSM
-from captum_robust.attr import BallSettings, Defended, Guided, MultiScale, TopClasses
+from captum_robust.attr import BallSettings, Certified, Defended, Guided, MultiScale, TopClasses
 from captum_robust.attr.class_activation_map import KINDS
 from captum_robust.defenses import Transform
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, MaskingNetwork
@@ -54,6 +54,7 @@ class Case:
     is_trained: bool = False  # what it gives of a model that ignores its input was learned
     weighs_classes: bool = False  # against others, so that one score is that of two classes
     changes_inputs: bool = False  # the model sees other images, and more at once
+    of_pixels: bool = False  # the result is N×1×H×W, whatever it is made of
 
 
 class Darker(Transform):
@@ -210,6 +211,22 @@ CASES = [
         for kind in KINDS
     ],
     Case("score_cam", ScoreCAM, on_layer=True, takes_gradients=False, changes_inputs=True),
+    Case(
+        "certified_robust_cam",
+        lambda f, layer: Certified(RobustCAM(f, layer), 0.1, 0.3, 50, 0.99),
+        on_layer=True,
+        bfloat16_tolerance=0.3,  # a pixel that is hardly certified may abstain
+        changes_inputs=True,
+        of_pixels=True,
+    ),
+    Case(
+        "certified_saliency",
+        lambda f, layer: Certified(Saliency(f), 0.1, 0.3, 50, 0.99, size=(6, 8)),
+        on_layer=False,
+        bfloat16_tolerance=0.3,  # a pixel that is hardly certified may abstain
+        changes_inputs=True,
+        of_pixels=True,
+    ),
 ]
 
 cases = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
@@ -227,9 +244,10 @@ def x() -> Tensor:
 
 
 def check_result(case: Case, result: Tensor, x: Tensor) -> None:
-    assert result.shape == (
-        (len(x), 1, x.shape[2] // 2, x.shape[3] // 2) if case.on_layer else x.shape
-    )
+    of_layer = (len(x), 1, x.shape[2] // 2, x.shape[3] // 2)
+    expected = of_layer if case.on_layer else tuple(x.shape)
+    expected = (len(x), 1, *x.shape[2:]) if case.of_pixels else expected
+    assert result.shape == expected
     assert not result.requires_grad
     assert result.grad_fn is None
     assert result.is_contiguous()
@@ -645,11 +663,14 @@ def test_captums_metrics_run_on_it(case: Case, net: Net, x: Tensor) -> None:
 
     def on_input(inputs: Tensor | tuple[Tensor, ...], **kwargs: Any) -> Any:
         result = attribution.attribute(inputs, **kwargs)
-        if case.on_layer:  # brought to the input's size and to a tuple where the input is one
+        if (
+            case.on_layer or case.of_pixels
+        ):  # brought to the input's size and to a tuple where the input is one
             result = (
                 nn.functional.interpolate(result, x.shape[2:]).expand(-1, 3, -1, -1).contiguous()
             )
-            result = (result,) if isinstance(inputs, tuple) else result
+            is_bare = isinstance(inputs, tuple) and case.on_layer
+            result = (result,) if is_bare else result
         return result
 
     def noise(inputs: Tensor) -> tuple[Tensor, Tensor]:
