@@ -251,7 +251,7 @@ class NoisyMaps:
         found: list[list[Tensor] | None] = []
         for begin in range(0, n, group):
             try:
-                each = (p.split(1) for p in maps_of(range(begin, begin + group)))
+                each = (torch.split(p, 1) for p in maps_of(range(begin, begin + group)))
                 found += map(list, zip(*each, strict=True))
                 continue
             except ValueError as error:

@@ -663,14 +663,12 @@ def test_captums_metrics_run_on_it(case: Case, net: Net, x: Tensor) -> None:
 
     def on_input(inputs: Tensor | tuple[Tensor, ...], **kwargs: Any) -> Any:
         result = attribution.attribute(inputs, **kwargs)
-        if (
-            case.on_layer or case.of_pixels
-        ):  # brought to the input's size and to a tuple where the input is one
-            result = (
-                nn.functional.interpolate(result, x.shape[2:]).expand(-1, 3, -1, -1).contiguous()
-            )
-            is_bare = isinstance(inputs, tuple) and case.on_layer
-            result = (result,) if is_bare else result
+        if case.on_layer or case.of_pixels:
+            # Brought to the input's shape, and to a tuple where the input is one.
+            result = result[0] if isinstance(result, tuple) else result
+            result = nn.functional.interpolate(result, x.shape[2:])
+            result = result.expand(-1, 3, -1, -1).contiguous()
+            result = (result,) if isinstance(inputs, tuple) else result
         return result
 
     def noise(inputs: Tensor) -> tuple[Tensor, Tensor]:
