@@ -18,7 +18,12 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, check_count, check_number, check_shape
-from captum_robust.metrics.functional._validate import check_box_list, check_boxes, check_real
+from captum_robust.metrics.functional._validate import (
+    check_box_list,
+    check_boxes,
+    check_real,
+    on_device_with_float64,
+)
 from captum_robust.metrics.functional.boxes import overlap
 
 CORRECTIONS = ("holm", "bonferroni")
@@ -73,17 +78,18 @@ def certify_counts(
     check(fits, f"shown: expected counts of at most n={n} copies with hidden")
     check_choice("correction", correction, CORRECTIONS)
     alpha = _error(tau, confidence)
-    most = torch.maximum(shown, hidden).reshape(len(shown), -1).long()
+    most = torch.maximum(shown, hidden).reshape(len(shown), -1)
+    most = on_device_with_float64(most).long()
     pixels = most.shape[1]
     p = _p_values(n, tau).to(most.device)[most]
     if correction == "bonferroni":
         proven = p <= alpha / pixels
     else:
         ordered, order = p.sort(dim=1)
-        steps = torch.arange(pixels, 0, -1, device=p.device)
+        steps = torch.arange(pixels, 0, -1, device=p.device, dtype=p.dtype)
         passed = (ordered <= alpha / steps).cumprod(dim=1).bool()
         proven = torch.zeros_like(passed).scatter_(1, order, passed)
-    proven = proven.reshape(shown.shape)
+    proven = proven.reshape(shown.shape).to(shown.device)
     return proven & (shown > hidden), proven & (hidden > shown)
 
 
