@@ -41,7 +41,7 @@ from captum_robust.metrics.functional import (
     sweep_boxes,
 )
 from captum_robust.metrics.functional.certificates import probability_at
-from captum_robust.nn import MaskingNetwork
+from captum_robust.nn import MaskingNetwork, load_denoiser
 
 CELLS = 56
 SIDE = 224
@@ -91,7 +91,7 @@ def sample(
     """Draw the copies of each image, and keep what their maps show."""
     photographs = harness.photographs(data, limit)
     network = harness.masking_network(None, harness.classifier())
-    clean = None if denoiser is None else load_network(denoiser)
+    clean = None if denoiser is None else load_denoiser(denoiser)
     name = f"{sigma:g}" if denoiser is None else f"{sigma:g}_{denoiser.stem}"
 
     def make(i: int) -> dict[str, Tensor]:
@@ -118,15 +118,6 @@ def sample(
 
     for i in range(len(photographs)):
         harness.kept(harness.file_of(out, name, f"{i:04d}"), lambda i=i: make(i))
-
-
-def load_network(file: Path) -> torch.nn.Module:
-    """A denoiser of a file."""
-    from captum_robust.nn.denoiser import Denoiser
-
-    network = Denoiser()
-    network.load_state_dict(torch.load(file, weights_only=True))
-    return network.eval()
 
 
 def boxes_of(boxes: Tensor, sigma: float, n: int) -> Iterator[tuple[int, Counts]]:
@@ -259,7 +250,7 @@ def attack(
     photographs = harness.photographs(data, limit)
     x, labels, truths = photographs.images, photographs.labels, photographs.boxes
     model = harness.classifier()
-    clean = (lambda images: images) if denoiser is None else load_network(denoiser)
+    clean = (lambda images: images) if denoiser is None else load_denoiser(denoiser)
     cam = RobustCAM(model, model.cam_layer)
     family, alpha = threshold.split()
     options = {"threshold": (family, float(alpha)), "size": CELLS, "box": "median", "n": n}

@@ -57,12 +57,12 @@ BATCH = 16
 # -- Classifier and images ------------------------------------------------------------------------
 
 
-def classifier() -> Classifier:
-    """Return EfficientNet-Lite0 with its published weights, frozen.
+def classifier(name: str = "efficientnet_lite0") -> Classifier:
+    """Return a classifier, EfficientNet-Lite0 or another, with its published weights, frozen.
 
     Its weights are laid out as convolutions of half precision are fastest with.
     """
-    model = load_classifier("efficientnet_lite0").requires_grad_(False)
+    model = load_classifier(name).requires_grad_(False)
     return model.to(memory_format=torch.channels_last)
 
 

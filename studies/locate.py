@@ -81,9 +81,10 @@ def several(
     confidences: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2),
     rounds: tuple[int, ...] = (1, 4),
     with_best: bool = False,
+    model: str = "efficientnet_lite0",
 ) -> None:
     """Mean average precision of collages, beside other methods with the same rule."""
-    model = harness.classifier()
+    classifier = harness.classifier(model)
     dataset = load_dataset("imagenet", data)
     samples = [dataset[index] for index in range(len(dataset))]
     folds = split_folds([sample.id for sample in samples], 0).tolist()
@@ -97,27 +98,27 @@ def several(
         images, truth = map(list, zip(*collages(mine, count, fold), strict=True))
         for method in ("fast", "grad_cam", "center_box", *(["best"] if with_best else [])):
             for looks, confidence in product(rounds, confidences):
-                found = placed(model, images, method, confidence, looks)
+                found = placed(classifier, images, method, confidence, looks)
                 numbers = precision(found, truth) + precision(found, truth, agnostic=True)
                 numbers.append(sum(len(one["boxes"]) for one in found) / count)
                 line = "".join(f"{number:10.3f}" for number in numbers)
                 print(f"{fold:>4} {method:14}{looks:>7}{confidence:11.2f}{line}", flush=True)
 
 
-def cost(data: Path, *, images: int = 32) -> None:
+def cost(data: Path, *, images: int = 32, model: str = "efficientnet_lite0") -> None:
     """Passes and milliseconds an image, and what each stage takes of them."""
-    model = harness.classifier()
+    classifier = harness.classifier(model)
     photographs = harness.photographs(data, images)
     calls: dict[str, Callable[[], object]] = {
-        "scores": lambda: harness.in_batches(model, photographs.images),
+        "scores": lambda: harness.in_batches(classifier, photographs.images),
         **{
-            name: partial(locate, model, photographs.images, method=name)
+            name: partial(locate, classifier, photographs.images, method=name)
             for name in ("fast", "best", "grad_cam", "real_time_masking")
         },
     }
     print(f"n={images}, {torch.get_num_threads()} threads\n{'':20}forward backward  ms/image")
     for name, call in calls.items():
-        with count_passes(model) as passes:
+        with count_passes(classifier) as passes:
             call()
         began = time.perf_counter()
         call()

@@ -71,10 +71,11 @@ class Options:
     device: str = "cpu"
     targets: Annotated[tuple[str, ...], "label, prediction", harness.listed(TARGETS)] = TARGETS
     limit: Annotated[int | None, "only the first so many images"] = None
+    model: str = "efficientnet_lite0"
 
     def load(self) -> tuple[Classifier, dict[str, Any]]:
         """Return the classifier, and what ``compare`` takes by the name of the method."""
-        model = load_classifier("efficientnet_lite0").to(self.device)
+        model = load_classifier(self.model).to(self.device)
         methods: dict[str, Any] = {name: name for name in self.methods}
         for file in self.networks:
             methods[file.stem] = RealTimeMasking(harness.masking_network(file, model))

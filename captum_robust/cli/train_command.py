@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from captum_robust.cli.denoiser_command import denoiser
 from captum_robust.cli.localization_command import localization
 from captum_robust.cli.masking_command import masking
 from captum_robust.cli.robust_command import robust
@@ -16,5 +17,5 @@ app = typer.Typer(
 )
 
 
-for command in (robust, masking, localization):
+for command in (robust, masking, localization, denoiser):
     app.command()(command)

@@ -1,6 +1,7 @@
 """Networks and layers that methods and defences train."""
 
 from captum_robust.nn.corruption_network import CorruptionNetwork
+from captum_robust.nn.denoiser import Denoiser, load_denoiser, save_denoiser
 from captum_robust.nn.dense_associative_memory import DenseAssociativeMemory
 from captum_robust.nn.evidence_removal import EvidenceRemoval, blend
 from captum_robust.nn.localization_network import (
@@ -24,6 +25,7 @@ from captum_robust.nn.superpixel_pooling import spread, superpixel_means
 __all__ = [
     "CodeObjective",
     "CorruptionNetwork",
+    "Denoiser",
     "DenseAssociativeMemory",
     "EvidenceRemoval",
     "LocalizationNetwork",
@@ -32,10 +34,12 @@ __all__ = [
     "SimpleConvNet",
     "SmallResNet",
     "blend",
+    "load_denoiser",
     "load_localization_network",
     "load_masking_network",
     "read_localization_facts",
     "removal_loss",
+    "save_denoiser",
     "save_localization_network",
     "save_masking_network",
     "spread",

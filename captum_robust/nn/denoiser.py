@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from itertools import pairwise
+from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_robust._checks import check_count, check_shape
+from captum_robust._checks import check_count, check_shape, printable
+from captum_robust._facts import Form, whole
+from captum_robust._files import TensorFile, read_facts, write_network
+from captum_robust.nn.saved_networks import check_fit
 
+_FACTS = "captum_robust.denoiser"
+_FORM: Form = {"width": whole(2, 4096)}
 _FOLD = 4
 """Pixels each way that become channels: it works at a quarter of the resolution."""
 _SCALES = 2
@@ -22,8 +30,8 @@ class Denoiser(nn.Module):
     pixels as channels (Zhang et al., "FFDNet", https://arxiv.org/abs/1710.04026): as in Zhang et
     al., "Beyond a Gaussian Denoiser" (https://arxiv.org/abs/1608.03981), it predicts the noise. In
     front of a classifier it makes randomized smoothing of an ordinary network possible (Salman et
-    al., "Denoised Smoothing", https://arxiv.org/abs/2003.01908). Any size of image; the result is
-    clipped to [0, 1].
+    al., "Denoised Smoothing", https://arxiv.org/abs/2003.01908). Any size of image; in
+    evaluation mode the result is clipped to [0, 1].
 
     Args:
         width: w, channels at a quarter of the resolution; w·1.5 and w·2 below.
@@ -50,7 +58,7 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The images, in [0, 1]; ``ValueError`` for what is not N×3×H×W."""
+        """The images; ``ValueError`` for what is not N×3×H×W."""
         check_shape("x", x, "N×3×H×W")
         height, width = x.shape[2:]
         block = _FOLD * 2**_SCALES
@@ -65,7 +73,9 @@ class Denoiser(nn.Module):
         for up, after in zip(reversed(self.up), reversed(self.after), strict=True):
             y = after(up(y) + kept.pop())
         noise = F.pixel_shuffle(self.last(y), _FOLD)
-        return (padded - noise)[..., :height, :width].clamp(0, 1)
+        clean = (padded - noise)[..., :height, :width]
+        # In training, what is out of the range has to be told by how much.
+        return clean if self.training else clean.clamp(0, 1)
 
 
 class _Residual(nn.Module):
@@ -79,3 +89,43 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.two(F.relu(self.one(F.relu(x))))
         return out
+
+
+def save_denoiser(
+    denoiser: Denoiser, path: str | Path, *, half: bool = False, card: str = ""
+) -> None:
+    """Write a denoiser as a safetensors file.
+
+    Args:
+        half: in half precision.
+        card: what it was trained on and what it scores, for who loads it.
+
+    Raises:
+        ValueError: the path does not end in ``.safetensors``.
+        OSError: the file cannot be written; one that was there before stays.
+    """
+    facts = {"width": denoiser.width}
+    write_network(path, denoiser.state_dict(), _FACTS, facts, half=half, card=card)
+
+
+def load_denoiser(path: str | Path | TensorFile | None = None) -> Denoiser:
+    """The denoiser of a file that :func:`save_denoiser` wrote, in evaluation mode.
+
+    Args:
+        path: None: that of the package, trained in front of EfficientNet-Lite0 on 960 photographs
+            of 224 pixels, for noise of a standard deviation from .05 to .5.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no safetensors file, or one without a denoiser.
+    """
+    if path is None:
+        path = Path(str(files("captum_robust"))) / "weights" / "denoiser.safetensors"
+    where = printable(str(path))
+    tensors, facts = read_facts(path, _FACTS, "denoiser", _FORM)
+    with torch.device("meta"):
+        shape = Denoiser(facts["width"])
+    check_fit(f"{where} holds no denoiser that can be used", shape, tensors)
+    denoiser = Denoiser(facts["width"])
+    denoiser.load_state_dict(tensors)
+    return denoiser.eval()

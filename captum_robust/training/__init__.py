@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captum_robust.training.clean import *
+    from captum_robust.training.denoising import *
+    from captum_robust.training.denoising_recipe import *
     from captum_robust.training.image_sets import *
     from captum_robust.training.localization import *
     from captum_robust.training.localization_evaluation import *
@@ -23,6 +25,10 @@ __all__ = [
     "Augmented",
     "CollapseWatch",
     "CroppedImages",
+    "DenoisingEvaluation",
+    "DenoisingLoss",
+    "DenoisingRecipe",
+    "DenoisingSettings",
     "LabelledImages",
     "LocalizationEvaluation",
     "LocalizationRecipe",
@@ -39,6 +45,7 @@ __all__ = [
     "Unlabelled",
     "bare_module",
     "clean_training",
+    "denoising_training",
     "fit",
     "held_out_split",
     "localization_training",

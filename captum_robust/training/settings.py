@@ -206,6 +206,40 @@ MASKING_RECIPES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenoisingSettings(RecipeSettings):
+    """A denoiser, see :class:`DenoisingRecipe`."""
+
+    images: Path
+    """Folder of images, in sub-folders or not; what is in them does not matter."""
+    out: Path = Path("captum-robust-denoiser")
+    """Folder of the run: denoiser.safetensors, log.jsonl, checkpoint."""
+    model: str = "efficientnet_lite0"
+    """The classifier, as for train masking."""
+    weights: str = "DEFAULT"
+    """Weights of the classifier, as for train masking."""
+    start: Path | None = None
+    """A denoiser to start from, else a new one."""
+    width: int = 64
+    """Channels of a new one, at a quarter of the resolution."""
+    sigma_low: float = 0.05
+    """The least standard deviation of the noise, of pixels in [0, 1]."""
+    sigma_high: float = 0.5
+    """The largest."""
+    features: float = 1.0
+    """Weight of what the classifier sees, beside the pixels; 0: these alone, which is quicker."""
+    part: int | None = None
+    """Side of the parts of images that it learns from; else the classifier's."""
+    held_out: float = 0.1
+    """Share of the images not trained on."""
+    evaluation_images: int = 128
+    """So many of these are looked at, before, during and after."""
+    batch_size: int = 8
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-4
+    """Weight decay of AdamW."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LocalizationSettings(LabelledSettings):
     """A localization network, see :class:`LocalizationRecipe`."""
 
