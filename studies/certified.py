@@ -38,6 +38,7 @@ from captum_robust.metrics.functional import (
     best_certified_iou,
     best_iou,
     boxes_to_mask,
+    probability_above,
     sweep_boxes,
 )
 from captum_robust.metrics.functional.certificates import probability_at
@@ -334,6 +335,48 @@ def attack(
         )
 
 
+@torch.no_grad()
+def classes(
+    data: Path,
+    *,
+    limit: int = 100,
+    n: int = 100,
+    sigma: float = 0.25,
+    denoiser: Path | None = None,
+    without: bool = False,
+    precision: str = "bfloat16",
+) -> None:
+    """Of how many images the class is proven, and is the label; with a denoiser and without."""
+    photographs = harness.photographs(data, limit)
+    model = harness.classifier()
+    clean = load_denoiser(denoiser)
+    for name, prepared in (("denoised", clean), ("as it is", None)):
+        if without and prepared is not None:
+            continue
+        hits, kept = torch.zeros(limit, dtype=torch.long), 0.0
+        found = torch.empty(limit, dtype=torch.long)
+        for i in range(limit):
+            drawn = []
+            for begin in range(0, n + n // 10, PASS):
+                noise = torch.stack([noise_of(j, sigma) for j in range(begin, begin + PASS)])
+                x = photographs.images[i] + noise
+                with autocast(x.device, precision):
+                    x = x if prepared is None else prepared(x).float()
+                    drawn.append(model(x).argmax(dim=1))
+            each = torch.cat(drawn)
+            found[i] = each[: n // 10].mode().values
+            hits[i] = (each[n // 10 : n + n // 10] == found[i]).sum()
+            kept += (each == photographs.labels[i]).float().mean().item() / limit
+        above = probability_above(hits, n, CONFIDENCE)
+        right = found == photographs.labels
+        line = f"{name}, σ={sigma}, n={n}: copies of the label {kept:.2f}"
+        for radius in RADII:
+            proven = above > probability_at(radius / sigma)
+            line += f"; R={radius}: proven {proven.double().mean():.2f}, "
+            line += f"and right {(proven & right).double().mean():.2f}"
+        print(line, flush=True)
+
+
 def cost(data: Path, *, n: int = 100, rounds: int = 3, precision: str = "float32") -> None:
     """Seconds an image of n copies, beside n separate calls of the attribution, and bare passes."""
     photographs = harness.photographs(data, 1)
@@ -377,4 +420,4 @@ def cost(data: Path, *, n: int = 100, rounds: int = 3, precision: str = "float32
 
 
 if __name__ == "__main__":
-    harness.study(__doc__, sample, score, attack, cost, threads=1)
+    harness.study(__doc__, sample, score, attack, classes, cost, threads=1)
