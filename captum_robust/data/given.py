@@ -168,10 +168,11 @@ class GivenImages(Dataset[Sample]):
             label = self._numbers[label]
         placed = boxes_of(boxes[0] if boxes else None, f"{id}: boxes")
         pixels = _pixels(image, id)
-        if isinstance(image, Image.Image):  # which _pixels turned
-            height, width = pixels.shape[1:]
-            placed = turned_boxes(placed, orientation_of(image), (height, width))
-        return Sample(pixels, label, placed, id)
+        # An image of Pillow is turned by that.
+        orientation = orientation_of(image) if isinstance(image, Image.Image) else 1
+        height, width = pixels.shape[1:]
+        placed = turned_boxes(placed, orientation, (height, width))
+        return Sample(pixels, label, placed, id, orientation=orientation)
 
 
 class _Collated(Dataset[Any]):

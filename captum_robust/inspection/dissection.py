@@ -139,8 +139,10 @@ def dissect(
             :class:`captum_robust.inspection.concepts.MaskFolders`); the JSON file of COCO's
             instances or panoptic segmentation; the folder of Pascal VOC, of ADE20K (the scene
             parsing with ``objectInfo150.txt``, or all with ``_seg.png``) or of Broden (see
-            ``captum_robust.inspection.segmentations``). Masks are as large as their images
-            when these are upright, as their EXIF tags say, and were drawn on them so.
+            ``captum_robust.inspection.segmentations``). A mask is as large as its image is stored,
+            or as it is upright, where an EXIF tag turns it on its side: its size tells which of
+            the two it was drawn on. Where that does not tell, as of a square or of one upside
+            down, it was drawn on the stored pixels, and a note says so.
         units: numbers of the layer's channels; None: all.
         quantile: the share of positions at which a unit is active.
         least_iou: above it a unit is a detector of its best concept.
