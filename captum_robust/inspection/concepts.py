@@ -222,8 +222,12 @@ class Objects(ReadMasks):
             return None
         if sample.label is None:
             return {"object": mask}
-        names = self._class_names
-        return {str(sample.label) if names is None else names[sample.label]: mask}
+        names, label = self._class_names, sample.label
+        if names is None:
+            return {str(label): mask}
+        got = f"{sample.id}: expected a label from 0 to {len(names) - 1}, got {label}"
+        check(0 <= label < len(names), got, DataError)
+        return {names[label]: mask}
 
 
 def filled(boxes: Iterable[Sequence[float]], size: tuple[int, int]) -> Tensor:

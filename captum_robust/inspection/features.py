@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check_floating, check_shape
+from captum_robust._checks import check_finite, check_floating, check_shape
 from captum_robust._contexts import evaluation
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
@@ -131,7 +131,7 @@ class FeatureCollector:
     """The features of one batch after another, of every ``step``-th image."""
 
     def __init__(self, source: str, step: int = 1) -> None:
-        self._source, self._step = source, step
+        self._source, self._step, self._seen = source, step, 0
         self._values: list[Tensor] = []
         self._thumbnails: list[Tensor] = []
         self._labels: list[int] = []
@@ -140,8 +140,15 @@ class FeatureCollector:
         """The numbers of the images."""
 
     def add(self, batch: Batch, values: Tensor) -> None:
-        """Take in features N×D."""
-        kept = batch.positions % self._step == 0
+        """Take in features N×D.
+
+        Raises:
+            ValueError: NaN or infinity in them.
+        """
+        check_finite(values, f"features: {self._source}", int(batch.positions[0]))
+        # Of the images that could be used: else none may be left.
+        kept = torch.arange(self._seen, self._seen + len(values)) % self._step == 0
+        self._seen += len(values)
         if not kept.any():
             return
         samples = [s for s, k in zip(batch.samples, kept.tolist(), strict=True) if k]
@@ -154,15 +161,15 @@ class FeatureCollector:
     def saved(self) -> Saved:
         """All of them."""
         if not self._ids:
-            return {}, {"ids": [], "labels": [], "positions": []}
+            return {}, {"ids": [], "labels": [], "positions": [], "seen": 0}
         tensors = {"values": torch.cat(self._values), "thumbnails": torch.cat(self._thumbnails)}
         facts = {"ids": self._ids, "labels": self._labels, "positions": self.positions}
-        return tensors, facts
+        return tensors, facts | {"seen": self._seen}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Take up what was saved."""
         self._ids, self._labels = list(facts["ids"]), list(facts["labels"])
-        self.positions = list(facts["positions"])
+        self.positions, self._seen = list(facts["positions"]), int(facts["seen"])
         if self._ids:
             self._values, self._thumbnails = [tensors["values"]], [tensors["thumbnails"]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check, check_choice, check_count
+from captum_robust._checks import check, check_choice, check_count, whole_numbers
 from captum_robust.draw import blank_figure
 from captum_robust.inspection.features import Features, penultimate_features
 
@@ -133,14 +134,19 @@ def neighbours(
     check_count("k", k, 1)
     n = len(own.values)
     check(own.values.isfinite().all(), "features: NaN or infinity in them")
-    known = own.labels if labels is None else torch.as_tensor(labels)
+    known = own.labels
+    if labels is not None:
+        numbers = whole_numbers(labels)
+        check(numbers is not None, f"labels: expected class indices, got {reprlib.repr(labels)}")
+        known = torch.tensor(numbers, dtype=torch.int64)
     check(known.shape == (n,), f"labels: expected one for each of {n} images, got {len(known)}")
     own = replace(own, labels=known)
     clean = own.is_clean
     count = int(clean.sum())
-    asked = list(range(n)) if queries is None else [int(q) for q in queries]
-    inside = all(0 <= q < n for q in asked)
-    check(inside, f"queries: expected numbers from 0 to {n - 1}, got {asked}")
+    asked = list(range(n)) if queries is None else whole_numbers(queries)
+    inside = asked is not None and all(0 <= q < n for q in asked)
+    check(inside, f"queries: expected numbers from 0 to {n - 1}, got {queries}")
+    assert asked is not None
     points = own.values.numpy()
     if metric == "cosine":
         points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
