@@ -157,7 +157,7 @@ class ReadMasks:
         found = {name: torch.zeros(len(read), *size, dtype=torch.bool) for name in names}
         for i, masks in enumerate(read):
             for name, mask in masks.items():
-                y, x = (_nearest(*sides) for sides in zip(mask.shape, size, strict=True))
+                y, x = (nearest(*sides) for sides in zip(mask.shape, size, strict=True))
                 found[name][i] = mask[y[:, None], x]
         return found
 
@@ -171,7 +171,7 @@ class ReadMasks:
         return {name: torch.tensor([name in some for some in there]) for name in every}
 
 
-def _nearest(length: int, count: int) -> Tensor:
+def nearest(length: int, count: int) -> Tensor:
     """The nearest of so many pixels for each of ``count`` that are evenly spread over them."""
     return ((torch.arange(count) + 0.5) * (length / count)).long()
 

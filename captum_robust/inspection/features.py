@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check_finite, check_floating, check_shape
+from captum_robust._checks import check, check_finite, check_floating, check_shape
 from captum_robust._contexts import evaluation
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
@@ -99,12 +99,21 @@ def with_attacked(
         pixels: these images M×3×H×W in [0, 1], at the model's input size.
         attack: by its ``perturb(images, classes)`` they are led away from the class that they are
             taken for.
+
+    Raises:
+        ValueError: numbers that are none of the features', or not one for each image; images of
+            another size; NaN or infinity in what the attack makes of them.
     """
     classifier = as_classifier(model)
+    height, width = classifier.input_size
+    check_shape("pixels", pixels, f"{len(numbers)}×3×{height}×{width}")
+    inside = all(0 <= number < len(features.ids) for number in numbers)
+    check(inside, f"numbers: expected some from 0 to {len(features.ids) - 1}, got {numbers}")
     x = in_channels_of(classifier, pixels.to(device_of(classifier)))
     with torch.no_grad(), evaluation(classifier):
         classes = classifier(x).argmax(dim=1)
     x = attack.perturb(x, classes)
+    check_finite(x, "attacked images")
     (values,) = watch(classifier, [penultimate(classifier)], classifier.normalised(x))
     chosen = torch.tensor(list(numbers))
     thumbnails = features.thumbnails

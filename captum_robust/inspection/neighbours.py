@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -147,9 +148,15 @@ def neighbours(
     inside = asked is not None and all(0 <= q < n for q in asked)
     check(inside, f"queries: expected numbers from 0 to {n - 1}, got {queries}")
     assert asked is not None
-    points = own.values.numpy()
+    points, scale = own.values.numpy(), 1.0
+    # Squares of very large or small numbers would leave the range of floating point.
     if metric == "cosine":
+        largest = np.abs(points).max(axis=1, keepdims=True, initial=0)
+        points = points / np.where(largest > 0, largest, 1)
         points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+    elif largest := float(np.abs(points).max(initial=0)):
+        scale = 2.0 ** math.floor(math.log2(largest))  # a power of two changes no digit
+        points = points / np.float32(scale)
     notes = []
     if k > count - 1:
         notes.append(f"Of {count} images each has {count - 1} neighbours, not {k}.")
@@ -166,7 +173,7 @@ def neighbours(
             table[some] = _nearest(points, every[members & clean], rows[some], k, metric)[0]
     if (known < 0).any():
         notes.append(f"{int((known < 0).sum())} images have no known class.")
-    return Neighbours(own, asked, indices, distances, within, across, notes)
+    return Neighbours(own, asked, indices, distances * scale, within, across, notes)
 
 
 def _nearest(

@@ -24,8 +24,10 @@ from captum_robust.inspection import (
     penultimate_features,
     receptive_field,
     tour,
+    with_attacked,
 )
 from captum_robust.models import Classifier
+from tests.inspection.nets import RED, block, colour_net
 
 IMAGES = list(torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
 
@@ -175,3 +177,66 @@ def test_features_that_are_not_finite_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"features: the input of net\.6: NaN or infinity"):
         penultimate_features(Overflowing(), IMAGES)
+
+
+@pytest.mark.parametrize("size", [None, 16, 8, (8, 16), (32, 8)])
+def test_a_known_detector_is_one_at_every_size(size: Any) -> None:
+    """Whose map of 16×16 is larger than the masks at most of them."""
+    image = block(RED, 2, 3, 7, 6)
+    sample = Sample(image, 0, torch.zeros(0, 4), "a", image[0] > 0)
+    result = dissect(colour_net(), "units", [sample], "objects", size=size, quantile=0.01)
+    expected = 1 if size != (32, 8) else pytest.approx(1, abs=0.2)  # whose edges are enlarged
+    assert result.iou[0].item() == expected
+
+
+def test_activations_that_are_not_told_apart_are_said() -> None:
+    class Large(nn.Module):
+        input_size = 16
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 1, 1), nn.Linear(1, 3)
+            nn.init.constant_(self.conv.weight, 1e5)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.fc(self.conv(x).mean((2, 3)))
+
+    result = dissect(Large(), "conv", IMAGES)
+    said = (
+        "Of 1 units more than the quantile is active: activations above 4,032 are not told apart."
+    )
+    assert said in result.notes
+    assert result.shares.item() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("numbers", "pixels", "said"),
+    [
+        ([0], torch.rand(2, 3, 32, 32), "pixels: expected 1×3×32×32, got 2×3×32×32"),
+        ([0, 1], torch.rand(2, 3, 48, 48), "pixels: expected 2×3×32×32, got 2×3×48×48"),
+        ([0, 9], torch.rand(2, 3, 32, 32), "numbers: expected some from 0 to 5, got"),
+        ([0, -1], torch.rand(2, 3, 32, 32), "numbers: expected some from 0 to 5, got"),
+    ],
+)
+def test_attacked_images_are_those_of_the_features(
+    numbers: list[int], pixels: Tensor, said: str
+) -> None:
+    class Darker:
+        def perturb(self, x: Tensor, _: Tensor) -> Tensor:
+            return x / 2
+
+    features = penultimate_features(model(), IMAGES)
+    with pytest.raises(ValueError, match=said):
+        with_attacked(features, model(), numbers, pixels, Darker())
+    made = with_attacked(features, model(), [2, 1], torch.rand(2, 3, 32, 32), Darker())
+    assert len(made.values) == len(made.labels) == len(made.ids) == 8
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_size_of_features_moves_no_neighbour(metric: str, scale: float) -> None:
+    values = torch.rand(9, 5, generator=torch.Generator().manual_seed(3))
+    plain, scaled = (neighbours(v, k=3, metric=metric) for v in (values, scale * values))
+    assert scaled.indices.equal(plain.indices)
+    unit = 1 if metric == "cosine" else scale
+    torch.testing.assert_close(scaled.distances / unit, plain.distances, atol=1e-6, rtol=1e-4)
