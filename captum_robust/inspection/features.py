@@ -178,7 +178,8 @@ class FeatureCollector:
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Take up what was saved."""
         self._ids, self._labels = list(facts["ids"]), list(facts["labels"])
-        self.positions, self._seen = list(facts["positions"]), int(facts["seen"])
+        self.positions = list(facts["positions"])
+        self._seen = facts.get("seen", len(self._ids) * self._step)  # none of an earlier version
         if self._ids:
             self._values, self._thumbnails = [tensors["values"]], [tensors["thumbnails"]]
 
