@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -163,6 +164,20 @@ def as_levels(text: object) -> float:
         return float(number) if not slash or float(levels) == 255 else math.nan
     except ValueError:
         return math.nan
+
+
+def whole_numbers(given: Any) -> list[int] | None:
+    """The numbers of a list, an array or a 1-D tensor; None where one is not whole.
+
+    >>> whole_numbers((3, 1)), whole_numbers([0.5]), whole_numbers([True]), whole_numbers("12")
+    ([3, 1], None, None, None)
+    """
+    listed = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
+        return None
+    numbers = list(listed)
+    is_whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in numbers)
+    return [int(n) for n in numbers] if is_whole else None
 
 
 def check_count(

@@ -1,6 +1,6 @@
 """What does RISE cost beside a plain loop, and beside masks that are cropped one by one?
 
-    python studies/rise.py [--models NAME …] [--n-masks N] [--images N]
+    python studies/rise.py [--models NAME …] [--n-masks N] [--images N] [--seconds S]
 
 All three explain the predicted class of the same images, by its probability, with the same masks.
 They take turns within one run; a rate is that of the median round.
@@ -14,9 +14,11 @@ They take turns within one run; a rate is that of the median round.
 
 The loops print the paper's sum; for the comparison of the maps the mean score is taken out and put
 back in them too, as in the docstring of RISE. The run fails where a map differs by more than 1e-4
-of its range. Timings never fail it.
+of its range. Timings never fail it. With --seconds 90 each model gets as few masks as fit into so
+many seconds, by the time of one batch, at least 40 and at most --n-masks.
 """
 
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -86,6 +88,19 @@ class Loop:
         return torch.stack(maps)
 
 
+@torch.no_grad()
+def fitting(
+    model: Classifier, x: Tensor, most: int, batch: int, rounds: int, seconds: float
+) -> int:
+    """Return how many masks of each image x all three can be given in so many seconds."""
+    some = x[:1].expand(batch, -1, -1, -1)
+    model(some)
+    began = time.perf_counter()
+    float(model(some).sum())
+    passes = seconds / (time.perf_counter() - began) * batch
+    return min(most, max(40, int(passes / (3 * rounds * len(x)))))
+
+
 def rise(
     *,
     models: tuple[str, ...] = ("efficientnet_lite0",),
@@ -93,17 +108,19 @@ def rise(
     images: int = 2,
     batch: int = 8,
     rounds: int = 3,
+    seconds: float | None = None,
     device: str = "cpu",
 ) -> int:
     """Print images a second of each, and the largest difference of the maps; return 1 if one is."""
-    print(f"{n_masks} masks, loops in batches of {batch}; median (smallest to largest) of {rounds}")
+    print(f"loops in batches of {batch}; median (smallest to largest) of {rounds}")
     agree = True
     for name in models:
         torch.manual_seed(0)
         model = load_classifier(name, weights=WEIGHTS.get(name)).to(device)
         x = pink_noise(images, model.input_size).to(device)
-        ours = RISE(lambda x, model=model: model(x).softmax(dim=1), n_masks=n_masks, s=CELLS, p=P)
-        loop = Loop(model, n_masks, batch, device)
+        masks = n_masks if seconds is None else fitting(model, x, n_masks, batch, rounds, seconds)
+        ours = RISE(lambda x, model=model: model(x).softmax(dim=1), n_masks=masks, s=CELLS, p=P)
+        loop = Loop(model, masks, batch, device)
         laps = race(
             {
                 "RISE": lambda: ours.attribute(x)[:, 0],  # noqa: B023
@@ -114,7 +131,7 @@ def rise(
             warm_up=device != "cpu",
             device=device,
         )
-        print(f"\n{name}, {images} images of {x.shape[2]}x{x.shape[3]} pixels")
+        print(f"\n{name}, {images} images of {x.shape[2]}x{x.shape[3]} pixels, {masks} masks each")
         for label, taken in laps.items():
             own, expected = laps["RISE"].result, taken.result
             span = expected.amax((1, 2)) - expected.amin((1, 2))
@@ -122,8 +139,9 @@ def rise(
             agree &= worst <= TOLERANCE
             times = ratio(taken.wall, laps["RISE"].wall)
             print(
-                f"  {label:12} {images / taken.median:8.4f} images a second; {times} times the "
-                f"time of RISE; maps differ by at most {worst:.1e} of their range"
+                f"  {label:12} {images / taken.median:8.4f} images a second, "
+                f"{images * masks / taken.median:.1f} masks a second; {times} times the time of "
+                f"RISE; maps differ by at most {worst:.1e} of their range"
             )
     return int(not agree)
 

@@ -98,10 +98,12 @@ def test_thresholds_are_chosen_as_asked(run: Run, tmp_path: Path) -> None:
 def test_faithfulness_adds_its_columns_and_makes_another_run(run: Run, tmp_path: Path) -> None:
     folder = draw(tmp_path / "images", n=2)
     named = ("compare", "folder", folder, "--model", "small_resnet", "--weights", "none")
-    named += ("--methods", "center_box", "--sensitivity", "--faithfulness")
+    named += ("--methods", "center_box")
+    named += ("--sensitivity", "--randomization", "--faithfulness")
     code, out, _ = run(*named)
     assert code == 0
-    assert {"deletion", "insertion", "infidelity", "sensitivity"} <= set(out.split())
+    assert {"deletion", "insertion", "road", "infidelity", "sensitivity"} <= set(out.split())
+    assert "randomized rank" in out
     code, _, err = run(*named[:-1])
     assert code == 2
     assert "settings.faithfulness" in one_line(err)

@@ -88,3 +88,28 @@ def test_wrong_arguments_are_named(net: PixelNet) -> None:
 class LayerActivationLike(Saliency):
     def attribute(self, inputs, target=None):
         return inputs.repeat(1, 4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "said"),
+    [
+        (X, np.eye(5)[[1, 4]], r"targets: expected 2 class indices, got \(2, 5\)"),
+        (X, [1], r"targets: expected 2 class indices, got \(1,\)"),
+        (X, [0.2, 1.7], "targets: expected 2 class indices"),
+        (X * np.nan, Y, "inputs: NaN or infinity in sample 0"),
+        (X[0], Y[:1], "inputs: expected N×C×H×W, got 3×22×17"),
+        (X.flatten(1), Y, "inputs: expected N×C×H×W"),
+        (X[:0], [], "inputs: expected at least one"),
+    ],
+)
+def test_inputs_and_targets_that_do_not_fit_are_named(
+    net: PixelNet, inputs: torch.Tensor, targets: object, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        quantus_explain_func(Saliency)(net, inputs.numpy(), targets)
+
+
+def test_a_model_of_half_precision_gets_inputs_of_its_own(net: PixelNet) -> None:
+    found = quantus_explain_func(Saliency)(net.bfloat16(), X.numpy(), Y)
+    expected = Saliency(net).attribute(X.bfloat16(), torch.tensor([1, 4]))
+    np.testing.assert_array_equal(found, expected.float().numpy())

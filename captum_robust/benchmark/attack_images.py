@@ -40,7 +40,8 @@ from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
 from captum_robust.report.attack_run import AttackRun
 from captum_robust.runs.machine import stops
-from captum_robust.runs.store import AttackRow, ImageRow, RunStore
+from captum_robust.runs.rows import AttackRow, ImageRow
+from captum_robust.runs.store import RunStore
 
 
 class Photographs(LocalizationDataset):

@@ -29,7 +29,7 @@ from captum_robust.draw import as_rgb
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import check_channels, in_channels_of
 from captum_robust.runs.machine import is_of_files, is_of_machine, is_out_of_memory
-from captum_robust.runs.store import ImageRow
+from captum_robust.runs.rows import ImageRow
 
 Perturb: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Images n×C×H×W and their labels n -> attacked images."""

@@ -42,16 +42,24 @@ from captum_robust.catalog.methods import Method, build_methods, named_methods, 
 from captum_robust.catalog.words import words_of
 from captum_robust.defenses import DefendedModel, Transform
 from captum_robust.metrics import functional as metrics
-from captum_robust.metrics.functional import REMOVAL_STEPS, SALIENCY_THRESHOLDS
+from captum_robust.metrics.functional import (
+    REMOVAL_STEPS,
+    SALIENCY_THRESHOLDS,
+    layers_with_weights,
+)
+from captum_robust.metrics.functional.stability import SSIM_WINDOW
 from captum_robust.models import Classifier
 from captum_robust.report.comparison import Comparison
 from captum_robust.report.results import CLEAN, GALLERY_POOL
 from captum_robust.runs.machine import is_of_machine
-from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
+from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
+from captum_robust.runs.store import RunStore
 
 _TARGETS = ("label", "prediction")
 _REMOVAL = {"steps": REMOVAL_STEPS, "deletion_fill": "mean", "insertion_fill": "blur"}
 _SQUARES = {"squares": metrics.INFIDELITY_SQUARES, "fill": "mean", "seed": 0}
+_ROAD: dict[str, Any] = {"shares": [0.1, 0.3, 0.5, 0.7, 0.9], "noise": 0.01, "seed": 0}
+_STAGES: dict[str, Any] = {"stages": 3, "seed": 0}
 _NOISE: dict[str, Any] = {
     "radius": metrics.SENSITIVITY_RADIUS,
     "samples": metrics.SENSITIVITY_SAMPLES,
@@ -80,6 +88,7 @@ def compare(
     saliency_metric: bool = False,
     faithfulness: bool = False,
     sensitivity: bool = False,
+    randomization: bool = False,
     retry: bool = True,
     progress: bool = True,
 ) -> Comparison:
@@ -127,11 +136,17 @@ def compare(
         faithfulness: also measure, on the clean images, how the class goes with the largest pixels
             of each map, and comes with them
             (:func:`captum_robust.metrics.functional.removal_curves`): 65 classifier passes an
-            image and method; and how badly the map foretells what squares are worth
+            image and method; what it keeps without the pixels that matter most, and least, where
+            their neighbours fill them (:func:`captum_robust.metrics.functional.road`): 10; and how
+            badly the map foretells what squares are worth
             (:func:`captum_robust.metrics.functional.infidelity`): 33 an image for all methods.
         sensitivity: also measure, on the clean images, how far noise moves each map
             (:func:`captum_robust.metrics.functional.sensitivity`): ten times the method's own
             passes.
+        randomization: also measure, on the clean images, how far each map stays the same while the
+            classifier loses its weights, in three stages from the last layer to the first
+            (:func:`captum_robust.metrics.functional.model_randomization`): three times the method's
+            own passes. A method that does not look at the classifier keeps its map.
         retry: when a run goes on, make the rows with errors again. Without it they are kept, and a
             run also goes on where nearly all images can't be opened.
         progress: show a progress bar on standard error.
@@ -147,7 +162,8 @@ def compare(
         TypeError: ``model`` is no ``Classifier``; a data set or a method that is none of the
             accepted kinds.
         ValueError: an unknown name, an empty data set, a number out of range, ``adaptive`` without
-            an attack, or a folder that holds another run.
+            an attack, ``randomization`` of a classifier of fewer than three layers or of inputs
+            below 11×11 pixels, or a folder that holds another run.
         OSError: memory or the disk's room ran out (a batch is halved once first), or nearly all
             images can't be opened, as when their folder is away; no row is made of that.
     """
@@ -158,6 +174,10 @@ def compare(
     named = named_methods(usual_methods(model) if methods is None else methods)
     built = build_methods(model, named)
     check(CLEAN not in attacks, f"attacks: {CLEAN!r} is the name of the images without an attack")
+    if randomization:
+        fits = min(model.input_size) >= SSIM_WINDOW and len(layers_with_weights(model)) >= 3
+        least = f"{SSIM_WINDOW}×{SSIM_WINDOW} pixels and three layers with parameters"
+        check(fits, f"randomization: expected a classifier with an input of at least {least}")
     check(attacks or not adaptive, "adaptive: there is no attack to adapt; give attacks")
     every = tuple(built)
     stages = [Stage(CLEAN, CLEAN, every, None)]
@@ -178,9 +198,15 @@ def compare(
     if saliency_metric:
         configuration["settings"]["saliency_metric"] = SALIENCY_THRESHOLDS
     if faithfulness:
-        configuration["settings"]["faithfulness"] = {**_REMOVAL, "infidelity": _SQUARES}
+        configuration["settings"]["faithfulness"] = {
+            **_REMOVAL,
+            "road": _ROAD,
+            "infidelity": _SQUARES,
+        }
     if sensitivity:
         configuration["settings"]["sensitivity"] = _NOISE
+    if randomization:
+        configuration["settings"]["randomization"] = _STAGES
     alone = out is not None or world_size() == 1
     check(alone, "out: the processes of a distributed run need one folder to share")
     temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
@@ -189,7 +215,7 @@ def compare(
     store = RunStore(folder, configuration)
     # The methods that are shown the same images follow each other.
     tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
-    also = (saliency_metric, faithfulness, sensitivity)
+    also = (saliency_metric, faithfulness, sensitivity, randomization)
     runner = _Comparing(reader, store, tasks, built, target, *also)
     runner.run(count, batch_size, "map", progress, retry)
     result = Comparison(folder, _keep_alive=temporary)
@@ -228,6 +254,7 @@ class _Comparing(Runner[_Task]):
     saliency_metric: bool
     faithfulness: bool
     sensitivity: bool
+    randomization: bool
 
     def missing(self, start: int, stop: int, kept: Collection[int]) -> list[_Task]:
         have = self.store.count(start, stop, kept)
@@ -323,17 +350,20 @@ class _Comparing(Runner[_Task]):
             if self.saliency_metric:
                 parts.append(measure.crop_columns(scores, *shown, method))
             if self.faithfulness:
-                parts.append(measure.removal_columns(scores, *shown, _REMOVAL))
+                parts.append(measure.removal_columns(scores, *shown, _REMOVAL, _ROAD))
                 worth = self._infidelity(batch, maps, explained, work)
                 parts.append(rows_of({"infidelity": worth}))
+
+            def again(images: Tensor, classes: Tensor) -> Tensor:
+                with self.reader.undisturbed(*draws):
+                    return method.explain(images, None if by_itself else classes).maps.cpu()
+
             if self.sensitivity:
-
-                def again(images: Tensor, classes: Tensor) -> Tensor:
-                    with self.reader.undisturbed(*draws):
-                        return method.explain(images, None if by_itself else classes).maps.cpu()
-
                 moved = metrics.sensitivity(again, batch.images, explained, maps=maps, **_NOISE)
                 parts.append(rows_of({"sensitivity": moved}))
+            if self.randomization:
+                of = (self.reader.model, again, batch.images, maps, explained, _STAGES)
+                parts.append(measure.randomization_columns(*of))
             work.clean_maps[name].update(zip(batch, maps, strict=True))
         elif method.box is None:  # a fixed box is drawn whatever the image
             parts.append(measure.stability_columns(batch.items, work.clean_maps[name], maps))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_robust._resize import size_within
 from captum_robust.benchmark.batches import Batch, Loaded, as_jpeg, outcome_columns, rows_of
@@ -116,12 +116,36 @@ def removal_columns(
     maps: Tensor,
     classes: Tensor,
     settings: Mapping[str, Any],
+    of_road: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """The curves of deletion and insertion of each map, behind the share of the pixels."""
+    """The curves of deletion and insertion of each map, behind the share of the pixels, and ROAD's.
+
+    ``settings`` are those of deletion and insertion.
+    """
     deletion, insertion = metrics.removal_curves(scores, images, maps, classes, **settings)
     share = deletion.share.expand_as(deletion.probability)
-    curves = (share, deletion.probability, insertion.probability)
-    return [{"removal": pack(row)} for row in torch.stack(curves, dim=1).cpu()]
+    curves = torch.stack((share, deletion.probability, insertion.probability), dim=1)
+    imputed = metrics.road(scores, images, maps, classes, **of_road)
+    share = torch.tensor(of_road["shares"]).to(imputed.most).expand_as(imputed.most)
+    road = torch.stack((share, imputed.most, imputed.least), dim=1)
+    return [
+        {"removal": pack(row), "road": pack(own)}
+        for row, own in zip(curves.cpu(), road.cpu(), strict=True)
+    ]
+
+
+def randomization_columns(
+    model: nn.Module,
+    explain: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    settings: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """How far each map stays the same without the model's weights, the mean over the stages."""
+    same = metrics.model_randomization(model, explain, images, classes, maps=maps, **settings)
+    means = {"spearman": same.spearman.mean(dim=0), "ssim": same.ssim.mean(dim=0)}
+    return rows_of({f"randomized_{name}": mean for name, mean in means.items()})
 
 
 def drops_of(

@@ -13,7 +13,8 @@ from captum_robust._processes import ranks
 from captum_robust._progress import progress_bar
 from captum_robust.benchmark.batches import Batches, BatchReader, Loaded
 from captum_robust.runs.machine import Reads, stops
-from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore
+from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
+from captum_robust.runs.store import RunStore
 
 Task = TypeVar("Task")
 Rows: TypeAlias = Iterator[tuple[list[ResultRow], list[AttackRow]]]

@@ -54,10 +54,14 @@ class CompareOptions(RunOptions):
     more an image and method."""
     faithfulness: bool = field(default=False, metadata=option("--faithfulness"))
     """Also measure how the class goes as the largest pixels of each map are deleted, and comes as
-    they are inserted, 65 classifier passes more an image and method; and how badly the map
+    they are inserted, 65 classifier passes more an image and method; what it keeps without the
+    largest and the smallest where their neighbours fill them (ROAD), 10; and how badly the map
     foretells what squares of the image are worth, 33 an image for all methods."""
     sensitivity: bool = field(default=False, metadata=option("--sensitivity"))
     """Also measure how far noise moves each map: ten times the method's own passes."""
+    randomization: bool = field(default=False, metadata=option("--randomization"))
+    """Also measure how far each map stays the same while the classifier loses its weights, in three
+    stages: three times the method's own passes."""
     precision: str = "float32"
     json: bool = field(default=False, metadata=option("--json"))
     """Print one JSON object instead: a row for each method and attack, with n and intervals, and
@@ -117,6 +121,7 @@ def compare(options: CompareOptions) -> None:
             saliency_metric=options.saliency_metric,
             faithfulness=options.faithfulness,
             sensitivity=options.sensitivity,
+            randomization=options.randomization,
         )
     if is_first():
         report = options.out / "report.html"

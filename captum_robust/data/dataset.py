@@ -87,16 +87,15 @@ class AnnotatedImages(LocalizationDataset):
     def _load(self, index: int) -> Sample:
         id = self.ids[index]
         file, source = self._image_file(id)
-        image, orientation = load_oriented(file, name=source)
-        if self.exif_orientation:
-            orientation = 1  # of the annotations: they are upright already
+        image, stored = load_oriented(file, name=source)
+        orientation = 1 if self.exif_orientation else stored  # of the annotations
         height, width = image.shape[1:]
         drawn_on = (width, height) if is_transposed(orientation) else (height, width)
         truth = self._truth(id, drawn_on)
         boxes = checked_boxes(truth.boxes, drawn_on)
         boxes = turned_boxes(boxes, orientation, (height, width))
         mask = None if truth.mask is None else turned(truth.mask, orientation)
-        return Sample(image, truth.label, boxes, id, mask, source=source)
+        return Sample(image, truth.label, boxes, id, mask, source=source, orientation=stored)
 
 
 def listed_ids(

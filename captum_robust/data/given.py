@@ -167,11 +167,12 @@ class GivenImages(Dataset[Sample]):
             check(there, known, DataError)
             label = self._numbers[label]
         placed = boxes_of(boxes[0] if boxes else None, f"{id}: boxes")
-        pixels = _pixels(image, id)
-        if isinstance(image, Image.Image):  # which _pixels turned
-            height, width = pixels.shape[1:]
-            placed = turned_boxes(placed, orientation_of(image), (height, width))
-        return Sample(pixels, label, placed, id)
+        pixels = unit_pixels(image, id)
+        # An image of Pillow is turned by that.
+        orientation = orientation_of(image) if isinstance(image, Image.Image) else 1
+        height, width = pixels.shape[1:]
+        placed = turned_boxes(placed, orientation, (height, width))
+        return Sample(pixels, label, placed, id, orientation=orientation)
 
 
 class _Collated(Dataset[Any]):
@@ -300,7 +301,7 @@ def _label_of(label: Any, where: str) -> int | None:
         raise TypeError(f"{where}, labels: {what}") from None
 
 
-def _pixels(image: Image.Image | Tensor, where: str) -> Tensor:
+def unit_pixels(image: Image.Image | Tensor, where: str) -> Tensor:
     """3×H×W float32 in [0, 1], of which float rounding by at most 1e-6 beyond is cut off."""
     if isinstance(image, Image.Image):
         return pixels_of(image)

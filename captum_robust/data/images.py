@@ -112,19 +112,19 @@ def load_mask(
 def load_numbers(source: str | Path | bytes, *, name: str | None = None) -> Tensor:
     """Decode an image whose pixels are numbers, such as those of classes, to H×W int64.
 
-    They are the indices of a palette, grey values, or R + 256·G + 65536·B.
+    They are the indices of a palette, grey values, or R + 256·G + 65536·B, as they are stored.
 
     Raises:
         DataError: as :func:`load_image`, or a format that loses detail.
     """
-    with _decoded(source, name) as (image, _, left):
+    with _decoded(source, name) as (image, stored, left):
         kind = f"expected a format that keeps numbers, such as PNG, got {image.format}"
         check(image.format not in _LOSSY, kind, DataError)
         is_number = image.mode in ("P", "L") or image.mode.startswith("I")
         values = np.asarray(image if is_number else image.convert("RGB")).astype(np.int64)
     if values.ndim == 3:
         values = values @ np.array([1, 256, 65536])
-    return turned(torch.from_numpy(values), left)
+    return turned_back(turned(torch.from_numpy(values), left), stored)
 
 
 @contextmanager

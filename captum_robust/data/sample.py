@@ -76,6 +76,8 @@ class Sample:
     """(H, W) before any resize; taken from ``image`` when not given."""
     source: str = ""
     """Where the image came from, for messages."""
+    orientation: int = 1
+    """EXIF's, from 1 to 8, of the file that the image was turned upright from; 1: it was so."""
 
     def __post_init__(self) -> None:
         check_shape("image", self.image, "3×H×W")

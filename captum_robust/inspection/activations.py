@@ -16,6 +16,7 @@ from captum_robust._contexts import evaluation
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image
 from captum_robust.data import Sample, load_image
+from captum_robust.data.given import unit_pixels
 from captum_robust.draw import as_rgb, blank_figure, heat_rgb
 from captum_robust.inspection.watched import as_classifier, layers_of, watch
 from captum_robust.models.classifier import in_channels_of
@@ -74,21 +75,24 @@ def activations(
 
     Args:
         model: a classifier, or any network of images.
-        image: 3×H×W in [0, 1] of any size, a sample, or the path of a file.
+        image: 1×H×W or 3×H×W of any size, in [0, 1] or uint8; a sample, or the path of a file.
         layers: parts of the model that give maps, or their dotted names; None: the last one of
             each scale.
 
     Raises:
         ValueError: a layer that gives no maps.
-        DataError: a file that cannot be read.
+        DataError: an image out of [0, 1], or a file that cannot be read.
     """
     classifier = as_classifier(model)
     if isinstance(image, Sample):
         image = image.image
-    pixels = image if isinstance(image, Tensor) else load_image(image)
-    check_shape("image", pixels, "3×H×W")
+    if isinstance(image, Tensor):
+        check_shape("image", image, "C×H×W")
+        pixels = unit_pixels(image, "image")
+    else:
+        pixels = load_image(image)
     watched = layers_of(classifier, layers, argument="layers")
-    pixels = resize_image(pixels.detach().float().cpu(), classifier.input_size)
+    pixels = resize_image(pixels, classifier.input_size)
     x = in_channels_of(classifier, pixels[None].to(device_of(classifier)))
     with torch.no_grad(), evaluation(classifier):
         maps = watch(classifier, watched, classifier.normalised(x))

@@ -16,6 +16,7 @@ from captum_robust.data import DataError, Sample
 from captum_robust.data.files import by_name, existing, is_hidden
 from captum_robust.data.image_lists import list_images, without_suffix
 from captum_robust.data.images import load_mask
+from captum_robust.data.orientation import is_transposed, turned
 from captum_robust.inspection.streaming import Batch
 
 COLOURS = {
@@ -35,6 +36,10 @@ COLOURS = {
 
 
 BOXES_AS_MASKS = "Where an object has a box only, it is its mask."
+_AS_STORED = (
+    "Photographs have EXIF orientations that the size of a mask does not tell: these masks are "
+    "taken as drawn on the pixels as they are stored."
+)
 
 
 class Concepts(Protocol):
@@ -134,6 +139,17 @@ class ReadMasks:
     note = ""
     categories: Mapping[str, str] = {}
 
+    def say(self, note: str) -> None:
+        """Add what to know of them, once."""
+        if note not in self.note:
+            self.note = f"{self.note} {note}".strip()
+
+    def say_of_turned(self, sample: Sample) -> None:
+        """Say which way masks of an image are, if it is one whose size does not tell."""
+        height, width = sample.original_size
+        if sample.orientation != 1 and (not is_transposed(sample.orientation) or height == width):
+            self.say(_AS_STORED)
+
     def masks(self, batch: Batch, number: int, size: tuple[int, int]) -> dict[str, Tensor]:
         """The masks that were read, at the nearest pixels."""
         read = [one[number] or {} for one in batch.read]
@@ -141,7 +157,7 @@ class ReadMasks:
         found = {name: torch.zeros(len(read), *size, dtype=torch.bool) for name in names}
         for i, masks in enumerate(read):
             for name, mask in masks.items():
-                y, x = (_nearest(*sides) for sides in zip(mask.shape, size, strict=True))
+                y, x = (nearest(*sides) for sides in zip(mask.shape, size, strict=True))
                 found[name][i] = mask[y[:, None], x]
         return found
 
@@ -155,17 +171,35 @@ class ReadMasks:
         return {name: torch.tensor([name in some for some in there]) for name in every}
 
 
-def _nearest(length: int, count: int) -> Tensor:
+def nearest(length: int, count: int) -> Tensor:
     """The nearest of so many pixels for each of ``count`` that are evenly spread over them."""
     return ((torch.arange(count) + 0.5) * (length / count)).long()
 
 
-def same_size(mask: Tensor, sample: Sample, where: object) -> Tensor:
-    """The mask H×W; ``DataError`` unless it is as large as the image that was read."""
-    sides = f"the mask has {mask.shape[1]}×{mask.shape[0]} pixels, its image "
-    sides += f"{sample.original_size[1]}×{sample.original_size[0]}"
-    check(tuple(mask.shape) == sample.original_size, f"{where}: {sides}", DataError)
-    return mask
+def stored_size(sample: Sample) -> tuple[int, int]:
+    """(H, W) of the pixels of the image's file."""
+    upright = sample.original_size
+    return upright[::-1] if is_transposed(sample.orientation) else upright
+
+
+def turn_of(
+    size: tuple[int, int], sample: Sample, where: object, what: str = "the mask has"
+) -> int:
+    """The EXIF orientation by which masks (H, W) come upright, as their image is.
+
+    They are turned as the image was, unless only the upright image is as large as they are.
+    ``DataError`` where the stored pixels are not as large either.
+    """
+    upright, stored = sample.original_size, stored_size(sample)
+    sides = f"{what} {size[1]}×{size[0]} pixels, its image {upright[1]}×{upright[0]}"
+    check(size in (stored, upright), f"{where}: {sides}", DataError)
+    return sample.orientation if size == stored else 1
+
+
+def upright(mask: Tensor, sample: Sample, where: object) -> Tensor:
+    """The mask or numbers H×W, upright as the image is; see :func:`turn_of`."""
+    height, width = mask.shape
+    return turned(mask, turn_of((height, width), sample, where))
 
 
 class Objects(ReadMasks):
@@ -182,14 +216,18 @@ class Objects(ReadMasks):
         """The mask of its class; None where it has neither mask nor box."""
         mask = sample.mask
         if mask is None and len(sample.boxes):
-            self.note = BOXES_AS_MASKS
+            self.say(BOXES_AS_MASKS)
             mask = filled(sample.boxes.tolist(), sample.size)
         if mask is None:
             return None
         if sample.label is None:
             return {"object": mask}
-        names = self._class_names
-        return {str(sample.label) if names is None else names[sample.label]: mask}
+        names, label = self._class_names, sample.label
+        if names is None:
+            return {str(label): mask}
+        got = f"{sample.id}: expected a label from 0 to {len(names) - 1}, got {label}"
+        check(0 <= label < len(names), got, DataError)
+        return {names[label]: mask}
 
 
 def filled(boxes: Iterable[Sequence[float]], size: tuple[int, int]) -> Tensor:
@@ -205,7 +243,8 @@ class MaskFolders(ReadMasks):
     """A folder of masks for each concept, one file an image, of the same name but for the suffix.
 
     An image that has a mask of none of them is left out; one that has some has nothing of the
-    others. A mask is as large as its image.
+    others. A mask is as large as its image is stored or, where the EXIF tag of that turns it on its
+    side, as it is upright.
 
     Args:
         folders: name of a concept -> its folder; or one folder, whose sub-folders they are.
@@ -235,5 +274,7 @@ class MaskFolders(ReadMasks):
         """Those masks that there are; None without any."""
         stem = without_suffix(sample.id)
         found = {name: files[stem] for name, files in self._files.items() if stem in files}
-        masks = {name: same_size(load_mask(path), sample, path) for name, path in found.items()}
-        return masks or None
+        if found:
+            self.say_of_turned(sample)
+        masks = {name: load_mask(path, exif_orientation=False) for name, path in found.items()}
+        return {name: upright(mask, sample, found[name]) for name, mask in masks.items()} or None

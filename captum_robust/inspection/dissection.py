@@ -13,7 +13,7 @@ from captum_robust._checks import check, check_finite, check_number, checked_siz
 from captum_robust._contexts import evaluation
 from captum_robust._resize import resized
 from captum_robust.draw import blank_figure
-from captum_robust.inspection.concepts import Concepts
+from captum_robust.inspection.concepts import Concepts, nearest
 from captum_robust.inspection.patches import units_of
 from captum_robust.inspection.progress import Saved
 from captum_robust.inspection.segmentations import concepts_of
@@ -123,11 +123,11 @@ def dissect(
     """Dissect a layer (Bau et al., Network Dissection, CVPR 2017, arXiv 1704.05796), in one pass.
 
     A unit is active where its activation is among the highest ``quantile`` of all images and
-    positions. Where its map, enlarged to the size of the masks, is active is compared with each
-    concept over all images that are annotated. The quantile comes from a histogram of fixed size,
-    whose bins are at most 1/32 of their lower edge wide; as the number of images is known, what
-    can no longer be that high need not be counted. It takes about 3 kB for each unit and concept,
-    and a threshold is never below 2^-12.
+    positions. Where its map, enlarged to the size of the masks or, if larger, taken at their
+    pixels, is active is compared with each concept over all images that are annotated. The quantile
+    comes from a histogram of fixed size, whose bins are at most 1/32 of their lower edge wide; as
+    the number of images is known, what can no longer be that high need not be counted. It takes
+    about 3 kB for each unit and concept, and a threshold is from 2^-12 to 2^12.
 
     Args:
         model: a classifier, or any network of images.
@@ -139,8 +139,10 @@ def dissect(
             :class:`captum_robust.inspection.concepts.MaskFolders`); the JSON file of COCO's
             instances or panoptic segmentation; the folder of Pascal VOC, of ADE20K (the scene
             parsing with ``objectInfo150.txt``, or all with ``_seg.png``) or of Broden (see
-            ``captum_robust.inspection.segmentations``). Masks are as large as their images
-            when these are upright, as their EXIF tags say, and were drawn on them so.
+            ``captum_robust.inspection.segmentations``). A mask is as large as its image is stored,
+            or as it is upright, where an EXIF tag turns it on its side: its size tells which of
+            the two it was drawn on. Where that does not tell, as of a square or of one upside
+            down, it was drawn on the stored pixels, and a note says so.
         units: numbers of the layer's channels; None: all.
         quantile: the share of positions at which a unit is active.
         least_iou: above it a unit is a detector of its best concept.
@@ -270,7 +272,7 @@ class Dissector:
         for some, own in zip(
             torch.split(image, _AT_ONCE), torch.split(unit, _AT_ONCE), strict=True
         ):
-            large = resized(maps[some, own][:, None], self.size).flatten(1)
+            large = _at(maps[some, own][:, None], self.size).flatten(1)
             pair, pixel = (large >= lowest[own][:, None]).nonzero(as_tuple=True)
             found.append((own[pair] * BINS + bins_of(large[pair, pixel]), some[pair], pixel))
         keys, images, pixels = (torch.cat(one).cpu() for one in zip(*found, strict=True))
@@ -330,6 +332,10 @@ class Dissector:
         area = torch.tensor([areas[name] for name in names])
         absent = sorted(set(known) - set(names), key=known.index)
         notes = [source.note] if source.note else []
+        if beyond := int((bins == BINS - 1).sum()):
+            least = f"{float(edges()[-1]):,.0f}"
+            said = f"Of {beyond} units more than the quantile is active: activations above {least}"
+            notes.append(f"{said} are not told apart.")
         if absent:
             more = ["…"] if len(absent) > _SAID else []
             said = printable(", ".join(absent[:_SAID] + more))
@@ -350,6 +356,16 @@ class Dissector:
             notes=notes,
             unusable=dict(stream.unusable),
         )
+
+
+def _at(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps M×1×h×w at a size (H, W): smaller ones enlarged, larger ones at its nearest pixels.
+
+    Those are the pixels of the masks; a mean of several would seldom reach the threshold.
+    """
+    sides = zip(maps.shape[2:], size, strict=True)
+    y, x = (nearest(have, min(have, want)).to(maps.device) for have, want in sides)
+    return resized(maps[:, :, y[:, None], x], size)
 
 
 def _tail(counts: Tensor, bins: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Embedding:
     method: str
     """``"tsne"`` or ``"pca"``, as it was made."""
     explained: float
-    """Of PCA, the share of the variance along the two axes; else NaN."""
+    """Of PCA, the share of the variance along the two axes; else, or without any, NaN."""
     notes: list[str]
     """What to know of the result."""
 
@@ -52,8 +52,9 @@ class Embedding:
         from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
         figure = blank_figure(figsize=(9, 9), layout="constrained")
-        named = {"tsne": "t-SNE", "pca": f"PCA, {self.explained:.0%} of the variance"}
-        axes = figure.add_subplot(title=named[self.method], xticks=[], yticks=[])
+        share = f", {self.explained:.0%} of the variance" if self.explained >= 0 else ""
+        title = "t-SNE" if self.method == "tsne" else f"PCA{share}"
+        axes = figure.add_subplot(title=title, xticks=[], yticks=[])
         labels, points, clean = self.features.labels, self.points, self.features.is_clean
         places = [(float(x), float(y)) for x, y in points.tolist()]
         colours = colormaps["tab20"](labels.numpy() % 20)
@@ -112,7 +113,10 @@ def embedding(
         made = "pca"
     points, explained = torch.zeros(n, 2), float("nan")
     values = own.values.double().numpy()
-    if made == "tsne":
+    if n > 1 and (own.values == own.values[0]).all():  # on which scikit-learn's t-SNE crashes
+        notes.append(f"All {n} images have the same features, and one point.")
+        made = "pca"
+    elif made == "tsne":
         most = (n - 1) / 3
         if perplexity > most:
             notes.append(f"Perplexity {most:.3g} instead of {perplexity:g}, for {n} images.")

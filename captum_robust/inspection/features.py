@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check_floating, check_shape
+from captum_robust._checks import check, check_finite, check_floating, check_shape
 from captum_robust._contexts import evaluation
 from captum_robust._processes import device_of
 from captum_robust._resize import resize_image, size_within
@@ -99,12 +99,21 @@ def with_attacked(
         pixels: these images M×3×H×W in [0, 1], at the model's input size.
         attack: by its ``perturb(images, classes)`` they are led away from the class that they are
             taken for.
+
+    Raises:
+        ValueError: numbers that are none of the features', or not one for each image; images of
+            another size; NaN or infinity in what the attack makes of them.
     """
     classifier = as_classifier(model)
+    height, width = classifier.input_size
+    check_shape("pixels", pixels, f"{len(numbers)}×3×{height}×{width}")
+    inside = all(0 <= number < len(features.ids) for number in numbers)
+    check(inside, f"numbers: expected some from 0 to {len(features.ids) - 1}, got {numbers}")
     x = in_channels_of(classifier, pixels.to(device_of(classifier)))
     with torch.no_grad(), evaluation(classifier):
         classes = classifier(x).argmax(dim=1)
     x = attack.perturb(x, classes)
+    check_finite(x, "attacked images")
     (values,) = watch(classifier, [penultimate(classifier)], classifier.normalised(x))
     chosen = torch.tensor(list(numbers))
     thumbnails = features.thumbnails
@@ -131,7 +140,7 @@ class FeatureCollector:
     """The features of one batch after another, of every ``step``-th image."""
 
     def __init__(self, source: str, step: int = 1) -> None:
-        self._source, self._step = source, step
+        self._source, self._step, self._seen = source, step, 0
         self._values: list[Tensor] = []
         self._thumbnails: list[Tensor] = []
         self._labels: list[int] = []
@@ -140,8 +149,15 @@ class FeatureCollector:
         """The numbers of the images."""
 
     def add(self, batch: Batch, values: Tensor) -> None:
-        """Take in features N×D."""
-        kept = batch.positions % self._step == 0
+        """Take in features N×D.
+
+        Raises:
+            ValueError: NaN or infinity in them.
+        """
+        check_finite(values, f"features: {self._source}", int(batch.positions[0]))
+        # Of the images that could be used: else none may be left.
+        kept = torch.arange(self._seen, self._seen + len(values)) % self._step == 0
+        self._seen += len(values)
         if not kept.any():
             return
         samples = [s for s, k in zip(batch.samples, kept.tolist(), strict=True) if k]
@@ -154,15 +170,16 @@ class FeatureCollector:
     def saved(self) -> Saved:
         """All of them."""
         if not self._ids:
-            return {}, {"ids": [], "labels": [], "positions": []}
+            return {}, {"ids": [], "labels": [], "positions": [], "seen": 0}
         tensors = {"values": torch.cat(self._values), "thumbnails": torch.cat(self._thumbnails)}
         facts = {"ids": self._ids, "labels": self._labels, "positions": self.positions}
-        return tensors, facts
+        return tensors, facts | {"seen": self._seen}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Take up what was saved."""
         self._ids, self._labels = list(facts["ids"]), list(facts["labels"])
         self.positions = list(facts["positions"])
+        self._seen = facts.get("seen", len(self._ids) * self._step)  # none of an earlier version
         if self._ids:
             self._values, self._thumbnails = [tensors["values"]], [tensors["thumbnails"]]
 

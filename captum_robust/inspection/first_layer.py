@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import check
+from captum_robust._contexts import hooked, probing
 from captum_robust.draw import blank_figure
 from captum_robust.inspection.watched import as_classifier
 
@@ -47,7 +48,7 @@ class FirstLayerFilters:
 
 
 def first_layer_filters(model: nn.Module) -> FirstLayerFilters:
-    """Return the filters of the first convolution, or of a first linear layer on pixels.
+    """Return the filters of the first convolution that runs, or of a first linear layer on pixels.
 
     Deeper ones take the maps of others, and say little as pictures.
 
@@ -55,14 +56,19 @@ def first_layer_filters(model: nn.Module) -> FirstLayerFilters:
         ValueError: the model has neither.
     """
     classifier = as_classifier(model)
-    named = classifier.module.named_modules()
-    kinds = (nn.Conv2d, nn.Linear)
-    name, first = next(((n, m) for n, m in named if isinstance(m, kinds)), ("", None))
+    named = {m: n for n, m in classifier.module.named_modules()}
+    layers = [m for m in named if isinstance(m, (nn.Conv2d, nn.Linear))]
+    ran: list[nn.Module] = []
     shape = classifier.input_shape
+    with torch.no_grad(), probing(classifier) as image_of:
+        image = image_of(*shape)
+        with hooked(layers, lambda module, *_: ran.append(module)):
+            classifier.module(image)
+    first: Any = next(iter(ran), None)
+    name = "" if first is None else named[first]
     is_pixels = isinstance(first, nn.Linear) and first.in_features == torch.Size(shape).numel()
     is_known = isinstance(first, nn.Conv2d) or is_pixels
     check(is_known, "model: expected a first layer that is a 2-D convolution, or linear on pixels")
-    assert first is not None
     weights = first.weight.detach().float().cpu()
     if is_pixels:
         weights = weights.view(-1, *shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -12,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check, check_choice, check_count
+from captum_robust._checks import check, check_choice, check_count, whole_numbers
 from captum_robust.draw import blank_figure
 from captum_robust.inspection.features import Features, penultimate_features
 
@@ -133,17 +135,28 @@ def neighbours(
     check_count("k", k, 1)
     n = len(own.values)
     check(own.values.isfinite().all(), "features: NaN or infinity in them")
-    known = own.labels if labels is None else torch.as_tensor(labels)
+    known = own.labels
+    if labels is not None:
+        numbers = whole_numbers(labels)
+        check(numbers is not None, f"labels: expected class indices, got {reprlib.repr(labels)}")
+        known = torch.tensor(numbers, dtype=torch.int64)
     check(known.shape == (n,), f"labels: expected one for each of {n} images, got {len(known)}")
     own = replace(own, labels=known)
     clean = own.is_clean
     count = int(clean.sum())
-    asked = list(range(n)) if queries is None else [int(q) for q in queries]
-    inside = all(0 <= q < n for q in asked)
-    check(inside, f"queries: expected numbers from 0 to {n - 1}, got {asked}")
-    points = own.values.numpy()
+    asked = list(range(n)) if queries is None else whole_numbers(queries)
+    inside = asked is not None and all(0 <= q < n for q in asked)
+    check(inside, f"queries: expected numbers from 0 to {n - 1}, got {queries}")
+    assert asked is not None
+    points, scale = own.values.numpy(), 1.0
+    # Squares of very large or small numbers would leave the range of floating point.
     if metric == "cosine":
+        largest = np.abs(points).max(axis=1, keepdims=True, initial=0)
+        points = points / np.where(largest > 0, largest, 1)
         points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+    elif largest := float(np.abs(points).max(initial=0)):
+        scale = 2.0 ** math.floor(math.log2(largest))  # a power of two changes no digit
+        points = points / np.float32(scale)
     notes = []
     if k > count - 1:
         notes.append(f"Of {count} images each has {count - 1} neighbours, not {k}.")
@@ -160,7 +173,7 @@ def neighbours(
             table[some] = _nearest(points, every[members & clean], rows[some], k, metric)[0]
     if (known < 0).any():
         notes.append(f"{int((known < 0).sum())} images have no known class.")
-    return Neighbours(own, asked, indices, distances, within, across, notes)
+    return Neighbours(own, asked, indices, distances * scale, within, across, notes)
 
 
 def _nearest(

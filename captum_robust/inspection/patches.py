@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captum_robust._checks import check, check_count, check_finite
+from captum_robust._checks import check, check_count, check_finite, whole_numbers
 from captum_robust._contexts import evaluation
 from captum_robust._files import sole_user
 from captum_robust._resize import resize_image, size_within
@@ -169,11 +169,11 @@ def units_of(layer: Watched, units: Sequence[int] | None) -> list[int]:
     count = layer.shape[0]
     if units is None:
         return list(range(count))
-    chosen = [int(unit) for unit in units]
+    chosen = whole_numbers(units) or []
     inside = chosen and len(set(chosen)) == len(chosen)
     inside = inside and min(chosen) >= 0 and max(chosen) < count
     expected = f"units: expected different numbers from 0 to {count - 1}, of {layer.name}"
-    check(inside, f"{expected}, got {chosen}")
+    check(inside, f"{expected}, got {units!r}")
     return chosen
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -126,9 +128,11 @@ def field_of(model: Classifier, layer: Watched, size: tuple[int, int]) -> Recept
         (maps,) = watch(model, [layer], given)
         return maps.isnan().any(dim=1)[0].any(dim=1 - axis).cpu()
 
-    # Winograd and FFT convolutions would spread a NaN over their tiles.
+    # Winograd and FFT convolutions would spread a NaN over their tiles, and oneDNN's of half
+    # precision to a neighbour.
     with (
         as_written(),
+        _without_onednn(like.dtype.itemsize < 4),
         torch.backends.cudnn.flags(enabled=False),
         torch.backends.nnpack.flags(enabled=False),
     ):
@@ -149,6 +153,16 @@ def field_of(model: Classifier, layer: Watched, size: tuple[int, int]) -> Recept
         grid=(layer.shape[1], layer.shape[2]),
         whole=(down == 0, across == 0),
     )
+
+
+@contextmanager
+def _without_onednn(is_off: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        if is_off:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # of another option of its, that stays as it is
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        yield
 
 
 class _Axis:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from captum_robust._checks import check, valid_unicode
 from captum_robust.data import DataError, Sample
-from captum_robust.data.annotations import check_size, parse_side, table_rows
+from captum_robust.data.annotations import parse_side, table_rows
 from captum_robust.data.coco import (
     by_id,
     coco_id,
@@ -27,6 +29,7 @@ from captum_robust.data.coco_mask import union_mask
 from captum_robust.data.files import existing, files_below, lines_of, read_text, stem_of
 from captum_robust.data.image_lists import list_images, without_suffix
 from captum_robust.data.images import load_numbers
+from captum_robust.data.orientation import turned
 from captum_robust.data.sample import checked_box
 from captum_robust.inspection.concepts import (
     BOXES_AS_MASKS,
@@ -37,7 +40,9 @@ from captum_robust.inspection.concepts import (
     ReadMasks,
     Textures,
     filled,
-    same_size,
+    stored_size,
+    turn_of,
+    upright,
 )
 
 VOC_CLASSES = (
@@ -49,6 +54,8 @@ VOC_CLASSES = (
 _VOC_VOID = 255
 _SEG = "_seg"
 """The end of the name of a segmentation of ADE20K."""
+_ADE_MASK = re.compile(r"^instance_\d+_.*\.png$|_(seg|parts_\d+)\.png$")
+"""Files of ADE20K that lie beside the images."""
 Masks = dict[str, Tensor]
 
 
@@ -56,13 +63,15 @@ class Segmentations(ReadMasks):
     """Concepts whose masks are read from the annotation of each image.
 
     An image has the annotation of its path below the folder of images, without the suffix; or else
-    that of its file's name, if there is one only.
+    that of its file's name, if there is one only. Masks are turned upright with their image by
+    :func:`captum_robust.inspection.concepts.turn_of`.
 
     Args:
         annotations: paths of images without their suffix, and what is known of each.
         masks_of: what makes masks of it, by the names of their concepts, and of the sample.
         names: all concepts, as far as they are known before.
         categories: the category of each name, where there are several.
+        is_mask: whether a file is a segmentation itself, which in some sets lie among the images.
     """
 
     def __init__(
@@ -71,8 +80,10 @@ class Segmentations(ReadMasks):
         masks_of: Callable[[Any, Sample], Masks],
         names: Sequence[str] = (),
         categories: Mapping[str, str] | None = None,
+        is_mask: Callable[[Path], bool] = lambda _: False,
     ) -> None:
         self.names, self.categories = names, categories or {}
+        self._is_mask = is_mask
         self._masks_of = masks_of
         self._by_path: dict[str, list[tuple[str, Any]]] = {}
         self._by_name: dict[str, list[tuple[str, Any]]] = {}
@@ -82,12 +93,23 @@ class Segmentations(ReadMasks):
 
     def read(self, sample: Sample) -> Masks | None:
         """The masks of the image; None where it has no annotation."""
+        is_image = not sample.source or not self._is_mask(Path(os.path.realpath(sample.source)))
+        check(is_image, f"{sample.source}: a segmentation, not an image", DataError)
         path = without_suffix(sample.id)
         found = self._by_path.get(path) or self._by_name.get(path.rpartition("/")[2], [])
         paths = ", ".join(path for path, _ in found[:3])
         several = f"{sample.id}: several annotations have its name: {paths}"
         check(len(found) < 2, several, DataError)
-        return self._masks_of(found[0][1], sample) if found else None
+        if not found:
+            return None
+        self.say_of_turned(sample)
+        return self._masks_of(found[0][1], sample)
+
+
+def _within(*folders: Path) -> Callable[[Path], bool]:
+    """Whether a file, without links, lies in one of the folders."""
+    real = [Path(os.path.realpath(folder)) for folder in folders]
+    return lambda file: any(folder in file.parents for folder in real)
 
 
 def _add(masks: Masks, name: str, mask: Tensor) -> None:
@@ -106,8 +128,8 @@ def coco(path: str | Path) -> Segmentations:
     """The categories of COCO's instances, or of its panoptic segmentation.
 
     Of instances crowds count too, and where one has no segmentation its box is filled. The PNGs of
-    a panoptic segmentation, whose pixels are R + 256·G + 65536·B, are in the folder beside the
-    file that has its name; 0 is no segment.
+    a panoptic segmentation, whose pixels are R + 256·G + 65536·B, are in the folder that has the
+    name of the file, beside it or beside the folder that it is in; 0 is no segment.
 
     Raises:
         FileNotFoundError: there is no such file, or no such folder.
@@ -119,7 +141,8 @@ def coco(path: str | Path) -> Segmentations:
     names = {id: valid_unicode(str(each["name"])) for id, each in categories.items()}
     images = by_id(content, "images", path)
     is_panoptic = any("segments_info" in each for each in content["annotations"])
-    folder = path.with_suffix("")
+    places = [path.with_suffix(""), path.absolute().parent.with_name(path.stem)]
+    folder = next((place for place in places if place.is_dir()), places[0])
     if is_panoptic:
         existing(folder, "folder", f"the PNGs of {path.name}")
     # An image without an object is annotated too: it has none.
@@ -142,28 +165,29 @@ def coco(path: str | Path) -> Segmentations:
         image, own = given
         at = f"{path}: image {sample.id}"
         size = parse_side(image.get("height"), at), parse_side(image.get("width"), at)
-        check_size(size, sample.original_size, at)
+        size = size if all(size) else stored_size(sample)
+        turn = turn_of(size, sample, at, "annotates an image of")
         masks: Masks = {}
         for each in own:
             where = f"{path}: annotation {coco_id(each.get('id'))}"
             name, outline = name_of(each, where), outlines(each.get("segmentation"))
             if outline:
                 try:
-                    _add(masks, name, union_mask([outline], sample.original_size))
+                    _add(masks, name, union_mask([outline], size))
                 except ValueError as error:
                     raise DataError(f"{where}: segmentation: {error}") from None
             else:
-                box = checked_box(corners(each, where), sample.original_size, f"{where}: box")
-                _add(masks, name, filled([box], sample.original_size))
-                source.note = BOXES_AS_MASKS
-        return masks
+                box = checked_box(corners(each, where), size, f"{where}: box")
+                _add(masks, name, filled([box], size))
+                source.say(BOXES_AS_MASKS)
+        return {name: turned(mask, turn) for name, mask in masks.items()}
 
     def panoptic(given: Any, sample: Sample) -> Masks:
         _, own = given
         masks: Masks = {}
         for each in own:
             file = _inside(folder, file_name_of(each), str(path))
-            numbers = same_size(load_numbers(file), sample, file)
+            numbers = upright(load_numbers(file), sample, file)
             listed = each.get("segments_info")
             is_list = isinstance(listed, list) and all(isinstance(s, dict) for s in listed)
             check(is_list, f"{path}: image {sample.id}: expected a list of segments", DataError)
@@ -178,7 +202,10 @@ def coco(path: str | Path) -> Segmentations:
         return masks
 
     every = list(dict.fromkeys(names.values()))
-    source = Segmentations(annotations, panoptic if is_panoptic else instances, every)
+    if is_panoptic:
+        source = Segmentations(annotations, panoptic, every, is_mask=_within(folder))
+    else:
+        source = Segmentations(annotations, instances, every)
     return source
 
 
@@ -186,7 +213,8 @@ def voc(root: str | Path) -> Segmentations:
     """The 20 classes of Pascal VOC's ``SegmentationClass``, whose index 255 is no object."""
     folder = existing(Path(root) / "SegmentationClass", "folder", "Pascal VOC's segmentations")
     names = dict(enumerate(VOC_CLASSES, start=1))
-    return _numbered(folder, names, ignored=(0, _VOC_VOID))
+    others = folder.with_name("SegmentationObject")
+    return _numbered(folder, names, (0, _VOC_VOID), _within(folder, others))
 
 
 def ade_scenes(root: str | Path) -> Segmentations:
@@ -205,16 +233,21 @@ def ade_scenes(root: str | Path) -> Segmentations:
         check(is_row, f"{table}:{line}: expected a number and a name, separated by tabs")
         names[int(cells[number])] = cells[name].strip()
     folder = existing(Path(root) / "annotations", "folder", "the annotations of ADE20K")
-    return _numbered(folder, _first_names(names), ignored=(0,))
+    return _numbered(folder, _first_names(names), (0,), _within(folder))
 
 
-def _numbered(folder: Path, names: Mapping[int, str], ignored: Sequence[int]) -> Segmentations:
+def _numbered(
+    folder: Path,
+    names: Mapping[int, str],
+    ignored: Sequence[int],
+    is_mask: Callable[[Path], bool],
+) -> Segmentations:
     """A folder of pictures whose pixels are the numbers of classes."""
     files = [(without_suffix(name), path) for name, path in list_images(folder).items()]
     check(files, f"concepts: {folder} has no segmentations")
 
     def masks_of(path: Path, sample: Sample) -> Masks:
-        numbers = same_size(load_numbers(path), sample, path)
+        numbers = upright(load_numbers(path), sample, path)
         masks = {}
         for number in torch.unique(numbers).tolist():
             if number not in ignored:
@@ -224,7 +257,7 @@ def _numbered(folder: Path, names: Mapping[int, str], ignored: Sequence[int]) ->
                 masks[names[number]] = numbers == number
         return masks
 
-    return Segmentations(files, masks_of, list(names.values()))
+    return Segmentations(files, masks_of, list(names.values()), is_mask=is_mask)
 
 
 def _first_names(names: Mapping[int, str]) -> dict[int, str]:
@@ -251,6 +284,7 @@ def ade_full(root: str | Path) -> Segmentations:
         if path.stem.endswith(_SEG) and path.suffix.lower() == ".png"
     ]
     check(files, f"concepts: {root} has no files that end in {_SEG}.png")
+    is_inside = _within(root)
     places = [root, *root.absolute().parents][:4]
     index = next(
         (p / "index_ade20k.mat" for p in places if (p / "index_ade20k.mat").is_file()), None
@@ -258,7 +292,7 @@ def ade_full(root: str | Path) -> Segmentations:
     known = {} if index is None else _mat_names(index)
 
     def masks_of(path: Path, sample: Sample) -> Masks:
-        channels = same_size(load_numbers(path), sample, path)
+        channels = upright(load_numbers(path), sample, path)
         numbers = channels % 256 // 10 * 256 + channels // 256 % 256
         names = known or _json_names(path.with_name(f"{path.stem.removesuffix(_SEG)}.json"))
         masks: Masks = {}
@@ -268,7 +302,9 @@ def ade_full(root: str | Path) -> Segmentations:
                 _add(masks, names[number], numbers == number)
         return masks
 
-    return Segmentations(files, masks_of, list(dict.fromkeys(known.values())))
+    names = list(dict.fromkeys(known.values()))
+    is_mask = lambda file: bool(_ADE_MASK.search(file.name)) and is_inside(file)  # noqa: E731
+    return Segmentations(files, masks_of, names, is_mask=is_mask)
 
 
 def _mat_names(path: Path) -> dict[int, str]:
@@ -287,7 +323,8 @@ def _mat_names(path: Path) -> dict[int, str]:
 def _json_names(path: Path) -> dict[int, str]:
     """The names of the classes in an image, by the file that ADE20K has of it since 2020."""
     try:
-        objects = json.loads(read_text(path))["annotation"]["object"]
+        # Some of its texts are in Latin-1.
+        objects = json.loads(read_text(path, "replace"))["annotation"]["object"]
         return {int(each["name_ndx"]): str(each["name"]).partition(",")[0] for each in objects}
     except FileNotFoundError:
         expected = "no such file; expected it for the names of classes, or index_ade20k.mat"
@@ -326,7 +363,7 @@ def broden(root: str | Path) -> Segmentations:
     def masks_of(given: tuple[str, dict[str, str]], sample: Sample) -> Masks:
         where, row = given
         image, size = ((parse_side(row[a], where), parse_side(row[b], where)) for a, b in _SIDES)
-        check_size(image, sample.original_size, where)
+        turn = turn_of(image, sample, where, "annotates an image of")
         check(all(size), f"{where}: expected the size of its maps in sh and sw", DataError)
         masks: Masks = {}
         for kind in kinds:
@@ -335,11 +372,16 @@ def broden(root: str | Path) -> Segmentations:
                     is_known = (kind, number) in named
                     check(is_known, f"{where}: label {number} is none of {kind}", DataError)
                     _add(masks, named[kind, number], mask)
-        return masks
+        return {name: turned(mask, turn) for name, mask in masks.items()}
 
     annotations = [(without_suffix(row["image"]), (where, row)) for where, row in index]
     categories = {name: kind for (kind, _), name in named.items() if kind in kinds}
-    return Segmentations(annotations, masks_of, list(categories), categories)
+    folder = Path(os.path.realpath(root / "images"))
+    maps = {
+        str(folder / part) for _, row in index for kind in kinds for part in row[kind].split(";")
+    }
+    is_mask = lambda file: str(file) in maps  # noqa: E731
+    return Segmentations(annotations, masks_of, list(categories), categories, is_mask)
 
 
 _SIDES = (("ih", "iw"), ("sh", "sw"))

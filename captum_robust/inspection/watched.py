@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -131,16 +131,24 @@ def _usual(model: Classifier) -> list[nn.Module]:
 
 
 def penultimate(model: Classifier) -> Watched:
-    """What the last linear layer, that of the scores, is given; else the means of the last maps."""
+    """What the last linear layer, that of the scores, is given; else the means of the last maps.
+
+    A network may return a tuple, list or mapping with the scores among others.
+    """
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def record(module: nn.Module, given: Any, output: Any) -> None:
-        seen.append((module, given[0], output))
+        if given:  # not by its keyword
+            seen.append((module, given[0], output))
 
     linear = [m for m in model.module.modules() if isinstance(m, nn.Linear)]
     with torch.no_grad(), probing(model) as image_of, hooked(linear, record):
         scores = model.module(image_of(*model.input_shape))
-    seen = [one for one in seen if getattr(one[2], "shape", None) == scores.shape]
+    if isinstance(scores, Mapping):
+        scores = tuple(scores.values())
+    outputs = scores if isinstance(scores, (tuple, list)) else (scores,)
+    shapes = [each.shape for each in outputs if isinstance(each, Tensor)]
+    seen = [one for one in seen if getattr(one[2], "shape", None) in shapes]
     names = {part: name for name, part in model.module.named_modules()}
     if seen:
         head, given, _ = seen[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from captum_robust._checks import check, check_type
+from captum_robust._checks import check, check_finite, check_shape, check_type
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,10 +19,10 @@ def quantus_explain_func(
     """Return an attribution as the ``explain_func`` of Quantus' metrics.
 
     What it returns has Quantus' signature ``(model, inputs, targets, **kwargs)``: inputs N×C×H×W
-    and N targets as arrays; attributions N×1×H×W or N×C×H×W as a float32 array. Maps of a layer are
-    enlarged to the size of the inputs, bilinearly. ``kwargs``, Quantus' ``explain_func_kwargs``,
-    go to ``attribute`` as well; ``device`` among them is where the inputs go, by default where the
-    model is.
+    and N targets as arrays; attributions N×1×H×W or N×C×H×W as a float32 array. Inputs get the
+    dtype of the model's weights. Maps of a layer are enlarged to the size of the inputs,
+    bilinearly. ``kwargs``, Quantus' ``explain_func_kwargs``, go to ``attribute`` as well;
+    ``device`` among them is where the inputs go, by default where the model is.
 
     Args:
         attribution: an attribution of this package or of Captum; or, for metrics that change the
@@ -32,8 +32,9 @@ def quantus_explain_func(
 
     Raises:
         TypeError: ``attribution`` is neither.
-        ValueError: when called, with another model than that of ``attribution``, or where a map is
-            not N×1×h×w, N×C×h×w or N×h×w.
+        ValueError: when called, with another model than that of ``attribution``, with inputs or
+            targets of another shape, NaN or infinity, or where a map is not N×1×h×w, N×C×h×w or
+            N×h×w.
 
     >>> from captum.attr import Saliency
     >>> import torch
@@ -63,8 +64,16 @@ def quantus_explain_func(
             check(given.forward_func is model, known)
         made = given if is_made else given(model)
         device = torch.device(kwargs.pop("device", None) or device_of(model))
-        x = torch.as_tensor(inputs, dtype=torch.float32, device=device)
-        target = torch.as_tensor(targets, device=device).long()
+        weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        x = torch.as_tensor(inputs, dtype=weight.dtype, device=device)
+        check_shape("inputs", x, "N×C×H×W")
+        check(len(x), "inputs: expected at least one, got none")
+        check_finite(x, "inputs")
+        target = torch.as_tensor(targets, device=device)
+        is_whole = target.shape == x.shape[:1] and bool((target == target.long()).all())
+        got = f"{tuple(target.shape)} of {target.dtype}"
+        check(is_whole, f"targets: expected {len(x)} class indices, got {got}")
+        target = target.long()
         maps = attributed(made, x, target=target, **{**arguments, **kwargs})
         maps = (maps[0] if isinstance(maps, tuple) else maps).detach().float()
         maps = maps[:, None] if maps.ndim == 3 else maps

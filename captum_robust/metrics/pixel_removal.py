@@ -248,6 +248,7 @@ class ModelRandomization(_Removal):
         measure: "spearman", the rank correlation, or "ssim", the structural similarity.
         layers: names of the model's layers, in the order in which they are randomised; None: all
             that have parameters, last first.
+        stages: how often maps are made; None: after each layer.
         seed: of the new weights.
         kwargs: of ``torchmetrics.Metric``.
     """
@@ -259,21 +260,25 @@ class ModelRandomization(_Removal):
         measure: str = "spearman",
         *,
         layers: Sequence[str] | None = None,
+        stages: int | None = None,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
         check_choice("measure", measure, ("spearman", "ssim"))
         check_seed(seed)
         layers = None if layers is None else tuple(layers)
-        super().__init__(None, measure, layers, seed, **kwargs)
+        if stages is not None:
+            check_count("stages", stages, 1)
+        super().__init__(None, measure, layers, stages, seed, **kwargs)
         self.measure = measure
         self.layers = layers
+        self.stages = stages
         self.seed = seed
 
     def update(  # type: ignore[override]  # of a method, not of its maps
         self, model: nn.Module, explain: Explain, images: Tensor, classes: Tensor
     ) -> None:
         """Add images N×C×H×W with N classes; ``explain`` explains that very model."""
-        settings: dict[str, Any] = {"layers": self.layers, "seed": self.seed}
-        scores = model_randomization(model, explain, images, classes, **settings)
+        settings: dict[str, Any] = {"layers": self.layers, "stages": self.stages}
+        scores = model_randomization(model, explain, images, classes, seed=self.seed, **settings)
         self._add(getattr(scores, self.measure).mean(dim=0))

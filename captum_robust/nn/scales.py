@@ -56,8 +56,9 @@ def input_size_of(
     network: nn.Module | None, given: tuple[int, int] | None, otherwise: int
 ) -> tuple[int, int]:
     """(H, W) that is given, else the network's ``input_size``, else a square."""
-    size = getattr(network, "input_size", (otherwise, otherwise)) if given is None else given
-    return int(size[0]), int(size[1])
+    size: Any = getattr(network, "input_size", otherwise) if given is None else given
+    height, width = (size, size) if isinstance(size, int) else size[-2:]  # also C, H, W
+    return int(height), int(width)
 
 
 def check_scales(name: str, network: object, layers: Sequence[nn.Module], least: int = 2) -> None:

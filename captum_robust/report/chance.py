@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from captum_robust.metrics.functional import STABILITY_MEASURES, bootstrap_interval
-from captum_robust.report.removal import CURVES, removal_of
+from captum_robust.report.removal import measured_areas
 from captum_robust.report.results import CLEAN, FEW, Tuning
 from captum_robust.report.scoring import Scoring
 from captum_robust.report.tables import COLUMNS, STABILITY_COLUMNS
@@ -52,7 +52,7 @@ class Chance:
             crops = self.scoring.crops(method, self.tuning)
             values = [] if crops is None else crops.tuned.per_sample.tolist()
             return dict(zip(crops.positions if crops else [], values, strict=True))
-        if column in CURVES and attack == CLEAN:
-            positions, curves = removal_of(results, method)
-            return dict(zip(positions, curves[column].area.tolist(), strict=True)) if curves else {}
+        if attack == CLEAN:
+            positions, areas = measured_areas(results, method).get(column, ([], torch.empty(0)))
+            return dict(zip(positions, areas.tolist(), strict=True))
         return {}

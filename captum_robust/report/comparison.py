@@ -115,7 +115,10 @@ class Comparison:
         its interval ``saliency_low`` and ``saliency_high`` over ``saliency_n`` images, as in
         :meth:`saliency_table`. Of a run with ``faithfulness``, of clean images, the areas
         ``deletion`` and ``insertion`` of :func:`captum_robust.metrics.functional.removal_curves`
-        and ``infidelity``, of one with ``sensitivity`` that, with their intervals. Of methods that
+        ``road`` and ``infidelity``, of one with ``sensitivity`` that, of one with
+        ``randomization`` ``randomized_spearman`` and ``randomized_ssim``, the means over the stages
+        of :func:`captum_robust.metrics.functional.model_randomization`; all with their intervals,
+        as in ``deletion_low`` and ``deletion_high``. Of methods that
         perturb the image ``flipped``, the share whose label they changed of the ``flippable``
         images, those whose explained class was the prediction. Of attacked images ``n_right``,
         ``already_wrong``, ``fooled`` and ``robust_accuracy`` as in :meth:`attack_table`, the same
@@ -255,7 +258,8 @@ class Comparison:
         ``spearman``, ``pearson``, ``ssim``, ``top_k`` and ``box_iou``. Of a run with
         ``saliency_metric``, of clean images ``saliency``, ``crop_area`` and ``crop_probability``,
         at the threshold of :meth:`saliency_table`; of one with ``faithfulness`` the areas
-        ``deletion`` and ``insertion``, and ``infidelity``; of one with ``sensitivity`` that. Rows
+        ``deletion`` and ``insertion``, ``road`` and ``infidelity``; of one with ``sensitivity``
+        that; of one with ``randomization`` ``randomized_spearman`` and ``randomized_ssim``. Rows
         that :meth:`table` repeats are there once, under the plain attack.
         """
         return self._scoring.frame(Tuning(protocol, oracle), first)

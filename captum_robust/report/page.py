@@ -236,15 +236,24 @@ def _curves(tables: Tables, styles: Mapping[str, Style]) -> list[LineChart]:
     return charts
 
 
+_REMOVED = {
+    "deletion": ("Deletion", "deleted", "deletion", "Areas below the curves of deletion"),
+    "insertion": ("Insertion", "inserted", "insertion", "Areas below the curves of insertion"),
+    "road_most": ("ROAD, largest first", "imputed", "road", "ROAD"),
+    "road_least": ("ROAD, smallest first", "imputed", "road", "ROAD"),
+}
+"""Curve -> title, what happens to pixels, the column that sums it up, and what that is."""
+
+
 def _removal(tables: Tables, styles: Mapping[str, Style]) -> list[LineChart]:
-    """Probability against the share of the image, a chart for deletion and one for insertion."""
+    """Probability against the share of the image, a chart for each way to remove it."""
     charts = []
     words = tables.results.words
     for name, curves in tables.removal.groupby("curve", sort=False):
-        areas = zip(tables.clean["method"], tables.clean[str(name)], strict=True)
+        title, done, column, summary = _REMOVED[str(name)]
+        areas = zip(tables.clean["method"], tables.clean[column], strict=True)
         said = "; ".join(f"{words[method]} {area:.3f}" for method, area in areas if area == area)
-        title, described = str(name).capitalize(), f"Areas below the curves of {name}: {said}."
-        done = {"deletion": "deleted", "insertion": "inserted"}[str(name)]
+        described = f"{summary}: {said}."
         lines = curves_by_method(curves, "share", "probability")
         label = f"share of the pixels {done}"
         charts.append(line_chart(title, label, described, lines, styles))

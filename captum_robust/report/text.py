@@ -31,6 +31,10 @@ _REMOVAL_NOTE = (
     "ranks highest\nare replaced by the mean, lower is better, or put into the blurred image, "
     "higher is better; clean images"
 )
+_ROAD_NOTE = (
+    "road: probability of the class without the smallest pixels less that without the largest, "
+    "halved, where\ntheir neighbours fill them; higher is better"
+)
 _INFIDELITY_NOTE = (
     "infidelity: mean squared error of the map's sums over squares, scaled to fit best, as falls "
     "of the probability\nwhen the mean replaces each; lower is better"
@@ -39,10 +43,16 @@ _SENSITIVITY_NOTE = (
     "sensitivity: how far noise of at most 0.02 moves the map, as a part of its length; lower is "
     "steadier"
 )
+_RANDOMIZATION_NOTE = (
+    "randomized: how far the map is the same while the classifier loses its weights, in three "
+    "stages; lower is better,\nand 1 is a map that does not look at the classifier"
+)
 _NOTES = {
     "deletion": _REMOVAL_NOTE,
+    "road": _ROAD_NOTE,
     "infidelity": _INFIDELITY_NOTE,
     "sensitivity": _SENSITIVITY_NOTE,
+    "randomized_spearman": _RANDOMIZATION_NOTE,
 }
 
 

@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from captum_robust._files import (
     special_file,
     write_whole,
 )
+from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
 
 _ROWS = "rows.sqlite"
 _LOCK_SECONDS = 120
@@ -78,99 +79,6 @@ _FORM: Form = {
 _NO_RUN = "is not a run's description"
 
 
-@dataclass
-class ImageRow:
-    """One image of a run. ``boxes`` are M×4 in fractions of the image's width and height."""
-
-    position: int
-    image: str
-    label: int | None = None
-    height: int | None = None
-    width: int | None = None
-    boxes: list[list[float]] | None = None
-    picture: bytes | None = None
-    true_crop: bytes | None = None
-    """What ``ResultRow.crops`` holds, for the largest true box."""
-    error: str | None = None
-
-
-@dataclass
-class ResultRow:
-    """One method on one image under one attack; tensors are packed, see :func:`pack`."""
-
-    position: int
-    method: str
-    attack: str
-    image: str
-    predicted: int | None = None
-    explained: int | None = None
-    confidence: float | None = None
-    seconds: float | None = None
-    forward_passes: float | None = None
-    backward_passes: float | None = None
-    pointing: float | None = None
-    ious: bytes | None = None
-    predicted_boxes: bytes | None = None
-    maxboxacc: bytes | None = None
-    maxboxacc_v2: bytes | None = None
-    pxap: bytes | None = None
-    heat: bytes | None = None
-    new_class: int | None = None
-    flipped: bool | None = None
-    margin: float | None = None
-    perturbation: bytes | None = None
-    amplification: float | None = None
-    decided: int | None = None
-    """The class that a defended method takes the image for; of others ``predicted``."""
-    source: str | None = None
-    """The attack whose row has the image that the map is of, where it is not ``attack``."""
-    spearman: float | None = None
-    pearson: float | None = None
-    ssim: float | None = None
-    top_k: float | None = None
-    box_iou: float | None = None
-    """How far the map is that of the clean image, see ``metrics.functional.stability``."""
-    crops: bytes | None = None
-    """2×A, of A thresholds: area and log probability of the crop, see ``crop_scores`` there."""
-    removal: bytes | None = None
-    """3×(S+1): the share of the pixels; the class's probability when so many are gone; are in."""
-    infidelity: float | None = None
-    sensitivity: float | None = None
-    error: str | None = None
-
-
-@dataclass
-class AttackRow:
-    """One image under one attack, whatever the methods."""
-
-    position: int
-    attack: str
-    image: str
-    label: int | None = None
-    """The class that the attack was given: where none is known, the prediction."""
-    before: int | None = None
-    predicted: int | None = None
-    confidence: float | None = None
-    already: bool | None = None
-    """Misclassified before the attack."""
-    fooled: bool | None = None
-    """Classified right before, and not after (a targeted attack: as the class aimed at)."""
-    skipped: bool | None = None
-    """Not attacked, as its label is the class aimed at."""
-    linf: float | None = None
-    l2: float | None = None
-    """Length of the change, in pixel units."""
-    without_gradient: bool | None = None
-    """Right before and not fooled, but the attack had no gradient to go by."""
-    file: str | None = None
-    """Path of the adversarial image, relative to the run's folder."""
-    picture: bytes | None = None
-    change: bytes | None = None
-    amplification: float | None = None
-    """The attacked image, and its change so many times, as JPEG."""
-    error: str | None = None
-
-
 _SQL_TYPES = {
     "int": "INTEGER",
     "bool": "INTEGER",
@@ -180,7 +88,7 @@ _SQL_TYPES = {
     "list[list[float]]": "TEXT",
 }
 _RANGES = dict.fromkeys(("confidence", "pointing", "top_k", "box_iou"), (0, 1)) | dict.fromkeys(
-    ("spearman", "pearson", "ssim"), (-1, 1)
+    ("spearman", "pearson", "ssim", "randomized_spearman", "randomized_ssim"), (-1, 1)
 )
 _SLACK = 1e-3
 """Rounding that a value may be out of its range by."""

@@ -27,7 +27,8 @@ from captum_robust.metrics.functional import alpha_grid, best_iou, split_folds, 
 from captum_robust.metrics.functional.weak_localization import best_columns
 from captum_robust.models import Classifier
 from captum_robust.report.results import STRATEGY_ORDER, Tuning
-from captum_robust.runs.store import AttackRow, ImageRow, ResultRow, RunStore, unpack
+from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
+from captum_robust.runs.store import RunStore, unpack
 
 from .conftest import Drawn, centre_heat, make_classifier
 

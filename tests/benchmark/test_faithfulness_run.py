@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import Saliency
+from torch import nn
 from torch.nn import functional as F
 
 from captum_robust.benchmark import Comparison, compare
@@ -17,6 +19,8 @@ from captum_robust.metrics.functional import (
     bootstrap_interval,
     center_box_map,
     infidelity,
+    model_randomization,
+    road,
     sensitivity,
 )
 from captum_robust.metrics.functional.regions import blurred_images
@@ -37,6 +41,11 @@ def turned(images: torch.Tensor, _: torch.Tensor, *, turns: int) -> torch.Tensor
 
 METHODS = {"bright": centre_heat, "box": "center_box"}
 AREAS = ("deletion", "insertion")
+MEASURED = (
+    *("removal", "road", "infidelity", "sensitivity"),
+    *("randomized_spearman", "randomized_ssim"),
+)
+"""Columns of the rows."""
 
 
 @pytest.fixture
@@ -102,9 +111,67 @@ def test_infidelity_is_that_of_the_map_and_all_methods_share_its_passes(
     handle = model.register_forward_pre_hook(lambda _, x: shown.append(len(x[0])))
     compare(model, Drawn(n=7), METHODS, faithfulness=True, progress=False)
     handle.remove()
-    # The images themselves; both curves of each method; each square, and none, once. Before them
-    # one image, to count the scores.
-    assert sum(shown) == 7 * (1 + 2 * 65 + 33) + 1
+    # The images themselves; both curves and ROAD of each method; each square, and none, once.
+    # Before them one image, to count the scores.
+    assert sum(shown) == 7 * (1 + 2 * (65 + 10) + 33) + 1
+
+
+def test_road_is_that_of_the_map(model: Classifier, result: Comparison) -> None:
+    samples = [resize(Drawn(n=7)[i], (32, 32)) for i in range(7)]
+    images = torch.stack([s.image for s in samples])
+    labels = torch.tensor([s.label for s in samples])
+    heats = {"bright": centre_heat(images, labels), "box": center_box_map(7, (32, 32))}
+    frame, table, curves = result.to_dataframe(), result.table(), result._tables().removal
+    for method, maps in heats.items():
+        shares = [0.1, 0.3, 0.5, 0.7, 0.9]
+        expected = road(model, images, maps, labels, shares=shares)
+        each = frame[frame["method"] == method]["road"]
+        assert each.tolist() == pytest.approx(expected.combined.tolist(), abs=1e-5)
+        row = table.set_index("method").loc[method]
+        interval = bootstrap_interval(expected.combined)
+        found = [row[name] for name in ("road", "road_low", "road_high")]
+        assert found == pytest.approx([interval.mean, interval.low, interval.high], abs=1e-5)
+        for name, probability in (("most", expected.most), ("least", expected.least)):
+            one = curves[(curves["method"] == method) & (curves["curve"] == f"road_{name}")]
+            assert one["share"].tolist() == pytest.approx(shares)
+            mean = probability.mean(dim=0).tolist()
+            assert one["probability"].tolist() == pytest.approx(mean, abs=1e-5)
+
+
+def test_randomization_is_that_of_the_method_and_leaves_the_classifier_as_it_was(
+    model: Classifier,
+) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    methods = {"saliency": "saliency", "box": "center_box"}
+    result = compare(model, Drawn(n=5), methods, randomization=True, progress=False)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    samples = [resize(Drawn(n=5)[i], (32, 32)) for i in range(5)]
+    images = torch.stack([s.image for s in samples])
+    labels = torch.tensor([s.label for s in samples])
+
+    def explain(x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        return Saliency(model).attribute(x, classes).sum(dim=1)
+
+    same = model_randomization(model, explain, images, labels, stages=3)
+    frame, table = result.to_dataframe(), result.table().set_index("method")
+    for name, values in (("spearman", same.spearman), ("ssim", same.ssim)):
+        found = frame[frame["method"] == "saliency"][f"randomized_{name}"]
+        assert found.tolist() == pytest.approx(values.mean(dim=0).tolist(), abs=1e-4)
+        assert table.loc["saliency", f"randomized_{name}"] == pytest.approx(found.mean())
+        assert found.mean() < 0.9
+        assert table.loc["box", f"randomized_{name}"] == pytest.approx(1, abs=1e-4)  # of no model
+    assert "randomized: how far the map is the same" in result.to_text()
+    assert table.loc["saliency", "backward"] == 1  # its own passes alone
+    plain = compare(model, Drawn(n=5), methods, progress=False).table()
+    assert table["error"].tolist() == plain["error"].tolist()
+
+
+def test_a_model_that_is_too_small_for_the_randomization_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for size, layers in ((32, net), (8, nn.Sequential(net, nn.Linear(2, 2), nn.Linear(2, 2)))):
+        small = Classifier(layers, input_size=(size, size))
+        with pytest.raises(ValueError, match="randomization: expected a classifier with an input"):
+            compare(small, Drawn(), METHODS, randomization=True, progress=False)
 
 
 def test_sensitivity_is_that_of_the_method(model: Classifier) -> None:
@@ -143,6 +210,11 @@ def test_text_and_page_say_what_the_table_says(result: Comparison, tmp_path: Pat
         (row,) = [row for row in page.rows if row and row[0] == "bright"]
         assert f"{shown[name]:.3f}{ends}" in row
         assert f"Areas below the curves of {name}: " in (tmp_path / "report.html").read_text()
+    assert "road: probability of the class without the smallest pixels" in text
+    assert "ROAD, largest first" in page.text
+    assert (
+        f"ROAD: bright {table.loc['bright', 'road']:.3f}" in (tmp_path / "report.html").read_text()
+    )
 
 
 def test_the_curves_are_means_over_the_images(result: Comparison) -> None:
@@ -168,12 +240,32 @@ def test_a_run_without_it_says_nothing_of_it_and_is_another(
         compare(model, drawn, METHODS, out=tmp_path / "run", faithfulness=True, progress=False)
 
 
+def test_a_run_of_a_version_without_road_is_read_and_not_gone_on_with(
+    model: Classifier, drawn: Drawn, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"out": tmp_path, "faithfulness": True, "progress": False}
+    compare(model, drawn, METHODS, **given)._store.close()
+    described = tmp_path / "run.json"
+    facts = json.loads(described.read_text("utf-8"))
+    del facts["settings"]["faithfulness"]["road"]
+    described.write_text(json.dumps(facts), encoding="utf-8")
+    with sqlite3.connect(tmp_path / "rows.sqlite") as database:
+        database.execute("ALTER TABLE results DROP COLUMN road")
+    database.close()
+    old = Comparison(tmp_path)
+    assert "road" not in old.table()
+    assert old.table()["deletion"].notna().all()
+    old.to_html(tmp_path / "report.html")
+    with pytest.raises(ValueError, match=r"settings\.faithfulness\.road.*\(none\) there"):
+        compare(model, drawn, METHODS, **given)
+
+
 def test_a_run_of_an_earlier_version_is_read_as_before(
     model: Classifier, drawn: Drawn, tmp_path: Path
 ) -> None:
     before = compare(model, drawn, METHODS, out=tmp_path, progress=False).table()
     database = sqlite3.connect(tmp_path / "rows.sqlite")
-    for column in ("removal", "infidelity", "sensitivity"):
+    for column in MEASURED:
         database.execute(f"ALTER TABLE results DROP COLUMN {column}")
     database.commit()
     database.close()
@@ -202,13 +294,12 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_curves(
             return super().__getitem__(index)
 
     given: dict[str, Any] = {"batch_size": 2, "progress": False}
-    given |= {"faithfulness": True, "sensitivity": True}
+    given |= {"faithfulness": True, "sensitivity": True, "randomization": True}
     whole = compare(model, Drawn(), METHODS, out=tmp_path / "a", **given)
     with pytest.raises(KeyboardInterrupt):
         compare(model, Interrupted(), METHODS, out=tmp_path / "b", **given)
     again = compare(model, Drawn(), METHODS, out=tmp_path / "b", **given)
-    columns = "position, method, removal, infidelity, sensitivity"
-    query = f"SELECT {columns} FROM results ORDER BY position, method"
+    query = f"SELECT position, method, {', '.join(MEASURED)} FROM results ORDER BY position, method"
     assert whole.select(query) == again.select(query)
 
 

@@ -21,7 +21,8 @@ from captum_robust.benchmark.batches import Batch, BatchReader, Loaded
 from captum_robust.data import DataError, Sample, load_dataset
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
-from captum_robust.runs.store import ResultRow, RunStore, pack, unpack
+from captum_robust.runs.rows import ResultRow
+from captum_robust.runs.store import RunStore, pack, unpack
 
 from .conftest import Drawn, centre_heat, make_classifier
 

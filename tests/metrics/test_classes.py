@@ -138,7 +138,7 @@ CASES = {
         F.sensitivity(Brightest(), IMAGES, CLASSES, radius=0.1, samples=3, seed=1).mean(),
     ),
     "randomization": (
-        ModelRandomization("ssim", seed=1),
+        ModelRandomization("ssim", stages=1, seed=1),
         (CONV, CONV, IMAGES, CLASSES),
         F.model_randomization(CONV, CONV, IMAGES, CLASSES, seed=1).ssim.mean(),
     ),

@@ -196,3 +196,16 @@ def test_wrong_arguments_are_named(
         given |= {"explain": lambda x, _: x[:, 0]}
     with pytest.raises(ValueError, match=message):
         call(**given | changes)
+
+
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e30, 3e38])
+def test_the_size_of_a_map_moves_neither_number(net: nn.Module, scale: float) -> None:
+    images, maps = some_images(), some_maps()
+    maps = maps / maps.abs().amax()
+    plain = F.infidelity(net, images, maps, CLASSES)
+    torch.testing.assert_close(F.infidelity(net, images, scale * maps, CLASSES), plain)
+    explain = lambda x, _: x.mean(dim=1) / x.amax()  # noqa: E731
+    plain = F.sensitivity(explain, images, CLASSES)
+    scaled = F.sensitivity(lambda x, y: scale * explain(x, y), images, CLASSES)
+    assert (plain > 0).all()
+    torch.testing.assert_close(scaled, plain, atol=1e-4, rtol=1e-3)

@@ -75,6 +75,26 @@ def test_stages_are_those_of_a_model_that_is_reset_by_hand(net: nn.Module) -> No
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_maps_of_some_stages_are_those_after_so_many_layers(net: nn.Module) -> None:
+    explain, calls = gradients(net), []
+
+    def counted(x: Tensor, target: Tensor) -> Tensor:
+        calls.append(1)
+        return explain(x, target)
+
+    net.eval()
+    every = F.model_randomization(net, explain, IMAGES, CLASSES)
+    original = explain(IMAGES, CLASSES)
+    some = F.model_randomization(net, counted, IMAGES, CLASSES, stages=2, maps=original)
+    assert some.layers == ("3", "0")  # of 5, 3, 1, 0
+    assert some.spearman.equal(every.spearman[[1, 3]])
+    assert some.ssim.equal(every.ssim[[1, 3]])
+    assert len(calls) == 2
+    whole = F.model_randomization(net, explain, IMAGES, CLASSES, stages=1)
+    assert whole.spearman.equal(every.spearman[[3]])
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_every_layer_with_weights_is_changed_last_first_and_put_back(net: nn.Module) -> None:
     before, parameters = state_of(net), list(net.parameters())
     seen: list[set[str]] = []
@@ -146,6 +166,8 @@ def test_wrong_arguments_are_named(net: nn.Module) -> None:
         ({"explain": lambda x, _: x}, ValueError, "maps of explain: expected N×H×W"),
         ({"explain": lambda x, _: x[:1, 0]}, ValueError, "maps of explain: expected 2×H×W"),
         ({"explain": lambda x, _: x[:, 0, :9]}, ValueError, "at least 11×11 pixels"),
+        ({"stages": 5}, ValueError, "stages: expected a whole number from 1 to 4"),
+        ({"maps": IMAGES[:1, 0]}, ValueError, "maps: expected 2×H×W"),
         ({"classes": torch.tensor([0])}, ValueError, "classes: expected 2 indices"),
     ):
         given: dict[str, Any] = {"model": net, "explain": explain, "classes": CLASSES, **changes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -51,6 +52,20 @@ def test_imputed_pixels_solve_the_equations_of_the_paper(share: float) -> None:
         torch.testing.assert_close(imputed[i].double(), expected, atol=2e-4, rtol=0)
     kept = ~hole[:, None].expand_as(images)
     assert imputed[kept].equal(images[kept])
+
+
+def test_a_hole_of_nearly_all_of_a_photograph_takes_a_few_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The image is harmonic but for its border, so that what is imputed is known."""
+    x = torch.arange(150.0)[None, None, None].expand(1, 1, 131, 150)
+    hole = torch.ones(1, 131, 150, dtype=torch.bool)
+    hole[..., [0, -1]] = False  # left and right are left; a ramp is between them
+    module = importlib.import_module("captum_robust.metrics.functional.road")
+    steps, dot = [], module._dot
+    monkeypatch.setattr(module, "_dot", lambda a, b: steps.append(1) or dot(a, b))
+    torch.testing.assert_close(F.linear_imputation(x, hole), x, atol=0.1, rtol=0)
+    assert len(steps) / 4 < 30  # 3 at each step; without the coarser systems 250
 
 
 def test_one_missing_pixel_is_the_weighted_mean_of_eight() -> None:

@@ -138,16 +138,24 @@ def infidelity_of(
     check_shape("maps", maps, "N×" + "×".join(map(str, squares.shape[1:])))
     check_shape("drops", drops, f"{len(maps)}×{len(squares)}")
     whole = squares.flatten(1).to(drops.device, maps.dtype)
-    sums = maps.flatten(1) @ whole.T
+    rows = maps.flatten(1)
+    if normalize:
+        rows = rows / _largest(rows)
+    sums = rows @ whole.T
     falls = drops.to(sums.dtype)
     if normalize:
-        # By its largest sum first: squares of tiny sums would be 0.
-        largest = sums.abs().amax(dim=1, keepdim=True)
-        sums = sums / torch.where(largest > 0, largest, 1)
+        # By its largest sum too: squares of tiny sums would be 0.
+        sums = sums / _largest(sums)
         length = sums.square().sum(dim=1, keepdim=True)
         scale = (sums * falls).sum(dim=1, keepdim=True) / torch.where(length > 0, length, 1)
         sums = scale * sums
     return (sums - falls).square().mean(dim=1).float()
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """N×1: the largest magnitude in each row of N×K, 1 where all are 0."""
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    return torch.where(largest > 0, largest, 1)
 
 
 def infidelity(
@@ -216,6 +224,8 @@ def sensitivity(
         return made.detach().flatten(1)
 
     first = explained(copies_of(images)) if maps is None else check_maps(maps).flatten(1)
+    scale = _largest(first)  # squares of very large or small values would leave the range
+    first = first / scale
     length = first.norm(dim=1)
     length = torch.where(length > 0, length, 1)
     largest = torch.zeros_like(length)
@@ -223,5 +233,5 @@ def sensitivity(
         noise = torch.empty(1, *images.shape[1:]).uniform_(-radius, radius, generator=generator)
         moved = explained(images.detach() + noise.to(images)).to(first)
         check(moved.shape == first.shape, "maps: expected those of explain, got others")
-        largest = torch.maximum(largest, (first - moved).norm(dim=1) / length)
+        largest = torch.maximum(largest, (first - moved / scale).norm(dim=1) / length)
     return largest.float()

@@ -15,7 +15,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from captum_robust._checks import check, check_callable, check_choice, check_shape, check_type
+from captum_robust._checks import (
+    check,
+    check_callable,
+    check_choice,
+    check_count,
+    check_shape,
+    check_type,
+)
 from captum_robust._contexts import evaluation, restored, seeded, without_new_gradients
 from captum_robust._processes import device_of
 from captum_robust._scores import copies_of
@@ -29,10 +36,10 @@ Explain: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class RandomizationScores:
-    """The outcome of :func:`model_randomization`, after each of L layers."""
+    """The outcome of :func:`model_randomization`, after each of L layers, or groups of them."""
 
     layers: tuple[str, ...]
-    """L names, in the order in which the layers lost their weights."""
+    """L names, in the order in which the layers lost their weights; the last of each group."""
     spearman: Tensor
     """L×N float64 in [-1, 1], the rank correlation of each map with the original one."""
     ssim: Tensor
@@ -59,6 +66,8 @@ def model_randomization(
     classes: Tensor,
     *,
     layers: Sequence[str] | None = None,
+    stages: int | None = None,
+    maps: Tensor | None = None,
     seed: int = 0,
 ) -> RandomizationScores:
     """Return how far the maps stay the same while the model loses its weights, last layer first.
@@ -76,6 +85,9 @@ def model_randomization(
         classes: N class indices.
         layers: names of ``model.named_modules()``, in the order in which they are randomised; None:
             :func:`layers_with_weights`.
+        stages: how often maps are made: after so many groups of layers, as equal as they can be,
+            the last after all of them; None: after each layer.
+        maps: those of the model as it is, where they are known already.
         seed: of the new weights; the same seed gives the same ones. Torch's own random state is
             left as it was.
 
@@ -94,22 +106,30 @@ def model_randomization(
     for name in names:
         check_choice("layers", name, known)
     parts = [model.get_submodule(name) for name in names]
+    count = len(names) if stages is None else check_count("stages", stages, 1, len(names))
+    ends = [round((stage + 1) * len(names) / count) - 1 for stage in range(count)]
 
-    def maps() -> Tensor:
-        made = check_maps(explain(copies_of(images), classes.clone()), "maps of explain")
-        check_shape("maps of explain", made, f"{len(images)}×H×W")
+    def checked(made: Tensor, name: str) -> Tensor:
+        check_shape(name, made := check_maps(made, name), f"{len(images)}×H×W")
         return made
+
+    def explained() -> Tensor:
+        return checked(explain(copies_of(images), classes.clone()), "maps of explain")
 
     spearman, ssim = [], []
     with evaluation(model), without_new_gradients(model), restored(parts):
-        original = maps()
-        for stage, part in enumerate(parts):
-            with seeded((seed + stage) % 2**63, device_of(model)):
+        original = explained() if maps is None else checked(maps, "maps")
+        for number, part in enumerate(parts):
+            with seeded((seed + number) % 2**63, device_of(model)):
                 _randomize(part)
-            now = maps()
+            if number not in ends:
+                continue
+            now = explained()
             spearman.append(spearman_correlation(original, now))
             ssim.append(structural_similarity(original, now))
-    return RandomizationScores(names, torch.stack(spearman), torch.stack(ssim))
+    return RandomizationScores(
+        tuple(names[end] for end in ends), torch.stack(spearman), torch.stack(ssim)
+    )
 
 
 @torch.no_grad()
