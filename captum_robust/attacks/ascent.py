@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_robust._captum import format_tensor_into_tuples
 from captum_robust._checks import check, check_callable, check_choice, check_count, check_number
 from captum_robust._contexts import seeded
+from captum_robust._progress import counted
 from captum_robust._scores import check_rivals
 from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.losses import LOSSES, LossFunction, Reading
@@ -35,7 +36,7 @@ def ascend(
             where none goes on.
         move: (iterates, gradients) -> the next iterates.
     """
-    for step in range(steps):
+    for step in counted(range(steps), "step", None, "attack"):
         seen = look(x, step)
         if seen is None:
             break
@@ -146,7 +147,7 @@ class GradientAscent(Stepping):
         generator = self._generator()
         if self.random_start or self.transform is not None:
             victim.scores(victim.x, victim.everyone)
-        for restart in range(self.restarts):
+        for restart in counted(range(self.restarts), "restart", None, "attack"):
             rows = victim.everyone
             if victim.knows_labels and self.early_stop:
                 rows = (~(victim.already | victim.fooled)).nonzero()[:, 0]

@@ -80,8 +80,9 @@ def locate(options: LocateOptions) -> None:
     target = class_number(model, options.target, "target")
     names = list(model.class_names or ())
     coco, failed = CocoFile(names), 0
+    shown = len(files) > 1 or None
     located = located_files(
-        locator, files, target=target, batch_size=options.batch_size, progress=len(files) > 1
+        locator, files, target=target, batch_size=options.batch_size, progress=shown
     )
     for one in located:
         failed += bool(one.error)

@@ -45,7 +45,8 @@ class ImageStream:
         images: all that :func:`captum_robust.benchmark.compare` takes for a data set: a folder, a
             data set, tensors 3×H×W, pictures, pairs with labels.
         batch_size: images that the network gets at once.
-        progress: whether a bar on standard error shows how far it is.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
         reads: functions of a sample whose results are wanted too; a ``DataError`` of one makes its
             image unusable.
 
@@ -60,7 +61,7 @@ class ImageStream:
         images: Any,
         *,
         batch_size: int = 16,
-        progress: bool = False,
+        progress: bool | None = None,
         reads: tuple[Read, ...] = (),
     ) -> None:
         self.batch_size = check_count("batch_size", batch_size, 1)

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from captum_robust._checks import check
+from captum_robust._progress import counted
 from captum_robust.metrics.functional import RemovalCurve, bootstrap_interval
 from captum_robust.report.results import CLEAN, Results
 from captum_robust.runs.store import unpack
@@ -73,7 +74,7 @@ def image_areas(results: Results, stop: int) -> Iterator[pd.DataFrame]:
 def mean_curves(results: Results) -> pd.DataFrame:
     """Return the mean curves of each method: ``method``, ``curve``, ``share``, ``probability``."""
     parts = [pd.DataFrame(columns=["method", "curve", "share", "probability"])]
-    for method in results.methods:
+    for method in counted(results.methods, "method", None, "curves"):
         for name, curve in removal_of(results, method)[1].items():
             mean = {"share": curve.share, "probability": curve.probability.double().mean(dim=0)}
             parts.append(pd.DataFrame({"method": method, "curve": name, **mean}))

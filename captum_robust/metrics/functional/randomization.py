@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from captum_robust._checks import check, check_callable, check_choice, check_shape, check_type
 from captum_robust._contexts import evaluation, restored, seeded, without_new_gradients
 from captum_robust._processes import device_of
+from captum_robust._progress import counted
 from captum_robust._scores import copies_of
 from captum_robust.metrics.functional._validate import check_maps, check_seed
 from captum_robust.metrics.functional.saliency import check_question
@@ -103,7 +104,7 @@ def model_randomization(
     spearman, ssim = [], []
     with evaluation(model), without_new_gradients(model), restored(parts):
         original = maps()
-        for stage, part in enumerate(parts):
+        for stage, part in enumerate(counted(parts, "layer", None, "randomization")):
             with seeded((seed + stage) % 2**63, device_of(model)):
                 _randomize(part)
             now = maps()
