@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from captum_robust._checks import check, check_type, printable
+from captum_robust._orientation import turned_boxes
 from captum_robust.data.images import load_oriented
-from captum_robust.data.orientation import turned_boxes
 from captum_robust.data.sample import DataError
 
 _PATHS = ("path", "file")

@@ -29,14 +29,14 @@ from torch.utils.data import (
 )
 
 from captum_robust._checks import check, shape_or_type, unknown_name
+from captum_robust._orientation import orientation_of, turned_boxes
 from captum_robust.data.classes import ClassIndex, imagenet_names, is_numbered
 from captum_robust.data.dataset import LocalizationDataset
 from captum_robust.data.files import existing
 from captum_robust.data.folder import ImageFolder
 from captum_robust.data.frames import FrameImages, are_boxes, boxes_of, is_frame
 from captum_robust.data.given_forms import as_pairs, in_usual_form
-from captum_robust.data.images import orientation_of, pixels_of
-from captum_robust.data.orientation import turned_boxes
+from captum_robust.data.images import pixels_of
 from captum_robust.data.renumbered import renumbered
 from captum_robust.data.sample import DataError, Sample
 

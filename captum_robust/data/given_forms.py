@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
+from captum_robust._orientation import turned_boxes
 from captum_robust.data.frames import boxes_of
 from captum_robust.data.images import load_oriented
-from captum_robust.data.orientation import turned_boxes
 
 _IMAGE_KEYS = ("image", "img")
 _LABEL_WORDS = ("label", "target", "class")
