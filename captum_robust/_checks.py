@@ -241,13 +241,13 @@ def check_numbers_below(name: str, numbers: Tensor, count: int) -> int:
     return int(highest)
 
 
-def checked_bounds(bounds: Any) -> tuple[float, float]:
+def checked_bounds(bounds: Any, name: str = "bounds") -> tuple[float, float]:
     """Two finite numbers, the lower one first; inputs without bounds have None instead."""
     numbers = [as_number(b) for b in bounds] if isinstance(bounds, (tuple, list)) else []
     # Their distance is finite too, which attacks measure by.
     if len(numbers) != 2 or not 0 < numbers[1] - numbers[0] < math.inf:
         expected = "two finite numbers (lowest, highest), or None where there are no bounds"
-        raise ValueError(f"bounds: expected {expected}, got {bounds!r}")
+        raise ValueError(f"{name}: expected {expected}, got {bounds!r}")
     return numbers[0], numbers[1]
 
 

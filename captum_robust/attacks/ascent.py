@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from captum_robust._captum import format_tensor_into_tuples
-from captum_robust._checks import check, check_callable, check_choice, check_count, check_number
+from captum_robust._checks import (
+    check,
+    check_callable,
+    check_choice,
+    check_count,
+    check_number,
+    checked_bounds,
+)
 from captum_robust._contexts import seeded
 from captum_robust._progress import counted
 from captum_robust._scores import check_rivals
@@ -109,9 +116,15 @@ class GradientAscent(Stepping):
     keep_best: bool = True
     quantize: bool = True
     seed: int | None = 0
+    lower_bound: float | None = None
+    upper_bound: float | None = None
 
     def __post_init__(self) -> None:
+        ends = self.lower_bound, self.upper_bound
+        if ends != (None, None):
+            self.bounds = self._bounds_by_captums_names(*ends)
         super().__post_init__()
+        del self.lower_bound, self.upper_bound  # the class says None; vars() tell attacks apart
         check_count("restarts", self.restarts, 1)
         check_count("samples", self.samples, 1)
         check_number("momentum", self.momentum, 0)
@@ -120,6 +133,15 @@ class GradientAscent(Stepping):
         check_callable("transform", self.transform, optional=True)
         can_draw = self.samples == 1 or self.transform is not None
         check(can_draw, f"samples: expected 1 without a transform to draw, got {self.samples}")
+
+    def _bounds_by_captums_names(
+        self, lower: float | None, upper: float | None
+    ) -> tuple[float, float] | None:
+        is_usual = self.bounds == GradientAscent.bounds
+        check(is_usual, "lower_bound, upper_bound: bounds is the same; give one", TypeError)
+        low, high = -math.inf if lower is None else lower, math.inf if upper is None else upper
+        has_bounds = (low, high) != (-math.inf, math.inf)
+        return checked_bounds((low, high), "lower_bound, upper_bound") if has_bounds else None
 
     def _losses(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
         """The n losses of scores n×K; of the cross-entropy the logarithms."""
