@@ -14,7 +14,9 @@ from captum_robust._contexts import probing
 from captum_robust._processes import device_of
 from captum_robust._progress import progress_bar
 from captum_robust.data import DataError, Sample, fitted
+from captum_robust.data.contents import checksums_of
 from captum_robust.data.given import sample_source
+from captum_robust.data.renumbered import Renumbered
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
 
@@ -73,6 +75,11 @@ class ImageStream:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def checksums(self) -> dict[str, int | None]:
+        """What tells these images from others of the same names; None: a file is not there now."""
+        source = self._source
+        return checksums_of(source.samples if isinstance(source, Renumbered) else source, len(self))
 
     def name_of(self, position: int) -> str:
         """The id of an image."""

@@ -204,6 +204,28 @@ def test_a_stopped_tour_goes_on_and_gives_the_same(
         tour(colour_net(), **options)
 
 
+def test_a_tour_begins_anew_where_an_image_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_robust.inspection.progress.SAVED_EVERY", 1)
+    for i in range(4):
+        save(tmp_path / "photos" / f"{i}.png", block(RED, i, i, 6, 5))
+    options: dict[str, Any] = {"layers": ["units"], "top": 3, "batch_size": 1}
+    options |= {"images": tmp_path / "photos", "folder": tmp_path / "out"}
+    seen: list[int] = []
+    stopping(monkeypatch, seen, after=2)
+    with pytest.raises(KeyboardInterrupt):
+        tour(colour_net(), **options)
+    save(tmp_path / "photos" / "0.png", block(BLUE, 3, 3, 9, 9))
+    with pytest.warns(UserWarning, match=r"^images: their files have changed; begun anew$"):
+        found = tour(colour_net(), **options)
+    assert seen == [0, 1, -1, 0, 1, 2, 3]
+    expected = tour(colour_net(), **options | {"folder": None})
+    values = [one.stops[0].patches.values for one in (found, expected)]
+    torch.testing.assert_close(*values, rtol=0, atol=0, equal_nan=True)
+    assert values[0][1, 0] == 1  # blue is in the image that came
+
+
 def test_the_command_goes_on_and_leaves_the_page_only(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
