@@ -95,6 +95,8 @@ def sample_source(
     if isinstance(data, LocalizationDataset):
         return renumbered(data, class_names)  # type: ignore[no-any-return]
     if isinstance(data, (str, Path)):
+        advice = "a folder of images; of another data set give load_dataset(kind, path)"
+        existing(data, "folder", advice)
         return folder_of_model(Path(data), class_names, count_classes)
     items = _loaders_items(data) if isinstance(data, DataLoader) else data
     if isinstance(items, LocalizationDataset):
@@ -423,9 +425,6 @@ def folder_of_model(
 
     ``options`` are those of :class:`ImageFolder`; the rest is as for :func:`sample_source`.
     """
-    existing(
-        root, "folder", "a folder of images; of another data set give load_dataset(kind, path)"
-    )
     class_names = _said_names(class_names)
     known = _known_names(class_names, count_classes)
     images = ImageFolder(root, labels=None, class_names=known, **options)

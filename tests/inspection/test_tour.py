@@ -126,6 +126,11 @@ def test_the_tour_agrees_with_its_parts(tmp_path: Path) -> None:
     assert found.neighbours.same_class == pytest.approx(8 / 20)
     page = write_tour(found, tmp_path / "tour.html").read_text("utf-8")
     assert "40 % of the nearest neighbours are of the same class" in page
+    assert "A frame has the colour of its class." in page
+    bare = tour(colour_net(), images, ["units"], points=5, batch_size=3)
+    page = write_tour(bare, tmp_path / "tour.html").read_text("utf-8")
+    assert "Near images are alike to the network." in page
+    assert "colour of its class" not in page  # none is known
 
 
 def test_concepts_that_never_occur_are_said(tmp_path: Path) -> None:
