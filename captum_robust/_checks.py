@@ -256,13 +256,13 @@ def check_numbers_below(name: str, numbers: Tensor, count: int) -> int:
     return int(highest)
 
 
-def checked_bounds(bounds: Any) -> tuple[float, float]:
+def checked_bounds(bounds: Any, name: str = "bounds") -> tuple[float, float]:
     """Two finite numbers, the lower one first; inputs without bounds have None instead."""
     numbers = [as_number(b) for b in bounds] if isinstance(bounds, (tuple, list)) else []
     # Their distance is finite too, which attacks measure by.
     if len(numbers) != 2 or not 0 < numbers[1] - numbers[0] < math.inf:
         expected = "two finite numbers (lowest, highest), or None where there are no bounds"
-        raise ValueError(f"bounds: expected {expected}, got {bounds!r}")
+        raise ValueError(f"{name}: expected {expected}, got {bounds!r}")
     return numbers[0], numbers[1]
 
 
@@ -366,6 +366,8 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:
 
     >>> str(unknown_name("method", "robust_can", ["robust_cam", "occlusion"]))
     "method: expected one of occlusion, robust_cam, got 'robust_can'; did you mean 'robust_cam'?"
+    >>> str(unknown_name("class", "cat", [*map(str, range(9)), "Egyptian cat", "caravan"]))
+    "class: expected one of 11, got 'cat'; did you mean 'Egyptian cat'?"
     >>> str(unknown_name("class", "dog", []))
     "class: expected nothing, for there are none, got 'dog'"
     """
@@ -373,13 +375,15 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> ValueError:
     if not known:
         return ValueError(refusal(f"{what}: expected nothing, for there are none, {got}"))
     given = str(name)[:_LONGEST]
-    near = get_close_matches(given, known, n=3, cutoff=0.5)
+    near = [n for n in known if given.lower() in re.split(r"[\W_]+", n.lower())]
+    near = near or get_close_matches(given, known, n=3, cutoff=0.5)
     near = near or get_close_matches(given.lower(), known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    hint = f"; did you mean {' or '.join(repr(n) for n in near[:3])}?" if near else ""
     if len(known) <= 8:
         return ValueError(refusal(f"{what}: expected one of {', '.join(known)}, {got}{hint}"))
     listing = ", ".join(known if len(known) <= 24 else [*known[:24], "…"])
-    return ValueError(refusal(f"{what}: expected one of {len(known)}, {got}{hint} ({listing})"))
+    hint = hint or f" ({listing})"
+    return ValueError(refusal(f"{what}: expected one of {len(known)}, {got}{hint}"))
 
 
 def checked_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:

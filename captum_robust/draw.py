@@ -26,6 +26,7 @@ from captum_robust._checks import (
     known_name,
 )
 from captum_robust._files import write_whole
+from captum_robust._orientation import orientation_of, turned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,8 +104,9 @@ def overlay(
     """A heat map of any size and range over an image, uint8 H×W×3; of a batch N×H×W×3.
 
     Args:
-        image: a tensor 3×H×W or 1×H×W in [0, 1], an image of PIL of 8 bits as it is stored,
-            or an array H×W×3 or H×W×1, uint8 or in [0, 1]; or a batch N×C×H×W.
+        image: a tensor 3×H×W or 1×H×W in [0, 1], an image of PIL of 8 bits, or an array H×W×3 or
+            H×W×1, uint8 or in [0, 1]; or a batch N×C×H×W. That of PIL is turned upright as its
+            EXIF tag says, and laid over white where it is transparent, as all images here are.
         heat: h×w, 1×h×w or 1×1×h×w; of a batch N×h×w or N×1×h×w. It is resized to the image, over
             the whole of which it lies. An attribution of several channels is summed first.
         alpha: the heat map's share of the colour, in [0, 1].
@@ -139,10 +141,16 @@ def overlay(
 def _given_pixels(image: Any) -> Any:
     """The image in one of the forms that :func:`as_rgb` takes."""
     if hasattr(image, "convert"):  # of PIL
+        from PIL import Image
+
         advice = "give it as captum_robust.data.load_image gives it"
         is_usual = not image.mode.startswith(("I", "F"))  # Pillow would cut the range off at 255
         check(is_usual, f"image: expected 8 bits a channel, got the mode {image.mode}; {advice}")
-        return np.asarray(image.convert("RGB"))
+        image.load()  # a TIFF is turned upright here
+        above = image.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
+        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        return turned(pixels, orientation_of(image)).permute(1, 2, 0).numpy()
     if isinstance(image, np.ndarray) and image.ndim == 3:
         image = image.repeat(3, axis=2) if image.shape[2] == 1 else image
         if image.dtype.kind == "f":

@@ -1,7 +1,8 @@
-"""What the tests of several commands share."""
+"""What the tests of several commands share, and the kernel of notebooks."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,3 +27,15 @@ def run(
         return int(exit_.value.code or 0), out, err
 
     return call
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a kernel of notebooks that is this interpreter, whatever the machine has."""
+    folder = tmp_path / "kernels" / "this-interpreter"
+    folder.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    specification = {"argv": argv, "display_name": "this interpreter", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(specification), encoding="utf-8")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    return "this-interpreter"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -80,25 +84,15 @@ def test_the_page_is_for_this_machine_only(page: Any, outside: list[Any]) -> Non
     assert outside == []
 
 
-def test_a_notebook_shows_it_below_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[Any] = []
-    monkeypatch.setattr("gradio.utils.ipython_check", lambda: True)
-    monkeypatch.setattr("IPython.display.display", shown.append)
-    opened = explorer(classifier_of(), ["saliency"])
-    opened.close()
-    (frame,) = shown
-    assert f'<iframe src="{opened.url}"' in frame.data
-
-
 def test_a_port_that_is_taken_is_one_line(page: Any) -> None:
     port = int(page.url.rstrip("/").rpartition(":")[2])
     with pytest.raises(OSError, match=f"^port {port} is taken; give another$"):
         explorer(classifier_of(), ["saliency"], port=port)
 
 
-@pytest.fixture
-def tab(page: Any) -> Iterator[Any]:
-    """The page in Chromium; what leaves the machine or is complained of fails the test."""
+@contextmanager
+def chromium(url: str) -> Iterator[Any]:
+    """A tab of Chromium; a request to another place than ``url`` fails, as a complaint does."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -116,11 +110,18 @@ def tab(page: Any) -> Iterator[Any]:
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-        tab.goto(page.url)
         yield tab
         opened.close()
-    assert [u for u in requests if not u.startswith((page.url, "data:", "blob:"))] == []
+    assert [u for u in requests if not u.startswith((url, "data:", "blob:"))] == []
     assert complaints == []
+
+
+@pytest.fixture
+def tab(page: Any) -> Iterator[Any]:
+    """The page in Chromium."""
+    with chromium(page.url) as tab:
+        tab.goto(page.url)
+        yield tab
 
 
 def upload(tab: Any, data: bytes, name: str = "a photo.png") -> None:
@@ -183,6 +184,56 @@ def test_upload_choose_attack_defend_and_export(
     # Nothing was kept, and nothing left the machine.
     assert [f for f in (tmp_path / "gradio").rglob("*") if f.is_file()] == []
     assert outside == []
+
+
+CELLS = (
+    "from captum_robust.show import explorer\n"
+    "from tests.networks import classifier_of\n"
+    "opened = explorer(classifier_of(), ['grad_cam', 'robust_cam'])\n"
+    "opened",
+    "opened.close()",
+)
+
+
+@pytest.fixture
+def cell(kernel: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The cell of a notebook that has opened the explorer; its kernel runs until the test ends."""
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+    cells = [nbformat.v4.new_code_cell(text) for text in CELLS]
+    client = nbclient.NotebookClient(
+        nbformat.v4.new_notebook(cells=cells), timeout=120, kernel_name=kernel
+    )
+    with client.setup_kernel():
+        client.execute_cell(cells[0], 0)
+        yield cells[0]
+        client.execute_cell(cells[1], 1)
+    assert cells[1].outputs == []
+
+
+def test_a_notebook_shows_it_below_the_cell(cell: Any) -> None:
+    frame, said = cell.outputs  # and nothing on standard error
+    (url,) = re.findall(r'<iframe src="(http://127\.0\.0\.1:\d+/)"', frame.data["text/html"])
+    assert said.data["text/plain"] == f"explorer at {url}"
+    with urlopen(f"{url}config") as answer:
+        titles = [part["props"].get("label") for part in json.load(answer)["components"]]
+    assert {"Photograph", "Camera", "Attack"} <= set(titles)
+
+
+@pytest.mark.browser
+def test_below_the_cell_a_photograph_is_explained_and_attacked(cell: Any) -> None:
+    html = cell.outputs[0].data["text/html"]
+    with chromium(re.findall(r'src="([^"]+)"', html)[0]) as tab:
+        tab.set_content(f"<body style='width: 800px'>{html}")
+        frame = tab.frame_locator("iframe")
+        photo = {"name": "a photo.png", "mimeType": "image/png", "buffer": a_photo()}
+        frame.locator("input[type=file]").set_input_files(photo)
+        frame.locator(".explored .panel").nth(3).wait_for()
+        frame.get_by_text("another class (PGD)").click()
+        frame.locator(".explored.attacked").wait_for()
+        width = frame.locator("html").evaluate("page => page.scrollWidth")
+        assert width <= 800
 
 
 @pytest.mark.browser

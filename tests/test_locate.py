@@ -339,8 +339,12 @@ def test_the_command_prints_boxes_and_goes_on_after_a_broken_file(run: Run, tmp_
     code, out, _ = run(folder / "0.png", *model, "--target", "ray")
     assert code == 0
     assert "ray  [" in out
-    code, _, err = run(folder / "torn.png", *model)
-    assert code == 2
+    code, out, err = run(folder / "torn.png", *model)
+    assert (code, out) == (2, "")
+    said = [line for line in err.splitlines() if line.startswith("captum-robust: ")]
+    assert said == [
+        f"captum-robust: error: {folder / 'torn.png'}: not an image that Pillow can read (4 bytes)"
+    ]
     code, _, err = run(folder, *model, "--coco", folder / "0.png")
     assert code == 2
     assert "is one of the images" in err

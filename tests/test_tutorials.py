@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -71,21 +70,14 @@ def test_other_text_is_no_machine_path(text: str) -> None:
 @pytest.mark.notebook
 @pytest.mark.timeout(900)
 @every_notebook
-def test_the_tutorial_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A kernel specification of this interpreter, found before any that the machine has.
-    kernel = tmp_path / "kernels" / "this-interpreter"
-    kernel.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    specification = {"argv": argv, "display_name": "this interpreter", "language": "python"}
-    (kernel / "kernel.json").write_text(json.dumps(specification), encoding="utf-8")
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+def test_the_tutorial_runs(path: Path, tmp_path: Path, kernel: str) -> None:
     # Run elsewhere: a tutorial reads and writes nothing beside itself.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     nbclient.NotebookClient(
         nbformat.read(path, as_version=4),
         timeout=300,
-        kernel_name="this-interpreter",
+        kernel_name=kernel,
         resources={"metadata": {"path": str(elsewhere)}},
     ).execute()
     assert not list(elsewhere.iterdir())

@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from captum_robust._captum import format_tensor_into_tuples
-from captum_robust._checks import check, check_callable, check_choice, check_count, check_number
+from captum_robust._checks import (
+    check,
+    check_callable,
+    check_choice,
+    check_count,
+    check_number,
+    checked_bounds,
+)
 from captum_robust._contexts import seeded
+from captum_robust._progress import counted
 from captum_robust._scores import check_rivals
 from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.losses import LOSSES, LossFunction, Reading
@@ -35,7 +43,7 @@ def ascend(
             where none goes on.
         move: (iterates, gradients) -> the next iterates.
     """
-    for step in range(steps):
+    for step in counted(range(steps), "step", None, "attack"):
         seen = look(x, step)
         if seen is None:
             break
@@ -108,9 +116,15 @@ class GradientAscent(Stepping):
     keep_best: bool = True
     quantize: bool = True
     seed: int | None = 0
+    lower_bound: float | None = None
+    upper_bound: float | None = None
 
     def __post_init__(self) -> None:
+        ends = self.lower_bound, self.upper_bound
+        if ends != (None, None):
+            self.bounds = self._bounds_by_captums_names(*ends)
         super().__post_init__()
+        del self.lower_bound, self.upper_bound  # the class says None; vars() tell attacks apart
         check_count("restarts", self.restarts, 1)
         check_count("samples", self.samples, 1)
         check_number("momentum", self.momentum, 0)
@@ -119,6 +133,15 @@ class GradientAscent(Stepping):
         check_callable("transform", self.transform, optional=True)
         can_draw = self.samples == 1 or self.transform is not None
         check(can_draw, f"samples: expected 1 without a transform to draw, got {self.samples}")
+
+    def _bounds_by_captums_names(
+        self, lower: float | None, upper: float | None
+    ) -> tuple[float, float] | None:
+        is_usual = self.bounds == GradientAscent.bounds
+        check(is_usual, "lower_bound, upper_bound: bounds is the same; give one", TypeError)
+        low, high = -math.inf if lower is None else lower, math.inf if upper is None else upper
+        has_bounds = (low, high) != (-math.inf, math.inf)
+        return checked_bounds((low, high), "lower_bound, upper_bound") if has_bounds else None
 
     def _losses(self, victim: Victim, scores: Tensor, rows: Tensor) -> Tensor:
         """The n losses of scores n×K; of the cross-entropy the logarithms."""
@@ -146,7 +169,7 @@ class GradientAscent(Stepping):
         generator = self._generator()
         if self.random_start or self.transform is not None:
             victim.scores(victim.x, victim.everyone)
-        for restart in range(self.restarts):
+        for restart in counted(range(self.restarts), "restart", None, "attack"):
             rows = victim.everyone
             if victim.knows_labels and self.early_stop:
                 rows = (~(victim.already | victim.fooled)).nonzero()[:, 0]

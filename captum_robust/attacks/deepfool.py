@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check_count, check_number
+from captum_robust._progress import counted
 from captum_robust._scores import check_rivals
 from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.losses import others_of
@@ -105,7 +106,7 @@ class DeepFool(Attack):
             return victim.within(plus(take_each(victim.x, rows), steps))
 
         rows = victim.everyone
-        for iteration in range(self.max_iterations + 1):
+        for iteration in counted(range(self.max_iterations + 1), "iteration", None, "DeepFool"):
             is_last = iteration == self.max_iterations
             point = Point(victim, moved(rows), rows, graph=not is_last)
             if iteration == 0:

@@ -258,12 +258,13 @@ class MapElites:
         copies = {name: getattr(self._elites, name).clone() for name in tensors}
         return replace(self._elites, **copies)
 
-    def run(self, generations: int, *, progress: bool = False) -> Elites:
+    def run(self, generations: int, *, progress: bool | None = None) -> Elites:
         """So many generations more.
 
         Args:
             generations: each costs one forward pass of ``batch_size`` images.
-            progress: show a bar.
+            progress: show a bar on standard error; None: after two seconds, on a terminal or
+                in a notebook.
 
         Raises:
             ValueError: scores that are not N×K, or NaN or infinity among them; a class that the
@@ -328,7 +329,7 @@ def map_elites(
     shape: Sequence[int],
     *,
     generations: int = 1000,
-    progress: bool = False,
+    progress: bool | None = None,
     **options: Any,
 ) -> Elites:
     """An elite image for each class, in one call.

@@ -64,6 +64,8 @@ class PGD(GradientAscent):
             allows. False: every sample takes all steps, also one that was misclassified to begin
             with.
         keep_best: return the iterate with the highest loss (targeted: lowest) instead of the last.
+        lower_bound, upper_bound: ``bounds`` by the names of ``captum.robust.PGD``; both or none,
+            where minus and plus infinity are none.
 
     >>> model = torch.nn.Linear(3, 2, bias=False)
     >>> model.weight.data = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
@@ -156,7 +158,7 @@ class FGSM(PlainAscent):
     Args:
         forward_func, bounds, quantize: see :mod:`captum_robust.attacks`.
         epsilon: length of the step in units of the inputs.
-        norm, loss, loss_func: as for :class:`PGD`.
+        norm, loss, loss_func, lower_bound, upper_bound: as for :class:`PGD`.
         early_stop: a sample that is misclassified to begin with stays as it is.
     """
 

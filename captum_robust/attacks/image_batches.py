@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from captum_robust._checks import (
     check_type,
     shape_or_type,
 )
-from captum_robust._progress import progress_bar
+from captum_robust._progress import counted
 from captum_robust._scores import (
     at_least_float,
     model_scores,
@@ -48,26 +48,24 @@ def image_batches(
     bounds: tuple[float, float] | None,
     batch_size: int | None = None,
     number: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Iterator[Tensor]:
     """The checked mini-batches of pass ``number``, at least one."""
     is_empty = True
-    total = len(loader) if isinstance(loader, Sized) else None
-    with progress_bar(total, "batch", progress, f"pass {number + 1}") as advance:
-        for place, batch in enumerate(loader):
-            x = batch[0] if isinstance(batch, (tuple, list)) and len(batch) > 0 else batch
-            where = f"loader, batch {place}"
-            check_type(where, x, Tensor, "images N×C×H×W")
-            check(x.ndim >= 2, f"{where}: expected images N×C×H×W, got shape {tuple(x.shape)}")
-            x = x.detach()
-            try:
-                check_batch((x,))
-                check_inputs((x,), bounds)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{where}, {error}") from None
-            is_empty = False
-            yield from torch.split(without_inference(x), batch_size or len(x))
-            advance(1)
+    batches = counted(loader, "batch", progress, f"pass {number + 1}")
+    for place, batch in enumerate(batches):
+        x = batch[0] if isinstance(batch, (tuple, list)) and len(batch) > 0 else batch
+        where = f"loader, batch {place}"
+        check_type(where, x, Tensor, "images N×C×H×W")
+        check(x.ndim >= 2, f"{where}: expected images N×C×H×W, got shape {tuple(x.shape)}")
+        x = x.detach()
+        try:
+            check_batch((x,))
+            check_inputs((x,), bounds)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{where}, {error}") from None
+        is_empty = False
+        yield from torch.split(without_inference(x), batch_size or len(x))
     later = f"exhausted, no images in pass {number + 1}; it must start anew each pass"
     check(not is_empty, f"loader: {later if number else 'no images'}")
 

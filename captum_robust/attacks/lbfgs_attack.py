@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check_count, check_number
+from captum_robust._progress import counted
 from captum_robust._scores import at_least_float, check_rivals
 from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.losses import cross_entropy, others_of
@@ -75,7 +76,8 @@ class LBFGSAttack(Attack):
         rows = (~victim.already).nonzero()[:, 0]
         c = torch.full_like(value, self.constant)
         fools, fails = torch.zeros_like(c), torch.full_like(c, torch.inf)
-        for _ in range(self.searches if len(rows) > 0 else 0):
+        searches = range(self.searches if len(rows) > 0 else 0)
+        for _ in counted(searches, "search", None, "L-BFGS attack"):
             minimum = minimize(
                 partial(objective.evaluate, rows, c[rows]),
                 take(objective.x, rows),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_robust._captum import format_tensor_into_tuples
 from captum_robust._checks import check, check_batch, check_choice, check_count
+from captum_robust._progress import counted
 from captum_robust.attacks.image_batches import class_scores
 from captum_robust.attacks.norms import Tensors
 from captum_robust.draw import blank_figure
@@ -162,7 +163,7 @@ def rank_analysis(
     expected = f"the shapes {shapes[0]} of clean"
     check(shapes[0] == shapes[1], f"adversarial: expected {expected}, got {shapes[1]}")
     parts = []
-    for start in range(0, n, batch_size or n):
+    for start in counted(range(0, n, batch_size or n), "batch", None, "ranks"):
         rows = slice(start, start + (batch_size or n))
         orders = [
             _order(forward_func, tuple(x[rows] for x in inputs), start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_robust._progress import counted
 from captum_robust.attacks.norms import Norm, Tensors, minus, per_sample, plus, scaled
 from captum_robust.attacks.victim import Victim, leads_of, put_each, take, take_each
 
@@ -75,7 +76,8 @@ class Segment:
         below, above = low[rows], high[rows]
         # How far from 0 the margins are; both ends of a bracket have some.
         short, over = at_low[rows].clamp(max=-1e-12).neg(), at_high[rows].clamp(min=1e-12)
-        for _ in range(passes if len(rows) > 0 else 0):
+        steps = range(passes if len(rows) > 0 else 0)
+        for _ in counted(steps, "step", None, "smallest change"):
             # False position, a tenth towards the end that fools. The end that stays gets less
             # weight, or it could stay for ever (the Illinois variant).
             share = (0.1 + 0.9 * short / (short + over)).clamp(0.1, 0.95)

@@ -27,6 +27,7 @@ from captum_robust._checks import (
     checked_bounds,
 )
 from captum_robust._contexts import seeded
+from captum_robust._progress import counted
 from captum_robust._scores import warn_of_probabilities, without_inference
 from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.backward import gradients_or_zeros, no_gradient
@@ -160,7 +161,7 @@ class SubstituteAttack(Perturbation):
                 x = x[: int(min(len(x), self.queries_left))]
                 labels = self._ask(x, batch_size)
                 known = 0
-                for number in range(rounds):
+                for number in counted(range(rounds), "round", None, "substitute"):
                     fresh = self._agreement(x[known:], labels[known:], batch_size)
                     self._train(optimizer, x, labels, epochs, batch_size)
                     whole = self._agreement(x, labels, batch_size)
@@ -244,7 +245,7 @@ class SubstituteAttack(Perturbation):
         is_paid = len(images) <= self.queries_left
         check(is_paid, f"budget: {len(images)} images to ask about, but {left}")
         answers = []
-        for part in torch.split(images, batch_size):
+        for part in counted(torch.split(images, batch_size), "batch", None, "queries"):
             self.queries += len(part)
             answers.append(_classes_of(self.oracle(part), len(part)))
         return torch.cat(answers).to(images.device)
@@ -269,7 +270,7 @@ class SubstituteAttack(Perturbation):
         substitute = self._fitted().train()
         # Parts of nearly one size: batch normalisation can't take a single image.
         parts = min(math.ceil(len(images) / batch_size), max(1, len(images) // 2))
-        for _ in range(epochs):
+        for _ in counted(range(epochs), "epoch", None, "substitute"):
             order = torch.randperm(len(images)).to(images.device)
             for rows in order.tensor_split(parts):
                 scores = self._checked(substitute(images[rows]), labels[rows])

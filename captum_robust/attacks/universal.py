@@ -130,7 +130,7 @@ class UniversalPerturbation(Attack):
         device: torch.device | str | None = None,
         checkpoint: str | Path | None = None,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> UniversalPerturbation:
         """Find v on the images of ``loader``, from v = 0; returns the attack itself.
 
@@ -170,7 +170,7 @@ class UniversalPerturbation(Attack):
             checkpoint: a file that holds the fit after each pass. If it is there, the fit goes on
                 from it, and ends bit for bit where it would have without the interruption.
             seed: of what the loader draws from torch's global generator.
-            progress: show a bar.
+            progress: show a bar; None: after two seconds, on a terminal or in a notebook.
 
         Raises:
             ValueError: no images; images outside of the bounds, not finite, or of several sizes; a

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_count
+from captum_robust._progress import counted
 from captum_robust._scores import (
     FastScores,
     arguments_of,
@@ -99,7 +100,7 @@ def in_batches(
     check_count("internal_batch_size", size, 1)
     results = []
     with torch.inference_mode(False), torch.enable_grad():
-        for first in range(0, n, size):
+        for first in counted(range(0, n, size), "batch", None, "attribution"):
             rows = list(range(first, min(n, first + size)))
             inputs = tuple(rows_of(x.detach(), rows, n) for x in samples.inputs)
             target = target_of(samples.target, rows, n)

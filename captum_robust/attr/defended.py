@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_robust._captum import format_output, is_tuple
 from captum_robust._checks import check, check_choice, check_count, check_finite, check_number
+from captum_robust._progress import counted
 from captum_robust._scores import (
     ClassScores,
     arguments_of,
@@ -224,7 +225,7 @@ class Defended(Wrapper):
         passed = passed_on(target, extra, shared | arguments)
 
         of_number: dict[int, Result] = {}
-        for group in groups():
+        for group in counted(groups(), "group", None, "defended"):
             whole = as_given(inputs, group.inputs)
             each = self._attribute(group, whole, n, passed, graph)
             of_number |= zip(group.numbers, each, strict=True)

@@ -12,6 +12,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_robust._checks import check, check_count, check_number, check_type
+from captum_robust._progress import counted
 from captum_robust._scores import ClassScores, at_least_float
 from captum_robust.attr._classes import Target, explained
 from captum_robust.attr._inputs import as_given, checked_images, over_channels, size_of
@@ -185,7 +186,7 @@ class _Descent:
         """Stochastic gradient descent with Nesterov's momentum."""
         learning_rate, momentum = self.method.learning_rate, self.method.momentum
         velocities = [torch.zeros_like(cells) for cells in self.cells]
-        for _ in range(steps):
+        for _ in counted(range(steps), "step", None, "mask"):
             value = self.evaluate()
             # The area of a mask has a gradient whatever the model is: that of what the model was
             # given tells whether its scores have one too.

@@ -12,6 +12,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_robust._checks import as_number, check
+from captum_robust._progress import counted
 from captum_robust._resize import resized
 from captum_robust._scores import at_least_float
 from captum_robust.attr._classes import Target
@@ -90,7 +91,7 @@ class MultiScale(Wrapper):
             if target is None and takes_target(self.attribution):
                 target = self._predicted(tensors, additional_forward_args)
             sums: list[Tensor] = []
-            for scale in self.scales:
+            for scale in counted(self.scales, "scale", None, "attribution"):
                 sized = tuple(_resized(x, _size(x, scale)) for x in copied(tensors))
                 images = as_given(inputs, sized)
                 result = run(self.attribution, images, arguments, target, additional_forward_args)

@@ -12,7 +12,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_robust._checks import check, check_count, check_number
-from captum_robust._progress import counted
+from captum_robust._progress import Advance, progress_bar
 from captum_robust._scores import at_least_float, two_classes
 from captum_robust.attr._classes import ExplainedScore, Target
 from captum_robust.attr._inputs import as_given, checked_images, in_dtype_of, size_of
@@ -88,7 +88,7 @@ class RISE(Attribution):
         baselines: Baselines = None,
         perturbations_per_eval: int | None = None,
         tolerance: float | None = None,
-        show_progress: bool = False,
+        show_progress: bool | None = None,
     ) -> Any:
         """The expected score with each pixel, in the shape of the inputs: alike in all channels.
 
@@ -106,7 +106,8 @@ class RISE(Attribution):
             tolerance: a sample is done, after each 100 masks, once the standard error of its map
                 (root mean square over the pixels) is at most this part of the map's range, such as
                 0.05; None: all masks are used.
-            show_progress: a bar on standard error, of the samples.
+            show_progress: a bar on standard error, of the masks; None: only where it takes more
+                than two seconds, on a terminal or in a notebook.
 
         Raises:
             ValueError: inputs that are no images, numbers out of range, NaN or infinity in a score
@@ -129,7 +130,7 @@ class RISE(Attribution):
         baselines: Baselines = None,
         perturbations_per_eval: int | None = None,
         tolerance: float | None = None,
-        show_progress: bool = False,
+        show_progress: bool | None = None,
     ) -> Any:
         """The maps N×K×H×W of all K classes, or a tuple of such, for the passes of one.
 
@@ -156,7 +157,7 @@ class RISE(Attribution):
         baselines: Baselines,
         at_once: int | None,
         tolerance: float | None,
-        show_progress: bool,
+        show_progress: bool | None,
         *,
         over_channels: bool = False,
     ) -> Any:
@@ -176,7 +177,7 @@ class RISE(Attribution):
         scores: Tensor,
         read: _Read,
         tolerance: float | None,
-        show_progress: bool,
+        show_progress: bool | None,
     ) -> list[Tensor]:
         """The maps N×K×H×W for each of the inputs; ``read`` gives K numbers for each score."""
         if tolerance is not None:
@@ -185,11 +186,13 @@ class RISE(Attribution):
         masks = [_Masks(x, self.n_masks, self.s, self.p, generator) for x in masked.images]
         maps: list[list[Tensor]] = []
         constant = True
-        for i in counted(range(masked.n), "image", show_progress, "RISE"):
-            sums = self._sums(masked, i, masks, read, tolerance)
-            pairs = zip(sums, masks, strict=True)
-            maps.append([each.map(self.p).reshape(-1, *m.size) for each, m in pairs])
-            constant = constant and not any(each.moved() for each in sums)
+        total = masked.n * self.n_masks
+        with progress_bar(total, "mask", show_progress, "RISE") as advance:
+            for i in range(masked.n):
+                sums = self._sums(masked, i, masks, read, tolerance, advance)
+                pairs = zip(sums, masks, strict=True)
+                maps.append([each.map(self.p).reshape(-1, *m.size) for each, m in pairs])
+                constant = constant and not any(each.moved() for each in sums)
         if constant:
             samples = Samples(self.forward_func, masked.images, None, masked.arguments, 0, masked.n)
             samples.check_not_constant(two_classes(scores, masked.n), None)
@@ -202,6 +205,7 @@ class RISE(Attribution):
         masks: Sequence[_Masks],
         read: _Read,
         tolerance: float | None,
+        advance: Advance,
     ) -> list[_Sums]:
         """The sums of sample i for each of the inputs, over as many masks as it needs."""
         sums: list[_Sums] = []
@@ -214,7 +218,9 @@ class RISE(Attribution):
                 with without_autocast(numbers):
                     for each, m in zip(sums, drawn, strict=True):
                         each.add(numbers, m.flatten(1))
+                advance(len(numbers))
             if tolerance is not None and all(s.is_exact(self.p, tolerance) for s in sums):
+                advance(max(0, self.n_masks - first - block))
                 break
         return sums
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_robust._captum import format_output
 from captum_robust._checks import check
+from captum_robust._progress import Advance, progress_bar
 from captum_robust._scores import at_least_float, finite_scores
 from captum_robust.attr._classes import ExplainedScore, Target
 from captum_robust.attr._inputs import checked_images, enlarged, in_dtype_of
@@ -100,7 +101,12 @@ class ScoreCAM(LayerAttribution):
                 features = at_least_float(self._cam._features(leaf, layout, cut))
                 got = tuple(features.shape)
                 check(features.ndim == 4, f"layer: expected an output N×C×h×w, got {got}")
-                weights = [_weights(masked, i, each, explained) for i, each in enumerate(features)]
+                total = len(features) * features.shape[1]
+                with progress_bar(total, "channel", None, "Score-CAM") as advance:
+                    weights = [
+                        _weights(masked, i, each, explained, advance)
+                        for i, each in enumerate(features)
+                    ]
                 own = weighted_sum(torch.stack(weights).unsqueeze(0), features)
                 with without_autocast(own):
                     maps.append(in_dtype_of(images[0], average.of(own, images[0])))
@@ -108,7 +114,9 @@ class ScoreCAM(LayerAttribution):
         return result
 
 
-def _weights(masked: MaskedImages, i: int, channels: Tensor, explained: ExplainedScore) -> Tensor:
+def _weights(
+    masked: MaskedImages, i: int, channels: Tensor, explained: ExplainedScore, advance: Advance
+) -> Tensor:
     """The weight C of each channel C×h×w of sample i."""
     numbers = []
     for part in masked.parts(0, len(channels)):
@@ -116,4 +124,5 @@ def _weights(masked: MaskedImages, i: int, channels: Tensor, explained: Explaine
         masks = [minmax(enlarged(own, x.shape[2:]), first=2).to(x.device) for x in masked.images]
         scores = masked.masked_scores(i, masks)
         numbers.append(explained(scores, [i] * len(scores)))
+        advance(len(scores))
     return at_least_float(torch.cat(numbers)).softmax(dim=0)

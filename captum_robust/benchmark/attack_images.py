@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_robust._checks import check
 from captum_robust._files import write_whole
+from captum_robust._progress import counted
 from captum_robust.attacks import Attack
 from captum_robust.attacks.attack import of_8_bits
 from captum_robust.benchmark.batches import (
@@ -233,7 +234,7 @@ def _folder_of(attack: str) -> str:
 def _refuse_target_of_all(reader: BatchReader, count: int, target: int) -> None:
     """``ValueError`` if no image is of another class; reads until the first that is."""
     same = 0
-    for position in range(count):
+    for position in counted(range(count), "image", None, "looking for another class"):
         for batch in reader.clean(reader.load(position, position + 1))[0]:
             if bool((batch.label != target).any()):
                 return

@@ -41,7 +41,7 @@ def robust_accuracy(
     batch_size: int = 16,
     level: float = 0.95,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """The robust accuracy of a model at several strengths of an attack.
 
@@ -67,7 +67,8 @@ def robust_accuracy(
         limit: only the first so many images.
         batch_size: of images from a data set.
         level, seed: of the bootstrap interval.
-        progress: show a progress bar on standard error.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
 
     Returns:
         A row for each strength, in the order given: ``epsilon`` and the fields of

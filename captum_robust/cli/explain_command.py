@@ -82,7 +82,7 @@ def explain(options: ExplainOptions) -> None:
     for folder in {picture.parent for picture, _ in pictures}:
         remove_parts(folder, shared=True)
     failed = 0
-    for picture, image in counted(pictures, "image", len(pictures) > 1, "explain"):
+    for picture, image in counted(pictures, "image", len(pictures) > 1 or None, "explain"):
         try:
             explained = explained_before(image, picture, settings, with_maps=options.save_maps)
             if explained is None:

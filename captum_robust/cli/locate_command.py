@@ -51,6 +51,7 @@ def locate(options: LocateOptions) -> None:
     """Place what a classifier sees in boxes, in photographs and folders of them."""
     from captum_robust.catalog.box_vote import VOTES
     from captum_robust.catalog.methods import METHODS, voting
+    from captum_robust.data import DataError
     from captum_robust.data.image_lists import images_at
     from captum_robust.nn import load_masking_network
     from captum_robust.show.locate import USUAL, Locator
@@ -80,10 +81,12 @@ def locate(options: LocateOptions) -> None:
     target = class_number(model, options.target, "target")
     names = list(model.class_names or ())
     coco, failed = CocoFile(names), 0
+    shown = len(files) > 1 or None
     located = located_files(
-        locator, files, target=target, batch_size=options.batch_size, progress=len(files) > 1
+        locator, files, target=target, batch_size=options.batch_size, progress=shown
     )
     for one in located:
+        check(not one.error or len(files) > 1, one.error, DataError)
         failed += bool(one.error)
         objects = one.objects(names)
         if one.error:

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, refusal, valid_unicode
+from captum_robust._progress import stage
 from captum_robust.data.annotations import Box, check_size, parse_flag, parse_side
 from captum_robust.data.classes import category_labels
 from captum_robust.data.coco_mask import union_mask
@@ -189,10 +190,11 @@ def read_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
     # Bytes that aren't UTF-8 stay in the names, which are those of the files.
     text = read_text(path, "surrogateescape")
     try:
-        try:
-            content = json.loads(text)
-        except RecursionError:
-            content = json.loads(_shallow(text))
+        with stage(f"reading {path.name}"):
+            try:
+                content = json.loads(text)
+            except RecursionError:
+                content = json.loads(_shallow(text))
     except json.JSONDecodeError as error:
         raise ValueError(refusal(f"{path}:{error.lineno}: not JSON: {error.msg}")) from None
     except ValueError as error:  # a number of thousands of digits

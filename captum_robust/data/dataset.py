@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from captum_robust._checks import check, valid_unicode
+from captum_robust._orientation import is_transposed, turned, turned_boxes
 from captum_robust.data.annotations import Box, checked_boxes
 from captum_robust.data.files import Place
 from captum_robust.data.images import load_oriented
-from captum_robust.data.orientation import is_transposed, turned, turned_boxes
 from captum_robust.data.sample import DataError, Sample
 
 

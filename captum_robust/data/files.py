@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal, TypeVar
 
 from captum_robust._checks import check, printable, refusal, valid_unicode
 from captum_robust._files import special_file
+from captum_robust._progress import counted
 from captum_robust.data.sample import DataError
 
 Place = TypeVar("Place")
@@ -284,7 +285,7 @@ class _Tar(FileTree):
         links: dict[str, str] = {}
         self._unread: dict[str, str] = {}
         with self._open() as file, tarfile.open(fileobj=file) as tar:
-            for member in tar:
+            for member in counted(tar, "file", None, f"reading {path.name}"):
                 name = normpath(member.name)
                 for those in (spans, links, self._unread):
                     those.pop(name, None)  # of two members of one name the later counts

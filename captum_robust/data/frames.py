@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from captum_robust._checks import check, check_type, printable
+from captum_robust._orientation import turned_boxes
 from captum_robust.data.images import load_oriented
-from captum_robust.data.orientation import turned_boxes
 from captum_robust.data.sample import DataError
 
 _PATHS = ("path", "file")
 _SIDES = ("x0", "y0", "x1", "y1")
-_OTHER_NAMES = {
-    "label": ("labels", "class", "class_id", "category", "target", "targets"),
-    "boxes": ("box", "bbox", "bboxes", "xmin", "x_min", "left"),
-}
-"""Of columns that would be left out in silence."""
+_LABELS = ("label", "labels", "class", "class_id", "category", "target", "targets")
+_BOXES = re.compile(
+    r".*bbox.*|.*bounding_?box.*|(?!n_|num_)(.*_)?box(es)?(_xy..)?|.*x_?min|left|x_?tl|x0"
+)
+_SETS_OF_SIDES = (
+    *(("x", "y", "w", "h"), ("x", "y", "width", "height"), ("x1", "y1", "x2", "y2")),
+    *(("cx", "cy", "w", "h"), ("x_center", "y_center", "width", "height")),
+)
+"""Names in small letters under which others have labels, or boxes."""
+BOX_FORM = "boxes (x0, y0, x1, y1 in pixels)"
 
 
 def is_frame(data: object) -> bool:
@@ -119,16 +125,22 @@ def _check_columns(columns: Sequence[str]) -> None:
     for name in columns:
         twice = f"frame: expected each column once, got {name!r} twice"
         check(name not in known or columns.count(name) == 1, twice)
-    for meant, others in _OTHER_NAMES.items():
-        is_there = meant in columns or (meant == "boxes" and _SIDES[0] in columns)
-        spelled = (meant, *others, *(_SIDES if meant == "boxes" else ()))
-        wrong = [] if is_there else [c for c in columns if c.strip().lower() in spelled]
-        form = (
-            "boxes (x0, y0, x1, y1 in pixels), or x0, y0, x1 and y1"
-            if others[0] == "box"
-            else meant
-        )
-        check(not wrong, f"frame: expected the column {form}, got {', '.join(wrong)}; rename it")
+    labels = [c for c in columns if c.strip().lower() in _LABELS and "label" not in columns]
+    check(not labels, f"frame: expected the column label, got {', '.join(labels)}; rename it")
+    boxes = [] if {"boxes", _SIDES[0]} & {*columns} else names_of_boxes(columns)
+    form = f"{BOX_FORM}, or x0, y0, x1 and y1"
+    check(not boxes, f"frame: expected the column {form}, got {', '.join(boxes)}; rename it")
+
+
+def names_of_boxes(names: Iterable[str]) -> list[str]:
+    """Those of the names that boxes usually have, in whatever form these are.
+
+    >>> names_of_boxes(["image", "Bbox", "width", "height"]), names_of_boxes("xywh")
+    (['Bbox'], ['x', 'y', 'w', 'h'])
+    """
+    own = {name.strip().lower(): name for name in names}
+    sides = next((sides for sides in _SETS_OF_SIDES if own.keys() >= {*sides}), ())
+    return [own[name] for name in own if name in sides or _BOXES.fullmatch(name)]
 
 
 def boxes_of(boxes: Any, where: str) -> Tensor:

@@ -29,14 +29,14 @@ from torch.utils.data import (
 )
 
 from captum_robust._checks import check, shape_or_type, unknown_name
+from captum_robust._orientation import orientation_of, turned_boxes
 from captum_robust.data.classes import ClassIndex, imagenet_names, is_numbered
 from captum_robust.data.dataset import LocalizationDataset
 from captum_robust.data.files import existing
 from captum_robust.data.folder import ImageFolder
 from captum_robust.data.frames import FrameImages, are_boxes, boxes_of, is_frame
 from captum_robust.data.given_forms import as_pairs, in_usual_form
-from captum_robust.data.images import orientation_of, pixels_of
-from captum_robust.data.orientation import turned_boxes
+from captum_robust.data.images import pixels_of
 from captum_robust.data.renumbered import renumbered
 from captum_robust.data.sample import DataError, Sample
 
@@ -95,6 +95,8 @@ def sample_source(
     if isinstance(data, LocalizationDataset):
         return renumbered(data, class_names)  # type: ignore[no-any-return]
     if isinstance(data, (str, Path)):
+        advice = "a folder of images; of another data set give load_dataset(kind, path)"
+        existing(data, "folder", advice)
         return folder_of_model(Path(data), class_names, count_classes)
     items = _loaders_items(data) if isinstance(data, DataLoader) else data
     if isinstance(items, LocalizationDataset):
@@ -424,9 +426,6 @@ def folder_of_model(
 
     ``options`` are those of :class:`ImageFolder`; the rest is as for :func:`sample_source`.
     """
-    existing(
-        root, "folder", "a folder of images; of another data set give load_dataset(kind, path)"
-    )
     class_names = _said_names(class_names)
     known = _known_names(class_names, count_classes)
     images = ImageFolder(root, labels=None, class_names=known, **options)

@@ -13,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
-from captum_robust.data.frames import boxes_of
+from captum_robust._checks import check
+from captum_robust._orientation import turned_boxes
+from captum_robust.data.frames import BOX_FORM, boxes_of, names_of_boxes
 from captum_robust.data.images import load_oriented
-from captum_robust.data.orientation import turned_boxes
+from captum_robust.data.sample import DataError
 
 _IMAGE_KEYS = ("image", "img")
 _LABEL_WORDS = ("label", "target", "class")
@@ -54,6 +56,9 @@ def usual_item(item: Any) -> Any:
         if len(keys) != 1 or not (others == [] or "label" in item):
             return item
         image, label = _usual_image(item[keys[0]]), item.get("label")
+        boxes = [] if "boxes" in item else _boxes_elsewhere(item)
+        got = f"got {', '.join(boxes)}; rename it"
+        check(not boxes, f"row: expected the key {BOX_FORM}, {got}", DataError)
         if item.get("boxes") is not None:
             return image, label, item["boxes"]
         return (image, label) if others else image
@@ -62,6 +67,16 @@ def usual_item(item: Any) -> Any:
     if isinstance(item, (tuple, list)) and len(item) in (2, 3) and isinstance(item[0], np.ndarray):
         return (_usual_image(item[0]), *item[1:])
     return _usual_image(item)
+
+
+def _boxes_elsewhere(row: Mapping[Any, Any]) -> list[str]:
+    """The keys that boxes usually have, of the row itself and of what is in it."""
+    found = names_of_boxes(map(str, row))
+    for key, value in row.items():
+        inner = value[0] if isinstance(value, (list, tuple)) and value else value
+        if isinstance(inner, Mapping):
+            found += [f"{key}.{name}" for name in names_of_boxes(map(str, inner))]
+    return found
 
 
 def _usual_image(image: Any) -> Any:

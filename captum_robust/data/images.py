@@ -21,12 +21,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from captum_robust._checks import check
+from captum_robust._orientation import orientation_of, turned, turned_back
 from captum_robust.data.files import limit, read_bytes
-from captum_robust.data.orientation import turned, turned_back
 from captum_robust.data.sample import DataError
 
-_DAMAGED_EXIF = (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error)
-"""What Pillow raises on EXIF data that cannot be read; the pixels may be whole all the same."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
@@ -235,15 +233,6 @@ def pixels_of(image: Image.Image) -> Tensor:
         raise DataError(f"cannot decode the image: {error}") from None
     upright = turned(torch.from_numpy(pixels).permute(2, 0, 1), orientation_of(image))
     return upright.contiguous()
-
-
-def orientation_of(image: Image.Image) -> int:
-    """EXIF's, from 1 to 8; 1 where there is none, or none that can be read."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _DAMAGED_EXIF:
-        return 1
-    return int(value) if value in range(1, 9) else 1
 
 
 def _unit_range(image: Image.Image) -> npt.NDArray[np.float32]:

@@ -106,7 +106,7 @@ def cached_superpixels(
     n_segments: int = 100,
     *,
     compactness: float = 10.0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Tensor:
     """N×H×W: the super-pixels of each image of a data set, from the file or computed and put there.
 
@@ -118,7 +118,8 @@ def cached_superpixels(
         images: N of one size: C×H×W with pixels in [0, 1], or tuples that begin with one.
         path: of a ``.safetensors`` file; None: nothing is read or kept.
         n_segments, compactness: see :func:`superpixels`.
-        progress: show a bar.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
 
     Returns:
         Integers, of the smallest type that holds all of them.

@@ -24,6 +24,7 @@ from captum_robust._checks import (
 )
 from captum_robust._facts import Form, choice, listed, number, or_none, parts, text, whole
 from captum_robust._files import read_facts, write_facts
+from captum_robust._progress import counted
 from captum_robust.defenses._activations import SUMMARIES, layers_of, output_and_activations
 from captum_robust.defenses._support_vectors import SupportVectorMachine, support_vector_classifier
 from captum_robust.defenses.roc import ROC
@@ -153,7 +154,7 @@ class SafetyNet:
         fold_of_clean = torch.arange(n, device=of_clean.device) % _FOLDS
         fold_of_attacked = fold_of_clean[_checked_sources(sources, len(of_attacked), n)]
         held_out = of_clean.new_empty(n)
-        for fold in range(_FOLDS):
+        for fold in counted(range(_FOLDS), "fold", None, "SafetyNet"):
             others = of_attacked[fold_of_attacked != fold]
             check(
                 len(others),
@@ -320,10 +321,13 @@ class SafetyNet:
         """N×D, of a tensor of images or of batches."""
         check_type(name, images, Iterable, "images or batches of them")
         activations = []
-        for batch in [images] if isinstance(images, Tensor) else images:
+        batches = [images] if isinstance(images, Tensor) else images
+        doing = f"activations, {name}"
+        for batch in counted(batches, "batch", None, doing):
             x: Any = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
             self._check(x)
-            activations += [self._activations(part)[1] for part in x.split(self.batch_size)]
+            parts = counted(x.split(self.batch_size), "part", None, doing)
+            activations += [self._activations(part)[1] for part in parts]
         check(activations, f"{name}: expected images, got none")
         return torch.cat(activations)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_robust._checks import check, check_count, check_number, check_type
+from captum_robust._progress import counted
 from captum_robust.metrics.functional.bootstrap import percentiles
 
 _CHUNK = 1 << 22
@@ -107,7 +108,7 @@ def _resampled_areas(kinds: Sequence[Tensor], values: int, resamples: int, seed:
     generator = torch.Generator().manual_seed(seed)
     chunk = max(1, _CHUNK // (values + sum(map(len, kinds))))
     areas = []
-    for done in range(0, resamples, chunk):
+    for done in counted(range(0, resamples, chunk), "part", None, "bootstrap"):
         size = min(chunk, resamples - done)
         drawn = (p[torch.randint(len(p), (size, len(p)), generator=generator)] for p in kinds)
         areas.append(_areas(*(_counts(p, values) for p in drawn)))

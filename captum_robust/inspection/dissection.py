@@ -118,7 +118,7 @@ def dissect(
     least_iou: float = IOU,
     size: int | tuple[int, int] | None = None,
     batch_size: int = 16,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Dissection:
     """Dissect a layer (Bau et al., Network Dissection, CVPR 2017, arXiv 1704.05796), in one pass.
 
@@ -149,7 +149,8 @@ def dissect(
         size: (H, W) at which maps and masks are compared, or a number for a square; None: half of
             the model's input size, as in the paper.
         batch_size: images at once; it changes nothing else.
-        progress: whether a bar on standard error shows how far it is.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
 
     Raises:
         ValueError: a layer without maps, units that it does not have, no image that could be used

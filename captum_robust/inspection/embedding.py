@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, check_number
+from captum_robust._progress import stage
 from captum_robust.draw import blank_figure
 from captum_robust.inspection.features import Features
 from captum_robust.inspection.neighbours import check_scikit_learn
@@ -120,7 +121,8 @@ def embedding(
         most = (n - 1) / 3
         if perplexity > most:
             notes.append(f"Perplexity {most:.3g} instead of {perplexity:g}, for {n} images.")
-        points = _tsne(values, min(perplexity, most), seed)
+        with stage("embedding by t-SNE"):
+            points = _tsne(values, min(perplexity, most), seed)
     elif n > 1:
         axes = min(2, *values.shape)
         pca = PCA(axes, svd_solver="full").fit(values)

@@ -63,7 +63,7 @@ class Features:
 
 
 def penultimate_features(
-    model: nn.Module, images: Any, *, batch_size: int = 16, progress: bool = False
+    model: nn.Module, images: Any, *, batch_size: int = 16, progress: bool | None = None
 ) -> Features:
     """Return what the last linear layer is given for each image, or the means of the last maps.
 
@@ -71,7 +71,8 @@ def penultimate_features(
         model: a classifier, or any network of images.
         images: as for :func:`captum_robust.inspection.maximal_patches`.
         batch_size: images at once.
-        progress: whether a bar on standard error shows how far it is.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
 
     Raises:
         ValueError: no image that could be used.

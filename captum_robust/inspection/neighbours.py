@@ -105,7 +105,7 @@ def neighbours(
     labels: Sequence[int] | Tensor | None = None,
     metric: str = "cosine",
     batch_size: int = 16,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Neighbours:
     """Find the nearest neighbours of images in feature space, also within and across classes.
 

@@ -125,7 +125,7 @@ def maximal_patches(
     *,
     batch_size: int = 16,
     folder: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> MaximalPatches:
     """Find the patches of images that activate each unit of a layer most, in one pass.
 
@@ -140,7 +140,8 @@ def maximal_patches(
         top: how many patches of each unit.
         batch_size: images at once; it changes nothing else.
         folder: where the state is written now and then, so that the same call goes on after a stop.
-        progress: whether a bar on standard error shows how far it is.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
 
     Raises:
         ValueError: a layer without maps, units that it does not have, no image that could be used,

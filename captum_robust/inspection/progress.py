@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -48,7 +49,8 @@ class Progress:
     Args:
         path: of the file.
         model: whose weights and normalisation belong to the call.
-        stream: the images, which belong to it by their names.
+        stream: the images, which belong to it by their names; where files of these names have
+            changed, the call begins anew.
         collected: what the state consists of, by name.
         run: what else belongs to the call.
     """
@@ -67,6 +69,7 @@ class Progress:
             **run,
             "images": len(stream),
             "ids": text_checksum(names),
+            "files": stream.checksums(),
             "weights": checksum(model.state_dict().values()),
             "input_size": list(model.input_size),
             "mean": None if model.mean is None else model.mean.flatten().tolist(),
@@ -82,7 +85,10 @@ class Progress:
         if not self._path.exists():
             return 0
         tensors, facts = read_facts(TensorFile(self._path), _KIND, "inspection", _FORM)
-        check_same_run(self._path.parent, facts["run"], self._run)
+        check_same_run(self._path.parent, facts["run"], self._run, ignored="files")
+        if self._have_changed(facts["run"].get("files")):
+            warnings.warn("images: their files have changed; begun anew", stacklevel=5)
+            return 0
         for name, part in self._parts.items():
             own = {
                 key.removeprefix(f"{name}."): tensor
@@ -92,6 +98,12 @@ class Progress:
             part.restore(own, facts["parts"][name])
         self._stream.unusable.update(facts["unusable"])
         return int(facts["next"])
+
+    def _have_changed(self, before: Any) -> bool:
+        """Whether images are others than when the state was written, as far as can be said."""
+        known = before if isinstance(before, dict) else {}
+        both = [(known.get(key), now) for key, now in self._run["files"].items()]
+        return any(then != now for then, now in both if None not in (then, now))
 
     def save(self, following: int) -> None:
         """Write the state, of all images before the number ``following``."""

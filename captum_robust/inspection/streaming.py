@@ -14,7 +14,9 @@ from captum_robust._contexts import probing
 from captum_robust._processes import device_of
 from captum_robust._progress import progress_bar
 from captum_robust.data import DataError, Sample, fitted
+from captum_robust.data.contents import checksums_of
 from captum_robust.data.given import sample_source
+from captum_robust.data.renumbered import Renumbered
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
 
@@ -45,7 +47,8 @@ class ImageStream:
         images: all that :func:`captum_robust.benchmark.compare` takes for a data set: a folder, a
             data set, tensors 3×H×W, pictures, pairs with labels.
         batch_size: images that the network gets at once.
-        progress: whether a bar on standard error shows how far it is.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
         reads: functions of a sample whose results are wanted too; a ``DataError`` of one makes its
             image unusable.
 
@@ -60,7 +63,7 @@ class ImageStream:
         images: Any,
         *,
         batch_size: int = 16,
-        progress: bool = False,
+        progress: bool | None = None,
         reads: tuple[Read, ...] = (),
     ) -> None:
         self.batch_size = check_count("batch_size", batch_size, 1)
@@ -72,6 +75,11 @@ class ImageStream:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def checksums(self) -> dict[str, int | None]:
+        """What tells these images from others of the same names; None: a file is not there now."""
+        source = self._source
+        return checksums_of(source.samples if isinstance(source, Renumbered) else source, len(self))
 
     def name_of(self, position: int) -> str:
         """The id of an image."""

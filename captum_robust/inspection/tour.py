@@ -84,7 +84,7 @@ def tour(
     batch_size: int = 16,
     attack: Any = None,
     folder: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Tour:
     """Inspect a network layer by layer, in one pass over images of any number.
 
@@ -102,7 +102,8 @@ def tour(
             are looked at too; None: none are.
         folder: where the state is written every 50 batches, so that the same call goes on after a
             stop.
-        progress: whether a bar on standard error shows how far it is.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
 
     Raises:
         ValueError: a layer without maps, no image that could be used, or a ``folder`` that holds

@@ -38,7 +38,7 @@ class SaliencyMetric(FoldMetric):
             scored with the one that does best on the other half.
         oracle: choose on the very images that are reported; ids are then not needed.
         seed: of the split.
-        batch_size: how many crops the classifier gets at once.
+        batch_size: how many crops the classifier gets at once; None: as for the function.
         kwargs: of ``torchmetrics.Metric``.
 
     >>> def model(x):
@@ -61,7 +61,7 @@ class SaliencyMetric(FoldMetric):
         thresholds: Mapping[str, Sequence[float]] | None = None,
         oracle: bool = False,
         seed: int = 0,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -74,7 +74,7 @@ class SaliencyMetric(FoldMetric):
             check_alpha(strategy, threshold, "threshold")
         check_flag("oracle", oracle)
         check_seed(seed)
-        check_count("batch_size", batch_size, 1)
+        check_count("batch_size", batch_size, 1, optional=True)
         self.threshold = threshold
         self.strategy = strategy
         self.thresholds = thresholds

@@ -17,6 +17,7 @@ from captum_robust._checks import (
     check_numbers_below,
     check_shape,
 )
+from captum_robust._progress import counted
 
 LARGEST_BETA = 1e30
 """Above, a sum of activations could leave the range of float32."""
@@ -181,7 +182,7 @@ class DenseAssociativeMemory(nn.Module):
             generator = torch.Generator().manual_seed(seed)
             self._store(features, target, generator)
             optimizer = torch.optim.Adam([self.patterns, self.classes_of_patterns], learning_rate)
-            for epoch in range(epochs):
+            for epoch in counted(range(epochs), "epoch", None, "memory"):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
                 order = torch.randperm(n, generator=generator).to(features.device)

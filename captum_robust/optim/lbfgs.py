@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, check_count, check_number
+from captum_robust._progress import progress_bar
 from captum_robust.optim.line_search import Point, Search, fixed_step, strong_wolfe
 
 Evaluation = tuple[Tensor, Tensor, Tensor | None]
@@ -172,11 +173,13 @@ class _Run:
             self._keep(row)
         self._remove([i for i, (_, g) in enumerate(scalars) if g <= self.tolerance_gradient])
         fresh = list(range(self.active))
-        while self.active:
-            if fresh:
-                self._begin_iterations(fresh)
-            if self.active:
-                fresh = self._evaluate_trials()
+        with progress_bar(None, "evaluation", None, "L-BFGS") as advance:
+            while self.active:
+                if fresh:
+                    self._begin_iterations(fresh)
+                if self.active:
+                    fresh = self._evaluate_trials()
+                    advance(1)
         value = self.result_value.to(self.x.dtype).to(self.x.device)
         x = self.result_x.reshape(self.start.shape)
         return Minimum(x, value, self.result_extra, self.iterations, self.evaluations)

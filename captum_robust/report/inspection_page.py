@@ -77,6 +77,7 @@ def _content(tour: Tour) -> dict[str, Any]:
             "attacked images with their nearest neighbours",
         ),
         "attacked_same_class": tour.attacked and tour.attacked.same_class,
+        "has_classes": bool((tour.features.labels >= 0).any()),
         "embeddings": [
             Picture(
                 _raster(one.plot(), photographs=True, sharper=2),

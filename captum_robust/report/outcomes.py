@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from captum_robust._progress import counted
 from captum_robust.catalog.attacks import LEVELS, strength_of
 from captum_robust.metrics.functional import bootstrap_interval
 from captum_robust.report.results import attacked_rows
@@ -115,7 +116,7 @@ def attack_table(
     import pandas as pd
 
     rows = []
-    for attack in attacks:
+    for attack in counted(attacks, "attack", None, "attacks"):
         every = attacked_rows(store, attack)
         done = [row for row in every if row["error"] is None and not row["skipped"]]
         flags = ("already", "fooled", "lost", "without_gradient")
@@ -132,8 +133,8 @@ def attack_table(
                 "failed": sum(row["error"] is not None for row in every),
             }
         )
-    counted = [field.name for field in fields(AttackSummary)]
-    names = ["attack", "epsilon", *counted, "unlabelled", "skipped", "failed"]
+    numbers = [field.name for field in fields(AttackSummary)]
+    names = ["attack", "epsilon", *numbers, "unlabelled", "skipped", "failed"]
     return pd.DataFrame(rows, columns=names)
 
 

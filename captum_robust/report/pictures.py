@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from captum_robust._progress import counted
 from captum_robust.draw import (
     PREDICTED_COLOR,
     RGB,
@@ -184,7 +185,7 @@ class Pictured:
 def build_matrix(results: Results, rows: pd.DataFrame, states: Sequence[str]) -> list[Pictured]:
     """Every image whose picture is kept, by states and by methods that are no baselines."""
     entries = []
-    for position in results.pictured():
+    for position in counted(results.pictured(), "image", None, "pictures"):
         image = results.image(position)
         mine = rows[(rows["position"] == position) & rows["method"].isin(results.compared)]
         pictured = results.attacked(position) | {CLEAN: image}
@@ -219,7 +220,8 @@ def build_strips(results: Results, rows: pd.DataFrame) -> list[AttackedEntry]:
     pictures = (1 + len(results.attacked_sets)) * (2 + len(methods))
     positions = results.right_before(min(_STRIPS, _STRIP_PICTURES // pictures))
     rows = rows[rows["method"].isin(methods)]
-    return [_attacked_entry(results, rows, position) for position in positions]
+    each = counted(positions, "image", None, "pictures")
+    return [_attacked_entry(results, rows, position) for position in each]
 
 
 def build_trios(results: Results, rows: pd.DataFrame) -> list[AttackedEntry]:
@@ -330,7 +332,7 @@ def build_gallery(results: Results, rows: pd.DataFrame) -> Gallery:
     def entries(positions: Sequence[int]) -> list[Entry]:
         return [
             _entry(results, rows[rows["position"] == p], int(p), float(ranked[p]))
-            for p in positions
+            for p in counted(positions, "image", None, "pictures")
         ]
 
     return Gallery(entries(best), entries(worst), len(ranked), methods)

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from captum_robust._checks import check
+from captum_robust._progress import counted
 from captum_robust.metrics.functional import RemovalCurve, bootstrap_interval
 from captum_robust.report.results import CLEAN, Results
 from captum_robust.runs.store import unpack
@@ -78,7 +79,7 @@ def image_areas(results: Results, stop: int) -> Iterator[pd.DataFrame]:
 def mean_curves(results: Results) -> pd.DataFrame:
     """Return the mean curves of each method: ``method``, ``curve``, ``share``, ``probability``."""
     parts = [pd.DataFrame(columns=["method", "curve", "share", "probability"])]
-    for method in results.methods:
+    for method in counted(results.methods, "method", None, "curves"):
         both = (_curves(results, method, value)[1].items() for value in CURVES)
         for name, curve in chain.from_iterable(both):
             mean = {"share": curve.share, "probability": curve.probability.double().mean(dim=0)}

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, known_name
+from captum_robust._progress import counted
 from captum_robust.catalog.attacks import LEVELS, strength_of
 from captum_robust.catalog.thresholds import Threshold, shipped_threshold
 from captum_robust.metrics.functional import (
@@ -105,6 +107,10 @@ class Scoring:
         value: T = self._known[key]
         return value
 
+    def _each(self, attacks: Sequence[Any], doing: str) -> Iterator[tuple[Any, str]]:
+        """Each attack with each method, and a bar where that takes a while."""
+        return counted(list(product(attacks, self.results.methods)), "row", None, doing)
+
     def score(self, method: str, attack: str, tuning: Tuning = USUAL_TUNING) -> Scored | None:
         """Judge the boxes of a method under an attack; None without any."""
         source = self.results.rows_of(method, attack)
@@ -192,17 +198,16 @@ class Scoring:
         names = ["n_right", "already_wrong", "fooled", "robust_accuracy"]
         shared = attacked.set_index("attack")[names]
         rows = []
-        for attack in results.attacks:
-            for method in results.methods:
-                source = results.rows_of(method, attack)
-                if source is None:
-                    continue
-                row = self._row(method, source, tuning, level)
-                images = results.images_of(method, source)
-                if images in shared.index:
-                    row |= {name: shared.loc[images, name] for name in names}
-                same_as = None if source == attack else source
-                rows.append(row | {"attack": attack, "same_as": same_as})
+        for attack, method in self._each(results.attacks, "scoring"):
+            source = results.rows_of(method, attack)
+            if source is None:
+                continue
+            row = self._row(method, source, tuning, level)
+            images = results.images_of(method, source)
+            if images in shared.index:
+                row |= {name: shared.loc[images, name] for name in names}
+            same_as = None if source == attack else source
+            rows.append(row | {"attack": attack, "same_as": same_as})
         table = pd.DataFrame(rows)
         if not results.is_defended():
             table = table.drop(columns="accuracy")  # the classifier's alone
@@ -285,8 +290,7 @@ class Scoring:
         worst = [None] if len(results.attacks) > 2 else []
         rows = [
             {"attack": attack or "worst", "method": m, **results.mean_stability(m, attack)}
-            for attack in (*results.attacks[1:], *worst)
-            for m in results.methods
+            for attack, m in self._each([*results.attacks[1:], *worst], "stability")
         ]
         columns = ["attack", "method", "n", *STABILITY_MEASURES]
         table = pd.DataFrame([row for row in rows if row["n"]], columns=columns)
@@ -297,7 +301,7 @@ class Scoring:
         columns = ["method", "n", "saliency", "low", "high", "area", "probability"]
         columns += ["tuned", "threshold", "best_crop"]
         rows = []
-        for method in (*self.results.methods, None):
+        for method in counted([*self.results.methods, None], "method", None, "crops"):
             crops = self.crops(method, tuning)
             if crops is None:
                 continue
@@ -343,20 +347,20 @@ class Scoring:
         columns = ["attack", "method", "baseline", "n", "closed", "low", "high"]
         columns += ["gap", "without_gap", "reason"]
         rows = []
-        for attack in results.attacks[1:] if baseline is not None else []:
-            for method in results.methods:
-                if method == baseline:
-                    continue
-                cases = ((method, attack), (baseline, attack), (baseline, CLEAN))
-                misses = [self._misses(*case) for case in cases]
-                both = sorted(misses[0].keys() & misses[1].keys() & misses[2].keys())
-                if not both:
-                    continue
-                each = [torch.tensor([of[position] for position in both]) for of in misses]
-                gap = gap_closed(each[0], each[1], each[2], level=level, seed=seed)
-                row = {c: getattr(gap, c) for c in columns if hasattr(gap, c)}
-                row |= {"attack": attack, "method": method, "baseline": baseline}
-                rows.append(row | {"closed": gap.value})
+        attacks = [] if baseline is None else results.attacks[1:]
+        for attack, method in self._each(attacks, "gaps"):
+            if method == baseline:
+                continue
+            cases = ((method, attack), (baseline, attack), (baseline, CLEAN))
+            misses = [self._misses(*case) for case in cases]
+            both = sorted(misses[0].keys() & misses[1].keys() & misses[2].keys())
+            if not both:
+                continue
+            each = [torch.tensor([of[position] for position in both]) for of in misses]
+            gap = gap_closed(each[0], each[1], each[2], level=level, seed=seed)
+            row = {c: getattr(gap, c) for c in columns if hasattr(gap, c)}
+            row |= {"attack": attack, "method": method, "baseline": baseline}
+            rows.append(row | {"closed": gap.value})
         return pd.DataFrame(rows, columns=columns)
 
     def _misses(self, method: str, attack: str) -> dict[int, float]:
@@ -389,7 +393,7 @@ class Scoring:
     def curves(self, attack: str = CLEAN) -> pd.DataFrame:
         """See :meth:`Comparison.curves`."""
         rows = []
-        for method in self.results.methods:
+        for method in counted(self.results.methods, "method", None, "curves"):
             scored = self.score(method, attack)
             for strategy, ious in (scored.ious if scored else {}).items():
                 errors = 1 - (ious > 0.5).double().mean(dim=0)
@@ -411,25 +415,24 @@ class Scoring:
 
     def _boxes(self, tuning: Tuning, stop: int) -> Iterator[pd.DataFrame]:
         """The overlap and the box of each image at the threshold of its fold."""
-        for method in self.results.methods:
-            for attack in self.results.attacks:
-                own = self.results.rows_of(method, attack) == attack
-                scored = self.score(method, attack, tuning) if own else None
-                if scored is None:
-                    continue
-                rows = self.results.measured(method, attack, "predicted_boxes", stop)
-                known = set(scored.positions)
-                rows = [row for row in rows if row["position"] in known]
-                n = len(rows)
-                columns = scored.columns()[:n]
-                overlaps = torch.cat([ious[:n] for ious in scored.ious.values()], dim=1)
-                boxes = drawn_boxes(rows)[torch.arange(n), columns] if n else torch.zeros(0, 4)
-                part = pd.DataFrame(boxes.numpy(), columns=["x0", "y0", "x1", "y1"])
-                part.insert(0, "iou", overlaps.gather(1, columns[:, None])[:, 0].numpy())
-                correct = scored.result.correct.reshape(len(scored.positions), -1)[:n, 0]
-                part["localized"] = correct.numpy()
-                part["position"] = scored.positions[:n]
-                yield part.assign(method=method, attack=attack)
+        for attack, method in self._each(self.results.attacks, "boxes"):
+            own = self.results.rows_of(method, attack) == attack
+            scored = self.score(method, attack, tuning) if own else None
+            if scored is None:
+                continue
+            rows = self.results.measured(method, attack, "predicted_boxes", stop)
+            known = set(scored.positions)
+            rows = [row for row in rows if row["position"] in known]
+            n = len(rows)
+            columns = scored.columns()[:n]
+            overlaps = torch.cat([ious[:n] for ious in scored.ious.values()], dim=1)
+            boxes = drawn_boxes(rows)[torch.arange(n), columns] if n else torch.zeros(0, 4)
+            part = pd.DataFrame(boxes.numpy(), columns=["x0", "y0", "x1", "y1"])
+            part.insert(0, "iou", overlaps.gather(1, columns[:, None])[:, 0].numpy())
+            correct = scored.result.correct.reshape(len(scored.positions), -1)[:n, 0]
+            part["localized"] = correct.numpy()
+            part["position"] = scored.positions[:n]
+            yield part.assign(method=method, attack=attack)
 
     def _crop_rows(self, tuning: Tuning, stop: int) -> Iterator[pd.DataFrame]:
         """The saliency metric of each clean image and what it is made of."""

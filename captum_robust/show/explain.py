@@ -21,6 +21,7 @@ from captum_robust import draw
 from captum_robust._checks import check, check_number
 from captum_robust._files import check_folder, write_whole
 from captum_robust._processes import device_of
+from captum_robust._progress import counted
 from captum_robust._resize import resize_image, size_within
 from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.catalog.methods import Explanation, Method
@@ -221,7 +222,7 @@ def explain_image(
     large = resize_image(image, size_within(image.shape[1:], _DISPLAY_SIDE))
     groups = [[(draw.as_rgb(large), class_name(model, explained))]]
     verdicts, maps, boxes = {}, {}, {}
-    for name, method in methods.items():
+    for name, method in counted(methods.items(), "method", None, "explain"):
         title = name
         if counterfactual is not None and method.towards is not None:
             method = method.towards(counterfactual)

@@ -21,6 +21,7 @@ from captum_robust import draw
 from captum_robust._checks import check, check_choice, check_type, printable
 from captum_robust._contexts import evaluation
 from captum_robust._processes import device_of
+from captum_robust._progress import without_bars
 from captum_robust._resize import resize_image, size_within
 from captum_robust._scores import probabilities_of
 from captum_robust.attacks import PGD, Attack, DeepFool
@@ -303,7 +304,7 @@ class Explorer:
         check_choice("attack", question.attack, ATTACKS)
         check_levels(question.levels)
         key: Key = (photograph.key,)
-        with self._lock, evaluation(self.model):
+        with self._lock, evaluation(self.model), without_bars():  # the page has one of its own
             clean = self._seen(key, photograph, photograph.x, question)
             if question.attack == "none":
                 return Exploration(photograph, question, clean)

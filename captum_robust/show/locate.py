@@ -69,7 +69,7 @@ def locate(
     confidence: float = 0.2,
     rounds: int | None = None,
     batch_size: int = 16,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> list[Located]:
     """Place the objects that a classifier sees in photographs of any size in boxes.
 
@@ -99,7 +99,8 @@ def locate(
         confidence: the least probability of a class.
         rounds: None: four, but one with ``"fast"``.
         batch_size: images, and maps, at once.
-        progress: show a bar on standard error.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
 
     Returns:
         For each image, the most certain first: ``boxes`` M×4 float32 (x0, y0, x1, y1) in pixels of

@@ -52,7 +52,7 @@ def located_files(
     *,
     target: int | None = None,
     batch_size: int = 16,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Iterator[LocatedFile]:
     """What is in each file, in their order; one that cannot be read has an error.
 
@@ -61,7 +61,8 @@ def located_files(
         files: by name.
         target: the class to place; None: those that are seen.
         batch_size: how many are read and placed at once.
-        progress: show a bar on standard error.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
     """
     waiting = iter(counted(files.items(), "image", progress, "locate"))
     while some := list(islice(waiting, batch_size)):

@@ -130,7 +130,7 @@ def annotate_video(
     codec: str | None = None,
     limit: int | None = None,
     precision: str = "float32",
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> VideoResult:
     """Write a video again with the mask of a class over each frame, and the class written on it.
 
@@ -162,7 +162,8 @@ def annotate_video(
         codec: four letters ("FourCC") of another codec.
         limit: only the first so many frames.
         precision: ``"float32"``, or ``"bfloat16"`` under autocast.
-        progress: a bar on standard error.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
 
     Raises:
         FileNotFoundError: no such file, or no folder for ``out``.

@@ -27,6 +27,7 @@ from captum_robust._checks import (
 from captum_robust._contexts import evaluation, seeded
 from captum_robust._files import checksum
 from captum_robust._processes import device_of
+from captum_robust._progress import counted
 from captum_robust.attacks import PGD
 from captum_robust.attacks.ascent import ascend, changed
 from captum_robust.attacks.backward import gradients_or_zeros, no_gradient
@@ -231,7 +232,8 @@ class RobustAccuracy:
         device = device_of(network)
         right = torch.zeros(2, device=device)
         count = 0
-        for images, labels in DataLoader(self.dataset, self.batch_size):
+        loader = DataLoader(self.dataset, self.batch_size)
+        for images, labels in counted(loader, "batch", None, "evaluation"):
             details = attack.perturb(images.to(device), labels.to(device), return_details=True)[1]
             kept = ~details.already
             robust = kept & ~details.fooled & ~details.without_gradient
@@ -255,7 +257,7 @@ def adversarial_training(
     evaluation_images: int = 128,
     out: str | Path | None = None,
     configuration: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> TrainingResult:
     """Train a classifier, in place, to withstand attacks of strength ``epsilon``.
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from captum_robust._checks import check_type
 from captum_robust._processes import device_of
+from captum_robust._progress import counted
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.adversarial import standard_loss
 from captum_robust.training.loop import TrainingResult, fit
@@ -29,7 +30,7 @@ def clean_training(
     held_out: Dataset[Any] | None = None,
     out: str | Path | None = None,
     configuration: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> TrainingResult:
     """Train a classifier, in place, on images as they are: what the two networks start from.
 
@@ -69,6 +70,7 @@ def _accuracy(images: Dataset[Any], classifier: nn.Module) -> dict[str, float]:
     device = device_of(classifier)
     right = []
     with torch.no_grad():
-        for x, labels in DataLoader(images, 64, generator=torch.Generator()):
+        loader = DataLoader(images, 64, generator=torch.Generator())
+        for x, labels in counted(loader, "batch", None, "evaluation"):
             right.append(class_scores(classifier, x.to(device)).argmax(dim=1).cpu() == labels)
     return {"clean_accuracy": float(torch.cat(right).float().mean())}

@@ -36,7 +36,7 @@ class SomeSamples(LocalizationDataset):
 class _DecodedImages(Dataset[tuple[Tensor, int]]):
     """Images that were all decoded once, kept as bytes where all of them fit in ``memory``."""
 
-    def __init__(self, dataset: LocalizationDataset, memory: int, progress: bool) -> None:
+    def __init__(self, dataset: LocalizationDataset, memory: int, progress: bool | None) -> None:
         self.dataset = dataset
         self.ids: list[str] = []
         self.labels: list[int] = []
@@ -102,7 +102,8 @@ class LabelledImages(_DecodedImages):
         fit: ``"squash"`` or ``"crop"``, see :func:`captum_robust.data.fitted`.
         classes: numbers of the classes to take, which count anew from 0 in this order; None: all.
         memory: bytes.
-        progress: show a bar.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
 
     Raises:
         ValueError: an unknown ``fit``, classes that are none, or fewer than two classes of which
@@ -117,7 +118,7 @@ class LabelledImages(_DecodedImages):
         fit: str = "squash",
         classes: Sequence[int] | None = None,
         memory: int = 2**31,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> None:
         check_choice("fit", fit, FITS)
         names = list(dataset.class_names or [])
@@ -230,7 +231,8 @@ class CroppedImages(_DecodedImages):
         aspect: smallest and largest ratio of the part's width to its height.
         mirror: also mirror.
         memory: bytes.
-        progress: show a bar.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
 
     Raises:
         ValueError: no usable image; a range that is none.
@@ -245,7 +247,7 @@ class CroppedImages(_DecodedImages):
         aspect: tuple[float, float] = (3 / 4, 4 / 3),
         mirror: bool = True,
         memory: int = 2**31,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> None:
         for name, (low, high), most in (("area", area, 1), ("aspect", aspect, math.inf)):
             in_order = 0 < low <= high <= most

@@ -290,7 +290,7 @@ def localization_training(
     validation: LocalizationEvaluation | None = None,
     out: str | Path | None = None,
     configuration: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> TrainingResult:
     """Train a corruption network and a classifier against each other, in place.
 

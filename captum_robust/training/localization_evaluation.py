@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from captum_robust._checks import check, check_shape
 from captum_robust._contexts import frozen
 from captum_robust._processes import device_of
+from captum_robust._progress import counted
 from captum_robust.metrics.functional import (
     best_iou,
     gt_known_localization,
@@ -95,7 +96,7 @@ class LocalizationEvaluation:
         # With a generator: else it draws from torch's global one.
         loader = DataLoader(self.images, self.batch_size, generator=torch.Generator())
         with torch.no_grad(), frozen(self.network):
-            for images, *maps, labels in loader:
+            for images, *maps, labels in counted(loader, "batch", None, "evaluation"):
                 x = images.to(device)
                 segments = maps[0].to(device) if maps and self.superpixels else None
                 probabilities = self.network(x, segments).float()

@@ -38,14 +38,15 @@ class LocalizationRecipe(LabelledRecipe):
 
     Args:
         settings: see :class:`LocalizationSettings`.
-        progress: show bars on standard error.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
     """
 
     settings: LocalizationSettings
     network: LocalizationNetwork
     file_name = "localization.safetensors"
 
-    def __init__(self, settings: LocalizationSettings, *, progress: bool = False) -> None:
+    def __init__(self, settings: LocalizationSettings, *, progress: bool | None = None) -> None:
         s = settings
         check_choice("form", s.form, FORMS)
         target = s.area_target or None

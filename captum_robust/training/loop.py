@@ -94,7 +94,7 @@ def fit(
     observe: Observe | None = None,
     out: str | Path | None = None,
     configuration: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> TrainingResult:
     """Train a network in place; started again with the same arguments, a killed run goes on.
 
@@ -131,7 +131,8 @@ def fit(
         out: folder for ``checkpoint.safetensors``, ``log.jsonl`` and ``run.json``, which all
             processes see and the first one writes to; None: nothing is written.
         configuration: what else tells this run from another; JSON.
-        progress: show a bar.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
 
     Raises:
         ImportError: accelerate is missing; names the pip command.
@@ -203,7 +204,7 @@ class _Run:
     patience: int | None
     observe: Observe | None
     out: Path | None
-    progress: bool
+    progress: bool | None
     step: int = 0
     """The number of steps that are done."""
     log: Log = field(default_factory=lambda: Log(None, 0))

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from captum_robust._checks import check, check_choice, check_count, check_number, check_type
 from captum_robust._contexts import frozen, seeded
 from captum_robust._processes import device_of
+from captum_robust._progress import counted
 from captum_robust.metrics.functional import saliency_metric
 from captum_robust.metrics.functional.saliency import SMALLEST_AREA
 from captum_robust.nn import EvidenceRemoval, MaskingNetwork, blend, upsampled
@@ -184,7 +185,8 @@ class MaskingEvaluation:
         with torch.no_grad(), half_precision(device, self.precision):
             # With a generator: else it draws from torch's global one.
             drawn = torch.Generator()
-            for images, *_ in DataLoader(self.images, self.batch_size, generator=drawn):
+            loader = DataLoader(self.images, self.batch_size, generator=drawn)
+            for images, *_ in counted(loader, "batch", None, "evaluation"):
                 rows.append(self._measured(images.to(device)))
         means = torch.cat(rows).double().mean(dim=0).tolist()
         names = ("saliency_metric", "area", "probability", "mask", "mask_of_another")
@@ -260,7 +262,8 @@ def warm_up(
     chosen = torch.randperm(len(labelled), generator=generator)[:images].tolist()
     parts = []
     with seeded(seed, None), torch.no_grad():
-        for batch, labels in DataLoader(Subset(labelled, chosen), batch_size):
+        loader = DataLoader(Subset(labelled, chosen), batch_size)
+        for batch, labels in counted(loader, "batch", None, "warm-up"):
             features, classes = _features_and_classes(
                 network, black_box, batch.to(device), labels.to(device)
             )
@@ -273,7 +276,7 @@ def warm_up(
     optimizer = torch.optim.Adam(trained, rate)
     loss = torch.tensor(math.nan)
     with torch.enable_grad():
-        for _ in range(steps):
+        for _ in counted(range(steps), "step", None, "warm-up"):
             asked = torch.cat([classes, _other_classes(classes, decoder, generator)])
             odds = decoder.evidence(pooled.repeat(2, 1, 1, 1), asked)[:, 0, 0]
             present = torch.arange(len(asked), device=device) < len(classes)
@@ -349,7 +352,7 @@ def masking_training(
     out: str | Path | None = None,
     tensorboard: bool = False,
     configuration: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> TrainingResult:
     """Train a masking network, in place, for any differentiable classifier.
 

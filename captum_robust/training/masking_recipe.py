@@ -39,14 +39,15 @@ class MaskingRecipe(Recipe):
 
     Args:
         settings: see :class:`MaskingSettings`.
-        progress: show bars on standard error.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
     """
 
     settings: MaskingSettings
     images: CroppedImages
     file_name = "masking.safetensors"
 
-    def __init__(self, settings: MaskingSettings, *, progress: bool = False) -> None:
+    def __init__(self, settings: MaskingSettings, *, progress: bool | None = None) -> None:
         s = settings
         check_choice("labels", s.labels, ["folder", "model"])
         self.objective = objective_named(s.objective, **_weights_of(s.weight or ()))

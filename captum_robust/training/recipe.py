@@ -47,7 +47,8 @@ class Recipe(ABC):
 
     Args:
         settings: of the training.
-        progress: show bars on standard error.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
 
     Raises:
         ValueError: settings out of range, or images that do not go with them.
@@ -66,7 +67,7 @@ class Recipe(ABC):
     testing: list[int]
     """Numbers of those to measure with."""
 
-    def __init__(self, settings: RecipeSettings, *, progress: bool = False) -> None:
+    def __init__(self, settings: RecipeSettings, *, progress: bool | None = None) -> None:
         self.settings, self.progress = settings, progress
         self.shows_bars = progress and is_first()
         self.loop = settings.training()
@@ -127,7 +128,7 @@ class LabelledRecipe(Recipe):
     images: LabelledImages
 
     def __init__(
-        self, settings: RobustSettings | LocalizationSettings, *, progress: bool = False
+        self, settings: RobustSettings | LocalizationSettings, *, progress: bool | None = None
     ) -> None:
         super().__init__(settings, progress=progress)
         s = settings

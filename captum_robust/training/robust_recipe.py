@@ -17,14 +17,15 @@ class RobustRecipe(LabelledRecipe):
 
     Args:
         settings: see :class:`RobustSettings`.
-        progress: show bars on standard error.
+        progress: show a bar on standard error; None: after two seconds, on a terminal or
+            in a notebook.
     """
 
     settings: RobustSettings
     network: Classifier
     file_name = "model.safetensors"
 
-    def __init__(self, settings: RobustSettings, *, progress: bool = False) -> None:
+    def __init__(self, settings: RobustSettings, *, progress: bool | None = None) -> None:
         check_number("epsilon", settings.epsilon, 0, 255, open_low=True)
         InnerAttack(settings.epsilon / 255, settings.steps)
         check_choice("method", settings.method, METHODS)

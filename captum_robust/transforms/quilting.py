@@ -21,6 +21,7 @@ from captum_robust._checks import (
 )
 from captum_robust._facts import Form, choice, or_none, whole
 from captum_robust._files import checksum, read_facts, write_facts
+from captum_robust._progress import counted
 from captum_robust._resize import blurred
 from captum_robust.transforms.patch_bank import PatchBank
 from captum_robust.transforms.transform import Transform
@@ -131,7 +132,7 @@ class Quilting(Transform):
         shares = torch.full((count,), patches // count)
         shares[torch.randperm(count, generator=generator)[: patches % count]] += 1
         bank = []
-        for i in shares.nonzero()[:, 0].tolist():
+        for i in counted(shares.nonzero()[:, 0].tolist(), "image", None, "patches"):
             name, image = image_of(i)
             size = "×".join(map(str, image.shape[1:]))
             fits = min(image.shape[1:]) >= patch
@@ -251,7 +252,8 @@ def _sewn(patches: Tensor, overlap: int, seam: bool) -> Tensor:
     size = ((rows - 1) * step + p, (columns - 1) * step + p)
     canvas = patches.new_zeros(n, channels, *size)
     inside = torch.arange(p, device=patches.device)
-    for row, column in _fronts(rows, columns, patches.device):
+    fronts = list(_fronts(rows, columns, patches.device))
+    for row, column in counted(fronts, "front", None, "quilting"):
         down = (row * step)[:, None, None] + inside[:, None]
         right = (column * step)[:, None, None] + inside
         new = patches[:, row, column].transpose(1, 2)  # N×C×m×p×p

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import captum.robust
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from captum.robust import MinParamPerturbation
 from torch import Tensor, nn
 
-from captum_robust.attacks import FGSM, PGD, LeastLikelyClass
+from captum_robust.attacks import FGSM, PGD, GradientStep, LeastLikelyClass
 
 
 def entropy(scores: Tensor, label: Tensor) -> Tensor:
@@ -104,3 +106,52 @@ def test_an_attack_of_one_step_takes_only_what_it_has(net: nn.Module, x: Tensor)
     iterated = LeastLikelyClass(net, 0.1, None)
     found, own = iterated.perturb(x, norm="L2"), LeastLikelyClass(net, 0.1, None, norm="L2")
     torch.testing.assert_close(found, own.perturb(x))
+
+
+@pytest.mark.parametrize("kind", [PGD, FGSM, GradientStep, LeastLikelyClass])
+def test_bounds_have_captums_names_too(kind: Any, net: nn.Module, x: Tensor) -> None:
+    named, own = kind(net, lower_bound=-1.0, upper_bound=2.0), kind(net, bounds=(-1.0, 2.0))
+    assert vars(named) == vars(own)  # which tell one run from another
+    assert named.bounds == (-1.0, 2.0)
+    again = replace(named, epsilon=0.1)
+    torch.testing.assert_close(
+        again.perturb(3 * x - 1), replace(own, epsilon=0.1).perturb(3 * x - 1)
+    )
+    free = kind(net, lower_bound=-math.inf, upper_bound=math.inf, quantize=False)
+    assert vars(free) == vars(kind(net, bounds=None, quantize=False))
+
+
+@pytest.mark.parametrize("ends", [(-0.5, 0.5), (-math.inf, math.inf)])
+def test_the_result_within_captums_bounds_is_captums(
+    ends: tuple[float, float], net: nn.Module, x: Tensor
+) -> None:
+    label = net(x - 0.5).argmax(dim=1)
+    attack = captum.robust.FGSM(net, entropy, *ends)
+    attack.zero_thresh = 0
+    plain: dict[str, Any] = {"early_stop": False, "quantize": False, "loss_func": entropy}
+    found = FGSM(net, lower_bound=ends[0], upper_bound=ends[1], **plain)
+    expected = attack.perturb(x - 0.5, epsilon=0.2, target=label)
+    torch.testing.assert_close(found.perturb(x - 0.5, label, 0.2), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"lower_bound": 0.0}, ValueError, "lower_bound, upper_bound: expected two finite numbers"),
+        (
+            {"lower_bound": 1.0, "upper_bound": 0.0},
+            ValueError,
+            "lower_bound, upper_bound: expected",
+        ),
+        (
+            {"lower_bound": 0.0, "upper_bound": 1.0, "bounds": (0.0, 2.0)},
+            TypeError,
+            "lower_bound, upper_bound: bounds is the same; give one",
+        ),
+    ],
+)
+def test_wrong_bounds_are_named(
+    net: nn.Module, given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        PGD(net, **given)

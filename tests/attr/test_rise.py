@@ -204,9 +204,9 @@ def test_more_cells_than_pixels_and_one_mask_work(net: Net, x: Tensor) -> None:
     assert RISE(net, n_masks=1, s=40).attribute(x, 1).isfinite().all()
 
 
-def test_the_bar_counts_images(net: Net, x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_counts_masks(net: Net, x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
     RISE(net, n_masks=2).attribute(x, 1, show_progress=True)
-    assert "2/2" in capsys.readouterr().err
+    assert "4/4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,51 @@ def test_columns_under_other_names_are_not_left_out(name: str, files: list[str])
         sample_source(pd.DataFrame({"path": files, name: [1, 1, 1]}), NAMES, lambda: 3)
 
 
+BOXED = {
+    "x, y, w, h": ["x", "y", "w", "h"],
+    "x, y, width, height": ["x", "y", "width", "height"],
+    "x1, y1, x2, y2": ["x1", "y1", "x2", "y2"],
+    "X_Center, Y_Center, Width, Height": ["X_Center", "Y_Center", "Width", "Height"],
+    "bbox_x, bbox_y": ["bbox_x", "bbox_y"],
+    "bounding_box": ["bounding_box"],
+    "boxes_xywh": ["boxes_xywh"],
+    "xmin": ["xmin", "ymin", "xmax", "ymax"],
+}
+
+
+@pytest.mark.parametrize("named", BOXED)
+def test_boxes_in_another_form_are_refused_not_left_out(named: str, files: list[str]) -> None:
+    row = {"path": files[0]} | dict.fromkeys(BOXED[named], 1)
+    with pytest.raises(ValueError, match=rf"frame: expected the column boxes .*, got {named}; "):
+        sample_source(pd.DataFrame([row]), NAMES, lambda: 3)
+
+
+def test_columns_that_hold_no_boxes_are_left_out(files: list[str]) -> None:
+    row = {"path": files[0], "width": 40, "height": 20, "x": 1, "num_boxes": 2, "mailbox": 3}
+    assert sample_source(pd.DataFrame([row]), NAMES, lambda: 3)[0].boxes.shape == (0, 4)
+    row |= {"boxes": [[1, 2, 3, 4]], "bbox": [1, 2, 2, 2]}  # the form that is asked for is there
+    boxes = sample_source(pd.DataFrame([row]), NAMES, lambda: 3)[0].boxes
+    assert boxes.tolist() == [[1, 2, 3, 4]]
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "bbox": {"bbox": [1, 2, 3, 4]},
+    "x0": {"x0": 1, "y0": 2, "x1": 3, "y1": 4},
+    "x, y, w, h": dict.fromkeys("xywh", 1),
+    "objects.bbox": {"objects": {"id": [1], "bbox": [[1, 2, 3, 4]]}},  # as of Hugging Face
+    "annotations.bbox": {"annotations": [{"id": 1, "bbox": [1, 2, 3, 4]}]},
+}
+
+
+@pytest.mark.parametrize("named", ROWS)
+@pytest.mark.parametrize("position", [0, 1])
+def test_boxes_of_rows_are_never_left_out(named: str, position: int) -> None:
+    rows: list[dict[str, Any]] = [{"image": torch.rand(3, 20, 40)} for _ in range(2)]
+    rows[position] |= ROWS[named]
+    with pytest.raises(ValueError, match=rf"row: expected the key boxes .*, got {named}; "):
+        sample_source(rows, NAMES, lambda: 3)[position]
+
+
 def test_column_twice(files: list[str]) -> None:
     frame = pd.DataFrame([[files[0], 0, 1]], columns=["path", "label", "label"])
     with pytest.raises(ValueError, match="frame: expected each column once, got 'label' twice"):

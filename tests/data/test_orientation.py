@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from captum_robust.cli.shared_options import open_dataset
 from captum_robust.data import DataError, load_dataset, load_image
+from captum_robust.draw import overlay
 from tests.networks import classifier_of
 
 SIZE = (50, 30)  # W×H, upright
@@ -193,3 +194,23 @@ def test_the_command_line_says_what_annotations_were_drawn_on(tmp_path):
         assert sample.boxes.tolist() == [[8, 4, 20, 12]]
     with pytest.raises(ValueError, match=r"'samples' does not take all of: --exif-orientation"):
         open_dataset("samples", None, {"exif_orientation": True}, classifier_of())
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_map_lies_over_the_upright_photograph(tmp_path, orientation, suffix):
+    path = tmp_path / f"a.{suffix}"
+    stored_of(photograph(), orientation).save(path, exif=tag(orientation))
+    heat = torch.arange(6.0).view(2, 3)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(overlay(image, heat), overlay(load_image(path), heat))
+
+
+def test_a_map_lies_over_white_where_the_image_is_transparent(tmp_path):
+    pixels = np.zeros((4, 6, 4), dtype=np.uint8)
+    pixels[:2, :, 3] = 255  # black above, transparent below
+    Image.fromarray(pixels).save(path := tmp_path / "a.png")
+    with Image.open(path) as image:
+        drawn = overlay(image, torch.ones(1, 1), alpha=0)
+    assert drawn[:2].max() == 0
+    assert drawn[2:].min() == 255

@@ -126,6 +126,11 @@ def test_the_tour_agrees_with_its_parts(tmp_path: Path) -> None:
     assert found.neighbours.same_class == pytest.approx(8 / 20)
     page = write_tour(found, tmp_path / "tour.html").read_text("utf-8")
     assert "40 % of the nearest neighbours are of the same class" in page
+    assert "A frame has the colour of its class." in page
+    bare = tour(colour_net(), images, ["units"], points=5, batch_size=3)
+    page = write_tour(bare, tmp_path / "tour.html").read_text("utf-8")
+    assert "Near images are alike to the network." in page
+    assert "colour of its class" not in page  # none is known
 
 
 def test_concepts_that_never_occur_are_said(tmp_path: Path) -> None:
@@ -202,6 +207,28 @@ def test_a_stopped_tour_goes_on_and_gives_the_same(
     save(tmp_path / "masks" / "more" / "1.png", torch.ones(3, 16, 16))
     with pytest.raises(ValueError, match="names of concepts: "):
         tour(colour_net(), **options)
+
+
+def test_a_tour_begins_anew_where_an_image_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_robust.inspection.progress.SAVED_EVERY", 1)
+    for i in range(4):
+        save(tmp_path / "photos" / f"{i}.png", block(RED, i, i, 6, 5))
+    options: dict[str, Any] = {"layers": ["units"], "top": 3, "batch_size": 1}
+    options |= {"images": tmp_path / "photos", "folder": tmp_path / "out"}
+    seen: list[int] = []
+    stopping(monkeypatch, seen, after=2)
+    with pytest.raises(KeyboardInterrupt):
+        tour(colour_net(), **options)
+    save(tmp_path / "photos" / "0.png", block(BLUE, 3, 3, 9, 9))
+    with pytest.warns(UserWarning, match=r"^images: their files have changed; begun anew$"):
+        found = tour(colour_net(), **options)
+    assert seen == [0, 1, -1, 0, 1, 2, 3]
+    expected = tour(colour_net(), **options | {"folder": None})
+    values = [one.stops[0].patches.values for one in (found, expected)]
+    torch.testing.assert_close(*values, rtol=0, atol=0, equal_nan=True)
+    assert values[0][1, 0] == 1  # blue is in the image that came
 
 
 def test_the_command_goes_on_and_leaves_the_page_only(

@@ -199,3 +199,31 @@ def test_wrong_arguments_are_named(
     given: dict[str, Any] = {"model": net, "images": some_images(), "maps": some_maps()}
     with pytest.raises(error, match=message):
         F.deletion_curve(**{**given, "classes": CLASSES, **changes})
+
+
+ON_CPU = {
+    "deletion": lambda model, x, classes: F.deletion_curve(model, x, x[:, 0], classes),
+    "saliency metric": lambda model, x, classes: F.crop_scores(
+        model, x, torch.rand(len(x), 30, 4).sort(dim=2).values * 10 + LEAST, classes
+    ),
+    "smallest sufficient region": lambda model, x, classes: F.smallest_sufficient_region(
+        model, x, x[:, 0], classes
+    ),
+    "smallest destroying region": lambda model, x, classes: F.smallest_destroying_region(
+        model, x, x[:, 0], classes
+    ),
+}
+LEAST = torch.tensor([0.0, 0.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("metric", ON_CPU)
+def test_the_cpu_gets_eight_images_a_thread(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    sizes = []
+
+    def model(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x.mean(dim=(2, 3))
+
+    ON_CPU[metric](model, torch.rand(40, 3, 12, 12), torch.zeros(40, dtype=torch.int64))
+    assert max(sizes) == 16

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_count, check_number, check_shape
+from captum_robust._progress import counted
 from captum_robust.metrics.functional._validate import (
     LARGEST_VALUE,
     check_like,
@@ -128,7 +129,7 @@ def resampled_means(columns: Tensor, resamples: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     chunk = max(1, CHUNK_DRAWS // n)
     parts = []
-    for done in range(0, resamples, chunk):
+    for done in counted(range(0, resamples, chunk), "part", None, "bootstrap"):
         drawn = torch.randint(n, (min(chunk, resamples - done), n), generator=generator)
         parts.append(torch.stack([column[drawn].mean(dim=1) for column in columns]))
     return torch.cat(parts, dim=1)

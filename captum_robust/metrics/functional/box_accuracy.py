@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check_choice, check_number, check_shape
+from captum_robust._progress import counted
 from captum_robust.metrics.functional._validate import (
     ROUNDING,
     check_box_list,
@@ -85,7 +86,7 @@ def maxboxacc_ious(
     chunk = max(1, CHUNK_PIXELS // (maps.shape[1] * maps.shape[2]))
     truth = [boxes.detach().to(device="cpu", dtype=torch.float64) for boxes in ground_truth]
     scored = _outline_overlaps if contours == "polygon" else _component_overlaps
-    for start in range(0, len(maps), chunk):
+    for start in counted(range(0, len(maps), chunk), "part", None, "boxes"):
         part = slice(start, start + chunk)
         # Truncates, like the authors' astype(uint8).
         levels = (min_max(maps[part]) * 255).to(device="cpu", dtype=torch.uint8)

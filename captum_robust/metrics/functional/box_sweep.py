@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice
+from captum_robust._progress import counted
 from captum_robust.metrics.functional._validate import check_connectivity, check_flag, check_maps
 from captum_robust.metrics.functional.thresholding import STRATEGIES, alpha_grid, kept_counts
 
@@ -56,7 +57,8 @@ def sweep_boxes(
     lengths = [len(alpha_grid(strategy)) for strategy in strategies]
     boxes = torch.empty(len(maps), sum(lengths), 4)
     chunk = max(1, CHUNK_PIXELS // maps[0].numel()) if len(maps) else 1
-    for part, out in zip(torch.split(maps, chunk), torch.split(boxes, chunk), strict=True):
+    parts = counted(torch.split(maps, chunk), "part", None, "boxes")
+    for part, out in zip(parts, torch.split(boxes, chunk), strict=True):
         out[:] = _sweep(part, strategies, connectivity, largest_component_only)
     families = torch.split(boxes.to(maps.device), lengths, dim=1)
     return dict(zip(strategies, families, strict=True))

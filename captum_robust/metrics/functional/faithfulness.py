@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check_callable, check_choice, check_count
+from captum_robust._progress import counted
 from captum_robust.metrics.functional.regions import blurred_images, pixel_ranks
 from captum_robust.metrics.functional.saliency import (
     Scores,
     check_question,
     class_scores,
+    images_at_once,
     log_probabilities,
 )
 
@@ -143,7 +145,7 @@ def _curves(
     batch_size: int | None,
 ) -> list[RemovalCurve]:
     """The curves that are wanted: whether pixels are inserted, and the fill."""
-    check_question(images, classes, 1 if batch_size is None else batch_size)
+    check_question(images, classes, batch_size)
     check_callable("model", model)
     rank = pixel_ranks(maps, images)
     pixels = images.shape[2] * images.shape[3]
@@ -179,16 +181,6 @@ def _curves(
     return [RemovalCurve(share, probability[:, [place[s] for s in curve]]) for curve in each]
 
 
-def images_at_once(images: Tensor, batch_size: int | None) -> int:
-    """Return how many images the model gets at once, where that is not given.
-
-    64 at once take a CPU some 1.6 times as long as 8 do.
-    """
-    if batch_size is not None:
-        return batch_size
-    return 8 * torch.get_num_threads() if images.device.type == "cpu" else 64
-
-
 def state_probabilities(
     model: Scores,
     shown: Callable[[Tensor, Tensor], Tensor],
@@ -206,7 +198,7 @@ def state_probabilities(
     classes = classes.to(images.device)
     probability = torch.empty(n * states, device=images.device)
     is_first = torch.empty(n * states, dtype=torch.bool, device=images.device)
-    for start in range(0, n * states, batch_size):
+    for start in counted(range(0, n * states, batch_size), "batch", None, "removing pixels"):
         items = torch.arange(start, min(start + batch_size, n * states), device=images.device)
         sample = items // states
         scores = class_scores(model, shown(sample, items % states), sample)

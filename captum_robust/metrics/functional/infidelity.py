@@ -23,16 +23,16 @@ from captum_robust._checks import (
     check_number,
     check_shape,
 )
+from captum_robust._progress import counted
 from captum_robust._scores import copies_of
 from captum_robust.metrics.functional._validate import check_maps, check_mask, check_seed
 from captum_robust.metrics.functional.faithfulness import (
     FILLS,
     REMOVAL_FILLS,
-    images_at_once,
     state_probabilities,
 )
 from captum_robust.metrics.functional.randomization import Explain
-from captum_robust.metrics.functional.saliency import Scores, check_question
+from captum_robust.metrics.functional.saliency import Scores, check_question, images_at_once
 
 INFIDELITY_SQUARES = 32
 """That are removed from each image, one at a time."""
@@ -91,7 +91,7 @@ def square_drops(
             not have, NaN or infinity.
         TypeError: arguments of another kind.
     """
-    check_question(images, classes, 1 if batch_size is None else batch_size)
+    check_question(images, classes, batch_size)
     check_callable("model", model)
     check_choice("fill", fill, REMOVAL_FILLS)
     check_mask(squares, "squares")
@@ -229,7 +229,7 @@ def sensitivity(
     length = first.norm(dim=1)
     length = torch.where(length > 0, length, 1)
     largest = torch.zeros_like(length)
-    for _ in range(samples):
+    for _ in counted(range(samples), "draw", None, "sensitivity"):
         noise = torch.empty(1, *images.shape[1:]).uniform_(-radius, radius, generator=generator)
         moved = explained(images.detach() + noise.to(images)).to(first)
         check(moved.shape == first.shape, "maps: expected those of explain, got others")

@@ -25,6 +25,7 @@ from captum_robust._checks import (
 )
 from captum_robust._contexts import evaluation, restored, seeded, without_new_gradients
 from captum_robust._processes import device_of
+from captum_robust._progress import counted
 from captum_robust._scores import copies_of
 from captum_robust.metrics.functional._validate import check_maps, check_seed
 from captum_robust.metrics.functional.saliency import check_question
@@ -119,7 +120,7 @@ def model_randomization(
     spearman, ssim = [], []
     with evaluation(model), without_new_gradients(model), restored(parts):
         original = explained() if maps is None else checked(maps, "maps")
-        for number, part in enumerate(parts):
+        for number, part in enumerate(counted(parts, "layer", None, "randomization")):
             with seeded((seed + number) % 2**63, device_of(model)):
                 _randomize(part)
             if number not in ends:

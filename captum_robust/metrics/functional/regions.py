@@ -22,12 +22,14 @@ from captum_robust._checks import (
     check_shape,
     check_type,
 )
+from captum_robust._progress import counted
 from captum_robust._resize import blurred
 from captum_robust.metrics.functional._validate import check_maps, check_seed
 from captum_robust.metrics.functional.saliency import (
     Scores,
     check_question,
     class_scores,
+    images_at_once,
     log_probabilities,
 )
 
@@ -51,7 +53,7 @@ def smallest_sufficient_region(
     removal: Removal | None = None,
     share: float | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return how much of each image, its most salient pixels first, keeps the class alone.
 
@@ -72,7 +74,7 @@ def smallest_sufficient_region(
             probability is at least this share of that for the whole image.
         seed: of the generator that ``removal`` gets. What it draws for an image depends on the
             image's place in the batch.
-        batch_size: how many images the model gets at once.
+        batch_size: how many images the model gets at once; None: 64, on a CPU 8 a thread.
 
     Returns:
         N float32 shares; NaN where no area was enough (``nan_to_num(1.0)`` counts those as the
@@ -97,7 +99,7 @@ def smallest_destroying_region(
     removal: Removal | None = None,
     share: float | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return how much of each image, its most salient pixels first, must go for the class to go.
 
@@ -122,11 +124,12 @@ def _smallest(
     removal: Removal | None,
     share: float | None,
     seed: int,
-    batch_size: int,
+    batch_size: int | None,
     *,
     destroys: bool,
 ) -> Tensor:
     n = check_question(images, classes, batch_size)
+    at_once = images_at_once(images, batch_size)
     rank = pixel_ranks(maps, images)
     check_callable("model", model)
     check_callable("removal", removal, optional=True)
@@ -147,17 +150,17 @@ def _smallest(
 
     def kept(x: Tensor, samples: Tensor) -> Tensor:
         """Whether the class is the prediction, or has the probability that is wanted."""
-        scores = _scores(model, x, samples, batch_size)
+        scores = _scores(model, x, samples, at_once)
         if wanted is None:
             return scores.argmax(dim=1) == classes[samples]
         return log_probabilities(scores, classes[samples]).exp() >= wanted[samples]
 
     if share is not None:
-        whole = _scores(model, images, left, batch_size)
+        whole = _scores(model, images, left, at_once)
         wanted = log_probabilities(whole, classes).exp() * share
     if destroys:
         left = left[kept(images, left)]
-    for area in ladder:
+    for area in counted(ladder, "area", None, "regions"):
         if len(left) == 0:
             break
         region = rank[left] < max(1, round(area * rank[0].numel()))
@@ -199,8 +202,9 @@ def blurred_images(images: Tensor) -> Tensor:
 
 
 def _scores(model: Scores, images: Tensor, samples: Tensor, batch_size: int) -> Tensor:
-    batches = zip(*(torch.split(t, batch_size) for t in (images, samples)), strict=True)
-    return torch.cat([class_scores(model, x, numbers) for x, numbers in batches])
+    batches = list(zip(*(torch.split(t, batch_size) for t in (images, samples)), strict=True))
+    each = counted(batches, "batch", None, "regions")
+    return torch.cat([class_scores(model, x, numbers) for x, numbers in each])
 
 
 def _removed(images: Tensor, removal: Removal | None, seed: int) -> Tensor:

@@ -23,9 +23,14 @@ from torch import Tensor
 
 from captum_robust._checks import check, check_callable, check_number, check_shape
 from captum_robust.metrics.functional._validate import check_mask, check_seed, numbers_in
-from captum_robust.metrics.functional.faithfulness import images_at_once, state_probabilities
+from captum_robust.metrics.functional.faithfulness import state_probabilities
 from captum_robust.metrics.functional.regions import pixel_ranks
-from captum_robust.metrics.functional.saliency import Scores, check_images, check_question
+from captum_robust.metrics.functional.saliency import (
+    Scores,
+    check_images,
+    check_question,
+    images_at_once,
+)
 
 ROAD_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of the pixels of an image, that are imputed."""
@@ -81,7 +86,7 @@ def road(
         ValueError: shapes that do not fit, values out of range, NaN or infinity.
         TypeError: ``images``, ``maps`` or ``classes`` of another kind.
     """
-    check_question(images, classes, 1 if batch_size is None else batch_size)
+    check_question(images, classes, batch_size)
     check_callable("model", model)
     rank = pixel_ranks(maps, images)
     chosen = check_imputation(shares, noise, seed)

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import struct
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_TAG = 0x0112
+_DAMAGED = (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error)
+"""What Pillow raises on EXIF data that cannot be read; the pixels may be whole all the same."""
 
 _MIRRORED = (2, 3, 6, 7)
 """Orientations whose pixels are mirrored left to right, after the transposition if there is one."""
@@ -41,3 +51,12 @@ def turned_boxes(boxes: Tensor, orientation: int, size: tuple[int, int]) -> Tens
     if orientation in _UPSIDE_DOWN:
         y0, y1 = height - y1, height - y0
     return torch.stack((x0, y0, x1, y1), dim=1)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's, from 1 to 8; 1 where there is none, or none that can be read."""
+    try:
+        value = image.getexif().get(_TAG, 1)
+    except _DAMAGED:
+        return 1
+    return int(value) if value in range(1, 9) else 1
