@@ -177,7 +177,7 @@ class Certified(Wrapper):
         return_details: bool = False,
         frequencies: bool = False,
         perturbations_per_eval: int | None = None,
-        show_progress: bool = False,
+        show_progress: bool | None = None,
         **arguments: Any,
     ) -> Any:
         """N×1×H×W: 1 where the pixel is certified in, 0 where out, .5 where it abstains.
@@ -229,7 +229,7 @@ class Certified(Wrapper):
         return (result, format_output(is_several, all_details)) if return_details else result
 
     def _certified(
-        self, noisy: NoisyMaps, target: Any, show_progress: bool
+        self, noisy: NoisyMaps, target: Any, show_progress: bool | None
     ) -> tuple[CertifiedDetails, ...]:
         classes = None
         if target is None and takes_target(self.attribution):

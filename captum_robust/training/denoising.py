@@ -128,7 +128,7 @@ def denoising_training(
     validation: Dataset[Any] | None = None,
     out: str | Path | None = None,
     configuration: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> TrainingResult:
     """Train a denoiser, in place, that leaves a classifier's map and classes as they were.
 

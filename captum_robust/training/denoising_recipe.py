@@ -21,14 +21,14 @@ class DenoisingRecipe(Recipe):
 
     Args:
         settings: see :class:`DenoisingSettings`.
-        progress: show bars on standard error.
+        progress: show bars on standard error; None: after two seconds, on a terminal.
     """
 
     settings: DenoisingSettings
     images: CroppedImages
     file_name = "denoiser.safetensors"
 
-    def __init__(self, settings: DenoisingSettings, *, progress: bool = False) -> None:
+    def __init__(self, settings: DenoisingSettings, *, progress: bool | None = None) -> None:
         super().__init__(settings, progress=progress)
         s = settings
         self.sigma = (s.sigma_low, s.sigma_high)
