@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captum_robust.metrics.attribution_stability import AttributionStability
-    from captum_robust.metrics.certified import (
+    from captum_robust.metrics.certified_scores import (
         CertifiedLocalizationError,
         CertifiedPointing,
         CertifiedShare,
@@ -50,9 +50,9 @@ __all__ = [
 
 _MODULES = {
     "AttributionStability": "attribution_stability",
-    "CertifiedLocalizationError": "certified",
-    "CertifiedPointing": "certified",
-    "CertifiedShare": "certified",
+    "CertifiedLocalizationError": "certified_scores",
+    "CertifiedPointing": "certified_scores",
+    "CertifiedShare": "certified_scores",
     "Deletion": "pixel_removal",
     "Infidelity": "pixel_removal",
     "Insertion": "pixel_removal",
