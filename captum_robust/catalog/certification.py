@@ -113,7 +113,7 @@ class Certification:
         noisy = NoisyMaps(
             maps, images, (images,), None, {}, self.sigma, None, self.seed, _as_pixels, None
         )
-        cells = min(_CELLS, height), min(_CELLS, width)
+        cells = (min(_CELLS, height, width),) * 2
         chosen = method.threshold
         pixels = self._counts(images, cells, share=self.share, box="pixels")
         boxes = self._counts(
@@ -151,7 +151,7 @@ class Certification:
     def _fixed(self, box: Tensor, images: Tensor) -> Certificates:
         """Of a box that is the same for all images: nothing can move it."""
         n, (height, width) = len(images), images.shape[2:]
-        size = min(_CELLS, height), min(_CELLS, width)
+        size = (min(_CELLS, height, width),) * 2
         scale = box.new_tensor([size[1] / width, size[0] / height] * 2)
         cells = boxes_to_mask((box * scale)[None], size).expand(n, *size)
         boxes = box.float().expand(n, 4)
