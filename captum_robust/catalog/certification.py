@@ -53,7 +53,7 @@ class Certification:
     sigma: float
     samples: int = CERTIFY_SAMPLES
     radii: tuple[float, ...] = CERTIFIED_RADII
-    share: float = 0.15
+    share: float = 0.3
     confidence: float = 0.999
     seed: int = 0
 

@@ -11,7 +11,7 @@ import numpy as np
 from captum_robust._checks import check
 from captum_robust.catalog.certification import ABSTAIN, IN, OUT
 from captum_robust.draw import TRUTH_COLOR, draw_boxes, draw_certificate
-from captum_robust.report.certified_rows import certification_of, certified_rows
+from captum_robust.report.certified_rows import certification_of, certified_rows, unproven
 from captum_robust.report.pictures import Canvas, Tile, jpeg_uri
 from captum_robust.report.results import CLEAN, Results
 from captum_robust.runs.store import unpack
@@ -63,6 +63,8 @@ def build_certificates(
 ) -> list[CertifiedEntry]:
     """The first images with the certificates of the first methods, within three of the radii.
 
+    Of these those for which there are enough copies.
+
     Args:
         results: of the run.
         rows: of :meth:`Scoring.frame`.
@@ -72,8 +74,9 @@ def build_certificates(
     if how is None:
         return []
     methods = list(methods)[:_METHODS]
-    last = len(how.radii) - 1
-    chosen = sorted({0, last // 2, last}) if last >= _RADII else list(range(last + 1))
+    proving = [i for i, radius in enumerate(how.radii) if radius not in unproven(how)]
+    last = len(proving) - 1
+    chosen = [proving[i] for i in sorted({0, last // 2, last})] if last >= _RADII else proving
     pictures = 1 + len(methods) * (1 + len(chosen))
     entries: list[CertifiedEntry] = []
     for position in results.pictured():

@@ -241,7 +241,7 @@ def certificate_columns(radii: Iterable[float]) -> tuple[Column, ...]:
         "Smoothed error %",
         "percent",
         "low",
-        "error of the smoothed box",
+        "smoothed error",
         _ends("smoothed_error"),
         group="certificate",
     )
@@ -252,14 +252,15 @@ def certificate_columns(radii: Iterable[float]) -> tuple[Column, ...]:
     ):
         for radius in radii:
             key = certificate_key(what, radius)
+            ends = _ends(key) if what == "error" else ()
             columns.append(
                 Column(
                     key,
                     f"{title} %, R {radius:g}",
                     "percent",
                     better,
-                    f"{what} within {radius:g}",
-                    _ends(key),
+                    f"{what}, R {radius:g}",
+                    ends,
                     group="certificate",
                     meaning=f"certified_{what}",
                 )

@@ -87,9 +87,9 @@ def _certificates_text(tables: Tables) -> str:
     """What is proven; empty for a run that does not certify."""
     how = certification_of(tables.results)
     columns = certificate_columns(how.radii) if how else ()
-    if how is None or not any(column.key in tables.clean for column in columns):
+    if how is None or (share := columns[-1].key) not in tables.clean:
         return ""
-    rows = tables.clean.dropna(subset=[columns[-1].key])
+    rows = tables.clean.dropna(subset=[share])
     text = f"\n\ncertificates\n{text_table(rows, columns, ['method'])}\n{certified_note(how)}"
     lacking = [f"\n{line}" for line in lacking_notes(how)]
     return text + "".join(lacking)
@@ -100,7 +100,7 @@ def certified_note(how: Certification) -> str:
     return (
         f"certificates: {how.samples} copies with noise of {how.sigma:g}, cut off at 0 and 1; "
         "error: images whose box is not proven to\noverlap a true one by more than .5, whatever "
-        "changes the image by at most so much in L2; share: of the pixels\nthat is certified; "
+        "changes the image by at most R in L2; share: of the pixels\nthat is certified; "
         f"with {100 * how.confidence:g} % confidence an image; thresholds as they ship"
     )
 
@@ -108,7 +108,7 @@ def certified_note(how: Certification) -> str:
 def lacking_notes(how: Certification) -> list[str]:
     """A line for each radius at which there are too few copies."""
     return [
-        f"within {r:g}: {how.samples} copies prove nothing of pixels; it takes {least} at least"
+        f"R {r:g}: {how.samples} copies prove nothing of pixels; it takes {least} at least"
         for r, least in unproven(how).items()
     ]
 
