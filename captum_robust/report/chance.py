@@ -60,7 +60,8 @@ class Chance:
             positions, curves = removal_of(results, method)
             return dict(zip(positions, curves[column].area.tolist(), strict=True)) if curves else {}
         if column in self._certified and attack == CLEAN:
-            rows = certified_rows(results, method)
-            each = zip(rows.positions, rows.named()[column].tolist(), strict=True) if rows else ()
+            proven = certified_rows(results, method)
+            values = proven.named()[column].tolist() if proven else []
+            each = zip(proven.positions if proven else [], values, strict=True)
             return {position: value for position, value in each if value == value}
         return {}

@@ -255,9 +255,9 @@ def explain_image(
             caption = f"its perturbation {draw.factor_text(factor)}\n{mark} {verdicts[name]}"
             groups[-1].append((change, caption))
         if certification is not None:
-            classes = torch.tensor([explained], device=x.device)
+            aimed = torch.tensor([explained], device=x.device)
             same = method if given is None else replace(method, threshold=given)
-            proven = certification.of(model, same, x, classes, show_progress=show_progress)
+            proven = certification.of(model, same, x, aimed, show_progress=show_progress)
             maps[f"{name}.certified"], proofs[name] = _proof(certification, proven, image, heat)
             groups[-1] += _proof_pictures(proofs[name], proven, large, image)
     columns = _columns(groups) if certification is None else max(map(len, groups))
