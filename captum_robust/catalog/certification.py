@@ -109,9 +109,13 @@ class Certification:
         height, width = images.shape[2:]
         if method.box is not None:
             return self._fixed(method.box((height, width)), images)
-        maps = _Maps(model, method)
         noisy = NoisyMaps(
-            maps, images, (images,), None, {}, self.sigma, None, self.seed, _as_pixels, None
+            *(_Maps(model, method), images, (images,), None, {}),
+            sigma=self.sigma,
+            size=None,
+            seed=self.seed,
+            denoiser=_as_pixels,
+            at_once=None,
         )
         cells = (min(_CELLS, height, width),) * 2
         chosen = method.threshold

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from captum_robust.benchmark import Certification, Comparison, compare
+from captum_robust.benchmark import Certification, Comparison, RunWarning, compare
 from captum_robust.catalog.methods import build_methods
 from captum_robust.data import Sample, resize
 from captum_robust.metrics.functional import best_certified_iou, bootstrap_interval
 from captum_robust.models import Classifier
+from captum_robust.report.chance import Chance
+from captum_robust.report.results import USUAL_TUNING
 from captum_robust.runs.store import RunStore
 
 from .conftest import Drawn, centre_heat, make_classifier
@@ -95,6 +97,23 @@ def test_images_without_a_box_are_certified_but_in_no_error(model: Classifier) -
     assert without["certified_iou_0.1"].isna().all()
     assert without["certified_share_0.1"].notna().all()
     assert frame[frame["image"] != "1.png"]["certified_iou_0.1"].notna().all()
+
+
+def test_a_run_without_any_box_still_says_how_much_is_certified(
+    model: Classifier, tmp_path: Path
+) -> None:
+    class Unboxed(Drawn):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            return Sample(sample.image, label=sample.label, id=sample.id)
+
+    with pytest.warns(RunWarning, match="nothing was scored"):
+        result = compare(model, Unboxed(n=2), {"bright": centre_heat}, certify=HOW, progress=False)
+    assert "certified_error_0.1" not in result.table()
+    assert "share, R 0.1" in result.to_text()
+    page = Page(result.to_html(tmp_path / "report.html"))
+    assert "% certified" in page.text
+    assert "not proven" not in page.text
 
 
 def test_text_and_page_say_what_the_table_says(result: Comparison, tmp_path: Path) -> None:
@@ -197,6 +216,19 @@ def test_only_clean_images_are_certified(model: Classifier) -> None:
         model, Drawn(n=2), {"bright": centre_heat}, attacks, certify=HOW, progress=False
     ).table()
     assert table.set_index("attack")["certified_share_0.1"].notna().tolist() == [True, False]
+
+
+def test_a_method_is_ahead_where_more_is_certified_beyond_chance() -> None:
+    def steady(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return torch.arange(32.0).expand(len(images), 32, 32)
+
+    methods = {"steady": steady, "bright": centre_heat}
+    how = Certification(0.25, 33, (0.1,))
+    result = compare(make_classifier(), Drawn(n=50), methods, certify=how, progress=False)
+    ahead = Chance(result._scoring, USUAL_TUNING).ahead
+    assert ahead("certified_share_0.1", "", "steady", "bright")
+    assert not ahead("certified_share_0.1", "", "bright", "steady")
+    assert not ahead("certified_error_0.1", "", "bright", "bright")
 
 
 @pytest.mark.parametrize(
