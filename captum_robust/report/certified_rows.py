@@ -71,6 +71,8 @@ def certificate_means(results: Results, method: str, level: float, seed: int) ->
     columns: dict[str, float] = {}
     rows = certified_rows(results, method)
     for name, values in (rows.named() if rows else {}).items():
+        if values.isnan().all():  # no image has a box
+            continue
         mean = bootstrap_interval(values[~values.isnan()], level=level, seed=seed)
         columns |= {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
     return columns

@@ -105,7 +105,8 @@ def test_a_run_without_any_box_still_says_how_much_is_certified(
     class Unboxed(Drawn):
         def __getitem__(self, index: int) -> Sample:
             sample = super().__getitem__(index)
-            return Sample(sample.image, label=sample.label, id=sample.id)
+            boxes = sample.boxes[:0]
+            return Sample(sample.image, label=sample.label, boxes=boxes, id=sample.id)
 
     with pytest.warns(RunWarning, match="nothing was scored"):
         result = compare(model, Unboxed(n=2), {"bright": centre_heat}, certify=HOW, progress=False)
