@@ -348,6 +348,36 @@ def localization(tmp_path: Path) -> tuple[str, ...]:
     return "--model", "simple_convnet", "--weights", "simple.safetensors"
 
 
+def test_a_network_of_a_file_is_certified_as_any_method(
+    run: Run, localization: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    named = ("--methods", "adversarial_localization", "--network", "localization.safetensors")
+    named += ("--certify", "0.25", "--certify-samples", "33", "--certify-radii", "0.1", "--json")
+    code, out, err = run("explain", folder, *localization, *named)
+    assert code == 0, err
+    (within,) = json.loads(out)["certificates"]["adversarial_localization"]["radii"]
+    code, out, err = run("compare", "folder", folder, *localization, *named)
+    assert code == 0, err
+    rows = {row["method"]: row for row in json.loads(out)["table"]}
+    # The one image, squashed to the same pixels.
+    share = rows["adversarial_localization"]["certified_share_0.1"]
+    assert share == pytest.approx(within["certified_share"])
+    assert 0 < share <= 1
+
+
+def test_every_method_of_a_classifier_can_be_certified(
+    run: Run, localization: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    few = ("--certify", "0.25", "--certify-samples", "33", "--certify-radii", "0.1")
+    code, out, err = run("compare", "folder", folder, *localization, *few, "--json")
+    assert code == 0, err
+    rows = json.loads(out)["table"]
+    assert len(rows) > 15
+    assert [row["method"] for row in rows if row["certified_share_0.1"] is None] == []
+
+
 def test_compare_measures_the_localization_network_of_a_file(
     run: Run, localization: tuple[str, ...], tmp_path: Path
 ) -> None:
