@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import Saliency
 from torch import Tensor, nn
 
+from captum_robust import draw
 from captum_robust.attr import Certified
 from captum_robust.benchmark import Certification
 from captum_robust.catalog.certification import ABSTAIN, IN, OUT, Certificates
@@ -174,3 +176,27 @@ def test_the_least_number_of_copies_is_that_of_a_certificate() -> None:
     tau = (1 + math.erf(0.4 / math.sqrt(2))) / 2
     assert tau**33 + (1 - tau) ** 33 <= 0.001 / 784 < tau**32
     assert Certification(0.25, 33, (0.1,)).least(0.1) == 33
+
+
+def test_a_certificate_is_drawn_in_three_colours_over_grey_with_its_boxes() -> None:
+    photo = np.full((40, 60, 3), 100, np.uint8)
+    photo[..., 0] = 250  # red goes: colours mean certificates alone
+    cells = torch.tensor([[0, 1], [2, 2]])
+    drawn = draw.draw_certificate(photo, cells)
+    corners = drawn[5, 5], drawn[5, 50], drawn[30, 5]
+    for corner, color in zip(corners, draw.CERTIFIED_COLORS.values(), strict=True):
+        grey = int(0.299 * 250 + 0.701 * 100 + 0.5)
+        expected = 0.38 * grey + 0.62 * np.array(color)
+        assert corner.tolist() == pytest.approx(expected.tolist(), abs=1)
+    lightness = [int(corner.astype(int).sum()) for corner in corners]
+    assert lightness[0] < lightness[2] < lightness[1]  # told apart without colours
+    boxed = draw.draw_certificate(photo, cells, [20, 10, 40, 30], [10, 5, 50, 35])
+    assert boxed[20, 22].tolist() == list(draw.INNER_COLOR)
+    assert boxed[20, 12].tolist() == list(draw.OUTER_COLOR)
+    assert (photo == photo[0, 0]).all()
+
+
+@pytest.mark.parametrize("cells", [torch.full((2, 2), 3), torch.zeros(2), torch.rand(2, 2)])
+def test_only_certificates_are_drawn(cells: Tensor) -> None:
+    with pytest.raises(ValueError, match="cells: expected"):
+        draw.draw_certificate(np.zeros((8, 8, 3), np.uint8), cells)
