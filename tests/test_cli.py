@@ -191,7 +191,7 @@ def test_explain_certifies_maps_and_boxes(run: Run, tmp_path: Path) -> None:
     proof = said["certificates"]["robust_cam"]
     assert (proof["sigma"], proof["samples"], proof["confidence"]) == (0.25, 40, 0.999)
     (within,) = proof["radii"]
-    assert within["radius"] == 0.1
+    assert (within["radius"], within["least_samples"]) == (0.1, 33)
     states = np.load(said["maps"]["robust_cam.certified"])
     assert states.shape[0] == 1
     assert set(np.unique(states)) <= {0, 0.5, 1}

@@ -78,6 +78,11 @@ class Certification:
         """The fewest copies that can prove anything of pixels within a radius."""
         return least_samples(_CELLS**2, self._tau(radius), self.confidence)
 
+    def unproven(self) -> dict[float, int]:
+        """The radii for which there are too few copies -> how many it takes at least."""
+        each = {radius: self.least(radius) for radius in self.radii}
+        return {radius: least for radius, least in each.items() if least > self.samples}
+
     def _tau(self, radius: float) -> float:
         return probability_at(radius / self.sigma)
 

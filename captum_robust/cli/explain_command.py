@@ -65,7 +65,7 @@ class ExplainOptions(ModelOptions):
     it. With --certify also NAME.METHOD.certified.npy, of each radius: 1 in, 0 out, .5 abstains."""
     json: bool = field(default=False, metadata=option("--json"))
     """Print one JSON object a line for each image instead: its classes with probabilities and
-    scores, and the box of each method in pixels of the image."""
+    scores, the box of each method in pixels of the image, and what is certified of it."""
 
 
 @command_of(ExplainOptions, resumes=True)
@@ -142,7 +142,9 @@ def _say_explained(file: Path, explained: ExplainedImage, options: ExplainOption
         echo(f"  {method}: {verdict}")
     for method, proof in explained.certificates.items():
         for one in proof["radii"]:
-            echo(f"  {method} within {one['radius']:g}: {_said_of(one)}")
+            few = proof["samples"] < one["least_samples"] and one["certified_share"] == 0
+            lacking = f"; it takes at least {one['least_samples']} samples" if few else ""
+            echo(f"  {method} within {one['radius']:g}: {_said_of(one)}{lacking}")
     for path in maps.values():
         echo(printable(f"  map: {path}"))
 

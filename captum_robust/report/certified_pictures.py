@@ -11,7 +11,7 @@ import numpy as np
 from captum_robust._checks import check
 from captum_robust.catalog.certification import ABSTAIN, IN, OUT
 from captum_robust.draw import TRUTH_COLOR, draw_boxes, draw_certificate
-from captum_robust.report.certified_rows import certification_of, certified_rows, unproven
+from captum_robust.report.certified_rows import certification_of, certified_rows
 from captum_robust.report.pictures import Canvas, Tile, jpeg_uri
 from captum_robust.report.results import CLEAN, Results
 from captum_robust.runs.store import unpack
@@ -74,7 +74,7 @@ def build_certificates(
     if how is None:
         return []
     methods = list(methods)[:_METHODS]
-    proving = [i for i, radius in enumerate(how.radii) if radius not in unproven(how)]
+    proving = [i for i, radius in enumerate(how.radii) if radius not in how.unproven()]
     last = len(proving) - 1
     chosen = [proving[i] for i in sorted({0, last // 2, last})] if last >= _RADII else proving
     pictures = 1 + len(methods) * (1 + len(chosen))

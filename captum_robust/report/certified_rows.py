@@ -105,8 +105,3 @@ def certified_curves(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         if key in record and record[key] == record[key]
     ]
     return pd.DataFrame(rows, columns=["method", "radius", "error"])
-
-
-def unproven(how: Certification) -> dict[float, int]:
-    """Radii for which there are too few copies -> how many it takes at least."""
-    return {r: how.least(r) for r in how.radii if how.least(r) > how.samples}

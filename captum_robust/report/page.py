@@ -21,7 +21,7 @@ from captum_robust.draw import (
     TRUTH_COLOR,
 )
 from captum_robust.report.certified_pictures import build_certificates
-from captum_robust.report.certified_rows import certification_of, certified_curves, unproven
+from captum_robust.report.certified_rows import certification_of, certified_curves
 from captum_robust.report.chance import Chance
 from captum_robust.report.failures import shown_reasons
 from captum_robust.report.first_screen import (
@@ -294,7 +294,7 @@ def _certificates(
         "samples": how.samples,
         "sigma": f"{how.sigma:g}",
         "confidence": f"{100 * how.confidence:g}",
-        "unproven": unproven(how),
+        "unproven": how.unproven(),
         "charts": charts,
         "entries": build_certificates(tables.results, frame, shown),
         "colors": dict(reversed(CERTIFIED_COLORS.items())),

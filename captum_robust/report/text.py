@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from captum_robust.catalog.certification import Certification
-from captum_robust.report.certified_rows import certification_of, unproven
+from captum_robust.report.certified_rows import certification_of
 from captum_robust.report.failures import shown_reasons
 from captum_robust.report.outcomes import attacks_text
 from captum_robust.report.results import FEW, NOTHING_SCORED
@@ -109,7 +109,7 @@ def lacking_notes(how: Certification) -> list[str]:
     """A line for each radius at which there are too few copies."""
     return [
         f"R {r:g}: {how.samples} copies prove nothing of pixels; it takes {least} at least"
-        for r, least in unproven(how).items()
+        for r, least in how.unproven().items()
     ]
 
 

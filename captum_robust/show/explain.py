@@ -195,8 +195,8 @@ def explain_image(
         certification: how maps and boxes are to be certified; None: not at all. Of each method then
             ``certificates`` has ``sigma``, ``samples``, ``confidence``, ``box`` (that of the
             smoothed map) and ``radii``, for each of which ``radius``, ``certified_share``, of the
-            pixels, the parts of it ``inside`` and ``outside``, and ``inner_box`` and ``outer_box``,
-            None where nothing is proven.
+            pixels, the parts of it ``inside`` and ``outside``, ``inner_box`` and ``outer_box``,
+            None where nothing is proven, and ``least_samples``, with fewer of which no pixel is.
         show_progress: a bar on standard error, of the noisy copies.
 
     Raises:
@@ -292,6 +292,7 @@ def _proof(
             "outside": (one.cells == OUT).float().mean().item(),
             "inner_box": listed(one.inner),
             "outer_box": listed(one.outer),
+            "least_samples": how.least(one.radius),
         }
         for one in proven.at
     ]
