@@ -39,6 +39,13 @@ TRUTH_COLOR = (0, 190, 90)
 PREDICTED_COLOR = (120, 210, 255)
 _OUTLINE = (0, 0, 0)
 
+# Dark, middle and light, so that they are told apart without colours too.
+CERTIFIED_COLORS = {"out": (45, 45, 45), "abstains": (245, 205, 90), "in": (0, 114, 178)}
+INNER_COLOR = (255, 255, 255)
+OUTER_COLOR = (255, 120, 200)
+_CERTIFIED_SHARE = 0.62
+"""Of the colour, in :func:`draw_certificate`."""
+
 _CAPTION_SIZE = 14
 _GAP = 8
 _LEAST_CHANGE = 1e-30
@@ -265,6 +272,39 @@ def draw_boxes(
             last = (max(first[0], last[0]), max(first[1], last[1]))
             cv2.rectangle(drawn, first, last, line, thickness)
     return drawn
+
+
+def draw_certificate(
+    rgb: RGB,
+    cells: Tensor | npt.NDArray[Any],
+    inner: Sequence[float] | None = None,
+    outer: Sequence[float] | None = None,
+) -> RGB:
+    """What is certified of a map, over the picture in grey, with the two boxes.
+
+    Args:
+        rgb: H×W×3 uint8; left as it is.
+        cells: h×w of 0 for certified out, 1 for abstains and 2 for certified in, in the order of
+            :data:`CERTIFIED_COLORS`; over the whole picture.
+        inner: the box that lies within that of every image in the ball, (x0, y0, x1, y1) in pixels
+            of the picture; None: there is none.
+        outer: the box around all of them, likewise.
+    """
+    import cv2
+
+    picture = _picture("rgb", rgb)
+    states = _numbers("cells", cells)
+    check(states.ndim == 2 and states.size, f"cells: expected h×w, got shape {states.shape}")
+    check(np.isin(states, (0, 1, 2)).all(), "cells: expected 0, 1 and 2, got others")
+    colors = np.array(list(CERTIFIED_COLORS.values()), dtype=np.uint8)[states.astype(int)]
+    size = picture.shape[1], picture.shape[0]
+    large = cv2.resize(colors, size, interpolation=cv2.INTER_NEAREST)
+    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    drawn = cv2.addWeighted(grey, 1 - _CERTIFIED_SHARE, large, _CERTIFIED_SHARE, 0)
+    boxes: RGB = drawn.astype(np.uint8)
+    for box, color in ((outer, OUTER_COLOR), (inner, INNER_COLOR)):
+        boxes = draw_boxes(boxes, [] if box is None else [box], color)
+    return boxes
 
 
 def panel(images: Sequence[RGB], captions: Sequence[str], columns: int | None = None) -> RGB:

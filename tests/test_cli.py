@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -181,6 +182,57 @@ def test_explain_draws_one_picture_an_image(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "one" / "0.png").is_file()
 
 
+def test_explain_certifies_maps_and_boxes(run: Run, tmp_path: Path) -> None:
+    file = draw(tmp_path / "images", n=1) / "0.png"
+    named = ("explain", file, "--methods", "robust_cam,center_box", "--certify", "0.25")
+    named += ("--certify-samples", 40, "--certify-radii", "0.1", "--save-maps")
+    code, out, err = run(*named, "--json")
+    assert code == 0
+    assert "certify" in err
+    said = json.loads(out)
+    proof = said["certificates"]["robust_cam"]
+    assert (proof["sigma"], proof["samples"], proof["confidence"]) == (0.25, 40, 0.999)
+    (within,) = proof["radii"]
+    assert (within["radius"], within["least_samples"]) == (0.1, 33)
+    states = np.load(said["maps"]["robust_cam.certified"])
+    assert states.shape[0] == 1
+    assert set(np.unique(states)) <= {0, 0.5, 1}
+    assert np.load(said["maps"]["robust_cam"]).shape == states.shape[1:]
+    assert within["inside"] + within["outside"] == pytest.approx(within["certified_share"])
+    assert within["inside"] == pytest.approx((states == 1).mean(), abs=1e-6)
+    x0, y0, x1, y1 = within["outer_box"]
+    assert -0.01 <= x0 <= proof["box"][0]
+    assert proof["box"][2] <= x1 <= 80.01
+    assert -0.01 <= y0 < y1 <= 60.01
+    (of_box,) = said["certificates"]["center_box"]["radii"]
+    assert of_box["inner_box"] == of_box["outer_box"] == said["boxes"]["center_box"]
+    assert of_box["certified_share"] == 1
+    # One row for each method: the map, and what is certified of it.
+    with Image.open(said["picture"]) as picture:
+        assert picture.size[0] == 2 * 360 + 3 * 8
+    before = Path(said["picture"]).stat().st_mtime_ns
+    code, again, err = run(*named)  # nothing is made again
+    assert code == 0
+    assert Path(said["picture"]).stat().st_mtime_ns == before
+    assert "center_box within 0.1: 100% of the pixels are certified; the box between [" in again
+    code, plain, _ = run("explain", file, "--methods", "center_box", "--json", "--out", "plain")
+    assert "certificates" not in json.loads(plain)
+
+
+def test_compare_certifies_from_the_command(run: Run, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "images", n=2)
+    named = ("compare", "folder", folder, "--boxes", folder / "boxes.csv")
+    named += ("--methods", "center_box", "--certify", "0.25", "--json")
+    code, out, _ = run(*named)
+    assert code == 0
+    rows = json.loads(out)["table"]
+    assert [row["certified_share_0.1"] for row in rows] == [1, 1]
+    assert all(row["certified_error_0.5"] == row["error"] for row in rows)
+    code, _, err = run(*named, "--certify-samples", "200")
+    assert code == 2
+    assert "settings.certificates" in one_line(err)
+
+
 def test_explain_says_what_a_perturbation_made_of_the_image(run: Run, tmp_path: Path) -> None:
     file = draw(tmp_path / "images", n=1) / "0.png"
     code, out, _ = run("explain", file, "--methods", "smallest_perturbation,robust_cam")
@@ -296,6 +348,36 @@ def localization(tmp_path: Path) -> tuple[str, ...]:
     save_classifier(model, tmp_path / "simple.safetensors")
     save_localization_network(network, tmp_path / "localization.safetensors")
     return "--model", "simple_convnet", "--weights", "simple.safetensors"
+
+
+def test_a_network_of_a_file_is_certified_as_any_method(
+    run: Run, localization: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    named = ("--methods", "adversarial_localization", "--network", "localization.safetensors")
+    named += ("--certify", "0.25", "--certify-samples", "33", "--certify-radii", "0.1", "--json")
+    code, out, err = run("explain", folder, *localization, *named)
+    assert code == 0, err
+    (within,) = json.loads(out)["certificates"]["adversarial_localization"]["radii"]
+    code, out, err = run("compare", "folder", folder, *localization, *named)
+    assert code == 0, err
+    rows = {row["method"]: row for row in json.loads(out)["table"]}
+    # The one image, squashed to the same pixels.
+    share = rows["adversarial_localization"]["certified_share_0.1"]
+    assert share == pytest.approx(within["certified_share"])
+    assert 0 < share <= 1
+
+
+def test_every_method_of_a_classifier_can_be_certified(
+    run: Run, localization: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = draw(tmp_path / "images", n=1)
+    few = ("--certify", "0.25", "--certify-samples", "33", "--certify-radii", "0.1")
+    code, out, err = run("compare", "folder", folder, *localization, *few, "--json")
+    assert code == 0, err
+    rows = json.loads(out)["table"]
+    assert len(rows) > 15
+    assert [row["method"] for row in rows if row["certified_share_0.1"] is None] == []
 
 
 def test_compare_measures_the_localization_network_of_a_file(
@@ -551,6 +633,28 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (["explain", "images/0.png", "--threshold", "2"], "threshold"),
     (["explain", "images", "--threshold", "nan"], "threshold: expected a number in [0, 1]"),
+    *(
+        ([*command, *options], message)
+        for command in (["explain", "images"], ["compare", "samples"])
+        for options, message in (
+            (["--certify", "0"], "error: --certify: expected a positive number, got 0"),
+            (["--certify", "-0.1"], "error: --certify: expected a positive number"),
+            (["--certify", "nan"], "error: --certify: expected"),
+            (["--certify", "much"], "Invalid value for '--certify'"),
+            (
+                ["--certify", ".25", "--certify-samples", "20"],
+                "error: --certify-samples: expected at least 33 for noise of 0.25",
+            ),
+            (["--certify", ".25", "--certify-samples", "0"], "for '--certify-samples'"),
+            (
+                ["--certify", ".25", "--certify-radii", ".1,x"],
+                "error: --certify-radii: expected numbers separated by commas, got '.1,x'",
+            ),
+            (["--certify", ".25", "--certify-radii", "-1"], "--certify-radii: expected a positive"),
+            (["--certify-samples", "50"], "--certify-samples is for --certify: give it too"),
+            (["--certify-radii", ".1"], "--certify-radii is for --certify: give it too"),
+        )
+    ),
     (
         ["compare", "samples", "--attack", "pdg"],
         r"attack: .*got 'pdg'; did you mean 'pgd'",

@@ -4,6 +4,7 @@ from captum_robust.benchmark.attack_images import attack_images
 from captum_robust.benchmark.compare import RunWarning, compare
 from captum_robust.benchmark.robust_accuracy import robust_accuracy
 from captum_robust.catalog.attacks import ATTACKS, AttackOptions, build_attacks
+from captum_robust.catalog.certification import Certification
 from captum_robust.catalog.methods import BASELINES, METHODS
 from captum_robust.report.attack_run import AttackRun
 from captum_robust.report.comparison import Comparison
@@ -17,6 +18,7 @@ __all__ = [
     "AttackOptions",
     "AttackRun",
     "AttackSummary",
+    "Certification",
     "Comparison",
     "RunWarning",
     "attack_images",

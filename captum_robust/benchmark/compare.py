@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice
+from captum_robust._checks import check, check_choice, check_type
 from captum_robust._contexts import PRECISIONS
 from captum_robust._processes import is_first, world_size
 from captum_robust.benchmark import measure
@@ -37,6 +37,7 @@ from captum_robust.benchmark.batches import (
 )
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.benchmark.runner import Rows, Runner
+from captum_robust.catalog.certification import Certification
 from captum_robust.catalog.description import describe_run
 from captum_robust.catalog.methods import Method, build_methods, named_methods, usual_methods
 from captum_robust.catalog.words import words_of
@@ -89,6 +90,7 @@ def compare(
     faithfulness: bool = False,
     sensitivity: bool = False,
     randomization: bool = False,
+    certify: float | Certification | None = None,
     retry: bool = True,
     progress: bool = True,
 ) -> Comparison:
@@ -147,6 +149,11 @@ def compare(
             classifier loses its weights, in three stages from the last layer to the first
             (:func:`captum_robust.metrics.functional.model_randomization`): three times the method's
             own passes. A method that does not look at the classifier keeps its map.
+        certify: standard deviation of noise, with pixels in [0, 1], or a
+            :class:`~captum_robust.benchmark.Certification`: also measure, on the clean images, what
+            of each map and box no attacker can move who changes an image by at most a radius in L2
+            (:class:`captum_robust.attr.Certified`): as many times the method's own passes as there
+            are samples, 100 by default. A box that is the same for all images costs nothing.
         retry: when a run goes on, make the rows with errors again. Without it they are kept, and a
             run also goes on where nearly all images can't be opened.
         progress: show a progress bar on standard error.
@@ -207,6 +214,11 @@ def compare(
         configuration["settings"]["sensitivity"] = _NOISE
     if randomization:
         configuration["settings"]["randomization"] = _STAGES
+    if isinstance(certify, float | int):
+        certify = Certification(certify)
+    check_type("certify", certify, Certification | None, "a number or a Certification")
+    if certify is not None:
+        configuration["settings"]["certificates"] = certify.facts()
     alone = out is not None or world_size() == 1
     check(alone, "out: the processes of a distributed run need one folder to share")
     temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
@@ -215,7 +227,7 @@ def compare(
     store = RunStore(folder, configuration)
     # The methods that are shown the same images follow each other.
     tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
-    also = (saliency_metric, faithfulness, sensitivity, randomization)
+    also = (saliency_metric, faithfulness, sensitivity, randomization, certify)
     runner = _Comparing(reader, store, tasks, built, target, *also)
     runner.run(count, batch_size, "map", progress, retry)
     result = Comparison(folder, _keep_alive=temporary)
@@ -255,6 +267,7 @@ class _Comparing(Runner[_Task]):
     faithfulness: bool
     sensitivity: bool
     randomization: bool
+    certify: Certification | None
 
     def missing(self, start: int, stop: int, kept: Collection[int]) -> list[_Task]:
         have = self.store.count(start, stop, kept)
@@ -364,6 +377,10 @@ class _Comparing(Runner[_Task]):
             if self.randomization:
                 of = (self.reader.model, again, batch.images, maps, explained, _STAGES)
                 parts.append(measure.randomization_columns(*of))
+            if self.certify is not None:
+                asked = self.reader.model, method, batch.images, target
+                with self.reader.undisturbed(*draws):
+                    parts.append(measure.certificate_columns(self.certify.of(*asked), batch))
             work.clean_maps[name].update(zip(batch, maps, strict=True))
         elif method.box is None:  # a fixed box is drawn whatever the image
             parts.append(measure.stability_columns(batch.items, work.clean_maps[name], maps))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_robust._resize import size_within
 from captum_robust.benchmark.batches import Batch, Loaded, as_jpeg, outcome_columns, rows_of
+from captum_robust.catalog.certification import Certificates
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import Sample
 from captum_robust.draw import amplified, encode_jpeg
@@ -157,6 +158,31 @@ def drops_of(
     """Random squares S×H×W, and how far the probability of each class falls without them, N×S."""
     squares = metrics.random_squares(settings["squares"], _size(images[:, 0]), settings["seed"])
     return squares, metrics.square_drops(scores, images, squares, classes, fill=settings["fill"])
+
+
+def certificate_columns(certificates: Certificates, batch: Batch) -> list[dict[str, Any]]:
+    """What is proven of each image: a line for the smoothed box, and one for each radius.
+
+    A line is 10 numbers: the certified share (NaN of the first line), the overlap with the true box
+    that fits best (NaN without any; the least that is proven, but in the first line), and the inner
+    and outer box, in pixels. Beside it the cells of the first images.
+    """
+    true = [sample.boxes for sample in batch.samples]
+    smoothed = certificates.box.float().cpu()
+    unknown = torch.full((len(smoothed), 1), torch.nan)
+    overlap = metrics.best_iou(smoothed[:, None], true).float()
+    lines = [torch.cat([unknown, overlap, smoothed, smoothed], dim=1)]
+    for proven in certificates.at:
+        inner, outer = proven.inner.float().cpu(), proven.outer.float().cpu()
+        least = metrics.best_certified_iou(inner, outer, true)
+        facts = torch.stack([proven.share.cpu(), least], dim=1)
+        lines.append(torch.cat([facts, inner, outer], dim=1))
+    cells = torch.stack([proven.cells.cpu() for proven in certificates.at], dim=1)
+    rows = [{"certificate": pack(lines_of)} for lines_of in torch.stack(lines, dim=1)]
+    for i, item in enumerate(batch):
+        if item.position < GALLERY_POOL:
+            rows[i]["certified_cells"] = pack(cells[i])
+    return rows
 
 
 def true_crops(

@@ -7,9 +7,16 @@ from pathlib import Path
 
 from captum_robust._checks import check, check_choice
 from captum_robust.cli.model_options import RunOptions
-from captum_robust.cli.options import argument, command_of, option
+from captum_robust.cli.options import (
+    CERTIFIED_RADII,
+    CERTIFY_SAMPLES,
+    argument,
+    command_of,
+    option,
+)
 from captum_robust.cli.shared_options import (
     attacks_of,
+    certification_of,
     method_names,
     model_for,
     open_dataset,
@@ -62,6 +69,12 @@ class CompareOptions(RunOptions):
     randomization: bool = field(default=False, metadata=option("--randomization"))
     """Also measure how far each map stays the same while the classifier loses its weights, in three
     stages: three times the method's own passes."""
+    certify: float | None = None
+    """Also measure what of each map and box no attacker can move, by copies with noise of this
+    standard deviation, such as 0.25 for pixels in [0, 1]: as many times the method's own passes as
+    there are samples."""
+    certify_samples: int = field(default=CERTIFY_SAMPLES, metadata=option(min=1))
+    certify_radii: str = CERTIFIED_RADII
     precision: str = "float32"
     json: bool = field(default=False, metadata=option("--json"))
     """Print one JSON object instead: a row for each method and attack, with n and intervals, and
@@ -92,6 +105,9 @@ def compare(options: CompareOptions) -> None:
         is_given = getattr(options, name) not in (None, False)
         flag = name.replace("_", "-")
         check(not is_given, f"--{flag} is for attacks: give --attack too, such as --attack pgd")
+    certification = certification_of(
+        options.certify, options.certify_samples, options.certify_radii
+    )
     if options.thresholds is not None:
         check(not options.oracle, "--thresholds and --oracle: give one of them")
         check_choice("thresholds", options.thresholds, WAYS)
@@ -122,6 +138,7 @@ def compare(options: CompareOptions) -> None:
             faithfulness=options.faithfulness,
             sensitivity=options.sensitivity,
             randomization=options.randomization,
+            certify=certification,
         )
     if is_first():
         report = options.out / "report.html"

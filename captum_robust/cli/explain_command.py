@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,21 @@ import typer
 
 from captum_robust._checks import check_number, printable
 from captum_robust.cli.model_options import ModelOptions, class_number
-from captum_robust.cli.options import argument, command_of, option
+from captum_robust.cli.options import (
+    CERTIFIED_RADII,
+    CERTIFY_SAMPLES,
+    argument,
+    command_of,
+    option,
+)
 from captum_robust.cli.printing import echo, warn
-from captum_robust.cli.shared_options import method_names, model_for, read_network, with_network
+from captum_robust.cli.shared_options import (
+    certification_of,
+    method_names,
+    model_for,
+    read_network,
+    with_network,
+)
 
 if TYPE_CHECKING:
     from captum_robust.show.explain import ExplainedImage
@@ -41,12 +54,18 @@ class ExplainOptions(ModelOptions):
     threshold: float | None = None
     """The box holds the largest part above this share of the map's range. By default what places
     the boxes of the method best, as it ships, or else 0.2."""
+    certify: float | None = None
+    """Also show what of each map and box no attacker can move, by copies with noise of this
+    standard deviation, such as 0.25 for pixels in [0, 1]: as many times the method's own passes as
+    there are samples."""
+    certify_samples: int = field(default=CERTIFY_SAMPLES, metadata=option(min=1))
+    certify_radii: str = CERTIFIED_RADII
     save_maps: bool = field(default=False, metadata=option("--save-maps"))
     """Also write each map as NAME.METHOD.npy beside the picture: float32, h×w as the method gives
-    it."""
+    it. With --certify also NAME.METHOD.certified.npy, of each radius: 1 in, 0 out, .5 abstains."""
     json: bool = field(default=False, metadata=option("--json"))
     """Print one JSON object a line for each image instead: its classes with probabilities and
-    scores, and the box of each method in pixels of the image."""
+    scores, the box of each method in pixels of the image, and what is certified of it."""
 
 
 @command_of(ExplainOptions, resumes=True)
@@ -65,6 +84,9 @@ def explain(options: ExplainOptions) -> None:
 
     if options.threshold is not None:
         check_number("threshold", options.threshold, 0, 1)
+    certification = certification_of(
+        options.certify, options.certify_samples, options.certify_radii
+    )
     usual = "robust_cam" if options.counterfactual is None else "perceptual_ball"
     named = method_names(usual if options.methods is None else options.methods)
     file = read_network(options.network, named)
@@ -77,8 +99,11 @@ def explain(options: ExplainOptions) -> None:
     how: dict[str, Any] = {"target": target, "counterfactual": towards}
     how |= {"threshold": options.threshold, "top": options.top}
     kept = {name: str(method.threshold) for name, method in chosen.items()}
+    depends = how | {"kept": kept}
+    if certification is not None:
+        depends["certificates"] = certification.facts()
     methods = given if isinstance(given, dict) else {name: name for name in given}
-    settings = json.dumps(describe_run(classifier, (), 0, methods, {}, how | {"kept": kept}))
+    settings = json.dumps(describe_run(classifier, (), 0, methods, {}, depends))
     for folder in {picture.parent for picture, _ in pictures}:
         remove_parts(folder, shared=True)
     failed = 0
@@ -86,6 +111,7 @@ def explain(options: ExplainOptions) -> None:
         try:
             explained = explained_before(image, picture, settings, with_maps=options.save_maps)
             if explained is None:
+                how |= {"certification": certification, "show_progress": len(pictures) == 1}
                 explained = explain_image(
                     classifier, image, chosen, picture, settings=settings, **how
                 )
@@ -114,5 +140,22 @@ def _say_explained(file: Path, explained: ExplainedImage, options: ExplainOption
         echo(f"  {probability:6.1%}  {printable(label)}")
     for method, verdict in explained.verdicts.items():
         echo(f"  {method}: {verdict}")
+    for method, proof in explained.certificates.items():
+        for one in proof["radii"]:
+            few = proof["samples"] < one["least_samples"] and one["certified_share"] == 0
+            lacking = f"; it takes at least {one['least_samples']} samples" if few else ""
+            echo(f"  {method} within {one['radius']:g}: {_said_of(one)}{lacking}")
     for path in maps.values():
         echo(printable(f"  map: {path}"))
+
+
+def _said_of(proven: Mapping[str, Any]) -> str:
+    """What is proven within a radius, in words; boxes in whole pixels of the image."""
+    boxes = [proven["inner_box"], proven["outer_box"]]
+    inner, outer = (box and ", ".join(f"{side:.0f}" for side in box) for box in boxes)
+    box = "no box is proven"
+    if inner and outer:
+        box = f"the box between [{inner}] and [{outer}]"
+    elif outer:
+        box = f"the box within [{outer}]"
+    return f"{proven['certified_share']:.0%} of the pixels are certified; {box}"

@@ -19,6 +19,8 @@ from captum_robust.cli.printing import warn
 S = TypeVar("S")
 
 USUAL_MODEL = "efficientnet_lite0"
+CERTIFY_SAMPLES = 100
+CERTIFIED_RADII = "0.1,0.25,0.5"
 
 
 def argument(**facts: Any) -> dict[str, Any]:
@@ -75,6 +77,12 @@ class SharedOptions:
     exif_orientation: bool
     """Boxes and masks were drawn on upright images, as most viewers show them. Without it, on the
     pixels as they are stored. Images are upright either way."""
+    certify_samples: int
+    """Noisy copies of each image, for --certify. The farther the radius beside the noise, the more
+    it takes: 33 at .4 of it, 79 at all of it, 590 at twice as much."""
+    certify_radii: str
+    """How far an attacker may go, for --certify: lengths of the change in L2 over the image, with
+    pixels in [0, 1], separated by commas."""
     device: str
     """auto, cpu, cuda, cuda:1, mps, …"""
     precision: str

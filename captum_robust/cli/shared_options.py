@@ -8,21 +8,48 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from captum_robust._checks import check, known_name, letters
+from captum_robust._checks import check, known_name, letters, printable
 from captum_robust._progress import stage
 from captum_robust.cli.model_options import ModelOptions, chosen_device, class_names, load_model
-from captum_robust.cli.options import USUAL_MODEL
+from captum_robust.cli.options import CERTIFIED_RADII, CERTIFY_SAMPLES, USUAL_MODEL
 from captum_robust.cli.printing import echo, print_json, warn
 
 if TYPE_CHECKING:
     from captum_robust._files import TensorFile
     from captum_robust.attacks import Attack
     from captum_robust.benchmark import AttackOptions, Comparison
+    from captum_robust.catalog.certification import Certification
     from captum_robust.data import LocalizationDataset
     from captum_robust.models import Classifier
 
 MASKING = "real_time_masking"
 LOCALIZATION = "adversarial_localization"
+
+
+def certification_of(certify: float | None, samples: int, radii: str) -> Certification | None:
+    """Return how maps and boxes are to be certified; None: not at all.
+
+    Args:
+        certify, samples, radii: the options --certify, --certify-samples and --certify-radii.
+
+    Raises:
+        ValueError: a number out of range, or options for --certify without it.
+    """
+    if certify is None:
+        for name, is_usual in (
+            ("samples", samples == CERTIFY_SAMPLES),
+            ("radii", radii == CERTIFIED_RADII),
+        ):
+            check(is_usual, f"--certify-{name} is for --certify: give it too, such as 0.25")
+        return None
+    from captum_robust.catalog.certification import Certification
+
+    try:
+        numbers = tuple(float(part) for part in radii.split(","))
+    except ValueError:
+        message = f"certify_radii: expected numbers separated by commas, got {printable(radii)!r}"
+        raise ValueError(message) from None
+    return Certification(certify, samples, numbers)
 
 
 def listed(methods: str | None) -> list[str] | None:

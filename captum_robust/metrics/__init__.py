@@ -1,4 +1,4 @@
-"""Metrics of localization, evidence, faithfulness and stability as torchmetrics classes.
+"""Metrics of localization, faithfulness, stability and certificates as torchmetrics classes.
 
 Each is a thin state on top of :mod:`captum_robust.metrics.functional`: ``update`` adds up what a
 batch gives, ``compute`` reads the sum, and torchmetrics reduces the sums over the processes of a
@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captum_robust.metrics.attribution_stability import AttributionStability
+    from captum_robust.metrics.certified_scores import (
+        CertifiedLocalizationError,
+        CertifiedPointing,
+        CertifiedShare,
+    )
     from captum_robust.metrics.localization_error import LocalizationError
     from captum_robust.metrics.maxboxacc import MaxBoxAcc, MaxBoxAccV2
     from captum_robust.metrics.pixel_removal import (
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ROAD",
     "AttributionStability",
+    "CertifiedLocalizationError",
+    "CertifiedPointing",
+    "CertifiedShare",
     "Deletion",
     "Infidelity",
     "Insertion",
@@ -42,6 +50,9 @@ __all__ = [
 
 _MODULES = {
     "AttributionStability": "attribution_stability",
+    "CertifiedLocalizationError": "certified_scores",
+    "CertifiedPointing": "certified_scores",
+    "CertifiedShare": "certified_scores",
     "Deletion": "pixel_removal",
     "Infidelity": "pixel_removal",
     "Insertion": "pixel_removal",

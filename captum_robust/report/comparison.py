@@ -118,8 +118,12 @@ class Comparison:
         ``road`` and ``infidelity``, of one with ``sensitivity`` that, of one with
         ``randomization`` ``randomized_spearman`` and ``randomized_ssim``, the means over the stages
         of :func:`captum_robust.metrics.functional.model_randomization`; all with their intervals,
-        as in ``deletion_low`` and ``deletion_high``. Of methods that
-        perturb the image ``flipped``, the share whose label they changed of the ``flippable``
+        as in ``deletion_low`` and ``deletion_high``. Of a run with ``certify``, of clean images,
+        with intervals: ``smoothed_error``, of the box whose sides are the medians of those of noisy
+        copies, at the threshold that ships; for each radius, such as 0.25,
+        ``certified_error_0.25``, the share of images whose box is not proven to be right, whatever
+        changes the image by at most that, and ``certified_share_0.25`` of the pixels. Of methods
+        that perturb the image ``flipped``, the share whose label they changed of the ``flippable``
         images, those whose explained class was the prediction. Of attacked images ``n_right``,
         ``already_wrong``, ``fooled`` and ``robust_accuracy`` as in :meth:`attack_table`, the same
         for all methods that are shown the same images. Of a run with ``adaptive`` also ``same_as``,
@@ -259,7 +263,9 @@ class Comparison:
         ``saliency_metric``, of clean images ``saliency``, ``crop_area`` and ``crop_probability``,
         at the threshold of :meth:`saliency_table`; of one with ``faithfulness`` the areas
         ``deletion`` and ``insertion``, ``road`` and ``infidelity``; of one with ``sensitivity``
-        that; of one with ``randomization`` ``randomized_spearman`` and ``randomized_ssim``. Rows
+        that; of one with ``randomization`` ``randomized_spearman`` and ``randomized_ssim``; of one
+        with ``certify`` ``smoothed_iou`` and, for each radius, ``certified_iou_0.25``, the least
+        overlap that is proven, and ``certified_share_0.25``. Rows
         that :meth:`table` repeats are there once, under the plain attack.
         """
         return self._scoring.frame(Tuning(protocol, oracle), first)

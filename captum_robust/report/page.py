@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from captum_robust._files import write_whole
 from captum_robust.catalog.attacks import LEVELS
-from captum_robust.draw import PREDICTED_COLOR, TRUTH_COLOR
+from captum_robust.draw import (
+    CERTIFIED_COLORS,
+    INNER_COLOR,
+    OUTER_COLOR,
+    PREDICTED_COLOR,
+    TRUTH_COLOR,
+)
+from captum_robust.report.certified_pictures import build_certificates
+from captum_robust.report.certified_rows import certification_of, certified_curves
 from captum_robust.report.chance import Chance
 from captum_robust.report.failures import shown_reasons
 from captum_robust.report.first_screen import (
@@ -44,6 +52,8 @@ from captum_robust.report.tables import (
     GROUPS,
     SALIENCY_COLUMNS,
     STABILITY_COLUMNS,
+    Column,
+    certificate_columns,
     errors_grid,
     gaps_grid,
     grid,
@@ -132,7 +142,7 @@ def _content(tables: Tables) -> dict[str, Any]:
     once = table if "same_as" not in table else table[table["same_as"].isna()]
     saliency = tables.saliency.replace({"threshold": {"-": "–"}})
     others = {*baselines, TRUE_BOX}
-    columns = [column for column in COLUMNS if column.key in table]
+    columns = [column for column in columns_of(results) if column.key in table]
     ahead = Chance(tables.scoring, tables.tuning).ahead
     styles = _styles(tables)
     return {
@@ -147,13 +157,15 @@ def _content(tables: Tables) -> dict[str, Any]:
         "shown_attack": shown_attack(tables),
         "shots": first_shots(tables, frame) if "error" in tables.clean else [],
         "facts": _facts(results, counts),
-        "columns": columns,
+        # Those of several radii are explained once.
+        "explained": {c.label.partition(", R")[0]: c.meaning or c.key for c in columns},
         "groups": {key: GROUPS[key] for key in GROUPS if any(c.group == key for c in columns)},
-        "results": grid(once, COLUMNS, baselines, by="attack", words=words, ahead=ahead),
+        "results": grid(once, columns, baselines, by="attack", words=words, ahead=ahead),
         "crops": grid(saliency, SALIENCY_COLUMNS, others, head="Box around", words=words),
         "choices": choices_of(styles, words, leading(tables)),
         "charts": _curves(tables, styles),
         "removal": _removal(tables, styles),
+        "certificates": _certificates(tables, frame, styles),
         "attacks": _attacks(tables, frame, styles) if len(results.attacks) > 1 else None,
         "gallery": gallery,
         "changes": any(tile.change for entry in entries for tile in entry.tiles),
@@ -258,6 +270,46 @@ def _removal(tables: Tables, styles: Mapping[str, Style]) -> list[LineChart]:
         label = f"share of the pixels {done}"
         charts.append(line_chart(title, label, described, lines, styles))
     return charts
+
+
+def columns_of(results: Results) -> tuple[Column, ...]:
+    """The columns of the results, with those of the radii within which the run certifies."""
+    how = certification_of(results)
+    at = next(i for i, column in enumerate(COLUMNS) if column.group == "attack")
+    return (*COLUMNS[:at], *(certificate_columns(how.radii) if how else ()), *COLUMNS[at:])
+
+
+def _certificates(
+    tables: Tables, frame: pd.DataFrame, styles: Mapping[str, Style]
+) -> dict[str, Any] | None:
+    """What the section on certificates shows; None: the run has none."""
+    how, words = certification_of(tables.results), tables.results.words
+    if how is None:
+        return None
+    curves = certified_curves(tables.results, tables.clean)
+    charts = []
+    if not curves.empty:
+        lines = curves_by_method(curves, "radius", "error")
+        said = "; ".join(
+            f"{words[method]} "
+            + ", ".join(f"{100 * e:.1f} % at {r:g}" for r, e in zip(*curve, strict=True))
+            for method, curve in lines.items()
+        )
+        label = "radius R of the change, in L2"
+        described = f"Certified error against R. {said}."
+        charts.append(line_chart("Certified error", label, described, lines, styles))
+    shown = [m for m in leading(tables) if m not in tables.results.baselines]
+    return {
+        "samples": how.samples,
+        "sigma": f"{how.sigma:g}",
+        "confidence": f"{100 * how.confidence:g}",
+        "unproven": how.unproven(),
+        "charts": charts,
+        "entries": build_certificates(tables.results, frame, shown),
+        "colors": dict(reversed(CERTIFIED_COLORS.items())),
+        "inner": INNER_COLOR,
+        "outer": OUTER_COLOR,
+    }
 
 
 def _attacks(tables: Tables, frame: pd.DataFrame, styles: Mapping[str, Style]) -> dict[str, Any]:

@@ -196,11 +196,11 @@ def build_matrix(results: Results, rows: pd.DataFrame, states: Sequence[str]) ->
             if here.empty or picture is None:
                 continue
             first: Any = here.iloc[0]
-            canvas = _Canvas.of(results, image, picture)
+            canvas = Canvas.of(results, image, picture)
             shown.append(
                 State(
                     name,
-                    _jpeg_uri(canvas.picture),
+                    jpeg_uri(canvas.picture),
                     results.class_name(first["predicted"]),
                     float(first["confidence"]),
                     bool(first["predicted"] == image["label"]),
@@ -269,7 +269,7 @@ def _shots(
         ]
         picture = pictured.get(results.images_of(method, attack), {}).get("picture")
         if picture is not None:
-            tiles += _Canvas.of(results, image, picture).tiles(here, attack)
+            tiles += Canvas.of(results, image, picture).tiles(here, attack)
     return tiles
 
 
@@ -284,11 +284,11 @@ def _attacked_entry(results: Results, rows: pd.DataFrame, position: int) -> Atta
         if here.empty or row["picture"] is None:
             continue
         first: Any = here.iloc[0]
-        canvas = _Canvas.of(results, image, row["picture"])
+        canvas = Canvas.of(results, image, row["picture"])
         change: dict[str, Any] = {}
         if name != CLEAN:
             change = {
-                "change": _jpeg_uri(canvas.fitted(row["change"])),
+                "change": jpeg_uri(canvas.fitted(row["change"])),
                 "factor": factor_text(row["amplification"]),
                 "fooled": bool(row["fooled"]),
                 "without_gradient": bool(row["without_gradient"]),
@@ -299,7 +299,7 @@ def _attacked_entry(results: Results, rows: pd.DataFrame, position: int) -> Atta
             Strip(
                 attack=name,
                 tiles=canvas.tiles(here, first["attack"]),
-                picture=_jpeg_uri(canvas.picture),
+                picture=jpeg_uri(canvas.picture),
                 predicted_class=results.class_name(judged["predicted"]),
                 confidence=float(judged["confidence"]),
                 **change,
@@ -339,7 +339,7 @@ def build_gallery(results: Results, rows: pd.DataFrame) -> Gallery:
 
 
 @dataclass(frozen=True)
-class _Canvas:
+class Canvas:
     """A picture in the shape of the original image, as the model's input may have squeezed it."""
 
     results: Results
@@ -351,7 +351,7 @@ class _Canvas:
     """4, from the pixels of the model's input."""
 
     @classmethod
-    def of(cls, results: Results, image: dict[str, Any], picture: bytes) -> _Canvas:
+    def of(cls, results: Results, image: dict[str, Any], picture: bytes) -> Canvas:
         """From a row of ``images`` and a picture at the size of the model's input."""
         stored = _decoded(picture)
         height, width = stored.shape[:2]
@@ -404,9 +404,9 @@ class _Canvas:
         drawn = draw_boxes(overlay(self.picture, values.reshape(side, side)), self.truth)
         tile = replace(tile, change=self._change(kept))
         if math.isnan(iou := float(row.get("iou", math.nan))):  # no box to compare with
-            return replace(tile, picture=_jpeg_uri(drawn))
+            return replace(tile, picture=jpeg_uri(drawn))
         box = np.array([[row[c] for c in ("x0", "y0", "x1", "y1")]]) * self.scale
-        picture = _jpeg_uri(draw_boxes(drawn, box, PREDICTED_COLOR))
+        picture = jpeg_uri(draw_boxes(drawn, box, PREDICTED_COLOR))
         return replace(tile, picture=picture, iou=iou, localized=bool(row["localized"]))
 
     def _change(self, kept: dict[str, Any]) -> Change | None:
@@ -415,7 +415,7 @@ class _Canvas:
         drawn = self.fitted(kept["perturbation"])
         mark, words = verdict(bool(kept["flipped"]), kept["predicted"] == kept["explained"])
         new_class = self.results.class_name(kept["new_class"])
-        return Change(_jpeg_uri(drawn), factor_text(kept["amplification"]), mark, words, new_class)
+        return Change(jpeg_uri(drawn), factor_text(kept["amplification"]), mark, words, new_class)
 
 
 def _decoded(data: bytes) -> RGB:
@@ -434,12 +434,12 @@ def _sized(rgb: RGB, size: tuple[int, int]) -> RGB:
 
 def _entry(results: Results, rows: pd.DataFrame, position: int, mean_iou: float) -> Entry:
     row = results.image(position)
-    canvas = _Canvas.of(results, row, row["picture"])
+    canvas = Canvas.of(results, row, row["picture"])
     first: Any = rows.iloc[0]
     return Entry(
         position=position,
         image=row["image"],
-        picture=_jpeg_uri(draw_boxes(canvas.picture, canvas.truth)),
+        picture=jpeg_uri(draw_boxes(canvas.picture, canvas.truth)),
         mean_iou=mean_iou,
         true_class=results.class_name(row["label"]),
         predicted_class=results.class_name(first["predicted"]),
@@ -457,6 +457,7 @@ def _tile_size(width: int, height: int) -> tuple[int, int]:
     return round(_LONGER_SIDE * ratio), _LONGER_SIDE
 
 
-def _jpeg_uri(rgb: RGB) -> str:
+def jpeg_uri(rgb: RGB) -> str:
+    """The picture as a data URI."""
     data = encode_jpeg(rgb, _JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")

@@ -33,6 +33,7 @@ from captum_robust.metrics.functional import (
     split_folds,
     tuned_saliency,
 )
+from captum_robust.report.certified_rows import certificate_means, image_certificates
 from captum_robust.report.outcomes import attack_series, attack_table
 from captum_robust.report.pseudo_boxes import drawn_boxes, every_threshold, pseudo_threshold
 from captum_robust.report.removal import image_areas, mean_areas
@@ -235,12 +236,13 @@ class Scoring:
             one = bootstrap_interval(crops.tuned.per_sample, level=level, seed=tuning.seed)
             row |= {"saliency": one.mean, "saliency_low": one.low}
             row |= {"saliency_high": one.high, "saliency_n": one.n}
-        row |= mean_areas(self.results, method, level, tuning.seed) if attack == CLEAN else {}
-        means = self.results.means(method, attack)
-        row["accuracy"] = means.pop("accuracy")
+        for means in (mean_areas, certificate_means) if attack == CLEAN else ():
+            row |= means(self.results, method, level, tuning.seed)
+        costs = self.results.means(method, attack)
+        row["accuracy"] = costs.pop("accuracy")
         row["pointing"] = self._pointing(method, attack)
         row["pxap"] = self._pxap(method, attack)
-        return row | means
+        return row | costs
 
     def _localization(
         self, method: str, attack: str, scored: Scored, level: float, seed: int
@@ -408,7 +410,8 @@ class Scoring:
         stop = sys.maxsize if first is None else first
         rows = pd.DataFrame(self.results.every_map(stop))
         crops, areas = self._crop_rows(tuning, stop), image_areas(self.results, stop)
-        for parts in map(list, (self._boxes(tuning, stop), crops, areas)):
+        proven = image_certificates(self.results, stop)
+        for parts in map(list, (self._boxes(tuning, stop), crops, areas, proven)):
             if parts:
                 rows = rows.merge(pd.concat(parts), how="left", on=["position", "method", "attack"])
         return rows

@@ -69,6 +69,8 @@ class Column:
     """The terminal shows it only where it is not 0 everywhere."""
     group: str = ""
     """A key of :data:`GROUPS`; the page shows one group at a time, and always those of none."""
+    meaning: str = ""
+    """The key of what it means to its reader, where that is not its own."""
 
     def text(self, record: Mapping[Any, Any]) -> str:
         """The value of a row for the terminal, with its interval."""
@@ -146,6 +148,7 @@ class Grid:
 GROUPS = {
     "localization": "Localization",
     "faithfulness": "What the class rests on",
+    "certificate": "Certificate",
     "attack": "Attack",
     "cost": "Cost",
 }
@@ -239,6 +242,50 @@ COLUMNS = (
     Column("failed", "Failed", "count", name="failed", rare=True),
 )
 """What each means to its reader stands in ``templates/meanings.html.j2``."""
+
+
+def certificate_key(what: str, radius: float) -> str:
+    """The key of the column of a number that is certified within a radius.
+
+    >>> certificate_key("error", 0.25)
+    'certified_error_0.25'
+    """
+    return f"certified_{what}_{radius:g}"
+
+
+def certificate_columns(radii: Iterable[float]) -> tuple[Column, ...]:
+    """The columns of a run that certifies within these radii."""
+    smoothed = Column(
+        "smoothed_error",
+        "Smoothed error %",
+        "percent",
+        "low",
+        "smoothed error",
+        _ends("smoothed_error"),
+        group="certificate",
+    )
+    columns, radii = [smoothed], list(radii)
+    for what, title, better in (
+        ("error", "Certified error", "low"),
+        ("share", "Certified", "high"),
+    ):
+        for radius in radii:
+            key = certificate_key(what, radius)
+            ends = _ends(key) if what == "error" else ()
+            columns.append(
+                Column(
+                    key,
+                    f"{title} %, R {radius:g}",
+                    "percent",
+                    better,
+                    f"{what}, R {radius:g}",
+                    ends,
+                    group="certificate",
+                    meaning=f"certified_{what}",
+                )
+            )
+    return tuple(columns)
+
 
 ATTACK_COLUMNS = (
     Column("clean_accuracy", "Clean accuracy %", "percent", name="clean accuracy"),

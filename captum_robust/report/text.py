@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from captum_robust.catalog.certification import Certification
+from captum_robust.report.certified_rows import certification_of
 from captum_robust.report.failures import shown_reasons
 from captum_robust.report.outcomes import attacks_text
 from captum_robust.report.results import FEW, NOTHING_SCORED
@@ -13,6 +15,7 @@ from captum_robust.report.tables import (
     GAP_COLUMNS,
     SALIENCY_COLUMNS,
     STABILITY_COLUMNS,
+    certificate_columns,
     text_table,
 )
 
@@ -81,12 +84,43 @@ def text_of(tables: Tables) -> str:
     ):
         if not table.empty:
             text += f"\n\n{title}\n{text_table(table, columns, before)}{note}"
+    text += _certificates_text(tables)
     reasons, others = shown_reasons(tables.results.failures())
     if reasons:
         more = [f"and {others} other reasons"] if others else []
         lines = ["what failed, and why the first of each kind did", *map(str, reasons), *more]
         text += "\n\n" + "\n  ".join(lines)
     return text
+
+
+def _certificates_text(tables: Tables) -> str:
+    """What is proven; empty for a run that does not certify."""
+    how = certification_of(tables.results)
+    columns = certificate_columns(how.radii) if how else ()
+    if how is None or (share := columns[-1].key) not in tables.clean:
+        return ""
+    rows = tables.clean.dropna(subset=[share])
+    text = f"\n\ncertificates\n{text_table(rows, columns, ['method'])}\n{certified_note(how)}"
+    lacking = [f"\n{line}" for line in lacking_notes(how)]
+    return text + "".join(lacking)
+
+
+def certified_note(how: Certification) -> str:
+    """What the certificates of a run count."""
+    return (
+        f"certificates: {how.samples} copies with noise of {how.sigma:g}, cut off at 0 and 1; "
+        "error: images whose box is not proven to\noverlap a true one by more than .5, whatever "
+        "changes the image by at most R in L2; share: of the pixels\nthat is certified; "
+        f"with {100 * how.confidence:g} % confidence an image; thresholds as they ship"
+    )
+
+
+def lacking_notes(how: Certification) -> list[str]:
+    """A line for each radius at which there are too few copies."""
+    return [
+        f"R {r:g}: {how.samples} copies prove nothing of pixels; it takes {least} at least"
+        for r, least in how.unproven().items()
+    ]
 
 
 _TUNED = {

@@ -68,6 +68,10 @@ class ResultRow:
     randomized_ssim: float | None = None
     """How far the map stays the same without the model's weights, the mean over the stages."""
     sensitivity: float | None = None
+    certificate: bytes | None = None
+    """What is proven of its box, see ``measure.certificate_columns``."""
+    certified_cells: bytes | None = None
+    """R×h×w uint8 of so many radii, what is proven of each cell."""
     error: str | None = None
 
 

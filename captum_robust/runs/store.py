@@ -19,19 +19,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, printable, refusal, valid_unicode
-from captum_robust._facts import (
-    Fact,
-    Form,
-    checked_facts,
-    listed,
-    named,
-    number,
-    optional,
-    or_none,
-    parts,
-    text,
-    whole,
-)
+from captum_robust._facts import checked_facts
 from captum_robust._files import (
     check_folder,
     check_same_run,
@@ -40,6 +28,7 @@ from captum_robust._files import (
     write_whole,
 )
 from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
+from captum_robust.runs.run_form import RUN_FORM
 
 _ROWS = "rows.sqlite"
 _LOCK_SECONDS = 120
@@ -47,35 +36,6 @@ _LEAST_ROOM = 2**20
 """Bytes below which a disk is full: SQLite says "disk I/O error" of that too."""
 _NOT_NOW = ("disk I/O", "is full", "locked", "readonly", "unable to open")
 """What SQLite says where the file may be whole; else it has other tables, or is damaged."""
-_TEXTS = named(text())
-_FORM: Form = {
-    "model": parts(
-        {
-            "name": text(),
-            "parameters": whole(0, 2**63),
-            "input_size": listed(whole(1)),
-            "weights_crc32": whole(0, 2**32),
-        },
-        others=True,
-    ),
-    "dataset": parts({"kind": text(), "samples": whole(0)}, others=True),
-    "methods": _TEXTS,
-    "attacks": _TEXTS,
-    "adaptive": optional(named(parts({"of": or_none(text()), "images": _TEXTS}, others=True)), {}),
-    "settings": parts(
-        {
-            "batch_size": whole(1),
-            "fit": text(),
-            "seed": whole(-(2**63), 2**64),
-            "device": text(),
-            "target": Fact("a number, a text or none", lambda v: isinstance(v, str | int | None)),
-            "saliency_metric": optional(named(listed(number()))),
-        },
-        others=True,
-    ),
-    "versions": _TEXTS,
-}
-"""What a run says of itself."""
 _NO_RUN = "is not a run's description"
 
 
@@ -137,8 +97,8 @@ class RunStore:
             if not described.is_file():
                 raise FileNotFoundError(refusal(f"no run in {self.folder}: run.json is missing"))
             self.configuration = _read(described)
-            known = {name: self.configuration[name] for name in _FORM if name in self.configuration}
-            checked_facts(str(described), "description of a run", known, _FORM)
+            known = {k: v for k, v in self.configuration.items() if k in RUN_FORM}
+            checked_facts(str(described), "description of a run", known, RUN_FORM)
         else:
             self.configuration = json.loads(json.dumps(configuration))
             self._threads = torch.get_num_threads()

@@ -7,7 +7,7 @@ import io
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from captum_robust._processes import device_of
 from captum_robust._progress import counted
 from captum_robust._resize import resize_image, size_within
 from captum_robust._scores import probabilities_of, warn_of_probabilities
+from captum_robust.catalog.certification import IN, OUT, Certificates, Certification
 from captum_robust.catalog.methods import Explanation, Method
 from captum_robust.catalog.thresholds import Threshold
 from captum_robust.data import DataError, load_image
@@ -50,12 +51,17 @@ class ExplainedImage:
     explained: int
     """The number of the class that the maps are of."""
     maps: dict[str, Tensor]
-    """The map h×w of each method, on the CPU; empty where :func:`explained_before` read it."""
+    """The map h×w of each method, on the CPU; of a certified one also under its name with
+    ".certified" R×h×w, of so many radii: 1 in, 0 out, .5 where it abstains. Empty where
+    :func:`explained_before` read it."""
     boxes: dict[str, list[float]]
     """The box of each map, (x0, y0, x1, y1) in pixels of the image."""
     verdicts: dict[str, str]
     """What the image became, for each method that perturbs it."""
     picture: Path
+    certificates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What is proven of each method's map and box, see :func:`explain_image`; empty if nothing was
+    to be certified. Boxes are in pixels of the image."""
 
     def save_maps(self) -> dict[str, Path]:
         """Write the map of each method beside the picture, as float32 in a NumPy file.
@@ -70,7 +76,8 @@ class ExplainedImage:
 
     def _map_files(self) -> dict[str, Path]:
         stem = self.picture.stem
-        return {m: self.picture.with_name(f"{stem}.{m}.npy") for m in self.boxes}
+        names = [*self.boxes, *(f"{method}.certified" for method in self.certificates)]
+        return {name: self.picture.with_name(f"{stem}.{name}.npy") for name in names}
 
     def facts(self) -> dict[str, Any]:
         """What JSON holds of it: all but the maps themselves."""
@@ -84,6 +91,7 @@ class ExplainedImage:
             ],
             "boxes": self.boxes,
             "verdicts": self.verdicts,
+            **({"certificates": self.certificates} if self.certificates else {}),
         }
 
 
@@ -164,11 +172,14 @@ def explain_image(
     threshold: float | None = None,
     top: int = 5,
     settings: str = "",
+    certification: Certification | None = None,
+    show_progress: bool = False,
 ) -> ExplainedImage:
     """Draw the map and box of each method over an image file, and write the picture as PNG.
 
     The box is drawn around the largest component of the pixels that the threshold keeps. Beside
-    the map of a method that perturbs the image stands the perturbation, amplified.
+    the map of a method that perturbs the image stands the perturbation, amplified; and, with
+    ``certification``, what is proven of the map within each radius, with the inner and outer box.
 
     Args:
         model: where it runs is where the image goes.
@@ -182,6 +193,12 @@ def explain_image(
             with the package or is a fifth of the range.
         top: how many classes to return.
         settings: all that the picture depends on beside the image, for :func:`explained_before`.
+        certification: how maps and boxes are to be certified; None: not at all. Of each method then
+            ``certificates`` has ``sigma``, ``samples``, ``confidence``, ``box`` (that of the
+            smoothed map) and ``radii``, for each of which ``radius``, ``certified_share``, of the
+            pixels, the parts of it ``inside`` and ``outside``, ``inner_box`` and ``outer_box``,
+            None where nothing is proven, and ``least_samples``, with fewer of which no pixel is.
+        show_progress: a bar on standard error, of the noisy copies.
 
     Raises:
         DataError: the image can't be read, the model gives no finite score for it, or the
@@ -221,7 +238,7 @@ def explain_image(
     color = draw.PREDICTED_COLOR
     large = resize_image(image, size_within(image.shape[1:], _DISPLAY_SIDE))
     groups = [[(draw.as_rgb(large), class_name(model, explained))]]
-    verdicts, maps, boxes = {}, {}, {}
+    verdicts, maps, boxes, proofs = {}, {}, {}, {}
     for name, method in counted(methods.items(), "method", None, "explain"):
         title = name
         if counterfactual is not None and method.towards is not None:
@@ -238,14 +255,68 @@ def explain_image(
             change, factor = picture_of_change(large, p.change[0])
             caption = f"its perturbation {draw.factor_text(factor)}\n{mark} {verdicts[name]}"
             groups[-1].append((change, caption))
-    columns = _columns(groups)
+        if certification is not None:
+            aimed = torch.tensor([explained], device=x.device)
+            same = method if given is None else replace(method, threshold=given)
+            proven = certification.of(model, same, x, aimed, show_progress=show_progress)
+            maps[f"{name}.certified"], proofs[name] = _proof(certification, proven, image, heat)
+            groups[-1] += _proof_pictures(proofs[name], proven, large, image)
+    columns = _columns(groups) if certification is None else max(map(len, groups))
     pictures, captions = zip(*in_rows(groups, columns), strict=True)
     numbers = best.indices.tolist()
     classes = list(zip((class_name(model, i) for i in numbers), best.values.tolist(), strict=True))
     best_scores = scores[best.indices].tolist()
-    said = ExplainedImage(classes, numbers, best_scores, explained, maps, boxes, verdicts, picture)
+    said = ExplainedImage(
+        classes, numbers, best_scores, explained, maps, boxes, verdicts, picture, proofs
+    )
     _write_picture(draw.panel(pictures, captions, columns), said, _key(settings, data))
     return said
+
+
+def _proof(
+    how: Certification, proven: Certificates, image: Tensor, heat: Tensor
+) -> tuple[Tensor, dict[str, Any]]:
+    """The certified maps R×h×w of one image, and what is said of them, in pixels of the image."""
+    states = torch.cat([one.cells for one in proven.at]).cpu()
+    size = heat.shape[1], heat.shape[2]
+    large = torch.nn.functional.interpolate(states[None].float() / IN, size, mode="nearest")[0]
+
+    def listed(box: Tensor) -> list[float] | None:
+        scaled = scaled_box(box.float().cpu(), heat, image)[0]
+        return None if scaled.isnan().any() else scaled.tolist()
+
+    radii = [
+        {
+            "radius": one.radius,
+            "certified_share": one.share[0].item(),
+            "inside": (one.cells == IN).float().mean().item(),
+            "outside": (one.cells == OUT).float().mean().item(),
+            "inner_box": listed(one.inner),
+            "outer_box": listed(one.outer),
+            "least_samples": how.least(one.radius),
+        }
+        for one in proven.at
+    ]
+    facts = {"sigma": how.sigma, "samples": how.samples, "confidence": how.confidence}
+    return large, {**facts, "box": listed(proven.box), "radii": radii}
+
+
+def _proof_pictures(
+    proof: Mapping[str, Any], proven: Certificates, large: Tensor, image: Tensor
+) -> list[tuple[draw.RGB, str]]:
+    """What is certified within each radius, with its caption."""
+    scale = np.array([large.shape[2] / image.shape[2], large.shape[1] / image.shape[1]] * 2)
+    pictures = []
+    for facts, one in zip(proof["radii"], proven.at, strict=True):
+        inner, outer = (
+            None if facts[name] is None else (np.array(facts[name]) * scale).tolist()
+            for name in ("inner_box", "outer_box")
+        )
+        drawn = draw.draw_certificate(draw.as_rgb(large), one.cells[0].cpu(), inner, outer)
+        share = f"within {one.radius:g}: {facts['certified_share']:.0%} certified"
+        boxes = "white and pink: inner and outer box" if inner else "no box is proven"
+        pictures.append((drawn, f"{share}\nblue: in, dark: out, yellow: abstains\n{boxes}"))
+    return pictures
 
 
 def map_and_box(

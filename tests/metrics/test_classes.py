@@ -8,6 +8,9 @@ from torchmetrics import MetricCollection
 from captum_robust.metrics import (
     ROAD,
     AttributionStability,
+    CertifiedLocalizationError,
+    CertifiedPointing,
+    CertifiedShare,
     Deletion,
     Infidelity,
     Insertion,
@@ -84,6 +87,12 @@ class Brightest(Brightness):
         return images.amax(dim=1)
 
 
+INSIDE, OUTSIDE = MAPS > 0.9, MAPS < 0.3
+INSIDE[5] = False  # nothing that could point
+INNER = torch.stack([F.mask_to_box(F.largest_component(m[None] > 0.8))[0] for m in MAPS])
+OUTER = INNER + torch.tensor([-2.0, -2.0, 2.0, 2.0])
+INNER[7] = torch.nan
+
 # Metric, its update arguments by sample, and the value of the pure functions on all at once.
 CASES = {
     "error": (LocalizationError(), (MAPS, BOXES, IDS), localization()),
@@ -141,6 +150,21 @@ CASES = {
         ModelRandomization("ssim", stages=1, seed=1),
         (CONV, CONV, IMAGES, CLASSES),
         F.model_randomization(CONV, CONV, IMAGES, CLASSES, seed=1).ssim.mean(),
+    ),
+    "certified share": (
+        CertifiedShare(),
+        (INSIDE, OUTSIDE),
+        (INSIDE | OUTSIDE).double().mean(),
+    ),
+    "certified pointing": (
+        CertifiedPointing(),
+        (INSIDE, MASKS),
+        F.certified_pointing(INSIDE, MASKS).nanmean(),
+    ),
+    "certified error": (
+        CertifiedLocalizationError(0.2),
+        (INNER, OUTER, BOXES),
+        F.certified_localization_error(INNER, OUTER, BOXES, 0.2),
     ),
     "ROAD": (
         ROAD((0.2, 0.5), seed=1),

@@ -38,6 +38,14 @@ from captum_robust.metrics.functional.certificates import (
     least_samples,
     probability_above,
 )
+from captum_robust.metrics.functional.certified_pixels import (
+    certified_deletion,
+    certified_order,
+    certified_pointing,
+    certified_share,
+    grid_boxes,
+    image_grid,
+)
 from captum_robust.metrics.functional.components import largest_component, mask_to_box
 from captum_robust.metrics.functional.faithfulness import (
     REMOVAL_FILLS,
@@ -144,14 +152,20 @@ __all__ = [
     "boxes_to_mask",
     "center_box",
     "center_box_map",
+    "certified_deletion",
     "certified_iou",
     "certified_localization_error",
+    "certified_order",
+    "certified_pointing",
+    "certified_share",
     "certify_counts",
     "crop_and_resize",
     "crop_scores",
     "deletion_curve",
     "gap_closed",
+    "grid_boxes",
     "gt_known_localization",
+    "image_grid",
     "infidelity",
     "infidelity_of",
     "insertion_curve",
