@@ -214,9 +214,7 @@ def compare(
         configuration["settings"]["sensitivity"] = _NOISE
     if randomization:
         configuration["settings"]["randomization"] = _STAGES
-    if isinstance(certify, float | int):
-        certify = Certification(certify)
-    check_type("certify", certify, Certification | None, "a number or a Certification")
+    certify = _certification(certify)
     if certify is not None:
         configuration["settings"]["certificates"] = certify.facts()
     alone = out is not None or world_size() == 1
@@ -235,6 +233,13 @@ def compare(
         for sentence in [*result.complete_failures(), *result.left_unscored()]:
             warnings.warn(sentence, RunWarning, stacklevel=2)
     return result
+
+
+def _certification(certify: float | Certification | None) -> Certification | None:
+    if isinstance(certify, float | int):
+        certify = Certification(certify)
+    check_type("certify", certify, Certification | None, "a number or a Certification")
+    return certify
 
 
 _Task: TypeAlias = tuple[Stage, str]

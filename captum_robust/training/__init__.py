@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captum_robust.training.clean import *
-    from captum_robust.training.denoising import *
+    from captum_robust.training.denoiser_training import *
     from captum_robust.training.denoising_recipe import *
     from captum_robust.training.image_sets import *
     from captum_robust.training.localization import *

@@ -7,7 +7,7 @@ from torch.utils.data import Subset
 
 from captum_robust._contexts import seeded
 from captum_robust.nn.denoiser import Denoiser, load_denoiser, save_denoiser
-from captum_robust.training.denoising import DenoisingLoss, denoising_training
+from captum_robust.training.denoiser_training import DenoisingLoss, denoising_training
 from captum_robust.training.image_sets import CroppedImages, Unlabelled, held_out_split
 from captum_robust.training.loop import TrainingResult
 from captum_robust.training.recipe import Recipe, open_images, shuffled, weights_crc32
