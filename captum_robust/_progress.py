@@ -77,7 +77,7 @@ def progress_bar(
 
         facts: dict[str, Any] = {"total": total, "unit": unit, "desc": name, "initial": done}
         if show is None:
-            facts |= {"delay": PATIENCE, "leave": False}
+            facts |= {"delay": PATIENCE, "leave": False, "mininterval": 0.5}
         with tqdm(**facts, smoothing=0.05) as bar:
             yield Advance(bar)
     finally:

@@ -38,6 +38,7 @@ from captum_robust.metrics.functional import (
     best_certified_iou,
     best_iou,
     boxes_to_mask,
+    certify_counts,
     probability_above,
     sweep_boxes,
 )
@@ -218,6 +219,26 @@ def score(data: Path, out: Path, *, n: int = 400, limit: int = 100) -> None:
             failed, best = chosen(torch.cat(each, dim=1), half)
             at = " / ".join(labels[c] for c in best)
             print(f"  {method}, median, σ chosen too, R={radius:g}: {harness.mean(failed)} ({at})")
+
+
+def shares(out: Path) -> None:
+    """How much of the map is certified: in, and in or out, by method, σ, share shown and copies."""
+    print(f"certified in, and in or out, of the cells at R = {RADII}")
+    for folder in sorted(p for p in out.iterdir() if p.is_dir()):
+        found = [harness.load_file(f) for f in sorted(folder.iterdir())]
+        sigma = float(folder.name.split("_")[0])
+        for method in METHODS:
+            shown = torch.cat([f[f"{method} shown"] for f in found]).int()
+            for s, share in enumerate(SHARES):
+                for snapshot, n in enumerate(SNAPSHOTS[: shown.shape[1]]):
+                    line = f"σ={folder.name} {method:18} {share:4.0%} n={n}, {len(found)} images:"
+                    for radius in RADII:
+                        counts = shown[:, snapshot, s]
+                        tau = probability_at(radius / sigma)
+                        inside, outside = certify_counts(counts, n - counts, n, tau, CONFIDENCE)
+                        both = (inside | outside).double().mean()
+                        line += f"  {inside.double().mean():.3f} {both:.3f}"
+                    print(line, flush=True)
 
 
 def beyond(near: CertifiedDetails, inner: Tensor, outer: Tensor) -> bool:
@@ -420,4 +441,4 @@ def cost(data: Path, *, n: int = 100, rounds: int = 3, precision: str = "float32
 
 
 if __name__ == "__main__":
-    harness.study(__doc__, sample, score, attack, classes, cost, threads=1)
+    harness.study(__doc__, sample, score, shares, attack, classes, cost, threads=1)
