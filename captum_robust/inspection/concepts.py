@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_robust._checks import check, check_type, valid_unicode
+from captum_robust._orientation import is_transposed, turned
 from captum_robust._resize import blurred, resize_image
 from captum_robust.data import DataError, Sample
 from captum_robust.data.files import by_name, existing, is_hidden
 from captum_robust.data.image_lists import list_images, without_suffix
 from captum_robust.data.images import load_mask
-from captum_robust.data.orientation import is_transposed, turned
 from captum_robust.inspection.streaming import Batch
 
 COLOURS = {

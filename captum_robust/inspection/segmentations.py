@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, valid_unicode
+from captum_robust._orientation import turned
 from captum_robust.data import DataError, Sample
 from captum_robust.data.annotations import parse_side, table_rows
 from captum_robust.data.coco import (
@@ -29,7 +30,6 @@ from captum_robust.data.coco_mask import union_mask
 from captum_robust.data.files import existing, files_below, lines_of, read_text, stem_of
 from captum_robust.data.image_lists import list_images, without_suffix
 from captum_robust.data.images import load_numbers
-from captum_robust.data.orientation import turned
 from captum_robust.data.sample import checked_box
 from captum_robust.inspection.concepts import (
     BOXES_AS_MASKS,

@@ -47,6 +47,16 @@ INPUTS: dict[str, tuple[Callable[[], Metric], tuple[Any, ...]]] = {
     "Sensitivity": (lambda: metrics.Sensitivity(samples=2), (first_channel, *SHOWN[1::2])),
     "ModelRandomization": (metrics.ModelRandomization, (CONV, first_map, *SHOWN[1::2])),
     "ROAD": (lambda: metrics.ROAD([0.2, 0.6]), SHOWN),
+    "CertifiedShare": (metrics.CertifiedShare, (MAPS > 0.7, MAPS < 0.2)),
+    "CertifiedPointing": (metrics.CertifiedPointing, (MAPS > 0.7, BOXES)),
+    "CertifiedLocalizationError": (
+        metrics.CertifiedLocalizationError,
+        (
+            torch.cat(BOXES[:4] + [BOXES[0] + 1] * 4),
+            torch.tensor([[0.0, 0.0, 9.0, 9.0]] * 8),
+            BOXES,
+        ),
+    ),
 }
 
 
