@@ -240,8 +240,12 @@ class Counts:
         """Sides N×4 in pixels, of sides in cells."""
         h, w = self.shown.shape[1:]
         height, width = self.image_size
-        scale = cells.new_tensor([width / w, height / h] * 2)
-        return (cells * scale).ceil().float()
+        # Multiplied first: what divides exactly is not to be rounded up.
+        return (
+            (cells * cells.new_tensor([width, height] * 2) / cells.new_tensor([w, h] * 2))
+            .ceil()
+            .float()
+        )
 
 
 def distance(probability: float) -> float:

@@ -13,6 +13,7 @@ from torch.distributions import Normal
 from captum_robust import RobustCAM
 from captum_robust.attacks import ExplanationAttack
 from captum_robust.attr import Certified, CertifiedDetails
+from captum_robust.attr._certificate import Counts, Rules
 from captum_robust.metrics.functional import box_iou, certified_iou, largest_component, mask_to_box
 from tests.networks import Net
 
@@ -364,6 +365,21 @@ def test_an_attribution_that_draws_needs_a_seed(net: Net, x: Tensor) -> None:
     assert not torch.equal(*frequencies)
 
 
+@pytest.mark.parametrize("target", [0, None])
+def test_what_an_attribution_draws_is_independent_of_the_noise(target: int | None) -> None:
+    # It takes off noise of its own: what is left is shown half of the time, not always.
+    class Drawing(Attribution):
+        def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
+            return (inputs - torch.randn(inputs.shape) > 0).float()
+
+    drawing = Drawing(lambda x: torch.tensor([[1.0, 0.0]]).expand(len(x), 2))
+    sure = Certified(drawing, sigma=1, n=60, threshold=SHOWN, size=(8, 8))
+    almost = torch.full((1, 1, 8, 8), 0.01)
+    _, d = sure.attribute(almost, target, return_details=True)
+    assert d.abstain.all()
+    assert d.frequency.mean().item() == pytest.approx(0.5, abs=0.05)
+
+
 def test_rows_of_arguments_and_targets_stay_with_their_images(net: Net, x: Tensor) -> None:
     four = torch.cat([x, x[:1] * 0.5])
     scale, target = torch.rand(4, 3, 12, 16), torch.tensor([0, 3, 5, 1])
@@ -388,6 +404,17 @@ def test_boxes_are_in_pixels_of_the_image_whatever_the_grid(net: Net) -> None:
         assert torch.equal(d.outer_box, expected), box
         assert certified_iou(d.inner_box, d.outer_box, expected).item() == 1
         assert box_iou(d.box, mask_to_box(mask[:, 0].bool())).item() > 0.6
+
+
+def test_a_side_in_cells_is_the_first_pixel_of_its_cell() -> None:
+    # Exact on any grid, where a rounded scale would make some sides one pixel too many.
+    for side in range(1, 65):
+        for cells in range(1, side + 1):
+            rules = Rules(0.25, 10, 0.9, 0.75, 0.5, None, "median", "holm")
+            counts = Counts(rules, 0.1, torch.zeros(1, 1, side, side), (cells, cells), None)
+            ends = torch.arange(cells + 1)
+            found = counts._edges(ends.double()[:, None].expand(-1, 4))
+            assert found[:, 0].tolist() == [-(-c * side // cells) for c in ends.tolist()]
 
 
 @pytest.mark.parametrize(
