@@ -22,6 +22,8 @@ from captum_robust.metrics.functional.certificates import order_for, probability
 BOX_RULES = ("pixels", "component", "median")
 _SIDES = 8
 """Bounds of a box: below and above, of four sides."""
+_SAME = 2e-6
+"""Pixels that differ by less than this share are equal: resizing rounds those of a plateau."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Rules:
         assert self.share is not None
         flat = maps.flatten(1)
         cut = flat.topk(max(1, round(self.share * flat.shape[1])), dim=1).values[:, -1:]
-        shown = (flat >= cut) & (flat > flat.amin(dim=1, keepdim=True))
+        least = flat.amin(dim=1, keepdim=True)
+        shown = (flat >= cut * (1 - _SAME)) & (flat > least * (1 + _SAME))
         return shown.reshape(maps.shape)
 
 

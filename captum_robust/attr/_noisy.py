@@ -221,7 +221,9 @@ class NoisyMaps:
             failed |= ~part.isfinite().flatten(1).all(dim=1)
         maps = []
         for part, size in zip(parts, self.sizes(), strict=True):
-            sized = resized(torch.where(failed[:, None, None, None], 0, part), size)
+            part = torch.where(failed[:, None, None, None], 0, part)
+            ends = [end(part, dim=(1, 2, 3), keepdim=True) for end in (torch.amin, torch.amax)]
+            sized = resized(part, size).clamp(*ends)  # but for rounding, a constant map stays one
             maps.append(sized.reshape(count, -1, *size))
         return Copies(rows, maps, failed.reshape(count, -1), classes)
 

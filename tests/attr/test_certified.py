@@ -335,6 +335,20 @@ def test_a_map_that_is_constant_shows_nothing_by_its_share(net: Net, x: Tensor) 
     assert not result[..., 8:].any()
 
 
+@pytest.mark.parametrize("size", [None, 4, (5, 7)])
+@pytest.mark.parametrize("value", [0.3, 1.0])
+def test_a_plateau_stays_one_on_any_grid(size: Any, value: float) -> None:
+    # Rounding in the resizing is no difference of pixels.
+    x = torch.zeros(1, 3, 12, 16)
+    constant = Scores(lambda x: torch.full((len(x), 1, 12, 16), value))
+    assert not Certified(constant, 0.2, 0.3, 80, size=size).attribute(x).any()
+    whole = Certified(constant, 0.2, n=80, threshold=SHOWN, size=size)
+    assert (whole.attribute(x) == 1).all()
+    half = Scores(lambda x: value * (torch.arange(16) < 12).float().expand(len(x), 1, 12, 16))
+    shown = Certified(half, 0.2, 0.1, 80, size=size).attribute(x)
+    assert (shown[..., :8] == 1).all()
+
+
 def test_noise_comes_before_the_denoiser(net: Net) -> None:
     seen: list[Tensor] = []
 
