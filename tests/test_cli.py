@@ -653,6 +653,7 @@ WRONG: list[tuple[list[str], str]] = [
             (["--certify", ".25", "--certify-radii", "-1"], "--certify-radii: expected a positive"),
             (["--certify-samples", "50"], "--certify-samples is for --certify: give it too"),
             (["--certify-radii", ".1"], "--certify-radii is for --certify: give it too"),
+            (["--certify-denoiser"], "--certify-denoiser is for --certify: give it too"),
         )
     ),
     (
