@@ -98,12 +98,12 @@ class CertifiedDetails:
         """What the same copies prove at another radius, with the confidence for that one alone.
 
         Raises:
-            ValueError: a radius that is not positive, or too far for any number of copies.
+            ValueError: a radius that is not positive, or too far or too near for any copies.
         """
         check_number("radius", radius, 0, open_low=True)
         sigma = self._counts.rules.sigma
         tau = probability_at(radius / sigma)
-        check(tau < 1, f"radius: {radius} is too far for sigma={sigma}")
+        check(0.5 < tau < 1, f"radius: {radius} is too far, or too near, for sigma={sigma}")
         return self._counts.certified(tau)
 
 

@@ -153,7 +153,7 @@ class Certified(Wrapper):
         if radius is not None:
             check_number("radius", radius, 0, open_low=True)
             tau = probability_at(radius / sigma)
-            check(tau < 1, f"radius: {radius} is too far for sigma={sigma}")
+            check(0.5 < tau < 1, f"radius: {radius} is too far, or too near, for sigma={sigma}")
         tau = 0.75 if tau is None else tau
         check_number("tau", tau, 0.5, 1, open_low=True, open_high=True)
         check_choice("box", box, BOX_RULES)

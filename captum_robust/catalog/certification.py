@@ -75,6 +75,8 @@ class Certification:
         check_type("certify_denoiser", self.denoiser, bool, "True or False")
         far = f"certify_radii: {self.radii[-1]:g} is too far for noise of {self.sigma:g}"
         check(self._tau(self.radii[-1]) < 1 - 1e-9, far)
+        near = f"certify_radii: {self.radii[0]:g} is too near for noise of {self.sigma:g}"
+        check(self._tau(self.radii[0]) > 0.5, near)
         least = self.least(self.radii[0])
         where = f"noise of {self.sigma:g} and a radius of {self.radii[0]:g}"
         fits = self.samples >= least

@@ -249,7 +249,7 @@ def test_another_radius_needs_no_other_copies(net: Net, x: Tensor) -> None:
     same(d.at(0.1), expected)
     assert (d.at(0.1).certified_share <= d.certified_share).all()
     assert d.at(1.0).abstain.all()  # too few copies for that
-    for wrong in (0.0, -1.0, 1e9, float("nan")):
+    for wrong in (0.0, -1.0, 1e-20, 1e9, float("nan")):
         with pytest.raises(ValueError, match="radius"):
             d.at(wrong)
 
@@ -446,6 +446,7 @@ def test_a_side_in_cells_is_the_first_pixel_of_its_cell() -> None:
         ({"tau": 1.0}, "tau"),
         ({"radius": 0}, "radius"),
         ({"radius": 100.0}, "radius"),
+        ({"radius": 1e-20}, "radius"),
         ({"radius": 0.1, "tau": 0.75}, "radius"),
         ({"share": 0.2, "threshold": ("value", 0.2)}, "threshold"),
         ({"threshold": ("high", 0.2)}, "threshold"),
