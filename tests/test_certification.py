@@ -23,6 +23,7 @@ from captum_robust.catalog.methods import (
     from_function,
 )
 from captum_robust.models import Classifier
+from captum_robust.nn import load_denoiser
 
 SIZE = 32
 
@@ -69,6 +70,22 @@ def test_pixels_and_boxes_are_those_of_certified(model: Classifier) -> None:
         torch.testing.assert_close(found.box, details.box)
         certified = (expected != 1).double().mean(dim=(1, 2))
         assert one.share.tolist() == pytest.approx(certified.tolist())
+
+
+def test_copies_go_through_the_denoiser_uncut(model: Classifier) -> None:
+    images, target = some_images(), torch.tensor([1, 2])
+    how = Certification(0.1, 40, (0.02,), denoiser=True)
+    found = how.of(model, from_attribution(Saliency(model)), images, target)
+    boxes = Certified(
+        *(Saliency(model), 0.1, None, 40),
+        **{"radius": 0.02, "threshold": ("value", 0.2), "box": "median"},
+        denoiser=load_denoiser(),
+    )
+    _, details = boxes.attribute(images, target, return_details=True)
+    torch.testing.assert_close(found.at[0].outer, details.outer_box, equal_nan=True)
+    torch.testing.assert_close(found.box, details.box)
+    assert how.facts()["denoiser"] is True
+    assert "denoiser" not in Certification(0.1, 40, (0.02,)).facts()  # as runs of before have it
 
 
 def test_a_box_that_sees_no_image_is_certified_without_a_pass(model: Classifier) -> None:

@@ -651,8 +651,13 @@ WRONG: list[tuple[list[str], str]] = [
                 "error: --certify-radii: expected numbers separated by commas, got '.1,x'",
             ),
             (["--certify", ".25", "--certify-radii", "-1"], "--certify-radii: expected a positive"),
+            (
+                ["--certify", ".25", "--certify-radii", "1e-20"],
+                "--certify-radii: 1e-20 is too near",
+            ),
             (["--certify-samples", "50"], "--certify-samples is for --certify: give it too"),
             (["--certify-radii", ".1"], "--certify-radii is for --certify: give it too"),
+            (["--certify-denoiser"], "--certify-denoiser is for --certify: give it too"),
         )
     ),
     (

@@ -22,6 +22,8 @@ from captum_robust.metrics.functional.certificates import order_for, probability
 BOX_RULES = ("pixels", "component", "median")
 _SIDES = 8
 """Bounds of a box: below and above, of four sides."""
+_SAME = 2e-6
+"""Pixels that differ by less than this share are equal: resizing rounds those of a plateau."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Rules:
         assert self.share is not None
         flat = maps.flatten(1)
         cut = flat.topk(max(1, round(self.share * flat.shape[1])), dim=1).values[:, -1:]
-        shown = (flat >= cut) & (flat > flat.amin(dim=1, keepdim=True))
+        least = flat.amin(dim=1, keepdim=True)
+        shown = (flat >= cut * (1 - _SAME)) & (flat > least * (1 + _SAME))
         return shown.reshape(maps.shape)
 
 
@@ -95,12 +98,12 @@ class CertifiedDetails:
         """What the same copies prove at another radius, with the confidence for that one alone.
 
         Raises:
-            ValueError: a radius that is not positive, or too far for any number of copies.
+            ValueError: a radius that is not positive, or too far or too near for any copies.
         """
         check_number("radius", radius, 0, open_low=True)
         sigma = self._counts.rules.sigma
         tau = probability_at(radius / sigma)
-        check(tau < 1, f"radius: {radius} is too far for sigma={sigma}")
+        check(0.5 < tau < 1, f"radius: {radius} is too far, or too near, for sigma={sigma}")
         return self._counts.certified(tau)
 
 
@@ -240,8 +243,12 @@ class Counts:
         """Sides N×4 in pixels, of sides in cells."""
         h, w = self.shown.shape[1:]
         height, width = self.image_size
-        scale = cells.new_tensor([width / w, height / h] * 2)
-        return (cells * scale).ceil().float()
+        # Multiplied first: what divides exactly is not to be rounded up.
+        return (
+            (cells * cells.new_tensor([width, height] * 2) / cells.new_tensor([w, h] * 2))
+            .ceil()
+            .float()
+        )
 
 
 def distance(probability: float) -> float:

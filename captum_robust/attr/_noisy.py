@@ -26,6 +26,8 @@ MOST_FAILURES = 0.01
 
 _OTHER = 1_000_003
 """Added to the seed of the copies that choose the class: other noise than that of the test."""
+_DRAWS = 2_000_003
+"""Added to the seed for what an attribution draws: independent of the noise of the copies."""
 
 Denoiser = Callable[[Tensor], Tensor]
 
@@ -96,14 +98,14 @@ class NoisyMaps:
         return [self.size or (x.shape[2], x.shape[3]) for x in self.mapped]
 
     @contextmanager
-    def _sampling(self) -> Iterator[None]:
+    def _sampling(self, seed: int) -> Iterator[None]:
         """The state of the world in which copies are drawn and explained."""
         device = self.images[0].device
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             if self.is_seeded:
-                stack.enter_context(seeded(self.seed, device))
-                stack.enter_context(seeded_elsewhere(self.seed))
+                stack.enter_context(seeded(seed + _DRAWS, device))
+                stack.enter_context(seeded_elsewhere(seed + _DRAWS))
             if isinstance(self.denoiser, nn.Module):
                 stack.enter_context(evaluation(self.denoiser))
             token = noise_added.set(True)
@@ -114,8 +116,9 @@ class NoisyMaps:
         """N, the most frequent class of so many copies; None for scores without classes."""
         found: dict[int, list[Tensor]] = {}
         device: torch.device | None = None
-        with self._sampling():
-            for rows, noise in self._passes(count, self.seed + _OTHER):
+        seed = self.seed + _OTHER
+        with self._sampling(seed):
+            for rows, noise in self._passes(count, seed):
                 predicted = self._classes(self._noisy(rows, noise), rows, len(noise[0]))
                 if predicted is None:
                     return None
@@ -128,7 +131,7 @@ class NoisyMaps:
         self, count: int, target: Any, take: Callable[[Copies], object], *, with_classes: bool
     ) -> None:
         """Gives ``take`` the maps of ``count`` copies of each image, some at a time."""
-        with self._sampling():
+        with self._sampling(self.seed):
             if not self.is_seeded:
                 self._check_repeats(target)
             failures = torch.zeros(self.n_images, dtype=torch.long)
@@ -218,7 +221,9 @@ class NoisyMaps:
             failed |= ~part.isfinite().flatten(1).all(dim=1)
         maps = []
         for part, size in zip(parts, self.sizes(), strict=True):
-            sized = resized(torch.where(failed[:, None, None, None], 0, part), size)
+            part = torch.where(failed[:, None, None, None], 0, part)
+            ends = [end(part, dim=(1, 2, 3), keepdim=True) for end in (torch.amin, torch.amax)]
+            sized = resized(part, size).clamp(*ends)  # but for rounding, a constant map stays one
             maps.append(sized.reshape(count, -1, *size))
         return Copies(rows, maps, failed.reshape(count, -1), classes)
 

@@ -50,7 +50,8 @@ class Certified(Wrapper):
     Certified Explanations via Randomized Smoothing" (ICML 2025); the tests are explained in
     :func:`captum_robust.metrics.functional.certify_counts`.
 
-    The map may be made of a copy in any way. That of a layer is enlarged first, in each copy; what
+    The map may be made of a copy in any way. What counts is the magnitude, added up over channels;
+    of a layer the positive part of the sum. That of a layer is enlarged first, in each copy; what
     is certified is the enlarged map. ``denoiser`` and a model that clips its input are part of the
     certified function: the noise comes before both.
 
@@ -62,19 +63,20 @@ class Certified(Wrapper):
         and none that are certified out; so its box holds the box of the first, and lies within the
         box of all that are not the second.
     ``"component"``
-        The box of its largest connected component (of 8 neighbours). Let A be the largest component
-        of the pixels certified in, and O ⊇ A the component of those not certified out. The pixels
-        of A belong to one component of the smoothed map, which lies within O. Any other one neither
-        meets nor touches A, so it lies within a component of what is left of the pixels not
-        certified out without A and its neighbours. If all of these are smaller than A, the largest
-        is the one around A: its box holds that of A, and lies within that of O.
+        The box of its largest connected component (of 8 neighbours, in cells of ``size``). Let A be
+        the largest component of the pixels certified in, and O ⊇ A the component of those not
+        certified out. The pixels of A belong to one component of the smoothed map, which lies
+        within O. Any other one neither meets nor touches A, so it lies within a component of what
+        is left of the pixels not certified out without A and its neighbours. If all of these are
+        smaller than A, the largest is the one around A: its box holds that of A, and lies within
+        that of O.
     ``"median"``
         Each side is the median, over noisy copies, of that side of the box of the copy's own
-        largest component. A side of at most v is an event with a probability like any other:
-        where it exceeds τ, the median is at most v within R (Chiang et al., "Detection as
-        Regression: Certified Object Detection by Median Smoothing",
-        https://arxiv.org/abs/2007.03730). The least such v is found by order statistics, without
-        a correction but for the eight bounds.
+        largest component, of the whole image where it shows nothing. A side of at most v is an
+        event with a probability like any other: where it exceeds τ, the median is at most v within
+        R (Chiang et al., "Detection as Regression: Certified Object Detection by Median Smoothing",
+        https://arxiv.org/abs/2007.03730). The least such v is found by order statistics, without a
+        correction but for the eight bounds.
 
     It costs n attributions an image, and, without a target, a tenth as many forward passes to find
     the class; an attribution that does not rank the classes itself then takes n more. Counts alone
@@ -83,8 +85,8 @@ class Certified(Wrapper):
     Args:
         attribution: any of images; its maps may be of a layer.
         sigma: standard deviation σ of the noise, in the unit of the inputs.
-        share: of the pixels, how many of the largest a copy shows; in (0, 1). Of equal pixels all
-            or none; never those of the least value.
+        share: of the pixels, how many of the largest a copy shows, one at least; in (0, 1). Of
+            equal pixels all or none; never those of the least value.
         n: copies.
         confidence: that nothing of what is certified of an image (and, apart from it, of its box)
             is wrong; with a class that is found, it included.
@@ -151,7 +153,7 @@ class Certified(Wrapper):
         if radius is not None:
             check_number("radius", radius, 0, open_low=True)
             tau = probability_at(radius / sigma)
-            check(tau < 1, f"radius: {radius} is too far for sigma={sigma}")
+            check(0.5 < tau < 1, f"radius: {radius} is too far, or too near, for sigma={sigma}")
         tau = 0.75 if tau is None else tau
         check_number("tau", tau, 0.5, 1, open_low=True, open_high=True)
         check_choice("box", box, BOX_RULES)

@@ -19,6 +19,7 @@ from captum_robust.catalog.methods import Method
 from captum_robust.metrics.functional import boxes_to_mask, least_samples
 from captum_robust.metrics.functional.certificates import probability_at
 from captum_robust.models import Classifier
+from captum_robust.nn.denoiser import load_denoiser
 
 CERTIFIED_RADII = (0.1, 0.25, 0.5)
 """In L2 over the image, with pixels in [0, 1]."""
@@ -44,6 +45,9 @@ class Certification:
         confidence: that nothing of what is certified of an image's pixels, and nothing of its box,
             is wrong, at each radius.
         seed: of the noise.
+        denoiser: each copy goes through that of the package
+            (:func:`captum_robust.nn.load_denoiser`), which leaves pixels in [0, 1], in the stead of
+            being cut off.
 
     Raises:
         ValueError: a number out of range; fewer samples than it takes to prove anything at the
@@ -56,6 +60,7 @@ class Certification:
     share: float = 0.3
     confidence: float = 0.999
     seed: int = 0
+    denoiser: bool = False
 
     def __post_init__(self) -> None:
         check_number("certify", self.sigma, 0, open_low=True)
@@ -67,8 +72,11 @@ class Certification:
         check_number("share", self.share, 0, 1, open_low=True, open_high=True)
         check_number("confidence", self.confidence, 0, 1, open_low=True, open_high=True)
         check_count("seed", self.seed, 0)
+        check_type("certify_denoiser", self.denoiser, bool, "True or False")
         far = f"certify_radii: {self.radii[-1]:g} is too far for noise of {self.sigma:g}"
         check(self._tau(self.radii[-1]) < 1 - 1e-9, far)
+        near = f"certify_radii: {self.radii[0]:g} is too near for noise of {self.sigma:g}"
+        check(self._tau(self.radii[0]) > 0.5, near)
         least = self.least(self.radii[0])
         where = f"noise of {self.sigma:g} and a radius of {self.radii[0]:g}"
         fits = self.samples >= least
@@ -88,7 +96,10 @@ class Certification:
 
     def facts(self) -> dict[str, Any]:
         """All that certificates depend on, beside images and methods."""
-        return {**vars(self), "radii": list(self.radii), "cells": _CELLS}
+        facts = {**vars(self), "radii": list(self.radii), "cells": _CELLS}
+        if not self.denoiser:  # so that runs of before there was one go on
+            del facts["denoiser"]
+        return facts
 
     def of(
         self,
@@ -119,7 +130,7 @@ class Certification:
             sigma=self.sigma,
             size=None,
             seed=self.seed,
-            denoiser=_as_pixels,
+            denoiser=load_denoiser().to(images.device) if self.denoiser else _as_pixels,
             at_once=None,
         )
         cells = (min(_CELLS, height, width),) * 2

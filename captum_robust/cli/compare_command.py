@@ -75,6 +75,7 @@ class CompareOptions(RunOptions):
     there are samples."""
     certify_samples: int = field(default=CERTIFY_SAMPLES, metadata=option(min=1))
     certify_radii: str = CERTIFIED_RADII
+    certify_denoiser: bool = field(default=False, metadata=option("--certify-denoiser"))
     precision: str = "float32"
     json: bool = field(default=False, metadata=option("--json"))
     """Print one JSON object instead: a row for each method and attack, with n and intervals, and
@@ -106,7 +107,7 @@ def compare(options: CompareOptions) -> None:
         flag = name.replace("_", "-")
         check(not is_given, f"--{flag} is for attacks: give --attack too, such as --attack pgd")
     certification = certification_of(
-        options.certify, options.certify_samples, options.certify_radii
+        options.certify, options.certify_samples, options.certify_radii, options.certify_denoiser
     )
     if options.thresholds is not None:
         check(not options.oracle, "--thresholds and --oracle: give one of them")

@@ -60,6 +60,7 @@ class ExplainOptions(ModelOptions):
     there are samples."""
     certify_samples: int = field(default=CERTIFY_SAMPLES, metadata=option(min=1))
     certify_radii: str = CERTIFIED_RADII
+    certify_denoiser: bool = field(default=False, metadata=option("--certify-denoiser"))
     save_maps: bool = field(default=False, metadata=option("--save-maps"))
     """Also write each map as NAME.METHOD.npy beside the picture: float32, h×w as the method gives
     it. With --certify also NAME.METHOD.certified.npy, of each radius: 1 in, 0 out, .5 abstains."""
@@ -85,7 +86,7 @@ def explain(options: ExplainOptions) -> None:
     if options.threshold is not None:
         check_number("threshold", options.threshold, 0, 1)
     certification = certification_of(
-        options.certify, options.certify_samples, options.certify_radii
+        options.certify, options.certify_samples, options.certify_radii, options.certify_denoiser
     )
     usual = "robust_cam" if options.counterfactual is None else "perceptual_ball"
     named = method_names(usual if options.methods is None else options.methods)

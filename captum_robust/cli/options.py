@@ -83,6 +83,9 @@ class SharedOptions:
     certify_radii: str
     """How far an attacker may go, for --certify: lengths of the change in L2 over the image, with
     pixels in [0, 1], separated by commas."""
+    certify_denoiser: bool
+    """For --certify: take the noise out of each copy with the denoiser that comes with the package,
+    which lets the classifier recognise more of them."""
     device: str
     """auto, cpu, cuda, cuda:1, mps, …"""
     precision: str

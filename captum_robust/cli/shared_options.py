@@ -26,11 +26,14 @@ MASKING = "real_time_masking"
 LOCALIZATION = "adversarial_localization"
 
 
-def certification_of(certify: float | None, samples: int, radii: str) -> Certification | None:
+def certification_of(
+    certify: float | None, samples: int, radii: str, denoiser: bool
+) -> Certification | None:
     """Return how maps and boxes are to be certified; None: not at all.
 
     Args:
-        certify, samples, radii: the options --certify, --certify-samples and --certify-radii.
+        certify, samples, radii, denoiser: the options --certify, --certify-samples,
+            --certify-radii and --certify-denoiser.
 
     Raises:
         ValueError: a number out of range, or options for --certify without it.
@@ -39,6 +42,7 @@ def certification_of(certify: float | None, samples: int, radii: str) -> Certifi
         for name, is_usual in (
             ("samples", samples == CERTIFY_SAMPLES),
             ("radii", radii == CERTIFIED_RADII),
+            ("denoiser", not denoiser),
         ):
             check(is_usual, f"--certify-{name} is for --certify: give it too, such as 0.25")
         return None
@@ -49,7 +53,7 @@ def certification_of(certify: float | None, samples: int, radii: str) -> Certifi
     except ValueError:
         message = f"certify_radii: expected numbers separated by commas, got {printable(radii)!r}"
         raise ValueError(message) from None
-    return Certification(certify, samples, numbers)
+    return Certification(certify, samples, numbers, denoiser=denoiser)
 
 
 def listed(methods: str | None) -> list[str] | None:

@@ -16,7 +16,8 @@ from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust.nn.saved_networks import check_fit
 
 _FACTS = "captum_robust.denoiser"
-_FORM: Form = {"width": whole(2, 4096)}
+_WIDTHS = 2, 4096
+_FORM: Form = {"width": whole(*_WIDTHS)}
 _FOLD = 4
 """Pixels each way that become channels: it works at a quarter of the resolution."""
 _SCALES = 2
@@ -44,7 +45,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        check_count("width", width, 2)
+        check_count("width", width, *_WIDTHS)
         widths = [width, width * 3 // 2, width * 2]
         channels = 3 * _FOLD**2
         self.width = width

@@ -48,7 +48,8 @@ def certification_of(results: Results) -> Certification | None:
     facts = results.configuration["settings"].get("certificates")
     if facts is None:
         return None
-    known = {k: v for k, v in facts.items() if k in ("sigma", "samples", "confidence", "share")}
+    names = ("sigma", "samples", "confidence", "share", "denoiser")
+    known = {k: v for k, v in facts.items() if k in names}
     return Certification(**known, radii=tuple(facts["radii"]), seed=0)
 
 

@@ -59,6 +59,7 @@ from captum_robust.report.tables import (
     grid,
     has_unsure_gap,
 )
+from captum_robust.report.text import made_of_copies
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -302,6 +303,7 @@ def _certificates(
     return {
         "samples": how.samples,
         "sigma": f"{how.sigma:g}",
+        "made": made_of_copies(how),
         "confidence": f"{100 * how.confidence:g}",
         "unproven": how.unproven(),
         "charts": charts,

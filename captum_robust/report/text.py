@@ -108,11 +108,16 @@ def _certificates_text(tables: Tables) -> str:
 def certified_note(how: Certification) -> str:
     """What the certificates of a run count."""
     return (
-        f"certificates: {how.samples} copies with noise of {how.sigma:g}, cut off at 0 and 1; "
+        f"certificates: {how.samples} copies with noise of {how.sigma:g}, {made_of_copies(how)}; "
         "error: images whose box is not proven to\noverlap a true one by more than .5, whatever "
         "changes the image by at most R in L2; share: of the pixels\nthat is certified; "
         f"with {100 * how.confidence:g} % confidence an image; thresholds as they ship"
     )
+
+
+def made_of_copies(how: Certification) -> str:
+    """What becomes of a noisy copy before a method sees it."""
+    return "then denoised" if how.denoiser else "cut off at 0 and 1"
 
 
 def lacking_notes(how: Certification) -> list[str]:

@@ -297,7 +297,8 @@ def _proof(
         }
         for one in proven.at
     ]
-    facts = {"sigma": how.sigma, "samples": how.samples, "confidence": how.confidence}
+    names = ("sigma", "samples", "confidence", *(["denoiser"] if how.denoiser else []))
+    facts = {name: getattr(how, name) for name in names}
     return large, {**facts, "box": listed(proven.box), "radii": radii}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class DenoisingLoss:
     def __post_init__(self) -> None:
         check_number("features", self.features, 0)
         low, high = self.sigma
-        check(0 < low <= high, f"sigma: expected a range above 0, got ({low}, {high})")
+        check(0 < low <= high < math.inf, f"sigma: expected a range above 0, got ({low}, {high})")
 
     def __call__(self, denoiser: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
         """``"loss"``, the mean over a batch of images N×3×H×W, and its terms."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils.data import Subset
 
+from captum_robust._checks import check_count, check_number
 from captum_robust._contexts import seeded
 from captum_robust.nn.denoiser import Denoiser, load_denoiser, save_denoiser
 from captum_robust.training.denoiser_training import DenoisingLoss, denoising_training
@@ -31,6 +32,10 @@ class DenoisingRecipe(Recipe):
     def __init__(self, settings: DenoisingSettings, *, progress: bool | None = None) -> None:
         super().__init__(settings, progress=progress)
         s = settings
+        check_number("sigma_low", s.sigma_low, 0, open_low=True)
+        check_number("sigma_high", s.sigma_high, s.sigma_low)
+        check_count("part", s.part, 1, optional=True)
+        check_count("evaluation_images", s.evaluation_images, 0)
         self.sigma = (s.sigma_low, s.sigma_high)
         with seeded(s.seed, None):
             self.classifier = self._classifier()

@@ -13,6 +13,7 @@ from torch.distributions import Normal
 from captum_robust import RobustCAM
 from captum_robust.attacks import ExplanationAttack
 from captum_robust.attr import Certified, CertifiedDetails
+from captum_robust.attr._certificate import Counts, Rules
 from captum_robust.metrics.functional import box_iou, certified_iou, largest_component, mask_to_box
 from tests.networks import Net
 
@@ -248,7 +249,7 @@ def test_another_radius_needs_no_other_copies(net: Net, x: Tensor) -> None:
     same(d.at(0.1), expected)
     assert (d.at(0.1).certified_share <= d.certified_share).all()
     assert d.at(1.0).abstain.all()  # too few copies for that
-    for wrong in (0.0, -1.0, 1e9, float("nan")):
+    for wrong in (0.0, -1.0, 1e-20, 1e9, float("nan")):
         with pytest.raises(ValueError, match="radius"):
             d.at(wrong)
 
@@ -334,6 +335,20 @@ def test_a_map_that_is_constant_shows_nothing_by_its_share(net: Net, x: Tensor) 
     assert not result[..., 8:].any()
 
 
+@pytest.mark.parametrize("size", [None, 4, (5, 7)])
+@pytest.mark.parametrize("value", [0.3, 1.0])
+def test_a_plateau_stays_one_on_any_grid(size: Any, value: float) -> None:
+    # Rounding in the resizing is no difference of pixels.
+    x = torch.zeros(1, 3, 12, 16)
+    constant = Scores(lambda x: torch.full((len(x), 1, 12, 16), value))
+    assert not Certified(constant, 0.2, 0.3, 80, size=size).attribute(x).any()
+    whole = Certified(constant, 0.2, n=80, threshold=SHOWN, size=size)
+    assert (whole.attribute(x) == 1).all()
+    half = Scores(lambda x: value * (torch.arange(16) < 12).float().expand(len(x), 1, 12, 16))
+    shown = Certified(half, 0.2, 0.1, 80, size=size).attribute(x)
+    assert (shown[..., :8] == 1).all()
+
+
 def test_noise_comes_before_the_denoiser(net: Net) -> None:
     seen: list[Tensor] = []
 
@@ -364,6 +379,21 @@ def test_an_attribution_that_draws_needs_a_seed(net: Net, x: Tensor) -> None:
     assert not torch.equal(*frequencies)
 
 
+@pytest.mark.parametrize("target", [0, None])
+def test_what_an_attribution_draws_is_independent_of_the_noise(target: int | None) -> None:
+    # It takes off noise of its own: what is left is shown half of the time, not always.
+    class Drawing(Attribution):
+        def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
+            return (inputs - torch.randn(inputs.shape) > 0).float()
+
+    drawing = Drawing(lambda x: torch.tensor([[1.0, 0.0]]).expand(len(x), 2))
+    sure = Certified(drawing, sigma=1, n=60, threshold=SHOWN, size=(8, 8))
+    almost = torch.full((1, 1, 8, 8), 0.01)
+    _, d = sure.attribute(almost, target, return_details=True)
+    assert d.abstain.all()
+    assert d.frequency.mean().item() == pytest.approx(0.5, abs=0.05)
+
+
 def test_rows_of_arguments_and_targets_stay_with_their_images(net: Net, x: Tensor) -> None:
     four = torch.cat([x, x[:1] * 0.5])
     scale, target = torch.rand(4, 3, 12, 16), torch.tensor([0, 3, 5, 1])
@@ -390,6 +420,17 @@ def test_boxes_are_in_pixels_of_the_image_whatever_the_grid(net: Net) -> None:
         assert box_iou(d.box, mask_to_box(mask[:, 0].bool())).item() > 0.6
 
 
+def test_a_side_in_cells_is_the_first_pixel_of_its_cell() -> None:
+    # Exact on any grid, where a rounded scale would make some sides one pixel too many.
+    for side in range(1, 65):
+        for cells in range(1, side + 1):
+            rules = Rules(0.25, 10, 0.9, 0.75, 0.5, None, "median", "holm")
+            counts = Counts(rules, 0.1, torch.zeros(1, 1, side, side), (cells, cells), None)
+            ends = torch.arange(cells + 1)
+            found = counts._edges(ends.double()[:, None].expand(-1, 4))
+            assert found[:, 0].tolist() == [-(-c * side // cells) for c in ends.tolist()]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -405,6 +446,7 @@ def test_boxes_are_in_pixels_of_the_image_whatever_the_grid(net: Net) -> None:
         ({"tau": 1.0}, "tau"),
         ({"radius": 0}, "radius"),
         ({"radius": 100.0}, "radius"),
+        ({"radius": 1e-20}, "radius"),
         ({"radius": 0.1, "tau": 0.75}, "radius"),
         ({"share": 0.2, "threshold": ("value", 0.2)}, "threshold"),
         ({"threshold": ("high", 0.2)}, "threshold"),

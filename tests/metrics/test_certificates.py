@@ -154,6 +154,7 @@ def test_the_error_takes_the_box_that_fits_best_and_leaves_out_images_without() 
     torch.testing.assert_close(found, expected, equal_nan=True)
     assert certified_localization_error(inner, outer, truths) == 1
     assert certified_localization_error(inner, outer, truths, 0.4) == pytest.approx(2 / 3)
+    assert best_certified_iou(inner[:0], outer[:0], []).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,8 @@ def test_the_error_takes_the_box_that_fits_best_and_leaves_out_images_without() 
         (lambda: certify_counts(*counts(5), 100, tau=1.0), "tau"),
         (lambda: certify_counts(*counts(5), 100, confidence=1.0), "confidence"),
         (lambda: certify_counts(*counts(5), 99), "n=99"),
+        (lambda: probability_above(torch.tensor(101), 100), "count: expected numbers from 0 to n"),
+        (lambda: probability_above(torch.tensor([5, -1]), 100), "count"),
         (lambda: certify_counts(*counts(5), 100, correction="none"), "correction"),
         (lambda: certify_counts(counts(5)[0], counts(5, 6)[0], 100), "hidden"),
         (lambda: certified_localization_error(torch.zeros(1, 4), torch.zeros(1, 4), []), "1"),

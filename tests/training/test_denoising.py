@@ -122,8 +122,11 @@ def test_the_packages_own_takes_noise_out() -> None:
 
 
 def test_bad_settings_are_refused(net: Net) -> None:
-    with pytest.raises(ValueError, match="sigma"):
-        DenoisingLoss(net, net.conv2, (0.3, 0.1))
+    for sigma in ((0.3, 0.1), (0.1, float("inf"))):
+        with pytest.raises(ValueError, match="sigma"):
+            DenoisingLoss(net, net.conv2, sigma)
+    with pytest.raises(ValueError, match="width: expected a whole number from 2 to 4096"):
+        Denoiser(5000)  # no file could hold it
     with pytest.raises(ValueError, match="features"):
         DenoisingLoss(net, net.conv2, features=-1)
     with pytest.raises(ValueError, match="x: expected"):
@@ -154,6 +157,10 @@ def test_the_command_writes_one_and_goes_on(run: Run, tmp_path: Path) -> None:
     code, out, _ = run(*given)
     assert (code, "went on from step 6 of 6" in out) == (0, True)
     assert file.read_bytes() == written
-    code, _, err = run(*given, "--sigma-low", "0.6")
-    assert code == 2
-    assert "sigma" in err
+    for option, value in (
+        *(("--sigma-low", "0.6"), ("--sigma-high", "inf"), ("--part", "0")),
+        ("--evaluation-images", "-1"),
+    ):
+        code, _, err = run(*given, option, value)
+        assert code == 2
+        assert f"error: {option.replace('low', 'high')}: expected" in err

@@ -120,6 +120,9 @@ def probability_above(count: Tensor, n: int, confidence: float = 0.999) -> Tenso
     Returns:
         … float64; 0 for a count of 0.
 
+    Raises:
+        ValueError: a number out of range.
+
     >>> round(probability_above(torch.tensor(100), 100).item(), 4)  # 0.001 ** (1 / 100)
     0.9333
     """
@@ -127,6 +130,8 @@ def probability_above(count: Tensor, n: int, confidence: float = 0.999) -> Tenso
 
     check_count("n", n, 1)
     check_number("confidence", confidence, 0, 1, open_low=True, open_high=True)
+    check_real("count", count)
+    check(((count >= 0) & (count <= n)).all(), f"count: expected numbers from 0 to n={n}")
     k = count.double().cpu().numpy()
     bound = torch.as_tensor(beta.ppf(1 - confidence, k, n - k + 1), dtype=torch.float64)
     return bound.nan_to_num(0).reshape(count.shape).to(count.device)
@@ -221,7 +226,7 @@ def best_certified_iou(inner: Tensor, outer: Tensor, boxes: Tensor | Sequence[Te
     """
     each = list(boxes)
     check_box_list(each, len(inner))
-    counts = torch.tensor([len(b) for b in each], device=inner.device)
+    counts = torch.tensor([len(b) for b in each], dtype=torch.long, device=inner.device)
     rows = torch.arange(len(inner), device=inner.device).repeat_interleave(counts)
     best = inner.new_full((len(inner),), torch.nan, dtype=torch.float32)
     if len(rows):
