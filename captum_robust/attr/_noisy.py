@@ -82,8 +82,10 @@ class NoisyMaps:
         self.sigma, self.size, self.denoiser = sigma, size, denoiser
         self.is_seeded = seed is not None
         self.seed = int(torch.randint(2**31, ())) if seed is None else seed
+        on_cpu = all(x.device.type == "cpu" for x in images)
+        self._layout = torch.channels_last if on_cpu else torch.contiguous_format
+        """Of the copies, on the CPU what convolutions are quickest on, if the model takes it."""
         if at_once is None:
-            on_cpu = all(x.device.type == "cpu" for x in images)
             most = min(_BUDGET, _BUDGET_A_THREAD * torch.get_num_threads()) if on_cpu else _BUDGET
             at_once = max(1, most // sum(x[0].numel() * x.element_size() for x in images))
         self.at_once = at_once
@@ -167,6 +169,7 @@ class NoisyMaps:
         copies = []
         for x, each in zip(self.images, noise, strict=True):
             noisy = (x[rows] + each.unsqueeze(1)).flatten(0, 1).to(x.dtype)
+            noisy = noisy.contiguous(memory_format=self._layout)
             if self.denoiser is not None:
                 with torch.no_grad():
                     clean = self.denoiser(noisy)
@@ -229,7 +232,13 @@ class NoisyMaps:
 
     def _maps(self, copies: tuple[Tensor, ...], passed: dict[str, Any]) -> list[Tensor]:
         """Maps (cg)×1×h×w: where larger is more important, none negative."""
-        result = run(self.attribution, as_given(self.inputs, copies), passed)
+        try:
+            result = run(self.attribution, as_given(self.inputs, copies), passed)
+        except RuntimeError:  # a model that calls view() on its features
+            if self._layout == torch.contiguous_format:
+                raise
+            self._layout = torch.contiguous_format
+            return self._maps(tuple(x.contiguous() for x in copies), passed)
         is_tuple = isinstance(self.inputs, tuple)
         parts, _ = without_details(result, self.attribution, is_tuple, passed)
         n, on_layer, count = len(copies[0]), is_of_layer(self.attribution), len(self.mapped)

@@ -487,3 +487,20 @@ def test_a_classifier_is_not_told_of_noise_as_wrong_pixels() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Certified(Saliency(model), 1.0, 0.3, 60).attribute(torch.rand(1, 3, 12, 16), 1)
+
+
+def test_a_model_that_views_its_features_gets_them_in_order(x: Tensor) -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.head = nn.Conv2d(3, 4, 3, stride=4), nn.Linear(4 * 3 * 4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.conv(x)
+            return self.head(maps.view(len(x), -1))  # refuses channels_last
+
+    model = Viewing().eval()
+    with pytest.raises(RuntimeError, match="view"):
+        model(x.contiguous(memory_format=torch.channels_last))
+    assert Certified(Saliency(model), 0.2, 0.3, 60).attribute(x, 1).shape == (3, 1, 12, 16)
