@@ -1,4 +1,4 @@
-"""A run on disk: its configuration in run.json, its rows in SQLite, written in transactions."""
+"""A run on disk: its configuration in run.json, its rows in SQLite, a file for each rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sqlite3
 import time
 import warnings
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -27,13 +27,26 @@ from captum_robust._files import (
     special_file,
     write_whole,
 )
+from captum_robust._processes import is_first, rank, world_size
+from captum_robust.runs.rank_files import (
+    Joined,
+    columns_there,
+    holds_rows,
+    other_files,
+    rows_file,
+    uri_of,
+)
 from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
 from captum_robust.runs.run_form import RUN_FORM
 
-_ROWS = "rows.sqlite"
+_ROWS = rows_file(0)
 _LOCK_SECONDS = 120
+_MOST_ATTACHED = 9
+"""SQLite opens ten files beside the first: of more the rest is copied, for which one is left."""
 _LEAST_ROOM = 2**20
 """Bytes below which a disk is full: SQLite says "disk I/O error" of that too."""
+_NEEDED = {"file", "error", "turn"}
+"""What tells of a row, beside its key, whether it has to be made again."""
 _NOT_NOW = ("disk I/O", "is full", "locked", "readonly", "unable to open")
 """What SQLite says where the file may be whole; else it has other tables, or is damaged."""
 _NO_RUN = "is not a run's description"
@@ -70,14 +83,22 @@ def _schema() -> Iterator[str]:
 
 
 def _columns(row: type[Any]) -> dict[str, str]:
-    """The type of the column of each field of a row."""
+    """The type of the column of each field of a row, and of ``turn``.
+
+    That is the start of the run that wrote it, counted where several files hold rows.
+    """
     kinds = {f.name: _SQL_TYPES[str(f.type).removesuffix(" | None")] for f in fields(row)}
     needed = {f.name for f in fields(row) if f.default is MISSING}
-    return {name: f"{kind} NOT NULL" if name in needed else kind for name, kind in kinds.items()}
+    typed = {name: f"{kind} NOT NULL" if name in needed else kind for name, kind in kinds.items()}
+    return typed | {"turn": "INTEGER"}
 
 
 class RunStore:
     """The folder of one run.
+
+    Each rank writes a file of its own, which nobody else opens while it does: on a network file
+    system SQLite can't be trusted with two. One process has "rows.sqlite", rank r "rows.r.sqlite".
+    To read, and to go on, the rows of all files are one table, whatever wrote them.
 
     Args:
         folder: made if it is not there.
@@ -103,19 +124,23 @@ class RunStore:
             self.configuration = json.loads(json.dumps(configuration))
             self._threads = torch.get_num_threads()
             self._claim(described)
-        file = self.folder / _ROWS
-        try:
-            self._database = sqlite3.connect(file, timeout=_LOCK_SECONDS, isolation_level=None)
-            self._enter_wal_mode()
-            self._database.execute("PRAGMA synchronous=NORMAL")
+        self._is_writer = configuration is not None
+        number = rank() if self._is_writer and world_size() > 1 else 0
+        self._files = [self.folder / rows_file(number)]
+        self._turn: int | None = None
+        with self._named(*self._files):
+            uri, limit = uri_of(self._files[0], "rwc"), _LOCK_SECONDS
+            self._database = sqlite3.connect(uri, timeout=limit, isolation_level=None, uri=True)
+            self._database.execute("PRAGMA temp_store=FILE")
+            if self._is_writer:
+                self._set_journal()
             for statement in _schema():
                 self._database.execute(statement)
             self._add_columns()
             self.count(0, 0, ())
-        except (sqlite3.Error, UnicodeError) as error:
-            raise _unopened(file, error) from None
         if configuration is None:
-            self._check_values()
+            self._check_values("main", self._files[0])
+            self._join({table: list(_columns(row)) for table, row, _ in _TABLES}, _MOST_ATTACHED)
 
     def _claim(self, described: Path) -> None:
         check_folder(self.folder)
@@ -125,7 +150,7 @@ class RunStore:
         if not described.exists():
             another = "give an empty or a new folder"
             unknown = f"{self.folder} holds rows without run.json, which says what of; {another}"
-            check(_ROWS not in names, unknown)
+            check(not holds_rows(names), unknown)
             others = [n for n in names if not (n.startswith(".") and n.endswith(".part"))]
             listed = ", ".join(others[:3])
             check(not others, f"{self.folder} holds no run but other files ({listed}); {another}")
@@ -137,7 +162,6 @@ class RunStore:
         if was_away and None not in (_checksums(self.configuration) or {}).values():
             there["dataset"] = self.configuration["dataset"]
             self._describe(described, there)
-        remove_parts(self.folder, shared=True, below=True)
 
     def _describe(self, path: Path, facts: Mapping[str, Any], *, keep: bool = False) -> None:
         text = json.dumps({**facts, "threads": self._threads}, indent=2)
@@ -168,47 +192,116 @@ class RunStore:
             here = _with_checksums(here, now | unknown)
         check_same_run(self.folder, there, here, "versions")
 
-    def _enter_wal_mode(self) -> None:
-        """Many readers beside one writer; a killed process leaves whole transactions.
+    def begin(self) -> None:
+        """Look at the rows of the other files; every rank does before the first of them writes.
 
-        SQLite's own timeout does not cover this switch, which processes that start together race
-        for.
+        What is there counts as done, whoever made it.
         """
+        if is_first():
+            remove_parts(self.folder, shared=True, below=True)
+        needed = _NEEDED | {name for _, _, key in _TABLES for name in key.split(", ")}
+        self._join({t: [n for n in _columns(row) if n in needed] for t, row, _ in _TABLES}, 0)
+
+    def _join(self, columns: Mapping[str, list[str]], most: int) -> None:
+        """Let the name of each table mean these columns of its rows in all files.
+
+        Up to ``most`` of the other files stay open; of the rest the rows are copied.
+        """
+        others = other_files(self._files[0])
+        if not others:
+            return
+        keys = {table: key.split(", ") for table, _, key in _TABLES}
+        joined = Joined(self._database, keys, columns)
+        for number, file in enumerate(others):
+            with self._named(file):
+                schema = joined.attach(file)
+                if most:
+                    self._check_values(schema, file)
+                (joined.add if number < most else joined.copy)(schema)
+        with self._named(*self._files, *others):
+            joined.finish()
+        self._turn = joined.turn + 1
+        self._files += others if most else []
+
+    @contextmanager
+    def _named(self, *files: Path) -> Iterator[None]:
+        """Give what SQLite says of files their name."""
+        try:
+            yield
+        except (sqlite3.Error, UnicodeError) as error:
+            raise _unopened(files, error) from None
+
+    def _set_journal(self) -> None:
+        """Choose how a killed process leaves whole transactions: WAL if it is of one process.
+
+        There readers don't wait for the writer; but all who open the file must share memory, which
+        machines can't. SQLite's own timeout does not cover the switch, which processes that start
+        together race for.
+        """
+        mode = "wal" if world_size() == 1 else "delete"
         end = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
-                self._database.execute("PRAGMA journal_mode=WAL")
-                return
+                (now,) = self._database.execute(f"PRAGMA journal_mode={mode}").fetchone()
             except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > end:
+                if "locked" not in str(error):
                     raise
+                if time.monotonic() > end:
+                    remedy = "close what has it open, such as a notebook"
+                    raise sqlite3.OperationalError(f"{error}; {remedy}") from None
                 time.sleep(0.01)
+                continue
+            if now == "wal":  # else a failing power could harm the file
+                self._database.execute("PRAGMA synchronous=NORMAL")
+            return
 
     def _add_columns(self) -> None:
         """Add those that a run of an earlier version does not have, empty."""
+        if not self._missing_columns():
+            return  # a reader takes no lock
         with self._transaction() as database:
-            for table, row, _ in _TABLES:
-                there = {column[1] for column in database.execute(f"PRAGMA table_info({table})")}
-                for name, kind in _columns(row).items():
-                    if name not in there:
-                        database.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+            for table, name, kind in self._missing_columns():
+                database.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
-    def _check_values(self) -> None:
+    def _missing_columns(self) -> list[tuple[str, str, str]]:
+        """Table, name and type of each."""
+        there = {table: columns_there(self._database, "main", table) for table, _, _ in _TABLES}
+        return [
+            (table, name, kind)
+            for table, row, _ in _TABLES
+            for name, kind in _columns(row).items()
+            if name not in there[table]
+        ]
+
+    def _check_values(self, schema: str, file: Path) -> None:
         """Refuse values of another type than their column, or out of its range."""
         for table, row, _ in _TABLES:
-            odd = []
-            for name, kind in _columns(row).items():
+            there, odd = columns_there(self._database, schema, table), []
+            kinds = {n: k for n, k in _columns(row).items() if n in there or "NOT" in k}
+            for name, kind in kinds.items():
                 stored = [kind.partition(" ")[0].lower(), *([] if "NOT" in kind else ["null"])]
                 odd.append(f"typeof({name}) NOT IN ({', '.join(map(repr, stored))})")
-            for name in _RANGES.keys() & _columns(row).keys():
+            for name in _RANGES.keys() & kinds.keys():
                 low, high = _RANGES[name]
                 odd.append(f"{name} NOT BETWEEN {low - _SLACK} AND {high + _SLACK}")
-            found = list(self.select(f"SELECT 1 FROM {table} WHERE {' OR '.join(odd)} LIMIT 1"))
-            where = f"{self.folder / _ROWS}: damaged, or of something else"
+            found = (
+                there
+                and self._database.execute(
+                    f"SELECT 1 FROM {schema}.{table} WHERE {' OR '.join(odd)} LIMIT 1"
+                ).fetchall()
+            )
+            where = f"{file}: damaged, or of something else"
             check(not found, f"{where} (a value in its {table}); give another folder")
 
     def close(self) -> None:
-        """Close the database; the rows are safe without it."""
+        """Close the database; the rows are safe without it.
+
+        Who was the last to write leaves a file that needs no shared memory to be read.
+        """
+        with suppress(sqlite3.Error):  # another process has it open, or there is no room
+            if self._is_writer:
+                self._database.execute("PRAGMA busy_timeout=0")
+                self._database.execute("PRAGMA journal_mode=DELETE")
         self._database.close()
 
     @contextmanager
@@ -222,7 +315,7 @@ class RunStore:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
-                raise _unopened(self.folder / _ROWS, error) from None
+                raise _unopened(self._files[:1], error) from None
             raise
 
     def write(
@@ -240,22 +333,24 @@ class RunStore:
         """
         with self._transaction() as database:
             for (table, row, key), rows in zip(_TABLES, (images, results, attacked), strict=True):
-                names = [field.name for field in fields(row)]
+                names = [*_columns(row)]
                 marks = ", ".join("?" * len(names))
                 new = ", ".join(f"{name} = excluded.{name}" for name in names)
                 database.executemany(
-                    f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) "
+                    f"INSERT INTO main.{table} AS old ({', '.join(names)}) VALUES ({marks}) "
                     f"ON CONFLICT ({key}) DO UPDATE SET {new} "
-                    f"WHERE excluded.error IS NULL OR {table}.error IS NOT NULL",
-                    ([_plain(getattr(one, name)) for name in names] for one in rows),
+                    f"WHERE excluded.error IS NULL OR old.error IS NOT NULL",
+                    ([*map(_plain, vars(one).values()), self._turn] for one in rows),
                 )
 
     def write_classes(self, names: Iterable[str]) -> None:
         """Keep the names of the model's classes with the run."""
         with self._transaction() as database:
             database.executemany(
-                "INSERT OR REPLACE INTO classes VALUES (?, ?)", enumerate(map(_plain, names))
+                "INSERT OR REPLACE INTO main.classes VALUES (?, ?)", enumerate(map(_plain, names))
             )
+            if self._turn is not None:
+                database.execute(f"PRAGMA main.user_version={self._turn}")
 
     def count(self, start: int, stop: int, kept: Collection[int]) -> dict[tuple[str, str], int]:
         """How many rows each (method, attack) has for the positions from start to stop.
@@ -296,10 +391,8 @@ class RunStore:
         """
         cursor = self._database.cursor()
         cursor.row_factory = sqlite3.Row
-        try:
+        with self._named(*self._files):
             yield from map(dict, cursor.execute(sql, tuple(parameters)))
-        except (sqlite3.Error, UnicodeError) as error:
-            raise _unopened(self.folder / _ROWS, error) from None
 
 
 def pack(tensor: Tensor) -> bytes:
@@ -335,9 +428,11 @@ def _with_checksums(described: Mapping[str, Any], sums: Mapping[str, Any]) -> Ma
     return {**described, "dataset": {**data, "checksums": sums}} if is_known else described
 
 
-def _unopened(file: Path, error: Exception) -> ValueError | OSError:
+def _unopened(files: Sequence[Path], error: Exception) -> ValueError | OSError:
     """Why the rows cannot be opened; only of what holds none is it said to delete it."""
-    text = str(error)
+    text, file = str(error), files[0]
+    if len(files) > 1:
+        text += f"; it may be of {files[1].name if len(files) == 2 else 'another file'} beside it"
     if "not a database" in text:
         given = "delete it or give another folder"
         return ValueError(refusal(f"{file}: no rows of a run ({text}); {given}"))
