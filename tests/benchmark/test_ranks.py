@@ -306,7 +306,7 @@ def test_parts_of_files_are_removed_by_the_first_rank_before_any_other_writes(
     assert not part.exists()
 
 
-def share(out: Path, killed: int, calls: int) -> None:
+def share(out: Path, killed: int = 0, calls: int = 0) -> None:
     """A rank's work, in which rank ``killed`` dies in so many calls of its second method."""
     torch.set_num_threads(1)
     left = calls if killed == int(os.environ.get("RANK", "0")) else 0
@@ -328,19 +328,14 @@ def share(out: Path, killed: int, calls: int) -> None:
     compare(make_classifier(), Drawn(19), methods, out=out, **options)
 
 
-def machines(
-    count: int, ranks: int, out: Path, killed: int = 0, calls: int = 0
-) -> list[int | None]:
+def machines(count: int, ranks: int, *task: Any) -> list[int | None]:
     """The exit codes of ``torchrun`` on so many machines, all of them here, with so many ranks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
-    task = f"from {__name__} import *; share(Path({str(out)!r}), {killed}, {calls})"
-    (out.parent / "task.py").write_text(task)
-    arguments = [f"--nnodes={count}", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
-    arguments += [f"--rdzv-endpoint={place}", "--rdzv-id=run", "--local-addr=127.0.0.1"]
-    target = [*arguments, str(out.parent / "task.py")]
-    agents = [children.Process(target=agent, args=(target,)) for _ in range(count)]
+    words = [f"--nnodes={count}", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
+    words += [f"--rdzv-endpoint={place}", "--local-addr=127.0.0.1", "share"]
+    agents = [children.Process(target=agent, args=(words, *task)) for _ in range(count)]
     for one in agents:
         one.start()
     try:
@@ -352,23 +347,24 @@ def machines(
             one.kill()
 
 
-def agent(arguments: list[str]) -> None:
-    """What ``torchrun`` does on one machine, without the seconds in which it starts."""
-    from torch.distributed.run import main
+def agent(words: list[str], *task: Any) -> None:
+    """What ``torchrun`` does on one machine; its ranks are forked, as to import takes seconds."""
+    from torch.distributed.run import config_from_args, elastic_launch, parse_args
 
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    main(arguments)
+    config, _, _ = config_from_args(parse_args(words))
+    config.start_method = "fork"
+    elastic_launch(config, share)(*task)
 
 
 def test_two_machines_of_which_one_dies_and_then_three_ranks_give_the_rows_of_one_process(
     tmp_path: Path,
 ) -> None:
-    share(tmp_path / "one", 0, 0)
+    share(tmp_path / "one")
     out = tmp_path / "many"
-    assert all(machines(2, 1, out, killed=1, calls=2))
+    assert all(machines(2, 1, out, 1, 2))
     assert {"rows.sqlite", "rows.1.sqlite"} <= files_in(out)
     assert 2 <= len(positions_in(out / "rows.1.sqlite")) <= 4
-    assert all(machines(2, 1, out, killed=1, calls=2))  # the same command again
+    assert all(machines(2, 1, out, 1, 2))  # the same command again
     before = len(Comparison(out))
     assert before < 19
     assert machines(1, 3, out) == [0]
