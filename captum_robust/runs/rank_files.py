@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _NAME = re.compile(r"rows(?:\.([1-9]\d*))?\.sqlite")
@@ -35,95 +35,29 @@ def uri_of(file: Path, mode: str) -> str:
     return f"{file.absolute().as_uri()}?mode={mode}"
 
 
-class Joined:
-    """The tables of a connection and of other files, as one temporary view each.
+def copy_rows(source: str, target: str, key: Sequence[str], columns: Iterable[str]) -> str:
+    """The statement that copies rows into another table, where each key is once.
 
-    Of rows with the same key one is there: one without an error before one with, then the newest.
-
-    Args:
-        database: of the file that the process may write, "main".
-        keys: of each table, the columns that tell its rows apart.
-        columns: of each table, those of the view; "error" and "turn" must be among them.
+    A row without an error comes before one with; then the newest, by ``turn``.
     """
+    listed = ", ".join(columns)
+    new = ", ".join(f"{name} = excluded.{name}" for name in columns)
+    return (
+        f"INSERT INTO {target} AS old ({listed}) SELECT {listed} FROM {source} WHERE true "
+        f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {new} "
+        f"WHERE ({_order('excluded')}) > ({_order('old')})"
+    )
 
-    def __init__(
-        self,
-        database: sqlite3.Connection,
-        keys: Mapping[str, list[str]],
-        columns: Mapping[str, list[str]],
-    ) -> None:
-        self._database, self._keys, self._columns = database, keys, columns
-        self._sources = {table: {f"main.{table}": {*columns[table]}} for table in keys}
-        self._classes = ["main.classes"]
-        self._files = 0
-        self.turn = self._turn_of("main")
-        """The last that a file was written in."""
 
-    def attach(self, file: Path, check: Callable[[str], object] | None = None) -> str:
-        """Open a file beside the others, under the name that is returned; ``check`` it first."""
-        self._files += 1
-        schema = f"file{self._files}"
-        self._database.execute(f"ATTACH ? AS {schema}", (uri_of(file, "rw"),))
-        self.turn = max(self.turn, self._turn_of(schema))
-        if check is not None:
-            check(schema)
-        return schema
+def union(one: str, other: str, key: Sequence[str], columns: Iterable[str]) -> str:
+    """The query of the rows of two tables, of those with the same key as :func:`copy_rows` says."""
+    listed, same = ", ".join(columns), " AND ".join(f"b.{name} = a.{name}" for name in key)
 
-    def add(self, schema: str) -> None:
-        """Take in the rows of a file that stays open."""
-        for table, sources in self._sources.items():
-            there = columns_there(self._database, schema, table)
-            if there:  # else it was killed before it had made its tables
-                sources[f"{schema}.{table}"] = there
-        if columns_there(self._database, schema, "classes"):
-            self._classes.append(f"{schema}.classes")
+    def arm(of: str, beside: str, better: str) -> str:
+        there = f"SELECT 1 FROM {beside} AS b WHERE {same} AND ({_order('b')}) {better} "
+        return f"SELECT {listed} FROM {of} AS a WHERE NOT EXISTS ({there}({_order('a')}))"
 
-    def copy(self, schema: str) -> None:
-        """Take in the rows of a file, which is closed: they are put into a temporary one."""
-        for table, names in self._columns.items():
-            key, copied = ", ".join(self._keys[table]), f"temp.copied_{table}"
-            there = columns_there(self._database, schema, table)
-            if there and copied not in self._sources[table]:
-                made = f"({', '.join(names)}, PRIMARY KEY ({key})) WITHOUT ROWID"
-                self._database.execute(f"CREATE TABLE {copied} {made}")
-                self._sources[table][copied] = {*names}
-            if there:
-                known = [name for name in names if name in there]
-                new = ", ".join(f"{name} = excluded.{name}" for name in known)
-                self._database.execute(
-                    f"INSERT INTO {copied} AS old ({', '.join(known)}) "
-                    f"SELECT {', '.join(known)} FROM {schema}.{table} WHERE true "
-                    f"ON CONFLICT ({key}) DO UPDATE SET {new} "
-                    f"WHERE ({_order('excluded')}) > ({_order('old')})"
-                )
-        self._database.execute(f"DETACH {schema}")
-
-    def finish(self) -> None:
-        """Make the views, which stand before the tables of their names."""
-        for table, sources in self._sources.items():
-            arms = " UNION ALL ".join(self._arm(table, i) for i in range(len(sources)))
-            self._database.execute(f"CREATE TEMP VIEW {table} AS {arms}")
-        arms = " UNION ".join(f"SELECT number, name FROM {source}" for source in self._classes)
-        self._database.execute(f"CREATE TEMP VIEW classes AS {arms}")
-
-    def _arm(self, table: str, number: int) -> str:
-        """The rows of one source that are in no other one better."""
-        sources = list(self._sources[table].items())
-        source, there = sources[number]
-        names = (name if name in there else f"NULL AS {name}" for name in self._columns[table])
-        same = " AND ".join(f"b.{name} = a.{name}" for name in self._keys[table])
-        missing = [
-            f"NOT EXISTS (SELECT 1 FROM {other} AS b WHERE {same} "
-            f"AND ({_order('b')}, {i}) > ({_order('a')}, {number}))"
-            for i, (other, _) in enumerate(sources)
-            if i != number
-        ]
-        where = " AND ".join(missing) or "true"
-        return f"SELECT {', '.join(names)} FROM {source} AS a WHERE {where}"
-
-    def _turn_of(self, schema: str) -> int:
-        (turn,) = self._database.execute(f"PRAGMA {schema}.user_version").fetchone()
-        return int(turn)
+    return f"{arm(one, other, '>')} UNION ALL {arm(other, one, '>=')}"
 
 
 def columns_there(database: sqlite3.Connection, schema: str, table: str) -> set[str]:

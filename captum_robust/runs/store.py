@@ -8,7 +8,7 @@ import sqlite3
 import time
 import warnings
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -29,11 +29,12 @@ from captum_robust._files import (
 )
 from captum_robust._processes import is_first, rank, world_size
 from captum_robust.runs.rank_files import (
-    Joined,
     columns_there,
+    copy_rows,
     holds_rows,
     other_files,
     rows_file,
+    union,
     uri_of,
 )
 from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
@@ -41,12 +42,10 @@ from captum_robust.runs.run_form import RUN_FORM
 
 _ROWS = rows_file(0)
 _LOCK_SECONDS = 120
-_MOST_ATTACHED = 9
-"""SQLite opens ten files beside the first: of more the rest is copied, for which one is left."""
 _LEAST_ROOM = 2**20
 """Bytes below which a disk is full: SQLite says "disk I/O error" of that too."""
-_NEEDED = {"file", "error", "turn"}
-"""What tells of a row, beside its key, whether it has to be made again."""
+_NEEDED = {"position", "method", "attack", "image", "file", "error", "turn"}
+"""What tells of a row whether it has to be made again."""
 _NOT_NOW = ("disk I/O", "is full", "locked", "readonly", "unable to open")
 """What SQLite says where the file may be whole; else it has other tables, or is damaged."""
 _NO_RUN = "is not a run's description"
@@ -73,13 +72,14 @@ _TABLES: tuple[tuple[str, type[Any], str], ...] = (
 """Name, row and primary key of each."""
 
 
-def _schema() -> Iterator[str]:
+def _schema(prefix: str = "") -> Iterator[str]:
     """The statements that make the tables: a column for each field of their rows."""
-    yield "CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL)"
+    classes = f"{prefix}classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL)"
+    yield f"CREATE TABLE IF NOT EXISTS {classes}"
     for table, row, key in _TABLES:
         columns = ", ".join(f"{name} {kind}" for name, kind in _columns(row).items())
         kind = "" if table == "images" else " WITHOUT ROWID"
-        yield f"CREATE TABLE IF NOT EXISTS {table} ({columns}, PRIMARY KEY ({key})){kind}"
+        yield f"CREATE TABLE IF NOT EXISTS {prefix}{table} ({columns}, PRIMARY KEY ({key})){kind}"
 
 
 def _columns(row: type[Any]) -> dict[str, str]:
@@ -98,7 +98,8 @@ class RunStore:
 
     Each rank writes a file of its own, which nobody else opens while it does: on a network file
     system SQLite can't be trusted with two. One process has "rows.sqlite", rank r "rows.r.sqlite".
-    To read, and to go on, the rows of all files are one table, whatever wrote them.
+    To read, and to go on, the rows of all files are one table, whatever wrote them; where there
+    are several, one that reads has those of the moment in which it was opened.
 
     Args:
         folder: made if it is not there.
@@ -126,10 +127,10 @@ class RunStore:
             self._claim(described)
         self._is_writer = configuration is not None
         number = rank() if self._is_writer and world_size() > 1 else 0
-        self._files = [self.folder / rows_file(number)]
+        self._file = self.folder / rows_file(number)
         self._turn: int | None = None
-        with self._named(*self._files):
-            uri, limit = uri_of(self._files[0], "rwc"), _LOCK_SECONDS
+        with self._named(self._file):
+            uri, limit = uri_of(self._file, "rwc"), _LOCK_SECONDS
             self._database = sqlite3.connect(uri, timeout=limit, isolation_level=None, uri=True)
             self._database.execute("PRAGMA temp_store=FILE")
             if self._is_writer:
@@ -139,8 +140,8 @@ class RunStore:
             self._add_columns()
             self.count(0, 0, ())
         if configuration is None:
-            self._check_values("main", self._files[0])
-            self._join({table: list(_columns(row)) for table, row, _ in _TABLES}, _MOST_ATTACHED)
+            self._check_values("main", self._file)
+            self._join()
 
     def _claim(self, described: Path) -> None:
         check_folder(self.folder)
@@ -199,37 +200,60 @@ class RunStore:
         """
         if is_first():
             remove_parts(self.folder, shared=True, below=True)
-        needed = _NEEDED | {name for _, _, key in _TABLES for name in key.split(", ")}
-        self._join({t: [n for n in _columns(row) if n in needed] for t, row, _ in _TABLES}, 0)
+        self._join()
 
-    def _join(self, columns: Mapping[str, list[str]], most: int) -> None:
-        """Let the name of each table mean these columns of its rows in all files.
+    def _join(self) -> None:
+        """Let the name of each table mean its rows in all files, those of the others as they are.
 
-        Up to ``most`` of the other files stay open; of the rest the rows are copied.
+        They are copied to a temporary file, as SQLite opens no more than ten, and plans no queries
+        well over a union: whole to read, and to write what :data:`_NEEDED` names.
         """
-        others = other_files(self._files[0])
+        others = other_files(self._file)
         if not others:
             return
-        keys = {table: key.split(", ") for table, _, key in _TABLES}
-        joined = Joined(self._database, keys, columns)
-        for number, file in enumerate(others):
+        prefix = "temp.copied_" if self._is_writer else "temp."
+        for statement in _schema(prefix):
+            self._database.execute(statement)
+        turns = [] if self._is_writer else [self._copy("main", prefix)]
+        for file in others:
             with self._named(file):
-                schema = joined.attach(file)
-                if most:
-                    self._check_values(schema, file)
-                (joined.add if number < most else joined.copy)(schema)
-        with self._named(*self._files, *others):
-            joined.finish()
-        self._turn = joined.turn + 1
-        self._files += others if most else []
+                self._database.execute("ATTACH ? AS other", (uri_of(file, "rw"),))
+                if not self._is_writer:
+                    self._check_values("other", file)
+                turns.append(self._copy("other", prefix))
+                self._database.execute("DETACH other")
+        if not self._is_writer:
+            return
+        (own,) = self._database.execute("PRAGMA main.user_version").fetchone()
+        self._turn = 1 + max(own, *turns)
+        for table, row, key in _TABLES:
+            names = [name for name in _columns(row) if name in _NEEDED]
+            both = union(f"main.{table}", prefix + table, key.split(", "), names)
+            self._database.execute(f"CREATE TEMP VIEW {table} AS {both}")
+
+    def _copy(self, schema: str, prefix: str) -> int:
+        """Copy the rows of a file, and return the last turn that it was written in."""
+        for table, row, key in _TABLES:
+            there = columns_there(self._database, schema, table)
+            names = [
+                n for n in _columns(row) if n in there and (n in _NEEDED or not self._is_writer)
+            ]
+            if there:  # else its process was killed before it had made the tables
+                copied = copy_rows(f"{schema}.{table}", prefix + table, key.split(", "), names)
+                self._database.execute(copied)
+        if columns_there(self._database, schema, "classes"):
+            named = f"SELECT number, name FROM {schema}.classes"
+            self._database.execute(f"INSERT OR IGNORE INTO {prefix}classes {named}")
+        (turn,) = self._database.execute(f"PRAGMA {schema}.user_version").fetchone()
+        return int(turn)
 
     @contextmanager
-    def _named(self, *files: Path) -> Iterator[None]:
-        """Give what SQLite says of files their name."""
+    def _named(self, file: Path) -> Iterator[None]:
+        """Give what SQLite says of a file its name."""
         try:
             yield
         except (sqlite3.Error, UnicodeError) as error:
-            raise _unopened(files, error) from None
+            raise _unopened(file, error) from None
 
     def _set_journal(self) -> None:
         """Choose how a killed process leaves whole transactions: WAL if it is of one process.
@@ -315,7 +339,7 @@ class RunStore:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
-                raise _unopened(self._files[:1], error) from None
+                raise _unopened(self._file, error) from None
             raise
 
     def write(
@@ -391,7 +415,7 @@ class RunStore:
         """
         cursor = self._database.cursor()
         cursor.row_factory = sqlite3.Row
-        with self._named(*self._files):
+        with self._named(self._file):
             yield from map(dict, cursor.execute(sql, tuple(parameters)))
 
 
@@ -428,11 +452,9 @@ def _with_checksums(described: Mapping[str, Any], sums: Mapping[str, Any]) -> Ma
     return {**described, "dataset": {**data, "checksums": sums}} if is_known else described
 
 
-def _unopened(files: Sequence[Path], error: Exception) -> ValueError | OSError:
+def _unopened(file: Path, error: Exception) -> ValueError | OSError:
     """Why the rows cannot be opened; only of what holds none is it said to delete it."""
-    text, file = str(error), files[0]
-    if len(files) > 1:
-        text += f"; it may be of {files[1].name if len(files) == 2 else 'another file'} beside it"
+    text = str(error)
     if "not a database" in text:
         given = "delete it or give another folder"
         return ValueError(refusal(f"{file}: no rows of a run ({text}); {given}"))
