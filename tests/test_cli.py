@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -1097,13 +1098,14 @@ def test_ctrl_c_says_that_the_run_can_go_on(
 
 
 def stored(out: Path) -> list[tuple[Any, ...]]:
-    """All rows of a run, without the time that they took."""
-    with sqlite3.connect(out / "rows.sqlite") as database:
-        cursor = database.execute("SELECT * FROM results ORDER BY position, method")
-        names = [d[0] for d in cursor.description]
-        return [
-            tuple(v for n, v in zip(names, row, strict=True) if n != "seconds") for row in cursor
-        ]
+    """All rows of a run, without the time that they took, and the start that made them."""
+    rows: list[tuple[Any, ...]] = []
+    for file in out.glob("rows*.sqlite"):
+        with sqlite3.connect(file) as database:
+            cursor = database.execute("SELECT * FROM results")
+            kept = [i for i, d in enumerate(cursor.description) if d[0] not in ("seconds", "turn")]
+            rows += [tuple(row[i] for i in kept) for row in cursor]
+    return sorted(rows, key=itemgetter(0, 1))
 
 
 COMPARE = [sys.executable, "-m", "captum_robust", "compare"]

@@ -97,8 +97,9 @@ def compare(
     """Run the methods over the data set and keep one row for each image, method and attack.
 
     A run that was killed goes on where it stopped when it is started again with the same
-    arguments and folder. Under ``torchrun`` the ranks share the batches and the folder. Memory
-    does not grow with the number of images.
+    arguments and folder, also under another number of ranks: under ``torchrun`` these share the
+    batches and the folder, in which each has a file of rows. Memory does not grow with the number
+    of images.
 
     Args:
         model: runs where its parameters are; put in evaluation mode while it lasts.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 import torch
 
-from captum_robust._processes import ranks
+from captum_robust._processes import ranks, together
 from captum_robust._progress import progress_bar
 from captum_robust.benchmark.batches import Batches, BatchReader, Loaded
 from captum_robust.runs.machine import Reads, stops
@@ -62,14 +63,18 @@ class Runner(ABC, Generic[Task]):
         Raises:
             MachineError: memory or room ran out, or, with ``retry``, the images are away.
         """
-        self.store.write_classes(self.reader.model.class_names or ())
         reads = Reads(self.reader.root)
         with (
             stops(),
             torch.inference_mode(False),
             ranks() as (rank, world),
+            together() as wait,
+            closing(self.store),  # before another one reads it
             progress_bar(count * len(self.tasks), unit, progress and rank == 0) as advance,
         ):
+            self.store.begin()
+            wait()  # nobody writes a file that another one still reads
+            self.store.write_classes(self.reader.model.class_names or ())
             for start in range(rank * batch_size, count, world * batch_size):
                 stop = min(start + batch_size, count)
                 positions = range(start, stop)
@@ -93,4 +98,3 @@ class Runner(ABC, Generic[Task]):
                     images = []
                     advance(stop - start)
                     advance.doing(comes)
-        self.store.close()

@@ -20,6 +20,7 @@ from captum_robust._checks import check, printable, refusal, valid_unicode
 from captum_robust._files import special_file
 from captum_robust._progress import counted
 from captum_robust.data.sample import DataError
+from captum_robust.runs.rank_files import holds_rows
 
 Place = TypeVar("Place")
 _USUAL_RATIO = 20
@@ -48,7 +49,7 @@ def is_hidden(name: str) -> bool:
 
 def is_run(names: Sequence[str]) -> bool:
     """Whether a folder with files of these names is that of a run of this package."""
-    return {"run.json", "rows.sqlite"} <= set(names)
+    return "run.json" in names and holds_rows(names)
 
 
 def files_below(root: Path, *, without: Path | None = None) -> Iterator[Path]:

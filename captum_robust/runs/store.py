@@ -1,4 +1,4 @@
-"""A run on disk: its configuration in run.json, its rows in SQLite, written in transactions."""
+"""A run on disk: its configuration in run.json, its rows in SQLite, a file for each rank."""
 
 from __future__ import annotations
 
@@ -27,13 +27,25 @@ from captum_robust._files import (
     special_file,
     write_whole,
 )
+from captum_robust._processes import is_first, rank, world_size
+from captum_robust.runs.rank_files import (
+    columns_there,
+    copy_rows,
+    holds_rows,
+    other_files,
+    rows_file,
+    union,
+    uri_of,
+)
 from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
 from captum_robust.runs.run_form import RUN_FORM
 
-_ROWS = "rows.sqlite"
+_ROWS = rows_file(0)
 _LOCK_SECONDS = 120
 _LEAST_ROOM = 2**20
 """Bytes below which a disk is full: SQLite says "disk I/O error" of that too."""
+_NEEDED = {"position", "method", "attack", "image", "file", "error", "turn"}
+"""What tells of a row whether it has to be made again."""
 _NOT_NOW = ("disk I/O", "is full", "locked", "readonly", "unable to open")
 """What SQLite says where the file may be whole; else it has other tables, or is damaged."""
 _NO_RUN = "is not a run's description"
@@ -60,24 +72,34 @@ _TABLES: tuple[tuple[str, type[Any], str], ...] = (
 """Name, row and primary key of each."""
 
 
-def _schema() -> Iterator[str]:
+def _schema(prefix: str = "") -> Iterator[str]:
     """The statements that make the tables: a column for each field of their rows."""
-    yield "CREATE TABLE IF NOT EXISTS classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL)"
+    classes = f"{prefix}classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL)"
+    yield f"CREATE TABLE IF NOT EXISTS {classes}"
     for table, row, key in _TABLES:
         columns = ", ".join(f"{name} {kind}" for name, kind in _columns(row).items())
         kind = "" if table == "images" else " WITHOUT ROWID"
-        yield f"CREATE TABLE IF NOT EXISTS {table} ({columns}, PRIMARY KEY ({key})){kind}"
+        yield f"CREATE TABLE IF NOT EXISTS {prefix}{table} ({columns}, PRIMARY KEY ({key})){kind}"
 
 
 def _columns(row: type[Any]) -> dict[str, str]:
-    """The type of the column of each field of a row."""
+    """The type of the column of each field of a row, and of ``turn``.
+
+    That is the start of the run that wrote it, counted where several files hold rows.
+    """
     kinds = {f.name: _SQL_TYPES[str(f.type).removesuffix(" | None")] for f in fields(row)}
     needed = {f.name for f in fields(row) if f.default is MISSING}
-    return {name: f"{kind} NOT NULL" if name in needed else kind for name, kind in kinds.items()}
+    typed = {name: f"{kind} NOT NULL" if name in needed else kind for name, kind in kinds.items()}
+    return typed | {"turn": "INTEGER"}
 
 
 class RunStore:
     """The folder of one run.
+
+    Each rank writes a file of its own, which nobody else opens while it does: on a network file
+    system SQLite can't be trusted with two. One process has "rows.sqlite", rank r "rows.r.sqlite".
+    To read, and to go on, the rows of all files are one table, whatever wrote them; where there
+    are several, one that reads has those of the moment in which it was opened.
 
     Args:
         folder: made if it is not there.
@@ -103,19 +125,23 @@ class RunStore:
             self.configuration = json.loads(json.dumps(configuration))
             self._threads = torch.get_num_threads()
             self._claim(described)
-        file = self.folder / _ROWS
-        try:
-            self._database = sqlite3.connect(file, timeout=_LOCK_SECONDS, isolation_level=None)
-            self._enter_wal_mode()
-            self._database.execute("PRAGMA synchronous=NORMAL")
+        self._is_writer = configuration is not None
+        number = rank() if self._is_writer and world_size() > 1 else 0
+        self._file = self.folder / rows_file(number)
+        self._turn: int | None = None
+        with self._named(self._file):
+            uri, limit = uri_of(self._file, "rwc"), _LOCK_SECONDS
+            self._database = sqlite3.connect(uri, timeout=limit, isolation_level=None, uri=True)
+            self._database.execute("PRAGMA temp_store=FILE")
+            if self._is_writer:
+                self._set_journal()
             for statement in _schema():
                 self._database.execute(statement)
             self._add_columns()
             self.count(0, 0, ())
-        except (sqlite3.Error, UnicodeError) as error:
-            raise _unopened(file, error) from None
         if configuration is None:
-            self._check_values()
+            self._check_values("main", self._file)
+            self._join()
 
     def _claim(self, described: Path) -> None:
         check_folder(self.folder)
@@ -125,7 +151,7 @@ class RunStore:
         if not described.exists():
             another = "give an empty or a new folder"
             unknown = f"{self.folder} holds rows without run.json, which says what of; {another}"
-            check(_ROWS not in names, unknown)
+            check(not holds_rows(names), unknown)
             others = [n for n in names if not (n.startswith(".") and n.endswith(".part"))]
             listed = ", ".join(others[:3])
             check(not others, f"{self.folder} holds no run but other files ({listed}); {another}")
@@ -137,7 +163,6 @@ class RunStore:
         if was_away and None not in (_checksums(self.configuration) or {}).values():
             there["dataset"] = self.configuration["dataset"]
             self._describe(described, there)
-        remove_parts(self.folder, shared=True, below=True)
 
     def _describe(self, path: Path, facts: Mapping[str, Any], *, keep: bool = False) -> None:
         text = json.dumps({**facts, "threads": self._threads}, indent=2)
@@ -168,47 +193,139 @@ class RunStore:
             here = _with_checksums(here, now | unknown)
         check_same_run(self.folder, there, here, "versions")
 
-    def _enter_wal_mode(self) -> None:
-        """Many readers beside one writer; a killed process leaves whole transactions.
+    def begin(self) -> None:
+        """Look at the rows of the other files; every rank does before the first of them writes.
 
-        SQLite's own timeout does not cover this switch, which processes that start together race
-        for.
+        What is there counts as done, whoever made it.
         """
+        if is_first():
+            remove_parts(self.folder, shared=True, below=True)
+        self._join()
+
+    def _join(self) -> None:
+        """Let the name of each table mean its rows in all files, those of the others as they are.
+
+        They are copied to a temporary file, as SQLite opens no more than ten, and plans no queries
+        well over a union: whole to read, and to write what :data:`_NEEDED` names.
+        """
+        others = other_files(self._file)
+        if not others:
+            return
+        prefix = "temp.copied_" if self._is_writer else "temp."
+        for statement in _schema(prefix):
+            self._database.execute(statement)
+        turns = [] if self._is_writer else [self._copy("main", prefix)]
+        for file in others:
+            with self._named(file):
+                self._database.execute("ATTACH ? AS other", (uri_of(file, "rw"),))
+                if not self._is_writer:
+                    self._check_values("other", file)
+                turns.append(self._copy("other", prefix))
+                self._database.execute("DETACH other")
+        if not self._is_writer:
+            return
+        (own,) = self._database.execute("PRAGMA main.user_version").fetchone()
+        self._turn = 1 + max(own, *turns)
+        for table, row, key in _TABLES:
+            names = [name for name in _columns(row) if name in _NEEDED]
+            both = union(f"main.{table}", prefix + table, key.split(", "), names)
+            self._database.execute(f"CREATE TEMP VIEW {table} AS {both}")
+
+    def _copy(self, schema: str, prefix: str) -> int:
+        """Copy the rows of a file, and return the last turn that it was written in."""
+        for table, row, key in _TABLES:
+            there = columns_there(self._database, schema, table)
+            names = [
+                n for n in _columns(row) if n in there and (n in _NEEDED or not self._is_writer)
+            ]
+            if there:  # else its process was killed before it had made the tables
+                copied = copy_rows(f"{schema}.{table}", prefix + table, key.split(", "), names)
+                self._database.execute(copied)
+        if columns_there(self._database, schema, "classes"):
+            named = f"SELECT number, name FROM {schema}.classes"
+            self._database.execute(f"INSERT OR IGNORE INTO {prefix}classes {named}")
+        (turn,) = self._database.execute(f"PRAGMA {schema}.user_version").fetchone()
+        return int(turn)
+
+    @contextmanager
+    def _named(self, file: Path) -> Iterator[None]:
+        """Give what SQLite says of a file its name."""
+        try:
+            yield
+        except (sqlite3.Error, UnicodeError) as error:
+            raise _unopened(file, error) from None
+
+    def _set_journal(self) -> None:
+        """Choose how a killed process leaves whole transactions: WAL if it is of one process.
+
+        There readers don't wait for the writer; but all who open the file must share memory, which
+        machines can't. SQLite's own timeout does not cover the switch, which processes that start
+        together race for.
+        """
+        mode = "wal" if world_size() == 1 else "delete"
         end = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
-                self._database.execute("PRAGMA journal_mode=WAL")
-                return
+                (now,) = self._database.execute(f"PRAGMA journal_mode={mode}").fetchone()
             except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > end:
+                if "locked" not in str(error):
                     raise
+                if time.monotonic() > end:
+                    remedy = "close what has it open, such as a notebook"
+                    raise sqlite3.OperationalError(f"{error}; {remedy}") from None
                 time.sleep(0.01)
+                continue
+            if now == "wal":  # else a failing power could harm the file
+                self._database.execute("PRAGMA synchronous=NORMAL")
+            return
 
     def _add_columns(self) -> None:
         """Add those that a run of an earlier version does not have, empty."""
+        if not self._missing_columns():
+            return  # a reader takes no lock
         with self._transaction() as database:
-            for table, row, _ in _TABLES:
-                there = {column[1] for column in database.execute(f"PRAGMA table_info({table})")}
-                for name, kind in _columns(row).items():
-                    if name not in there:
-                        database.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+            for table, name, kind in self._missing_columns():
+                database.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
-    def _check_values(self) -> None:
+    def _missing_columns(self) -> list[tuple[str, str, str]]:
+        """Table, name and type of each."""
+        there = {table: columns_there(self._database, "main", table) for table, _, _ in _TABLES}
+        return [
+            (table, name, kind)
+            for table, row, _ in _TABLES
+            for name, kind in _columns(row).items()
+            if name not in there[table]
+        ]
+
+    def _check_values(self, schema: str, file: Path) -> None:
         """Refuse values of another type than their column, or out of its range."""
         for table, row, _ in _TABLES:
-            odd = []
-            for name, kind in _columns(row).items():
+            there, odd = columns_there(self._database, schema, table), []
+            kinds = {n: k for n, k in _columns(row).items() if n in there or "NOT" in k}
+            for name, kind in kinds.items():
                 stored = [kind.partition(" ")[0].lower(), *([] if "NOT" in kind else ["null"])]
                 odd.append(f"typeof({name}) NOT IN ({', '.join(map(repr, stored))})")
-            for name in _RANGES.keys() & _columns(row).keys():
+            for name in _RANGES.keys() & kinds.keys():
                 low, high = _RANGES[name]
                 odd.append(f"{name} NOT BETWEEN {low - _SLACK} AND {high + _SLACK}")
-            found = list(self.select(f"SELECT 1 FROM {table} WHERE {' OR '.join(odd)} LIMIT 1"))
-            where = f"{self.folder / _ROWS}: damaged, or of something else"
+            found = (
+                there
+                and self._database.execute(
+                    f"SELECT 1 FROM {schema}.{table} WHERE {' OR '.join(odd)} LIMIT 1"
+                ).fetchall()
+            )
+            where = f"{file}: damaged, or of something else"
             check(not found, f"{where} (a value in its {table}); give another folder")
 
     def close(self) -> None:
-        """Close the database; the rows are safe without it."""
+        """Close the database; the rows are safe without it.
+
+        Who was the last to write leaves a file that needs no shared memory to be read.
+        """
+        with suppress(sqlite3.Error):  # another process has it open, or there is no room
+            if self._is_writer:
+                self._database.execute("PRAGMA busy_timeout=0")
+                self._database.execute("PRAGMA journal_mode=DELETE")
         self._database.close()
 
     @contextmanager
@@ -222,7 +339,7 @@ class RunStore:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
-                raise _unopened(self.folder / _ROWS, error) from None
+                raise _unopened(self._file, error) from None
             raise
 
     def write(
@@ -240,22 +357,24 @@ class RunStore:
         """
         with self._transaction() as database:
             for (table, row, key), rows in zip(_TABLES, (images, results, attacked), strict=True):
-                names = [field.name for field in fields(row)]
+                names = [*_columns(row)]
                 marks = ", ".join("?" * len(names))
                 new = ", ".join(f"{name} = excluded.{name}" for name in names)
                 database.executemany(
-                    f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) "
+                    f"INSERT INTO main.{table} AS old ({', '.join(names)}) VALUES ({marks}) "
                     f"ON CONFLICT ({key}) DO UPDATE SET {new} "
-                    f"WHERE excluded.error IS NULL OR {table}.error IS NOT NULL",
-                    ([_plain(getattr(one, name)) for name in names] for one in rows),
+                    f"WHERE excluded.error IS NULL OR old.error IS NOT NULL",
+                    ([*map(_plain, vars(one).values()), self._turn] for one in rows),
                 )
 
     def write_classes(self, names: Iterable[str]) -> None:
         """Keep the names of the model's classes with the run."""
         with self._transaction() as database:
             database.executemany(
-                "INSERT OR REPLACE INTO classes VALUES (?, ?)", enumerate(map(_plain, names))
+                "INSERT OR REPLACE INTO main.classes VALUES (?, ?)", enumerate(map(_plain, names))
             )
+            if self._turn is not None:
+                database.execute(f"PRAGMA main.user_version={self._turn}")
 
     def count(self, start: int, stop: int, kept: Collection[int]) -> dict[tuple[str, str], int]:
         """How many rows each (method, attack) has for the positions from start to stop.
@@ -296,10 +415,8 @@ class RunStore:
         """
         cursor = self._database.cursor()
         cursor.row_factory = sqlite3.Row
-        try:
+        with self._named(self._file):
             yield from map(dict, cursor.execute(sql, tuple(parameters)))
-        except (sqlite3.Error, UnicodeError) as error:
-            raise _unopened(self.folder / _ROWS, error) from None
 
 
 def pack(tensor: Tensor) -> bytes:
