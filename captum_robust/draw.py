@@ -285,7 +285,7 @@ def draw_certificate(
     Args:
         rgb: H×W×3 uint8; left as it is.
         cells: h×w of 0 for certified out, 1 for abstains and 2 for certified in, in the order of
-            :data:`CERTIFIED_COLORS`; over the whole picture.
+            ``CERTIFIED_COLORS``; over the whole picture.
         inner: the box that lies within that of every image in the ball, (x0, y0, x1, y1) in pixels
             of the picture; None: there is none.
         outer: the box around all of them, likewise.

@@ -135,7 +135,7 @@ def certified_deletion(
 
 
 def image_grid(images: Tensor, side: int = 2) -> Tensor:
-    """Return images that are put together from ``side``² each, row by row.
+    """Return images that are put together from ``side * side`` each, row by row.
 
     Args:
         images: (M·side²)×C×H×W.
