@@ -201,6 +201,8 @@ def cell(kernel: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+    # Captum's import of tqdm.auto warns where ipywidgets is not installed.
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")
     cells = [nbformat.v4.new_code_cell(text) for text in CELLS]
     client = nbclient.NotebookClient(
         nbformat.v4.new_notebook(cells=cells), timeout=120, kernel_name=kernel
