@@ -33,8 +33,8 @@ ROOMS = [
     {"draw"},
     {"runs"},
     {
-        *("_captum", "_checks", "_contexts", "_facts", "_files", "_orientation", "_processes"),
-        *("_progress", "_resize", "_scores"),
+        *("_captum", "_checks", "_contexts", "_draws", "_facts", "_files", "_orientation"),
+        *("_processes", "_progress", "_resize", "_scores"),
     },
 ]
 """From top to bottom; rooms of one row do not import each other, but for the private files."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check_choice
+from captum_robust._draws import Generators, drawn
 from captum_robust._scores import at_least_float
 
 Tensors = tuple[Tensor, ...]
@@ -58,11 +59,11 @@ class Linf:
         return width
 
     def random_points(
-        self, like: Tensors, epsilon: float, generator: torch.Generator | None, n: int = 1
+        self, like: Tensors, epsilon: float, generator: Generators, n: int = 1
     ) -> Tensors:
         """Return ``n`` uniformly drawn points of the ball; one is the same for all samples."""
-        drawn = [torch.rand(n, *x.shape[1:], generator=generator) * 2 - 1 for x in like]
-        return tuple((epsilon * d).to(x) for d, x in zip(drawn, like, strict=True))
+        points = [drawn(torch.rand, (n, *x.shape[1:]), generator) * 2 - 1 for x in like]
+        return tuple((epsilon * p).to(x) for p, x in zip(points, like, strict=True))
 
 
 class L2:
@@ -101,12 +102,12 @@ class L2:
         return math.inf if dimensions is None else width * math.sqrt(dimensions)
 
     def random_points(  # noqa: D102
-        self, like: Tensors, epsilon: float, generator: torch.Generator | None, n: int = 1
+        self, like: Tensors, epsilon: float, generator: Generators, n: int = 1
     ) -> Tensors:
-        drawn = tuple(torch.randn(n, *x.shape[1:], generator=generator) for x in like)
-        radius = torch.rand(n, generator=generator) ** (1 / sum(x[0].numel() for x in like))
-        drawn = scaled(drawn, radius / self.lengths(drawn))
-        return tuple((epsilon * d).to(x) for d, x in zip(drawn, like, strict=True))
+        points = tuple(drawn(torch.randn, (n, *x.shape[1:]), generator) for x in like)
+        radius = drawn(torch.rand, (n,), generator) ** (1 / sum(x[0].numel() for x in like))
+        points = scaled(points, radius / self.lengths(points))
+        return tuple((epsilon * p).to(x) for p, x in zip(points, like, strict=True))
 
 
 Norm = Linf | L2

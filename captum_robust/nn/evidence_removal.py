@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import check_choice, check_number, check_shape
+from captum_robust._draws import Generators, drawn
 from captum_robust._resize import blurred
 
 SCHEMES = ("blur", "color", "both")
@@ -56,14 +57,13 @@ class EvidenceRemoval(nn.Module):
             f"noise={self.noise:g}"
         )
 
-    def forward(
-        self, x: Tensor, generator: torch.Generator | None = None, *, shared: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, generator: Generators = None, *, shared: bool = False) -> Tensor:
         """Images N×C×H×W that hold nothing of ``x`` but, where blurred, its coarse colours.
 
         Args:
             x: images N×C×H×W.
-            generator: what is drawn comes from it, on its device; None: from torch's global one.
+            generator: what is drawn comes from it, on its device, or from one for each image; None:
+                from torch's global one.
             shared: one draw for all images, so that none depends on the batch it is in.
         """
         check_shape("x", x, "N×C×H×W")
@@ -81,10 +81,9 @@ class EvidenceRemoval(nn.Module):
         """The images behind the Gaussian."""
         return blurred(x, self.sigma * min(x.shape[2:]) / 224)
 
-    def _colored(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _colored(self, x: Tensor, generator: Generators) -> Tensor:
         color = 0.5 + self.color_range * (2 * _uniform((*x.shape[:2], 1, 1), x, generator) - 1)
-        device = x.device if generator is None else generator.device
-        return color + self.noise * torch.randn(x.shape, generator=generator, device=device).to(x)
+        return color + self.noise * drawn(torch.randn, x.shape, generator, x.device).to(x)
 
 
 def blend(x: Tensor, mask: Tensor, removed: Tensor) -> Tensor:
@@ -92,6 +91,5 @@ def blend(x: Tensor, mask: Tensor, removed: Tensor) -> Tensor:
     return removed + mask * (x - removed)
 
 
-def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = like.device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=device).to(like)
+def _uniform(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
+    return drawn(torch.rand, shape, generator, like.device).to(like)

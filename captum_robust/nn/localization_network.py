@@ -19,6 +19,7 @@ from captum_robust._checks import (
     printable,
     valid_unicode,
 )
+from captum_robust._draws import Generators
 from captum_robust._facts import LARGEST_SIDE, Form, listed, number, or_none, text, whole
 from captum_robust._files import TensorFile, read_facts, write_network
 from captum_robust._processes import device_of
@@ -105,7 +106,7 @@ class LocalizationNetwork(nn.Module):
         self,
         x: Tensor,
         segments: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         *,
         literal: bool = False,
     ) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_floating
+from captum_robust._draws import Generators, drawn
 
 
 def straight_through(
-    probabilities: Tensor, generator: torch.Generator | None = None, *, literal: bool = False
+    probabilities: Tensor, generator: Generators = None, *, literal: bool = False
 ) -> Tensor:
     """b of 0 and 1, in the shape of p, with P(b = 1) = p and a gradient ∂b/∂p of 1.
 
@@ -20,7 +21,8 @@ def straight_through(
 
     Args:
         probabilities: p in [0, 1], of any shape.
-        generator: what is drawn comes from it, on its device; None: from torch's global one.
+        generator: what is drawn comes from it, on its device, or from one for each p[i]; None: from
+            torch's global one.
         literal: what the paper prints, I(p + z1 > 1 - p + z2), without its -ln(-ln(-u)), which is
             NaN for every u. It draws a 1 with the probability σ(2p - 1), from .27 to .73.
 
@@ -41,7 +43,6 @@ def straight_through(
     chance = known if known.dtype == torch.float64 else known.float()
     if literal:
         chance = torch.sigmoid(2 * chance - 1)
-    device = p.device if generator is None else generator.device
-    u = torch.rand(p.shape, generator=generator, device=device, dtype=chance.dtype).to(p.device)
+    u = drawn(torch.rand, p.shape, generator, p.device, chance.dtype).to(p.device)
     # p - p is exactly 0, which b + p - p is not after rounding: the result stays 0 or 1.
     return (u < chance).to(p.dtype) + (p - known)

@@ -35,6 +35,7 @@ from captum_robust.attacks.losses import log_cross_entropy
 from captum_robust.attacks.norms import Tensors, norm_of
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.loop import TrainingResult, bare_module, fit
+from captum_robust.training.parts import part_of
 from captum_robust.training.preparation import class_scores, count_classes
 from captum_robust.training.schedule import Batch
 from captum_robust.training.settings import TrainingSettings
@@ -103,9 +104,9 @@ class InnerAttack:
         length = self.step_size or 2.5 * self.epsilon / self.steps
         start = images
         if self.random_start:
-            generator = torch.Generator().manual_seed(seed)
             n = len(images)
-            start = images + norm.random_points((images,), self.epsilon, generator, n)[0]
+            generators = part_of(seed, n).of_images(n)
+            start = images + norm.random_points((images,), self.epsilon, generators, n)[0]
 
         def look(x: Tensors, _: int) -> tuple[Tensors, Tensors]:
             leaf = x[0].requires_grad_()
@@ -184,7 +185,7 @@ class EnsembleLoss:
     def source(self, network: nn.Module, seed: int) -> nn.Module:
         """Return the network that the attack of a step with this seed starts from."""
         sources = [bare_module(network), *self.static_models]
-        generator = torch.Generator().manual_seed(seed)
+        generator = part_of(seed, 1).of_batch()
         return sources[int(torch.randint(0, len(sources), (), generator=generator))]
 
     def _attack(self) -> InnerAttack:

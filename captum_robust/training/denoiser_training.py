@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from captum_robust._checks import check, check_number, check_type
 from captum_robust._contexts import frozen, outputs_of
+from captum_robust._draws import drawn
 from captum_robust._processes import device_of
 from captum_robust.nn.denoiser import Denoiser
 from captum_robust.training.acceleration import half_precision, training_device
 from captum_robust.training.loop import TrainingResult, fit
+from captum_robust.training.parts import part_of
 from captum_robust.training.preparation import adamw, class_scores
 from captum_robust.training.schedule import Batch, Schedule
 from captum_robust.training.settings import TrainingSettings
@@ -56,10 +58,11 @@ class DenoisingLoss:
     def __call__(self, denoiser: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
         """``"loss"``, the mean over a batch of images N×3×H×W, and its terms."""
         images = batch[0]
-        generator = torch.Generator().manual_seed(seed)
+        n = len(images)
+        generators = part_of(seed, n).of_images(n)
         low, high = self.sigma
-        sigma = low + (high - low) * torch.rand(len(images), generator=generator)
-        noise = torch.randn(images.shape, generator=generator) * sigma[:, None, None, None]
+        sigma = low + (high - low) * drawn(torch.rand, (n,), generators)
+        noise = drawn(torch.randn, images.shape, generators) * sigma[:, None, None, None]
         denoised = denoiser(images + noise.to(images.device)).float()
         error = (denoised - images).square().mean(dim=(1, 2, 3)) / sigma.to(images.device)
         terms = {"pixels": error.mean()}

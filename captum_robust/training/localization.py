@@ -23,12 +23,14 @@ from captum_robust._checks import (
     check_type,
 )
 from captum_robust._contexts import frozen, resting, seeded
+from captum_robust._draws import drawn
 from captum_robust._processes import is_first
 from captum_robust.nn import CorruptionNetwork, LocalizationNetwork, removal_loss
 from captum_robust.nn.removal_loss import FORMS
 from captum_robust.training.acceleration import training_device
 from captum_robust.training.localization_evaluation import LocalizationEvaluation
 from captum_robust.training.loop import TrainingResult, fit
+from captum_robust.training.parts import Part, part_of
 from captum_robust.training.preparation import CheckedLabels, adamw, class_scores, count_classes
 from captum_robust.training.schedule import Batch, Schedule
 from captum_robust.training.settings import TrainingSettings
@@ -190,13 +192,15 @@ class _Opponents(nn.Module):
         No weight gets a gradient from the other network's part: for the corruption network the
         classifier stands still, and the classifier sees masks without a graph.
         """
-        if self.training:
+        n = len(images)
+        part, rules = part_of(seed, n), self.rules
+        if self.training and part.is_first:
             self._look()
-        rules, generator = self.rules, torch.Generator().manual_seed(seed)
+        generators = part.of_images(n)
         corrupts = not self.layers or self.step % rules.steps_of_classifier == 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and corrupts):
             mask, probabilities = self.network.sample(
-                images, segments, generator, literal=rules.literal
+                images, segments, generators, literal=rules.literal
             )
         weight = self.area_factor * rules.area.at(self.step, self.steps)
         areas = mask.flatten(1).mean(dim=1)
@@ -204,8 +208,8 @@ class _Opponents(nn.Module):
         loss = images.new_zeros(())
         asked: list[Tensor] = []
         if self.layers:
-            drawn = torch.rand(len(images), 1, 1, 1, generator=generator).to(images)
-            mixed = torch.where(drawn < rules.clean_share, images, removed.detach())
+            is_clean = drawn(torch.rand, (n, 1, 1, 1), generators).to(images) < rules.clean_share
+            mixed = torch.where(is_clean, images, removed.detach())
             asked.append(class_scores(self.network.classifier, mixed))
             loss = F.cross_entropy(asked[0], labels)
         if corrupts:
@@ -224,13 +228,13 @@ class _Opponents(nn.Module):
             "restarts": area.new_tensor(self.restarts),
         }
         if self.training:
-            self._count(probabilities)
+            self._count(probabilities, part)
         return {"loss": loss, **named}
 
-    def _count(self, probabilities: Tensor) -> None:
-        mean = probabilities.detach().mean()
+    def _count(self, probabilities: Tensor, part: Part) -> None:
+        mean = part.share * probabilities.detach().mean()
         self.area_sum = mean if self.area_sum is None else self.area_sum.to(mean) + mean
-        self.step += 1
+        self.step += part.is_last
 
     def _look(self) -> None:
         """Every so many steps, see whether the masks have collapsed; if for long, recover.

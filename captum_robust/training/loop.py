@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from captum_robust._checks import check, check_count, shape_or_type
+from captum_robust._checks import check, check_count
 from captum_robust._contexts import evaluation, seeded
 from captum_robust._files import (
     check_folder,
@@ -29,7 +29,7 @@ from captum_robust._files import (
 )
 from captum_robust._processes import together
 from captum_robust._progress import progress_bar
-from captum_robust.training.acceleration import accelerator_of, half_precision
+from captum_robust.training.acceleration import accelerator_of
 from captum_robust.training.checkpoints import (
     Log,
     check_best,
@@ -43,15 +43,14 @@ from captum_robust.training.checkpoints import (
     write_state,
 )
 from captum_robust.training.interrupts import Interrupted, Interrupts
+from captum_robust.training.parts import parts_of
 from captum_robust.training.schedule import Batch, Schedule, derived_seed
 from captum_robust.training.settings import TrainingSettings
+from captum_robust.training.step import Loss, take_step
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Loss = Callable[[nn.Module, Batch, int], Tensor | Mapping[str, Tensor]]
-"""(network, batch, seed of what this step draws) -> the mean loss of the batch, a number; or named
-numbers, one of them ``"loss"``, that are all logged."""
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """A network in evaluation mode -> named numbers."""
 
@@ -326,26 +325,19 @@ class _Run:
             yield batch
 
     def _one_step(self, network: nn.Module, optimizer: Any, batch: Batch, loss: Loss) -> None:
-        settings, device = self.schedule.settings, self.accelerator.device
-        rate = self.schedule.rate(self.step)
+        settings, step = self.schedule.settings, self.step
+        rate = self.schedule.rate(step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
-        seed = derived_seed(settings.seed, "step", self.step, self.accelerator.process_index)
-        network.train()
-        with seeded(seed, device):
-            with half_precision(device, settings.precision):
-                value = loss(network, batch, seed)
-            values = dict(value) if isinstance(value, Mapping) else {"loss": value}
-            _check_numbers(values)
-            optimizer.zero_grad()
-            self.accelerator.backward(values["loss"])
-            optimizer.step()
+        shares = self.accelerator.process_index, self.accelerator.num_processes
+        parts = [*parts_of(batch, settings.seed, settings.micro_batch_size, *shares, step)]
+        values = take_step(self.accelerator, network, optimizer, loss, parts, settings.precision)
         row = {
-            "step": self.step + 1,
-            "epoch": self.step // self.schedule.per_epoch + 1,
+            "step": step + 1,
+            "epoch": step // self.schedule.per_epoch + 1,
             "learning_rate": optimizer.param_groups[0]["lr"],
         }
-        self.unread.append((row, {name: v.detach().reshape(()) for name, v in values.items()}))
+        self.unread.append((row, values))
         self.step += 1
 
     def _read_losses(self) -> None:
@@ -478,10 +470,3 @@ def bare_module(network: nn.Module) -> nn.Module:
     is_wrapped = isinstance(network, DistributedDataParallel)
     bare: nn.Module = network.module if is_wrapped else network  # type: ignore[assignment]
     return bare
-
-
-def _check_numbers(values: Mapping[str, Any]) -> None:
-    check("loss" in values, f'loss: expected a number named "loss" among {sorted(values)}')
-    for name, value in values.items():
-        is_number = isinstance(value, Tensor) and value.numel() == 1
-        check(is_number, f"{name}: expected one number, got {shape_or_type(value)}")

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from captum_robust._checks import check, check_choice, check_count, check_number, check_type
 from captum_robust._contexts import frozen, seeded
+from captum_robust._draws import drawn
 from captum_robust._processes import device_of
 from captum_robust._progress import counted
 from captum_robust.metrics.functional import saliency_metric
@@ -26,6 +27,7 @@ from captum_robust.nn.mask_objective import Objective, PaperObjective
 from captum_robust.nn.soft_crop import cropped, soft_boxes
 from captum_robust.training.acceleration import half_precision, training_device
 from captum_robust.training.loop import Observe, TrainingResult, fit
+from captum_robust.training.parts import Part, part_of
 from captum_robust.training.preparation import CheckedLabels, adamw, class_scores, count_classes
 from captum_robust.training.schedule import Batch, Schedule
 from captum_robust.training.settings import TrainingSettings
@@ -80,21 +82,21 @@ class MaskingLoss:
         A class below 0 is not known: the black box says it.
         """
         images, labels = batch
-        device = images.device
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(images.shape, generator=generator).to(device)
+        device, n = images.device, len(images)
+        part = part_of(seed, n)
+        generators = part.of_images(n)
+        noise = drawn(torch.randn, images.shape, generators).to(device)
         images = images + self.image_noise * noise
         features, classes = _features_and_classes(self.network, self.model, images, labels)
-        is_fake = torch.rand(len(images), generator=generator) < self.fake_probability
-        if bool(is_fake.all()) and self.fakes == "area":
-            is_fake[0] = False  # nothing would be asked of the black box
-        others = _other_classes(classes, self.network.decoder, generator)
+        is_fake, steps = self._fakes(part, n)
+        others = (classes + steps.to(device)) % self.network.decoder.shape.num_classes
         fake = is_fake.to(device)
         asked = torch.where(fake, others, classes)
         masks = upsampled(decoder(features, asked), (images.shape[2], images.shape[3]))
         is_scored = ~is_fake if self.fakes == "area" else torch.ones_like(is_fake)
         scored = is_scored.nonzero()[:, 0].to(device)
-        kept, destroyed = self._scores(images[scored], masks[scored], generator)
+        own = [g for g, counts in zip(generators, is_scored.tolist(), strict=True) if counts]
+        kept, destroyed = self._scores(images[scored], masks[scored], own)
         if self.fakes == "swapped":
             swap = fake[:, None]
             kept, destroyed = torch.where(swap, destroyed, kept), torch.where(swap, kept, destroyed)
@@ -107,26 +109,45 @@ class MaskingLoss:
         if self.fakes == "area":
             of_mask = self.objective.of_mask(masks[fake])
             total = total + torch.stack(list(of_mask.values())).sum()
-        named = {name: value.detach().mean() for name, value in terms.items()}
+        named = {name: v.detach().sum() / max(1, len(v)) for name, v in terms.items()}
         real, asked_for = ~fake, masks.detach().flatten(1).mean(dim=1)
         return {
-            "loss": total / len(images),
+            "loss": total / n,
             **named,
             "mask_of_the_class": _mean_of(asked_for, real),
             "mask_of_a_fake": _mean_of(asked_for, fake),
         }
 
+    def _fakes(self, part: Part, n: int) -> tuple[Tensor, Tensor]:
+        """Return which images are asked for another class, N, and how many classes further it is.
+
+        Drawn for the whole batch, in which one image at least keeps its class where the black box
+        would else be asked nothing.
+        """
+        generator = part.of_batch()
+        is_fake = torch.rand(part.batch_size, generator=generator) < self.fake_probability
+        if bool(is_fake.all()) and self.fakes == "area":
+            is_fake[0] = False
+        steps = _other_classes(part.batch_size, self.network.decoder, generator)
+        own = slice(part.start, part.start + n)
+        return is_fake[own], steps[own]
+
     def _scores(
-        self, images: Tensor, masks: Tensor, generator: torch.Generator
+        self, images: Tensor, masks: Tensor, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor]:
         """Return the black box's scores of the kept and of the destroyed images, in one pass."""
-        kept = blend(images, masks, self.removal(images, generator))
-        destroyed = blend(images, 1 - masks, self.removal(images, generator))
+        if not len(images):
+            none = masks.new_zeros(0, self.network.decoder.shape.num_classes)
+            return none, none
+        kept = blend(images, masks, self.removal(images, generators))
+        destroyed = blend(images, 1 - masks, self.removal(images, generators))
         both = class_scores(self.model, torch.cat([kept, destroyed]))
         return both[: len(images)], both[len(images) :]
 
     def _of_crops(self, images: Tensor, masks: Tensor, classes: Tensor) -> Tensor:
         """Return the saliency metric of the boxes around the masks: N numbers."""
+        if not len(images):
+            return masks.new_zeros(0)
         boxes = soft_boxes(masks)
         area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
         scores = class_scores(self.model, cropped(images, boxes))
@@ -212,11 +233,9 @@ class MaskingEvaluation:
         return torch.stack([crops.metric, crops.area, crops.probability, *of_masks], dim=1)
 
 
-def _other_classes(classes: Tensor, decoder: MaskDecoder, generator: torch.Generator) -> Tensor:
-    """Return a class drawn from the others for each of the classes N."""
-    count = decoder.shape.num_classes
-    steps = torch.randint(1, max(2, count), classes.shape, generator=generator)
-    return (classes + steps.to(classes.device)) % count
+def _other_classes(n: int, decoder: MaskDecoder, generator: torch.Generator) -> Tensor:
+    """Return how many classes further than its own another one is, drawn for each of N images."""
+    return torch.randint(1, max(2, decoder.shape.num_classes), (n,), generator=generator)
 
 
 def warm_up(
@@ -277,7 +296,9 @@ def warm_up(
     loss = torch.tensor(math.nan)
     with torch.enable_grad():
         for _ in counted(range(steps), "step", None, "warm-up"):
-            asked = torch.cat([classes, _other_classes(classes, decoder, generator)])
+            further = _other_classes(len(classes), decoder, generator).to(device)
+            others = (classes + further) % decoder.shape.num_classes
+            asked = torch.cat([classes, others])
             odds = decoder.evidence(pooled.repeat(2, 1, 1, 1), asked)[:, 0, 0]
             present = torch.arange(len(asked), device=device) < len(classes)
             loss = F.binary_cross_entropy_with_logits(odds, present.float())

@@ -35,6 +35,9 @@ class TrainingSettings:
     """Passes over the images."""
     batch_size: int = 64
     """Images a step, of all processes together."""
+    micro_batch_size: int | None = None
+    """Images that a process takes at once, where memory is short: the gradients of its share of a
+    batch add up part by part, and the step is that of the whole. Else all of its share."""
     learning_rate: float = 0.1
     """The highest of the schedule."""
     weight_decay: float = 5e-4
@@ -57,7 +60,8 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("workers", 0)):
             check_count(name, getattr(self, name), least)
-        check_count("evaluate_every", self.evaluate_every, 1, optional=True)
+        for name in ("micro_batch_size", "evaluate_every"):
+            check_count(name, getattr(self, name), 1, optional=True)
         check_number("learning_rate", self.learning_rate, 0, open_low=True)
         check_number("weight_decay", self.weight_decay, 0)
         check_number("checkpoint_every", self.checkpoint_every, 0)
