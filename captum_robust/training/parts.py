@@ -30,13 +30,17 @@ class Part:
     is_first: bool = True
     """Of the parts of this process."""
     is_last: bool = True
+    generator: torch.Generator | None = None
+    """For all that is drawn, where a loss is called with a plain number."""
 
     def of_batch(self) -> torch.Generator:
         """Return a generator for what is drawn once for the whole batch."""
-        return torch.Generator().manual_seed(self.seed)
+        return self.generator or torch.Generator().manual_seed(self.seed)
 
     def of_images(self, n: int) -> list[torch.Generator]:
         """Return a generator for each of the ``n`` images of the part."""
+        if self.generator is not None:
+            return [self.generator] * n
         seeds = (derived_seed(self.seed, "image", self.start + i) for i in range(n))
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -49,7 +53,9 @@ class PartSeed(int):
 
 def part_of(seed: int, n: int) -> Part:
     """Return the part that a loss of ``n`` images is for; of a plain number the whole batch."""
-    return seed.part if isinstance(seed, PartSeed) else Part(seed, 0, n)
+    if isinstance(seed, PartSeed):
+        return seed.part
+    return Part(seed, 0, n, generator=torch.Generator().manual_seed(seed))
 
 
 def parts_of(
