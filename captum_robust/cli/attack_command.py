@@ -34,8 +34,8 @@ class AttackCommandOptions(RunOptions):
     paths: list[Path] | None = field(default=None, metadata=argument())
     """Images, a folder of images, or the data set that --kind names."""
     kind: str | None = None
-    """imagenet, tiny-imagenet, coco, voc, folder or samples (which takes no path). By default one
-    folder is of kind folder; other images, also of several folders, have no labels."""
+    """imagenet, tiny-imagenet, coco, voc, folder, webdataset or samples (which takes no path). By
+    default one folder is of kind folder; other images, also of several folders, have no labels."""
     out: Path = Path("captum-robust-attack")
     """Folder of the run: images, table and curves."""
     attack: str = "pgd"

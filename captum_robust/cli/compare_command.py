@@ -31,7 +31,7 @@ class CompareOptions(RunOptions):
     """The options of the command."""
 
     kind: str = field(metadata=argument())
-    """imagenet, tiny-imagenet, coco, voc, folder or samples."""
+    """imagenet, tiny-imagenet, coco, voc, folder, webdataset or samples."""
     path: Path | None = field(default=None, metadata=argument())
     """Folder or archive of the data set; none for samples."""
     out: Path = Path("captum-robust-compare")

@@ -40,6 +40,7 @@ KINDS = {
     "coco": ("coco", "Coco"),
     "voc": ("voc", "PascalVOC"),
     "folder": ("folder", "ImageFolder"),
+    "webdataset": ("webdataset", "WebDataset"),
     "samples": ("samples", "SampleSet"),
 }
 """Kind of data set → its module in this package, and its class."""
@@ -49,8 +50,8 @@ def load_dataset(kind: str, path: str | Path | None = None, **options: Any) -> L
     """Open a data set by the name of its layout.
 
     Args:
-        kind: ``"imagenet"``, ``"tiny-imagenet"``, ``"coco"``, ``"voc"``, ``"folder"``, or
-            ``"samples"``, the photographs that come with installed packages.
+        kind: ``"imagenet"``, ``"tiny-imagenet"``, ``"coco"``, ``"voc"``, ``"folder"``,
+            ``"webdataset"``, or ``"samples"``, the photographs that come with installed packages.
         path: the data set's folder or archive; None for ``"samples"``.
         options: the arguments of the data set's class.
 

@@ -189,10 +189,10 @@ def identity_of(
 
 def _data_checksum(dataset: Any, seed: int) -> str:
     """Return how many samples there are and a checksum of 16: enough to notice other data."""
-    count, items = len(dataset), SeededItems(dataset, seed, 0)
+    count, items = len(dataset), SeededItems(dataset, seed)
     parts: list[Any] = []
     for number in sorted({i * (count - 1) // 15 for i in range(16)}):
-        item = items[number]
+        item = items[0, number]
         parts += item if isinstance(item, (list, tuple)) else [item]
     return f"{count} samples {checksum(map(torch.as_tensor, parts)):08x}"
 

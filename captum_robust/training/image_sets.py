@@ -45,9 +45,11 @@ class _DecodedImages(Dataset[tuple[Tensor, int]]):
         self.unusable: dict[str, str] = {}
         """Id -> why: it can't be decoded, or has no class."""
         self._positions: list[int] = []
-        self._pixels: list[Tensor] = []
-        """The bytes of all images, or of none."""
-        used = 0
+        self._shapes: list[tuple[int, ...]] = []
+        # One block of memory, not a tensor an image: a process that is spawned to load images gets
+        # each tensor as an open file, of which there may be 1,024.
+        pixels = bytearray()
+        fits = True
         for i in counted(range(len(dataset)), "image", progress, "reading"):
             try:
                 sample = self._sample(i)
@@ -61,11 +63,23 @@ class _DecodedImages(Dataset[tuple[Tensor, int]]):
             self.labels.append(label)
             self.boxes.append(sample.boxes)
             self._positions.append(i)
-            if used <= memory:
-                self._pixels.append(self._bytes(sample))
-                used += self._pixels[-1].numel()
-            if used > memory:
-                self._pixels.clear()
+            if fits:
+                image = self._bytes(sample)
+                self._shapes.append(tuple(image.shape))
+                pixels += image.numpy().tobytes()
+                fits = len(pixels) <= memory
+                if not fits:
+                    pixels.clear()
+        ends = torch.tensor([0, *map(math.prod, self._shapes)]).cumsum(dim=0)
+        self._ends: list[int] = ends.tolist()
+        self._pixels = torch.frombuffer(pixels, dtype=torch.uint8) if pixels else None
+        """The bytes of all images, one after the other; None: they are decoded again."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "boxes": [boxes.numpy() for boxes in self.boxes]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, boxes=[*map(torch.from_numpy, state["boxes"])])
 
     def _sample(self, position: int) -> Sample:
         return self.dataset[position]
@@ -79,8 +93,9 @@ class _DecodedImages(Dataset[tuple[Tensor, int]]):
         return (sample.image * 255).round().to(torch.uint8)
 
     def _pixels_at(self, index: int) -> Tensor:
-        if self._pixels:
-            return self._pixels[index]
+        if self._pixels is not None:
+            part = self._pixels[self._ends[index] : self._ends[index + 1]]
+            return part.view(self._shapes[index])
         return self._bytes(self._sample(self._positions[index]))
 
     def _first_trouble(self) -> str:

@@ -6,7 +6,8 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -290,9 +291,9 @@ class _Run:
             self._evaluate()
         if is_missing or math.isinf(self.saved_at):
             self._save()
-        batches = self._batches(dataset)
         shown = self.progress and self.is_first
-        with progress_bar(total, "step", shown, "training", self.step) as advance:
+        bar = progress_bar(total, "step", shown, "training", self.step)
+        with bar as advance, closing(self._batches(dataset)) as batches:
             for batch in () if self._is_at_rest() else batches:
                 on_device = tuple(t.to(self.accelerator.device) for t in batch)
                 self._one_step(network, optimizer, on_device, loss)
@@ -313,16 +314,16 @@ class _Run:
                 if ends:
                     break
 
-    def _batches(self, dataset: Dataset[Any]) -> Iterator[Batch]:
+    def _batches(self, dataset: Dataset[Any]) -> Generator[Batch, None, None]:
         """Yield what is left; a run of one process may be stopped while it waits for them."""
         shares = self.accelerator.process_index, self.accelerator.num_processes
-        batches = self.schedule.batches(dataset, self.step, *shares)
-        while True:
-            with self.interrupts.allowed(self._is_alone):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
+        with closing(self.schedule.batches(dataset, self.step, *shares)) as batches:
+            while True:
+                with self.interrupts.allowed(self._is_alone):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
 
     def _one_step(self, network: nn.Module, optimizer: Any, batch: Batch, loss: Loss) -> None:
         settings, step = self.schedule.settings, self.step

@@ -34,6 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "folder": {"labels": "sorted"},
     "tiny-imagenet": {"split": "train", "labels": "wnids"},
     "imagenet": {"split": "train"},
+    "webdataset": {},
 }
 """Kind of data set -> how it is opened, so that all of its images have a class."""
 

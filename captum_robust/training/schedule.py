@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sized
+import signal
+import traceback
+from collections.abc import Generator, Iterator, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from captum_robust._checks import check, check_type
 from captum_robust._contexts import seeded, seeded_elsewhere
+from captum_robust.data import DataError
 from captum_robust.training.settings import TrainingSettings
 
 Batch = tuple[Tensor, ...]
@@ -48,35 +52,78 @@ class Schedule:
 
     def batches(
         self, dataset: Dataset[Any], done: int, process: int, processes: int
-    ) -> Iterator[Batch]:
-        """Yield the share of one process of each batch that is left after ``done`` steps."""
+    ) -> Generator[Batch, None, None]:
+        """Yield the share of one process of each batch that is left after ``done`` steps.
+
+        Raises:
+            ValueError: what the data set raised in a process that loads images, as it was.
+        """
+        loader = DataLoader(
+            SeededItems(dataset, self.settings.seed),
+            batch_sampler=self._numbers(done, process, processes),
+            num_workers=self.settings.workers,
+            collate_fn=_collated,
+            worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # else it draws from torch's global one
+        )
+        for batch in loader:
+            if isinstance(batch, _Refusal):
+                raise batch.error from RuntimeError(batch.traceback)
+            yield tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
+
+    def _numbers(self, done: int, process: int, processes: int) -> Iterator[list[tuple[int, int]]]:
+        """Yield epoch and number of the images of each of these batches."""
         settings = self.settings
         share = settings.batch_size // processes
         for epoch in range(done // self.per_epoch, settings.epochs):
             generator = torch.Generator().manual_seed(derived_seed(settings.seed, "order", epoch))
             order = torch.randperm(self.count, generator=generator).tolist()
-            numbers = range(max(0, done - epoch * self.per_epoch), self.per_epoch)
-            starts = [b * settings.batch_size + process * share for b in numbers]
-            loader = DataLoader(
-                SeededItems(dataset, settings.seed, epoch),
-                batch_sampler=[order[start : start + share] for start in starts],
-                num_workers=settings.workers,
-                generator=generator,  # else it draws from torch's global one
-            )
-            for batch in loader:
-                yield tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
+            for number in range(max(0, done - epoch * self.per_epoch), self.per_epoch):
+                start = number * settings.batch_size + process * share
+                yield [(epoch, i) for i in order[start : start + share]]
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """What the data set raised in a process that loads images: torch would wrap its message."""
+
+    error: ValueError
+    traceback: str
 
 
 class SeededItems(Dataset[Any]):
-    """What the data set draws for an item depends on seed, epoch and item only."""
+    """What the data set draws for an item depends on seed, epoch and item only.
 
-    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int) -> None:
-        self.dataset, self.seed, self.epoch = dataset, seed, epoch
+    Args:
+        dataset: its items are asked for by pairs (epoch, index).
+        seed: of the training.
+    """
 
-    def __getitem__(self, index: int) -> Any:
-        seed = derived_seed(self.seed, "item", self.epoch, index)
-        with seeded(seed, None), seeded_elsewhere(seed):
-            return self.dataset[index]
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        epoch, index = place
+        seed = derived_seed(self.seed, "item", epoch, index)
+        try:
+            with seeded(seed, None), seeded_elsewhere(seed):
+                return self.dataset[index]
+        except ValueError as error:
+            # Others may not survive the way to the process that trains.
+            if get_worker_info() is None or type(error) not in (ValueError, DataError):
+                raise
+            return _Refusal(error, traceback.format_exc())
+
+
+def _collated(items: list[Any]) -> Any:
+    """The tensors of a batch, or the first refusal."""
+    refusals = (item for item in items if isinstance(item, _Refusal))
+    return next(refusals, None) or default_collate(items)
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to all, to the process that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def derived_seed(seed: int, *parts: object) -> int:
