@@ -92,7 +92,7 @@ def test_other_members_are_left_alone_and_no_pickle_is_loaded(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("member", "data", "message"),
     [
-        ("1.png", png(1)[:-30], r"x\.tar:1\.png: cannot decode"),
+        ("1.png", png(1)[:-30], r"x\.tar:1\.png: damaged"),
         ("1.png", b"", r"x\.tar:1\.png: the file is empty"),
         ("1.cls", b"cat", r"x\.tar:1\.cls: expected the number of a class, got 'cat'"),
         ("1.cls", b"-1", r"x\.tar:1\.cls: expected the number of a class"),
