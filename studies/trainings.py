@@ -117,8 +117,8 @@ def killed(*, trainings: Names = tuple(TRAININGS), epochs: int = 6) -> int:
             failures += not (is_same and code and not left)
             print(
                 f"{training:14}torchrun ended with {code} after {ended:.1f} s, {len(left)} "
-                f"processes left; the weights after {steps} steps are {'the same' if is_same else 'OTHERS'}, "
-                f"the log {'too' if logs[0] == logs[1] else 'is another'}",
+                f"processes left; the weights after {steps} steps are "
+                f"{'the same' if is_same else 'OTHERS'}, the log {'too' if logs[0] == logs[1] else 'is another'}",
                 flush=True,
             )
     return failures
