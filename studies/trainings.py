@@ -113,12 +113,13 @@ def killed(*, trainings: Names = tuple(TRAININGS), epochs: int = 6) -> int:
             files = [load_file(out / "checkpoint.safetensors") for out in outs]
             is_same = all(torch.equal(t, files[1][n]) for n, t in files[0].items())
             logs = [(out / "log.jsonl").read_text() for out in outs]
+            same_log = "too" if logs[0] == logs[1] else "is another"
             steps = json.loads(logs[0].splitlines()[-1])["step"]
             failures += not (is_same and code and not left)
             print(
                 f"{training:14}torchrun ended with {code} after {ended:.1f} s, {len(left)} "
                 f"processes left; the weights after {steps} steps are "
-                f"{'the same' if is_same else 'OTHERS'}, the log {'too' if logs[0] == logs[1] else 'is another'}",
+                f"{'the same' if is_same else 'OTHERS'}, the log {same_log}",
                 flush=True,
             )
     return failures

@@ -106,9 +106,9 @@ def fit(
     Ctrl-C ends the step, writes a checkpoint and raises ``KeyboardInterrupt``; a second one does so
     at once.
 
-    Under ``accelerate launch`` or ``torchrun`` each process takes its share of every batch, in parts
-    of ``micro_batch_size``, whose gradients add up by their numbers of images. The seed that a loss
-    gets is another one for each part.
+    Under ``accelerate launch`` or ``torchrun`` each process takes its share of every batch, in
+    parts of ``micro_batch_size``, whose gradients add up by their numbers of images. The seed that
+    a loss gets is another one for each part.
 
     Args:
         network: trained in training mode; a checkpoint in ``out`` replaces its weights. Modes are
