@@ -25,14 +25,14 @@ from harness import listed, study
 from safetensors.torch import load_file
 from torchvision.utils import save_image
 
-BATCH = 16
+BATCH = 8
 PHOTOGRAPHS = ("--model", "efficientnet_lite0", "--batch-size", str(BATCH))
 SMALL = ("--method", "madry", "--steps", "7", "--size", "64", "--batch-size", str(BATCH))
 TRAININGS = {
-    "masking": (*PHOTOGRAPHS, "--weights", "none", "--size", "96", "--warm-up-steps", "0"),
+    "masking": (*PHOTOGRAPHS, "--weights", "none", "--size", "64", "--warm-up-steps", "0"),
     "localization": ("--pretraining-epochs", "0", "--batch-size", str(BATCH), "--segments", "50"),
     "robust": SMALL,
-    "denoiser": (*PHOTOGRAPHS, "--weights", "none", "--size", "96"),
+    "denoiser": (*PHOTOGRAPHS, "--weights", "none", "--size", "64"),
 }
 """Training -> the options that keep it small."""
 SETTINGS = {
@@ -45,7 +45,7 @@ Names = Annotated[tuple[str, ...], listed(TRAININGS), "trainings, separated by c
 
 
 def throughput(
-    *, trainings: Names = tuple(TRAININGS), steps: int = 10, rounds: int = 3, images: int = 32
+    *, trainings: Names = tuple(TRAININGS), steps: int = 10, rounds: int = 3, images: int = 16
 ) -> None:
     """Print images a second of each training, and how they compare with one thread.
 
