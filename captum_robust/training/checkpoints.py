@@ -181,6 +181,7 @@ def identity_of(
         **facts,
         "device": accelerator.device.type,
         "processes": accelerator.num_processes,
+        "draws": "of each image",  # in version 0.2.0 of a batch
         "data": _data_checksum(dataset, settings.seed),
         "network": f"{type(network).__name__} {zlib.crc32(json.dumps(shapes).encode()):08x}",
         "optimizer": f"{type(optimizer).__name__} {groups}",

@@ -342,6 +342,15 @@ def test_a_folder_of_another_run_is_refused(
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
 
 
+def test_a_run_whose_draws_were_others_is_refused(tmp_path: Path) -> None:
+    fit(small_net(), drawn(), cross_entropy, settings(), out=tmp_path)
+    described = json.loads((tmp_path / "run.json").read_text())
+    assert described["configuration"].pop("draws") == "of each image"
+    (tmp_path / "run.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"holds another run \(draws: "):
+        fit(small_net(), drawn(), cross_entropy, settings(), out=tmp_path)
+
+
 def test_a_file_in_the_place_of_the_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
