@@ -394,6 +394,14 @@ def race(
     return laps
 
 
+def wait_for(device: str) -> None:
+    """Wait for all that was asked of a GPU; nothing is to wait for on a CPU."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device.startswith("mps"):
+        torch.mps.synchronize()
+
+
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
     """Return "median (smallest to largest)" of how many times longer the first took, by round."""
     each = sorted(s / f for s, f in zip(slow, fast, strict=True))

@@ -1,0 +1,219 @@
+"""Does the cost of each operation grow as the work, and no faster?
+
+    python studies/scaling.py                              # all of them, some minutes of a core
+    python studies/scaling.py --only "RobustCAM,compare"   # some
+    python studies/scaling.py --full --device cuda         # EfficientNet-Lite0, 224×224 pixels
+
+Each operation of `operations.py` is run with a size that doubles, until a call takes
+`--seconds`: the number of images, their side in pixels, the number of classes, the images of a
+batch (of as many images), k, the number of top classes, and the number of methods. The exponent is
+the slope of log time against log size over the last three sizes; the side counts as side², the
+pixels. 1 is linear, 0 is no cost at all. The verdict is "linear" from .75 to 1.25, "below", or
+"above", with the reason. Time is the least of some calls, of the seconds on the core, which other
+load disturbs least, and on a GPU by the clock. Memory is the peak above what was held before, at
+the first and at the last size (Linux, or a GPU); "grows" is said of operations that stream their
+images where it does. Timings never fail the script, but it ends with 1 where a cost grows faster
+than the work without a reason that is known.
+
+Below linear at the largest size means that what does not depend on it still costs more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import io
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import harness
+import torch
+from operations import OPERATIONS, REASONS, Operation
+from world import Sizes, World
+
+AXES = tuple(axis.name for axis in fields(Sizes))
+MOST = {"images": 8192, "side": 1024, "classes": 4096, "batch": 128, "k": 512, "methods": 16}
+"""What an axis goes up to."""
+FITTED = 3
+"""The last sizes, through which the line goes."""
+LINEAR = (0.75, 1.25)
+GROWS = 16.0
+"""MiB that an operation which streams may take more at the last size than at the first."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one size cost."""
+
+    size: int
+    seconds: float
+    mib: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What an operation cost along an axis."""
+
+    name: str
+    axis: str
+    points: tuple[Point, ...]
+
+    @property
+    def exponent(self) -> float:
+        """The slope of log time against log size over the last sizes; NaN of fewer than two."""
+        last = self.points[-FITTED:]
+        power = 2 if self.axis == "side" else 1
+        x = [power * math.log(p.size) for p in last]
+        y = [math.log(p.seconds) for p in last]
+        middle = [sum(values) / len(values) for values in (x, y)]
+        spread = sum((a - middle[0]) ** 2 for a in x)
+        shared = sum((a - middle[0]) * (b - middle[1]) for a, b in zip(x, y, strict=True))
+        return shared / spread if spread else math.nan
+
+    @property
+    def verdict(self) -> str:
+        """ "below", "linear", "above", or "-" where there is only one size."""
+        low, high = LINEAR
+        if math.isnan(self.exponent):
+            return "-"
+        return "below" if self.exponent < low else "linear" if self.exponent <= high else "above"
+
+    @property
+    def reason(self) -> str:
+        """Why it grows faster than the work; "" where that is not known."""
+        return REASONS.get((self.name, self.axis), "")
+
+    def line(self, operation: Operation) -> str:
+        """Return one row of the table."""
+        first, last = self.points[0], self.points[-1]
+        word = self.verdict
+        if word == "above":
+            word += f": {self.reason or 'NO REASON IS KNOWN'}"
+        if operation.streams and self.axis == "images" and last.mib - first.mib > GROWS:
+            word += "; MEMORY GROWS"
+        return (
+            f"{self.name:28} {self.axis:8} {first.size:5d} to {last.size:5d} "
+            f"{1000 * first.seconds:9.1f} {1000 * last.seconds:9.1f} {self.exponent:6.2f} "
+            f"{first.mib:7.1f} {last.mib:7.1f}  {word}"
+        )
+
+
+class Memory:
+    """The peak of the memory of this process, or of the GPU, above what is held before."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.status = Path("/proc/self/status")
+        self.trim = None
+        with contextlib.suppress(OSError, AttributeError):
+            self.trim = ctypes.CDLL("libc.so.6").malloc_trim
+
+    def mib_of(self, call: Callable[[], Any]) -> float:
+        """Return the MiB that a call takes for a while; NaN where that can't be told."""
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call()
+            return (torch.cuda.max_memory_allocated() - before) / 2**20
+        if self.trim is None or not self.status.exists():
+            call()
+            return math.nan
+        self.trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before_kib = self._kib("VmRSS")
+        call()
+        return (self._kib("VmHWM") - before_kib) / 2**10
+
+    def _kib(self, name: str) -> int:
+        line = next(text for text in self.status.read_text().splitlines() if name in text)
+        return int(line.split()[1])
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, warnings and what is written on standard error are left out."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def point(call: Callable[[], Any], size: int, device: str, memory: Memory) -> Point:
+    """Return what a call costs: memory of the first one, which also warms up, time of others."""
+    on_gpu = device != "cpu"
+    clock = time.perf_counter if on_gpu else time.process_time
+    with quiet():
+        mib = memory.mib_of(call)
+        taken: list[float] = []
+        while (len(taken) < 3 and sum(taken) < 0.2) or not taken:
+            harness.wait_for(device)
+            began = clock()
+            call()
+            harness.wait_for(device)
+            taken.append(max(clock() - began, 1e-6))
+    return Point(size, min(taken), mib)
+
+
+def curve(
+    name: str, axis: str, seconds: float, most: int | None, make: Callable[[Sizes], World]
+) -> Curve:
+    """Return the cost of an operation along an axis, until a call takes so many seconds."""
+    operation, points = OPERATIONS[name], []
+    size = getattr(operation.least, axis)
+    if axis == "batch":
+        size = 1
+    while True:
+        w = make(replace(operation.least, **{axis: size}, **_also(axis, size)))
+        points.append(point(partial(operation.call, w), size, w.device, Memory(w.device)))
+        is_slow = points[-1].seconds > seconds * operation.seconds and len(points) >= FITTED
+        if is_slow or 2 * size > min(MOST[axis], most or MOST[axis]):
+            return Curve(name, axis, tuple(points))
+        size *= 2
+
+
+def _also(axis: str, size: int) -> dict[str, int]:
+    """What else must grow: k classes can't be more than there are."""
+    return {"classes": max(MOST["k"], size)} if axis == "k" else {}
+
+
+def scaling(
+    *,
+    only: Annotated[tuple[str, ...], "operations", harness.listed(OPERATIONS)] = tuple(OPERATIONS),
+    axes: Annotated[tuple[str, ...], "axes", harness.listed(AXES)] = AXES,
+    seconds: Annotated[float, "of the largest call"] = 0.05,
+    most: Annotated[int | None, "the largest size of any axis"] = None,
+    full: Annotated[bool, "EfficientNet-Lite0 in place of four small convolutions"] = False,
+    device: str = "cpu",
+) -> int:
+    """Print a row for each operation and axis; return 1 if one grows too fast, without a reason."""
+    print(
+        f"{'operation':28} {'axis':8} {'sizes':14} {'ms first':>9} {'ms last':>9} {'slope':>6} "
+        f"{'MiB':>7} {'MiB':>7}  verdict"
+    )
+    unexplained = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name in only:
+            operation = OPERATIONS[name]
+            for axis in (a for a in operation.axes if a in axes):
+                if full and axis == "classes":
+                    continue
+                make = partial(World, device=device, full=full, folder=folder)
+                found = curve(name, axis, seconds, most, make)
+                print(found.line(operation), flush=True)
+                if found.verdict == "above" and not found.reason:
+                    unexplained.append(f"{name} ({axis})")
+    print(f"grow faster than the work, without a reason: {', '.join(unexplained) or 'none'}")
+    return int(bool(unexplained))
+
+
+if __name__ == "__main__":
+    harness.study(__doc__, scaling, threads=1)
