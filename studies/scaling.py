@@ -8,7 +8,7 @@ Each operation of `operations.py` is run with a size that doubles, until a call 
 `--seconds`: the number of images, their side in pixels, the number of classes, the images of a
 batch (of as many images), k, the number of top classes, and the number of methods. The exponent is
 the slope of log time against log size over the last three sizes; the side counts as side², the
-pixels. 1 is linear, 0 is no cost at all. The verdict is "linear" from .75 to 1.25, "below", or
+pixels. 1 is linear, 0 is no cost at all. The verdict is "linear" from .75 to 1.3, "below", or
 "above", with the reason. Time is the least of some calls, of the seconds on the core, which other
 load disturbs least, and on a GPU by the clock. Memory is the peak above what was held before, at
 the first and at the last size (Linux, or a GPU); "grows" is said of operations that stream their
@@ -40,11 +40,21 @@ from operations import OPERATIONS, REASONS, Operation
 from world import Sizes, World
 
 AXES = tuple(axis.name for axis in fields(Sizes))
-MOST = {"images": 8192, "side": 1024, "classes": 4096, "batch": 128, "k": 512, "methods": 16}
+MOST = {"images": 2048, "side": 512, "classes": 1024, "batch": 64, "k": 256, "methods": 16}
 """What an axis goes up to."""
+STEP = {"classes": 4, "k": 4}
+"""By how much a size grows each time, where that is not two."""
+GROWN = 4
+"""How often the time of the first size more images take, at least, if not ten times `--seconds`."""
+LARGE = 64.0
+"""MiB at which an axis ends: with more, pages and caches are what is timed."""
+ROUNDS = 3
+"""Calls that are timed, of quick ones."""
+ENOUGH = 0.1
+"""Seconds after which no other call is timed."""
 FITTED = 3
 """The last sizes, through which the line goes."""
-LINEAR = (0.75, 1.25)
+LINEAR = (0.75, 1.3)
 GROWS = 16.0
 """MiB that an operation which streams may take more at the last size than at the first."""
 
@@ -146,37 +156,52 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def point(call: Callable[[], Any], size: int, device: str, memory: Memory) -> Point:
-    """Return what a call costs: memory of the first one, which also warms up, time of others."""
-    on_gpu = device != "cpu"
-    clock = time.perf_counter if on_gpu else time.process_time
+def point(call: Callable[[], Any], size: int, device: str) -> Point:
+    """Return what a call costs; the first one warms up, and makes the inputs."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    taken: list[float] = []
+
+    def timed() -> None:
+        harness.wait_for(device)
+        began = clock()
+        call()
+        harness.wait_for(device)
+        taken.append(max(clock() - began, 1e-6))
+
     with quiet():
-        mib = memory.mib_of(call)
-        taken: list[float] = []
-        while (len(taken) < 3 and sum(taken) < 0.2) or not taken:
-            harness.wait_for(device)
-            began = clock()
-            call()
-            harness.wait_for(device)
-            taken.append(max(clock() - began, 1e-6))
+        call()
+        mib = Memory(device).mib_of(timed)
+        while len(taken) < ROUNDS and sum(taken) < ENOUGH:
+            timed()
     return Point(size, min(taken), mib)
 
 
-def curve(
-    name: str, axis: str, seconds: float, most: int | None, make: Callable[[Sizes], World]
-) -> Curve:
+def curve(name: str, axis: str, seconds: float, make: Callable[[Sizes], World]) -> Curve:
     """Return the cost of an operation along an axis, until a call takes so many seconds."""
     operation, points = OPERATIONS[name], []
-    size = getattr(operation.least, axis)
-    if axis == "batch":
-        size = 1
+    size = 1 if axis == "batch" else getattr(operation.least, axis)
+    calls = []
     while True:
         w = make(replace(operation.least, **{axis: size}, **_also(axis, size)))
-        points.append(point(partial(operation.call, w), size, w.device, Memory(w.device)))
-        is_slow = points[-1].seconds > seconds * operation.seconds and len(points) >= FITTED
-        if is_slow or 2 * size > min(MOST[axis], most or MOST[axis]):
-            return Curve(name, axis, tuple(points))
-        size *= 2
+        calls.append(partial(operation.call, w))
+        points.append(point(calls[-1], size, w.device))
+        first, last = points[0], points[-1]
+        goal = seconds * operation.seconds
+        if axis == "images":  # until the images cost more than what is done once
+            goal = max(goal, min(GROWN * first.seconds, 10 * goal))
+        is_large = last.seconds > goal or last.mib > LARGE
+        size *= STEP.get(axis, 2)
+        if (is_large and len(points) >= FITTED) or size > MOST[axis]:
+            break
+    found = Curve(name, axis, tuple(points))
+    if found.verdict != "above" or found.reason:
+        return found
+    # Other load may have been what was timed: the least of two times counts.
+    again = [point(call, p.size, w.device) for call, p in zip(calls, points, strict=True)]
+    least = [
+        replace(p, seconds=min(p.seconds, q.seconds)) for p, q in zip(points, again, strict=True)
+    ]
+    return Curve(name, axis, tuple(least))
 
 
 def _also(axis: str, size: int) -> dict[str, int]:
@@ -188,8 +213,7 @@ def scaling(
     *,
     only: Annotated[tuple[str, ...], "operations", harness.listed(OPERATIONS)] = tuple(OPERATIONS),
     axes: Annotated[tuple[str, ...], "axes", harness.listed(AXES)] = AXES,
-    seconds: Annotated[float, "of the largest call"] = 0.05,
-    most: Annotated[int | None, "the largest size of any axis"] = None,
+    seconds: Annotated[float, "of the largest call"] = 0.02,
     full: Annotated[bool, "EfficientNet-Lite0 in place of four small convolutions"] = False,
     device: str = "cpu",
 ) -> int:
@@ -199,6 +223,7 @@ def scaling(
         f"{'MiB':>7} {'MiB':>7}  verdict"
     )
     unexplained = []
+    gc.freeze()  # what is imported need not be looked through again
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name in only:
@@ -207,7 +232,7 @@ def scaling(
                 if full and axis == "classes":
                     continue
                 make = partial(World, device=device, full=full, folder=folder)
-                found = curve(name, axis, seconds, most, make)
+                found = curve(name, axis, seconds, make)
                 print(found.line(operation), flush=True)
                 if found.verdict == "above" and not found.reason:
                     unexplained.append(f"{name} ({axis})")
