@@ -19,6 +19,7 @@ class Elsewhere(Tensor):
     """A tensor with numbers, of a device that has none."""
 
     numbers: Tensor
+    is_meta = False  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, numbers: Tensor) -> Elsewhere:
