@@ -148,6 +148,8 @@ def robust_cam(
         for precision in precisions:
             with harness.precision_of(precision, device):
                 timed = contenders(model, images)
+                if precision == "bfloat16":  # which NumPy does not know
+                    timed.pop("GradCAM x5", None)
                 laps = race(timed, rounds, repeats=REPEATS, device=device)
                 busy = {name: harness.busy(call, device) for name, call in timed.items()}
             print(f"  {precision}")

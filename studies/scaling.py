@@ -39,6 +39,7 @@ import torch
 from operations import OPERATIONS, REASONS, Operation
 from world import Sizes, World
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 AXES = tuple(axis.name for axis in fields(Sizes))
 MOST = {"images": 2048, "side": 512, "classes": 1024, "batch": 64, "k": 256, "methods": 16}
 """What an axis goes up to."""
@@ -124,7 +125,11 @@ class Memory:
         self.status = Path("/proc/self/status")
         self.trim = None
         with contextlib.suppress(OSError, AttributeError):
-            self.trim = ctypes.CDLL("libc.so.6").malloc_trim
+            library = ctypes.CDLL("libc.so.6")
+            self.trim = library.malloc_trim
+            # Else each large tensor is new memory, and its pages cost more than what is timed.
+            library.mallopt(_MMAP_THRESHOLD, 2**30)
+            library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
     def mib_of(self, call: Callable[[], Any]) -> float:
         """Return the MiB that a call takes for a while; NaN where that can't be told."""
