@@ -302,7 +302,7 @@ def _bowl(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
 NETWORKS = {
     **_each("images side", **_networks),
     "DenseAssociativeMemory": Operation(
-        lambda w: networks.DenseAssociativeMemory(32, w.sizes.classes, 16).fit(
+        lambda w: networks.DenseAssociativeMemory(32, w.sizes.classes, 4).fit(
             w.features, w.labels.cpu(), epochs=1
         ),
         ("images", "classes"),

@@ -218,7 +218,7 @@ def scaling(
     *,
     only: Annotated[tuple[str, ...], "operations", harness.listed(OPERATIONS)] = tuple(OPERATIONS),
     axes: Annotated[tuple[str, ...], "axes", harness.listed(AXES)] = AXES,
-    seconds: Annotated[float, "of the largest call"] = 0.02,
+    seconds: Annotated[float, "of the largest call"] = 0.01,
     full: Annotated[bool, "EfficientNet-Lite0 in place of four small convolutions"] = False,
     device: str = "cpu",
 ) -> int:
