@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,14 +171,19 @@ def test_a_trained_classifier_and_its_file(tmp_path: Path) -> None:
 ONCE = [c for c in attributions.CASES if c.name not in ("perceptual_ball", "iterative_mask")]
 
 
+@pytest.fixture
+def products(precision: str) -> Iterator[None]:
+    """Products in TensorFloat-32 where that is the precision."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    yield
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+
+
 @pytest.mark.parametrize("case", ONCE, ids=lambda c: c.name)
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
-def test_attributions_in_lower_precision(
-    case: attributions.Case, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
-        monkeypatch.setattr(backend, "allow_tf32", precision == "tf32")
-
+@pytest.mark.usefixtures("products")
+def test_attributions_in_lower_precision(case: attributions.Case, precision: str) -> None:
     def result(device: str) -> Any:
         net, target = made(Net, device), torch.tensor([0, 3, 5], device=device)
         is_half = device == DEVICE and precision == "bfloat16"
@@ -209,18 +214,15 @@ def test_a_comparison(precision: str) -> None:
     assert float((found - expected).abs().max()) <= 1 / 3  # of two images the box may turn
 
 
-@pytest.mark.parametrize(
-    "measure", [metrics.sweep_boxes, metrics.threshold, metrics.pxap_histograms]
-)
-def test_metrics_of_maps(measure: Callable[..., Any]) -> None:
-    def numbers(device: str) -> Tensor:
-        maps = smooth_images(4)[:, 0].to(device)
-        if measure is metrics.sweep_boxes:
-            return measure(maps, ["energy"])["energy"]
-        return (
-            measure(maps, "energy", 0.5)
-            if measure is metrics.threshold
-            else measure(maps, maps > 0.5)
-        )
+MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sweep_boxes": lambda maps: metrics.sweep_boxes(maps, ["energy"])["energy"],
+    "threshold": lambda maps: metrics.threshold(maps, "energy", 0.5),
+    "pxap_histograms": lambda maps: metrics.pxap_histograms(maps, maps > 0.5),
+    "stability": lambda maps: metrics.spearman_correlation(maps, maps.square()),
+}
 
-    check_close(*(t.float() for t in on_both(numbers)))
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_metrics_of_maps(name: str) -> None:
+    found = on_both(lambda device: MEASURES[name](smooth_images(4)[:, 0].to(device)))
+    check_close(*(t.float() for t in found))
