@@ -6,6 +6,7 @@ numbers can be asked for only one after another. Each such question is what a GP
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -93,3 +94,26 @@ def test_a_step_of_an_attack_asks_seldom(
 
     # Are the scores finite, and the gradients? Is any image fooled, and which go on?
     assert asked(8) - asked(4) == 4 * most
+
+
+def tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+
+
+def test_no_call_keeps_tensors() -> None:
+    torch.manual_seed(0)
+    nets, x = (Net().eval(), PixelNet().eval()), same(2)
+    classes = [net(x).argmax(dim=1) for net in nets]
+    explainers = [case.make(nets[0], nets[0].conv2) for case in attributions.CASES]
+    attackers = [(case.make(nets[1]), case.epsilon) for case in SHORT]
+
+    def call_all() -> int:
+        for explainer in explainers:
+            explainer.attribute(x, classes[0])
+        for attacker, epsilon in attackers:
+            attacker.perturb(x, classes[1], epsilon=epsilon)
+        return tensors()
+
+    first = call_all()
+    assert call_all() <= first
