@@ -25,10 +25,11 @@ import ctypes
 import gc
 import io
 import math
+import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,8 @@ ENOUGH = 0.1
 FITTED = 3
 """The last sizes, through which the line goes."""
 LINEAR = (0.75, 1.3)
+CACHE = 4.0
+"""MiB up to which the memory of a call is in the caches of a core; behind them, it is slower."""
 GROWS = 16.0
 """MiB that an operation which streams may take more at the last size than at the first."""
 
@@ -80,14 +83,14 @@ class Curve:
     @property
     def exponent(self) -> float:
         """The slope of log time against log size over the last sizes; NaN of fewer than two."""
-        last = self.points[-FITTED:]
+        return self._slope(self.points[-FITTED:])
+
+    def _slope(self, points: Sequence[Point]) -> float:
         power = 2 if self.axis == "side" else 1
-        x = [power * math.log(p.size) for p in last]
-        y = [math.log(p.seconds) for p in last]
-        middle = [sum(values) / len(values) for values in (x, y)]
-        spread = sum((a - middle[0]) ** 2 for a in x)
-        shared = sum((a - middle[0]) * (b - middle[1]) for a, b in zip(x, y, strict=True))
-        return shared / spread if spread else math.nan
+        if len(points) < 2:
+            return math.nan
+        x = [power * math.log(p.size) for p in points]
+        return statistics.linear_regression(x, [math.log(p.seconds) for p in points]).slope
 
     @property
     def verdict(self) -> str:
@@ -100,6 +103,9 @@ class Curve:
     @property
     def reason(self) -> str:
         """Why it grows faster than the work; "" where that is not known."""
+        small = [p for p in self.points if p.mib <= CACHE][-FITTED:]
+        if len(small) == FITTED < len(self.points) and self._slope(small) <= LINEAR[1]:
+            return f"leaves the caches; {self._slope(small):.2f} up to {small[-1].size}"
         return REASONS.get((self.name, self.axis), "")
 
     def line(self, operation: Operation) -> str:
@@ -218,7 +224,7 @@ def scaling(
     *,
     only: Annotated[tuple[str, ...], "operations", harness.listed(OPERATIONS)] = tuple(OPERATIONS),
     axes: Annotated[tuple[str, ...], "axes", harness.listed(AXES)] = AXES,
-    seconds: Annotated[float, "of the largest call"] = 0.01,
+    seconds: Annotated[float, "of the largest call"] = 0.02,
     full: Annotated[bool, "EfficientNet-Lite0 in place of four small convolutions"] = False,
     device: str = "cpu",
 ) -> int:
