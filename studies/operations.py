@@ -314,7 +314,6 @@ _runs: dict[str, Call] = {
     "robust_accuracy": lambda w: benchmark.robust_accuracy(
         w.model, attacks.FGSM(w.model), w.dataset, [2 / 255], batch_size=w.sizes.batch
     ),
-    "explain": lambda w: explained(w, w.out()),
     "locate": lambda w: locate(w.model, w.x.cpu(), method="grad_cam", batch_size=w.sizes.batch),
     "video": lambda w: annotate_video(
         w.video, w.out().with_suffix(".avi"), w.masking, batch_size=w.sizes.batch, progress=False
@@ -387,6 +386,7 @@ _reports: dict[str, Call] = {
     "embedding": lambda w: inspection.embedding(w.features),
     "embedding, pca": lambda w: inspection.embedding(w.features, "pca"),
 }
+_TWO = Sizes(images=2)
 WHOLES = {
     **{
         name: Operation(call, ("images", "batch"), 3, streams=True, least=Sizes(images=32))
@@ -397,6 +397,8 @@ WHOLES = {
         for name, call in _trainings.items()
     },
     **{name: Operation(call, ("images",), 3) for name, call in _reports.items()},
+    # Its pictures are larger than these images, and take most of the time.
+    "explain": Operation(lambda w: explained(w, w.out()), ("images",), 3, streams=True, least=_TWO),
     "compare": Operation(
         lambda w: compared(w, w.out()),
         ("images", "side", "classes", "batch", "methods"),

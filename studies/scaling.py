@@ -57,7 +57,7 @@ ENOUGH = 0.1
 FITTED = 3
 """The last sizes, through which the line goes."""
 LINEAR = (0.75, 1.3)
-CACHE = 4.0
+CACHE = 6.0
 """MiB up to which the memory of a call is in the caches of a core; behind them, it is slower."""
 GROWS = 16.0
 """MiB that an operation which streams may take more at the last size than at the first."""
