@@ -459,6 +459,7 @@ COVERED = {
 """Public name -> why it is not in `OPERATIONS`."""
 REASONS = {
     ("neighbours", "images"): "each image is compared with each: N² distances",
+    ("SafetyNet", "images"): "its support vector machine compares images with each other",
     ("embedding", "images"): "t-SNE: N log N and more in its libraries",
 }
 """Operation and axis -> why the cost grows faster than the axis."""
