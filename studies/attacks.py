@@ -1,6 +1,7 @@
 """How fast and how strong are the attacks, beside Captum's, foolbox's and torchattacks'?
 
-    python studies/attacks.py speed IMAGENET          # PGD, DeepFool, universal perturbation
+    python studies/attacks.py speed IMAGENET          # PGD, DeepFool, universal perturbation;
+                                                      # --device cuda
     python studies/attacks.py strength IMAGENET       # robust accuracy beside foolbox's PGD
     python studies/attacks.py losses IMAGENET         # what each loss fools, at a small radius
     python studies/attacks.py logits IMAGENET         # robust accuracy of scaled and half scores
@@ -69,11 +70,11 @@ class Victim:
     batch: int
 
     @classmethod
-    def of(cls, folder: Path, n: int, batch: int) -> Victim:
+    def of(cls, folder: Path, n: int, batch: int, device: str = "cpu") -> Victim:
         """Return the published network with the first n images."""
-        model = load_classifier("efficientnet_lite0").eval()
+        model = load_classifier("efficientnet_lite0").eval().to(device)
         shown = harness.photographs(folder, n, model.input_size)
-        return cls(model, shown.images, shown.labels, batch)
+        return cls(model, shown.images.to(device), shown.labels.to(device), batch)
 
     def where_right(self, n: int | None = None) -> Victim:
         """Return the same with those of the first images that are classified right."""
@@ -115,14 +116,15 @@ def pgd_contenders(model: Classifier, epsilon: float) -> dict[str, Attacker]:
     ours = PGD(model, epsilon, STEPS, step)
     every = PGD(model, epsilon, STEPS, step, early_stop=False, keep_best=False)
 
-    def in_bfloat16(x: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+    def at(precision: harness.Precision, x: Tensor, y: Tensor) -> Tensor:
+        with harness.precision_of(precision, str(x.device)):
             return ours.perturb(x, y)
 
     found: dict[str, Attacker] = {
         "ours": ours.perturb,
         "ours, all steps": every.perturb,
-        "ours, bfloat16": in_bfloat16,
+        "ours, TF32": partial(at, "tf32"),
+        "ours, bfloat16": partial(at, "bfloat16"),
         "Captum": lambda x, y: captums.perturb(x, epsilon, step, STEPS, y),
     }
     if installed("foolbox"):
@@ -145,20 +147,22 @@ def speed(
     levels: tuple[float, ...] = (1.0, 8.0),
     deepfool: Annotated[int, "images"] = 16,
     universal: Annotated[int, "images"] = 16,
+    device: str = "cpu",
 ) -> None:
     """PGD at all strengths, DeepFool, and the universal perturbation."""
-    victim = Victim.of(imagenet, images, batch)
+    victim = Victim.of(imagenet, images, batch, device)
     victim.model(victim.x[:2])
     print(f"PGD, {STEPS} steps of a quarter of the radius, batches of {batch}, n={len(victim)}")
     for level in levels:
         contenders = pgd_contenders(victim.model, level / 255)
         laps = race_attacks(victim, contenders, rounds)
-        print(f"\n  {level:g}/255: times as long as ours; robust accuracy; ms an image")
+        print(f"\n  {level:g}/255: times as long as ours; robust accuracy; ms an image; GPU busy")
         for name, taken in laps.items():
             accuracy = victim.right_as_bytes(taken.result).float().mean()
             print(
                 f"    {name:16} {ratio(taken.wall, laps['ours'].wall):26} {accuracy:.3f} "
-                f"{1000 * taken.median / len(victim):8.0f}",
+                f"{1000 * taken.median / len(victim):8.1f}  "
+                f"{harness.busy(partial(victim.attacked, contenders[name]), device)}",
                 flush=True,
             )
     race_deepfool(victim.where_right(deepfool), rounds)
@@ -166,9 +170,9 @@ def speed(
 
 
 def race_attacks(victim: Victim, attacks: dict[str, Attacker], rounds: int) -> dict[str, Laps]:
-    """Return the times of attacks on all images, without a round to warm up: they are long."""
+    """Return the times of attacks on all images; on a CPU no round warms up: they are long."""
     timed = {name: partial(victim.attacked, attack) for name, attack in attacks.items()}
-    return harness.race(timed, rounds, warm_up=False)
+    return harness.race(timed, rounds, warm_up=victim.x.is_cuda, device=str(victim.x.device))
 
 
 def deepfool_contenders(model: Classifier, norm: str, **ours: Attacker) -> dict[str, Attacker]:
@@ -232,7 +236,8 @@ def race_universal(victim: Victim, n: int, rounds: int) -> None:
             "the same image by image": partial(plain, 1),
         },
         rounds,
-        warm_up=False,
+        warm_up=x.is_cuda,
+        device=str(x.device),
     )
     print(f"\nuniversal perturbation, one pass, n={len(x)}, times as long as the fit:")
     for name in list(laps)[1:]:

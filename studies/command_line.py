@@ -59,6 +59,8 @@ def study(
     if given["threads"] is not None:
         torch.set_num_threads(given["threads"])
     print(machine(given.get("device", "cpu"), packages), flush=True)
+    if given.get("device") == "cpu":
+        print("NO GPU WAS MEASURED: these are numbers of a CPU (--device cuda)", flush=True)
     sys.exit(given["call"](given))
 
 

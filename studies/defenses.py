@@ -7,7 +7,7 @@
     python studies/defenses.py adaptive DATA OUT [--limit N]
     python studies/defenses.py moved DATA OUT [--limit N]
     python studies/defenses.py table DATA OUT
-    python studies/defenses.py cost OUT
+    python studies/defenses.py cost [OUT] [--device cuda] [--precisions float32 tf32 bfloat16]
 
 EfficientNet-Lite0 with its published weights; DATA is an ImageNet validation folder (Kaggle's
 layout). Every method explains the class that it predicts itself, as nobody knows the label of an
@@ -444,10 +444,18 @@ def table(data: Path, out: Path) -> None:
             print(f"  {name:20s} {forward:6.1f} {backward:6.1f}")
 
 
-def cost(out: Path, *, rounds: int = 5) -> None:
+def cost(
+    out: Annotated[Path | None, "with images that `images` has kept; pink noise without it"] = None,
+    *,
+    rounds: int = 5,
+    batch: int = harness.BATCH,
+    device: str = "cpu",
+    precisions: harness.Precisions = ("float32",),
+) -> None:
     """Print transforms through the classifier as one batch, against a loop over transforms."""
-    model = harness.classifier()
-    x = shown_in(out, "clean")[: harness.BATCH] / 255
+    model = harness.classifier().to(device)
+    x = harness.pink_noise(batch, SIZE) if out is None else shown_in(out, "clean")[:batch] / 255
+    x = x.to(device)
     transforms = default_transforms()
     robust, grad_cam = RobustCAM(model, model.cam_layer), LayerGradCam(model, model.cam_layer)
     behind = Defended(grad_cam, transforms)
@@ -474,15 +482,21 @@ def cost(out: Path, *, rounds: int = 5) -> None:
         ),
         "  loop by hand, image by image": lambda: harness.in_batches(loop, x, size=1),
     }
-    laps = harness.race(timed, rounds)
     print(f"{len(transforms)} transforms, batch of {len(x)}, median of {rounds} rounds")
-    print("ms an image; times the classifier's forward pass; forward passes an image")
-    for name, run in timed.items():
-        with count_passes(model) as counted:
-            run()
-        median, passes = laps[name].median, counted.forward / len(x)
-        times = median / laps["classifier forward"].median
-        print(f"{name:36s} {1000 * median / len(x):8.1f} {times:7.2f} {passes:6.1f}")
+    print("ms an image; times the classifier's pass; forward passes an image; GPU busy")
+    for precision in precisions:
+        print(precision)
+        with harness.precision_of(precision, device):
+            laps = harness.race(timed, rounds, device=device)
+            busy = {name: harness.busy(run, device) for name, run in timed.items()}
+        for name, run in timed.items():
+            with count_passes(model) as counted:
+                run()
+            median, passes = laps[name].median, counted.forward / len(x)
+            times = median / laps["classifier forward"].median
+            print(
+                f"{name:36s} {1000 * median / len(x):8.1f} {times:7.2f} {passes:6.1f} {busy[name]}"
+            )
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@
 - Boxes from maps, and thresholds that are tuned on the other half: :func:`failures`.
 - Means and differences with their intervals, as text.
 - Times of contenders that take turns, and their ratios: :func:`race`; peak memory.
+- A GPU: precisions, waiting for it, and the share of the time in which it was busy.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import subprocess
@@ -18,9 +20,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from captum.attr import LayerGradCam
@@ -30,6 +34,7 @@ from command_line import numbered as numbered
 from command_line import study as study
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.nn import functional as F
 
 from captum_robust._contexts import outputs_of
@@ -372,7 +377,7 @@ def race(
         repeats: how often a round those run that are not to run once; their mean counts.
         device: a GPU is waited for.
     """
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    wait = partial(wait_for, device)
     laps, names, repeats = {name: Laps() for name in contenders}, [*contenders], repeats or {}
     for number in range(-1 if warm_up else 0, rounds):
         by = number % len(names)
@@ -411,6 +416,66 @@ def peak_mib(command: Sequence[str], folder: Path | None = None) -> float:
             errors.seek(0)
             sys.exit(errors.read())
     return usage.ru_maxrss / 1024
+
+
+# -- A GPU ----------------------------------------------------------------------------------------
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+Precisions = Annotated[
+    tuple[Precision, ...],
+    "tf32: of float32, 10 bits count in products, on a GPU; bfloat16: autocast",
+]
+
+
+@contextmanager
+def precision_of(name: Precision, device: str) -> Iterator[None]:
+    """Inside, products of matrices and convolutions have this precision."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    kind = torch.device(device).type
+    try:
+        for backend in backends:
+            backend.allow_tf32 = name == "tf32"
+        with torch.autocast(kind, torch.bfloat16, enabled=name == "bfloat16"):
+            yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+
+
+def wait_for(device: str) -> None:
+    """Wait until a device has done all that it was told."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device.startswith("mps"):
+        torch.mps.synchronize()
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Return the length of the union of spans (from, to)."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def busy(call: Callable[[], Any], device: str) -> str:
+    """Return the share of the time of a call in which a GPU computes or copies, as text."""
+    if not device.startswith("cuda"):
+        return "not measured"
+    wait_for(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        began = time.perf_counter()
+        call()
+        wait_for(device)
+        seconds = time.perf_counter() - began
+    spans = [
+        (event.time_range.start, event.time_range.end)
+        for event in found.events()
+        if event.device_type == DeviceType.CUDA
+    ]
+    return f"{covered(spans) / 1e6 / seconds:.0%}"
 
 
 def margin(scores: Tensor, label: Tensor) -> Tensor:

@@ -1,19 +1,19 @@
 """How fast is PerceptualBallPerturbation, against L-BFGS on one image at a time?
 
-    python studies/perceptual_ball.py [--data IMAGENET] [--images 400]
+    python studies/perceptual_ball.py [--data IMAGENET] [--images 400] [--device cuda]
 
 EfficientNet-Lite0 with its published weights, blocks 8 to 15, λ'=10, λ=1, T=-2; every contender
 runs strong-Wolfe L-BFGS (history 20) to the same stopping rule. Three tables:
 
-1. Images a second of batches, in float32 and in bfloat16 autocast, against `torch.optim.LBFGS` on
-   one image at a time, in float32. Its closure (a) runs the network twice, once up to the last
-   block for the features and once for the scores, as the authors' public code does; (b) takes both
-   from one pass. "As loaded": the parameters require gradients, as they do after loading, so that
-   `backward()` works out those of all weights too; "frozen" is what a careful user does, and
-   "bfloat16" autocast on top. Ours is given the model as loaded. All are told the classes. The
-   contenders take turns on as many images as the largest batch holds; a ratio is formed in each
-   round, of wall-clock seconds and of the seconds that the process spent on the cores, and the
-   median counts, with the smallest and the largest.
+1. Images a second of batches, in float32, in bfloat16 autocast and, on a GPU, in TF32, against
+   `torch.optim.LBFGS` on one image at a time, in float32. Its closure (a) runs the network twice,
+   once up to the last block for the features and once for the scores, as the authors' public code
+   does; (b) takes both from one pass. "As loaded": the parameters require gradients, as they do
+   after loading, so that `backward()` works out those of all weights too; "frozen" is what a
+   careful user does, and "bfloat16" autocast on top. Ours is given the model as loaded. All are
+   told the classes. The contenders take turns on as many images as the largest batch holds; a
+   ratio is formed in each round, of wall-clock seconds and of the seconds that the process spent
+   on the cores, and the median counts, with the smallest and the largest.
    The final J of all is worked out again by one function in float32, and the run fails if the
    float32 batches end more than 2 % above (b) in the mean. Timings never fail it. "Unmoved" counts
    the images whose perturbation is zero: bfloat16 may not see the first, small step.
@@ -50,7 +50,7 @@ TOLERANCE = 0.02  # of the mean J
 EVALUATIONS = (1, 2, 4, 8, 12, 16, 24, 32)
 ITERATIONS = (4, 8, 12, 20, 30)
 MORE_ITERATIONS = (1.25, 1.5, 2, 3)
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS: tuple[harness.Precision, ...] = ("float32", "bfloat16")
 
 
 def features_of(model: Classifier, x: Tensor) -> list[Tensor]:
@@ -136,13 +136,7 @@ def ours(
     return moved, details.iterations, details.evaluations
 
 
-def autocast(images: Tensor, precision: str) -> torch.autocast:
-    """Return the context of a precision: that of float32 does nothing."""
-    dtype = PRECISIONS[precision]
-    return torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
-
-
-BASELINES = {
+BASELINES: dict[str, tuple[bool, bool, harness.Precision]] = {
     "(a) two passes, as loaded": (False, False, "float32"),
     "(a) two passes, frozen": (False, True, "float32"),
     "(b) one pass, as loaded": (True, False, "float32"),
@@ -159,26 +153,32 @@ def contenders(
 ) -> dict[str, Callable[[], Tensor]]:
     """Return name -> what is timed and returns the perturbations."""
 
-    def batched(batch: int, precision: str) -> Tensor:
-        with autocast(images, precision):
+    device = str(images.device)
+    precisions = (*PRECISIONS, "tf32") if images.is_cuda else PRECISIONS
+
+    def batched(batch: int, precision: harness.Precision) -> Tensor:
+        with harness.precision_of(precision, device):
             return ours(model, images, classes, iterations, batch)[0]
 
-    def baseline(shared: bool, freeze: bool, precision: str) -> Tensor:
-        with autocast(images, precision), resting(model.parameters() if freeze else ()):
+    def baseline(shared: bool, freeze: bool, precision: harness.Precision) -> Tensor:
+        still = resting(model.parameters() if freeze else ())
+        with harness.precision_of(precision, device), still:
             return one_by_one(model, images, classes, iterations, shared)
 
     return {
         f"ours, batch of {batch}, {precision}": partial(batched, batch, precision)
-        for precision in PRECISIONS
+        for precision in precisions
         for batch in batches
     } | {name: partial(baseline, *facts) for name, facts in BASELINES.items()}
 
 
-def print_race(laps: dict[str, harness.Laps], final: dict[str, Tensor], n: int) -> None:
+def print_race(
+    laps: dict[str, harness.Laps], final: dict[str, Tensor], busy: dict[str, str], n: int
+) -> None:
     """Print speed, final J and images that did not move of each contender, and the ratios."""
     print(
         f"  {'':34}{'images/s':>9}{'wall s':>8}{'CPU s':>8}{'mean J':>10}{'median J':>10}"
-        f"{'unmoved':>9}"
+        f"{'unmoved':>9}  GPU busy"
     )
     for name, taken in laps.items():
         wall, cpu = (statistics.median(column) / n for column in (taken.wall, taken.cpu))
@@ -186,7 +186,7 @@ def print_race(laps: dict[str, harness.Laps], final: dict[str, Tensor], n: int) 
         unmoved = int((taken.result.flatten(1) == 0).all(1).sum())
         print(
             f"  {name:34}{1 / wall:9.2f}{wall:8.3f}{cpu:8.3f}{j.mean():10.4f}{j.median():10.4f}"
-            f"{unmoved:9}"
+            f"{unmoved:9}  {busy[name]}"
         )
     print("  seconds are those of one image. How many times faster:")
     for name in (name for name in laps if name.startswith("ours")):
@@ -221,9 +221,11 @@ def print_time_to_reach(
     """Print what bfloat16 needs to end at the mean J that float32 ends at."""
     for factor in MORE_ITERATIONS:
         more = round(factor * iterations)
+        harness.wait_for(str(images.device))
         start = time.perf_counter()
-        with autocast(images, "bfloat16"):
+        with harness.precision_of("bfloat16", str(images.device)):
             moved, _, _ = ours(model, images, classes, more, batch)
+        harness.wait_for(str(images.device))
         wall = (time.perf_counter() - start) / len(images)
         reached = final_objective(model, images, moved, classes).mean().item()
         if reached <= goal:
@@ -267,14 +269,15 @@ def row_of(
     truth: list[Tensor] | None,
     batch: int,
     iterations: int,
-    precision: str,
+    precision: harness.Precision,
 ) -> str:
     """Return one line of the table of iterations: what they cost and give."""
     wall = 0.0
     batches = []
     for x, c in harness.parts(images, classes, size=batch):
+        harness.wait_for(str(x.device))
         start = time.perf_counter()
-        with autocast(x, precision):
+        with harness.precision_of(precision, str(x.device)):
             moved, steps, evaluations = ours(model, x, c, iterations, batch)
         maps = PerceptualBallPerturbation.saliency(moved, BLUR).cpu()
         wall += time.perf_counter() - start
@@ -331,7 +334,8 @@ def perceptual_ball(
     final = {
         name: final_objective(model, first, taken.result, of_first) for name, taken in laps.items()
     }
-    print_race(laps, final, len(first))
+    busy = {name: harness.busy(call, device) for name, call in timed.items()}
+    print_race(laps, final, busy, len(first))
     holds = check_objectives(final)
     for batch in batch_sizes:
         goal = final[f"ours, batch of {batch}, float32"].mean().item()

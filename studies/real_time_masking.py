@@ -1,6 +1,7 @@
 """What a mask costs: the trained network beside one forward pass, and beside a mask an image.
 
     python studies/real_time_masking.py [--network FILE] [--images DATA] [--iterative N]
+        [--device cuda] [--precisions float32 tf32 bfloat16]
 
 EfficientNet-Lite0 with the masking network of the package, or that of FILE. Times are ratios to the
 classifier's own forward pass in the same run: the rows of a round take turns, and the ratio shown
@@ -9,14 +10,16 @@ is the median over the rounds. Then, of the first N photographs of an ImageNet v
 seconds, the iterative method needs until its own is as low on average.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import harness
 import torch
 from captum.attr import LayerGradCam
-from harness import classifier, masking_network, photographs, race, ratio, study
+from harness import Precisions, classifier, masking_network, photographs, race, ratio, study
 from torch import Tensor
 
 from captum_robust import IterativeMask, RealTimeMasking
@@ -26,31 +29,32 @@ from captum_robust.nn import CodeObjective, EvidenceRemoval, blend
 OBJECTIVE = CodeObjective()
 
 
-def costs(method: RealTimeMasking, rounds: int) -> None:
+def costs(method: RealTimeMasking, rounds: int, device: str, precisions: Precisions) -> None:
     """Print time and passes beside one pass of the classifier, and beside Captum's Grad-CAM."""
     model = method.network.encoder
     cam = LayerGradCam(model, model.cam_layer)
     without_gradients = torch.no_grad()
-    print("ms an image (best round); times the classifier's forward pass; passes an image")
-    for batch, half in ((1, False), (16, False), (1, True), (16, True)):
-        x = torch.rand(batch, 3, *model.input_size).to(memory_format=torch.channels_last)
-        target = torch.zeros(batch, dtype=torch.long)
+    print("ms an image (best round); times the classifier's pass; passes an image; GPU busy")
+    for precision, batch in itertools.product(precisions, (1, 16)):
+        x = torch.rand(batch, 3, *model.input_size).to(device, memory_format=torch.channels_last)
+        target = torch.zeros(batch, dtype=torch.long, device=device)
         rows: dict[str, Callable[[], object]] = {
             "classifier forward": without_gradients(lambda x=x: model(x)),
             "mask and scores": without_gradients(lambda x=x: method.network.masks_and_scores(x)),
             "RealTimeMasking": without_gradients(lambda x=x: method.attribute(x)),
             "Captum's LayerGradCam": lambda x=x, t=target: cam.attribute(x, t),
         }
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            laps = race(rows, rounds)
-        print(f"batch of {batch}, {'bfloat16' if half else 'float32'}")
+        with harness.precision_of(precision, device):
+            laps = race(rows, rounds, device=device)
+            busy = {name: harness.busy(call, device) for name, call in rows.items()}
+        print(f"batch of {batch}, {precision}")
         for name, call in rows.items():
             with count_passes(model) as passes:
                 call()
             print(
                 f"  {name:24s} {min(laps[name].wall) / batch * 1000:7.1f} "
                 f"{ratio(laps[name].wall, laps['classifier forward'].wall):24} "
-                f"{passes.forward / batch:4.1f}"
+                f"{passes.forward / batch:4.1f} {busy[name]}"
             )
 
 
@@ -61,7 +65,7 @@ def objective_of(method: RealTimeMasking, x: Tensor, classes: Tensor) -> Tensor:
     removal, generator = EvidenceRemoval(), torch.Generator().manual_seed(0)
     scores = []
     for mask in (masks, 1 - masks):
-        noisy = x + 0.015 * torch.randn(x[:1].shape, generator=generator)
+        noisy = x + 0.015 * torch.randn(x[:1].shape, generator=generator).to(x.device)
         without = removal(noisy, generator, shared=True)
         scores.append(method.network.encoder(blend(noisy, mask, without)))
     return OBJECTIVE(masks, *scores, classes)["total"]
@@ -72,11 +76,14 @@ def iterative_beside(method: RealTimeMasking, x: Tensor, steps: int) -> None:
     model = method.network.encoder
     with torch.no_grad():
         classes = model(x).argmax(dim=1)
-    spent = race({"mask": lambda: method.attribute(x, classes)}, 1, warm_up=False)["mask"].median
+    mask = {"mask": lambda: method.attribute(x, classes)}
+    spent = race(mask, 1, warm_up=x.is_cuda, device=str(x.device))["mask"].median
     goal = objective_of(method, x, classes).mean()
     slow = IterativeMask(model, objective=OBJECTIVE, steps=steps)
+    harness.wait_for(str(x.device))
     began = time.perf_counter()
     _, details = slow.attribute(x, classes, return_details=True)
+    harness.wait_for(str(x.device))
     seconds = time.perf_counter() - began
     means = details.objective.mean(dim=0)
     reached = (means <= goal).nonzero()[:, 0].tolist()
@@ -101,16 +108,18 @@ def real_time_masking(
     iterative: Annotated[int, "images of the iterative method; 0: none"] = 8,
     steps: Annotated[int, "of the iterative method"] = 200,
     rounds: int = 10,
+    device: str = "cpu",
+    precisions: Precisions = ("float32", "bfloat16"),
 ) -> None:
     """Print both tables."""
     torch.manual_seed(0)
     model = classifier()
     method = RealTimeMasking(masking_network(network, model))
-    method.network.to(memory_format=torch.channels_last)
-    costs(method, rounds)
+    method.network.to(device, memory_format=torch.channels_last)
+    costs(method, rounds, device, precisions)
     if iterative:
         kind = "samples" if images is None else "imagenet"
-        x = photographs(images, iterative, model.input_size, kind).images
+        x = photographs(images, iterative, model.input_size, kind).images.to(device)
         iterative_beside(method, x, steps)
 
 

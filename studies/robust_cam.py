@@ -1,6 +1,6 @@
 """What does RobustCAM cost, against one forward pass and against the maps it is made of?
 
-    python studies/robust_cam.py
+    python studies/robust_cam.py [--device cuda] [--precisions float32 tf32 bfloat16]
 
 Times RobustCAM (k=5) on a batch against (a) one plain forward pass without gradients, (b) five
 calls of Captum's LayerGradCam, one a class rank, and (c) five calls of GradCAM from the package
@@ -14,15 +14,16 @@ counts, with the smallest and the largest beside it.
 
 First the maps are compared: for each of the five top classes RobustCAM's signed map of that class
 alone with LayerGradCam's, by the largest difference relative to the map's largest value. The run
-fails where that is above 1e-5. Timings never fail it.
+fails where that is above 1e-5 (in float32). Timings never fail it.
 """
 
 import statistics
 from collections.abc import Callable
 
+import harness
 import torch
 from captum.attr import LayerGradCam
-from harness import Laps, installed, pink_noise, race, ratio, study
+from harness import Laps, Precisions, installed, pink_noise, race, ratio, study
 from torch import Tensor
 
 from captum_robust import RobustCAM
@@ -111,11 +112,11 @@ RATIOS = (
 )
 
 
-def print_times(laps: dict[str, Laps]) -> None:
-    """Print the times of each contender, and the ratios."""
+def print_times(laps: dict[str, Laps], busy: dict[str, str]) -> None:
+    """Print the times of each contender, the share in which a GPU was busy, and the ratios."""
     for name, taken in laps.items():
         wall, cpu = (1000 * statistics.median(column) for column in (taken.wall, taken.cpu))
-        print(f"  {name:38} {wall:7.0f} ms wall {cpu:7.0f} ms CPU a call")
+        print(f"  {name:38} {wall:7.1f} ms wall {cpu:7.1f} ms CPU a call, GPU busy {busy[name]}")
     for label, slow, fast, goal in RATIOS:
         if slow in laps:
             wall = ratio(laps[slow].wall, laps[fast].wall)
@@ -129,6 +130,7 @@ def robust_cam(
     batch: int = 16,
     rounds: int = 5,
     device: str = "cpu",
+    precisions: Precisions = ("float32",),
 ) -> int:
     """Print the tables; return 1 if any map differs."""
     print(f"k={K}, batch of {batch}, median (smallest to largest) of n={rounds}")
@@ -143,7 +145,15 @@ def robust_cam(
             worst = disagreement(model, images, base)
             agree &= worst <= TOLERANCE
             print(f"  {label} differs from LayerGradCam by at most {worst:.1e} of a map's peak")
-        print_times(race(contenders(model, images), rounds, repeats=REPEATS, device=device))
+        for precision in precisions:
+            with harness.precision_of(precision, device):
+                timed = contenders(model, images)
+                if precision == "bfloat16":  # which NumPy does not know
+                    timed.pop("GradCAM x5", None)
+                laps = race(timed, rounds, repeats=REPEATS, device=device)
+                busy = {name: harness.busy(call, device) for name, call in timed.items()}
+            print(f"  {precision}")
+            print_times(laps, busy)
     print("\nall maps agree" if agree else f"\nsome maps differ by more than {TOLERANCE}")
     return int(not agree)
 

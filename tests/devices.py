@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,6 +19,7 @@ class Elsewhere(Tensor):
     """A tensor with numbers, of a device that has none."""
 
     numbers: Tensor
+    is_meta = False  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, numbers: Tensor) -> Elsewhere:
@@ -34,7 +35,12 @@ class Elsewhere(Tensor):
         return made
 
     def tolist(self) -> Any:
+        _ASKED.append("tolist")
         return self.detach().numbers.tolist()
+
+    def __getitem__(self, index: Any) -> Any:
+        # A list would become a tensor of that device, which is not dispatched.
+        return super().__getitem__(torch.tensor(index) if isinstance(index, list) else index)
 
     def __repr__(self, **_: Any) -> str:
         return f"Elsewhere({self.numbers})"
@@ -53,10 +59,40 @@ class _Devices(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
+_ASKED: list[str] = []
+_ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim")
+
+
+@contextmanager
+def counted_questions() -> Iterator[list[str]]:
+    """Inside, the list grows with each number that is asked of the other device.
+
+    Those are numbers, lists and tensors that are brought here, and results whose shape depends on
+    numbers: what a GPU has to be waited for.
+    """
+    _ASKED.clear()
+    yield _ASKED
+
+
+def _asks(name: str, args: Any, kwargs: Mapping[str, Any], tensors: list[Tensor]) -> bool:
+    there = [isinstance(t, Elsewhere) for t in tensors]
+    if not any(there):
+        return False
+    if name == "copy_":
+        return there == [False, True]
+    if name == "_to_copy":
+        return kwargs.get("device") is not None and torch.device(kwargs["device"]) != ELSEWHERE
+    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+        return any(i is not None and i.dtype == torch.bool for i in args[1])
+    return name in _ASKING
+
+
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     there = [isinstance(t, Elsewhere) for t in tensors]
     name = func.overloadpacket.__name__
+    if _asks(name, args, kwargs, tensors):
+        _ASKED.append(name)
     moves = name in ("_to_copy", "copy_")
     # As on a GPU, single numbers may be mixed, and indices of the CPU.
     counted = [e for e, t in zip(there, tensors, strict=True) if t.ndim or e]
@@ -93,7 +129,11 @@ def another_device(monkeypatch: Any) -> Iterator[None]:
     def made(values: Any, *, device: Any = "cpu", **options: Any) -> Tensor:
         return tensor(values, **options).to(device)  # it is not dispatched with its device
 
+    own_dtype = torch.get_autocast_dtype
     monkeypatch.setattr(torch, "autocast", autocast)
+    monkeypatch.setattr(
+        torch, "get_autocast_dtype", lambda kind: own_dtype("cpu" if kind == "meta" else kind)
+    )
     monkeypatch.setattr(torch, "tensor", made)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind != "meta" and is_on(kind))
     with _Devices():
@@ -101,8 +141,12 @@ def another_device(monkeypatch: Any) -> Iterator[None]:
 
 
 def moved(module: nn.Module) -> nn.Module:
-    """The module with its weights elsewhere."""
+    """The module with its weights and buffers elsewhere."""
     for part in module.modules():
         for name, p in part.named_parameters(recurse=False):
-            setattr(part, name, nn.Parameter(Elsewhere(p.detach())))
+            if not isinstance(p, Elsewhere):
+                setattr(part, name, nn.Parameter(Elsewhere(p.detach())))
+        for name, b in part.named_buffers(recurse=False):
+            if not isinstance(b, Elsewhere):
+                setattr(part, name, Elsewhere(b))
     return module

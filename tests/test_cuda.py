@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from captum_robust.attacks import ExplanationAttack, FoolingImage, UniversalPerturbation
+from captum_robust.attacks import PGD, ExplanationAttack, FoolingImage, UniversalPerturbation
 from captum_robust.attr import RobustCAM
+from captum_robust.benchmark import compare
+from captum_robust.data import Sample
 from captum_robust.defenses import Quilting, SafetyNet, adversarial_training
+from captum_robust.metrics import functional as metrics
 from captum_robust.metrics.functional import saliency_metric, smallest_destroying_region
 from captum_robust.models import load_classifier, save_classifier
 from captum_robust.nn import EvidenceRemoval, load_masking_network, save_masking_network
@@ -22,7 +25,7 @@ from captum_robust.training import TrainingSettings, masking_training
 from tests.attacks import test_contract as attacks
 from tests.attr import test_contract as attributions
 from tests.defenses import test_detection
-from tests.networks import Net, PixelNet
+from tests.networks import Net, PixelNet, classifier_of
 from tests.networks import drawn as smooth_images
 from tests.training import test_masking
 from tests.transforms import test_quilting, test_transforms
@@ -163,3 +166,63 @@ def test_a_trained_classifier_and_its_file(tmp_path: Path) -> None:
     save_classifier(network, file)
     with torch.no_grad():
         check_close(*on_both(lambda d: load_classifier("small_resnet", file).to(d)(x.to(d))))
+
+
+ONCE = [c for c in attributions.CASES if c.name not in ("perceptual_ball", "iterative_mask")]
+
+
+@pytest.fixture
+def products(precision: str) -> Iterator[None]:
+    """Products in TensorFloat-32 where that is the precision."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    yield
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+
+
+@pytest.mark.parametrize("case", ONCE, ids=lambda c: c.name)
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.usefixtures("products")
+def test_attributions_in_lower_precision(case: attributions.Case, precision: str) -> None:
+    def result(device: str) -> Any:
+        net, target = made(Net, device), torch.tensor([0, 3, 5], device=device)
+        is_half = device == DEVICE and precision == "bfloat16"
+        with torch.autocast(device, torch.bfloat16, enabled=is_half):
+            return case.make(net, net.conv2).attribute(drawn().to(device), target).float()
+
+    found, expected = on_both(result)
+    error = (found - expected).flatten(1).norm(dim=1)
+    tolerance = 3 * case.bfloat16_tolerance if precision == "bfloat16" else 0.05
+    assert bool((error <= tolerance * expected.flatten(1).norm(dim=1)).all())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_comparison(precision: str) -> None:
+    def result(device: str) -> Tensor:
+        model = classifier_of().to(device)
+        samples = [
+            Sample(x, number % 3, torch.tensor([[8.0, 8.0, 40.0, 40.0]]), str(number))
+            for number, x in enumerate(smooth_images(6, 3, 64, 64))
+        ]
+        attack = {"pgd 2/255": PGD(model, 2 / 255, steps=3)}
+        methods = ["robust_cam", "saliency", "layer_cam", "guided_backprop", "center_box"]
+        found = compare(model, samples, methods, attack, precision=precision, progress=False)
+        assert found.failures().empty
+        return torch.tensor(found.table()["error"].astype(float).to_numpy())[None].to(device)
+
+    found, expected = on_both(result)
+    assert float((found - expected).abs().max()) <= 1 / 3  # of two images the box may turn
+
+
+MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sweep_boxes": lambda maps: metrics.sweep_boxes(maps, ["energy"])["energy"],
+    "threshold": lambda maps: metrics.threshold(maps, "energy", 0.5),
+    "pxap_histograms": lambda maps: metrics.pxap_histograms(maps, maps > 0.5),
+    "stability": lambda maps: metrics.spearman_correlation(maps, maps.square()),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_metrics_of_maps(name: str) -> None:
+    found = on_both(lambda device: MEASURES[name](smooth_images(4)[:, 0].to(device)))
+    check_close(*(t.float() for t in found))

@@ -24,7 +24,7 @@ from captum_robust._progress import counted
 from captum_robust._scores import check_rivals
 from captum_robust.attacks.attack import Attack
 from captum_robust.attacks.losses import LOSSES, LossFunction, Reading
-from captum_robust.attacks.norms import Tensors, of_mean_one
+from captum_robust.attacks.norms import Tensors, of_mean_one, per_sample
 from captum_robust.attacks.victim import Victim, check_losses, put_each, take, take_each
 
 
@@ -217,8 +217,11 @@ class _Climb:
         elif early_stop:
             done = fooled = self._verified(scores, x)
         self._keep(x, objective, fooled, is_last)
-        left = (~done).nonzero()[:, 0]
-        if is_last or len(left) == 0:
+        if is_last:
+            return None
+        every = torch.arange(len(rows), device=rows.device)
+        left = (~done).nonzero()[:, 0] if early_stop else every  # to count them waits for a GPU
+        if len(left) == 0:
             return None
         x, self.rows = take_each(x, left), take(rows, left)
         self.velocity = take_each(self.velocity, left)
@@ -303,8 +306,10 @@ class _Climb:
         better = torch.full_like(fooled, is_last)
         if self.attack.keep_best:
             better = objective > self.highest[rows]
-        at = ((fooled | better) & ~victim.fooled[rows]).nonzero()[:, 0]
-        where = rows[at]
-        self.highest[where] = objective[at]
-        put_each(self.best, where, take_each(x, at))
-        victim.fooled[where] = fooled[at]
+        # Chosen without counting them, which would wait for a GPU in each step.
+        chosen = (fooled | better) & ~victim.fooled[rows]
+        self.highest[rows] = torch.where(chosen, objective, self.highest[rows])
+        pairs = zip(x, take_each(self.best, rows), strict=True)
+        kept = tuple(torch.where(per_sample(chosen, t).bool(), t, b) for t, b in pairs)
+        put_each(self.best, rows, kept)
+        victim.fooled[rows] |= chosen & fooled

@@ -124,7 +124,8 @@ class SafetyNet:
         """Learn to tell attacked images from clean ones; returns the detector itself.
 
         Both are read once, and only their activations are kept. The two kinds weigh alike,
-        whatever their numbers.
+        whatever their numbers. The time of the machine, which compares images with each other,
+        grows as their square where there are many; that of the network as their number.
 
         The threshold is set by cross-validation: the clean images are scored by five machines, each
         fitted without every fifth of them and without what was made of those by an attack.

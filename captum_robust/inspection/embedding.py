@@ -88,6 +88,9 @@ def embedding(
 ) -> Embedding:
     """Embed features in the plane by PCA or t-SNE, that of openTSNE where it is installed.
 
+    The time of PCA grows as the number of images N; that of t-SNE, which weighs pairs of them, as
+    N log N or faster (in these libraries, for the first thousands nearer to N²).
+
     Args:
         features: N×D, or :class:`captum_robust.inspection.Features`.
         method: ``"tsne"`` or ``"pca"``; fewer than four images are embedded by PCA.

@@ -109,7 +109,8 @@ def neighbours(
 ) -> Neighbours:
     """Find the nearest neighbours of images in feature space, also within and across classes.
 
-    Faiss computes them where it is installed, else scikit-learn; both search through all.
+    Faiss computes them where it is installed, else scikit-learn; both search through all, so that
+    the time grows as images times queries: with the square of the images where all are asked about.
 
     Args:
         features: N×D, :class:`captum_robust.inspection.Features`, or a model whose penultimate

@@ -60,6 +60,8 @@ class Places:
     """
 
     parts: tuple[Tensor, ...] = ()
+    in_order: bool = False
+    """Whether they are those of an image as it came, of which a convolution is a map in order."""
 
 
 PLAIN = Places()
@@ -87,7 +89,7 @@ class Layouts(TorchFunctionMode):
     def begin_at(self, *images: Tensor) -> None:
         """Follow what is computed of images N×C×…, series N×T×F or N×C×T, or numbers N×T."""
         for x in images:
-            self._known[x] = Places(_coordinates(x))
+            self._known[x] = Places(_coordinates(x), in_order=True)
 
     def of(self, x: Tensor) -> Places | None:
         """The places of a tensor that was computed inside; None where nothing is known."""
@@ -359,6 +361,9 @@ def _merged(known: Sequence[tuple[Places | None, Tensor]], ndim: int) -> Places:
         return LOST_ROWS if any(p is LOST_ROWS for p, _ in known) else LOST
     if all(p is PLAIN and x.ndim == ndim for p, x in placed):
         return PLAIN
+    first, x = placed[0]
+    if all(p is first for p, _ in placed) and x.ndim == ndim:
+        return first
     every = [_parts(p, x) for p, x in placed]
     if len({len(parts) for parts in every}) > 1:
         return LOST
@@ -379,7 +384,7 @@ def _of_windows(places: Places, x: Tensor, result: Tensor) -> Places:
     """The places after a convolution, a pooling or a change of size, in order as those before."""
     if places in (LOST, LOST_ROWS) or x.ndim != result.ndim or x.ndim < 3:
         return LOST
-    if places is PLAIN:
+    if places is PLAIN or places.in_order:
         return PLAIN
     sample, *axes = _parts(places, x)
     parts = [sample, *(_mean(part, [1], keepdim=True) for part in axes)]
