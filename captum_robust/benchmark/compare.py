@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice, check_type
+from captum_robust._checks import check, check_choice, check_finite, check_type
 from captum_robust._contexts import PRECISIONS
 from captum_robust._processes import is_first, world_size
 from captum_robust.benchmark import measure
@@ -26,17 +28,18 @@ from captum_robust.benchmark.batches import (
     Batches,
     BatchReader,
     Columns,
-    Loaded,
     check_settings,
     columns_of,
+    each,
     image_row,
-    one_line,
     perturb_of,
     rows_of,
     samples_of,
 )
+from captum_robust.benchmark.beside import Pool
 from captum_robust.benchmark.passes import count_passes
-from captum_robust.benchmark.runner import Rows, Runner
+from captum_robust.benchmark.reading import Loaded, one_line
+from captum_robust.benchmark.runner import Coming, Runner
 from captum_robust.catalog.certification import Certification
 from captum_robust.catalog.description import describe_run
 from captum_robust.catalog.methods import Method, build_methods, named_methods, usual_methods
@@ -92,6 +95,7 @@ def compare(
     randomization: bool = False,
     certify: float | Certification | None = None,
     retry: bool = True,
+    workers: int = 0,
     progress: bool = True,
 ) -> Comparison:
     """Run the methods over the data set and keep one row for each image, method and attack.
@@ -157,6 +161,9 @@ def compare(
             are samples, 100 by default. A box that is the same for all images costs nothing.
         retry: when a run goes on, make the rows with errors again. Without it they are kept, and a
             run also goes on where nearly all images can't be opened.
+        workers: processes that read the images ahead of the model. 0: two threads of this process
+            do, and on a CPU of which the model uses all cores, only where no method is timed. The
+            rows are the same.
         progress: show a progress bar on standard error.
 
     Returns:
@@ -175,7 +182,7 @@ def compare(
         OSError: memory or the disk's room ran out (a batch is halved once first), or nearly all
             images can't be opened, as when their folder is away; no row is made of that.
     """
-    check_settings(model, limit, batch_size, fit)
+    check_settings(model, limit, batch_size, fit, workers)
     check_choice("precision", precision, PRECISIONS)
     check_choice("target", target, _TARGETS)
     attacks = attacks or {}
@@ -228,7 +235,7 @@ def compare(
     tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
     also = (saliency_metric, faithfulness, sensitivity, randomization, certify)
     runner = _Comparing(reader, store, tasks, built, target, *also)
-    runner.run(count, batch_size, "map", progress, retry)
+    runner.run(count, batch_size, "map", progress, retry, workers)
     result = Comparison(folder, _keep_alive=temporary)
     if is_first():
         for sentence in [*result.complete_failures(), *result.left_unscored()]:
@@ -247,12 +254,73 @@ _Task: TypeAlias = tuple[Stage, str]
 """Images, and a method that is shown them."""
 
 
+_Measuring: TypeAlias = Future[list[dict[str, Any]]]
+"""Columns of each image that are measured beside the model."""
+
+
+def _joined(parts: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """All columns of each image."""
+    return [dict(chain.from_iterable(map(dict.items, row))) for row in zip(*parts, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Explained:
+    """The columns of the images of a batch, and those that are still measured."""
+
+    batch: Batch
+    known: list[dict[str, Any]]
+    coming: list[_Measuring]
+
+    def columns(self) -> Columns:
+        """All of them, when they are there."""
+        rows = _joined([self.known, *(future.result() for future in self.coming)])
+        return dict(zip(self.batch, rows, strict=True))
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The rows of a method on a batch of positions under an attack."""
+
+    method: str
+    attack: str
+    made: list[_Explained]
+    failed: Columns
+    again: Callable[[Batch], Columns]
+    """Makes the columns of a batch on which measuring fails."""
+
+    def is_ready(self) -> bool:
+        """Whether nothing of them is still measured."""
+        return all(future.done() for one in self.made for future in one.coming)
+
+    def results(self) -> list[ResultRow]:
+        """All of them, when they are there."""
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> list[ResultRow]:
+        columns = dict(self.failed)
+        for one in self.made:
+            try:
+                columns |= one.columns()
+            except Exception as error:
+                if is_of_machine(error):
+                    raise
+                columns |= self.again(one.batch)
+        return [
+            ResultRow(item.position, self.method, self.attack, item.image, **row)
+            for item, row in columns.items()
+        ]
+
+
 @dataclass(frozen=True)
 class _Work:
     """What several methods need of one batch of positions, computed once."""
 
     start: int
     clean: Batches
+    pool: Pool
+    clean_rows: dict[str, _Results] = field(default_factory=dict)
+    """By method."""
     clean_maps: dict[str, dict[Loaded, Tensor]] = field(default_factory=dict)
     """By method and by image, H×W."""
     decisions: dict[tuple[str, str], dict[Loaded, tuple[Tensor, Tensor]]] = field(
@@ -276,8 +344,15 @@ class _Comparing(Runner[_Task]):
     certify: Certification | None
 
     def missing(self, start: int, stop: int, kept: Collection[int]) -> list[_Task]:
-        have = self.store.count(start, stop, kept)
-        failed = self.store.failed_attacks(start, stop, kept)
+        pairs = dict.fromkeys((method, stage.attack) for stage, method in self.tasks)
+        keys = [{"method": method, "attack": attack} for method, attack in pairs]
+        rows = self.store.of_positions("results", "", start, stop, keys)
+        done = (row for row in rows if row["error"] is None or row["position"] in kept)
+        have = Counter((row["method"], row["attack"]) for row in done)
+        names = [{"attack": name} for name in dict.fromkeys(s.name for s, _ in self.tasks)]
+        rows = self.store.of_positions("attacked", "", start, stop, names)
+        wrong = (row for row in rows if row["error"] is not None)
+        failed = {row["attack"] for row in wrong if row["position"] not in kept}
         return [
             (stage, method)
             for stage, method in self.tasks
@@ -298,31 +373,51 @@ class _Comparing(Runner[_Task]):
             row.true_crop = crops.get(item, {}).get("true_crop")
         return rows
 
-    def rows(self, tasks: Sequence[_Task], start: int, clean: Batches) -> Rows:
-        work = _Work(start, clean)
+    def rows(
+        self, tasks: Sequence[_Task], start: int, clean: Batches, pool: Pool
+    ) -> Iterator[Coming]:
+        work = _Work(start, clean, pool)
         for stage, of_stage in groupby(tasks, itemgetter(0)):
             batches, attack_rows = clean, []
             if stage.perturb is not None:
                 batches = self.reader.attacked(clean, stage.name, stage.perturb, start)
                 attack_rows = self._attack_rows(batches, stage, work)
             for _, method in of_stage:
-                if stage.perturb is not None and method not in work.clean_maps:
-                    # A run that goes on behind the method's clean rows.
-                    self._results(clean, method, self.tasks[0][0], work)
-                yield self._results(batches, method, stage, work), attack_rows
+                if stage.perturb is not None:
+                    if method not in work.clean_rows:
+                        # A run that goes on behind the method's clean rows.
+                        self._results(clean, method, self.tasks[0][0], work)
+                    work.clean_rows[method].results()  # without the maps of which there are none
+                made = self._results(batches, method, stage, work)
+                yield Coming(made.results, made.is_ready, attack_rows)
                 attack_rows = []
 
-    def _results(self, batches: Batches, method: str, stage: Stage, work: _Work) -> list[ResultRow]:
+    def _results(self, batches: Batches, method: str, stage: Stage, work: _Work) -> _Results:
         if stage.perturb is None:
             work.clean_maps[method] = {}
-        columns = columns_of(batches, partial(self._explained, method, stage, work))
-        return [
-            ResultRow(item.position, method, stage.attack, item.image, **row)
-            for item, row in columns.items()
-        ]
 
-    def _explained(self, method: str, stage: Stage, work: _Work, batch: Batch) -> Columns:
-        """The columns of one batch; of one image alone also where the method fails on it."""
+        def again(batch: Batch) -> Columns:
+            """The columns of a batch of which some could not be measured."""
+            if stage.perturb is None:
+                for item in batch:
+                    work.clean_maps[method].pop(item, None)
+            one_by_one = [batch[i : i + 1] for i in range(len(batch))]
+            measured = partial(self._explained, method, stage, work)
+            return columns_of((one_by_one, {}), lambda one: measured(one, at_once=True).columns())
+
+        made, failed = each(batches, partial(self._explained, method, stage, work))
+        results = _Results(method, stage.attack, made, failed, again)
+        if stage.perturb is None:
+            work.clean_rows[method] = results
+        return results
+
+    def _explained(
+        self, method: str, stage: Stage, work: _Work, batch: Batch, *, at_once: bool = False
+    ) -> _Explained:
+        """What is known of one batch; of one image alone also where the method fails on it.
+
+        It is still being measured, unless ``at_once``.
+        """
         transforms = self.methods[method].transforms
         facts = {"predicted": batch.predicted, "confidence": batch.confidence}
         facts["explained"] = batch.label if self.target == "label" else batch.predicted
@@ -331,25 +426,36 @@ class _Comparing(Runner[_Task]):
                 facts["decided"], _ = self._decided(batch, transforms, stage.name, work)
                 if self.target == "prediction":
                     facts["explained"] = facts["decided"]
-            measured = self._measured(batch, method, stage, facts["explained"], work)
+            measured, coming = self._measured(batch, method, stage, facts["explained"], work)
+            if at_once:
+                for future in coming:
+                    future.result()
         except Exception as error:
             if len(batch) > 1 or is_of_machine(error):
                 raise
-            measured = [{"error": one_line(error)}]
+            measured, coming = [{"error": one_line(error)}], []
         source = {} if stage.name == stage.attack else {"source": stage.name}
         rows = zip(rows_of(facts), measured, strict=True)
-        return {i: {**fact, **source, **row} for i, (fact, row) in zip(batch, rows, strict=True)}
+        known = [{**fact, **source, **row} for fact, row in rows]
+        return _Explained(batch, known, coming)
 
     def _measured(
         self, batch: Batch, name: str, stage: Stage, explained: Tensor, work: _Work
-    ) -> list[dict[str, Any]]:
-        """The columns of each image's map: its cost, the metrics and the pictures."""
+    ) -> tuple[list[dict[str, Any]], list[_Measuring]]:
+        """The columns of each image's map: its cost, the metrics and the pictures.
+
+        With them those that are still measured.
+        """
         method, n = self.methods[name], len(batch)
         images = batch.images.clone()
         by_itself = method.transforms and self.target == "prediction"
         target = None if by_itself else explained.clone()
         draws = (work.start, name + stage.attack)
-        with self.reader.undisturbed(*draws), count_passes(self.reader.model) as passes:
+        with (
+            self.turns.timed(),
+            self.reader.undisturbed(*draws),
+            count_passes(self.reader.model) as passes,
+        ):
             began = _now(images.device)
             explanation = method.explain(images, target)
             seconds = _now(images.device) - began
@@ -361,7 +467,10 @@ class _Comparing(Runner[_Task]):
             "forward_passes": passes.forward / n,
             "backward_passes": passes.backward / n,
         }
-        parts = [[cost] * n, measure.map_columns(maps, batch, method.boxes(explanation))]
+        check_finite(maps, "maps")
+        boxes = method.boxes(explanation)
+        coming = [work.pool.submit(measure.map_columns, maps, batch, boxes)]
+        parts = [[cost] * n]
         if explanation.perturbation is not None:
             parts.append(measure.change_columns(explanation.perturbation, batch))
         if stage.perturb is None:
@@ -389,8 +498,9 @@ class _Comparing(Runner[_Task]):
                     parts.append(measure.certificate_columns(self.certify.of(*asked), batch))
             work.clean_maps[name].update(zip(batch, maps, strict=True))
         elif method.box is None:  # a fixed box is drawn whatever the image
-            parts.append(measure.stability_columns(batch.items, work.clean_maps[name], maps))
-        return [dict(chain.from_iterable(map(dict.items, row))) for row in zip(*parts, strict=True)]
+            before = dict(work.clean_maps[name])
+            coming.append(work.pool.submit(measure.stability_columns, batch.items, before, maps))
+        return _joined(parts), coming
 
     def _infidelity(self, batch: Batch, maps: Tensor, explained: Tensor, work: _Work) -> Tensor:
         """N, of what squares are worth to the classifier, which is the same for all methods."""

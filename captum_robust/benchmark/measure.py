@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_robust._resize import size_within
-from captum_robust.benchmark.batches import Batch, Loaded, as_jpeg, outcome_columns, rows_of
+from captum_robust.benchmark.batches import Batch, as_jpeg, outcome_columns, rows_of
+from captum_robust.benchmark.reading import Loaded
 from captum_robust.catalog.certification import Certificates
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import Sample
