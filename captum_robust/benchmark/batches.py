@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -31,6 +31,10 @@ from captum_robust.runs.rows import ImageRow
 
 Perturb: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Images n×C×H×W and their labels n -> attacked images."""
+
+
+KnownScores: TypeAlias = Callable[[tuple[Loaded, ...], Tensor, Tensor], Tensor | None]
+"""Positions, their images n×C×H×W and labels n -> the scores n×K, if they are known."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +138,14 @@ class BatchReader:
         """The positions from start to stop; whatever is wrong with one, the others are read."""
         return read_together(self.samples, range(start, stop))
 
-    def clean(self, loaded: Sequence[Loaded]) -> Batches:
-        """The images that could be read as one batch, with the errors of the others."""
+    def clean(self, loaded: Sequence[Loaded], scores: KnownScores | None = None) -> Batches:
+        """The images that could be read as one batch, with the errors of the others.
+
+        ``scores`` is asked for those of images whose labels are all known.
+        """
         unread = {item: {"error": item.error} for item in loaded if item.error is not None}
         usable = tuple(item for item in loaded if item.sample is not None)
-        return each(([usable] if usable else [], unread), self._clean)
+        return each(([usable] if usable else [], unread), partial(self._clean, scores))
 
     def attacked(self, clean: Batches, name: str, perturb: Perturb, start: int) -> Batches:
         """The batches under an attack; one by one where it fails on one, with its error."""
@@ -168,9 +175,7 @@ class BatchReader:
         self, images: Tensor, model: torch.nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
         """The classes that the model gives images, and their probabilities, n each."""
-        scores = self.scores(images, model)
-        warn_of_probabilities(scores, "model")
-        return scores.argmax(dim=1), probabilities_of(scores).amax(dim=1)
+        return decided(self.scores(images, model))
 
     @contextmanager
     def undisturbed(self, start: int, name: str) -> Iterator[None]:
@@ -191,7 +196,7 @@ class BatchReader:
             torch.manual_seed(zlib.crc32(f"{self.seed} {start} {name}".encode()))
             yield
 
-    def _clean(self, usable: tuple[Loaded, ...]) -> Batch:
+    def _clean(self, scores: KnownScores | None, usable: tuple[Loaded, ...]) -> Batch:
         samples = [item.sample for item in usable if item.sample is not None]
         device = device_of(self.model)
         images = torch.stack([s.image for s in samples])
@@ -199,14 +204,22 @@ class BatchReader:
             images = images.pin_memory()
         images = images.to(device, non_blocking=True)
         images = in_channels_of(self.model, images)
-        predicted, confidence = self.classified(images)
         known = torch.tensor([-1 if s.label is None else s.label for s in samples]).to(device)
+        may_ask = scores is not None and all(s.label is not None for s in samples)
+        given = scores(usable, images, known) if scores is not None and may_ask else None
+        predicted, confidence = self.classified(images) if given is None else decided(given)
         label = torch.where(known < 0, predicted, known)
         none = torch.zeros_like(predicted, dtype=torch.bool)
         return Batch(usable, images, label, predicted, predicted, confidence, images, none)
 
     def _precise(self) -> torch.autocast:
         return autocast(device_of(self.model), self.precision)
+
+
+def decided(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes with the largest of scores n×K, and their probabilities, n each."""
+    warn_of_probabilities(scores, "model")
+    return scores.argmax(dim=1), probabilities_of(scores).amax(dim=1)
 
 
 _Part = TypeVar("_Part", Batch, tuple[Loaded, ...])

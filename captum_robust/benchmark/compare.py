@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from itertools import chain, groupby
+from functools import partial
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,38 +35,49 @@ from captum_robust.benchmark.batches import (
     samples_of,
 )
 from captum_robust.benchmark.beside import Pool
+from captum_robust.benchmark.explained import (
+    Explained,
+    Measuring,
+    MethodResults,
+    Work,
+    is_compiled,
+    joined,
+    now,
+    scores_seen,
+)
+from captum_robust.benchmark.measures import (
+    NOISE,
+    REMOVAL,
+    ROAD,
+    SQUARES,
+    STAGES,
+    described_measures,
+)
 from captum_robust.benchmark.passes import count_passes
 from captum_robust.benchmark.reading import Loaded, one_line
 from captum_robust.benchmark.runner import Coming, Runner
 from captum_robust.catalog.certification import Certification
 from captum_robust.catalog.description import describe_run
-from captum_robust.catalog.methods import Method, build_methods, named_methods, usual_methods
+from captum_robust.catalog.methods import (
+    Explanation,
+    Method,
+    build_methods,
+    named_methods,
+    usual_methods,
+)
 from captum_robust.catalog.words import words_of
 from captum_robust.defenses import DefendedModel, Transform
-from captum_robust.metrics import functional as metrics
-from captum_robust.metrics.functional import (
-    REMOVAL_STEPS,
-    SALIENCY_THRESHOLDS,
-    layers_with_weights,
-)
+from captum_robust.metrics.functional import infidelity_of, layers_with_weights
+from captum_robust.metrics.functional import sensitivity as sensitivity_of
 from captum_robust.metrics.functional.stability import SSIM_WINDOW
 from captum_robust.models import Classifier
 from captum_robust.report.comparison import Comparison
 from captum_robust.report.results import CLEAN, GALLERY_POOL
 from captum_robust.runs.machine import is_of_machine
-from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
+from captum_robust.runs.rows import AttackRow, ImageRow
 from captum_robust.runs.store import RunStore
 
 _TARGETS = ("label", "prediction")
-_REMOVAL = {"steps": REMOVAL_STEPS, "deletion_fill": "mean", "insertion_fill": "blur"}
-_SQUARES = {"squares": metrics.INFIDELITY_SQUARES, "fill": "mean", "seed": 0}
-_ROAD: dict[str, Any] = {"shares": [0.1, 0.3, 0.5, 0.7, 0.9], "noise": 0.01, "seed": 0}
-_STAGES: dict[str, Any] = {"stages": 3, "seed": 0}
-_NOISE: dict[str, Any] = {
-    "radius": metrics.SENSITIVITY_RADIUS,
-    "samples": metrics.SENSITIVITY_SAMPLES,
-    "seed": 0,
-}
 
 
 class RunWarning(UserWarning):
@@ -210,21 +219,9 @@ def compare(
     # A run without them has no such entries, as those of earlier versions.
     if adaptive:
         configuration["adaptive"] = describe_stages(cases)
-    if saliency_metric:
-        configuration["settings"]["saliency_metric"] = SALIENCY_THRESHOLDS
-    if faithfulness:
-        configuration["settings"]["faithfulness"] = {
-            **_REMOVAL,
-            "road": _ROAD,
-            "infidelity": _SQUARES,
-        }
-    if sensitivity:
-        configuration["settings"]["sensitivity"] = _NOISE
-    if randomization:
-        configuration["settings"]["randomization"] = _STAGES
     certify = _certification(certify)
-    if certify is not None:
-        configuration["settings"]["certificates"] = certify.facts()
+    also = (saliency_metric, faithfulness, sensitivity, randomization, certify)
+    configuration["settings"] |= described_measures(*also)
     alone = out is not None or world_size() == 1
     check(alone, "out: the processes of a distributed run need one folder to share")
     temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
@@ -233,7 +230,6 @@ def compare(
     store = RunStore(folder, configuration)
     # The methods that are shown the same images follow each other.
     tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
-    also = (saliency_metric, faithfulness, sensitivity, randomization, certify)
     runner = _Comparing(reader, store, tasks, built, target, *also)
     runner.run(count, batch_size, "map", progress, retry, workers)
     result = Comparison(folder, _keep_alive=temporary)
@@ -254,83 +250,6 @@ _Task: TypeAlias = tuple[Stage, str]
 """Images, and a method that is shown them."""
 
 
-_Measuring: TypeAlias = Future[list[dict[str, Any]]]
-"""Columns of each image that are measured beside the model."""
-
-
-def _joined(parts: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """All columns of each image."""
-    return [dict(chain.from_iterable(map(dict.items, row))) for row in zip(*parts, strict=True)]
-
-
-@dataclass(frozen=True)
-class _Explained:
-    """The columns of the images of a batch, and those that are still measured."""
-
-    batch: Batch
-    known: list[dict[str, Any]]
-    coming: list[_Measuring]
-
-    def columns(self) -> Columns:
-        """All of them, when they are there."""
-        rows = _joined([self.known, *(future.result() for future in self.coming)])
-        return dict(zip(self.batch, rows, strict=True))
-
-
-@dataclass(frozen=True)
-class _Results:
-    """The rows of a method on a batch of positions under an attack."""
-
-    method: str
-    attack: str
-    made: list[_Explained]
-    failed: Columns
-    again: Callable[[Batch], Columns]
-    """Makes the columns of a batch on which measuring fails."""
-
-    def is_ready(self) -> bool:
-        """Whether nothing of them is still measured."""
-        return all(future.done() for one in self.made for future in one.coming)
-
-    def results(self) -> list[ResultRow]:
-        """All of them, when they are there."""
-        return self._rows
-
-    @cached_property
-    def _rows(self) -> list[ResultRow]:
-        columns = dict(self.failed)
-        for one in self.made:
-            try:
-                columns |= one.columns()
-            except Exception as error:
-                if is_of_machine(error):
-                    raise
-                columns |= self.again(one.batch)
-        return [
-            ResultRow(item.position, self.method, self.attack, item.image, **row)
-            for item, row in columns.items()
-        ]
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What several methods need of one batch of positions, computed once."""
-
-    start: int
-    clean: Batches
-    pool: Pool
-    clean_rows: dict[str, _Results] = field(default_factory=dict)
-    """By method."""
-    clean_maps: dict[str, dict[Loaded, Tensor]] = field(default_factory=dict)
-    """By method and by image, H×W."""
-    decisions: dict[tuple[str, str], dict[Loaded, tuple[Tensor, Tensor]]] = field(
-        default_factory=dict
-    )
-    """By attack and transforms, and by image: class and probability."""
-    drops: dict[tuple[Loaded, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By image and explained class: the removed squares, and what each of them takes."""
-
-
 @dataclass(frozen=True)
 class _Comparing(Runner[_Task]):
     """Explains each batch by all methods; it is attacked once by each attack."""
@@ -342,6 +261,10 @@ class _Comparing(Runner[_Task]):
     sensitivity: bool
     randomization: bool
     certify: Certification | None
+    foretold: dict[tuple[str, tuple[Loaded, ...]], tuple[Explanation, dict[str, float]]] = field(
+        default_factory=dict
+    )
+    """What the first method said of the clean images, whose classes were read off its pass."""
 
     def missing(self, start: int, stop: int, kept: Collection[int]) -> list[_Task]:
         pairs = dict.fromkeys((method, stage.attack) for stage, method in self.tasks)
@@ -376,7 +299,7 @@ class _Comparing(Runner[_Task]):
     def rows(
         self, tasks: Sequence[_Task], start: int, clean: Batches, pool: Pool
     ) -> Iterator[Coming]:
-        work = _Work(start, clean, pool)
+        work = Work(start, clean, pool)
         for stage, of_stage in groupby(tasks, itemgetter(0)):
             batches, attack_rows = clean, []
             if stage.perturb is not None:
@@ -392,7 +315,7 @@ class _Comparing(Runner[_Task]):
                 yield Coming(made.results, made.is_ready, attack_rows)
                 attack_rows = []
 
-    def _results(self, batches: Batches, method: str, stage: Stage, work: _Work) -> _Results:
+    def _results(self, batches: Batches, method: str, stage: Stage, work: Work) -> MethodResults:
         if stage.perturb is None:
             work.clean_maps[method] = {}
 
@@ -406,14 +329,14 @@ class _Comparing(Runner[_Task]):
             return columns_of((one_by_one, {}), lambda one: measured(one, at_once=True).columns())
 
         made, failed = each(batches, partial(self._explained, method, stage, work))
-        results = _Results(method, stage.attack, made, failed, again)
+        results = MethodResults(method, stage.attack, made, failed, again)
         if stage.perturb is None:
             work.clean_rows[method] = results
         return results
 
     def _explained(
-        self, method: str, stage: Stage, work: _Work, batch: Batch, *, at_once: bool = False
-    ) -> _Explained:
+        self, method: str, stage: Stage, work: Work, batch: Batch, *, at_once: bool = False
+    ) -> Explained:
         """What is known of one batch; of one image alone also where the method fails on it.
 
         It is still being measured, unless ``at_once``.
@@ -437,11 +360,11 @@ class _Comparing(Runner[_Task]):
         source = {} if stage.name == stage.attack else {"source": stage.name}
         rows = zip(rows_of(facts), measured, strict=True)
         known = [{**fact, **source, **row} for fact, row in rows]
-        return _Explained(batch, known, coming)
+        return Explained(batch, known, coming)
 
     def _measured(
-        self, batch: Batch, name: str, stage: Stage, explained: Tensor, work: _Work
-    ) -> tuple[list[dict[str, Any]], list[_Measuring]]:
+        self, batch: Batch, name: str, stage: Stage, explained: Tensor, work: Work
+    ) -> tuple[list[dict[str, Any]], list[Measuring]]:
         """The columns of each image's map: its cost, the metrics and the pictures.
 
         With them those that are still measured.
@@ -451,22 +374,11 @@ class _Comparing(Runner[_Task]):
         by_itself = method.transforms and self.target == "prediction"
         target = None if by_itself else explained.clone()
         draws = (work.start, name + stage.attack)
-        with (
-            self.turns.timed(),
-            self.reader.undisturbed(*draws),
-            count_passes(self.reader.model) as passes,
-        ):
-            began = _now(images.device)
-            explanation = method.explain(images, target)
-            seconds = _now(images.device) - began
+        known = None if stage.perturb else self.foretold.pop((name, batch.items), None)
+        explanation, cost = known or self._called(name, draws, images, target)
         maps = explanation.maps.detach().float().cpu()
         expected, got = (n, *batch.images.shape[2:]), tuple(maps.shape)
         check(got == expected, f"expected maps {'×'.join(map(str, expected))}, got {got}")
-        cost = {
-            "seconds": seconds / n,
-            "forward_passes": passes.forward / n,
-            "backward_passes": passes.backward / n,
-        }
         check_finite(maps, "maps")
         boxes = method.boxes(explanation)
         coming = [work.pool.submit(measure.map_columns, maps, batch, boxes)]
@@ -478,7 +390,7 @@ class _Comparing(Runner[_Task]):
             if self.saliency_metric:
                 parts.append(measure.crop_columns(scores, *shown, method))
             if self.faithfulness:
-                parts.append(measure.removal_columns(scores, *shown, _REMOVAL, _ROAD))
+                parts.append(measure.removal_columns(scores, *shown, REMOVAL, ROAD))
                 worth = self._infidelity(batch, maps, explained, work)
                 parts.append(rows_of({"infidelity": worth}))
 
@@ -487,10 +399,10 @@ class _Comparing(Runner[_Task]):
                     return method.explain(images, None if by_itself else classes).maps.cpu()
 
             if self.sensitivity:
-                moved = metrics.sensitivity(again, batch.images, explained, maps=maps, **_NOISE)
+                moved = sensitivity_of(again, batch.images, explained, maps=maps, **NOISE)
                 parts.append(rows_of({"sensitivity": moved}))
             if self.randomization:
-                of = (self.reader.model, again, batch.images, maps, explained, _STAGES)
+                of = (self.reader.model, again, batch.images, maps, explained, STAGES)
                 parts.append(measure.randomization_columns(*of))
             if self.certify is not None:
                 asked = self.reader.model, method, batch.images, target
@@ -500,16 +412,54 @@ class _Comparing(Runner[_Task]):
         elif method.box is None:  # a fixed box is drawn whatever the image
             before = dict(work.clean_maps[name])
             coming.append(work.pool.submit(measure.stability_columns, batch.items, before, maps))
-        return _joined(parts), coming
+        return joined(parts), coming
 
-    def _infidelity(self, batch: Batch, maps: Tensor, explained: Tensor, work: _Work) -> Tensor:
+    def _called(
+        self, name: str, draws: tuple[int, str], images: Tensor, target: Tensor | None
+    ) -> tuple[Explanation, dict[str, float]]:
+        """What the method says of images, and what that costs for each of them."""
+        with (
+            self.turns.timed(),
+            self.reader.undisturbed(*draws),
+            count_passes(self.reader.model) as passes,
+        ):
+            began = now(images.device)
+            explanation = self.methods[name].explain(images, target)
+            seconds = now(images.device) - began
+        of_all = (seconds, passes.forward, passes.backward)
+        names = ("seconds", "forward_passes", "backward_passes")
+        return explanation, {k: v / len(images) for k, v in zip(names, of_all, strict=True)}
+
+    def clean(self, tasks: Sequence[_Task], start: int, loaded: Sequence[Loaded]) -> Batches:
+        """The batch, whose classes are read off the pass of the first method where that has one."""
+        self.foretold.clear()
+        (stage, name), model = tasks[0], self.reader.model
+        is_seen = stage.perturb is None and self.target == "label" and not is_compiled(model)
+        if not is_seen or self.methods[name].scored_by is not model:
+            return self.reader.clean(loaded)
+
+        def scores(items: tuple[Loaded, ...], images: Tensor, labels: Tensor) -> Tensor | None:
+            try:
+                with scores_seen(model, images) as seen:
+                    made = self._called(name, (start, name + stage.attack), images.clone(), labels)
+            except Exception as error:
+                if is_of_machine(error):
+                    raise
+                return None  # it fails again where its row says so
+            if len(seen) == 1:
+                self.foretold[name, items] = made
+            return seen[0] if len(seen) == 1 else None
+
+        return self.reader.clean(loaded, scores)
+
+    def _infidelity(self, batch: Batch, maps: Tensor, explained: Tensor, work: Work) -> Tensor:
         """N, of what squares are worth to the classifier, which is the same for all methods."""
         keys = list(zip(batch, explained.tolist(), strict=True))
         if any(key not in work.drops for key in keys):
-            squares, drops = measure.drops_of(self.reader.scores, batch.images, explained, _SQUARES)
+            squares, drops = measure.drops_of(self.reader.scores, batch.images, explained, SQUARES)
             work.drops.update({key: (squares, own) for key, own in zip(keys, drops, strict=True)})
         known = [work.drops[key] for key in keys]
-        return metrics.infidelity_of(maps, known[0][0], torch.stack([d for _, d in known]).cpu())
+        return infidelity_of(maps, known[0][0], torch.stack([d for _, d in known]).cpu())
 
     def _true_crops(self, batch: Batch) -> Columns:
         classes = batch.label if self.target == "label" else batch.predicted
@@ -517,7 +467,7 @@ class _Comparing(Runner[_Task]):
         return {item: {"true_crop": crop} for item, crop in zip(batch, crops, strict=True)}
 
     def _decided(
-        self, batch: Batch, transforms: tuple[Transform, ...], images: str, work: _Work
+        self, batch: Batch, transforms: tuple[Transform, ...], images: str, work: Work
     ) -> tuple[Tensor, Tensor]:
         """The classes of the scores averaged over the transforms, and their probabilities."""
         known = work.decisions.setdefault((images, repr(transforms)), {})
@@ -529,7 +479,7 @@ class _Comparing(Runner[_Task]):
         classes, confidence = zip(*(known[item] for item in batch), strict=True)
         return torch.stack(classes), torch.stack(confidence)
 
-    def _attack_rows(self, attacked: Batches, stage: Stage, work: _Work) -> list[AttackRow]:
+    def _attack_rows(self, attacked: Batches, stage: Stage, work: Work) -> list[AttackRow]:
         """What became of the images that could be read, whatever the methods."""
         batches, failed = attacked
 
@@ -546,11 +496,3 @@ class _Comparing(Runner[_Task]):
         return [
             AttackRow(item.position, stage.name, item.image, **row) for item, row in columns.items()
         ]
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()

@@ -59,6 +59,10 @@ class Runner(ABC, Generic[Task]):
     def name_of(self, task: Task) -> str:
         """What the progress bar calls a task."""
 
+    def clean(self, tasks: Sequence[Task], start: int, loaded: Sequence[Loaded]) -> Batches:  # noqa: ARG002
+        """The images that could be read, with the classes that the model gives them."""
+        return self.reader.clean(loaded)
+
     @abstractmethod
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
         """What the run keeps of the images themselves."""
@@ -139,7 +143,7 @@ class Runner(ABC, Generic[Task]):
                         tasks = left
                 if not tasks:
                     continue
-                clean = self.reader.clean(loaded)
+                clean = self.clean(tasks, batch.start, loaded)
                 images = self.image_rows(loaded, clean)
                 advance.doing(self.name_of(tasks[0]))
                 coming = [*map(self.name_of, tasks[1:]), "reading"]

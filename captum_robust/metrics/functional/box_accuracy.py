@@ -5,7 +5,8 @@ The authors scale a map to [0, 1], cast it to uint8 and try 1000 thresholds τ o
 images and are read at the level ⌊255·τ⌋ of each τ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,27 +83,79 @@ def maxboxacc_ious(
     check_flag("multi", multi)
     check_flag("inclusive", inclusive)
     check_box_list(ground_truth, len(maps), size=size_of(maps))
-    overlaps = torch.empty(len(maps), 256)
+    by_outline = contours == "polygon"
+
+    def scored(part: Tensor, truth: list[Tensor]) -> list[Tensor]:
+        if by_outline:
+            return [_outline_overlaps(levels_of(part), truth, multi, inclusive)]
+        sorted_levels = _sorted_levels(part)
+        return [_component_overlaps(sorted_levels, part, truth, multi, inclusive)]
+
+    return _by_parts(maps, ground_truth, scored)[0]
+
+
+def maxboxacc_both(maps: Tensor, ground_truth: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return :func:`maxboxacc_ious` without and with ``multi``, N×256 each, from one sort."""
+    maps = check_maps(maps)
+    check_box_list(ground_truth, len(maps), size=size_of(maps))
+
+    def scored(part: Tensor, truth: list[Tensor]) -> list[Tensor]:
+        sorted_levels = _sorted_levels(part)
+        return [_component_overlaps(sorted_levels, part, truth, m, True) for m in (False, True)]
+
+    one, every = _by_parts(maps, ground_truth, scored)
+    return one, every
+
+
+def _by_parts(
+    maps: Tensor,
+    ground_truth: Tensor | Sequence[Tensor],
+    scored: Callable[[Tensor, list[Tensor]], list[Tensor]],
+) -> list[Tensor]:
+    """Return what is scored of a few maps at a time, put together, N×256 each."""
     chunk = max(1, CHUNK_PIXELS // (maps.shape[1] * maps.shape[2]))
     truth = [boxes.detach().to(device="cpu", dtype=torch.float64) for boxes in ground_truth]
-    scored = _outline_overlaps if contours == "polygon" else _component_overlaps
-    for start in counted(range(0, len(maps), chunk), "part", None, "boxes"):
-        part = slice(start, start + chunk)
-        # Truncates, like the authors' astype(uint8).
-        levels = (min_max(maps[part]) * 255).to(device="cpu", dtype=torch.uint8)
-        overlaps[part] = scored(levels, truth[part], multi, inclusive)
+    starts = range(0, len(maps), chunk) or range(1)
+    parts = [
+        scored(maps[start : start + chunk], truth[start : start + chunk])
+        for start in counted(starts, "part", None, "boxes")
+    ]
     without = torch.tensor([len(boxes) == 0 for boxes in truth], dtype=torch.bool)
-    return overlaps.masked_fill(without[:, None], torch.nan).to(maps.device)
+    return [
+        torch.cat(each).masked_fill(without[:, None], torch.nan).to(maps.device)
+        for each in zip(*parts, strict=True)
+    ]
+
+
+def levels_of(maps: Tensor) -> Tensor:
+    """Return the maps N×H×W as uint8 on the CPU, from their smallest to their largest value."""
+    # Truncates, like the authors' astype(uint8).
+    return (min_max(maps) * 255).to(device="cpu", dtype=torch.uint8)
+
+
+def _sorted_levels(maps: Tensor) -> tuple[Any, Any]:
+    """Return the positions N×P, largest first, and how many lie above each of 256 levels."""
+    from captum_robust.metrics.functional import _union_find
+
+    if maps.device.type == "cpu" and maps.dtype == torch.float32 and len(maps):
+        rows = maps.flatten(1).contiguous()
+        low, high = rows.amin(dim=1).double().numpy(), rows.amax(dim=1).double().numpy()
+        return _union_find.descending_levels_of(rows.numpy(), low, high)
+    return _union_find.descending_levels(levels_of(maps).flatten(1).numpy())
 
 
 def _component_overlaps(
-    levels: Tensor, truth: list[Tensor], multi: bool, inclusive: bool
+    sorted_levels: tuple[Any, Any],
+    maps: Tensor,
+    truth: list[Tensor],
+    multi: bool,
+    inclusive: bool,
 ) -> Tensor:
     """Return N×256 overlaps of the largest component, or with ``multi`` of the best one."""
     from captum_robust.metrics.functional import _union_find
 
-    n, height, width = levels.shape
-    order, counts = _union_find.descending_levels(levels.flatten(1).numpy())
+    n, height, width = maps.shape
+    order, counts = sorted_levels
     nowhere = torch.zeros(n, 256, 4, dtype=torch.float64)
     empty = torch.from_numpy(counts == 0)
     if multi:
