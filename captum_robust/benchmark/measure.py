@@ -42,8 +42,11 @@ def map_columns(maps: Tensor, batch: Batch, boxes: Tensor | None) -> list[dict[s
         drawn = boxes.detach().float().cpu()[:, None].expand(-1, thresholds, -1)
         v1 = v2 = metrics.best_iou(drawn[:, :1], true, inclusive=True).expand(-1, 256)
     ious = metrics.best_iou(drawn, true)
-    pointing = _pointing(maps, batch.samples)
     rows: list[dict[str, Any]] = [{} for _ in batch]
+    pointing = _pointing(maps, batch.samples)
+    shown = [i for i, item in enumerate(batch) if item.position < GALLERY_POOL]
+    for i, heat in zip(shown, _thumbnails(maps[shown]), strict=True):
+        rows[i]["heat"] = heat
     for i, (row, sample) in enumerate(zip(rows, batch.samples, strict=True)):
         row["predicted_boxes"] = pack(drawn[i].round().to(torch.int16))
         if len(sample.boxes):
@@ -54,8 +57,6 @@ def map_columns(maps: Tensor, batch: Batch, boxes: Tensor | None) -> list[dict[s
             row["pointing"] = pointing[i]
         if sample.mask is not None:
             row["pxap"] = pack(metrics.pxap_histograms(maps[i : i + 1], sample.mask[None])[0])
-        if batch.items[i].position < GALLERY_POOL:
-            row["heat"] = _thumbnail(maps[i])
     return rows
 
 
@@ -249,13 +250,14 @@ def _at_size(sample: Sample) -> Tensor:
     return sample.boxes * torch.tensor([across, down] * 2)
 
 
-def _thumbnail(heat: Tensor) -> bytes:
-    """The map as _HEAT_SIDE² bytes, scaled to its own range; enough to draw it."""
-    size = (_HEAT_SIDE, _HEAT_SIDE)
-    small = F.interpolate(heat[None, None], size=size, mode="area")[0, 0]
-    low, high = small.min(), small.max()
-    scaled = (small - low) / (high - low) if high > low else torch.zeros_like(small)
-    return pack((scaled * 255).round().to(torch.uint8))
+def _thumbnails(maps: Tensor) -> list[bytes]:
+    """Each map as _HEAT_SIDE² bytes, scaled to its own range; enough to draw it."""
+    if len(maps) == 0:
+        return []
+    small = F.interpolate(maps[:, None], size=(_HEAT_SIDE, _HEAT_SIDE), mode="area")[:, 0]
+    low, high = small.amin(dim=(1, 2), keepdim=True), small.amax(dim=(1, 2), keepdim=True)
+    spread = torch.where(high > low, high - low, 1)  # of a constant map zeros are left
+    return list(map(pack, ((small - low) / spread * 255).round().to(torch.uint8)))
 
 
 def picture_of_change(change: Tensor) -> dict[str, Any]:

@@ -6,6 +6,7 @@ images and are read at the level ⌊255·τ⌋ of each τ.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,26 +84,22 @@ def maxboxacc_ious(
     check_flag("multi", multi)
     check_flag("inclusive", inclusive)
     check_box_list(ground_truth, len(maps), size=size_of(maps))
-    by_outline = contours == "polygon"
 
     def scored(part: Tensor, truth: list[Tensor]) -> list[Tensor]:
-        if by_outline:
+        if contours == "polygon":
             return [_outline_overlaps(levels_of(part), truth, multi, inclusive)]
-        sorted_levels = _sorted_levels(part)
-        return [_component_overlaps(sorted_levels, part, truth, multi, inclusive)]
+        if multi:
+            return _best_overlaps(part, truth, inclusive)
+        return [_largest_overlaps(part, truth, inclusive)]
 
     return _by_parts(maps, ground_truth, scored)[0]
 
 
 def maxboxacc_both(maps: Tensor, ground_truth: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return :func:`maxboxacc_ious` without and with ``multi``, N×256 each, from one sort."""
+    """Return :func:`maxboxacc_ious` without and with ``multi``, N×256 each, from one pass."""
     maps = check_maps(maps)
     check_box_list(ground_truth, len(maps), size=size_of(maps))
-
-    def scored(part: Tensor, truth: list[Tensor]) -> list[Tensor]:
-        sorted_levels = _sorted_levels(part)
-        return [_component_overlaps(sorted_levels, part, truth, m, True) for m in (False, True)]
-
+    scored = partial(_best_overlaps, inclusive=True, with_largest=True)
     one, every = _by_parts(maps, ground_truth, scored)
     return one, every
 
@@ -144,31 +141,38 @@ def _sorted_levels(maps: Tensor) -> tuple[Any, Any]:
     return _union_find.descending_levels(levels_of(maps).flatten(1).numpy())
 
 
-def _component_overlaps(
-    sorted_levels: tuple[Any, Any],
-    maps: Tensor,
-    truth: list[Tensor],
-    multi: bool,
-    inclusive: bool,
-) -> Tensor:
-    """Return N×256 overlaps of the largest component, or with ``multi`` of the best one."""
+def _largest_overlaps(maps: Tensor, truth: list[Tensor], inclusive: bool) -> Tensor:
+    """Return N×256 overlaps of the largest component."""
     from captum_robust.metrics.functional import _union_find
 
-    n, height, width = maps.shape
-    order, counts = sorted_levels
-    nowhere = torch.zeros(n, 256, 4, dtype=torch.float64)
-    empty = torch.from_numpy(counts == 0)
-    if multi:
-        start = torch.tensor([0] + [len(boxes) for boxes in truth]).cumsum(0).numpy()
-        every = torch.cat(truth).numpy()
-        best = _union_find.best_overlaps(order, counts, every, start, height, width, inclusive)
-        nothing = _overlaps(nowhere[:, :1], truth, (height, width), inclusive)
-        overlaps = torch.where(empty, nothing, torch.from_numpy(best))
-    else:
-        boxes = _union_find.largest_boxes(order, counts, height, width, 8)
-        drawn = torch.where(empty[:, :, None], nowhere, torch.from_numpy(boxes))
-        overlaps = _overlaps(drawn, truth, (height, width), inclusive)
-    return overlaps.flip(1)
+    order, counts = _sorted_levels(maps)
+    boxes = _union_find.largest_boxes(order, counts, *size_of(maps), 8)
+    return _of_largest(boxes, counts, maps, truth, inclusive)
+
+
+def _best_overlaps(
+    maps: Tensor, truth: list[Tensor], inclusive: bool, *, with_largest: bool = False
+) -> list[Tensor]:
+    """Return N×256 overlaps of the best component, on request behind those of the largest one."""
+    from captum_robust.metrics.functional import _union_find
+
+    order, counts = _sorted_levels(maps)
+    start = torch.tensor([0] + [len(boxes) for boxes in truth]).cumsum(0).numpy()
+    every = torch.cat([torch.zeros(0, 4, dtype=torch.float64), *truth]).numpy()
+    best, boxes = _union_find.best_overlaps(order, counts, every, start, *size_of(maps), inclusive)
+    nowhere = torch.zeros(len(maps), 1, 4, dtype=torch.float64)
+    nothing = _overlaps(nowhere, truth, size_of(maps), inclusive)
+    found = torch.where(torch.from_numpy(counts == 0), nothing, torch.from_numpy(best)).flip(1)
+    return [_of_largest(boxes, counts, maps, truth, inclusive), found] if with_largest else [found]
+
+
+def _of_largest(
+    boxes: Any, counts: Any, maps: Tensor, truth: list[Tensor], inclusive: bool
+) -> Tensor:
+    """Return the overlaps N×256 of the boxes N×256×4 of the largest components, lowest first."""
+    drawn = torch.from_numpy(boxes).double()
+    drawn = drawn.masked_fill(torch.from_numpy(counts == 0)[:, :, None], 0)
+    return _overlaps(drawn, truth, size_of(maps), inclusive).flip(1)
 
 
 def _outline_overlaps(levels: Tensor, truth: list[Tensor], multi: bool, inclusive: bool) -> Tensor:
