@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,10 +33,14 @@ from harness import classifier, listed, photographs, race, study
 from torch import Tensor
 
 from captum_robust._contexts import autocast, evaluation
-from captum_robust.benchmark import compare
+from captum_robust.benchmark import RunWarning, compare
+from captum_robust.catalog.description import describe_run
 from captum_robust.catalog.methods import METHODS, build_methods
 from captum_robust.data import LocalizationDataset, Sample, load_dataset
 from captum_robust.models import Classifier
+from captum_robust.report.results import CLEAN
+from captum_robust.runs.rows import ImageRow, ResultRow
+from captum_robust.runs.store import RunStore, pack
 
 METHODS_TIMED = ("robust_cam", "grad_cam", "center_box")
 
@@ -156,14 +161,14 @@ def resume(*, positions: int = 50_000, rounds: int = 3) -> None:
         torch.nn.Conv2d(3, 4, 3, stride=4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     )
     net, data = Classifier(network, input_size=32).eval(), Repeated(positions)
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RunWarning)  # no image has a box
         folder = Path(name) / "run"
 
         def run() -> None:
             compare(net, data, METHODS_TIMED, out=folder, progress=False)
 
-        compare(net, data, METHODS_TIMED, out=folder, limit=1, progress=False)
-        fill(folder, positions)
+        fill(folder, net, data)
         size = sum(file.stat().st_size for file in folder.iterdir())
         times = []
         for _ in range(rounds):
@@ -176,8 +181,28 @@ def resume(*, positions: int = 50_000, rounds: int = 3) -> None:
     )
 
 
-def fill(folder: Path, positions: int) -> None:
+def fill(folder: Path, net: Classifier, data: LocalizationDataset) -> None:
     """Insert rows as large as those of photographs for all positions."""
+    positions = len(data)
+    settings: dict[str, Any] = {"batch_size": 16, "target": "label", "fit": "squash"}
+    settings |= {"precision": "float32", "seed": 0}
+    methods = {name: name for name in METHODS_TIMED}
+    store = RunStore(folder, describe_run(net, data, positions, methods, {}, settings))
+    store.begin()
+    store.write_classes(())
+    noise = torch.Generator().manual_seed(0)
+    packed = pack(torch.rand(256, generator=noise))
+    for start in range(0, positions, 1000):
+        names = [(p, f"{p:06}.png") for p in range(start, min(start + 1000, positions))]
+        store.write(
+            [
+                ResultRow(p, method, CLEAN, name, 0, 0, 0.5, 0.01, heat=packed, ious=packed)
+                for p, name in names
+                for method in METHODS_TIMED
+            ],
+            [ImageRow(p, name, 0, 32, 32, []) for p, name in names],
+        )
+    store.close()
 
 
 if __name__ == "__main__":

@@ -327,13 +327,12 @@ def _unpacked(packed: bytes) -> list[Loaded]:
 
 def _sendable(error: Exception) -> Exception:
     """An error of the machine as one of Python's own, without what it was raised for."""
-    text = str(error) or type(error).__name__
     if is_out_of_memory(error):
-        return MemoryError(text)
+        return MemoryError(str(error) or type(error).__name__)
     one: BaseException | None = error
     while one is not None and getattr(one, "errno", None) is None:
         one = one.__cause__ or one.__context__
-    return OSError(getattr(one, "errno", None) or errno.ENOSPC, text)
+    return OSError(getattr(one, "errno", errno.ENOSPC), getattr(one, "strerror", str(error)))
 
 
 def _states() -> tuple[bytes, Any, bytes]:
