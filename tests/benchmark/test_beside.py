@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import random
 import signal
@@ -165,6 +166,7 @@ def test_workers_are_counted(model: Classifier, workers: Any) -> None:
 
 
 def noting(folder: Path) -> None:
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     rows_made(Noting(400, folder=folder), folder / "run", workers=2)
 
