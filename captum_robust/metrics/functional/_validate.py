@@ -188,6 +188,7 @@ def _fit_together(boxes: Tensor | Sequence[Tensor], size: tuple[int, int] | None
         type(b) is Tensor
         and b.dtype in (torch.float32, torch.float64)
         and b.device.type == "cpu"
+        and b.layout == torch.strided
         and b.ndim == 2
         and b.shape[1] == 4
         for b in boxes
