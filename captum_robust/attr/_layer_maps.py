@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from captum.attr import Attribution, GuidedGradCam, LayerAttribution, LayerGradCam, NoiseTunnel
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from captum_robust._captum import format_tensor_into_tuples
 from captum_robust._checks import check
-from captum_robust._contexts import private_hooks
+from captum_robust._contexts import hooked, owned, private_hooks
 from captum_robust.attr.robust_cam import RobustCAM, reshape_of
 from captum_robust.attr.score_cam import ScoreCAM
 from captum_robust.nn.layout import followed_outputs, placed, recognised
 
 _TAKEN = {"target", "additional_forward_args", "attribute_to_layer_input"}
+_plain: WeakKeyDictionary[Attribution, set[Any]] = WeakKeyDictionary()
+"""The layers and inputs of attributions whose outputs are N×C×h×w already."""
 _EXPECTED = "expected a layer N×C×h×w; take RobustCAM, which recognises others"
 
 
@@ -41,15 +48,52 @@ def attributed(attribution: Attribution, inputs: Any, **arguments: Any) -> Any:
     if is_cam and own is not None:
         return _class_activation_map(attribution, layer, inputs, arguments)
     at_input = bool(arguments.get("attribute_to_layer_input", False))
-    with followed_outputs(layer, at_input, format_tensor_into_tuples(inputs)) as outputs:
+    tensors = format_tensor_into_tuples(inputs)
+    is_cut = type(attribution) is LayerGradCam and not at_input
+    cutting = _graph_from(layer, attribution.forward_func) if is_cut else nullcontext()
+    # The layout is the same for all batches: once it is known to be plain, it isn't followed.
+    key = (id(layer), id(attribution.forward_func), at_input, *(x.shape[1:] for x in tensors))
+    plain = _plain.setdefault(cam, set())
+    if own is None and key in plain:
+        with cutting:
+            return _alone(attribution, inputs, arguments)
+    with followed_outputs(layer, at_input, tensors) as outputs, cutting:
         result = _alone(attribution, inputs, arguments)
-    image = format_tensor_into_tuples(inputs)[0]
+    image = tensors[0]
     reshapes = [own or recognised(layer, layout, x, image) for x, layout in outputs]
     if all(reshape is None for reshape in reshapes):
+        plain.add(key)
         return result
     if is_cam:
         return _class_activation_map(attribution, layer, inputs, arguments)
     return placed(result, outputs, reshapes)
+
+
+@contextmanager
+def _graph_from(layer: nn.Module, forward_func: Any) -> Iterator[None]:
+    """Inside, passes of a network record no graph before the layer, whose gradients are asked for.
+
+    ``LayerGradCam`` of Captum asks for a gradient by the inputs too, and throws it away.
+    """
+    parts = forward_func.modules() if isinstance(forward_func, nn.Module) else ()
+    if layer is forward_func or layer not in set(parts):
+        yield
+        return
+
+    def begin(*_: Any) -> None:
+        torch.set_grad_enabled(False)  # Captum puts it back behind the pass
+
+    def cut(_: nn.Module, __: Any, output: Any) -> Any:
+        torch.set_grad_enabled(True)
+        return tree_map_only(Tensor, _leaf, output)
+
+    with forward_func.register_forward_pre_hook(owned(begin)), hooked([layer], cut):
+        yield
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """A copy whose graph begins here; a later layer may write into it."""
+    return x.detach().requires_grad_().clone() if x.is_floating_point() else x
 
 
 def _alone(attribution: Attribution, inputs: Any, arguments: dict[str, Any]) -> Any:

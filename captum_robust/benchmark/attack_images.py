@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from captum_robust.benchmark.batches import (
     Batches,
     BatchReader,
     Columns,
-    Loaded,
     Perturb,
     check_settings,
     image_row,
@@ -30,8 +29,10 @@ from captum_robust.benchmark.batches import (
     rows_of,
     samples_of,
 )
+from captum_robust.benchmark.beside import Pool
+from captum_robust.benchmark.reading import Loaded
 from captum_robust.benchmark.robust_accuracy import in_ball, rounded_attack
-from captum_robust.benchmark.runner import Rows, Runner
+from captum_robust.benchmark.runner import Coming, Runner
 from captum_robust.catalog.attacks import strength_of
 from captum_robust.catalog.description import describe_run
 from captum_robust.data import LocalizationDataset, Sample, load_image
@@ -82,6 +83,7 @@ def attack_images(
     seed: int = 0,
     keep_all: bool = False,
     retry: bool = True,
+    workers: int = 0,
     progress: bool = True,
 ) -> AttackRun:
     """Attack the images of a data set and write those that fool the model as PNG files.
@@ -106,7 +108,7 @@ def attack_images(
         batch_size: images that are attacked at once; part of what a resumed run must repeat.
         fit, seed: as for :func:`captum_robust.benchmark.compare`.
         keep_all: also write the images that do not fool.
-        retry: as for :func:`captum_robust.benchmark.compare`.
+        retry, workers: as for :func:`captum_robust.benchmark.compare`.
         progress: show a progress bar on standard error.
 
     Raises:
@@ -115,7 +117,7 @@ def attack_images(
             that holds another run.
         OSError: as of :func:`captum_robust.benchmark.compare`.
     """
-    check_settings(model, limit, batch_size, fit)
+    check_settings(model, limit, batch_size, fit, workers)
     check(attacks, "attacks: expected at least one")
     apart = len({_folder_of(name) for name in attacks}) == len(attacks)
     check(apart, f"attacks: the folders of {list(attacks)} would be the same")
@@ -137,7 +139,7 @@ def attack_images(
     ids = getattr(source, "ids", None) or [str(i) for i in range(count)]
     names = png_names(ids[:count])
     runner = _Attacking(reader, store, list(attacks), attacks, target, keep_all, names)
-    runner.run(count, batch_size, "image", progress, retry)
+    runner.run(count, batch_size, "image", progress, retry, workers)
     return AttackRun(out)
 
 
@@ -151,16 +153,16 @@ class _Attacking(Runner[str]):
     names: list[str]
 
     def missing(self, start: int, stop: int, kept: Collection[int]) -> list[str]:
-        rows = self.store.select(
-            "SELECT position, attack, file, error FROM attacked "
-            "WHERE position >= ? AND position < ?",
-            (start, stop),
-        )
+        rows = self.store.of_positions("attacked", "file", start, stop, self._keys)
         done = (row for row in rows if row["error"] is None or row["position"] in kept)
         files = ((row["attack"], row["file"]) for row in done)
         # A row whose file is gone is made again.
         have = Counter(a for a, f in files if f is None or (self.store.folder / f).is_file())
         return [attack for attack in self.tasks if have[attack] < stop - start]
+
+    @property
+    def _keys(self) -> list[dict[str, str]]:
+        return [{"attack": attack} for attack in self.tasks]
 
     def name_of(self, task: str) -> str:
         return task
@@ -168,14 +170,21 @@ class _Attacking(Runner[str]):
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:  # noqa: ARG002
         return [image_row(item, picture=False) for item in loaded]
 
-    def rows(self, tasks: Sequence[str], start: int, clean: Batches) -> Rows:
+    def rows(
+        self,
+        tasks: Sequence[str],
+        start: int,
+        clean: Batches,
+        pool: Pool,  # noqa: ARG002
+    ) -> Iterator[Coming]:
         batches, failed = clean
         for attack in tasks:
             columns = dict(failed)
             for batch in batches:
                 columns |= self._attacked(batch, attack, start)
             # To be written behind the files: a row's file is there.
-            yield [], [AttackRow(i.position, attack, i.image, **row) for i, row in columns.items()]
+            rows = [AttackRow(i.position, attack, i.image, **row) for i, row in columns.items()]
+            yield Coming(attacked=rows)
 
     def _attacked(self, batch: Batch, attack: str, start: int) -> Columns:
         """The columns of each image of the batch; those that can be attacked are."""

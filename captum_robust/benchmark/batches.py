@@ -5,46 +5,36 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from operator import index as as_index
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice, check_count, check_type, printable
+from captum_robust._checks import check, check_choice, check_count, check_type
 from captum_robust._contexts import autocast, evaluation, without_new_gradients
 from captum_robust._processes import device_of
 from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.attacks.attack import watched_gradients
 from captum_robust.attacks.outcome import last_of, outcome
-from captum_robust.data import FITS, DataError, Sample, fitted
+from captum_robust.benchmark.reading import Loaded, SampleReader, one_line, read_together
+from captum_robust.data import FITS, Sample
 from captum_robust.data.given import SampleSource, sample_source
-from captum_robust.data.images import without_pillow_notes
 from captum_robust.draw import as_rgb
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import check_channels, in_channels_of
-from captum_robust.runs.machine import is_of_files, is_of_machine, is_out_of_memory
+from captum_robust.runs.machine import is_of_machine, is_out_of_memory
 from captum_robust.runs.rows import ImageRow
 
 Perturb: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Images n×C×H×W and their labels n -> attacked images."""
 
 
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """One position of a batch: a sample that fits the model, or why there is none."""
-
-    position: int
-    image: str
-    sample: Sample | None
-    error: str | None = None
-    is_away: bool = False
-    """The file itself could not be read, whatever is in it."""
+KnownScores: TypeAlias = Callable[[tuple[Loaded, ...], Tensor, Tensor], Tensor | None]
+"""Positions, their images n×C×H×W and labels n -> the scores n×K, if they are known."""
 
 
 @dataclass(frozen=True)
@@ -137,16 +127,25 @@ class BatchReader:
         is_same = len(names) == self.classes or (own and names[: len(own)] == own)
         return 0 if is_same else len(names)
 
+    @cached_property
+    def samples(self) -> SampleReader:
+        """What reads the samples at the model's size."""
+        size, classes = self.model.input_size, self.classes
+        facts = (self._others, self.fit, self.eight_bit, self.seed)
+        return SampleReader(self.dataset, size, classes, *facts)
+
     def load(self, start: int, stop: int) -> list[Loaded]:
         """The positions from start to stop; whatever is wrong with one, the others are read."""
-        with without_pillow_notes(), ThreadPoolExecutor(max_workers=2) as pool:
-            return list(pool.map(self._load, range(start, stop)))
+        return read_together(self.samples, range(start, stop))
 
-    def clean(self, loaded: Sequence[Loaded]) -> Batches:
-        """The images that could be read as one batch, with the errors of the others."""
+    def clean(self, loaded: Sequence[Loaded], scores: KnownScores | None = None) -> Batches:
+        """The images that could be read as one batch, with the errors of the others.
+
+        ``scores`` is asked for those of images whose labels are all known.
+        """
         unread = {item: {"error": item.error} for item in loaded if item.error is not None}
         usable = tuple(item for item in loaded if item.sample is not None)
-        return each(([usable] if usable else [], unread), self._clean)
+        return each(([usable] if usable else [], unread), partial(self._clean, scores))
 
     def attacked(self, clean: Batches, name: str, perturb: Perturb, start: int) -> Batches:
         """The batches under an attack; one by one where it fails on one, with its error."""
@@ -176,9 +175,7 @@ class BatchReader:
         self, images: Tensor, model: torch.nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
         """The classes that the model gives images, and their probabilities, n each."""
-        scores = self.scores(images, model)
-        warn_of_probabilities(scores, "model")
-        return scores.argmax(dim=1), probabilities_of(scores).amax(dim=1)
+        return decided(self.scores(images, model))
 
     @contextmanager
     def undisturbed(self, start: int, name: str) -> Iterator[None]:
@@ -199,48 +196,30 @@ class BatchReader:
             torch.manual_seed(zlib.crc32(f"{self.seed} {start} {name}".encode()))
             yield
 
-    def _load(self, position: int) -> Loaded:
-        ids = getattr(self.dataset, "ids", None)
-        image = str(position) if ids is None else str(ids[position])
-        try:
-            sample = self.dataset[position]
-            image = image if ids is not None else sample.id
-            sample = self._fitted(sample)
-        except Exception as error:  # whatever is wrong with one image, the run goes on
-            if is_of_machine(error):
-                raise
-            return Loaded(position, image, None, one_line(error), is_of_files(error))
-        return Loaded(position, image, sample)
-
-    def _fitted(self, sample: Sample) -> Sample:
-        """The sample at the model's size; ``DataError`` for what would spoil its batch."""
-        image, mask, label = sample.image, sample.mask, sample.label
-        in_range = image.dtype == torch.float32 and image.amin() >= 0 and image.amax() <= 1
-        check(in_range, f"{sample.id}: the image is not float32 in [0, 1]", DataError)
-        kind = torch.bool if mask is None else mask.dtype
-        check(kind == torch.bool, f"{sample.id}: the mask is {kind}, not Boolean", DataError)
-        if label is not None:
-            label, count = as_index(label), self.classes
-            known = f"the model has {count} classes"
-            check(0 <= label < count, f"{sample.id}: class index {label}, but {known}", DataError)
-            others = f"class {label} of the {self._others}, but {known}; give both the same names"
-            check(not self._others, f"{sample.id}: {others} (class_names)", DataError)
-        sample = fitted(replace(sample, label=label), self.model.input_size, self.fit)
-        return replace(sample, image=to_levels(sample.image)) if self.eight_bit else sample
-
-    def _clean(self, usable: tuple[Loaded, ...]) -> Batch:
+    def _clean(self, scores: KnownScores | None, usable: tuple[Loaded, ...]) -> Batch:
         samples = [item.sample for item in usable if item.sample is not None]
         device = device_of(self.model)
-        images = torch.stack([s.image for s in samples]).to(device)
+        images = torch.stack([s.image for s in samples])
+        if device.type == "cuda":  # so that the copy need not be waited for
+            images = images.pin_memory()
+        images = images.to(device, non_blocking=True)
         images = in_channels_of(self.model, images)
-        predicted, confidence = self.classified(images)
         known = torch.tensor([-1 if s.label is None else s.label for s in samples]).to(device)
+        may_ask = scores is not None and all(s.label is not None for s in samples)
+        given = scores(usable, images, known) if scores is not None and may_ask else None
+        predicted, confidence = self.classified(images) if given is None else decided(given)
         label = torch.where(known < 0, predicted, known)
         none = torch.zeros_like(predicted, dtype=torch.bool)
         return Batch(usable, images, label, predicted, predicted, confidence, images, none)
 
     def _precise(self) -> torch.autocast:
         return autocast(device_of(self.model), self.precision)
+
+
+def decided(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes with the largest of scores n×K, and their probabilities, n each."""
+    warn_of_probabilities(scores, "model")
+    return scores.argmax(dim=1), probabilities_of(scores).amax(dim=1)
 
 
 _Part = TypeVar("_Part", Batch, tuple[Loaded, ...])
@@ -326,15 +305,6 @@ def image_row(item: Loaded, *, picture: bool) -> ImageRow:
     )
 
 
-def to_levels(images: Tensor) -> Tensor:
-    """Pixels in [0, 1] rounded to the 256 levels of an 8-bit image.
-
-    >>> (to_levels(torch.tensor([0.3, 0.501])) * 255).tolist()
-    [76.0, 128.0]
-    """
-    return images.mul(255).round().div(255)
-
-
 def as_jpeg(image: Tensor) -> bytes:
     """An image 3×H×W, or 1×H×W, in [0, 1] as a JPEG file."""
     from PIL import Image
@@ -342,12 +312,6 @@ def as_jpeg(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(as_rgb(image)).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
-
-
-def one_line(error: Exception) -> str:
-    """What an image's row says of an error."""
-    text = printable(str(error))
-    return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"[:500]
 
 
 def perturb_of(name: str, attack: Any) -> Perturb:
@@ -362,7 +326,9 @@ def perturb_of(name: str, attack: Any) -> Perturb:
     return perturb
 
 
-def check_settings(model: Any, limit: int | None, batch_size: int, fit: str) -> None:
+def check_settings(
+    model: Any, limit: int | None, batch_size: int, fit: str, workers: int = 0
+) -> None:
     """Refuse what no run can have, before an image is read.
 
     Raises:
@@ -377,6 +343,7 @@ def check_settings(model: Any, limit: int | None, batch_size: int, fit: str) -> 
     check_choice("fit", fit, FITS)
     check_count("limit", limit, 1, optional=True)
     check_count("batch_size", batch_size, 1)
+    check_count("workers", workers, 0)
 
 
 def black_image(model: Classifier) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from captum_robust._checks import check, check_choice, check_type
+from captum_robust._checks import check, check_choice, check_finite, check_type
 from captum_robust._contexts import PRECISIONS
 from captum_robust._processes import is_first, world_size
 from captum_robust.benchmark import measure
@@ -26,46 +26,58 @@ from captum_robust.benchmark.batches import (
     Batches,
     BatchReader,
     Columns,
-    Loaded,
     check_settings,
     columns_of,
+    each,
     image_row,
-    one_line,
     perturb_of,
     rows_of,
     samples_of,
 )
+from captum_robust.benchmark.beside import Pool
+from captum_robust.benchmark.explained import (
+    Explained,
+    Measuring,
+    MethodResults,
+    Work,
+    is_compiled,
+    joined,
+    now,
+    scores_seen,
+)
+from captum_robust.benchmark.measures import (
+    NOISE,
+    REMOVAL,
+    ROAD,
+    SQUARES,
+    STAGES,
+    described_measures,
+)
 from captum_robust.benchmark.passes import count_passes
-from captum_robust.benchmark.runner import Rows, Runner
+from captum_robust.benchmark.reading import Loaded, one_line
+from captum_robust.benchmark.runner import Coming, Runner
 from captum_robust.catalog.certification import Certification
 from captum_robust.catalog.description import describe_run
-from captum_robust.catalog.methods import Method, build_methods, named_methods, usual_methods
+from captum_robust.catalog.methods import (
+    Explanation,
+    Method,
+    build_methods,
+    named_methods,
+    usual_methods,
+)
 from captum_robust.catalog.words import words_of
 from captum_robust.defenses import DefendedModel, Transform
-from captum_robust.metrics import functional as metrics
-from captum_robust.metrics.functional import (
-    REMOVAL_STEPS,
-    SALIENCY_THRESHOLDS,
-    layers_with_weights,
-)
+from captum_robust.metrics.functional import infidelity_of, layers_with_weights
+from captum_robust.metrics.functional import sensitivity as sensitivity_of
 from captum_robust.metrics.functional.stability import SSIM_WINDOW
 from captum_robust.models import Classifier
 from captum_robust.report.comparison import Comparison
 from captum_robust.report.results import CLEAN, GALLERY_POOL
 from captum_robust.runs.machine import is_of_machine
-from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
+from captum_robust.runs.rows import AttackRow, ImageRow
 from captum_robust.runs.store import RunStore
 
 _TARGETS = ("label", "prediction")
-_REMOVAL = {"steps": REMOVAL_STEPS, "deletion_fill": "mean", "insertion_fill": "blur"}
-_SQUARES = {"squares": metrics.INFIDELITY_SQUARES, "fill": "mean", "seed": 0}
-_ROAD: dict[str, Any] = {"shares": [0.1, 0.3, 0.5, 0.7, 0.9], "noise": 0.01, "seed": 0}
-_STAGES: dict[str, Any] = {"stages": 3, "seed": 0}
-_NOISE: dict[str, Any] = {
-    "radius": metrics.SENSITIVITY_RADIUS,
-    "samples": metrics.SENSITIVITY_SAMPLES,
-    "seed": 0,
-}
 
 
 class RunWarning(UserWarning):
@@ -92,6 +104,7 @@ def compare(
     randomization: bool = False,
     certify: float | Certification | None = None,
     retry: bool = True,
+    workers: int = 0,
     progress: bool = True,
 ) -> Comparison:
     """Run the methods over the data set and keep one row for each image, method and attack.
@@ -157,6 +170,9 @@ def compare(
             are samples, 100 by default. A box that is the same for all images costs nothing.
         retry: when a run goes on, make the rows with errors again. Without it they are kept, and a
             run also goes on where nearly all images can't be opened.
+        workers: processes that read the images ahead of the model. 0: two threads of this process
+            do, and on a CPU of which the model uses all cores, only where no method is timed. The
+            rows are the same.
         progress: show a progress bar on standard error.
 
     Returns:
@@ -175,7 +191,7 @@ def compare(
         OSError: memory or the disk's room ran out (a batch is halved once first), or nearly all
             images can't be opened, as when their folder is away; no row is made of that.
     """
-    check_settings(model, limit, batch_size, fit)
+    check_settings(model, limit, batch_size, fit, workers)
     check_choice("precision", precision, PRECISIONS)
     check_choice("target", target, _TARGETS)
     attacks = attacks or {}
@@ -203,21 +219,9 @@ def compare(
     # A run without them has no such entries, as those of earlier versions.
     if adaptive:
         configuration["adaptive"] = describe_stages(cases)
-    if saliency_metric:
-        configuration["settings"]["saliency_metric"] = SALIENCY_THRESHOLDS
-    if faithfulness:
-        configuration["settings"]["faithfulness"] = {
-            **_REMOVAL,
-            "road": _ROAD,
-            "infidelity": _SQUARES,
-        }
-    if sensitivity:
-        configuration["settings"]["sensitivity"] = _NOISE
-    if randomization:
-        configuration["settings"]["randomization"] = _STAGES
     certify = _certification(certify)
-    if certify is not None:
-        configuration["settings"]["certificates"] = certify.facts()
+    also = (saliency_metric, faithfulness, sensitivity, randomization, certify)
+    configuration["settings"] |= described_measures(*also)
     alone = out is not None or world_size() == 1
     check(alone, "out: the processes of a distributed run need one folder to share")
     temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
@@ -226,9 +230,8 @@ def compare(
     store = RunStore(folder, configuration)
     # The methods that are shown the same images follow each other.
     tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
-    also = (saliency_metric, faithfulness, sensitivity, randomization, certify)
     runner = _Comparing(reader, store, tasks, built, target, *also)
-    runner.run(count, batch_size, "map", progress, retry)
+    runner.run(count, batch_size, "map", progress, retry, workers)
     result = Comparison(folder, _keep_alive=temporary)
     if is_first():
         for sentence in [*result.complete_failures(), *result.left_unscored()]:
@@ -248,22 +251,6 @@ _Task: TypeAlias = tuple[Stage, str]
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What several methods need of one batch of positions, computed once."""
-
-    start: int
-    clean: Batches
-    clean_maps: dict[str, dict[Loaded, Tensor]] = field(default_factory=dict)
-    """By method and by image, H×W."""
-    decisions: dict[tuple[str, str], dict[Loaded, tuple[Tensor, Tensor]]] = field(
-        default_factory=dict
-    )
-    """By attack and transforms, and by image: class and probability."""
-    drops: dict[tuple[Loaded, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By image and explained class: the removed squares, and what each of them takes."""
-
-
-@dataclass(frozen=True)
 class _Comparing(Runner[_Task]):
     """Explains each batch by all methods; it is attacked once by each attack."""
 
@@ -274,10 +261,21 @@ class _Comparing(Runner[_Task]):
     sensitivity: bool
     randomization: bool
     certify: Certification | None
+    foretold: dict[tuple[str, tuple[Loaded, ...]], tuple[Explanation, dict[str, float]]] = field(
+        default_factory=dict
+    )
+    """What the first method said of the clean images, whose classes were read off its pass."""
 
     def missing(self, start: int, stop: int, kept: Collection[int]) -> list[_Task]:
-        have = self.store.count(start, stop, kept)
-        failed = self.store.failed_attacks(start, stop, kept)
+        pairs = dict.fromkeys((method, stage.attack) for stage, method in self.tasks)
+        keys = [{"method": method, "attack": attack} for method, attack in pairs]
+        rows = self.store.of_positions("results", "", start, stop, keys)
+        done = (row for row in rows if row["error"] is None or row["position"] in kept)
+        have = Counter((row["method"], row["attack"]) for row in done)
+        names = [{"attack": name} for name in dict.fromkeys(s.name for s, _ in self.tasks)]
+        rows = self.store.of_positions("attacked", "", start, stop, names)
+        wrong = (row for row in rows if row["error"] is not None)
+        failed = {row["attack"] for row in wrong if row["position"] not in kept}
         return [
             (stage, method)
             for stage, method in self.tasks
@@ -298,31 +296,51 @@ class _Comparing(Runner[_Task]):
             row.true_crop = crops.get(item, {}).get("true_crop")
         return rows
 
-    def rows(self, tasks: Sequence[_Task], start: int, clean: Batches) -> Rows:
-        work = _Work(start, clean)
+    def rows(
+        self, tasks: Sequence[_Task], start: int, clean: Batches, pool: Pool
+    ) -> Iterator[Coming]:
+        work = Work(start, clean, pool)
         for stage, of_stage in groupby(tasks, itemgetter(0)):
             batches, attack_rows = clean, []
             if stage.perturb is not None:
                 batches = self.reader.attacked(clean, stage.name, stage.perturb, start)
                 attack_rows = self._attack_rows(batches, stage, work)
             for _, method in of_stage:
-                if stage.perturb is not None and method not in work.clean_maps:
-                    # A run that goes on behind the method's clean rows.
-                    self._results(clean, method, self.tasks[0][0], work)
-                yield self._results(batches, method, stage, work), attack_rows
+                if stage.perturb is not None:
+                    if method not in work.clean_rows:
+                        # A run that goes on behind the method's clean rows.
+                        self._results(clean, method, self.tasks[0][0], work)
+                    work.clean_rows[method].results()  # without the maps of which there are none
+                made = self._results(batches, method, stage, work)
+                yield Coming(made.results, made.is_ready, attack_rows)
                 attack_rows = []
 
-    def _results(self, batches: Batches, method: str, stage: Stage, work: _Work) -> list[ResultRow]:
+    def _results(self, batches: Batches, method: str, stage: Stage, work: Work) -> MethodResults:
         if stage.perturb is None:
             work.clean_maps[method] = {}
-        columns = columns_of(batches, partial(self._explained, method, stage, work))
-        return [
-            ResultRow(item.position, method, stage.attack, item.image, **row)
-            for item, row in columns.items()
-        ]
 
-    def _explained(self, method: str, stage: Stage, work: _Work, batch: Batch) -> Columns:
-        """The columns of one batch; of one image alone also where the method fails on it."""
+        def again(batch: Batch) -> Columns:
+            """The columns of a batch of which some could not be measured."""
+            if stage.perturb is None:
+                for item in batch:
+                    work.clean_maps[method].pop(item, None)
+            one_by_one = [batch[i : i + 1] for i in range(len(batch))]
+            measured = partial(self._explained, method, stage, work)
+            return columns_of((one_by_one, {}), lambda one: measured(one, at_once=True).columns())
+
+        made, failed = each(batches, partial(self._explained, method, stage, work))
+        results = MethodResults(method, stage.attack, made, failed, again)
+        if stage.perturb is None:
+            work.clean_rows[method] = results
+        return results
+
+    def _explained(
+        self, method: str, stage: Stage, work: Work, batch: Batch, *, at_once: bool = False
+    ) -> Explained:
+        """What is known of one batch; of one image alone also where the method fails on it.
+
+        It is still being measured, unless ``at_once``.
+        """
         transforms = self.methods[method].transforms
         facts = {"predicted": batch.predicted, "confidence": batch.confidence}
         facts["explained"] = batch.label if self.target == "label" else batch.predicted
@@ -331,37 +349,40 @@ class _Comparing(Runner[_Task]):
                 facts["decided"], _ = self._decided(batch, transforms, stage.name, work)
                 if self.target == "prediction":
                     facts["explained"] = facts["decided"]
-            measured = self._measured(batch, method, stage, facts["explained"], work)
+            measured, coming = self._measured(batch, method, stage, facts["explained"], work)
+            if at_once:
+                for future in coming:
+                    future.result()
         except Exception as error:
             if len(batch) > 1 or is_of_machine(error):
                 raise
-            measured = [{"error": one_line(error)}]
+            measured, coming = [{"error": one_line(error)}], []
         source = {} if stage.name == stage.attack else {"source": stage.name}
         rows = zip(rows_of(facts), measured, strict=True)
-        return {i: {**fact, **source, **row} for i, (fact, row) in zip(batch, rows, strict=True)}
+        known = [{**fact, **source, **row} for fact, row in rows]
+        return Explained(batch, known, coming)
 
     def _measured(
-        self, batch: Batch, name: str, stage: Stage, explained: Tensor, work: _Work
-    ) -> list[dict[str, Any]]:
-        """The columns of each image's map: its cost, the metrics and the pictures."""
+        self, batch: Batch, name: str, stage: Stage, explained: Tensor, work: Work
+    ) -> tuple[list[dict[str, Any]], list[Measuring]]:
+        """The columns of each image's map: its cost, the metrics and the pictures.
+
+        With them those that are still measured.
+        """
         method, n = self.methods[name], len(batch)
         images = batch.images.clone()
         by_itself = method.transforms and self.target == "prediction"
         target = None if by_itself else explained.clone()
         draws = (work.start, name + stage.attack)
-        with self.reader.undisturbed(*draws), count_passes(self.reader.model) as passes:
-            began = _now(images.device)
-            explanation = method.explain(images, target)
-            seconds = _now(images.device) - began
+        known = None if stage.perturb else self.foretold.pop((name, batch.items), None)
+        explanation, cost = known or self._called(name, draws, images, target)
         maps = explanation.maps.detach().float().cpu()
         expected, got = (n, *batch.images.shape[2:]), tuple(maps.shape)
         check(got == expected, f"expected maps {'×'.join(map(str, expected))}, got {got}")
-        cost = {
-            "seconds": seconds / n,
-            "forward_passes": passes.forward / n,
-            "backward_passes": passes.backward / n,
-        }
-        parts = [[cost] * n, measure.map_columns(maps, batch, method.boxes(explanation))]
+        check_finite(maps, "maps")
+        boxes = method.boxes(explanation)
+        coming = [work.pool.submit(measure.map_columns, maps, batch, boxes)]
+        parts = [[cost] * n]
         if explanation.perturbation is not None:
             parts.append(measure.change_columns(explanation.perturbation, batch))
         if stage.perturb is None:
@@ -369,7 +390,7 @@ class _Comparing(Runner[_Task]):
             if self.saliency_metric:
                 parts.append(measure.crop_columns(scores, *shown, method))
             if self.faithfulness:
-                parts.append(measure.removal_columns(scores, *shown, _REMOVAL, _ROAD))
+                parts.append(measure.removal_columns(scores, *shown, REMOVAL, ROAD))
                 worth = self._infidelity(batch, maps, explained, work)
                 parts.append(rows_of({"infidelity": worth}))
 
@@ -378,10 +399,10 @@ class _Comparing(Runner[_Task]):
                     return method.explain(images, None if by_itself else classes).maps.cpu()
 
             if self.sensitivity:
-                moved = metrics.sensitivity(again, batch.images, explained, maps=maps, **_NOISE)
+                moved = sensitivity_of(again, batch.images, explained, maps=maps, **NOISE)
                 parts.append(rows_of({"sensitivity": moved}))
             if self.randomization:
-                of = (self.reader.model, again, batch.images, maps, explained, _STAGES)
+                of = (self.reader.model, again, batch.images, maps, explained, STAGES)
                 parts.append(measure.randomization_columns(*of))
             if self.certify is not None:
                 asked = self.reader.model, method, batch.images, target
@@ -389,17 +410,56 @@ class _Comparing(Runner[_Task]):
                     parts.append(measure.certificate_columns(self.certify.of(*asked), batch))
             work.clean_maps[name].update(zip(batch, maps, strict=True))
         elif method.box is None:  # a fixed box is drawn whatever the image
-            parts.append(measure.stability_columns(batch.items, work.clean_maps[name], maps))
-        return [dict(chain.from_iterable(map(dict.items, row))) for row in zip(*parts, strict=True)]
+            before = dict(work.clean_maps[name])
+            coming.append(work.pool.submit(measure.stability_columns, batch.items, before, maps))
+        return joined(parts), coming
 
-    def _infidelity(self, batch: Batch, maps: Tensor, explained: Tensor, work: _Work) -> Tensor:
+    def _called(
+        self, name: str, draws: tuple[int, str], images: Tensor, target: Tensor | None
+    ) -> tuple[Explanation, dict[str, float]]:
+        """What the method says of images, and what that costs for each of them."""
+        with (
+            self.turns.timed(),
+            self.reader.undisturbed(*draws),
+            count_passes(self.reader.model) as passes,
+        ):
+            began = now(images.device)
+            explanation = self.methods[name].explain(images, target)
+            seconds = now(images.device) - began
+        of_all = (seconds, passes.forward, passes.backward)
+        names = ("seconds", "forward_passes", "backward_passes")
+        return explanation, {k: v / len(images) for k, v in zip(names, of_all, strict=True)}
+
+    def clean(self, tasks: Sequence[_Task], start: int, loaded: Sequence[Loaded]) -> Batches:
+        """The batch, whose classes are read off the pass of the first method where that has one."""
+        self.foretold.clear()
+        (stage, name), model = tasks[0], self.reader.model
+        is_seen = stage.perturb is None and self.target == "label" and not is_compiled(model)
+        if not is_seen or self.methods[name].scored_by is not model:
+            return self.reader.clean(loaded)
+
+        def scores(items: tuple[Loaded, ...], images: Tensor, labels: Tensor) -> Tensor | None:
+            try:
+                with scores_seen(model, images) as seen:
+                    made = self._called(name, (start, name + stage.attack), images.clone(), labels)
+            except Exception as error:
+                if is_of_machine(error):
+                    raise
+                return None  # it fails again where its row says so
+            if len(seen) == 1:
+                self.foretold[name, items] = made
+            return seen[0] if len(seen) == 1 else None
+
+        return self.reader.clean(loaded, scores)
+
+    def _infidelity(self, batch: Batch, maps: Tensor, explained: Tensor, work: Work) -> Tensor:
         """N, of what squares are worth to the classifier, which is the same for all methods."""
         keys = list(zip(batch, explained.tolist(), strict=True))
         if any(key not in work.drops for key in keys):
-            squares, drops = measure.drops_of(self.reader.scores, batch.images, explained, _SQUARES)
+            squares, drops = measure.drops_of(self.reader.scores, batch.images, explained, SQUARES)
             work.drops.update({key: (squares, own) for key, own in zip(keys, drops, strict=True)})
         known = [work.drops[key] for key in keys]
-        return metrics.infidelity_of(maps, known[0][0], torch.stack([d for _, d in known]).cpu())
+        return infidelity_of(maps, known[0][0], torch.stack([d for _, d in known]).cpu())
 
     def _true_crops(self, batch: Batch) -> Columns:
         classes = batch.label if self.target == "label" else batch.predicted
@@ -407,7 +467,7 @@ class _Comparing(Runner[_Task]):
         return {item: {"true_crop": crop} for item, crop in zip(batch, crops, strict=True)}
 
     def _decided(
-        self, batch: Batch, transforms: tuple[Transform, ...], images: str, work: _Work
+        self, batch: Batch, transforms: tuple[Transform, ...], images: str, work: Work
     ) -> tuple[Tensor, Tensor]:
         """The classes of the scores averaged over the transforms, and their probabilities."""
         known = work.decisions.setdefault((images, repr(transforms)), {})
@@ -419,7 +479,7 @@ class _Comparing(Runner[_Task]):
         classes, confidence = zip(*(known[item] for item in batch), strict=True)
         return torch.stack(classes), torch.stack(confidence)
 
-    def _attack_rows(self, attacked: Batches, stage: Stage, work: _Work) -> list[AttackRow]:
+    def _attack_rows(self, attacked: Batches, stage: Stage, work: Work) -> list[AttackRow]:
         """What became of the images that could be read, whatever the methods."""
         batches, failed = attacked
 
@@ -436,11 +496,3 @@ class _Comparing(Runner[_Task]):
         return [
             AttackRow(item.position, stage.name, item.image, **row) for item, row in columns.items()
         ]
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()

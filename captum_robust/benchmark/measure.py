@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_robust._resize import size_within
-from captum_robust.benchmark.batches import Batch, Loaded, as_jpeg, outcome_columns, rows_of
+from captum_robust.benchmark.batches import Batch, as_jpeg, outcome_columns, rows_of
+from captum_robust.benchmark.reading import Loaded
 from captum_robust.catalog.certification import Certificates
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import Sample
 from captum_robust.draw import amplified, encode_jpeg
 from captum_robust.metrics import functional as metrics
+from captum_robust.metrics.functional.box_accuracy import maxboxacc_both
 from captum_robust.metrics.functional.stability import SSIM_WINDOW
 from captum_robust.report.results import ATTACK_POOL, GALLERY_POOL, STRATEGY_ORDER
 from captum_robust.runs.store import pack
@@ -31,14 +34,19 @@ def map_columns(maps: Tensor, batch: Batch, boxes: Tensor | None) -> list[dict[s
     ``boxes`` are N×4, whatever the threshold; None: they come from the maps.
     """
     true = [sample.boxes for sample in batch.samples]
-    drawn = torch.cat(list(metrics.sweep_boxes(maps, STRATEGY_ORDER).values()), dim=1)
     if boxes is None:
-        v1, v2 = metrics.maxboxacc_ious(maps, true), metrics.maxboxacc_ious(maps, true, multi=True)
+        drawn = torch.cat(list(metrics.sweep_boxes(maps, STRATEGY_ORDER).values()), dim=1)
+        v1, v2 = maxboxacc_both(maps, true)
     else:
-        drawn = boxes.detach().float().cpu()[:, None].expand_as(drawn)
+        thresholds = sum(len(metrics.alpha_grid(strategy)) for strategy in STRATEGY_ORDER)
+        drawn = boxes.detach().float().cpu()[:, None].expand(-1, thresholds, -1)
         v1 = v2 = metrics.best_iou(drawn[:, :1], true, inclusive=True).expand(-1, 256)
     ious = metrics.best_iou(drawn, true)
     rows: list[dict[str, Any]] = [{} for _ in batch]
+    pointing = _pointing(maps, batch.samples)
+    shown = [i for i, item in enumerate(batch) if item.position < GALLERY_POOL]
+    for i, heat in zip(shown, _thumbnails(maps[shown]), strict=True):
+        rows[i]["heat"] = heat
     for i, (row, sample) in enumerate(zip(rows, batch.samples, strict=True)):
         row["predicted_boxes"] = pack(drawn[i].round().to(torch.int16))
         if len(sample.boxes):
@@ -46,11 +54,9 @@ def map_columns(maps: Tensor, batch: Batch, boxes: Tensor | None) -> list[dict[s
             row["maxboxacc"] = pack(v1[i])
             row["maxboxacc_v2"] = pack(v2[i])
         if len(sample.boxes) or sample.mask is not None:
-            row["pointing"] = _pointing(maps[i], sample)
+            row["pointing"] = pointing[i]
         if sample.mask is not None:
             row["pxap"] = pack(metrics.pxap_histograms(maps[i : i + 1], sample.mask[None])[0])
-        if batch.items[i].position < GALLERY_POOL:
-            row["heat"] = _thumbnail(maps[i])
     return rows
 
 
@@ -211,25 +217,47 @@ def _packed(crops: tuple[Tensor, Tensor]) -> list[bytes]:
     return [pack(row) for row in torch.stack(crops, dim=1).cpu()]
 
 
-def _pointing(heat: Tensor, sample: Sample) -> float:
-    """Whether the largest pixel, at the image's original size, hits the object."""
-    size = sample.original_size
-    at_size = F.interpolate(heat[None, None], size=size, mode="bilinear", align_corners=False)[0]
+def _pointing(maps: Tensor, samples: Sequence[Sample]) -> list[float]:
+    """Whether the largest pixel of each, at the image's original size, hits the object.
+
+    NaN where there is none.
+    """
+    hits = [math.nan] * len(samples)
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for i, sample in enumerate(samples):
+        if sample.mask is not None or len(sample.boxes):
+            by_size.setdefault(sample.original_size, []).append(i)
+    for size, rows in by_size.items():
+        at_size = F.interpolate(maps[rows, None], size=size, mode="bilinear", align_corners=False)
+        boxed = [(k, i) for k, i in enumerate(rows) if samples[i].mask is None]
+        if boxed:
+            scaled = [_at_size(samples[i]) for _, i in boxed]
+            found = metrics.pointing_game_hits(at_size[[k for k, _ in boxed], 0], scaled).tolist()
+            for (_, i), hit in zip(boxed, found, strict=True):
+                hits[i] = hit
+        for k, i in enumerate(rows):
+            mask = samples[i].mask
+            if mask is not None:
+                large = F.interpolate(mask[None, None].float(), size=size, mode="nearest")[0].bool()
+                hits[i] = float(metrics.pointing_game_hits(at_size[k], large)[0])
+    return hits
+
+
+def _at_size(sample: Sample) -> Tensor:
+    """The boxes of a sample in pixels of the image at its original size."""
     height, width = sample.size
-    scale = torch.tensor([size[1] / width, size[0] / height] * 2)
-    if sample.mask is None:
-        return float(metrics.pointing_game_hits(at_size, [sample.boxes * scale])[0])
-    mask = F.interpolate(sample.mask[None, None].float(), size=size, mode="nearest")[0].bool()
-    return float(metrics.pointing_game_hits(at_size, mask)[0])
+    across, down = sample.original_size[1] / width, sample.original_size[0] / height
+    return sample.boxes * torch.tensor([across, down] * 2)
 
 
-def _thumbnail(heat: Tensor) -> bytes:
-    """The map as _HEAT_SIDE² bytes, scaled to its own range; enough to draw it."""
-    size = (_HEAT_SIDE, _HEAT_SIDE)
-    small = F.interpolate(heat[None, None], size=size, mode="area")[0, 0]
-    low, high = small.min(), small.max()
-    scaled = (small - low) / (high - low) if high > low else torch.zeros_like(small)
-    return pack((scaled * 255).round().to(torch.uint8))
+def _thumbnails(maps: Tensor) -> list[bytes]:
+    """Each map as _HEAT_SIDE² bytes, scaled to its own range; enough to draw it."""
+    if len(maps) == 0:
+        return []
+    small = F.interpolate(maps[:, None], size=(_HEAT_SIDE, _HEAT_SIDE), mode="area")[:, 0]
+    low, high = small.amin(dim=(1, 2), keepdim=True), small.amax(dim=(1, 2), keepdim=True)
+    spread = torch.where(high > low, high - low, 1)  # of a constant map zeros are left
+    return list(map(pack, ((small - low) / spread * 255).round().to(torch.uint8)))
 
 
 def picture_of_change(change: Tensor) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from captum_robust.attacks import Attack, GradientStep
 from captum_robust.attacks.attack import of_8_bits, watched_gradients
 from captum_robust.attacks.image_batches import class_scores
 from captum_robust.attacks.outcome import Outcome, last_of, outcome
-from captum_robust.benchmark.batches import samples_of, to_levels
+from captum_robust.benchmark.batches import samples_of
+from captum_robust.benchmark.reading import to_levels
 from captum_robust.data import Sample, resize
 from captum_robust.data.given import SampleSource
 from captum_robust.models import Classifier

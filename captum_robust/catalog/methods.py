@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -33,68 +33,16 @@ from captum_robust.attr._layer_maps import attributed
 from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog.attributions import ATTRIBUTIONS, SLOW_ATTRIBUTIONS, Made
 from captum_robust.catalog.box_vote import VOTES, BoxVote, Votes
+from captum_robust.catalog.method import Explanation as Explanation
+from captum_robust.catalog.method import Method as Method
+from captum_robust.catalog.method import Perturbation as Perturbation
 from captum_robust.catalog.relevance import RelevancePropagation
-from captum_robust.catalog.thresholds import USUAL_THRESHOLD, Threshold, shipped_threshold
-from captum_robust.defenses import DefendedModel, Transform, default_transforms
+from captum_robust.catalog.thresholds import shipped_threshold
+from captum_robust.defenses import DefendedModel, default_transforms
 from captum_robust.metrics import functional as metrics
 from captum_robust.models import Classifier, takes_size
 from captum_robust.nn import MaskingNetwork
 from captum_robust.nn.layout import ONE_POSITION
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """How a method changed N images to see what they are recognised by."""
-
-    change: Tensor
-    """N×C×H×W, signed, in the unit of the pixels."""
-    new_class: Tensor
-    """N, the class of each changed image."""
-    flipped: Tensor
-    """N, whether the explained class lost its first place (or the counterfactual one won it)."""
-    margin: Tensor
-    """N, by how much it still has it: negative once flipped."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What a method says of N images."""
-
-    maps: Tensor
-    """N×H×W, where larger means more important."""
-    perturbation: Perturbation | None = None
-    boxes: Tensor | None = None
-    """N×4, (x0, y0, x1, y1) in pixels of the map, where the method places them itself."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """How images are explained, and, for a baseline, the box that it always draws."""
-
-    explain: Callable[[Tensor, Tensor | None], Explanation]
-    """(images N×C×H×W, classes N or None) -> what it says of them. None stands for the classes that
-    a defended method takes them for."""
-    box: Callable[[tuple[int, int]], Tensor] | None = None
-    """(H, W) -> (x0, y0, x1, y1), whatever the threshold; None: the box comes from the map."""
-    towards: Callable[[int], Method] | None = None
-    """The same method towards a counterfactual class; None: it can't be asked for one."""
-    transforms: tuple[Transform, ...] = ()
-    """Those that it defends itself by. It takes an image for the class of their averaged scores,
-    and explains that where it gets no class."""
-    attack_map: Callable[[float, int], Attack] | None = None
-    """(strength, steps) -> the attack on its map; None: no gradient of the map is at hand."""
-    threshold: Threshold = USUAL_THRESHOLD
-    """Of the box, where there are no boxes to tune it on."""
-    vote: BoxVote | None = None
-    """What places the boxes itself, if the method does; it takes features that are known."""
-
-    def boxes(self, explanation: Explanation) -> Tensor | None:
-        """N×4, whatever the threshold; None: they come from the map."""
-        if self.box is None:
-            return explanation.boxes
-        n, height, width = explanation.maps.shape
-        return self.box((height, width)).expand(n, 4)
-
 
 OCCLUSION_WINDOW = 64
 OCCLUSION_STRIDE = 32
@@ -164,7 +112,10 @@ def from_attribution(attribution: Attribution, **arguments: Any) -> Method:
 
     transforms = attribution.transforms if isinstance(attribution, Defended) else ()
     attack_map = _map_attack(attribution, arguments)
-    return from_function(attribute, transforms=transforms, attack_map=attack_map)
+    is_plain = type(attribution) in (RobustCAM, LayerGradCam)
+    scored_by = attribution.forward_func if is_plain else None
+    facts: dict[str, Any] = {"attack_map": attack_map, "scored_by": scored_by}
+    return from_function(attribute, transforms=transforms, **facts)
 
 
 _MapAttack: TypeAlias = Callable[[float, int], Attack]

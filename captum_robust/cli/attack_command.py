@@ -81,6 +81,7 @@ def attack(options: AttackCommandOptions) -> None:
         fit=options.fit,
         seed=options.seed,
         retry=not options.no_retry,
+        workers=options.workers,
         keep_all=options.keep_all,
     )
     if is_first():

@@ -134,6 +134,7 @@ def compare(options: CompareOptions) -> None:
             precision=options.precision,
             seed=options.seed,
             retry=not options.no_retry,
+            workers=options.workers,
             adaptive=options.adaptive,
             saliency_metric=options.saliency_metric,
             faithfulness=options.faithfulness,

@@ -55,6 +55,8 @@ class RunOptions(ModelOptions):
     """For methods and attacks that draw."""
     no_retry: bool = field(default=False, metadata=option("--no-retry"))
     """Keep the rows with errors of a run that goes on; else they are made again."""
+    workers: int = field(default=0, metadata=option(min=0))
+    """Processes that read images ahead of the model; 0: threads of this one do."""
 
 
 def load_model(options: ModelOptions) -> Classifier:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import threading
 import time
 import warnings
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -129,16 +130,19 @@ class RunStore:
         number = rank() if self._is_writer and world_size() > 1 else 0
         self._file = self.folder / rows_file(number)
         self._turn: int | None = None
+        self._lock = threading.Lock()
         with self._named(self._file):
             uri, limit = uri_of(self._file, "rwc"), _LOCK_SECONDS
-            self._database = sqlite3.connect(uri, timeout=limit, isolation_level=None, uri=True)
+            # A run looks at its rows in one thread and writes them in another, in turn.
+            options: dict[str, Any] = {"isolation_level": None, "check_same_thread": False}
+            self._database = sqlite3.connect(uri, timeout=limit, uri=True, **options)
             self._database.execute("PRAGMA temp_store=FILE")
             if self._is_writer:
                 self._set_journal()
             for statement in _schema():
                 self._database.execute(statement)
             self._add_columns()
-            self.count(0, 0, ())
+            self.of_positions("results", "", 0, 0, [{"method": "", "attack": ""}])
         if configuration is None:
             self._check_values("main", self._file)
             self._join()
@@ -330,17 +334,18 @@ class RunStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._database.execute("BEGIN IMMEDIATE")
-            yield self._database
-            self._database.execute("COMMIT")
-        except BaseException as error:
-            # Of a full disk SQLite has rolled back by itself; a second time would hide the reason.
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError):
-                raise _unopened(self._file, error) from None
-            raise
+        with self._lock:
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException as error:
+                # Of a full disk SQLite has rolled back by itself; again would hide the reason.
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise _unopened(self._file, error) from None
+                raise
 
     def write(
         self,
@@ -376,31 +381,22 @@ class RunStore:
             if self._turn is not None:
                 database.execute(f"PRAGMA main.user_version={self._turn}")
 
-    def count(self, start: int, stop: int, kept: Collection[int]) -> dict[tuple[str, str], int]:
-        """How many rows each (method, attack) has for the positions from start to stop.
+    def of_positions(
+        self, table: str, columns: str, start: int, stop: int, keys: Iterable[Mapping[str, str]]
+    ) -> list[dict[str, Any]]:
+        """Position, error and ``columns`` of the rows of positions from start to stop.
 
-        Those with errors count where their position is one of ``kept``.
+        ``keys`` are the values of the other columns of the table's primary key, whose order the
+        rows are stored in: each call reads what it returns, however many rows there are.
         """
-        marks = ", ".join("?" * len(kept))
-        rows = self.select(
-            "SELECT method, attack, count(*) AS n FROM results WHERE position >= ? AND position < ?"
-            f" AND (error IS NULL OR position IN ({marks})) GROUP BY method, attack",
-            (start, stop, *kept),
-        )
-        return {(row["method"], row["attack"]): row["n"] for row in rows}
-
-    def failed_attacks(self, start: int, stop: int, kept: Collection[int]) -> set[str]:
-        """The attacks with rows with errors for the positions from start to stop without ``kept``.
-
-        They may be so alone, where the rows of all methods are good.
-        """
-        marks = ", ".join("?" * len(kept))
-        rows = self.select(
-            "SELECT DISTINCT attack FROM attacked WHERE position >= ? AND position < ? "
-            f"AND error IS NOT NULL AND position NOT IN ({marks})",
-            (start, stop, *kept),
-        )
-        return {row["attack"] for row in rows}
+        found = []
+        for key in keys:
+            same = "".join(f"{name} = ? AND " for name in key)
+            named = ", ".join((*key, "position", "error", *filter(None, [columns])))
+            sql = f"SELECT {named} FROM {table} WHERE {same}position >= ? AND position < ?"
+            with self._lock:
+                found += list(self.select(sql, (*key.values(), start, stop)))
+        return found
 
     def total(self) -> int:
         """How many result rows there are."""

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from captum_robust.attacks import FGSM
 from captum_robust.benchmark import Comparison, attack_images, compare, measure
-from captum_robust.benchmark.batches import Batch, BatchReader, Loaded
+from captum_robust.benchmark.batches import Batch
+from captum_robust.benchmark.reading import Loaded, SampleReader
 from captum_robust.data import DataError, Sample, load_dataset
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
@@ -304,14 +306,15 @@ def test_a_run_stops_where_the_folder_of_the_images_is_gone(
         image = encode_png(as_rgb(Drawn()[i].image))
         (folder / "tench" / f"{i}.png").write_bytes(image)
     data = load_dataset("folder", folder)
-    load = BatchReader.load
+    read, one_at_a_time = SampleReader.__call__, threading.Lock()
 
-    def gone(reader: BatchReader, start: int, stop: int) -> list[Loaded]:
-        if start == 2:
-            folder.rename(tmp_path / "elsewhere")
-        return load(reader, start, stop)
+    def gone(reader: SampleReader, position: int) -> Loaded:
+        with one_at_a_time:
+            if position >= 2 and folder.exists():
+                folder.rename(tmp_path / "elsewhere")
+            return read(reader, position)
 
-    monkeypatch.setattr(BatchReader, "load", gone)
+    monkeypatch.setattr(SampleReader, "__call__", gone)
     with pytest.raises(OSError, match=r"images is no longer there\. The rows are kept"):
         run(model, data, tmp_path / "r", kind)
     assert errors(tmp_path / "r", kind) == [None, None]

@@ -92,6 +92,24 @@ def descending_levels(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @njit(cache=True, nogil=True)
+def descending_levels_of(
+    maps: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return :func:`descending_levels` of float32 rows N×P at 256 levels from low to high.
+
+    The same float64 operations as of ``box_accuracy.min_max``, in one pass.
+    """
+    n, pixels = maps.shape
+    levels = np.empty((n, pixels), np.uint8)
+    for i in range(n):
+        span = high[i] - low[i]
+        span = span if span > 0 else 1.0
+        for p in range(pixels):
+            levels[i, p] = np.uint8((np.float64(maps[i, p]) - low[i]) / span * 255.0)
+    return descending_levels(levels)
+
+
+@njit(cache=True, nogil=True)
 def largest_boxes(
     order: np.ndarray, counts: np.ndarray, height: int, width: int, connectivity: int
 ) -> np.ndarray:
@@ -163,17 +181,19 @@ def best_overlaps(
     height: int,
     width: int,
     inclusive: bool,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the best overlap of any component of the first pixels with any ground-truth box.
 
     ``order`` is N×P; ``counts`` N×A ascending; ``truth`` is ΣM_i×4 float64 and row i owns
     ``truth_start[i]`` to ``truth_start[i + 1]``. Components have 8 neighbours. N×A float32.
+    Behind them what :func:`largest_boxes` gives, which costs little here.
 
     A component keeps its box over a run of steps. Its overlap is worked out once, when the
     box is about to change or at the end, and noted for the whole run.
     """
     n, steps = counts.shape
     overlaps = np.zeros((n, steps), np.float32)
+    largest_of = np.empty((n, steps, 4), np.int32)
     parent = np.empty((height + 2) * (width + 2), np.int32)
     facts = np.empty((parent.size, 7), np.int32)
     near = np.empty(8, np.int64)
@@ -181,17 +201,24 @@ def best_overlaps(
         best = overlaps[i]
         boxes = truth[truth_start[i] : truth_start[i + 1]]
         parent[:] = ABSENT
+        largest = -1
         inserted = 0
         for step in range(steps):
             while inserted < counts[i, step]:
-                root, joined, x0, y0, x1, y1, area, _ = _insert(
+                root, joined, x0, y0, x1, y1, area, first = _insert(
                     parent, facts, order[i, inserted], width, 8, near, step
                 )
                 inserted += 1
                 for k in range(joined):
                     if facts[near[k], SINCE] < step:
                         _note(facts, near[k], step, best, boxes, height, width, inclusive)
-                facts[root, AREA] = area
+                facts[root, AREA], facts[root, FIRST] = area, first
+                if (
+                    largest < 0
+                    or area > facts[largest, AREA]
+                    or (area == facts[largest, AREA] and first < facts[largest, FIRST])
+                ):
+                    largest = root
                 if (
                     x0 < facts[root, X0]
                     or y0 < facts[root, Y0]
@@ -201,10 +228,14 @@ def best_overlaps(
                     if facts[root, SINCE] < step:
                         _note(facts, root, step, best, boxes, height, width, inclusive)
                     _write(facts, root, x0, y0, x1, y1, area)
+            if largest < 0:
+                largest_of[i, step] = (0, 0, width, height)
+            else:
+                largest_of[i, step] = facts[largest, :4]
         for node in range(parent.size):
             if parent[node] == node:
                 _note(facts, node, steps, best, boxes, height, width, inclusive)
-    return overlaps
+    return overlaps, largest_of
 
 
 @njit(cache=True, nogil=True)

@@ -5,7 +5,9 @@ The authors scale a map to [0, 1], cast it to uint8 and try 1000 thresholds τ o
 images and are read at the level ⌊255·τ⌋ of each τ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,40 +84,95 @@ def maxboxacc_ious(
     check_flag("multi", multi)
     check_flag("inclusive", inclusive)
     check_box_list(ground_truth, len(maps), size=size_of(maps))
-    overlaps = torch.empty(len(maps), 256)
+
+    def scored(part: Tensor, truth: list[Tensor]) -> list[Tensor]:
+        if contours == "polygon":
+            return [_outline_overlaps(levels_of(part), truth, multi, inclusive)]
+        if multi:
+            return _best_overlaps(part, truth, inclusive)
+        return [_largest_overlaps(part, truth, inclusive)]
+
+    return _by_parts(maps, ground_truth, scored)[0]
+
+
+def maxboxacc_both(maps: Tensor, ground_truth: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return :func:`maxboxacc_ious` without and with ``multi``, N×256 each, from one pass."""
+    maps = check_maps(maps)
+    check_box_list(ground_truth, len(maps), size=size_of(maps))
+    scored = partial(_best_overlaps, inclusive=True, with_largest=True)
+    one, every = _by_parts(maps, ground_truth, scored)
+    return one, every
+
+
+def _by_parts(
+    maps: Tensor,
+    ground_truth: Tensor | Sequence[Tensor],
+    scored: Callable[[Tensor, list[Tensor]], list[Tensor]],
+) -> list[Tensor]:
+    """Return what is scored of a few maps at a time, put together, N×256 each."""
     chunk = max(1, CHUNK_PIXELS // (maps.shape[1] * maps.shape[2]))
     truth = [boxes.detach().to(device="cpu", dtype=torch.float64) for boxes in ground_truth]
-    scored = _outline_overlaps if contours == "polygon" else _component_overlaps
-    for start in counted(range(0, len(maps), chunk), "part", None, "boxes"):
-        part = slice(start, start + chunk)
-        # Truncates, like the authors' astype(uint8).
-        levels = (min_max(maps[part]) * 255).to(device="cpu", dtype=torch.uint8)
-        overlaps[part] = scored(levels, truth[part], multi, inclusive)
+    starts = range(0, len(maps), chunk) or range(1)
+    parts = [
+        scored(maps[start : start + chunk], truth[start : start + chunk])
+        for start in counted(starts, "part", None, "boxes")
+    ]
     without = torch.tensor([len(boxes) == 0 for boxes in truth], dtype=torch.bool)
-    return overlaps.masked_fill(without[:, None], torch.nan).to(maps.device)
+    return [
+        torch.cat(each).masked_fill(without[:, None], torch.nan).to(maps.device)
+        for each in zip(*parts, strict=True)
+    ]
 
 
-def _component_overlaps(
-    levels: Tensor, truth: list[Tensor], multi: bool, inclusive: bool
-) -> Tensor:
-    """Return N×256 overlaps of the largest component, or with ``multi`` of the best one."""
+def levels_of(maps: Tensor) -> Tensor:
+    """Return the maps N×H×W as uint8 on the CPU, from their smallest to their largest value."""
+    # Truncates, like the authors' astype(uint8).
+    return (min_max(maps) * 255).to(device="cpu", dtype=torch.uint8)
+
+
+def _sorted_levels(maps: Tensor) -> tuple[Any, Any]:
+    """Return the positions N×P, largest first, and how many lie above each of 256 levels."""
     from captum_robust.metrics.functional import _union_find
 
-    n, height, width = levels.shape
-    order, counts = _union_find.descending_levels(levels.flatten(1).numpy())
-    nowhere = torch.zeros(n, 256, 4, dtype=torch.float64)
-    empty = torch.from_numpy(counts == 0)
-    if multi:
-        start = torch.tensor([0] + [len(boxes) for boxes in truth]).cumsum(0).numpy()
-        every = torch.cat(truth).numpy()
-        best = _union_find.best_overlaps(order, counts, every, start, height, width, inclusive)
-        nothing = _overlaps(nowhere[:, :1], truth, (height, width), inclusive)
-        overlaps = torch.where(empty, nothing, torch.from_numpy(best))
-    else:
-        boxes = _union_find.largest_boxes(order, counts, height, width, 8)
-        drawn = torch.where(empty[:, :, None], nowhere, torch.from_numpy(boxes))
-        overlaps = _overlaps(drawn, truth, (height, width), inclusive)
-    return overlaps.flip(1)
+    if maps.device.type == "cpu" and maps.dtype == torch.float32 and len(maps):
+        rows = maps.flatten(1).contiguous()
+        low, high = rows.amin(dim=1).double().numpy(), rows.amax(dim=1).double().numpy()
+        return _union_find.descending_levels_of(rows.numpy(), low, high)
+    return _union_find.descending_levels(levels_of(maps).flatten(1).numpy())
+
+
+def _largest_overlaps(maps: Tensor, truth: list[Tensor], inclusive: bool) -> Tensor:
+    """Return N×256 overlaps of the largest component."""
+    from captum_robust.metrics.functional import _union_find
+
+    order, counts = _sorted_levels(maps)
+    boxes = _union_find.largest_boxes(order, counts, *size_of(maps), 8)
+    return _of_largest(boxes, counts, maps, truth, inclusive)
+
+
+def _best_overlaps(
+    maps: Tensor, truth: list[Tensor], inclusive: bool, *, with_largest: bool = False
+) -> list[Tensor]:
+    """Return N×256 overlaps of the best component, on request behind those of the largest one."""
+    from captum_robust.metrics.functional import _union_find
+
+    order, counts = _sorted_levels(maps)
+    start = torch.tensor([0] + [len(boxes) for boxes in truth]).cumsum(0).numpy()
+    every = torch.cat([torch.zeros(0, 4, dtype=torch.float64), *truth]).numpy()
+    best, boxes = _union_find.best_overlaps(order, counts, every, start, *size_of(maps), inclusive)
+    nowhere = torch.zeros(len(maps), 1, 4, dtype=torch.float64)
+    nothing = _overlaps(nowhere, truth, size_of(maps), inclusive)
+    found = torch.where(torch.from_numpy(counts == 0), nothing, torch.from_numpy(best)).flip(1)
+    return [_of_largest(boxes, counts, maps, truth, inclusive), found] if with_largest else [found]
+
+
+def _of_largest(
+    boxes: Any, counts: Any, maps: Tensor, truth: list[Tensor], inclusive: bool
+) -> Tensor:
+    """Return the overlaps N×256 of the boxes N×256×4 of the largest components, lowest first."""
+    drawn = torch.from_numpy(boxes).double()
+    drawn = drawn.masked_fill(torch.from_numpy(counts == 0)[:, :, None], 0)
+    return _overlaps(drawn, truth, size_of(maps), inclusive).flip(1)
 
 
 def _outline_overlaps(levels: Tensor, truth: list[Tensor], multi: bool, inclusive: bool) -> Tensor:

@@ -62,11 +62,8 @@ def pointing_game_hits(
         hit, empty = (near & mask).flatten(1).any(1), ~mask.flatten(1).any(1)
         return hit.float().masked_fill(empty, torch.nan)
     check_box_list(ground_truth, n, size=(height, width))
-    hits = torch.empty(n, device=maps.device)
-    for i, boxes in enumerate(ground_truth):
-        point = torch.stack([x[i], y[i]])
-        hits[i] = _box_hit(point, boxes.to(maps.device), (height, width), tolerance)
-    return hits
+    points = torch.stack([x, y], dim=1)
+    return _box_hits(points, [b.to(maps.device) for b in ground_truth], (height, width), tolerance)
 
 
 def _are_boxes(truth: Tensor, maps: Tensor) -> bool:
@@ -75,15 +72,23 @@ def _are_boxes(truth: Tensor, maps: Tensor) -> bool:
     return truth.is_floating_point() and is_of_four
 
 
-def _box_hit(
-    point: Tensor, boxes: Tensor, size: tuple[int, int], tolerance: float
-) -> Tensor | float:
-    first, stop = covered_pixels(boxes, size)
-    filled = (first < stop).all(dim=1)
-    if not filled.any():
-        return torch.nan
-    away = torch.maximum(first[filled] - point, point - (stop[filled] - 1)).clamp(min=0)
-    return ((away**2).sum(dim=1) < tolerance**2).any().float()
+def _box_hits(
+    points: Tensor, truth: list[Tensor], size: tuple[int, int], tolerance: float
+) -> Tensor:
+    """Return N: whether each point (x, y) is close to one of its boxes; NaN where none has area."""
+    n = len(points)
+    hits, filled = (torch.zeros(n, dtype=torch.bool, device=points.device) for _ in range(2))
+    if sum(map(len, truth)):
+        counts = torch.tensor([len(boxes) for boxes in truth], device=points.device)
+        owner = torch.arange(n, device=points.device).repeat_interleave(counts)
+        first, stop = covered_pixels(torch.cat(truth), size)
+        point = points[owner]
+        has_area = (first < stop).all(dim=1)
+        away = torch.maximum(first - point, point - (stop - 1)).clamp(min=0)
+        near = has_area & ((away**2).sum(dim=1) < tolerance**2)
+        filled[owner[has_area]] = True
+        hits[owner[near]] = True
+    return hits.float().masked_fill(~filled, torch.nan)
 
 
 def pointing_game_accuracy(hits: Tensor, classes: Tensor | None = None) -> Tensor:
