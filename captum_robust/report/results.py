@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from captum_robust.catalog.box_vote import VOTES
 from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
@@ -57,19 +58,24 @@ class Tuning:
 
 USUAL_TUNING = Tuning()
 
+Part: TypeAlias = tuple[int, int]
+"""Positions of images, from the first one to that before the second one."""
+EVERY: Part = (0, sys.maxsize)
+
 
 class Results:
     """The folder of a run, read.
 
     Args:
         folder: a run's folder; also one whose run was stopped half-way.
+        lazy: open its rows when the first is asked for.
 
     Raises:
         FileNotFoundError: no run there.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.store = RunStore(Path(folder))
+    def __init__(self, folder: str | Path, *, lazy: bool = False) -> None:
+        self.store = RunStore(Path(folder), lazy=lazy)
         self.configuration = self.store.configuration
         self.kinds: dict[str, str] = self.configuration["methods"]
         """What each method is in the catalog."""
@@ -154,7 +160,7 @@ class Results:
         ) + self.select(
             "SELECT r.image, r.method, r.attack, r.error FROM results r "
             "JOIN images i USING (position) "
-            "WHERE r.error IS NOT NULL AND i.error IS NULL ORDER BY position, method"
+            "WHERE r.error IS NOT NULL AND i.error IS NULL ORDER BY position, method, attack"
         )
 
     def is_unscored(self) -> bool:
@@ -163,25 +169,29 @@ class Results:
         return 0 < counts["unboxed"] == counts["read"] - counts["broken"]
 
     def measured(
-        self, method: str, attack: str, value: str, stop: int | None = None
+        self, method: str, attack: str, value: str, part: Part = EVERY
     ) -> list[dict[str, Any]]:
         """A column of a method under an attack where it has a value, in the images' order.
 
-        Rows have ``position``, ``image``, ``label``, ``class`` (that the method takes the image
-        for) and ``value``; with ``stop`` only those of the positions before it.
+        Rows have ``position``, ``label``, ``class`` (that the method takes the image for) and
+        ``value``; those of some positions only.
         """
         sql = (
-            "SELECT r.position, r.image, i.label, coalesce(r.decided, r.predicted) AS class, "
+            "SELECT r.position, i.label, coalesce(r.decided, r.predicted) AS class, "
             f"r.{value} AS value FROM results r JOIN images i USING (position) "
             f"WHERE r.method = ? AND r.attack = ? AND r.{value} IS NOT NULL "
-            "AND (? IS NULL OR r.position < ?) ORDER BY r.position"
+            "AND r.position >= ? AND r.position < ? ORDER BY r.position"
         )
-        return self.select(sql, (method, attack, stop, stop))
+        return self.select(sql, (method, attack, *part))
+
+    def holds(self, value: str) -> bool:
+        """Whether a column of the results has a value anywhere."""
+        return bool(self.select(f"SELECT 1 FROM results WHERE {value} IS NOT NULL LIMIT 1"))
 
     def true_crops(self) -> list[dict[str, Any]]:
-        """``position``, ``image`` and ``value`` of the crops around the largest true boxes."""
+        """``position`` and ``value`` of the crops around the largest true boxes."""
         return self.select(
-            "SELECT position, image, true_crop AS value FROM images "
+            "SELECT position, true_crop AS value FROM images "
             "WHERE true_crop IS NOT NULL ORDER BY position"
         )
 
@@ -200,7 +210,7 @@ class Results:
 
     def is_defended(self) -> bool:
         """Whether a method takes images for a class of its own."""
-        return bool(self.select("SELECT 1 FROM results WHERE decided IS NOT NULL LIMIT 1"))
+        return self.holds("decided")
 
     def mean_stability(self, method: str, attack: str | None) -> dict[str, Any]:
         """``n`` and the mean of each measure of stability.
@@ -218,8 +228,8 @@ class Results:
         )
         return means
 
-    def every_map(self, stop: int) -> list[dict[str, Any]]:
-        """Rows of the images before ``stop``, see :meth:`Comparison.to_dataframe`."""
+    def every_map(self, part: Part) -> list[dict[str, Any]]:
+        """Rows of the images of some positions, see :meth:`Comparison.to_dataframe`."""
         return self.select(
             "SELECT r.position, r.image, r.method, r.attack, i.label, r.predicted, r.explained,"
             " r.confidence, r.pointing, r.seconds, r.forward_passes, r.backward_passes,"
@@ -228,8 +238,8 @@ class Results:
             f" a.linf, a.l2, {', '.join('r.' + m for m in STABILITY_MEASURES)}, r.error"
             " FROM results r JOIN images i USING (position) LEFT JOIN attacked a"
             " ON a.position = r.position AND a.attack = coalesce(r.source, r.attack)"
-            " WHERE r.position < ? ORDER BY r.position, r.attack, r.method",
-            (stop,),
+            " WHERE r.position >= ? AND r.position < ? ORDER BY r.position, r.attack, r.method",
+            part,
         )
 
     def pictured(self) -> list[int]:

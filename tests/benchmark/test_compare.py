@@ -777,7 +777,7 @@ def test_names_that_utf8_cannot_hold_are_written_out_in_the_rows(
 
     compare(model, Odd(), ["saliency"], out=tmp_path / "run")
     store, names = RunStore(tmp_path / "run"), ["a\\ud800.png", "b\\xff.png"]
-    assert [row["image"] for row in store.select("SELECT image FROM results")] == names
+    assert [row["image"] for row in store.select("SELECT image FROM results ORDER BY 1")] == names
     for odd in {"methods": {"\ud800": "saliency"}}, {"attacks": {"\ud800": FGSM(model)}}:
         given: Any = {"methods": ["saliency"]} | odd
         with pytest.raises(ValueError, match=r"name: expected valid Unicode, got '\\ud800'"):
