@@ -121,11 +121,11 @@ def run(
 
 def read(folder: Path, out: Path, *, model: str = "tiny") -> None:
     """Print the seconds and the peak memory of each question to a run."""
-    print(f"{'':28}seconds   peak MiB")
+    print(f"{'':28}seconds   of the processor   peak MiB")
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         parted = Path(scratch) / "ranks"
         split(out, parted)
-        for name in QUESTIONS:
+        for name in (*QUESTIONS, "resume"):
             for what, place in ((name, out), (f"{name}, four files", parted)):
                 command = [sys.executable, __file__, "ask", name, folder, place, "--model", model]
                 said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -152,6 +152,8 @@ QUESTIONS: dict[str, Callable[[Comparison, Path], object]] = {
     "table": lambda run, _: run.table(),
     "failures": lambda run, _: run.failures(),
     "to_dataframe": lambda run, _: run.to_dataframe(),
+    "chunks": lambda run, _: sum(map(len, run.to_dataframe(chunksize=10_000))),
+    "to_parquet": lambda run, scratch: run.to_parquet(scratch / "rows.parquet"),
     "to_html": lambda run, scratch: run.to_html(scratch / "report.html"),
 }
 
@@ -164,7 +166,7 @@ def ask(name: str, folder: Path, out: Path, *, model: str = "tiny") -> None:
             compare(model_of(model), load_dataset("folder", folder), METHODS, out=out)
         else:
             QUESTIONS[name](Comparison(out), Path(scratch))
-    print(f"{time.perf_counter() - began:7.1f}   {peak():8.0f}")
+    print(f"{time.perf_counter() - began:7.1f}   {time.process_time():16.1f}   {peak():8.0f}")
 
 
 if __name__ == "__main__":

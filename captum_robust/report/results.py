@@ -77,6 +77,7 @@ class Results:
     def __init__(self, folder: str | Path, *, lazy: bool = False) -> None:
         self.store = RunStore(Path(folder), lazy=lazy)
         self.configuration = self.store.configuration
+        self._held: tuple[int, dict[str, bool]] = 0, {}
         self.kinds: dict[str, str] = self.configuration["methods"]
         """What each method is in the catalog."""
         words = {m: words_of(m) if m == kind else m for m, kind in self.kinds.items()}
@@ -150,7 +151,15 @@ class Results:
             "coalesce(sum(error IS NULL AND boxes = '[]'), 0) AS unboxed, "
             "coalesce(sum(error IS NULL AND label IS NULL), 0) AS unlabelled FROM images"
         )
-        return counts | {"failed": len(self.failures()) - counts["broken"]}
+        return counts | {"failed": sum(self.failed_maps().values())}
+
+    def failed_maps(self) -> dict[tuple[str, str], int]:
+        """How many maps of usable images failed of each method and attack of which any did."""
+        rows = self.select(
+            "SELECT r.method, r.attack, count(*) AS n FROM results r JOIN images i USING (position)"
+            " WHERE r.error IS NOT NULL AND i.error IS NULL GROUP BY r.method, r.attack"
+        )
+        return {(row["method"], row["attack"]): row["n"] for row in rows}
 
     def failures(self) -> list[dict[str, Any]]:
         """Image, method, attack and error: of images that no method could use, then of maps."""
@@ -182,11 +191,18 @@ class Results:
             f"WHERE r.method = ? AND r.attack = ? AND r.{value} IS NOT NULL "
             "AND r.position >= ? AND r.position < ? ORDER BY r.position"
         )
-        return self.select(sql, (method, attack, *part))
+        # What was not measured is not looked for in every row of each method.
+        return self.select(sql, (method, attack, *part)) if self.holds(value) else []
 
     def holds(self, value: str) -> bool:
         """Whether a column of the results has a value anywhere."""
-        return bool(self.select(f"SELECT 1 FROM results WHERE {value} IS NOT NULL LIMIT 1"))
+        if self._held[0] != (now := self.store.version()):
+            self._held = now, {}
+        held = self._held[1]
+        if value not in held:
+            sql = f"SELECT 1 FROM results WHERE {value} IS NOT NULL LIMIT 1"
+            held[value] = bool(self.select(sql))
+        return held[value]
 
     def true_crops(self) -> list[dict[str, Any]]:
         """``position`` and ``value`` of the crops around the largest true boxes."""
@@ -276,8 +292,9 @@ class Results:
         """The kept map of each method, with what the method changed."""
         rows = self.select(
             "SELECT method, heat, perturbation, amplification, predicted, explained, new_class, "
-            "flipped FROM results WHERE position = ? AND attack = ? AND heat IS NOT NULL",
-            (position, attack),
+            "flipped FROM results WHERE position = ? AND attack = ? AND heat IS NOT NULL "
+            f"AND method IN ({', '.join('?' * len(self.methods))})",
+            (position, attack, *self.methods),
         )
         return {row["method"]: row for row in rows}
 

@@ -46,7 +46,7 @@ from captum_robust.report.results import (
     Results,
     Tuning,
 )
-from captum_robust.runs.level_hits import OVERLAPS, unpack_hits
+from captum_robust.runs.level_hits import OVERLAPS, count_hits
 from captum_robust.runs.store import unpack
 
 T = TypeVar("T")
@@ -97,11 +97,11 @@ class Scoring:
     def __init__(self, results: Results) -> None:
         self.results = results
         self._known: dict[Hashable, Any] = {}
-        self._rows = 0
+        self._version = results.store.version()
 
     def _once(self, make: Callable[..., T], *arguments: Hashable) -> T:
-        if self._rows != (now := self.results.store.total()):
-            self._rows = now
+        if self._version != (now := self.results.store.version()):
+            self._version = now
             self._known.clear()
         key = (make, arguments)
         if key not in self._known:
@@ -284,9 +284,9 @@ class Scoring:
     def _best_level(self, method: str, attack: str, name: str) -> float:
         """The accuracy at the best τ of all, averaged over the overlaps that are asked for."""
         rows = self.results.measured(method, attack, name)
-        hits = sum(unpack_hits(row["value"], OVERLAPS[name]).astype(np.int64) for row in rows)
         if not rows:  # of a damaged file
             return math.nan
+        hits = count_hits((row["value"] for row in rows), OVERLAPS[name])
         share = torch.from_numpy(hits / len(rows))
         return float(read_levels(share).amax(dim=1).mean())
 

@@ -379,9 +379,9 @@ class RunStore:
         )
         return {row["attack"] for row in rows}
 
-    def total(self) -> int:
-        """How many result rows there are."""
-        return sum(row["n"] for row in self.select("SELECT count(*) AS n FROM results"))
+    def version(self) -> int:
+        """Another number where another process has written since this was last asked."""
+        return int(next(self.select("PRAGMA data_version"))["data_version"])
 
     def select(self, sql: str, parameters: Iterable[Any] = ()) -> Iterator[dict[str, Any]]:
         """Rows of a query, one at a time.
