@@ -123,13 +123,12 @@ def read(folder: Path, out: Path, *, model: str = "tiny") -> None:
     """Print the seconds and the peak memory of each question to a run."""
     print(f"{'':28}seconds   of the processor   peak MiB")
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        parted = Path(scratch) / "ranks"
-        split(out, parted)
-        for name in (*QUESTIONS, "resume"):
-            for what, place in ((name, out), (f"{name}, four files", parted)):
-                command = [sys.executable, __file__, "ask", name, folder, place, "--model", model]
-                said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                print(f"{what:28}{said.splitlines()[-1]}", flush=True)
+        split(out, ranks := Path(scratch) / "ranks")
+        cases = [(name, name, out) for name in (*QUESTIONS, "resume")]
+        for what, name, place in [*cases, ("table of four ranks' files", "table", ranks)]:
+            command = [sys.executable, __file__, "ask", name, folder, place, "--model", model]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            print(f"{what:28}{said.splitlines()[-1]}", flush=True)
 
 
 def split(out: Path, parted: Path, ranks: int = 4) -> None:
