@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_robust._checks import check
 from captum_robust.catalog.certification import Certification
 from captum_robust.metrics.functional import bootstrap_interval
+from captum_robust.report.pairs import positions_of
 from captum_robust.report.results import CLEAN, EVERY, Part, Results
 from captum_robust.report.tables import certificate_key
 from captum_robust.runs.store import unpack
@@ -65,7 +66,7 @@ def certified_rows(results: Results, method: str, part: Part = EVERY) -> Certifi
     fits = all(len(values) == expected for values in packed)
     check(fits, f"{results.store.folder}: certificate: expected {expected} values, got others")
     values = torch.from_numpy(np.stack(packed)).reshape(len(rows), -1, _WIDTH)
-    positions = torch.tensor([row["position"] for row in rows])
+    positions = positions_of(rows)
     return CertifiedRows(positions, list(how.radii), values)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from captum_robust.metrics.functional import STABILITY_MEASURES, bootstrap_interval
 from captum_robust.report.certified_rows import certification_of, certified_rows
+from captum_robust.report.pairs import NO_VALUES, Values, paired, positions_of
 from captum_robust.report.removal import AREAS, measured_area
 from captum_robust.report.results import CLEAN, FEW, Tuning
-from captum_robust.report.scoring import NO_VALUES, Scoring, paired
+from captum_robust.report.scoring import Scoring
 from captum_robust.report.tables import COLUMNS, STABILITY_COLUMNS, certificate_columns
 
 
@@ -43,14 +43,14 @@ class Chance:
         interval = bootstrap_interval(gains if self._better[column] == "high" else -gains)
         return interval.low > 0
 
-    def _values(self, column: str, attack: str, method: str) -> tuple[Tensor, Tensor]:
+    def _values(self, column: str, attack: str, method: str) -> Values:
         """The positions of the images that have a value, and the values."""
         results = self.scoring.results
         if column == "error":
             return self.scoring.misses(method, attack, self.tuning)
         if column in STABILITY_MEASURES and attack in results.attacks:
             rows = results.measured(method, results.rows_of(method, attack) or "", column)
-            positions = torch.tensor([row["position"] for row in rows])
+            positions = positions_of(rows)
             return positions, torch.tensor([row["value"] for row in rows])
         if attack != CLEAN:
             return NO_VALUES

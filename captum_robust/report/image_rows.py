@@ -79,7 +79,7 @@ def write_parquet(scoring: Scoring, tuning: Tuning, path: Path) -> Path:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file")
     chunks = chunks_of_rows(scoring, tuning, _GROUP)
-    first = next(chunks, image_rows(scoring, tuning))
+    first = next(chunks, pd.DataFrame())
     schema = pa.Schema.from_pandas(_typed(first), preserve_index=False)
 
     def write(part: Path) -> None:

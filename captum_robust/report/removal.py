@@ -12,6 +12,7 @@ import torch
 from captum_robust._checks import check
 from captum_robust._progress import counted
 from captum_robust.metrics.functional import RemovalCurve, bootstrap_interval
+from captum_robust.report.pairs import positions_of
 from captum_robust.report.results import CLEAN, EVERY, Part, Results
 from captum_robust.runs.store import unpack
 
@@ -32,14 +33,14 @@ def _curves(
     """
     rows = results.measured(method, CLEAN, value, part)
     if not rows:
-        return torch.zeros(0), {}
+        return positions_of(()), {}
     packed = [unpack(row["value"]) for row in rows]
     sizes = {len(values) for values in packed}
     fits = len(sizes) == 1 and not max(sizes) % 3
     check(fits, f"{results.store.folder}: {value}: expected three values a step, got others")
     share, *probabilities = torch.from_numpy(np.stack(packed)).reshape(len(rows), 3, -1).unbind(1)
     curves = zip(CURVES[value], probabilities, strict=True)
-    positions = torch.tensor([row["position"] for row in rows])
+    positions = positions_of(rows)
     return positions, {n: RemovalCurve(share[0], p) for n, p in curves}
 
 
@@ -62,7 +63,7 @@ def measured_area(
     if name in NUMBERS:
         rows = results.measured(method, CLEAN, name, part)
         values = torch.tensor([row["value"] for row in rows], dtype=torch.float32)
-        return torch.tensor([row["position"] for row in rows]), values
+        return positions_of(rows), values
     positions, curves = _curves(results, method, AREAS[name], part)
     if not curves:
         return positions, torch.zeros(0)

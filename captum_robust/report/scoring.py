@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import product
 from typing import Any, TypeVar
 
@@ -35,7 +34,8 @@ from captum_robust.metrics.functional import (
 from captum_robust.metrics.functional.box_accuracy import read_levels
 from captum_robust.report.certified_rows import certificate_means
 from captum_robust.report.outcomes import attack_series, attack_table
-from captum_robust.report.pseudo_boxes import every_threshold, pseudo_threshold
+from captum_robust.report.pairs import NO_VALUES, Values, paired, positions_of
+from captum_robust.report.pseudo_boxes import every_threshold, placed_boxes, pseudo_threshold
 from captum_robust.report.removal import mean_areas
 from captum_robust.report.results import (
     CLEAN,
@@ -50,9 +50,6 @@ from captum_robust.runs.level_hits import OVERLAPS, count_hits
 from captum_robust.runs.store import unpack
 
 T = TypeVar("T")
-
-NO_VALUES = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-"""No positions, and so no values."""
 
 TRUE_BOX = "true box"
 """The row of the largest annotated box in the table of the saliency metric."""
@@ -125,7 +122,7 @@ class Scoring:
         every = torch.from_numpy(_values(rows))
         sizes = [len(alpha_grid(s)) for s in STRATEGY_ORDER]
         ious = dict(zip(STRATEGY_ORDER, torch.split(every, sizes, dim=1), strict=True))
-        positions = _positions(rows)
+        positions = positions_of(rows)
         folds, one_sided = self._folds(positions, tuning.seed)
         tuned, fixed = self._threshold(method, attack, tuning, len(rows), one_sided)
         judged, alphas = {s: ious[s] for s in tuning.strategies}, None
@@ -163,9 +160,15 @@ class Scoring:
         if way == "two-fold":
             return "oracle" if one_sided else way, None
         if way == "pseudo":
-            return way, pseudo_threshold(self.results, method, attack)
+            return way, self._pseudo_threshold(method, attack)
         shipped = shipped_threshold(self.results.kinds[method])
         return way if shipped.is_shipped else "usual", shipped
+
+    def _pseudo_threshold(self, method: str, attack: str) -> Threshold:
+        def placed(other: str) -> Values:
+            return self._once(placed_boxes, self.results, other, attack)
+
+        return pseudo_threshold(self.results, method, attack, placed)
 
     def _folds(self, positions: Tensor, seed: int) -> tuple[Tensor, bool]:
         """The half of each image, which follows from its name, and whether all are in one."""
@@ -176,7 +179,7 @@ class Scoring:
         """The half of the image at each position."""
         rows = self.results.select("SELECT position, image FROM images ORDER BY position")
         folds = torch.zeros(1 + rows[-1]["position"], dtype=torch.int64)
-        folds[_positions(rows)] = split_folds([row["image"] for row in rows], seed)
+        folds[positions_of(rows)] = split_folds([row["image"] for row in rows], seed)
         return folds
 
     def crops(self, method: str | None, tuning: Tuning = USUAL_TUNING) -> Crops | None:
@@ -192,7 +195,7 @@ class Scoring:
         if not rows:
             return None
         area, log_probability = torch.from_numpy(_values(rows)).reshape(len(rows), 2, -1).unbind(1)
-        positions = _positions(rows)
+        positions = positions_of(rows)
         folds, one_sided = self._folds(positions, seed)
         values = saliency_of(area, log_probability)
         tuned = tuned_saliency(values, folds=folds, oracle=oracle or one_sided)
@@ -248,7 +251,7 @@ class Scoring:
         if (scored := self.score(method, attack, tuning)) is not None:
             row |= self._localization(method, attack, scored, level, tuning.seed)
         elif tuning.thresholds == "pseudo" and method not in self.results.own_boxes:
-            chosen = pseudo_threshold(self.results, method, attack)
+            chosen = self._pseudo_threshold(method, attack)
             row |= {"tuned": tuning.thresholds, "threshold": str(chosen)}
         crops = self.crops(method, tuning) if attack == CLEAN else None
         if crops is not None:
@@ -386,9 +389,7 @@ class Scoring:
             rows.append(row | {"closed": gap.value})
         return pd.DataFrame(rows, columns=columns)
 
-    def misses(
-        self, method: str, attack: str, tuning: Tuning = USUAL_TUNING
-    ) -> tuple[Tensor, Tensor]:
+    def misses(self, method: str, attack: str, tuning: Tuning = USUAL_TUNING) -> Values:
         """The positions that were scored, and whether the box misses."""
         if (scored := self.score(method, attack, tuning)) is None:
             return NO_VALUES
@@ -436,25 +437,9 @@ def _values(rows: Sequence[dict[str, Any]]) -> np.ndarray[Any, Any]:
     return np.stack([unpack(row["value"]) for row in rows])
 
 
-def _positions(rows: Sequence[dict[str, Any]]) -> Tensor:
-    return torch.tensor([row["position"] for row in rows])
-
-
 def _top1_error(rows: Sequence[dict[str, Any]], result: LocalizationResult) -> float:
     """NaN without labels."""
     labelled = torch.tensor([row["label"] is not None for row in rows])
     is_other = torch.tensor([row["label"] != row["class"] for row in rows])
     misses = torch.where(is_other, 1.0, result.per_sample_error)
     return float(misses[labelled].mean())
-
-
-def paired(each: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """The values at the positions that all have, of pairs of ascending positions and values.
-
-    >>> values = torch.tensor([5.0, 6.0])
-    >>> paired([(torch.tensor([1, 3]), values), (torch.tensor([3, 4]), values)])
-    [tensor([6.]), tensor([5.])]
-    """
-    pairs = list(each)
-    common = reduce(np.intersect1d, [positions.numpy() for positions, _ in pairs])
-    return [values[np.searchsorted(positions.numpy(), common)] for positions, values in pairs]
