@@ -2,7 +2,7 @@
 
     python studies/fifty_thousand.py make IMAGES FOLDER [--count 50000]
     python studies/fifty_thousand.py run FOLDER OUT [--model efficientnet_lite0] [--attacks fgsm]
-    python studies/fifty_thousand.py read FOLDER OUT
+    python studies/fifty_thousand.py read FOLDER OUT [--model …] [--attacks …]
 
 ``make`` lists the images of a data set under as many names as asked for, without a copy of their
 bytes. ``read`` gives each question to a process of its own, which has read nothing yet.
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import BATCH, classifier, study
@@ -92,6 +93,11 @@ def bare(model: Classifier, dataset: LocalizationDataset, batches: int = 20) -> 
     return statistics.median(spent)
 
 
+def named(network: Classifier, attacks: str) -> dict[str, Any]:
+    """Return attacks by their names, of 2/255."""
+    return build_attacks(network, attacks.split(","), [2]) if attacks else {}
+
+
 def run(
     folder: Path, out: Path, *, model: str = "tiny", count: int | None = None, attacks: str = ""
 ) -> None:
@@ -103,30 +109,33 @@ def run(
         while not done.wait(1):
             peaks.append(peak())
 
-    named = build_attacks(network, attacks.split(","), [2]) if attacks else {}
     watcher, began = threading.Thread(target=watch), time.perf_counter()
     watcher.start()
     try:
-        result = compare(network, dataset, METHODS, named, out=out, limit=count)
+        result = compare(network, dataset, METHODS, named(network, attacks), out=out, limit=count)
     finally:
         done.set()
         watcher.join()
     took, n = time.perf_counter() - began, len(result)
     size = sum(file.stat().st_size for file in out.iterdir())
+    table = result.table()
+    passes = 1 + table.loc[table["attack"] == "clean", "forward"].sum()  # one finds the class
     print(f"{n} images in {took:.0f} s, {n / took:.1f} a second; bare passes {1 / alone:.1f}")
+    print(f"{passes:.1f} forward passes an image, bare {passes * alone * n / took:.2f} of the time")
     at = [peaks[min(int(share * len(peaks)), len(peaks) - 1)] for share in (0.1, 0.5, 1)]
     print("peak MiB at 10, 50 and 100 % of the time: " + ", ".join(f"{p:.0f}" for p in at))
     print(f"folder {size / 1e6:.1f} MB, {size / n / 1e3:.2f} kB an image")
 
 
-def read(folder: Path, out: Path, *, model: str = "tiny") -> None:
+def read(folder: Path, out: Path, *, model: str = "tiny", attacks: str = "") -> None:
     """Print the seconds and the peak memory of each question to a run."""
     print(f"{'':28}seconds   of the processor   peak MiB")
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         split(out, ranks := Path(scratch) / "ranks")
         cases = [(name, name, out) for name in (*QUESTIONS, "resume")]
         for what, name, place in [*cases, ("table of four ranks' files", "table", ranks)]:
-            command = [sys.executable, __file__, "ask", name, folder, place, "--model", model]
+            command = [sys.executable, __file__, "ask", name, folder, place]
+            command += ["--model", model, "--attacks", attacks]
             said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             print(f"{what:28}{said.splitlines()[-1]}", flush=True)
 
@@ -157,12 +166,14 @@ QUESTIONS: dict[str, Callable[[Comparison, Path], object]] = {
 }
 
 
-def ask(name: str, folder: Path, out: Path, *, model: str = "tiny") -> None:
+def ask(name: str, folder: Path, out: Path, *, model: str = "tiny", attacks: str = "") -> None:
     """Ask one question, in this process."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         if name == "resume":
-            compare(model_of(model), load_dataset("folder", folder), METHODS, out=out)
+            network, dataset = model_of(model), load_dataset("folder", folder)
+            limit = len(Comparison(out))
+            compare(network, dataset, METHODS, named(network, attacks), out=out, limit=limit)
         else:
             QUESTIONS[name](Comparison(out), Path(scratch))
     print(f"{time.perf_counter() - began:7.1f}   {time.process_time():16.1f}   {peak():8.0f}")

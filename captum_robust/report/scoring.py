@@ -61,6 +61,8 @@ class Scored:
 
     positions: Tensor
     """M, ascending."""
+    folds: Tensor
+    """M, 0 or 1."""
     result: LocalizationResult
     columns: Tensor
     """M, the column among the thresholds of all families that scored each image."""
@@ -138,6 +140,7 @@ class Scoring:
         columns = chosen[folds] if len(chosen) > 1 else chosen.expand(len(rows))
         return Scored(
             positions,
+            folds,
             result,
             columns,
             every.gather(1, columns[:, None])[:, 0],
