@@ -134,9 +134,9 @@ class RunStore:
             for statement in index_statements() if self._is_writer else ():
                 self._database.execute(statement)
             self.count(0, 0, ())
-        if not self._is_writer:
-            check_values(self._database, "main", self._file)
-            self._join()
+            if not self._is_writer:
+                check_values(self._database, "main", self._file)
+                self._join()
 
     def _claim(self, described: Path) -> None:
         check_folder(self.folder)
