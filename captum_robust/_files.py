@@ -68,7 +68,7 @@ def write_whole(path: Path, content: bytes | str, *, keep: bool = False) -> Path
     if path.is_dir():
         raise IsADirectoryError(f"{printable(str(path))} is a folder; give the name of a file")
     data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
-    return _put(path, lambda part: part.write_bytes(data), keep=keep)
+    return write_by(path, lambda part: part.write_bytes(data), keep=keep)
 
 
 def check_folder(path: Path) -> None:
@@ -119,7 +119,7 @@ def _lock(file: BinaryIO) -> bool:
     return True
 
 
-def _put(path: Path, write: Callable[[Path], object], *, keep: bool = False) -> Path:
+def write_by(path: Path, write: Callable[[Path], object], *, keep: bool = False) -> Path:
     """Let ``write`` make the file in a folder beside it, and move it when it is on the disk."""
     check_regular(path)
     try:
@@ -224,7 +224,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         with part.open("rb+") as file:
             _sort_metadata(file)
 
-    _put(path, write)
+    write_by(path, write)
 
 
 def write_facts(

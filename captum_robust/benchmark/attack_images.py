@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_robust._checks import check
 from captum_robust._files import write_whole
+from captum_robust._processes import is_first
 from captum_robust._progress import counted
 from captum_robust.attacks import Attack
 from captum_robust.attacks.attack import of_8_bits
@@ -140,7 +141,7 @@ def attack_images(
     names = png_names(ids[:count])
     runner = _Attacking(reader, store, list(attacks), attacks, target, keep_all, names)
     runner.run(count, batch_size, "image", progress, retry, workers)
-    return AttackRun(out)
+    return AttackRun(out, _lazy=not is_first())
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,8 @@ def compare(
     tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
     runner = _Comparing(reader, store, tasks, built, target, *also)
     runner.run(count, batch_size, "map", progress, retry, workers)
-    result = Comparison(folder, _keep_alive=temporary)
+    # What the ranks wrote is read together by who asks for it, which may be the first alone.
+    result = Comparison(folder, _keep_alive=temporary, _lazy=not is_first())
     if is_first():
         for sentence in [*result.complete_failures(), *result.left_unscored()]:
             warnings.warn(sentence, RunWarning, stacklevel=2)

@@ -21,6 +21,7 @@ from captum_robust.metrics import functional as metrics
 from captum_robust.metrics.functional.box_accuracy import maxboxacc_both
 from captum_robust.metrics.functional.stability import SSIM_WINDOW
 from captum_robust.report.results import ATTACK_POOL, GALLERY_POOL, STRATEGY_ORDER
+from captum_robust.runs.level_hits import OVERLAPS, pack_hits
 from captum_robust.runs.store import pack
 
 _HEAT_SIDE = 56
@@ -51,8 +52,8 @@ def map_columns(maps: Tensor, batch: Batch, boxes: Tensor | None) -> list[dict[s
         row["predicted_boxes"] = pack(drawn[i].round().to(torch.int16))
         if len(sample.boxes):
             row["ious"] = pack(ious[i])
-            row["maxboxacc"] = pack(v1[i])
-            row["maxboxacc_v2"] = pack(v2[i])
+            row["maxboxacc"] = pack_hits(v1[i], OVERLAPS["maxboxacc"])
+            row["maxboxacc_v2"] = pack_hits(v2[i], OVERLAPS["maxboxacc_v2"])
         if len(sample.boxes) or sample.mask is not None:
             row["pointing"] = pointing[i]
         if sample.mask is not None:

@@ -30,9 +30,9 @@ class AttackRun:
         FileNotFoundError: no run there.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, _lazy: bool = False) -> None:
         self.folder = Path(folder)
-        self._results = Results(self.folder)
+        self._results = Results(self.folder, lazy=_lazy)
         self.configuration = self._results.configuration
         self.attacks: list[str] = list(self.configuration["attacks"])
 

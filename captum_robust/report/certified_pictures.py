@@ -67,7 +67,7 @@ def build_certificates(
 
     Args:
         results: of the run.
-        rows: of :meth:`Scoring.frame`.
+        rows: of :func:`image_rows`.
         methods: the best first.
     """
     how = certification_of(results)
@@ -102,11 +102,11 @@ def _map(
         "AND attack = ? AND certified_cells IS NOT NULL",
         (canvas.position, method, CLEAN),
     )
-    known = certified_rows(results, method, canvas.position + 1)
+    known = certified_rows(results, method, (canvas.position, canvas.position + 1))
     tiles = canvas.tiles(rows[rows["method"] == method], CLEAN)
-    if not (stored and known and tiles and canvas.position in known.positions):
+    if not (stored and known and tiles):
         return None
-    lines = known.lines[known.positions.index(canvas.position)].numpy()
+    lines = known.lines[0].numpy()
     cells = unpack(stored[0]["value"], np.uint8)
     each = len(cells) // len(known.radii)
     side = round(each**0.5)

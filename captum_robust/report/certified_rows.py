@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor
 from captum_robust._checks import check
 from captum_robust.catalog.certification import Certification
 from captum_robust.metrics.functional import bootstrap_interval
-from captum_robust.report.results import CLEAN, Results
+from captum_robust.report.pairs import positions_of
+from captum_robust.report.results import CLEAN, EVERY, Part, Results
 from captum_robust.report.tables import certificate_key
 from captum_robust.runs.store import unpack
 
@@ -26,7 +28,7 @@ _WIDTH = 10
 class CertifiedRows:
     """The certificates of one method, of M clean images."""
 
-    positions: list[int]
+    positions: Tensor
     radii: list[float]
     lines: Tensor
     """M×(R+1)×10, a line for the smoothed box and one for each radius."""
@@ -53,10 +55,10 @@ def certification_of(results: Results) -> Certification | None:
     return Certification(**known, radii=tuple(facts["radii"]), seed=0)
 
 
-def certified_rows(results: Results, method: str, stop: int | None = None) -> CertifiedRows | None:
-    """What a method's rows prove; with ``stop`` only of the positions before it. None: nothing."""
+def certified_rows(results: Results, method: str, part: Part = EVERY) -> CertifiedRows | None:
+    """What a method's rows of a part prove; None: nothing."""
     how = certification_of(results)
-    rows = results.measured(method, CLEAN, "certificate", stop) if how else []
+    rows = results.measured(method, CLEAN, "certificate", part) if how else []
     if how is None or not rows:
         return None
     packed = [unpack(row["value"]) for row in rows]
@@ -64,7 +66,8 @@ def certified_rows(results: Results, method: str, stop: int | None = None) -> Ce
     fits = all(len(values) == expected for values in packed)
     check(fits, f"{results.store.folder}: certificate: expected {expected} values, got others")
     values = torch.from_numpy(np.stack(packed)).reshape(len(rows), -1, _WIDTH)
-    return CertifiedRows([row["position"] for row in rows], list(how.radii), values)
+    positions = positions_of(rows)
+    return CertifiedRows(positions, list(how.radii), values)
 
 
 def certificate_means(results: Results, method: str, level: float, seed: int) -> dict[str, float]:
@@ -79,16 +82,24 @@ def certificate_means(results: Results, method: str, level: float, seed: int) ->
     return columns
 
 
-def image_certificates(results: Results, stop: int) -> Iterator[pd.DataFrame]:
-    """Yield the overlaps and shares of each clean image before ``stop``, a frame a method."""
+def certificate_names(results: Results) -> tuple[str, ...]:
+    """The columns of :func:`image_certificates`; none where nothing is certified."""
+    how = certification_of(results)
+    if how is None or not results.holds("certificate"):
+        return ()
+    of_radii = ((certificate_key(of, r) for of in ("iou", "share")) for r in how.radii)
+    return ("smoothed_iou", *chain.from_iterable(of_radii))
+
+
+def image_certificates(results: Results, part: Part) -> Iterator[pd.DataFrame]:
+    """Yield the overlaps and shares of each clean image of the part, a frame a method."""
     for method in results.methods:
-        if (rows := certified_rows(results, method, stop)) is None:
+        if (rows := certified_rows(results, method, part)) is None:
             continue
-        frame = pd.DataFrame({"position": rows.positions, "smoothed_iou": rows.lines[:, 0, 1]})
-        for i, radius in enumerate(rows.radii, 1):
-            frame[certificate_key("iou", radius)] = rows.lines[:, i, 1].numpy()
-            frame[certificate_key("share", radius)] = rows.lines[:, i, 0].numpy()
-        yield frame.assign(method=method, attack=CLEAN)
+        # Of each line its overlap and share, of the first, of the smoothed box, the overlap alone.
+        values = rows.lines[:, :, [1, 0]].flatten(1)[:, [0, *range(2, 2 * rows.lines.shape[1])]]
+        frame = pd.DataFrame(values.numpy(), columns=list(certificate_names(results)))
+        yield frame.assign(position=rows.positions.numpy(), method=method, attack=CLEAN)
 
 
 def certified_curves(results: Results, table: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,8 @@ import torch
 
 from captum_robust.metrics.functional import STABILITY_MEASURES, bootstrap_interval
 from captum_robust.report.certified_rows import certification_of, certified_rows
-from captum_robust.report.removal import measured_areas
+from captum_robust.report.pairs import NO_VALUES, Values, paired, positions_of
+from captum_robust.report.removal import AREAS, measured_area
 from captum_robust.report.results import CLEAN, FEW, Tuning
 from captum_robust.report.scoring import Scoring
 from captum_robust.report.tables import COLUMNS, STABILITY_COLUMNS, certificate_columns
@@ -34,34 +35,32 @@ class Chance:
         False with fewer than :data:`FEW` common images, and for a column whose value is no mean
         over images.
         """
-        first, second = (self._values(column, attack or CLEAN, m) for m in (method, other))
-        common = sorted(first.keys() & second.keys())
-        if len(common) < FEW:
+        values = (self._values(column, attack or CLEAN, one) for one in (method, other))
+        first, second = paired(values)
+        if len(first) < FEW:
             return False
-        gains = torch.tensor([first[p] - second[p] for p in common], dtype=torch.float64)
+        gains = first.double() - second.double()
         interval = bootstrap_interval(gains if self._better[column] == "high" else -gains)
         return interval.low > 0
 
-    def _values(self, column: str, attack: str, method: str) -> dict[int, float]:
-        """The value of each image by its position."""
+    def _values(self, column: str, attack: str, method: str) -> Values:
+        """The positions of the images that have a value, and the values."""
         results = self.scoring.results
         if column == "error":
-            scored = self.scoring.score(method, attack, self.tuning)
-            errors = [] if scored is None else scored.result.per_sample_error.tolist()
-            return dict(zip(scored.positions if scored else [], errors, strict=True))
+            return self.scoring.misses(method, attack, self.tuning)
         if column in STABILITY_MEASURES and attack in results.attacks:
             rows = results.measured(method, results.rows_of(method, attack) or "", column)
-            return {row["position"]: row["value"] for row in rows}
-        if column == "saliency" and attack == CLEAN:
+            positions = positions_of(rows)
+            return positions, torch.tensor([row["value"] for row in rows])
+        if attack != CLEAN:
+            return NO_VALUES
+        if column == "saliency":
             crops = self.scoring.crops(method, self.tuning)
-            values = [] if crops is None else crops.tuned.per_sample.tolist()
-            return dict(zip(crops.positions if crops else [], values, strict=True))
-        if column in self._certified and attack == CLEAN:
+            return NO_VALUES if crops is None else (crops.positions, crops.tuned.per_sample)
+        if column in self._certified:
             proven = certified_rows(results, method)
-            values = proven.named()[column].tolist() if proven else []
-            each = zip(proven.positions if proven else [], values, strict=True)
-            return {position: value for position, value in each if value == value}
-        if attack == CLEAN:
-            positions, areas = measured_areas(results, method).get(column, ([], torch.empty(0)))
-            return dict(zip(positions, areas.tolist(), strict=True))
-        return {}
+            if proven is None:
+                return NO_VALUES
+            values = proven.named()[column]
+            return proven.positions[~values.isnan()], values[~values.isnan()]
+        return measured_area(results, method, column) if column in AREAS else NO_VALUES

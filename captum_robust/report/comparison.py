@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from captum_robust._checks import known_name
+from captum_robust._checks import check, known_name
 from captum_robust.report.failures import complete_failures
 from captum_robust.report.outcomes import attack_series, attack_table
 from captum_robust.report.plots import (
@@ -17,7 +17,14 @@ from captum_robust.report.plots import (
     plot_error_series,
     plot_robust_accuracy,
 )
-from captum_robust.report.results import CLEAN, NOTHING_SCORED, STRATEGY_ORDER, Results, Tuning
+from captum_robust.report.results import (
+    CLEAN,
+    EVERY,
+    NOTHING_SCORED,
+    STRATEGY_ORDER,
+    Results,
+    Tuning,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,11 +45,15 @@ class Comparison:
     """
 
     def __init__(
-        self, folder: str | Path, *, _keep_alive: TemporaryDirectory[str] | None = None
+        self,
+        folder: str | Path,
+        *,
+        _keep_alive: TemporaryDirectory[str] | None = None,
+        _lazy: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self._temporary = _keep_alive  # the folder goes when the comparison goes
-        self._results = Results(self.folder)
+        self._results = Results(self.folder, lazy=_lazy)
         self._store = self._results.store
         self.configuration = self._results.configuration
         self.methods = self._results.methods
@@ -244,10 +255,33 @@ class Comparison:
         """
         return self._scoring.error_by_attack(self.table() if table is None else table)
 
+    @overload
     def to_dataframe(
-        self, *, protocol: str = "whi2020", oracle: bool = False, first: int | None = None
-    ) -> pd.DataFrame:
+        self,
+        *,
+        protocol: str = "whi2020",
+        oracle: bool = False,
+        first: int | None = None,
+        chunksize: None = None,
+    ) -> pd.DataFrame: ...
+
+    @overload
+    def to_dataframe(
+        self, *, protocol: str = "whi2020", oracle: bool = False, chunksize: int
+    ) -> Iterator[pd.DataFrame]: ...
+
+    def to_dataframe(
+        self,
+        *,
+        protocol: str = "whi2020",
+        oracle: bool = False,
+        first: int | None = None,
+        chunksize: int | None = None,
+    ) -> pd.DataFrame | Iterator[pd.DataFrame]:
         """One row for each image, method and attack; with ``first``, only of the first images.
+
+        With ``chunksize`` an iterator of data frames of so many rows, the last one of what is
+        left, as of ``pandas.read_sql``: of a run of any length one of them is in memory.
 
         Columns: ``image``, ``method``, ``attack``, ``label``, ``predicted``, ``explained``,
         ``confidence``, ``iou`` and ``localized`` (at the threshold that the table uses),
@@ -267,8 +301,34 @@ class Comparison:
         with ``certify`` ``smoothed_iou`` and, for each radius, ``certified_iou_0.25``, the least
         overlap that is proven, and ``certified_share_0.25``. Rows
         that :meth:`table` repeats are there once, under the plain attack.
+
+        Raises:
+            ValueError: ``chunksize`` is no positive number, or comes with ``first``.
         """
-        return self._scoring.frame(Tuning(protocol, oracle), first)
+        from captum_robust.report.image_rows import chunks_of_rows, image_rows
+
+        tuning = Tuning(protocol, oracle)
+        if chunksize is not None:
+            check(first is None, "first and chunksize: give one of them")
+            return chunks_of_rows(self._scoring, tuning, chunksize)
+        return image_rows(self._scoring, tuning, EVERY if first is None else (0, first))
+
+    def to_parquet(
+        self, path: str | Path, *, protocol: str = "whi2020", oracle: bool = False
+    ) -> Path:
+        """Write the rows of :meth:`to_dataframe` as a Parquet file, and return its path.
+
+        Memory does not grow with the number of images. Classes and positions are whole numbers,
+        what is true or false Boolean, all other numbers floating point; what is not known is null.
+
+        Raises:
+            ImportError: pyarrow is missing.
+            IsADirectoryError: the path is a folder.
+            OSError: the file cannot be written; one that was there before stays.
+        """
+        from captum_robust.report.image_rows import write_parquet
+
+        return write_parquet(self._scoring, Tuning(protocol, oracle), Path(path))
 
     def failures(self) -> pd.DataFrame:
         """The images that could not be used, and the methods that failed on an image: why."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from captum_robust._files import write_whole
 from captum_robust.draw import PREDICTED_COLOR, TRUTH_COLOR
+from captum_robust.report.image_rows import image_rows
 from captum_robust.report.page import page_template
 from captum_robust.report.pictures import Pictured, build_matrix
 from captum_robust.report.results import CLEAN, Results
@@ -53,7 +54,7 @@ class Demo:
     def __init__(self, folder: Path) -> None:
         self.results = Results(folder)
         self.scoring = Scoring(self.results)
-        self.frame = self.scoring.frame()
+        self.frame = image_rows(self.scoring)
         self.n = len(self.results.pictured())
 
     def table(self) -> list[DemoRow]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -40,14 +40,14 @@ def reasons_of(failures: Iterable[Mapping[str, Any]]) -> list[Reason]:
     >>> [str(reason) for reason in reasons_of(same)]
     ['2× cam: 1: got 1 to 2.5']
     """
-    alike: dict[tuple[str, str], list[str]] = {}
+    alike: dict[tuple[str, str], Reason] = {}
     for row in failures:
         # Numbers first, or an image named 1 would leave another text of "(1,)" than one named 2.
         error, image = (re.sub(r"\d+(\.\d+)?", "#", row[of]) for of in ("error", "image"))
         key = (row["method"], error.replace(image, ""))
-        alike.setdefault(key, []).append(row["error"])
-    reasons = [Reason(method, errors[0], len(errors)) for (method, _), errors in alike.items()]
-    return sorted(reasons, key=lambda reason: -reason.count)
+        known = alike.get(key, Reason(row["method"], row["error"], 0))
+        alike[key] = replace(known, count=known.count + 1)
+    return sorted(alike.values(), key=lambda reason: -reason.count)
 
 
 def shown_reasons(failures: list[dict[str, Any]]) -> tuple[list[Reason], int]:
@@ -61,8 +61,10 @@ def complete_failures(results: Results) -> list[str]:
 
     One for all methods where no image could be used, or an attack failed on all of them.
     """
-    counts, failures = results.counts(), results.failures()
+    counts, failed = results.counts(), results.failed_maps()
     read, usable = counts["read"], counts["read"] - counts["broken"]
+    # Of a run in which only some fail there may be too many to look at each.
+    failures = results.failures() if usable in (0, *failed.values()) else []
     if failures and not usable:
         reason = reasons_of(failures)[0]
         none = "the image could not" if read == 1 else f"none of the {read} images could"

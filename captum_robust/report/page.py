@@ -31,6 +31,7 @@ from captum_robust.report.first_screen import (
     sentence_of,
     shown_attack,
 )
+from captum_robust.report.image_rows import image_rows
 from captum_robust.report.line_charts import LineChart, choices_of, curves_by_method, line_chart
 from captum_robust.report.outcomes import NO_GRADIENT, attack_series
 from captum_robust.report.pictures import build_gallery, build_strips, build_trios
@@ -137,7 +138,7 @@ def _content(tables: Tables) -> dict[str, Any]:
     failures = tables.scoring.failures()
     counts = results.counts()
     reasons, other_reasons = shown_reasons(results.failures())
-    frame = tables.scoring.frame(first=GALLERY_POOL)
+    frame = image_rows(tables.scoring, part=(0, GALLERY_POOL))
     gallery = build_gallery(results, frame)
     entries = (*gallery.best, *gallery.worst)
     once = table if "same_as" not in table else table[table["same_as"].isna()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_robust._checks import check, check_shape
 from captum_robust.catalog.thresholds import Threshold, shipped_threshold
 from captum_robust.metrics.functional import alpha_grid, box_iou, localization_error
+from captum_robust.report.pairs import NO_VALUES, Values, paired, positions_of
 from captum_robust.report.results import STRATEGY_ORDER, Results
 from captum_robust.runs.store import unpack
 
@@ -43,32 +44,42 @@ def agreed_boxes(boxes: Tensor) -> Tensor:
     return boxes[torch.arange(len(boxes)), overlaps.argmax(dim=1)]
 
 
-def pseudo_threshold(results: Results, method: str, attack: str) -> Threshold:
+def pseudo_threshold(
+    results: Results, method: str, attack: str, placed: Callable[[str], Values]
+) -> Threshold:
     """That whose boxes are most often right where the other methods' boxes are taken for true.
 
-    Each of these is drawn at its own shipped threshold; no true box is looked at.
+    No true box is looked at.
+
+    Args:
+        results: of the run.
+        method: whose threshold it is.
+        attack: or the clean images.
+        placed: gives :func:`placed_boxes` of each of the others under the attack.
 
     Raises:
         ValueError: the run has fewer than two other methods, or no image on which all have a map.
     """
     others = [m for m in results.compared if m != method and m not in results.fixed_boxes]
-    every = {
-        m: {row["position"]: row for row in results.measured(m, attack, "predicted_boxes")}
-        for m in (method, *others)
-    }
-    known = sorted(set.intersection(*map(set, every.values())))
+    rows = results.measured(method, attack, "predicted_boxes")
+    own = (positions_of(rows), drawn_boxes(rows)) if rows else NO_VALUES
+    drawn, *boxes = paired([own, *map(placed, others)])
     needed = f"images on which {method} and the other methods have a map"
-    check(known, f"thresholds: for pseudo-boxes expected {needed}")
-    drawn = {m: drawn_boxes([rows[p] for p in known]) for m, rows in every.items()}
-    columns = {threshold: i for i, threshold in enumerate(every_threshold(STRATEGY_ORDER))}
-    shipped = {m: shipped_threshold(results.kinds[m]) for m in others}
-    boxes = [drawn[m][:, columns[t.strategy, t.alpha]] for m, t in shipped.items()]
-    agreed = agreed_boxes(torch.stack(boxes, dim=1) if boxes else torch.zeros(len(known), 0, 4))
+    check(len(drawn), f"thresholds: for pseudo-boxes expected {needed}")
+    agreed = agreed_boxes(torch.stack(boxes, dim=1) if boxes else torch.zeros(len(drawn), 0, 4))
     families = torch.split(
-        box_iou(drawn[method], agreed[:, None]), [len(alpha_grid(s)) for s in STRATEGY_ORDER], dim=1
+        box_iou(drawn, agreed[:, None]), [len(alpha_grid(s)) for s in STRATEGY_ORDER], dim=1
     )
     overlaps = dict(zip(STRATEGY_ORDER, families, strict=True))
     return Threshold(*localization_error(overlaps, oracle=True).chosen[0][0])
+
+
+def placed_boxes(results: Results, method: str, attack: str) -> Values:
+    """The positions with a map by a method, and its boxes M×4 at its shipped threshold."""
+    shipped = shipped_threshold(results.kinds[method])
+    column = every_threshold(STRATEGY_ORDER).index((shipped.strategy, shipped.alpha))
+    rows = results.measured(method, attack, "predicted_boxes")
+    return (positions_of(rows), drawn_boxes(rows)[:, column]) if rows else NO_VALUES
 
 
 def drawn_boxes(rows: Sequence[dict[str, Any]]) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from captum_robust.catalog.box_vote import VOTES
 from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
@@ -57,20 +58,26 @@ class Tuning:
 
 USUAL_TUNING = Tuning()
 
+Part: TypeAlias = tuple[int, int]
+"""Positions of images, from the first one to that before the second one."""
+EVERY: Part = (0, sys.maxsize)
+
 
 class Results:
     """The folder of a run, read.
 
     Args:
         folder: a run's folder; also one whose run was stopped half-way.
+        lazy: open its rows when the first is asked for.
 
     Raises:
         FileNotFoundError: no run there.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.store = RunStore(Path(folder))
+    def __init__(self, folder: str | Path, *, lazy: bool = False) -> None:
+        self.store = RunStore(Path(folder), lazy=lazy)
         self.configuration = self.store.configuration
+        self._held: tuple[int, dict[str, bool]] = 0, {}
         self.kinds: dict[str, str] = self.configuration["methods"]
         """What each method is in the catalog."""
         words = {m: words_of(m) if m == kind else m for m, kind in self.kinds.items()}
@@ -144,7 +151,15 @@ class Results:
             "coalesce(sum(error IS NULL AND boxes = '[]'), 0) AS unboxed, "
             "coalesce(sum(error IS NULL AND label IS NULL), 0) AS unlabelled FROM images"
         )
-        return counts | {"failed": len(self.failures()) - counts["broken"]}
+        return counts | {"failed": sum(self.failed_maps().values())}
+
+    def failed_maps(self) -> dict[tuple[str, str], int]:
+        """How many maps of usable images failed of each method and attack of which any did."""
+        rows = self.select(
+            "SELECT r.method, r.attack, count(*) AS n FROM results r JOIN images i USING (position)"
+            " WHERE r.error IS NOT NULL AND i.error IS NULL GROUP BY r.method, r.attack"
+        )
+        return {(row["method"], row["attack"]): row["n"] for row in rows}
 
     def failures(self) -> list[dict[str, Any]]:
         """Image, method, attack and error: of images that no method could use, then of maps."""
@@ -154,7 +169,7 @@ class Results:
         ) + self.select(
             "SELECT r.image, r.method, r.attack, r.error FROM results r "
             "JOIN images i USING (position) "
-            "WHERE r.error IS NOT NULL AND i.error IS NULL ORDER BY position, method"
+            "WHERE r.error IS NOT NULL AND i.error IS NULL ORDER BY position, method, attack"
         )
 
     def is_unscored(self) -> bool:
@@ -163,25 +178,36 @@ class Results:
         return 0 < counts["unboxed"] == counts["read"] - counts["broken"]
 
     def measured(
-        self, method: str, attack: str, value: str, stop: int | None = None
+        self, method: str, attack: str, value: str, part: Part = EVERY
     ) -> list[dict[str, Any]]:
         """A column of a method under an attack where it has a value, in the images' order.
 
-        Rows have ``position``, ``image``, ``label``, ``class`` (that the method takes the image
-        for) and ``value``; with ``stop`` only those of the positions before it.
+        Rows have ``position``, ``label``, ``class`` (that the method takes the image for) and
+        ``value``; those of some positions only.
         """
         sql = (
-            "SELECT r.position, r.image, i.label, coalesce(r.decided, r.predicted) AS class, "
+            "SELECT r.position, i.label, coalesce(r.decided, r.predicted) AS class, "
             f"r.{value} AS value FROM results r JOIN images i USING (position) "
             f"WHERE r.method = ? AND r.attack = ? AND r.{value} IS NOT NULL "
-            "AND (? IS NULL OR r.position < ?) ORDER BY r.position"
+            "AND r.position >= ? AND r.position < ? ORDER BY r.position"
         )
-        return self.select(sql, (method, attack, stop, stop))
+        # What was not measured is not looked for in every row of each method.
+        return self.select(sql, (method, attack, *part)) if self.holds(value) else []
+
+    def holds(self, value: str) -> bool:
+        """Whether a column of the results has a value anywhere."""
+        if self._held[0] != (now := self.store.version()):
+            self._held = now, {}
+        held = self._held[1]
+        if value not in held:
+            sql = f"SELECT 1 FROM results WHERE {value} IS NOT NULL LIMIT 1"
+            held[value] = bool(self.select(sql))
+        return held[value]
 
     def true_crops(self) -> list[dict[str, Any]]:
-        """``position``, ``image`` and ``value`` of the crops around the largest true boxes."""
+        """``position`` and ``value`` of the crops around the largest true boxes."""
         return self.select(
-            "SELECT position, image, true_crop AS value FROM images "
+            "SELECT position, true_crop AS value FROM images "
             "WHERE true_crop IS NOT NULL ORDER BY position"
         )
 
@@ -200,7 +226,7 @@ class Results:
 
     def is_defended(self) -> bool:
         """Whether a method takes images for a class of its own."""
-        return bool(self.select("SELECT 1 FROM results WHERE decided IS NOT NULL LIMIT 1"))
+        return self.holds("decided")
 
     def mean_stability(self, method: str, attack: str | None) -> dict[str, Any]:
         """``n`` and the mean of each measure of stability.
@@ -218,8 +244,8 @@ class Results:
         )
         return means
 
-    def every_map(self, stop: int) -> list[dict[str, Any]]:
-        """Rows of the images before ``stop``, see :meth:`Comparison.to_dataframe`."""
+    def every_map(self, part: Part) -> list[dict[str, Any]]:
+        """Rows of the images of some positions, see :meth:`Comparison.to_dataframe`."""
         return self.select(
             "SELECT r.position, r.image, r.method, r.attack, i.label, r.predicted, r.explained,"
             " r.confidence, r.pointing, r.seconds, r.forward_passes, r.backward_passes,"
@@ -228,8 +254,8 @@ class Results:
             f" a.linf, a.l2, {', '.join('r.' + m for m in STABILITY_MEASURES)}, r.error"
             " FROM results r JOIN images i USING (position) LEFT JOIN attacked a"
             " ON a.position = r.position AND a.attack = coalesce(r.source, r.attack)"
-            " WHERE r.position < ? ORDER BY r.position, r.attack, r.method",
-            (stop,),
+            " WHERE r.position >= ? AND r.position < ? ORDER BY r.position, r.attack, r.method",
+            part,
         )
 
     def pictured(self) -> list[int]:
@@ -266,8 +292,9 @@ class Results:
         """The kept map of each method, with what the method changed."""
         rows = self.select(
             "SELECT method, heat, perturbation, amplification, predicted, explained, new_class, "
-            "flipped FROM results WHERE position = ? AND attack = ? AND heat IS NOT NULL",
-            (position, attack),
+            "flipped FROM results WHERE position = ? AND attack = ? AND heat IS NOT NULL "
+            f"AND method IN ({', '.join('?' * len(self.methods))})",
+            (position, attack, *self.methods),
         )
         return {row["method"]: row for row in rows}
 

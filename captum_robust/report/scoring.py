@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -26,17 +25,18 @@ from captum_robust.metrics.functional import (
     bootstrap_interval,
     gap_closed,
     localization_error,
-    maxboxacc_from_ious,
     pointing_game_accuracy,
     pxap_from_histograms,
     saliency_of,
     split_folds,
     tuned_saliency,
 )
-from captum_robust.report.certified_rows import certificate_means, image_certificates
+from captum_robust.metrics.functional.box_accuracy import read_levels
+from captum_robust.report.certified_rows import certificate_means
 from captum_robust.report.outcomes import attack_series, attack_table
-from captum_robust.report.pseudo_boxes import drawn_boxes, every_threshold, pseudo_threshold
-from captum_robust.report.removal import image_areas, mean_areas
+from captum_robust.report.pairs import NO_VALUES, Values, paired, positions_of
+from captum_robust.report.pseudo_boxes import every_threshold, placed_boxes, pseudo_threshold
+from captum_robust.report.removal import mean_areas
 from captum_robust.report.results import (
     CLEAN,
     FEW,
@@ -46,6 +46,7 @@ from captum_robust.report.results import (
     Results,
     Tuning,
 )
+from captum_robust.runs.level_hits import OVERLAPS, count_hits
 from captum_robust.runs.store import unpack
 
 T = TypeVar("T")
@@ -58,30 +59,29 @@ TRUE_BOX = "true box"
 class Scored:
     """One method under one attack, on the M images whose box was scored."""
 
-    positions: list[int]
+    positions: Tensor
+    """M, ascending."""
     folds: Tensor
     """M, 0 or 1."""
     result: LocalizationResult
-    ious: dict[str, Tensor]
-    """M×A for each family."""
+    columns: Tensor
+    """M, the column among the thresholds of all families that scored each image."""
+    overlaps: Tensor
+    """M, of the box at that threshold."""
+    curves: dict[str, Tensor]
+    """The share of boxes that miss at each threshold of each family."""
     tuned: str
     """How the thresholds were chosen: of ``report.results.WAYS``, or "oracle" or "usual"."""
     top1_error: float
     """The error where the class must be right too, over the images that have a label."""
-
-    def columns(self) -> Tensor:
-        """M, the column among all families' thresholds that scored each image."""
-        index = {(s, a): i for i, (s, a) in enumerate(every_threshold(self.ious))}
-        by_fold = torch.tensor([index[chosen[0]] for chosen in self.result.chosen])
-        return by_fold[self.folds] if len(by_fold) > 1 else by_fold.expand(len(self.positions))
 
 
 @dataclass(frozen=True)
 class Crops:
     """The crops around the maps of one method, at the threshold of each image's half."""
 
-    positions: list[int]
-    """M."""
+    positions: Tensor
+    """M, ascending."""
     tuned: TunedSaliency
     area: Tensor
     """M, like ``probability``."""
@@ -96,11 +96,11 @@ class Scoring:
     def __init__(self, results: Results) -> None:
         self.results = results
         self._known: dict[Hashable, Any] = {}
-        self._rows = 0
+        self._version = results.store.version()
 
     def _once(self, make: Callable[..., T], *arguments: Hashable) -> T:
-        if self._rows != (now := self.results.store.total()):
-            self._rows = now
+        if self._version != (now := self.results.store.version()):
+            self._version = now
             self._known.clear()
         key = (make, arguments)
         if key not in self._known:
@@ -121,27 +121,33 @@ class Scoring:
         rows = self.results.measured(method, attack, "ious")
         if not rows:
             return None
+        every = torch.from_numpy(_values(rows))
         sizes = [len(alpha_grid(s)) for s in STRATEGY_ORDER]
-        parts = np.split(_values(rows), np.cumsum(sizes)[:-1], axis=1)
-        every = dict(zip(STRATEGY_ORDER, parts, strict=True))
-        ious = {s: torch.from_numpy(every[s]) for s in tuning.strategies}
-        folds, one_sided = _folds(rows, tuning.seed)
+        ious = dict(zip(STRATEGY_ORDER, torch.split(every, sizes, dim=1), strict=True))
+        positions = positions_of(rows)
+        folds, one_sided = self._folds(positions, tuning.seed)
         tuned, fixed = self._threshold(method, attack, tuning, len(rows), one_sided)
-        judged, alphas = dict[str, Tensor](ious), None
+        judged, alphas = {s: ious[s] for s in tuning.strategies}, None
         if fixed is not None:
             column = alpha_grid(fixed.strategy).index(fixed.alpha)
-            judged = {fixed.strategy: judged[fixed.strategy][:, [column]]}
+            judged = {fixed.strategy: ious[fixed.strategy][:, [column]]}
             alphas = {fixed.strategy: [fixed.alpha]}
         result = localization_error(
             judged, protocol=tuning.protocol, alphas=alphas, folds=folds, oracle=tuned == "oracle"
         )
-        misses = [
-            error if row["label"] == row["class"] else 1.0
-            for row, error in zip(rows, result.per_sample_error.tolist(), strict=True)
-            if row["label"] is not None
-        ]
-        top1_error = float(torch.tensor(misses, dtype=torch.float64).mean())  # NaN without labels
-        return Scored(_positions(rows), folds, result, ious, tuned, top1_error)
+        index = {threshold: i for i, threshold in enumerate(every_threshold(STRATEGY_ORDER))}
+        chosen = torch.tensor([index[of_fold[0]] for of_fold in result.chosen])
+        columns = chosen[folds] if len(chosen) > 1 else chosen.expand(len(rows))
+        return Scored(
+            positions,
+            folds,
+            result,
+            columns,
+            every.gather(1, columns[:, None])[:, 0],
+            {s: 1 - (own > 0.5).double().mean(dim=0) for s, own in ious.items()},
+            tuned,
+            _top1_error(rows, result),
+        )
 
     def _threshold(
         self, method: str, attack: str, tuning: Tuning, n: int, one_sided: bool
@@ -157,9 +163,27 @@ class Scoring:
         if way == "two-fold":
             return "oracle" if one_sided else way, None
         if way == "pseudo":
-            return way, pseudo_threshold(self.results, method, attack)
+            return way, self._pseudo_threshold(method, attack)
         shipped = shipped_threshold(self.results.kinds[method])
         return way if shipped.is_shipped else "usual", shipped
+
+    def _pseudo_threshold(self, method: str, attack: str) -> Threshold:
+        def placed(other: str) -> Values:
+            return self._once(placed_boxes, self.results, other, attack)
+
+        return pseudo_threshold(self.results, method, attack, placed)
+
+    def _folds(self, positions: Tensor, seed: int) -> tuple[Tensor, bool]:
+        """The half of each image, which follows from its name, and whether all are in one."""
+        folds = self._once(self._every_fold, seed)[positions]
+        return folds, bool((folds == folds[0]).all())
+
+    def _every_fold(self, seed: int) -> Tensor:
+        """The half of the image at each position."""
+        rows = self.results.select("SELECT position, image FROM images ORDER BY position")
+        folds = torch.zeros(1 + rows[-1]["position"], dtype=torch.int64)
+        folds[positions_of(rows)] = split_folds([row["image"] for row in rows], seed)
+        return folds
 
     def crops(self, method: str | None, tuning: Tuning = USUAL_TUNING) -> Crops | None:
         """The crops of a method on the clean images; without a method, of the true boxes.
@@ -174,13 +198,14 @@ class Scoring:
         if not rows:
             return None
         area, log_probability = torch.from_numpy(_values(rows)).reshape(len(rows), 2, -1).unbind(1)
-        folds, one_sided = _folds(rows, seed)
+        positions = positions_of(rows)
+        folds, one_sided = self._folds(positions, seed)
         values = saliency_of(area, log_probability)
         tuned = tuned_saliency(values, folds=folds, oracle=oracle or one_sided)
         at = tuned.columns[:, None]
         probability = log_probability.gather(1, at)[:, 0].exp()
         best = values.amin(dim=1)
-        return Crops(_positions(rows), tuned, area.gather(1, at)[:, 0], probability, best)
+        return Crops(positions, tuned, area.gather(1, at)[:, 0], probability, best)
 
     def table(
         self,
@@ -229,7 +254,7 @@ class Scoring:
         if (scored := self.score(method, attack, tuning)) is not None:
             row |= self._localization(method, attack, scored, level, tuning.seed)
         elif tuning.thresholds == "pseudo" and method not in self.results.own_boxes:
-            chosen = pseudo_threshold(self.results, method, attack)
+            chosen = self._pseudo_threshold(method, attack)
             row |= {"tuned": tuning.thresholds, "threshold": str(chosen)}
         crops = self.crops(method, tuning) if attack == CLEAN else None
         if crops is not None:
@@ -251,10 +276,6 @@ class Scoring:
         fixed = method in self.results.own_boxes
         interval = bootstrap_interval(result.per_sample_error, level=level, seed=seed)
         chosen = dict.fromkeys(f"{s} {a:g}" for fold in result.chosen for s, a in fold)
-        curves = {
-            name: torch.from_numpy(_values(self.results.measured(method, attack, name)))
-            for name in ("maxboxacc", "maxboxacc_v2")
-        }
         return {
             "n": result.n,
             "error": result.error,
@@ -263,9 +284,17 @@ class Scoring:
             "tuned": "-" if fixed else scored.tuned,
             "threshold": "-" if fixed else ", ".join(chosen),
             "top1_error": scored.top1_error,
-            "maxboxacc": float(maxboxacc_from_ious(curves["maxboxacc"], (0.5,))),
-            "maxboxacc_v2": float(maxboxacc_from_ious(curves["maxboxacc_v2"], (0.3, 0.5, 0.7))),
+            **{name: self._best_level(method, attack, name) for name in OVERLAPS},
         }
+
+    def _best_level(self, method: str, attack: str, name: str) -> float:
+        """The accuracy at the best τ of all, averaged over the overlaps that are asked for."""
+        rows = self.results.measured(method, attack, name)
+        if not rows:  # of a damaged file
+            return math.nan
+        hits = count_hits((row["value"] for row in rows), OVERLAPS[name])
+        share = torch.from_numpy(hits / len(rows))
+        return float(read_levels(share).amax(dim=1).mean())
 
     def _pointing(self, method: str, attack: str) -> float:
         rows = self.results.measured(method, attack, "pointing")
@@ -354,23 +383,20 @@ class Scoring:
             if method == baseline:
                 continue
             cases = ((method, attack), (baseline, attack), (baseline, CLEAN))
-            misses = [self._misses(*case) for case in cases]
-            both = sorted(misses[0].keys() & misses[1].keys() & misses[2].keys())
-            if not both:
+            each = paired(self.misses(*case) for case in cases)
+            if not len(each[0]):
                 continue
-            each = [torch.tensor([of[position] for position in both]) for of in misses]
             gap = gap_closed(each[0], each[1], each[2], level=level, seed=seed)
             row = {c: getattr(gap, c) for c in columns if hasattr(gap, c)}
             row |= {"attack": attack, "method": method, "baseline": baseline}
             rows.append(row | {"closed": gap.value})
         return pd.DataFrame(rows, columns=columns)
 
-    def _misses(self, method: str, attack: str) -> dict[int, float]:
-        """Position -> whether the box misses, of the images that were scored."""
-        if (scored := self.score(method, attack)) is None:
-            return {}
-        errors = scored.result.per_sample_error.tolist()
-        return dict(zip(scored.positions, errors, strict=True))
+    def misses(self, method: str, attack: str, tuning: Tuning = USUAL_TUNING) -> Values:
+        """The positions that were scored, and whether the box misses."""
+        if (scored := self.score(method, attack, tuning)) is None:
+            return NO_VALUES
+        return scored.positions, scored.result.per_sample_error
 
     def error_by_attack(self, table: pd.DataFrame) -> pd.DataFrame:
         """See :meth:`Comparison.error_by_attack`."""
@@ -397,60 +423,12 @@ class Scoring:
         rows = []
         for method in counted(self.results.methods, "method", None, "curves"):
             scored = self.score(method, attack)
-            for strategy, ious in (scored.ious if scored else {}).items():
-                errors = 1 - (ious > 0.5).double().mean(dim=0)
+            for strategy, errors in (scored.curves if scored else {}).items():
                 rows += [
                     {"method": method, "strategy": strategy, "alpha": alpha, "error": float(e)}
                     for alpha, e in zip(alpha_grid(strategy), errors, strict=True)
                 ]
         return pd.DataFrame(rows, columns=["method", "strategy", "alpha", "error"])
-
-    def frame(self, tuning: Tuning = USUAL_TUNING, first: int | None = None) -> pd.DataFrame:
-        """See :meth:`Comparison.to_dataframe`."""
-        stop = sys.maxsize if first is None else first
-        rows = pd.DataFrame(self.results.every_map(stop))
-        crops, areas = self._crop_rows(tuning, stop), image_areas(self.results, stop)
-        proven = image_certificates(self.results, stop)
-        for parts in map(list, (self._boxes(tuning, stop), crops, areas, proven)):
-            if parts:
-                rows = rows.merge(pd.concat(parts), how="left", on=["position", "method", "attack"])
-        return rows
-
-    def _boxes(self, tuning: Tuning, stop: int) -> Iterator[pd.DataFrame]:
-        """The overlap and the box of each image at the threshold of its fold."""
-        for attack, method in self._each(self.results.attacks, "boxes"):
-            own = self.results.rows_of(method, attack) == attack
-            scored = self.score(method, attack, tuning) if own else None
-            if scored is None:
-                continue
-            rows = self.results.measured(method, attack, "predicted_boxes", stop)
-            known = set(scored.positions)
-            rows = [row for row in rows if row["position"] in known]
-            n = len(rows)
-            columns = scored.columns()[:n]
-            overlaps = torch.cat([ious[:n] for ious in scored.ious.values()], dim=1)
-            boxes = drawn_boxes(rows)[torch.arange(n), columns] if n else torch.zeros(0, 4)
-            part = pd.DataFrame(boxes.numpy(), columns=["x0", "y0", "x1", "y1"])
-            part.insert(0, "iou", overlaps.gather(1, columns[:, None])[:, 0].numpy())
-            correct = scored.result.correct.reshape(len(scored.positions), -1)[:n, 0]
-            part["localized"] = correct.numpy()
-            part["position"] = scored.positions[:n]
-            yield part.assign(method=method, attack=attack)
-
-    def _crop_rows(self, tuning: Tuning, stop: int) -> Iterator[pd.DataFrame]:
-        """The saliency metric of each clean image and what it is made of."""
-        for method in self.results.methods:
-            crops = self.crops(method, tuning)
-            if crops is not None:
-                part = pd.DataFrame(
-                    {
-                        "position": crops.positions,
-                        "saliency": crops.tuned.per_sample.numpy(),
-                        "crop_area": crops.area.numpy(),
-                        "crop_probability": crops.probability.numpy(),
-                    }
-                )
-                yield part[part["position"] < stop].assign(method=method, attack=CLEAN)
 
     def failures(self) -> pd.DataFrame:
         """See :meth:`Comparison.failures`."""
@@ -462,11 +440,9 @@ def _values(rows: Sequence[dict[str, Any]]) -> np.ndarray[Any, Any]:
     return np.stack([unpack(row["value"]) for row in rows])
 
 
-def _positions(rows: Sequence[dict[str, Any]]) -> list[int]:
-    return [row["position"] for row in rows]
-
-
-def _folds(rows: Sequence[dict[str, Any]], seed: int) -> tuple[Tensor, bool]:
-    """The half of each image, which follows from its name, and whether all are in one."""
-    folds = split_folds([row["image"] for row in rows], seed)
-    return folds, bool((folds == folds[0]).all())
+def _top1_error(rows: Sequence[dict[str, Any]], result: LocalizationResult) -> float:
+    """NaN without labels."""
+    labelled = torch.tensor([row["label"] is not None for row in rows])
+    is_other = torch.tensor([row["label"] != row["class"] for row in rows])
+    misses = torch.where(is_other, 1.0, result.per_sample_error)
+    return float(misses[labelled].mean())

@@ -11,7 +11,6 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,13 @@ from captum_robust.runs.rank_files import (
 )
 from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
 from captum_robust.runs.run_form import RUN_FORM
+from captum_robust.runs.schema import (
+    TABLES,
+    check_values,
+    columns_of,
+    index_statements,
+    table_statements,
+)
 
 _ROWS = rows_file(0)
 _LOCK_SECONDS = 120
@@ -50,48 +56,6 @@ _NEEDED = {"position", "method", "attack", "image", "file", "error", "turn"}
 _NOT_NOW = ("disk I/O", "is full", "locked", "readonly", "unable to open")
 """What SQLite says where the file may be whole; else it has other tables, or is damaged."""
 _NO_RUN = "is not a run's description"
-
-
-_SQL_TYPES = {
-    "int": "INTEGER",
-    "bool": "INTEGER",
-    "float": "REAL",
-    "str": "TEXT",
-    "bytes": "BLOB",
-    "list[list[float]]": "TEXT",
-}
-_RANGES = dict.fromkeys(("confidence", "pointing", "top_k", "box_iou"), (0, 1)) | dict.fromkeys(
-    ("spearman", "pearson", "ssim", "randomized_spearman", "randomized_ssim"), (-1, 1)
-)
-_SLACK = 1e-3
-"""Rounding that a value may be out of its range by."""
-_TABLES: tuple[tuple[str, type[Any], str], ...] = (
-    ("images", ImageRow, "position"),
-    ("results", ResultRow, "method, attack, position"),
-    ("attacked", AttackRow, "attack, position"),
-)
-"""Name, row and primary key of each."""
-
-
-def _schema(prefix: str = "") -> Iterator[str]:
-    """The statements that make the tables: a column for each field of their rows."""
-    classes = f"{prefix}classes (number INTEGER PRIMARY KEY, name TEXT NOT NULL)"
-    yield f"CREATE TABLE IF NOT EXISTS {classes}"
-    for table, row, key in _TABLES:
-        columns = ", ".join(f"{name} {kind}" for name, kind in _columns(row).items())
-        kind = "" if table == "images" else " WITHOUT ROWID"
-        yield f"CREATE TABLE IF NOT EXISTS {prefix}{table} ({columns}, PRIMARY KEY ({key})){kind}"
-
-
-def _columns(row: type[Any]) -> dict[str, str]:
-    """The type of the column of each field of a row, and of ``turn``.
-
-    That is the start of the run that wrote it, counted where several files hold rows.
-    """
-    kinds = {f.name: _SQL_TYPES[str(f.type).removesuffix(" | None")] for f in fields(row)}
-    needed = {f.name for f in fields(row) if f.default is MISSING}
-    typed = {name: f"{kind} NOT NULL" if name in needed else kind for name, kind in kinds.items()}
-    return typed | {"turn": "INTEGER"}
 
 
 class RunStore:
@@ -105,6 +69,7 @@ class RunStore:
     Args:
         folder: made if it is not there.
         configuration: what the rows depend on. None: open an existing run to read it.
+        lazy: open the files with the rows, and check what is in them, when the first is asked for.
 
     Raises:
         ValueError: the folder holds a run with another configuration (the message shows the
@@ -113,7 +78,13 @@ class RunStore:
         OSError: the rows are there but cannot be used now, as on a full disk.
     """
 
-    def __init__(self, folder: Path, configuration: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        configuration: Mapping[str, Any] | None = None,
+        *,
+        lazy: bool = False,
+    ) -> None:
         self.folder = Path(folder)
         described = self.folder / "run.json"
         if configuration is None:
@@ -131,21 +102,45 @@ class RunStore:
         self._file = self.folder / rows_file(number)
         self._turn: int | None = None
         self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        if not lazy:
+            self._open()
+
+    @property
+    def _database(self) -> sqlite3.Connection:
+        return self._connection or self._open()
+
+    def _open(self) -> sqlite3.Connection:
         with self._named(self._file):
             uri, limit = uri_of(self._file, "rwc"), _LOCK_SECONDS
             # A run looks at its rows in one thread and writes them in another, in turn.
             options: dict[str, Any] = {"isolation_level": None, "check_same_thread": False}
-            self._database = sqlite3.connect(uri, timeout=limit, uri=True, **options)
+            opened: sqlite3.Connection = sqlite3.connect(uri, timeout=limit, uri=True, **options)
+        self._connection = opened
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection = None
+            opened.close()
+            raise
+        return opened
+
+    def _prepare(self) -> None:
+        """Make the tables, or hold those that are there to what they should be."""
+        with self._named(self._file):
             self._database.execute("PRAGMA temp_store=FILE")
             if self._is_writer:
                 self._set_journal()
-            for statement in _schema():
+            for statement in table_statements():
                 self._database.execute(statement)
             self._add_columns()
+            # To read a run nothing is added to its files.
+            for statement in index_statements() if self._is_writer else ():
+                self._database.execute(statement)
             self.of_positions("results", "", 0, 0, [{"method": "", "attack": ""}])
-        if configuration is None:
-            self._check_values("main", self._file)
-            self._join()
+            if not self._is_writer:
+                check_values(self._database, "main", self._file)
+                self._join()
 
     def _claim(self, described: Path) -> None:
         check_folder(self.folder)
@@ -216,31 +211,31 @@ class RunStore:
         if not others:
             return
         prefix = "temp.copied_" if self._is_writer else "temp."
-        for statement in _schema(prefix):
+        for statement in (*table_statements(prefix), *index_statements(prefix)):
             self._database.execute(statement)
         turns = [] if self._is_writer else [self._copy("main", prefix)]
         for file in others:
             with self._named(file):
                 self._database.execute("ATTACH ? AS other", (uri_of(file, "rw"),))
                 if not self._is_writer:
-                    self._check_values("other", file)
+                    check_values(self._database, "other", file)
                 turns.append(self._copy("other", prefix))
                 self._database.execute("DETACH other")
         if not self._is_writer:
             return
         (own,) = self._database.execute("PRAGMA main.user_version").fetchone()
         self._turn = 1 + max(own, *turns)
-        for table, row, key in _TABLES:
-            names = [name for name in _columns(row) if name in _NEEDED]
+        for table, row, key in TABLES:
+            names = [name for name in columns_of(row) if name in _NEEDED]
             both = union(f"main.{table}", prefix + table, key.split(", "), names)
             self._database.execute(f"CREATE TEMP VIEW {table} AS {both}")
 
     def _copy(self, schema: str, prefix: str) -> int:
         """Copy the rows of a file, and return the last turn that it was written in."""
-        for table, row, key in _TABLES:
+        for table, row, key in TABLES:
             there = columns_there(self._database, schema, table)
             names = [
-                n for n in _columns(row) if n in there and (n in _NEEDED or not self._is_writer)
+                n for n in columns_of(row) if n in there and (n in _NEEDED or not self._is_writer)
             ]
             if there:  # else its process was killed before it had made the tables
                 copied = copy_rows(f"{schema}.{table}", prefix + table, key.split(", "), names)
@@ -293,39 +288,21 @@ class RunStore:
 
     def _missing_columns(self) -> list[tuple[str, str, str]]:
         """Table, name and type of each."""
-        there = {table: columns_there(self._database, "main", table) for table, _, _ in _TABLES}
+        there = {table: columns_there(self._database, "main", table) for table, _, _ in TABLES}
         return [
             (table, name, kind)
-            for table, row, _ in _TABLES
-            for name, kind in _columns(row).items()
+            for table, row, _ in TABLES
+            for name, kind in columns_of(row).items()
             if name not in there[table]
         ]
-
-    def _check_values(self, schema: str, file: Path) -> None:
-        """Refuse values of another type than their column, or out of its range."""
-        for table, row, _ in _TABLES:
-            there, odd = columns_there(self._database, schema, table), []
-            kinds = {n: k for n, k in _columns(row).items() if n in there or "NOT" in k}
-            for name, kind in kinds.items():
-                stored = [kind.partition(" ")[0].lower(), *([] if "NOT" in kind else ["null"])]
-                odd.append(f"typeof({name}) NOT IN ({', '.join(map(repr, stored))})")
-            for name in _RANGES.keys() & kinds.keys():
-                low, high = _RANGES[name]
-                odd.append(f"{name} NOT BETWEEN {low - _SLACK} AND {high + _SLACK}")
-            found = (
-                there
-                and self._database.execute(
-                    f"SELECT 1 FROM {schema}.{table} WHERE {' OR '.join(odd)} LIMIT 1"
-                ).fetchall()
-            )
-            where = f"{file}: damaged, or of something else"
-            check(not found, f"{where} (a value in its {table}); give another folder")
 
     def close(self) -> None:
         """Close the database; the rows are safe without it.
 
         Who was the last to write leaves a file that needs no shared memory to be read.
         """
+        if self._connection is None:
+            return
         with suppress(sqlite3.Error):  # another process has it open, or there is no room
             if self._is_writer:
                 self._database.execute("PRAGMA busy_timeout=0")
@@ -361,8 +338,8 @@ class RunStore:
             OSError: they cannot be written now, as on a full disk.
         """
         with self._transaction() as database:
-            for (table, row, key), rows in zip(_TABLES, (images, results, attacked), strict=True):
-                names = [*_columns(row)]
+            for (table, row, key), rows in zip(TABLES, (images, results, attacked), strict=True):
+                names = [*columns_of(row)]
                 marks = ", ".join("?" * len(names))
                 new = ", ".join(f"{name} = excluded.{name}" for name in names)
                 database.executemany(
@@ -386,8 +363,8 @@ class RunStore:
     ) -> list[dict[str, Any]]:
         """Position, error and ``columns`` of the rows of positions from start to stop.
 
-        ``keys`` are the values of the other columns of the table's primary key, whose order the
-        rows are stored in: each call reads what it returns, however many rows there are.
+        ``keys`` are the values of the other columns of the table's primary key, by whose index rows
+        are found: each call reads what it returns, however many rows there are.
         """
         found = []
         for key in keys:
@@ -398,9 +375,9 @@ class RunStore:
                 found += list(self.select(sql, (*key.values(), start, stop)))
         return found
 
-    def total(self) -> int:
-        """How many result rows there are."""
-        return sum(row["n"] for row in self.select("SELECT count(*) AS n FROM results"))
+    def version(self) -> int:
+        """Another number where another process has written since this was last asked."""
+        return int(next(self.select("PRAGMA data_version"))["data_version"])
 
     def select(self, sql: str, parameters: Iterable[Any] = ()) -> Iterator[dict[str, Any]]:
         """Rows of a query, one at a time.
@@ -409,10 +386,11 @@ class RunStore:
             ValueError: the file is damaged.
             OSError: it cannot be read now.
         """
-        cursor = self._database.cursor()
-        cursor.row_factory = sqlite3.Row
         with self._named(self._file):
-            yield from map(dict, cursor.execute(sql, tuple(parameters)))
+            cursor = self._database.execute(sql, tuple(parameters))
+            names = [column[0] for column in cursor.description or ()]
+            for row in cursor:
+                yield dict(zip(names, row, strict=True))
 
 
 def pack(tensor: Tensor) -> bytes:

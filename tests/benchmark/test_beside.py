@@ -307,7 +307,8 @@ def test_the_model_does_not_wait_for_the_writer_until_its_queue_is_full(
     assert len(given) <= 2 * beside._WAITING + 1  # what it holds, and what waits
     slow.set()
     model.join()
-    assert store.total() == 40
+    (count,) = store.select("SELECT count(*) AS n FROM results")
+    assert count["n"] == 40
 
 
 def test_an_error_of_the_writer_ends_the_run(

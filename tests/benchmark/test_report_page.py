@@ -69,7 +69,7 @@ def test_names_of_ones_own_stay_and_those_that_two_methods_share_too(tmp_path: P
 def test_a_method_is_ahead_only_beyond_chance(many: Comparison, few: Comparison) -> None:
     tables = many._tables()
     ahead = Chance(tables.scoring, tables.tuning).ahead
-    misses = {m: tables.scoring._misses(m, "clean") for m in ("bright", "dark")}
+    misses = {m: tables.scoring.misses(m, "clean")[1] for m in ("bright", "dark")}
     better = sum(misses["dark"][p] > misses["bright"][p] for p in range(60))
     worse = sum(misses["dark"][p] < misses["bright"][p] for p in range(60))
     # Sign test: of so many discordant images none or few are worse.

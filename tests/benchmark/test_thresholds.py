@@ -112,7 +112,7 @@ def test_pseudo_boxes_choose_a_threshold_without_a_true_box(
     same = with_boxes.table(thresholds="pseudo").set_index("method")
     assert table["threshold"].to_dict() == same["threshold"].to_dict()
     # By hand: the boxes of the others at their thresholds, and of "soft" at all.
-    others = [scoring.pseudo_threshold(result._results, m, "clean") for m in ("bright", "blurry")]
+    others = [result._scoring._pseudo_threshold(m, "clean") for m in ("bright", "blurry")]
     assert all(other.strategy in ("value", "mean", "energy", "percentile") for other in others)
     assert not any(other.is_shipped for other in others)
 

@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from captum_robust.metrics.functional import bootstrap_difference, bootstrap_interval, gap_closed
+from captum_robust.metrics.functional import (
+    bootstrap,
+    bootstrap_difference,
+    bootstrap_interval,
+    gap_closed,
+)
 
 
 def test_interval_is_that_of_the_binomial_for_many_samples():
@@ -97,3 +102,27 @@ def test_one_value_has_no_interval():
     assert gap.value == 1
     assert math.isnan(gap.low)
     assert math.isnan(gap.high)
+
+
+def test_of_many_samples_with_few_values_it_is_drawn_how_often_each_comes_up(monkeypatch):
+    n, p = 1 << 15, torch.tensor([0.5, 0.2, 0.3])
+    values = torch.repeat_interleave(torch.tensor([0.0, 1.0, -1.0]), (n * p).round().long())
+    found = bootstrap_interval(values, resamples=20_000)
+    # The mean of draws with replacement has the standard deviation of the values over √n.
+    spread = 1.959964 * (values.double().std(correction=0) / n**0.5).item()
+    assert found.low == pytest.approx(found.mean - spread, abs=0.03 * spread)
+    assert found.high == pytest.approx(found.mean + spread, abs=0.03 * spread)
+    assert found == bootstrap_interval(values.flip(0), resamples=20_000)
+    monkeypatch.setattr(bootstrap, "MOST_KINDS", 0)  # a draw for each sample
+    each = bootstrap_interval(values, resamples=2000)
+    assert each.low == pytest.approx(found.low, abs=0.15 * spread)
+
+
+def test_gaps_of_many_samples_are_resampled_together():
+    n = 1 << 15
+    ids = torch.arange(n)
+    misses = [(ids % 10 < limit).double() for limit in (5, 6, 2)]
+    found = gap_closed(*misses)
+    # All three methods miss together, so the gap of .4 hardly moves.
+    assert found.value == pytest.approx(0.25, abs=1e-3)
+    assert found.high - found.low < 0.02

@@ -161,7 +161,7 @@ class Wound:
     def inflict(self) -> None:
         """Watch all writes of this process."""
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL if self.kills else signal.SIG_IGN)
-        put, add, writes = _files._put, Log.add, itertools.count(1)
+        put, add, writes = _files.write_by, Log.add, itertools.count(1)
 
         def limited_put(path: Path, write: Callable[[Path], object], **options: Any) -> Path:
             if path.name != self.file or next(writes) != self.number:
@@ -180,7 +180,7 @@ class Wound:
             with room(log.path.stat().st_size + int(self.share * len(text))):
                 return add(log, rows)
 
-        _files._put, Log.add = limited_put, limited_add  # type: ignore[assignment, method-assign]
+        _files.write_by, Log.add = limited_put, limited_add  # type: ignore[assignment, method-assign]
 
 
 @contextmanager
