@@ -58,7 +58,7 @@ def table_statements(prefix: str = "") -> Iterator[str]:
 
 
 def index_statements(prefix: str = "") -> Iterator[str]:
-    """The statements that make the indices by position, by which what is kept of one image is found."""
+    """The statements that make the indices by position, by which rows of one image are found."""
     for table, _, key in TABLES:
         if key != "position":
             on = f"{prefix}{table}".removeprefix("temp.")
