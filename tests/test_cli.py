@@ -23,7 +23,7 @@ from PIL import Image
 
 from captum_robust.attr import AdversarialLocalization, RealTimeMasking
 from captum_robust.benchmark import Comparison, compare
-from captum_robust.benchmark.batches import BatchReader
+from captum_robust.benchmark.reading import SampleReader
 from captum_robust.cli.model_options import class_names
 from captum_robust.data import load_dataset
 from captum_robust.models import load_classifier, save_classifier
@@ -1006,7 +1006,7 @@ def test_a_full_disk_stops_a_run_with_one_line_and_exit_code_2(
     folder = draw(tmp_path / "images", n=2)
     for command in (("compare", "folder", folder, "--methods", "center_box"), ("attack", folder)):
         with monkeypatch.context() as patched:
-            patched.setattr(BatchReader, "_fitted", full)
+            patched.setattr(SampleReader, "_fitted", full)
             code, _, err = run(*command)
         assert code == 2
         assert "No space left on device" in one_line(err)

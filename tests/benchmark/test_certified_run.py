@@ -79,9 +79,9 @@ def test_each_copy_is_one_map_and_the_methods_passes_stay_its_own(model: Classif
     methods = ["robust_cam", "center_box"]
     result = compare(model, Drawn(n=3), methods, certify=HOW, progress=False)
     handle.remove()
-    # The images themselves, the map of each, and the copies; before them single ones, to count the
-    # scores and to look for layers.
-    assert sum(n for n in shown if n > 1) == 3 * (1 + 1 + 80)
+    # The map of each, whose pass tells the class too, and the copies; before them single ones, to
+    # count the scores and to look for layers.
+    assert sum(n for n in shown if n > 1) == 3 * (1 + 80)
     assert result.table().set_index("method").loc["robust_cam", "forward"] == 1
 
 
