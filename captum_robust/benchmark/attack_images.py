@@ -169,7 +169,7 @@ class _Attacking(Runner[str]):
         return task
 
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:  # noqa: ARG002
-        return [image_row(item, picture=False) for item in loaded]
+        return [image_row(item) for item in loaded]
 
     def rows(
         self,

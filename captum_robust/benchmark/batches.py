@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from captum_robust.attacks.outcome import last_of, outcome
 from captum_robust.benchmark.reading import Loaded, SampleReader, one_line, read_together
 from captum_robust.data import FITS, Sample
 from captum_robust.data.given import SampleSource, sample_source
-from captum_robust.draw import as_rgb
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import check_channels, in_channels_of
 from captum_robust.runs.machine import is_of_machine, is_out_of_memory
@@ -95,6 +93,7 @@ class BatchReader:
         precision: "float32" or "bfloat16".
         seed: of what draws.
         eight_bit: round the fitted images to the 256 levels that an image file holds.
+        pictured: the first so many images are read with a picture of them.
     """
 
     model: Classifier
@@ -103,6 +102,7 @@ class BatchReader:
     precision: str = "float32"
     seed: int = 0
     eight_bit: bool = False
+    pictured: int = 0
 
     @cached_property
     def classes(self) -> int:
@@ -131,7 +131,7 @@ class BatchReader:
     def samples(self) -> SampleReader:
         """What reads the samples at the model's size."""
         size, classes = self.model.input_size, self.classes
-        facts = (self._others, self.fit, self.eight_bit, self.seed)
+        facts = (self._others, self.fit, self.eight_bit, self.seed, self.pictured)
         return SampleReader(self.dataset, size, classes, *facts)
 
     def load(self, start: int, stop: int) -> list[Loaded]:
@@ -288,8 +288,8 @@ def rows_of(columns: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
 
 
-def image_row(item: Loaded, *, picture: bool) -> ImageRow:
-    """What the run keeps of an image, with its picture on request."""
+def image_row(item: Loaded) -> ImageRow:
+    """What the run keeps of an image."""
     if item.sample is None:
         return ImageRow(item.position, item.image, error=item.error)
     sample = item.sample
@@ -301,17 +301,8 @@ def image_row(item: Loaded, *, picture: bool) -> ImageRow:
         sample.label,
         *sample.original_size,
         fractions.tolist(),
-        as_jpeg(sample.image) if picture else None,
+        item.picture,
     )
-
-
-def as_jpeg(image: Tensor) -> bytes:
-    """An image 3×H×W, or 1×H×W, in [0, 1] as a JPEG file."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(as_rgb(image)).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
 
 
 def perturb_of(name: str, attack: Any) -> Perturb:

@@ -99,6 +99,19 @@ class Pool:
 
         return self._threads.submit(work)
 
+    def submit_parts(self, make: Callable[..., Made], *columns: Any) -> list[Future[Made]]:
+        """What the calls with a part of each column will return, a part for each thread.
+
+        Columns are as long as each other, or None.
+        """
+        n = len(columns[0])
+        count = min(self.size, n)
+        parts = [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
+        return [
+            self.submit(make, *(None if column is None else column[part] for column in columns))
+            for part in parts
+        ]
+
     def __enter__(self) -> Pool:
         return self
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -226,7 +226,7 @@ def compare(
     check(alone, "out: the processes of a distributed run need one folder to share")
     temporary = TemporaryDirectory(prefix="captum-robust-") if out is None else None
     folder = Path(temporary.name if temporary else str(out))
-    reader = BatchReader(model, source, fit, precision, seed)
+    reader = BatchReader(model, source, fit, precision, seed, pictured=GALLERY_POOL)
     store = RunStore(folder, configuration)
     # The methods that are shown the same images follow each other.
     tasks = [(stage, method) for stage in [*stages, *cases] for method in stage.methods]
@@ -290,7 +290,7 @@ class _Comparing(Runner[_Task]):
         return words if stage.perturb is None else f"{words} under {stage.name}"
 
     def image_rows(self, loaded: Sequence[Loaded], clean: Batches) -> list[ImageRow]:
-        rows = [image_row(item, picture=item.position < GALLERY_POOL) for item in loaded]
+        rows = [image_row(item) for item in loaded]
         # Without the images whose boxes cannot be cut out.
         crops = columns_of(clean, self._true_crops, ValueError) if self.saliency_metric else {}
         for item, row in zip(loaded, rows, strict=True):
@@ -352,7 +352,7 @@ class _Comparing(Runner[_Task]):
                     facts["explained"] = facts["decided"]
             measured, coming = self._measured(batch, method, stage, facts["explained"], work)
             if at_once:
-                for future in coming:
+                for future in chain.from_iterable(coming):
                     future.result()
         except Exception as error:
             if len(batch) > 1 or is_of_machine(error):
@@ -382,7 +382,7 @@ class _Comparing(Runner[_Task]):
         check(got == expected, f"expected maps {'×'.join(map(str, expected))}, got {got}")
         check_finite(maps, "maps")
         boxes = method.boxes(explanation)
-        coming = [work.pool.submit(measure.map_columns, maps, batch, boxes)]
+        coming = [work.pool.submit_parts(measure.map_columns, maps, batch, boxes)]
         parts = [[cost] * n]
         if explanation.perturbation is not None:
             parts.append(measure.change_columns(explanation.perturbation, batch))
@@ -411,8 +411,8 @@ class _Comparing(Runner[_Task]):
                     parts.append(measure.certificate_columns(self.certify.of(*asked), batch))
             work.clean_maps[name].update(zip(batch, maps, strict=True))
         elif method.box is None:  # a fixed box is drawn whatever the image
-            before = dict(work.clean_maps[name])
-            coming.append(work.pool.submit(measure.stability_columns, batch.items, before, maps))
+            made = partial(measure.stability_columns, dict(work.clean_maps[name]))
+            coming.append(work.pool.submit_parts(made, batch.items, maps))
         return joined(parts), coming
 
     def _called(

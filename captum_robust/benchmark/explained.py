@@ -21,8 +21,8 @@ from captum_robust.benchmark.reading import Loaded
 from captum_robust.runs.machine import is_of_machine
 from captum_robust.runs.rows import ResultRow
 
-Measuring: TypeAlias = Future[list[dict[str, Any]]]
-"""Columns of each image that are measured beside the model."""
+Measuring: TypeAlias = list[Future[list[dict[str, Any]]]]
+"""Columns of each image that are measured beside the model, part by part of a batch."""
 
 
 def joined(parts: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -40,7 +40,8 @@ class Explained:
 
     def columns(self) -> Columns:
         """All of them, when they are there."""
-        rows = joined([self.known, *(future.result() for future in self.coming)])
+        measured = ([row for part in parts for row in part.result()] for parts in self.coming)
+        rows = joined([self.known, *measured])
         return dict(zip(self.batch, rows, strict=True))
 
 
@@ -57,7 +58,7 @@ class MethodResults:
 
     def is_ready(self) -> bool:
         """Whether nothing of them is still measured."""
-        return all(future.done() for one in self.made for future in one.coming)
+        return all(part.done() for one in self.made for part in chain.from_iterable(one.coming))
 
     def results(self) -> list[ResultRow]:
         """All of them, when they are there."""

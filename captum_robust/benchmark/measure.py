@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_robust._resize import size_within
-from captum_robust.benchmark.batches import Batch, as_jpeg, outcome_columns, rows_of
-from captum_robust.benchmark.reading import Loaded
+from captum_robust.benchmark.batches import Batch, outcome_columns, rows_of
+from captum_robust.benchmark.reading import Loaded, as_jpeg
 from captum_robust.catalog.certification import Certificates
 from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import Sample
@@ -83,7 +83,7 @@ def attack_columns(batch: Batch) -> list[dict[str, Any]]:
 
 
 def stability_columns(
-    images: Sequence[Loaded], clean: Mapping[Loaded, Tensor], attacked: Tensor
+    clean: Mapping[Loaded, Tensor], images: Sequence[Loaded], attacked: Tensor
 ) -> list[dict[str, Any]]:
     """How far each map N×H×W is that of the clean image.
 

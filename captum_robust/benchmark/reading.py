@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import multiprocessing
 import os
 import pickle
@@ -28,6 +29,7 @@ from captum_robust._contexts import seeded, seeded_elsewhere
 from captum_robust.data import DataError, Sample, fitted
 from captum_robust.data.given import SampleSource
 from captum_robust.data.images import without_pillow_notes
+from captum_robust.draw import as_rgb
 from captum_robust.runs.machine import MachineError, is_of_files, is_of_machine, is_out_of_memory
 
 _THREADS = 2
@@ -45,6 +47,8 @@ class Loaded:
     error: str | None = None
     is_away: bool = False
     """The file itself could not be read, whatever is in it."""
+    picture: bytes | None = None
+    """A JPEG file, where one was asked for."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class SampleReader:
         size: (H, W) that the model takes.
         classes: how many the model scores.
         others: how many classes the labels count, where these are others than the model's; else 0.
-        fit, eight_bit, seed: as of :class:`captum_robust.benchmark.batches.BatchReader`.
+        fit, eight_bit, seed, pictured: as of
+            :class:`captum_robust.benchmark.batches.BatchReader`.
     """
 
     dataset: SampleSource
@@ -66,6 +71,7 @@ class SampleReader:
     fit: str
     eight_bit: bool
     seed: int
+    pictured: int = 0
 
     def __call__(self, position: int) -> Loaded:
         """The sample at a position, or what is wrong with it.
@@ -79,11 +85,12 @@ class SampleReader:
             sample = self.dataset[position]
             image = image if ids is not None else sample.id
             sample = self._fitted(sample)
+            picture = as_jpeg(sample.image) if position < self.pictured else None
         except Exception as error:  # whatever is wrong with one image, the run goes on
             if is_of_machine(error):
                 raise
             return Loaded(position, image, None, one_line(error), is_of_files(error))
-        return Loaded(position, image, sample)
+        return Loaded(position, image, sample, picture=picture)
 
     def drawn(self, position: int) -> tuple[Loaded, bool]:
         """The same with the global generators seeded by the position; and whether it drew."""
@@ -307,7 +314,7 @@ def _plain(item: Loaded | Exception) -> Any:
             name: value.numpy() if isinstance(value, Tensor) else value
             for name, value in vars(item.sample).items()
         }
-    return (item.position, item.image, facts, item.error, item.is_away)
+    return (item.position, item.image, facts, item.error, item.is_away, item.picture)
 
 
 def _unpacked(packed: bytes) -> list[Loaded]:
@@ -339,6 +346,15 @@ def _states() -> tuple[bytes, Any, bytes]:
     """Where the global generators of PyTorch, Python and NumPy are."""
     legacy = pickle.dumps(np.random.get_state())  # noqa: NPY002
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), legacy
+
+
+def as_jpeg(image: Tensor) -> bytes:
+    """An image 3×H×W, or 1×H×W, in [0, 1] as a JPEG file."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(as_rgb(image)).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def to_levels(images: Tensor) -> Tensor:

@@ -117,6 +117,10 @@ def test_the_pool_changes_no_column_of_any_row(
 
     monkeypatch.setattr(Pool, "submit", in_turn)
     assert rows_made(Drawn(6), tmp_path / "in_turn") == beside_the_model
+    for threads in (1, 3):  # as many parts of a batch
+        monkeypatch.setattr(beside, "_MOST_THREADS", threads)
+        monkeypatch.setattr(beside, "cores", lambda: 4)
+        assert rows_made(Drawn(6), tmp_path / f"{threads}") == beside_the_model
 
 
 def test_classes_are_read_off_the_first_methods_pass_and_are_the_classifiers(
