@@ -315,6 +315,7 @@ class _Comparing(Runner[_Task]):
                 made = self._results(batches, method, stage, work)
                 yield Coming(made.results, made.is_ready, attack_rows)
                 attack_rows = []
+        work.clean_rows.clear()  # they know the work: what knows each other is freed late
 
     def _results(self, batches: Batches, method: str, stage: Stage, work: Work) -> MethodResults:
         if stage.perturb is None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from captum_robust.attacks import FGSM
 from captum_robust.benchmark import beside, compare, measure
 from captum_robust.benchmark.batches import BatchReader
 from captum_robust.benchmark.beside import Pool, Turns, Writer
+from captum_robust.benchmark.explained import Work
 from captum_robust.benchmark.reading import ahead, read_ahead
 from captum_robust.data import Sample
 from captum_robust.models import Classifier
@@ -121,6 +125,35 @@ def test_the_pool_changes_no_column_of_any_row(
         monkeypatch.setattr(beside, "_MOST_THREADS", threads)
         monkeypatch.setattr(beside, "cores", lambda: 4)
         assert rows_made(Drawn(6), tmp_path / f"{threads}") == beside_the_model
+
+
+def test_a_batch_is_let_go_without_the_garbage_collector(
+    model: Classifier, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Any]] = []
+    monkeypatch.setattr(
+        sys.modules["captum_robust.benchmark.compare"], "Work", remembered(Work, alive)
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        compare(
+            model, drawn, ["robust_cam"], {"fgsm": FGSM(model, 0.01)}, batch_size=1, progress=False
+        )
+        assert len(alive) == len(drawn)
+        assert sum(one() is not None for one in alive) <= 1
+    finally:
+        gc.enable()
+
+
+def remembered(kind: Callable[..., Any], made: list[weakref.ref[Any]]) -> Callable[..., Any]:
+    """Make objects of a kind, and note each of them."""
+
+    def make(*arguments: Any) -> Any:
+        made.append(weakref.ref(one := kind(*arguments)))
+        return one
+
+    return make
 
 
 def test_classes_are_read_off_the_first_methods_pass_and_are_the_classifiers(
