@@ -77,7 +77,7 @@ def fine_tune(data: Path, out: Path, *, sigma: float = 0.25, epochs: int = 4) ->
             network.encode = partial(_encode_noisy, network.encode, sigma)  # type: ignore[method-assign]
         masking_training(
             network,
-            CroppedImages(load_dataset("imagenet", data), SIDE),
+            CroppedImages(load_dataset("imagenet", data, split="train"), SIDE),
             TrainingSettings(epochs, 16, 1e-3, 1e-4, precision="bfloat16"),
             image_noise=sigma if name == "both" else 0.015,
             warm_up_steps=0,
