@@ -212,7 +212,7 @@ def noting(folder: Path) -> None:
 def test_no_worker_outlives_its_run_and_no_row_is_half(number: int, tmp_path: Path) -> None:
     run = children.Process(target=noting, args=(tmp_path,))
     run.start()
-    rows, end = tmp_path / "run" / "rows.sqlite", time.monotonic() + 60
+    rows, end = tmp_path / "run" / "rows.sqlite", time.monotonic() + 240
     while not (len(list(tmp_path.glob("*.pid"))) > 2 and rows.exists()):
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -299,7 +299,9 @@ def test_what_was_finished_before_measuring_failed_is_kept(
     if isinstance(error, MemoryError):
         with pytest.raises(OSError, match="the run stopped: no room; its rows are kept"):
             compare(model, Drawn(6), methods, **options)
-        assert [row["position"] for row in rows_of(tmp_path)["results"]] == [0, 1]
+        # Those of the last batch may have been finished before the error was seen.
+        kept = [row["position"] for row in rows_of(tmp_path)["results"]]
+        assert kept in ([0, 1], [0, 1, 4, 5])
         return
     compare(model, Drawn(6), methods, **options)
     errors = [row["error"] for row in rows_of(tmp_path)["results"]]
