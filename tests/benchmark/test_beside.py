@@ -218,7 +218,7 @@ def test_no_worker_outlives_its_run_and_no_row_is_half(number: int, tmp_path: Pa
         time.sleep(0.05)
     assert run.pid is not None
     os.kill(run.pid, number)
-    run.join(30)
+    run.join(120)
     assert run.exitcode not in (0, None)
     readers = [int(file.stem) for file in tmp_path.glob("*.pid")]
     while any(map(is_running, readers)):
