@@ -146,6 +146,11 @@ class Writer:
         self._raise()
         self._given.put((results, images, attacked))
 
+    def wait(self) -> None:
+        """Return when all that was given is written."""
+        self._given.join()
+        self._raise()
+
     def __enter__(self) -> Writer:
         self._thread.start()
         return self
@@ -175,6 +180,8 @@ class Writer:
                     self._store.write(*map(chain.from_iterable, zip(*rows, strict=True)))
                 except BaseException as error:  # for the thread of the model
                     self._error = error
+            for _ in waiting:
+                self._given.task_done()
 
 
 _Rows = tuple[list[ResultRow], list[ImageRow], list[AttackRow]]

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from captum_robust._processes import device_of, ranks, together
+from captum_robust._processes import device_of, ranks, together, world_size
 from captum_robust._progress import Advance, progress_bar
 from captum_robust.benchmark.batches import Batches, BatchReader
 from captum_robust.benchmark.beside import Pool, Turns, Writer
@@ -162,7 +162,9 @@ class _Waiting:
 
     def __init__(self, writer: Writer, pool: Pool, advance: Advance) -> None:
         self._writer, self._advance = writer, advance
-        self._most = pool.size
+        # What a killed rank had explained another one would explain again, so it is kept at once.
+        self._is_shared = world_size() > 1
+        self._most = 0 if self._is_shared else pool.size
         self._rows: deque[tuple[Coming, list[ImageRow], int]] = deque()
 
     def add(self, coming: Coming, images: list[ImageRow], count: int) -> None:
@@ -173,6 +175,8 @@ class _Waiting:
     def _write(self) -> None:
         coming, images, count = self._rows.popleft()
         self._writer.write(coming.results(), images, coming.attacked)
+        if self._is_shared:
+            self._writer.wait()
         self._advance(count)
 
     def __enter__(self) -> _Waiting:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -371,7 +370,6 @@ def test_two_machines_of_which_one_dies_and_then_three_ranks_give_the_rows_of_on
     assert machines(1, 3, out) == [0]
     assert {"rows.sqlite", "rows.1.sqlite", "rows.2.sqlite"} == files_in(out)
     assert rows_of(out) == rows_of(tmp_path / "one")
-    many, one = (Counter((tmp_path / f"{n}.log").read_text().split()) for n in ("many", "one"))
-    assert many.keys() == one.keys()  # none missing
-    assert len(one) == 19
-    assert (many - one).total() <= 2 * 2  # twice: the batch that a process was at when it died
+    explained = [sorted((tmp_path / f"{n}.log").read_text().split()) for n in ("many", "one")]
+    assert explained[0] == explained[1]  # none twice, and none missing
+    assert len(set(explained[0])) == 19
