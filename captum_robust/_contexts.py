@@ -34,6 +34,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
+def without_autocast(*tensors: Tensor) -> torch.autocast:
+    """Inside, what is computed of such tensors is not brought to half precision."""
+    return torch.autocast(tensors[0].device.type, enabled=False)
+
+
 class _Switched:
     """An attribute of shared objects that is off while any thread wants it: the last puts it back.
 

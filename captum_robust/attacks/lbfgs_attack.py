@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check_count, check_number
+from captum_robust._contexts import without_autocast
 from captum_robust._progress import counted
 from captum_robust._scores import at_least_float, check_rivals
 from captum_robust.attacks.attack import Attack
@@ -37,7 +38,9 @@ class LBFGSAttack(Attack):
     label. A sample is fooled as by every attack, when the label is lost, whichever class wins.
 
     A sample takes at most 1 + ``searches`` × (1.25 ``max_iterations``) forward and backward passes,
-    and 3 forward passes (with ``quantize`` up to 13).
+    and 3 forward passes (with ``quantize`` up to 13). Under autocast the searches run without it,
+    as half precision hides their small first steps; what they find is enlarged until it fools under
+    autocast too, for up to 10 more forward passes.
 
     Args:
         forward_func, bounds, quantize: see :mod:`captum_robust.attacks`. The bounds hold by
@@ -70,6 +73,16 @@ class LBFGSAttack(Attack):
         check_number("constant", self.constant, 0, open_low=True)
 
     def _attack(self, victim: Victim, epsilon: float | None) -> Tensors:
+        rounds = torch.is_autocast_enabled(victim.x[0].device.type)
+        if rounds:  # the labels are those of the model as it is used
+            victim.scores(victim.x, victim.everyone)
+        # Half precision hides the small first steps of a line search.
+        with without_autocast(*victim.x):
+            segment = self._searched(victim, epsilon)
+        return segment.shortened(MULTIPLES if victim.quantize else 3, is_new=rounds)
+
+    def _searched(self, victim: Victim, epsilon: float | None) -> Segment:
+        """The way to the shortest change that fools of all that the searches evaluate."""
         objective = _PenalisedLoss(victim, self._norm, epsilon)
         segment = objective.segment
         value, gradient, extra = objective.start
@@ -94,7 +107,7 @@ class LBFGSAttack(Attack):
             between = (fools * fails).sqrt()
             c = torch.where(fails.isinf(), 10 * c, torch.where(fools == 0, c / 10, between))
         victim.fooled = segment.lengths.isfinite()
-        return segment.shortened(MULTIPLES if victim.quantize else 3)
+        return segment
 
 
 class _PenalisedLoss:

@@ -13,7 +13,7 @@ SPARE_MARGIN = 1e-3
 """A change is not shortened further than to this share of the clean margin: between batches of
 other sizes the scores of a sample differ by rounding."""
 DOUBLINGS = 8
-"""Up to this power of two, a change is enlarged until it survives the rounding to 8 bits."""
+"""Up to this power of two, a change is enlarged until it survives a rounding."""
 MULTIPLES = 4
 """How many passes look for the smallest multiple that does."""
 
@@ -62,15 +62,16 @@ class Segment:
         put_each(self.change, rows[at], take_each(change, at))
         return shorter
 
-    def shortened(self, passes: int) -> Tensors:
+    def shortened(self, passes: int, *, is_new: bool = False) -> Tensors:
         """The inputs changed by the smallest multiple that fools and so many passes find.
 
-        Only samples that are fooled at the end take part.
+        Only samples that are fooled at the end take part. ``is_new``: the model now is not quite
+        the one that was fooled, so the change is enlarged until it fools this one.
         """
         victim = self.victim
         low, high = torch.zeros_like(self.spare), torch.ones_like(self.spare)
         at_low, at_high = self.clean_margins - self.spare, self.end_margins - self.spare
-        if victim.quantize:
+        if victim.quantize or is_new:
             self._enlarge(low, high, at_low, at_high)
         rows = victim.fooled.nonzero()[:, 0]
         below, above = low[rows], high[rows]
@@ -97,7 +98,7 @@ class Segment:
         )
 
     def _enlarge(self, low: Tensor, high: Tensor, at_low: Tensor, at_high: Tensor) -> None:
-        """Double each change until its 8-bit rounding is fooled; note the ends of its bracket."""
+        """Double each change until it fools (with ``quantize`` rounded); note its bracket."""
         victim = self.victim
         rows = victim.fooled.nonzero()[:, 0]
         victim.fooled = torch.zeros_like(victim.fooled)

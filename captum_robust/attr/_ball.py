@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_robust._checks import check
+from captum_robust._contexts import without_autocast
 from captum_robust._scores import at_least_float, depends_on, rows_of
 from captum_robust.attr._classes import explained
 from captum_robust.attr._features import FeatureDistance
@@ -93,6 +94,12 @@ class Ball:
         self.sign = 1 if counterfactual is None else -1  # of the margin of `classes`
 
     def shrink(self) -> tuple[tuple[Tensor, ...], BallDetails]:
+        # Half precision hides the small first steps of a line search: most photographs, of which a
+        # pixel has to change by 1e-5 or so at first, would not move at all.
+        with without_autocast(self.x):
+            return self._shrunk()
+
+    def _shrunk(self) -> tuple[tuple[Tensor, ...], BallDetails]:
         s = self.settings
         minimum = minimize(
             self.evaluate,

@@ -88,8 +88,3 @@ def _checked_baselines(images: tuple[Tensor, ...], baselines: Any) -> list[Tenso
         check_finite(own.reshape(-1), "baselines")
         each.append(own.expand_as(x))
     return each
-
-
-def without_autocast(*tensors: Tensor) -> torch.autocast:
-    """Inside, what is computed of such tensors is not brought to half precision."""
-    return torch.autocast(tensors[0].device.type, enabled=False)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from captum_robust._captum import format_tensor_into_tuples
 from captum_robust._checks import check, check_type, known_name
+from captum_robust._contexts import without_autocast
 from captum_robust._scores import at_least_float
 from captum_robust.attr._classes import Target
 from captum_robust.attr._inputs import MODES, enlarged, in_dtype_of, module_of, of_largest_one
 from captum_robust.attr._layer_cut import LayerCut
-from captum_robust.attr._masked import without_autocast
 from captum_robust.attr.robust_cam import Average, RobustCAM, positions_of, weighted_sum
 from captum_robust.nn.layout import Layout
 

@@ -48,7 +48,8 @@ class PerceptualBallPerturbation(Attribution):
     the photographs lose it: ``details.flipped`` tells. With ``perceptual_weight=1`` most do.
 
     Every evaluation is one forward and one backward pass of all samples that still run, each with
-    its own L-BFGS; the first serves as the reference of the features too.
+    its own L-BFGS; the first serves as the reference of the features too. They run without
+    autocast: half precision hides the small first steps of a search.
 
     Args:
         forward_func: the model, or any function of the inputs that calls it. N×K×… scores (logits).
@@ -143,9 +144,7 @@ class PerceptualBallPerturbation(Attribution):
                 iteration; 1e-9. It also is where no component of the gradient exceeds 1e-7.
             history_size: of L-BFGS, 20.
             step: first trial step of an iteration, 1.
-            line_search: ``"strong_wolfe"``, or ``"fixed"``: every step is ``step``. The latter is
-                better under bfloat16 autocast, whose rounding hides the small first steps of a
-                search: some samples then do not move at all.
+            line_search: ``"strong_wolfe"``, or ``"fixed"``: every step is ``step``.
             normalize_layers: divide each layer's term by the mean square of its features; False.
             map_tolerance: a sample is done once its map has settled: once an iteration changes the
                 perturbation, scaled to length 1, by less (Euclidean). 0: never.
@@ -185,6 +184,15 @@ class PerceptualBallPerturbation(Attribution):
             warnings.warn(
                 f"{missed} of {n} samples do not reach the counterfactual class: see "
                 "details.flipped; a smaller perceptual_weight lets them move farther",
+                stacklevel=3,
+            )
+        searched = (details.iterations > 0).to(details.flat.device) & ~details.flat
+        stuck = int((searched & (details.pixel_distance == 0)).sum())
+        if stuck and bounds is None:
+            warnings.warn(
+                f"{stuck} of {n} samples do not move, though their margin has a slope: the scores "
+                "are too coarse for the small first steps of the search, as in half precision; "
+                "give the model and the inputs in float32",
                 stacklevel=3,
             )
         result = as_given(inputs, perturbations)

@@ -12,11 +12,12 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_robust._checks import check, check_count, check_number
+from captum_robust._contexts import without_autocast
 from captum_robust._progress import Advance, progress_bar
 from captum_robust._scores import at_least_float, two_classes
 from captum_robust.attr._classes import ExplainedScore, Target
 from captum_robust.attr._inputs import as_given, checked_images, in_dtype_of, size_of
-from captum_robust.attr._masked import MaskedImages, without_autocast
+from captum_robust.attr._masked import MaskedImages
 from captum_robust.attr._samples import Samples
 
 Baselines: TypeAlias = float | Tensor | tuple[float | Tensor, ...] | None

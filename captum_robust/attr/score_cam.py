@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from captum_robust._captum import format_output
 from captum_robust._checks import check
+from captum_robust._contexts import without_autocast
 from captum_robust._progress import Advance, progress_bar
 from captum_robust._scores import at_least_float, finite_scores
 from captum_robust.attr._classes import ExplainedScore, Target
 from captum_robust.attr._inputs import checked_images, enlarged, in_dtype_of
 from captum_robust.attr._layer_cut import LayerCut
-from captum_robust.attr._masked import MaskedImages, without_autocast
+from captum_robust.attr._masked import MaskedImages
 from captum_robust.attr.robust_cam import Average, RobustCAM, minmax, weighted_sum
 
 

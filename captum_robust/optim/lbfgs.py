@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, check_count, check_number
+from captum_robust._contexts import without_autocast
 from captum_robust._progress import progress_bar
 from captum_robust.optim.line_search import Point, Search, fixed_step, strong_wolfe
 
@@ -81,7 +82,8 @@ def minimize(
 
     Args:
         objective: (points n×…, rows n) -> values n, gradients n×…, and n×A numbers to keep or
-            None. It is called without gradients and turns them on where it needs them. ``rows``, on
+            None. It is called without autocast, and without gradients, which it turns on where it
+            needs them. ``rows``, on
             the CPU, says which samples of ``x`` the points belong to; the order changes from
             call to call.
         x: N×…, where to start, floating point. It is not written to.
@@ -112,8 +114,8 @@ def minimize(
     }  # fmt: skip
     check_options(**options)
     run = _Run(objective, x.detach(), stop, first_sample, **options)
-    # Autocast is for the objective; the optimiser's own products stay in the precision of x.
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    # Of the objective too: half precision hides the small first steps of a search.
+    with torch.no_grad(), without_autocast(x):
         return run.minimize(start)
 
 
@@ -138,8 +140,6 @@ class _Run:
         self.has_line_search = self.line_search == "strong_wolfe"
         most = self.max_evaluations
         self.evaluation_limit = self.max_iterations * 5 // 4 if most is None else most
-        self.autocast = torch.is_autocast_enabled(x.device.type)
-        self.autocast_dtype = torch.get_autocast_dtype(x.device.type)
         n = len(x)
         self.active = n  # the rows [0, active) of every array below belong to running samples
         self.samples: list[_Sample] = []
@@ -185,8 +185,7 @@ class _Run:
         return Minimum(x, value, self.result_extra, self.iterations, self.evaluations)
 
     def _evaluated(self, x: Tensor, rows: Tensor) -> Evaluation:
-        with torch.autocast(x.device.type, dtype=self.autocast_dtype, enabled=self.autocast):
-            value, gradient, extra = self.objective(self._points(x), rows)
+        value, gradient, extra = self.objective(self._points(x), rows)
         return value.detach(), gradient.detach(), None if extra is None else extra.detach()
 
     def _points(self, x: Tensor) -> Tensor:

@@ -305,10 +305,14 @@ def test_autocast_and_frozen_parameters(
 ) -> None:
     steep.requires_grad_(False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = make(steep).perturb(images)
+        label = predicted(steep, images)
+        found, details = make(steep).perturb(images, label, return_details=True)
+        assert (predicted(steep, found) != label).all()
+    assert details.fooled.all()
     assert found.dtype == images.dtype
-    assert torch.isfinite(found).all()
-    assert not torch.equal(found, images)
+    _, exact = make(steep).perturb(images, label, return_details=True)
+    # Half precision rounds the margins, but hides no step.
+    torch.testing.assert_close(details.l2, exact.l2, rtol=0.3, atol=0.01)
 
 
 @attacks
@@ -379,3 +383,26 @@ def test_photographs_need_less_than_by_foolbox(
     assert details.fooled.all()
     torch.testing.assert_close(l2(plain - x), l2(theirs - x), rtol=0.02, atol=0)
     assert l2(refined - x).mean() < 0.95 * l2(theirs - x).mean()
+
+
+def test_searches_run_without_autocast_and_what_they_find_fools_under_it(
+    steep: nn.Sequential, images: Tensor
+) -> None:
+    # Of ten photographs, searches under autocast fooled four.
+    seen: list[torch.dtype] = []
+
+    def model(x: Tensor) -> Tensor:
+        scores: Tensor = steep(x)
+        seen.append(scores.dtype)
+        return scores
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        label = predicted(steep, images)
+        found, details = LBFGSAttack(model).perturb(images, label, return_details=True)
+        assert (predicted(steep, found) != label).all()
+    assert details.fooled.all()
+    half, single = torch.bfloat16, torch.float32
+    first, last = seen.index(single), len(seen) - seen[::-1].index(single)
+    assert seen == [half] * first + [single] * (last - first) + [half] * (len(seen) - last)
+    assert first == 1
+    assert last < len(seen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import astuple, fields
 from itertools import pairwise
 from typing import Any
 
@@ -1180,6 +1180,34 @@ def test_the_perturbation_has_the_type_of_its_input(
     assert details.margin.dtype == torch.promote_types(dtype, torch.float32)
     alike = nn.functional.cosine_similarity(found.double().flatten(1), exact.flatten(1))
     assert alike.min() > (0.8 if dtype == torch.bfloat16 else 0.99999)
+
+
+def test_autocast_changes_nothing(net: TwoConvolutions, x: Tensor) -> None:
+    # In half precision the first steps of a search are lost in rounding.
+    net, x = net.float(), x.float()
+    ball = PerceptualBallPerturbation(net, net.relu2)
+    expected, of_expected = ball.attribute(x, return_details=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, details = ball.attribute(x, return_details=True)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(found, expected)
+    assert all(
+        torch.equal(a, b) for a, b in zip(astuple(details), astuple(of_expected), strict=True)
+    )
+
+
+def test_samples_that_scores_are_too_coarse_to_move_are_told() -> None:
+    def coarse(x: Tensor) -> Tensor:
+        """Scores with a slope; those of samples with a mark stay where they are all the same."""
+        scores = torch.stack([x[:, 0], -x[:, 0]], dim=1)
+        stays = scores - scores.detach() + torch.tensor([2.0, -2.0])
+        return torch.where(x[:, 1:] == 1, stays, scores)
+
+    ball = PerceptualBallPerturbation(coarse, ())
+    x = torch.tensor([[0.2, 1.0], [0.2, 0.0]])
+    with pytest.warns(UserWarning, match="1 of 2 samples do not move.*in float32"):
+        found = ball.attribute(x, max_iterations=2)
+    assert found.any(dim=1).tolist() == [False, True]
 
 
 def test_a_model_that_changes_the_type_works(net: TwoConvolutions, x: Tensor) -> None:
