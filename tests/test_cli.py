@@ -894,7 +894,7 @@ def test_attack_on_nothing_but_broken_images_fails(run: Run, tmp_path: Path) -> 
     code, out, err = run("attack", folder / "torn.jpg")
     assert code == 2
     assert "torn.jpg" in one_line(err)
-    assert "1 images: 1 could not be used" in out
+    assert "1 image: 1 could not be used" in out
 
 
 def test_attack_where_no_image_is_classified_right_says_so(run: Run, tmp_path: Path) -> None:

@@ -152,9 +152,9 @@ def test_the_strips_show_each_radius_with_words(result: Comparison, tmp_path: Pa
 def test_few_copies_are_said_where_they_prove_nothing(model: Classifier, tmp_path: Path) -> None:
     how = Certification(0.25, 40, (0.1, 0.25))
     result = compare(model, Drawn(n=2), {"box": "center_box"}, certify=how, progress=False)
-    assert "R 0.25: 40 copies prove nothing of pixels; it takes 79" in result.to_text()
+    assert "R 0.25: no pixel is proven by 40 copies; it takes 79" in result.to_text()
     page = Page(result.to_html(tmp_path / "report.html"))
-    assert "R 0.25: 40 copies prove nothing of pixels there; it takes 79 at least." in page.text
+    assert "R 0.25: no pixel is proven there by 40 copies; it takes 79 at least." in page.text
     assert "R 0.1: 40 copies" not in page.text
     assert not [a for _, a in page.elements if "within 0.25" in a.get("alt", "")]
 
