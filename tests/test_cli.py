@@ -574,7 +574,10 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (["compare", "imagenet"], "needs the path"),
     (["compare", "imagenet", "nowhere"], "nowhere"),
-    (["compare", "folder", "nowhere"], "nowhere: no such folder"),
+    (
+        ["compare", "folder", "nowhere"],
+        "error: nowhere: no such folder; expected a folder of images",
+    ),
     (["compare", "samples", "--methods", "robust_can"], "did you mean 'robust_cam'"),
     (["compare", "samples", "--methods", ","], "methods: expected at least one"),
     (["compare", "samples", "--model", "resnet5"], "did you mean 'resnet50'"),
