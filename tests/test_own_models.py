@@ -258,7 +258,7 @@ WRONG = {
     "own.script:net": "model: module own.script failed: SystemExit: 3",
     "own.unfinished:net": "module own.unfinished failed: SyntaxError: ",
     "own.nets:of_two_names": "own.nets:of_two_names has 3 classes and 2 names",
-    "own.nets:of_dictionary": r"own.nets:of_dictionary: expected a tensor .*model\(x\)\['logits'\]$",
+    "own.nets:of_dictionary": r"of_dictionary: expected a tensor .*model\(x\)\['logits'\]$",
     "own.nets:only_small": "does not run on an image of 3×224×224: .*; give another size",
 }
 

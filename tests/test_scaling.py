@@ -145,10 +145,10 @@ def test_the_help_of_a_study_may_say_a_percentage(
         """Take 100 %"""
 
     monkeypatch.setattr("sys.argv", ["study", "--help"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         study("command_line").study("At 10 %\nof all.", first, second)
     assert "Take the best 95 %\n" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["study", "first", "--help"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         study("command_line").study("At 10 %\nof all.", first, second)
     assert "kept, such as 95 % of all, or 5%" in " ".join(capsys.readouterr().out.split())
