@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon.docstring import GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
@@ -52,6 +54,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 88
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "captum_robust"
 html_static_path = ["_static"]
@@ -136,6 +139,15 @@ def share_comments(_: Sphinx) -> None:
         own.attr_docs.update({key: comments[key] for key in keys if key in comments})
 
 
+def write_formula(translator: Any, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML, which browsers draw without a script from elsewhere."""
+    is_block = isinstance(node, nodes.math_block)
+    translator.body.append(tex2mathml(node.astext(), as_block=is_block))
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    renderers = (write_formula, None), (write_formula, None)
+    app.add_html_math_renderer("mathml", *renderers)
     app.connect("builder-inited", share_comments)

@@ -574,7 +574,10 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (["compare", "imagenet"], "needs the path"),
     (["compare", "imagenet", "nowhere"], "nowhere"),
-    (["compare", "folder", "nowhere"], "nowhere: no such folder"),
+    (
+        ["compare", "folder", "nowhere"],
+        "error: nowhere: no such folder; expected a folder of images",
+    ),
     (["compare", "samples", "--methods", "robust_can"], "did you mean 'robust_cam'"),
     (["compare", "samples", "--methods", ","], "methods: expected at least one"),
     (["compare", "samples", "--model", "resnet5"], "did you mean 'resnet50'"),
@@ -894,7 +897,7 @@ def test_attack_on_nothing_but_broken_images_fails(run: Run, tmp_path: Path) -> 
     code, out, err = run("attack", folder / "torn.jpg")
     assert code == 2
     assert "torn.jpg" in one_line(err)
-    assert "1 images: 1 could not be used" in out
+    assert "1 image: 1 could not be used" in out
 
 
 def test_attack_where_no_image_is_classified_right_says_so(run: Run, tmp_path: Path) -> None:

@@ -74,6 +74,16 @@ def test_boxes_are_in_pixels_of_images_of_any_size() -> None:
         assert one["scores"][0] > 0.99
 
 
+def test_no_object_is_without_a_pixel_in_an_image_smaller_than_its_map() -> None:
+    def dot(images: Tensor, _: Tensor | None) -> Tensor:
+        maps = torch.zeros(len(images), 32, 32)
+        maps[:, 21:23, 5:7] = 1
+        return maps
+
+    (one,) = locate(colours(), torch.full((1, 3, 2, 3), 0.5), None, dot)
+    assert one["masks"].tolist() == [[[False] * 3, [True, False, False]]]
+
+
 def test_each_class_and_each_part_is_an_object_of_its_own() -> None:
     red, green = (0, 0, 10, 10), (20, 0, 30, 10)
     image = painted((RED, red), (RED, (0, 20, 8, 30)), (GREEN, green), size=(32, 32))

@@ -82,6 +82,13 @@ def needs(size):
 def nothing():
     return 7
 
+class OfDictionary(Net):
+    def forward(self, x):
+        return {"logits": super().forward(x)}
+
+def of_dictionary():
+    return OfDictionary()
+
 def of_red():
     conv, head = nn.Conv2d(3, 1, 1, bias=False), nn.Linear(1, 2, bias=False)
     conv.weight.data = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1)
@@ -251,6 +258,7 @@ WRONG = {
     "own.script:net": "model: module own.script failed: SystemExit: 3",
     "own.unfinished:net": "module own.unfinished failed: SyntaxError: ",
     "own.nets:of_two_names": "own.nets:of_two_names has 3 classes and 2 names",
+    "own.nets:of_dictionary": r"of_dictionary: expected a tensor .*model\(x\)\['logits'\]$",
     "own.nets:only_small": "does not run on an image of 3×224×224: .*; give another size",
 }
 

@@ -7,7 +7,7 @@ import re
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
@@ -129,3 +129,26 @@ def test_on_a_cpu_it_is_said_that_no_gpu_was_measured(
     with pytest.raises(SystemExit):
         study("command_line").study(None, stage)
     assert "NO GPU WAS MEASURED" in capsys.readouterr().out
+
+
+def test_the_help_of_a_study_may_say_a_percentage(
+    study: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A percent sign is none of argparse's formats, wherever the line breaks behind it."""
+
+    def first(*, share: Annotated[float, "kept, such as 95 % of all, or 5%"] = 95.0) -> None:
+        """Take the best 95 %
+        of all, and 5% s of the others."""
+        del share
+
+    def second() -> None:
+        """Take 100 %"""
+
+    monkeypatch.setattr("sys.argv", ["study", "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        study("command_line").study("At 10 %\nof all.", first, second)
+    assert "Take the best 95 %\n" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["study", "first", "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        study("command_line").study("At 10 %\nof all.", first, second)
+    assert "kept, such as 95 % of all, or 5%" in " ".join(capsys.readouterr().out.split())

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 
 from captum_robust import __version__
 from captum_robust._checks import printable
+from captum_robust._plurals import amount
 from captum_robust._progress import counted
 
 _PACKAGE = "captum-robust"
@@ -142,7 +143,7 @@ def _photographs() -> Iterator[Finding]:
     except (FileNotFoundError, ValueError) as error:
         yield Finding("data", "sample photographs", "missing", printable(str(error)))
         return
-    yield Finding("data", "sample photographs", "ok", f"{len(photographs)} photographs")
+    yield Finding("data", "sample photographs", "ok", amount(len(photographs), "photograph"))
 
 
 def _classifiers() -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from captum_robust._checks import check_number, printable
+from captum_robust._plurals import amount
 from captum_robust.cli.model_options import ModelOptions, class_number
 from captum_robust.cli.options import (
     CERTIFIED_RADII,
@@ -124,7 +125,7 @@ def explain(options: ExplainOptions) -> None:
         else:
             _say_explained(image, explained, options)
     if failed:
-        echo(f"{len(pictures)} images: {failed} could not be used", err=options.json)
+        echo(f"{amount(len(pictures), 'image')}: {failed} could not be used", err=options.json)
     if failed == len(pictures):
         raise typer.Exit(2)
 
@@ -140,11 +141,11 @@ def _say_explained(file: Path, explained: ExplainedImage, options: ExplainOption
     for label, probability in explained.classes:
         echo(f"  {probability:6.1%}  {printable(label)}")
     for method, verdict in explained.verdicts.items():
-        echo(f"  {method}: {verdict}")
+        echo(f"  {method}: {printable(verdict)}")
     for method, proof in explained.certificates.items():
         for one in proof["radii"]:
             few = proof["samples"] < one["least_samples"] and one["certified_share"] == 0
-            lacking = f"; it takes at least {one['least_samples']} samples" if few else ""
+            lacking = f"; it takes at least {amount(one['least_samples'], 'sample')}" if few else ""
             echo(f"  {method} within {one['radius']:g}: {_said_of(one)}{lacking}")
     for path in maps.values():
         echo(printable(f"  map: {path}"))

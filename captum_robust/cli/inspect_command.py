@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_robust._checks import check, printable
+from captum_robust._plurals import amount
 from captum_robust._progress import stage
 from captum_robust.cli.model_options import ModelOptions, load_model
 from captum_robust.cli.options import argument, command_of, option
@@ -97,9 +98,11 @@ def inspect(options: InspectOptions) -> None:
         print_json({"page": page, "images": found.images, "layers": each})
     else:
         for stop in found.stops:
-            echo(f"{stop.patches.field or stop.name}; {len(stop.patches.dead)} dead units")
-        echo(printable(f"{found.images} images -> {page}"))
+            echo(
+                f"{stop.patches.field or stop.name}; {amount(len(stop.patches.dead), 'dead unit')}"
+            )
+        echo(printable(f"{amount(found.images, 'image')} -> {page}"))
     for why in list(found.unusable.values())[:_SAID_FAILURES]:
         warn(why)
     if found.unusable:
-        echo(f"{len(found.unusable)} images could not be used", err=True)
+        echo(f"{amount(len(found.unusable), 'image')} could not be used", err=True)

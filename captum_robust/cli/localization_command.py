@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captum_robust._plurals import amount
 from captum_robust.cli.options import command_of
 from captum_robust.cli.printing import say, say_none_held_out, say_resumed, say_unusable
 from captum_robust.training.settings import LocalizationSettings
@@ -40,8 +41,8 @@ def say_images(recipe: LocalizationRecipe) -> None:
     """What is trained on and measured with."""
     training, testing = len(recipe.training), len(recipe.testing)
     say(
-        f"{training} images to train on, {testing} to measure with, "
-        f"{len(recipe.class_names)} classes"
+        f"{amount(training, 'image')} to train on, {testing} to measure with, "
+        f"{amount(len(recipe.class_names), 'class')}"
     )
     if testing and not recipe.evaluation.can_score:
         say("no boxes are known of these images: the masks are trained, but not scored")

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from captum_robust._checks import check, known_name, printable
+from captum_robust._plurals import amount
 from captum_robust.cli.model_options import ModelOptions, class_number
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import echo, warn
@@ -106,6 +107,6 @@ def locate(options: LocateOptions) -> None:
         coco.write(options.coco)
         echo(printable(f"-> {options.coco}"), err=options.json)
     if failed:
-        echo(f"{len(files)} images: {failed} could not be used", err=options.json)
+        echo(f"{amount(len(files), 'image')}: {failed} could not be used", err=options.json)
     if failed == len(files):
         raise typer.Exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from captum_robust._plurals import amount
 from captum_robust.cli.options import command_of
 from captum_robust.cli.printing import say, say_none_held_out, say_resumed, say_unusable
 from captum_robust.training.settings import MASKING_RECIPES, MaskingSettings
@@ -23,7 +24,7 @@ def masking(settings: MaskingSettings) -> None:
     recipe = MaskingRecipe(settings, progress=True)
     labelled = sum(label >= 0 for label in recipe.images.labels)
     say(
-        f"{len(recipe.training)} images to train on, {len(recipe.testing)} to look at, "
+        f"{amount(len(recipe.training), 'image')} to train on, {len(recipe.testing)} to look at, "
         f"{labelled} of {len(recipe.images)} with a class"
     )
     if settings.validation is None:
@@ -34,7 +35,7 @@ def masking(settings: MaskingSettings) -> None:
     if result.evaluations:
         best = best_look(result)
         looked_at = min(len(recipe.testing), settings.evaluation_images)
-        say(f"\nof {looked_at} images that were not trained on")
+        say(f"\nof {amount(looked_at, 'image')} not trained on")
         for row, when in ((result.evaluations[0], "before"), (best, f"step {best['step']}")):
             say(
                 f"  {when:<10} saliency metric {row['saliency_metric']:.3f} (crop of "

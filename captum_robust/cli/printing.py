@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from captum_robust._checks import printable, printable_lines
+from captum_robust._plurals import amount
 
 if TYPE_CHECKING:
     from captum_robust.training import CroppedImages, LabelledImages, TrainingResult
@@ -73,7 +74,7 @@ def say_unusable(images: LabelledImages | CroppedImages) -> None:
     """How many images could not be used, and why the first of them."""
     if images.unusable:
         total = len(images) + len(images.unusable)
-        say(f"{total} images: {len(images.unusable)} could not be used", err=True)
+        say(f"{amount(total, 'image')}: {len(images.unusable)} could not be used", err=True)
         for why in list(images.unusable.values())[:5]:
             say(f"  {printable(why)}", err=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from captum_robust._plurals import amount
 from captum_robust.cli.options import command_of
 from captum_robust.cli.printing import say, say_none_held_out, say_resumed, say_unusable
 from captum_robust.training.settings import RobustSettings
@@ -20,8 +21,8 @@ def robust(settings: RobustSettings) -> None:
 
     recipe = RobustRecipe(settings, progress=True)
     say(
-        f"{len(recipe.training)} images to train on, {len(recipe.testing)} held out, "
-        f"{len(recipe.class_names)} classes"
+        f"{amount(len(recipe.training), 'image')} to train on, {len(recipe.testing)} held out, "
+        f"{amount(len(recipe.class_names), 'class')}"
     )
     say_none_held_out(recipe.testing, settings.held_out)
     say_unusable(recipe.images)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_robust._checks import check, printable
+from captum_robust._plurals import amount
 from captum_robust.cli.model_options import ModelOptions, class_number, load_model
 from captum_robust.cli.options import argument, command_of, option
 from captum_robust.cli.printing import echo, print_json, warn
@@ -112,12 +113,12 @@ def _say_result(result: VideoResult, options: VideoOptions) -> None:
     else:
         echo(
             printable(
-                f"{result.path}: {result.frames} frames of {width}×{height}, "
+                f"{result.path}: {amount(result.frames, 'frame')} of {width}×{height}, "
                 f"{result.frame_rate:g} a second; {a_second:.1f} a second were annotated"
             )
         )
     if result.resized:
-        warn(f"{result.resized} frames of another size were resized to the first one's")
+        warn(f"resized to the first one's size: {amount(result.resized, 'frame')} of another")
     if result.cut_short:
         warn(f"{source} announces {result.announced} frames, {result.frames} could be read")
     if result.interrupted:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_robust._checks import check, check_finite, check_number, checked_size, printable
 from captum_robust._contexts import evaluation
+from captum_robust._plurals import amount
 from captum_robust._resize import resized
 from captum_robust.draw import blank_figure
 from captum_robust.inspection.concepts import Concepts, nearest
@@ -335,14 +336,14 @@ class Dissector:
         notes = [source.note] if source.note else []
         if beyond := int((bins == BINS - 1).sum()):
             least = f"{float(edges()[-1]):,.0f}"
-            said = f"Of {beyond} units more than the quantile is active: activations above {least}"
-            notes.append(f"{said} are not told apart.")
+            said = f"Of {amount(beyond, 'unit')} more than the quantile is active: activations"
+            notes.append(f"{said} above {least} are not told apart.")
         if absent:
             more = ["…"] if len(absent) > _SAID else []
             said = printable(", ".join(absent[:_SAID] + more))
             notes.append(f"Concepts that never occur: {said}.")
         if left := len(stream) - len(stream.unusable) - images:
-            notes.append(f"{left} images without annotation count for the thresholds only.")
+            notes.append(f"Without annotation, for the thresholds only: {amount(left, 'image')}.")
         return Dissection(
             layer=self.layer.name,
             units=self.units,

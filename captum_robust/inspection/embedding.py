@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_choice, check_number
+from captum_robust._plurals import amount
 from captum_robust._progress import stage
 from captum_robust.draw import blank_figure
 from captum_robust.inspection.features import Features
@@ -113,7 +114,7 @@ def embedding(
     notes = []
     made: str = method
     if method == "tsne" and n < _FEWEST:
-        notes.append(f"{n} images are too few for t-SNE: PCA instead.")
+        notes.append(f"Too few for t-SNE: {amount(n, 'image')}; PCA instead.")
         made = "pca"
     points, explained = torch.zeros(n, 2), float("nan")
     values = own.values.double().numpy()

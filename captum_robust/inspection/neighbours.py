@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_robust._checks import check, check_choice, check_count, whole_numbers
+from captum_robust._plurals import amount
 from captum_robust.draw import blank_figure
 from captum_robust.inspection.features import Features, penultimate_features
 
@@ -160,7 +161,7 @@ def neighbours(
         points = points / np.float32(scale)
     notes = []
     if k > count - 1:
-        notes.append(f"Of {count} images each has {count - 1} neighbours, not {k}.")
+        notes.append(f"Each of the images has {amount(count - 1, 'neighbour')}, not {k}.")
         k = count - 1
     rows = torch.tensor(asked, dtype=torch.int64)
     every = torch.arange(n)
@@ -173,7 +174,7 @@ def neighbours(
         for members, table in ((known == label, within), ((known != label) & (known >= 0), across)):
             table[some] = _nearest(points, every[members & clean], rows[some], k, metric)[0]
     if (known < 0).any():
-        notes.append(f"{int((known < 0).sum())} images have no known class.")
+        notes.append(f"Without a known class: {amount(int((known < 0).sum()), 'image')}.")
     return Neighbours(own, asked, indices, distances * scale, within, across, notes)
 
 

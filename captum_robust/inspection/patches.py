@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from captum_robust._checks import check, check_count, check_finite, whole_numbers
 from captum_robust._contexts import evaluation
 from captum_robust._files import sole_user
+from captum_robust._plurals import amount
 from captum_robust._resize import resize_image, size_within
 from captum_robust.draw import RGB, as_rgb, blank_figure, overlay
 from captum_robust.inspection.progress import Progress, Saved, resumed
@@ -289,9 +290,8 @@ class PatchCollector:
         elif max(field.size) > SIDE:
             notes.append(f"Patches of {field.size[0]}×{field.size[1]} pixels are shown smaller.")
         if dead:
-            notes.append(
-                f"{len(dead)} of {len(self.units)} units are dead: never above 0, or constant."
-            )
+            units = amount(len(self.units), "unit")
+            notes.append(f"Dead: {len(dead)} of {units}, never above 0, or constant.")
         return MaximalPatches(
             layer=self.layer.name,
             units=self.units,

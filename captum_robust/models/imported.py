@@ -191,6 +191,8 @@ def _count_classes(model: Classifier, name: str) -> int:
             scores = model(image_of(*shape))
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         first = " ".join(str(error).split())[:200]
+        if first.startswith("module: "):  # what it returns is no scores, of an image of any size
+            raise type(error)(f"model: {name}: {first.removeprefix('module: ')}") from None
         trouble = f"model: {name} does not run on an image of {size}: {first}"
         raise ValueError(f"{trouble}; give another size (--size)") from None
     is_batch = isinstance(scores, torch.Tensor) and scores.ndim == 2 and scores.shape[1] > 1

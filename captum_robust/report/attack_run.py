@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_robust._checks import printable
 from captum_robust._files import write_whole
+from captum_robust._plurals import amount
 from captum_robust.report.outcomes import attack_series, attack_table, attacks_text, epsilon_of
 from captum_robust.report.results import Results
 
@@ -92,7 +93,7 @@ class AttackRun:
             for row in rows[:most]
         ]
         text = pd.DataFrame(texts).to_string(index=False) if texts else ""
-        return text + (f"\nand {left} rows more, all in the table" if left > 0 else "")
+        return text + (f"\nand {amount(left, 'row')} more, all in the table" if left > 0 else "")
 
     def table_text(self) -> str:
         """:meth:`table` for a terminal, with a line on what it counts."""
@@ -117,7 +118,7 @@ class AttackRun:
         counts = self._results.counts()
         (files,) = self._results.select("SELECT count(file) AS n FROM attacked")
         broken = f"{counts['broken']} could not be used"
-        return f"{counts['read']} images: {broken}; {files['n']} files written"
+        return f"{amount(counts['read'], 'image')}: {broken}; {amount(files['n'], 'file')} written"
 
     def plot(self) -> Figure:
         """Robust accuracy with its interval against the strength, a line an attack."""

@@ -53,6 +53,8 @@ class CertifiedEntry:
 
     image: str
     true_class: str
+    has_boxes: bool
+    """A true box is known, and drawn."""
     picture: str
     """A data URI."""
     maps: list[CertifiedMap]
@@ -90,7 +92,8 @@ def build_certificates(
         if known:
             picture = jpeg_uri(draw_boxes(canvas.picture, canvas.truth, TRUTH_COLOR))
             true_class = results.class_name(image["label"])
-            entries.append(CertifiedEntry(image["image"], true_class, picture, known))
+            has_boxes = len(canvas.truth) > 0
+            entries.append(CertifiedEntry(image["image"], true_class, has_boxes, picture, known))
     return entries
 
 

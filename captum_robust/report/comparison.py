@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, overload
 
 from captum_robust._checks import check, known_name
+from captum_robust._plurals import amount
 from captum_robust.report.failures import complete_failures
 from captum_robust.report.outcomes import attack_series, attack_table
 from captum_robust.report.plots import (
@@ -75,7 +76,8 @@ class Comparison:
         return Tables(self._scoring, Tuning(protocol, oracle, thresholds))
 
     def __repr__(self) -> str:
-        return f"Comparison({str(self.folder)!r}: {len(self)} images, {len(self.methods)} methods)"
+        methods = amount(len(self.methods), "method")
+        return f"Comparison({str(self.folder)!r}: {amount(len(self), 'image')}, {methods})"
 
     def _repr_html_(self) -> str:
         """The table of the methods in a notebook, with n and intervals."""
@@ -348,9 +350,9 @@ class Comparison:
     def summary(self) -> str:
         """One line: how many images were read, scored, broken, without boxes or a label."""
         counts = self._results.counts()
-        text = f"{counts['read']} images: {counts['broken']} could not be used, "
+        text = f"{amount(counts['read'], 'image')}: {counts['broken']} could not be used, "
         text += f"{counts['unboxed']} without a box"
-        text += f"; {counts['failed']} maps failed" if counts["failed"] else ""
+        text += f"; {amount(counts['failed'], 'map')} failed" if counts["failed"] else ""
         without = f"{counts['unlabelled']} without a label: there the prediction is explained"
         unlabelled = [without] if counts["unlabelled"] else []
         return "; ".join([text, *self.left_unscored(), *unlabelled])

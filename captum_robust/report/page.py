@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_robust._files import write_whole
+from captum_robust._plurals import amount
 from captum_robust.catalog.attacks import LEVELS
 from captum_robust.draw import (
     CERTIFIED_COLORS,
@@ -122,6 +123,7 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["amount"] = amount
     return environment.get_template(name)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from captum_robust._checks import check_choice
+from captum_robust._plurals import amount
 from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
 from captum_robust.draw import blank_figure
 from captum_robust.metrics.functional import STRATEGIES
@@ -255,7 +256,8 @@ def _draw_errors(
         "localization error, % of images (bar: 95 % bootstrap interval)", fontsize="medium"
     )
     ways = " or ".join(way for way in dict.fromkeys(table["tuned"]) if way != "-")
-    title = f"Error on {int(table['n'].max())} images" + (f", thresholds: {ways}" if ways else "")
+    images = amount(int(table["n"].max()), "image")
+    title = f"Error on {images}" + (f", thresholds: {ways}" if ways else "")
     figure.suptitle(title, fontsize="large")
     _plain(axes, "x")
     axes.spines["left"].set_visible(False)

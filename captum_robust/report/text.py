@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from captum_robust._plurals import amount
 from captum_robust.catalog.certification import Certification
 from captum_robust.report.certified_rows import certification_of
 from captum_robust.report.failures import shown_reasons
@@ -107,8 +108,9 @@ def _certificates_text(tables: Tables) -> str:
 
 def certified_note(how: Certification) -> str:
     """What the certificates of a run count."""
+    copies = amount(how.samples, "copy")
     return (
-        f"certificates: {how.samples} copies with noise of {how.sigma:g}, {made_of_copies(how)}; "
+        f"certificates: {copies} with noise of {how.sigma:g}, {made_of_copies(how)}; "
         "error: images whose box is not proven to\noverlap a true one by more than .5, whatever "
         "changes the image by at most R in L2; share: of the pixels\nthat is certified; "
         f"with {100 * how.confidence:g} % confidence an image; thresholds as they ship"
@@ -123,7 +125,7 @@ def made_of_copies(how: Certification) -> str:
 def lacking_notes(how: Certification) -> list[str]:
     """A line for each radius at which there are too few copies."""
     return [
-        f"R {r:g}: {how.samples} copies prove nothing of pixels; it takes {least} at least"
+        f"R {r:g}: no pixel is proven by {amount(how.samples, 'copy')}; it takes {least} at least"
         for r, least in how.unproven().items()
     ]
 

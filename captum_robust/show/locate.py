@@ -417,10 +417,15 @@ def _located(kept: list[tuple[float, _Part]], image: Tensor, size: Sequence[int]
     kept = sorted(kept, key=lambda one: -one[0])
     height, width = image.shape[1:]
     scale = torch.tensor([width / size[1], height / size[0]] * 2)
-    masks = torch.stack([torch.from_numpy(part.mask) for _, part in kept])
+    boxes = torch.tensor([part.box for _, part in kept], dtype=torch.float32) * scale
+    maps = torch.stack([torch.from_numpy(part.mask) for _, part in kept])
+    masks = F.interpolate(maps[None].float(), (height, width), mode="nearest")[0].bool()
+    for mask, box in zip(masks, boxes.tolist(), strict=True):
+        if not mask.any():  # a part that lies between the pixels of an image smaller than the map
+            mask |= torch.from_numpy(_inside(box, (height, width)))
     return {
-        "boxes": torch.tensor([part.box for _, part in kept], dtype=torch.float32) * scale,
+        "boxes": boxes,
         "labels": torch.tensor([part.label for _, part in kept]),
         "scores": torch.tensor([score for score, _ in kept], dtype=torch.float32),
-        "masks": F.interpolate(masks[None].float(), (height, width), mode="nearest")[0].bool(),
+        "masks": masks,
     }

@@ -149,13 +149,28 @@ def test_the_strips_show_each_radius_with_words(result: Comparison, tmp_path: Pa
         assert words in page.text
 
 
+def test_no_true_box_is_named_where_none_is_known(model: Classifier, tmp_path: Path) -> None:
+    unknown = torch.zeros(0, 4)
+    for boxes, names in ((unknown, False), (None, True)):
+        drawn = [Drawn(n=2)[i] for i in range(2)]
+        data = [Sample(s.image, s.label, s.boxes if boxes is None else boxes, s.id) for s in drawn]
+        how = Certification(0.25, 40, (0.1,))
+        result = compare(model, data, {"bright": centre_heat}, certify=how, progress=False)
+        page = Page(result.to_html(tmp_path / f"{names}.html"))
+        pictures = [a for _, a in page.elements if a.get("alt", "").startswith("What is certified")]
+        assert len(pictures) == 2
+        named = [a for _, a in page.elements if "with its true boxes" in a.get("alt", "")]
+        assert bool(named) == names
+        assert ("no box is known" in page.text) != names
+
+
 def test_few_copies_are_said_where_they_prove_nothing(model: Classifier, tmp_path: Path) -> None:
     how = Certification(0.25, 40, (0.1, 0.25))
     result = compare(model, Drawn(n=2), {"box": "center_box"}, certify=how, progress=False)
-    assert "R 0.25: 40 copies prove nothing of pixels; it takes 79" in result.to_text()
+    assert "R 0.25: no pixel is proven by 40 copies; it takes 79" in result.to_text()
     page = Page(result.to_html(tmp_path / "report.html"))
-    assert "R 0.25: 40 copies prove nothing of pixels there; it takes 79 at least." in page.text
-    assert "R 0.1: 40 copies" not in page.text
+    assert "R 0.25: no pixel is proven there by 40 copies; it takes 79 at least." in page.text
+    assert "R 0.1: no pixel" not in page.text
     assert not [a for _, a in page.elements if "within 0.25" in a.get("alt", "")]
 
 

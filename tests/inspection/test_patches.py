@@ -34,7 +34,7 @@ def test_the_best_images_come_first_and_positions_are_right() -> None:
     assert found.patches[0].flatten(1).tolist() == [[255, 0, 0], [128, 0, 0], [64, 0, 0]]
     assert found.heats[0].flatten().tolist() == [255, 255, 255]
     assert found.dead == [2]
-    assert "1 of 3 units are dead" in found.notes[-1]
+    assert "Dead: 1 of 3 units," in found.notes[-1]
 
 
 def test_a_patch_is_the_receptive_field_and_grey_outside() -> None:

@@ -128,7 +128,7 @@ def test_neighbours_are_as_worked_by_hand() -> None:
     assert found.distances[0].tolist() == [1, 3]
     assert found.within.tolist() == [[1, -1], [0, -1], [3, -1], [2, -1], [-1, -1]]
     assert found.across.tolist() == [[2, 3], [2, 3], [1, 0], [1, 0], [-1, -1]]
-    assert found.notes == ["1 images have no known class."]
+    assert found.notes == ["Without a known class: 1 image."]
     # Of the known ones: 1 yes, 2 no; 0 yes, 2 no; 1, 0 no; 2 yes.
     assert found.same_class == pytest.approx(3 / 7)
 
@@ -145,7 +145,7 @@ def test_one_image_has_no_neighbours_and_that_is_said() -> None:
     images = [block(RED, 0, 0, 4, 4)]
     found = neighbours(colour_net(), images)
     assert found.indices.shape == (1, 0)
-    assert found.notes[0] == "Of 1 images each has 0 neighbours, not 5."
+    assert found.notes[0] == "Each of the images has 0 neighbours, not 5."
     assert found.plot().axes
 
 
@@ -190,7 +190,7 @@ def test_few_images_are_embedded_and_that_is_said(n: int) -> None:
     found = embedding(torch.rand(n, 8))
     assert found.points.shape == (n, 2)
     assert found.points.isfinite().all()
-    said = "Perplexity 1.33 instead of 30, for 5 images." if n == 5 else "too few for t-SNE"
+    said = "Perplexity 1.33 instead of 30, for 5 images." if n == 5 else "Too few for t-SNE"
     assert said in found.notes[0]
     assert found.method == ("tsne" if n == 5 else "pca")
     assert found.plot().axes

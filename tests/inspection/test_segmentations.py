@@ -221,7 +221,7 @@ def test_an_image_without_annotation_does_not_count(tmp_path: Path) -> None:
     assert result.images == 2
     assert result.iou[:2].tolist() == [[1, 0], [0, 1]]
     assert "aeroplane, bicycle" in result.notes[0]
-    assert result.notes[1] == "1 images without annotation count for the thresholds only."
+    assert result.notes[1] == "Without annotation, for the thresholds only: 1 image."
 
 
 def test_damaged_annotations_are_errors_of_their_images(tmp_path: Path) -> None:

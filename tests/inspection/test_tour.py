@@ -68,10 +68,10 @@ def test_one_image_is_enough(run: Run, tmp_path: Path) -> None:
     save(tmp_path / "photos" / "a.png", block(RED, 0, 0, 16, 16, size=32))
     code, out, err = run("inspect", *MODEL, "--images", "photos", "--layers", "stage2")
     assert code == 0, err
-    assert "1 images -> captum-robust-inspect" in out
+    assert "1 image -> captum-robust-inspect" in out
     page = (tmp_path / "captum-robust-inspect" / "index.html").read_text("utf-8")
-    assert "Of 1 images each has 0 neighbours, not 5." in page
-    assert "1 images are too few for t-SNE: PCA instead." in page
+    assert "Each of the images has 0 neighbours, not 5." in page
+    assert "Too few for t-SNE: 1 image; PCA instead." in page
 
 
 @pytest.mark.parametrize(
