@@ -124,7 +124,7 @@ def read_together(
     positions: Iterable[int],
     turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> list[Loaded]:
-    """The samples of some positions, each inside of a ``turn()``; by two threads where that is safe.
+    """The samples of some positions, each inside of a ``turn()``; by two threads where they may.
 
     Data sets of this package can be read so; one of a user may have an open file, whose place
     threads would share.
