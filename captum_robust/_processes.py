@@ -42,7 +42,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def begin_worker(_: int = 0) -> None:
+def begin_worker(_: int) -> None:
     """What a process that loads images does first.
 
     Ctrl-C, which a terminal sends to all, is left to the process that it works for. In the files

@@ -119,23 +119,21 @@ class SampleReader:
         return replace(sample, image=to_levels(sample.image)) if self.eight_bit else sample
 
 
-def read_together(
-    read: SampleReader,
-    positions: Iterable[int],
-    turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
+def _read_together(
+    read: SampleReader, positions: Iterable[int], turn: Callable[[], AbstractContextManager[Any]]
 ) -> list[Loaded]:
-    """The samples of some positions, each inside of a ``turn()``; by two threads where they may.
+    """The samples of some positions, each inside of a ``turn()``.
 
-    Data sets of this package can be read so; one of a user may have an open file, whose place
-    threads would share.
+    Two threads read data sets of this package. One of a user may hold an open file, in which they
+    would share a place.
     """
-    threads = _THREADS if _takes_threads(read.dataset) else 1
 
     def one(position: int) -> Loaded:
         with turn():
             return read(position)
 
-    with without_pillow_notes(), ThreadPoolExecutor(threads) as pool:
+    threads = _THREADS if _takes_threads(read.dataset) else 1
+    with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(one, positions))
 
 
@@ -159,8 +157,8 @@ def read_ahead(
 ) -> Iterator[Iterator[list[Loaded]]]:
     """The samples of each batch in turn; while one is used, the next is read.
 
-    Without workers threads of this process read it, see :func:`read_together`. A data set that
-    draws from the global generators is read in turn then, so that it draws nothing from under a
+    Without workers threads of this process read it, two where they may. A data set that draws
+    from the global generators is read in turn then, so that it draws nothing from under a
     method; what it draws depends on seed and position only, as in a worker.
 
     Args:
@@ -194,7 +192,7 @@ def _read_here(
         items = [[item for item, _ in read_now]]
         del read_now  # a batch that was given is not held
         if is_known and not draws:
-            with ahead(read_together(read, rest, turn) for rest in batches[number:]) as coming:
+            with ahead(_read_together(read, rest, turn) for rest in batches[number:]) as coming:
                 yield items.pop()
                 yield from coming
             return
