@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +40,33 @@ def rank() -> int:
 def is_first() -> bool:
     """Whether this is the process that prints and writes, of those that share the batches."""
     return rank() == 0
+
+
+def begin_worker(_: int) -> None:
+    """What a process that loads images does first.
+
+    Ctrl-C, which a terminal sends to all, is left to the process that it works for. In the files
+    that a forked one finds open for reading it gets a place of its own: where a data set has opened
+    one before, as most do at their first image, workers would else read from each other's places.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    opened = Path("/proc/self/fd")  # of Linux, the only system that forks by itself
+    for number in [int(link.name) for link in opened.iterdir()] if opened.is_dir() else ():
+        with suppress(OSError):  # that one has listed the folder
+            _reopen(number, opened / str(number))
+
+
+def _reopen(number: int, link: Path) -> None:
+    import fcntl
+
+    is_file = stat.S_ISREG(os.fstat(number).st_mode)
+    flags = fcntl.fcntl(number, fcntl.F_GETFL)
+    if not is_file or flags & os.O_ACCMODE != os.O_RDONLY:
+        return
+    own = os.open(link, flags)
+    os.lseek(own, os.lseek(number, 0, os.SEEK_CUR), os.SEEK_SET)
+    os.dup2(own, number, inheritable=os.get_inheritable(number))
+    os.close(own)
 
 
 @contextmanager

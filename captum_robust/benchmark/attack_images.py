@@ -38,6 +38,7 @@ from captum_robust.catalog.attacks import strength_of
 from captum_robust.catalog.description import describe_run
 from captum_robust.data import LocalizationDataset, Sample, load_image
 from captum_robust.data.image_lists import images_at, png_names, safe_name
+from captum_robust.data.images import without_pillow_notes
 from captum_robust.draw import as_rgb, encode_png
 from captum_robust.models import Classifier
 from captum_robust.models.classifier import in_channels_of
@@ -244,11 +245,12 @@ def _folder_of(attack: str) -> str:
 def _refuse_target_of_all(reader: BatchReader, count: int, target: int) -> None:
     """``ValueError`` if no image is of another class; reads until the first that is."""
     same = 0
-    for position in counted(range(count), "image", None, "looking for another class"):
-        for batch in reader.clean(reader.load(position, position + 1))[0]:
-            if bool((batch.label != target).any()):
-                return
-            same += 1
+    with without_pillow_notes():
+        for position in counted(range(count), "image", None, "looking for another class"):
+            for batch in reader.clean([reader.samples(position)])[0]:
+                if bool((batch.label != target).any()):
+                    return
+                same += 1
     names = reader.model.class_names
     name = str(target) if names is None else names[target]
     what = "the image is" if same == 1 else f"all {same} images are"

@@ -19,7 +19,7 @@ from captum_robust._processes import device_of
 from captum_robust._scores import probabilities_of, warn_of_probabilities
 from captum_robust.attacks.attack import watched_gradients
 from captum_robust.attacks.outcome import last_of, outcome
-from captum_robust.benchmark.reading import Loaded, SampleReader, one_line, read_together
+from captum_robust.benchmark.reading import Loaded, SampleReader, one_line
 from captum_robust.data import FITS, Sample
 from captum_robust.data.given import SampleSource, sample_source
 from captum_robust.models import Classifier
@@ -133,10 +133,6 @@ class BatchReader:
         size, classes = self.model.input_size, self.classes
         facts = (self._others, self.fit, self.eight_bit, self.seed, self.pictured)
         return SampleReader(self.dataset, size, classes, *facts)
-
-    def load(self, start: int, stop: int) -> list[Loaded]:
-        """The positions from start to stop; whatever is wrong with one, the others are read."""
-        return read_together(self.samples, range(start, stop))
 
     def clean(self, loaded: Sequence[Loaded], scores: KnownScores | None = None) -> Batches:
         """The images that could be read as one batch, with the errors of the others.

@@ -170,9 +170,9 @@ def compare(
             are samples, 100 by default. A box that is the same for all images costs nothing.
         retry: when a run goes on, make the rows with errors again. Without it they are kept, and a
             run also goes on where nearly all images can't be opened.
-        workers: processes that read the images ahead of the model. 0: two threads of this process
-            do, and on a CPU of which the model uses all cores, only where no method is timed. The
-            rows are the same.
+        workers: processes that read the images ahead of the model. 0: threads of this process do,
+            and on a CPU of which the model uses all cores, only where no method is timed. The rows
+            are the same.
         progress: show a progress bar on standard error.
 
     Returns:

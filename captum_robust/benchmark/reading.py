@@ -10,9 +10,9 @@ import pickle
 import random
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from operator import index as as_index
@@ -22,13 +22,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from captum_robust._checks import check, printable
 from captum_robust._contexts import seeded, seeded_elsewhere
-from captum_robust.data import DataError, Sample, fitted
+from captum_robust._processes import begin_worker
+from captum_robust.data import DataError, LocalizationDataset, Sample, fitted
 from captum_robust.data.given import SampleSource
 from captum_robust.data.images import without_pillow_notes
+from captum_robust.data.renumbered import Renumbered
 from captum_robust.draw import as_rgb
 from captum_robust.runs.machine import MachineError, is_of_files, is_of_machine, is_out_of_memory
 
@@ -117,19 +119,33 @@ class SampleReader:
         return replace(sample, image=to_levels(sample.image)) if self.eight_bit else sample
 
 
-def read_together(
-    read: SampleReader,
-    positions: Iterable[int],
-    turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
+def _read_together(
+    read: SampleReader, positions: Iterable[int], turn: Callable[[], AbstractContextManager[Any]]
 ) -> list[Loaded]:
-    """The samples of some positions, by two threads; each image inside of a ``turn()``."""
+    """The samples of some positions, each inside of a ``turn()``.
+
+    Two threads read data sets of this package. One of a user may hold an open file, in which they
+    would share a place.
+    """
 
     def one(position: int) -> Loaded:
         with turn():
             return read(position)
 
-    with without_pillow_notes(), ThreadPoolExecutor(_THREADS) as pool:
+    threads = _THREADS if _takes_threads(read.dataset) else 1
+    with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(one, positions))
+
+
+def _takes_threads(dataset: Any) -> bool:
+    """Whether several threads may read a data set at once."""
+    if type(dataset) is ConcatDataset:
+        return all(map(_takes_threads, dataset.datasets))
+    if type(dataset) is Subset:
+        return _takes_threads(dataset.dataset)
+    if type(dataset) is Renumbered:
+        return _takes_threads(dataset.samples)
+    return isinstance(dataset, LocalizationDataset)
 
 
 @contextmanager
@@ -141,9 +157,9 @@ def read_ahead(
 ) -> Iterator[Iterator[list[Loaded]]]:
     """The samples of each batch in turn; while one is used, the next is read.
 
-    Without workers two threads of this process read it. A data set that draws from the global
-    generators is read in turn then, so that it draws nothing from under a method; what it draws
-    depends on seed and position only, as in a worker.
+    Without workers threads of this process read it, two where they may. A data set that draws
+    from the global generators is read in turn then, so that it draws nothing from under a
+    method; what it draws depends on seed and position only, as in a worker.
 
     Args:
         read: of one sample.
@@ -160,26 +176,27 @@ def read_ahead(
         with ahead(_received(loader)) as items, _refused_losses():
             yield items
         return
-    if not batches:
-        yield iter(())
-        return
-    with without_pillow_notes():
-        first = [read.drawn(position) for position in batches[0]]
-        start = [[item for item, _ in first]]
-        if any(draws for _, draws in first):
-            rest = ([read.drawn(p)[0] for p in batch] for batch in batches[1:])
-            yield _chained(start, rest)
+    with without_pillow_notes(), closing(_read_here(read, batches, turn)) as items:
+        yield items
+
+
+def _read_here(
+    read: SampleReader, batches: Sequence[range], turn: Callable[[], AbstractContextManager[Any]]
+) -> Generator[list[Loaded], None, None]:
+    """In turn until an image is read, which shows whether the data set draws; then ahead."""
+    draws = False
+    for number, batch in enumerate(batches, 1):
+        read_now = [read.drawn(position) for position in batch]
+        draws |= any(drew for _, drew in read_now)
+        is_known = any(item.sample is not None for item, _ in read_now)
+        items = [[item for item, _ in read_now]]
+        del read_now  # a batch that was given is not held
+        if is_known and not draws:
+            with ahead(_read_together(read, rest, turn) for rest in batches[number:]) as coming:
+                yield items.pop()
+                yield from coming
             return
-        del first
-        with ahead(read_together(read, batch, turn) for batch in batches[1:]) as items:
-            yield _chained(start, items)
-
-
-def _chained(first: list[Item], rest: Iterator[Item]) -> Iterator[Item]:
-    """The items of both, without holding one that was given."""
-    while first:
-        yield first.pop(0)
-    yield from rest
+        yield items.pop()
 
 
 @contextmanager
@@ -288,8 +305,9 @@ def _refused_losses() -> Iterator[None]:
         ) from error
 
 
-def _begin(_: int) -> None:
+def _begin(worker: int) -> None:
     """Let a worker end when the process that it works for is gone, however that ended."""
+    begin_worker(worker)
     parent, number = multiprocessing.parent_process(), os.getppid()
 
     def watch() -> None:

@@ -30,8 +30,8 @@ class LocalizationDataset(Dataset[Sample], ABC):
     - an annotation whose image is missing keeps its id, and ``dataset[i]`` raises;
     - an image without an annotation is a sample with zero boxes.
 
-    Data sets can be pickled and read from ``DataLoader`` workers, with ``collate_fn=list`` because
-    the images differ in size.
+    Data sets can be pickled, and read from threads and from ``DataLoader`` workers, these with
+    ``collate_fn=list`` because the images differ in size.
     """
 
     kind: ClassVar[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from posixpath import basename
 
@@ -37,26 +38,22 @@ class WebDataset(AnnotatedImages):
     sample is its tar and its key.
 
     Args:
-        path: a tar, or a folder of them, which are taken in order of their names.
+        path: a tar, or a folder of them, which are taken in order of their names, or a pattern of
+            tars of one folder, such as ``train-*.tar`` or ``train-{000000..000146}.tar``.
         exif_orientation: has no effect, as there are no boxes; images are upright.
 
     Raises:
-        FileNotFoundError: nothing at ``path``.
+        FileNotFoundError: nothing at ``path``, or a tar that the pattern counts is missing.
         ValueError: no tars or no images in them, a damaged tar, two images of one key.
     """
 
     kind = "webdataset"
 
     def __init__(self, path: str | Path, *, exif_orientation: bool = False) -> None:
-        self.root = Path(path)
         self.exif_orientation = exif_orientation
-        folder = self.root if self.root.is_dir() else existing(path, "file", "a tar").parent
-        tars = [self.root]
-        if self.root.is_dir():
-            found = sorted(self.root.iterdir())
-            tars = [f for f in found if re.search(r"\.(tar|tgz|tar\.\w+)$", f.name.lower())]
-            tars = [f for f in tars if f.is_file() and not is_hidden(f.name)]
-        check(tars, f"{path}: no tars; expected files such as train-000000.tar")
+        tars = _tars_at(Path(path))
+        folder = tars[0].parent
+        self.root = Path(path) if Path(path).exists() else folder
         self._trees: dict[str, FileTree] = {tar.name: open_tree(tar) for tar in tars}
         self._samples: dict[str, tuple[str, str, str | None]] = {}
         """Id -> the tar, the members of image and class."""
@@ -101,6 +98,27 @@ class WebDataset(AnnotatedImages):
         names = f"{id}: class {label}, but classnames.txt has {count}"
         check(label is None or label < count, names, DataError)
         return Truth(label)
+
+
+def _tars_at(path: Path) -> list[Path]:
+    """The tars of a folder, those of a pattern in the last part of a path, or the one at it."""
+    counted = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path.name)
+    folder, names = path.parent, iter([path.name])
+    if path.is_dir():
+        folder, found = path, sorted(file.name for file in path.iterdir() if file.is_file())
+        kept = [n for n in found if re.search(r"\.(tar|tgz|tar\.\w+)$", n.lower())]
+        names = iter([name for name in kept if not is_hidden(name)])
+    elif counted and not path.exists():
+        start, first, last, end = counted.groups()
+        numbers = range(int(first), int(last) + 1)
+        names = (f"{start}{number:0{len(first)}}{end}" for number in numbers)
+    elif not path.exists() and folder.is_dir():
+        found = sorted(file.name for file in folder.iterdir())
+        names = iter([n for n in found if fnmatchcase(n, path.name)] or [path.name])
+    expected = "a tar, a folder of tars or a pattern of them"
+    tars = [existing(folder / name, "file", expected) for name in names]
+    check(tars, f"{path}: no tars; expected files such as train-000000.tar")
+    return tars
 
 
 def _samples_of(name: str, tree: FileTree) -> Mapping[str, tuple[str, str, str | None]]:

@@ -98,8 +98,12 @@ class Comparison:
         return self._results.rows_of(method, attack)
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Rows of the tables ``images``, ``results`` and ``attacked`` by a query of your own."""
-        return self._results.select(sql, parameters)
+        """Rows of the tables ``images``, ``results`` and ``attacked`` by a query of your own.
+
+        Raises:
+            ValueError: it can't be run, or would change them.
+        """
+        return self._results.store.ask(sql, parameters)
 
     def table(
         self,

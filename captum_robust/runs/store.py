@@ -392,6 +392,29 @@ class RunStore:
             for row in cursor:
                 yield dict(zip(names, row, strict=True))
 
+    def ask(self, sql: str, parameters: Iterable[Any] = ()) -> list[dict[str, Any]]:
+        """Rows of a query of the user's own, which may change nothing.
+
+        Raises:
+            ValueError: it can't be run, or would change the rows; or the file is damaged.
+            OSError: as of :meth:`select`.
+        """
+        self._database.execute("PRAGMA query_only=ON")
+        try:
+            cursor = self._database.execute(sql, tuple(parameters))
+            names = [column[0] for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
+        except (sqlite3.Error, sqlite3.Warning) as error:
+            text = str(error)
+            is_busy = any(reason in text for reason in _NOT_NOW) and "readonly" not in text
+            if is_busy or type(error) is sqlite3.DatabaseError:
+                raise _unopened(self._file, error) from None
+            tables = ", ".join(["classes", *(table for table, _, _ in TABLES)])
+            expected = f"expected one query of the tables {tables}, which changes nothing"
+            raise ValueError(refusal(f"sql: {expected}, got {sql!r} ({text})")) from None
+        finally:
+            self._database.execute("PRAGMA query_only=OFF")
+
 
 def pack(tensor: Tensor) -> bytes:
     """The values, compressed: whole numbers as they are, others as float32."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
 import traceback
 from collections.abc import Generator, Iterator, Sized
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from captum_robust._checks import check, check_type
 from captum_robust._contexts import seeded, seeded_elsewhere
+from captum_robust._processes import begin_worker
 from captum_robust.data import DataError
 from captum_robust.training.settings import TrainingSettings
 
@@ -63,7 +63,7 @@ class Schedule:
             batch_sampler=self._numbers(done, process, processes),
             num_workers=self.settings.workers,
             collate_fn=_collated,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=begin_worker,
             generator=torch.Generator(),  # else it draws from torch's global one
         )
         for batch in loader:
@@ -119,11 +119,6 @@ def _collated(items: list[Any]) -> Any:
     """The tensors of a batch, or the first refusal."""
     refusals = (item for item in items if isinstance(item, _Refusal))
     return next(refusals, None) or default_collate(items)
-
-
-def _ignore_interrupts(_: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to all, to the process that trains."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def derived_seed(seed: int, *parts: object) -> int:

@@ -88,8 +88,8 @@ class RecipeSettings(TrainingSettings):
     out: Path
     """Folder of the run."""
     kind: str = "folder"
-    """folder, tiny-imagenet (its training part), imagenet, or webdataset (a tar or a folder of
-    tars)."""
+    """folder, tiny-imagenet (its training part), imagenet, or webdataset (a tar, a folder of
+    tars, or a pattern of them)."""
     exif_orientation: bool = field(default=False, metadata={"options": ("--exif-orientation",)})
     """Boxes and masks of the data set were drawn on upright images, as most viewers show them.
     Without it, on the pixels as they are stored. Images are upright either way."""
@@ -253,8 +253,8 @@ class LocalizationSettings(LabelledSettings):
     out: Path = Path("captum-robust-localization")
     """Folder of the run: localization.safetensors, log.jsonl, …"""
     kind: str = field(default="folder", metadata={"options": ("--kind", "--dataset")})
-    """folder, tiny-imagenet (its training part), imagenet, or webdataset (a tar or a folder of
-    tars)."""
+    """folder, tiny-imagenet (its training part), imagenet, or webdataset (a tar, a folder of
+    tars, or a pattern of them)."""
     model: str = "simple_convnet"
     """The classifier: simple_convnet or small_resnet (for 64 pixels), efficientnet_lite0, …1, …2,
     a torchvision classification model, timm:NAME, or an own one as package.module:function."""

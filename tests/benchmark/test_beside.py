@@ -13,9 +13,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ from captum_robust.benchmark.batches import BatchReader
 from captum_robust.benchmark.beside import Pool, Turns, Writer
 from captum_robust.benchmark.explained import Work
 from captum_robust.benchmark.reading import ahead, read_ahead
-from captum_robust.data import Sample
+from captum_robust.data import DataError, Sample
 from captum_robust.models import Classifier
 from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
 from captum_robust.runs.store import RunStore
@@ -81,6 +81,32 @@ class Noting(Drawn):
         return super().__getitem__(index)
 
 
+class OneFile(Drawn):
+    """Opens the file with all its images at the first one, and moves in it to each."""
+
+    file: Any = None
+    path: ClassVar[Path]
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        if self.file is None:
+            self.file = self.path.open("rb")
+        size = sample.image.numel() * 4
+        self.file.seek(index * size)
+        time.sleep(0.005)
+        pixels = np.frombuffer(self.file.read(size), np.float32).copy()
+        return replace(sample, image=torch.from_numpy(pixels).view_as(sample.image))
+
+
+class Late(Random):
+    """The first image is broken, and is not read so far that anything is drawn."""
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 0:
+            raise DataError("torn")
+        return super().__getitem__(index)
+
+
 METHODS = ["robust_cam", "grad_cam", "smooth_grad", "center_box"]
 
 
@@ -96,6 +122,23 @@ def test_workers_change_no_column_of_any_row(data: Drawn, tmp_path: Path) -> Non
     alone = rows_made(data, tmp_path / "alone")
     assert rows_made(data, tmp_path / "workers", workers=2) == alone
     assert len(alone["results"]) == 2 * len(METHODS) * len(data)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_may_hold_an_open_file(workers: int, model: Classifier, tmp_path: Path) -> None:
+    """Neither threads nor forked processes may share its place."""
+    images = [Drawn(16)[i].image for i in range(16)]
+    OneFile.path = tmp_path / "images"
+    OneFile.path.write_bytes(torch.stack(images).numpy().tobytes())
+    for data, name in ((OneFile(16), "file"), (Drawn(16), "drawn")):
+        options: dict[str, Any] = {"batch_size": 2, "progress": False, "workers": workers}
+        compare(model, data, ["center_box"], out=tmp_path / name, **options)
+    assert rows_of(tmp_path / "file") == rows_of(tmp_path / "drawn")
+
+
+def test_a_data_set_draws_the_same_where_its_first_image_is_broken(tmp_path: Path) -> None:
+    alone = rows_made(Late(5), tmp_path / "alone", batch_size=1)
+    assert rows_made(Late(5), tmp_path / "workers", batch_size=1, workers=1) == alone
 
 
 def test_a_run_that_goes_on_draws_the_same_images(tmp_path: Path) -> None:

@@ -137,6 +137,27 @@ def test_a_run_of_which_nothing_was_read_is_an_empty_file(tmp_path: Path, model:
     assert len(pd.read_parquet(path)) == 4
 
 
+@pytest.mark.parametrize(
+    ("sql", "reason"),
+    [
+        ("DELETE FROM results", "readonly"),
+        ("UPDATE images SET label = 0", "readonly"),
+        ("SELECT mthod FROM results", "no such column: mthod"),
+        ("nonsense", "syntax error"),
+        ("SELECT 1; SELECT 2", "one statement"),
+    ],
+)
+def test_a_query_of_a_users_own_changes_nothing_and_is_refused_by_its_text(
+    run: Comparison, sql: str, reason: str
+) -> None:
+    query = "SELECT * FROM results WHERE position >= ? ORDER BY position, method, attack"
+    before = run.select(query, [0])
+    with pytest.raises(ValueError, match=rf"sql: expected one query .* got '{sql}' \(.*{reason}"):
+        run.select(sql)
+    assert run.select(query, [0]) == before
+    assert len(before) == 36
+
+
 def test_another_rank_reads_no_rows_until_it_is_asked(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

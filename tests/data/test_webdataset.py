@@ -126,6 +126,29 @@ def test_what_is_no_set_of_tars_is_refused(tmp_path: Path) -> None:
         WebDataset(cut.parent)
 
 
+@pytest.mark.parametrize("pattern", ["train-*.tar", "train-{000000..000002}.tar", "train-00000?.*"])
+def test_a_pattern_leaves_other_tars_of_the_folder_out(pattern: str, tmp_path: Path) -> None:
+    every = load_dataset("webdataset", shards(tmp_path))
+    write_tar(tmp_path / "val-000000.tar", {"1.png": png(1)})
+    dataset = load_dataset("webdataset", str(tmp_path / pattern))
+    assert dataset.ids == every.ids
+    assert dataset.root == every.root == tmp_path
+    assert len(load_dataset("webdataset", tmp_path)) == 13
+    odd = write_tar(tmp_path / "[1]{1..2}*.tar", {"1.png": png(1)})
+    assert load_dataset("webdataset", odd).ids == [f"{odd.name}/1"]
+
+
+def test_a_pattern_of_which_a_tar_is_missing_is_refused(tmp_path: Path) -> None:
+    shards(tmp_path)
+    for pattern, got in (
+        ("train-{000000..999999999999}.tar", r"train-000003\.tar: no such file; expected a tar, a"),
+        ("val-*.tar", r"val-\*\.tar: no such file"),
+        ("train-{000002..000001}.tar", r"no tars; expected files such as"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=got):
+            load_dataset("webdataset", tmp_path / pattern)
+
+
 def test_a_training_takes_tars_and_goes_on(run: Run, tmp_path: Path) -> None:
     images, out = shards(tmp_path / "tars", 24, 10, side=16), tmp_path / "run"
     bad = write_tar(images / "z.tar", {"1.png": b"no image", "1.cls": b"1"})

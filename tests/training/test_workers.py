@@ -29,6 +29,7 @@ from captum_robust.training import (
     fit,
 )
 from captum_robust.training.preparation import CheckedLabels
+from captum_robust.training.schedule import Schedule
 from tests.training.test_loop import Drawing, cross_entropy, same_weights, settings, small_net
 
 LINUX = Path("/proc/self/task").is_dir()
@@ -61,6 +62,29 @@ def spawned() -> Iterator[None]:
     yield
     multiprocessing.set_start_method(method, force=True)
     resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+class OneFile(Dataset[Any]):
+    """Images of one value in a file that is open, in which it moves to each."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(bytes(range(32)))
+        self.file = path.open("rb")
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self.file.seek(index)
+        time.sleep(0.005)
+        return torch.tensor([index - ord(self.file.read(1))])
+
+
+@pytest.mark.skipif(not LINUX, reason="processes are not forked")
+def test_each_forked_worker_has_its_own_place_in_a_file_that_is_open(tmp_path: Path) -> None:
+    dataset = OneFile(tmp_path / "values")
+    batches = Schedule(dataset, settings(workers=2, batch_size=4)).batches(dataset, 0, 0, 1)
+    assert all(not batch[0].any() for batch in batches)
 
 
 def weights(dataset: Dataset[Any], workers: int) -> torch.nn.Module:
