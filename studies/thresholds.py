@@ -5,7 +5,7 @@ of the run best (rule: fewest errors, then the largest mean overlap), its score 
 other way round beside it, and two-fold as ``compare`` does. Nothing else is chosen.
 
 ``python studies/thresholds.py RUN …`` prints the table of runs of ``compare``, and writes the file
-that is shipped; with ``--add`` its other methods stay in it.
+that is shipped; with ``--add`` its methods stay as they are, and those that it lacks are added.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ FILE = Path(captum_robust.__file__).parent / "catalog" / "thresholds.json"
 def ship(
     runs: tuple[Path, ...],
     *,
-    add: Annotated[bool, "keep the methods of the file that are in no run"] = False,
+    add: Annotated[bool, "keep the methods of the file, and add those that it lacks"] = False,
 ) -> None:
     """Choose on fold 0, score on fold 1, and write the file."""
     facts: dict[str, object] = dict(shipped_facts()["methods"]) if add else {}
+    kept = (*BASELINES, *VOTES, *facts)
     print(f"{'method':24}{'chosen':>16}{'other half':>11}{'  | the other way':>18}{'two-fold':>18}")
     for run in runs:
         result = Comparison(run)
         model = result.configuration["model"]["name"]
         for method in result.methods:
-            if method not in (*BASELINES, *VOTES):
+            if method not in kept:
                 facts[method] = chosen(result, method)
     described = {
         "images": "400 photographs of ImageNet's validation images",
