@@ -88,7 +88,7 @@ def test_memory_that_runs_out_before_the_first_attack_is_one_line(
     def failed(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("captum_robust.benchmark.batches.BatchReader.load", failed)
+    monkeypatch.setattr("captum_robust.benchmark.reading.SampleReader.__call__", failed)
     got, _, err = run("attack", *given("attack", tmp_path), "--target", "tench")
     assert got == 2
     assert err.startswith("captum-robust: error: the run stopped: MemoryError; its rows are kept.")

@@ -299,7 +299,7 @@ def test_explain_attack_compare_and_video_take_an_own_model(run: Run, here: Path
     film.release()
     code, out, err = run("video", "film.avi", "out.avi", *own, "--method", "grad_cam")
     assert code == 0, err
-    assert "out.avi: 1 frames" in out
+    assert "out.avi: 1 frame of" in out
 
 
 def labels_of(run: Run, *arguments: object) -> tuple[dict[str, str], str]:

@@ -64,7 +64,7 @@ def test_images_without_annotation_do_not_count() -> None:
     result = dissect(colour_net(), "units", [*samples(), bare], "objects", size=16)
     assert result.iou[0].tolist() == [0, 1]
     assert result.images == 3
-    assert "1 images without annotation" in result.notes[-1]
+    assert "for the thresholds only: 1 image." in result.notes[-1]
     with pytest.raises(ValueError, match="concepts: none of the images is annotated"):
         dissect(colour_net(), "units", [bare], "objects")
 

@@ -149,6 +149,6 @@ def test_training_and_comparison_see_the_same_pixels(
     dataset = load_dataset("folder", tmp_path, labels="sorted")
     trained_on = LabelledImages(dataset, 32, fit=fit)[0][0]
     model = Classifier(nn.Flatten(), input_size=32, class_names=["cat", "dog"])
-    (judged_on,) = BatchReader(model, dataset, fit=fit, eight_bit=True).load(0, 1)
+    judged_on = BatchReader(model, dataset, fit=fit, eight_bit=True).samples(0)
     assert judged_on.sample is not None
     assert torch.equal(trained_on, judged_on.sample.image)
