@@ -4,9 +4,9 @@
     python studies/scaling.py --only "RobustCAM,compare"   # some
     python studies/scaling.py --full --device cuda         # EfficientNet-Lite0, 224×224 pixels
 
-Each operation of `operations.py` is run with a size that doubles, until a call takes
-`--seconds`: the number of images, their side in pixels, the number of classes, the images of a
-batch (of as many images), k, the number of top classes, and the number of methods. The exponent is
+Each operation of `operations.py` is run with a size that doubles, until a call takes `--seconds`:
+the number of images, their side in pixels, the number of classes, the images of a batch (where
+there are at least 64), k, the number of top classes, and the number of methods. The exponent is
 the slope of log time against log size over the last three sizes; the side counts as side², the
 pixels. 1 is linear, 0 is no cost at all. The verdict is "linear" from .75 to 1.3, "below", or
 "above", with the reason. Time is the least of some calls, of the seconds on the core, which other
@@ -193,7 +193,7 @@ def curve(name: str, axis: str, seconds: float, make: Callable[[Sizes], World]) 
     size = 1 if axis == "batch" else getattr(operation.least, axis)
     calls = []
     while True:
-        w = make(replace(operation.least, **{axis: size}, **_also(axis, size)))
+        w = make(replace(operation.least, **{axis: size}, **_also(operation.least, axis, size)))
         calls.append(partial(operation.call, w))
         points.append(point(calls[-1], size, w.device))
         first, last = points[0], points[-1]
@@ -215,8 +215,10 @@ def curve(name: str, axis: str, seconds: float, make: Callable[[Sizes], World]) 
     return Curve(name, axis, tuple(least))
 
 
-def _also(axis: str, size: int) -> dict[str, int]:
-    """What else must grow: k classes can't be more than there are."""
+def _also(least: Sizes, axis: str, size: int) -> dict[str, int]:
+    """What else is more: classes than k, and images than the largest batch."""
+    if axis == "batch":
+        return {"images": max(MOST["batch"], least.images)}
     return {"classes": max(MOST["k"], size)} if axis == "k" else {}
 
 

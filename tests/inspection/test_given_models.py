@@ -202,9 +202,7 @@ def test_activations_that_are_not_told_apart_are_said() -> None:
             return self.fc(self.conv(x).mean((2, 3)))
 
     result = dissect(Large(), "conv", IMAGES)
-    said = (
-        "Of 1 unit more than the quantile is active: activations above 4,032 are not told apart."
-    )
+    said = "Of 1 unit more than the quantile is active: activations above 4,032 are not told apart."
     assert said in result.notes
     assert result.shares.item() > 0.9
 
