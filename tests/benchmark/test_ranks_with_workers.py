@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from captum_robust.benchmark import Comparison, compare
+from captum_robust.benchmark import compare
 from captum_robust.data import Sample
 
 from .conftest import Drawn, make_classifier
+from .test_ranks import rows_of
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 METHODS = ["smooth_grad", "grad_cam", "center_box"]
-_KEYS = {"images": "position", "results": "method, attack, position"}
 
 
 @dataclass
@@ -58,17 +58,6 @@ def started(folder: Path, seconds: float) -> subprocess.Popen[str]:
     command = [*TORCHRUN, str(script), str(folder), "2", str(seconds)]
     options: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
-
-
-def rows_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """All rows of a run but for seconds, and for the start that a row is of."""
-    run = Comparison(folder / "run")
-    rows = {t: run.select(f"SELECT * FROM {t} ORDER BY {key}") for t, key in _KEYS.items()}
-    run._store.close()
-    for row in [row for table in rows.values() for row in table]:
-        row.pop("seconds", None)
-        row.pop("turn", None)
-    return rows
 
 
 def done_in(file: Path) -> int:
@@ -118,12 +107,12 @@ def test_interrupted_ranks_leave_no_worker_and_go_on_to_the_rows_of_one_process(
     while any(map(is_running, readers(cut))):
         assert time.monotonic() < end
         time.sleep(0.05)
-    before, expected = rows_of(cut), rows_of(one)
+    before, expected = rows_of(cut / "run"), rows_of(one / "run")
     assert 0 < len(before["results"]) < len(expected["results"])
     assert all(row in expected[table] for table, rows in before.items() for row in rows)
     process = started(cut, seconds=0)  # the same command again
     assert process.wait(timeout=200) == 0, process.communicate()[1]
-    assert rows_of(cut) == expected
+    assert rows_of(cut / "run") == expected
 
 
 def test_ranks_with_workers_give_the_rows_of_one_process_without(one: Path, tmp_path: Path) -> None:
@@ -132,4 +121,4 @@ def test_ranks_with_workers_give_the_rows_of_one_process_without(one: Path, tmp_
     assert process.wait(timeout=200) == 0, process.communicate()[1]
     assert len(readers(two)) == 2 * (1 + 2)  # each rank looks at the first image itself
     assert {path.name for path in (two / "run").glob("rows*")} == {"rows.sqlite", "rows.1.sqlite"}
-    assert rows_of(two) == rows_of(one)
+    assert rows_of(two / "run") == rows_of(one / "run")
