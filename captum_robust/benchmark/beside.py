@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from captum_robust._processes import local_world_size
+from captum_robust._threads import begin_thread
 from captum_robust.runs.rows import AttackRow, ImageRow, ResultRow
 from captum_robust.runs.store import RunStore
 
@@ -88,7 +89,7 @@ class Pool:
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
         self.size = turns.threads
-        self._threads = ThreadPoolExecutor(turns.threads, "captum-robust-measuring")
+        self._threads = ThreadPoolExecutor(turns.threads, "captum-robust-measuring", begin_thread)
 
     def submit(self, make: Callable[..., Made], *arguments: Any) -> Future[Made]:
         """What the call will return."""

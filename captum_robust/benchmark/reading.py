@@ -27,6 +27,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from captum_robust._checks import check, printable
 from captum_robust._contexts import seeded, seeded_elsewhere
 from captum_robust._processes import begin_worker
+from captum_robust._threads import begin_thread
 from captum_robust.data import DataError, LocalizationDataset, Sample, fitted
 from captum_robust.data.given import SampleSource
 from captum_robust.data.images import without_pillow_notes
@@ -133,7 +134,7 @@ def _read_together(
             return read(position)
 
     threads = _THREADS if _takes_threads(read.dataset) else 1
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=begin_thread) as pool:
         return list(pool.map(one, positions))
 
 
@@ -217,6 +218,7 @@ def ahead(items: Iterable[Item]) -> Iterator[Iterator[Item]]:
                 continue
 
     def work() -> None:
+        begin_thread()
         try:
             for item in items:
                 put(True, item)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +60,7 @@ def app(options: AppOptions) -> None:
         echo(f"{page.url}  (Ctrl-C closes it)")
         if options.open:
             webbrowser.open(page.url)
-        threading.Event().wait()
+        page.serve()
     finally:
         page.close()
 

@@ -14,6 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from captum_robust._checks import check, check_count
+from captum_robust._threads import begin_thread
 from captum_robust.transforms.transform import Transform
 
 # JFIF: red, green and blue to brightness Y and colours Cb and Cr, which are around zero.
@@ -54,7 +55,7 @@ class JPEG(Transform):
 
     def _apply(self, x: Tensor) -> Tensor:
         images = (x * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1)
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        with ThreadPoolExecutor(torch.get_num_threads(), initializer=begin_thread) as pool:
             coded = torch.stack(list(pool.map(self._coded, images)))
         return coded.view(images.shape).permute(0, 3, 1, 2).to(x).contiguous() / 255
 
