@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, cast
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -38,7 +32,7 @@ from captum_robust.nn import (
 )
 from captum_robust.show import explorer
 from captum_robust.show.exploration import Exploration, Explorer, Question
-from captum_robust.show.explorer_page import Asked, rendered
+from captum_robust.show.explorer_page import rendered
 from tests.networks import classifier_of, drawn
 
 pytest.importorskip("gradio", reason="gradio is not installed")
@@ -295,10 +289,11 @@ def test_the_command_says_the_address_until_ctrl_c(
 ) -> None:
     visited = []
 
-    def ctrl_c(self: Asked) -> None:
-        raise KeyboardInterrupt
+    class CtrlC:
+        def wait(self) -> None:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(Asked, "serve", ctrl_c)
+    monkeypatch.setattr(app_command, "threading", SimpleNamespace(Event=CtrlC))
     monkeypatch.setattr(app_command, "webbrowser", SimpleNamespace(open=visited.append))
     small = ("--model", "small_resnet", "--weights", "none", "--methods", "grad_cam")
     code, out, err = run("app", *small, "--open")
@@ -309,60 +304,6 @@ def test_the_command_says_the_address_until_ctrl_c(
     port = int(address.rstrip("/").rpartition(":")[2])
     with pytest.raises(ConnectionError), socket.socket() as probe:
         probe.connect(("127.0.0.1", port))
-
-
-@pytest.mark.browser
-def test_the_command_answers_in_its_main_thread(tmp_path: Path) -> None:
-    main = "from captum_robust.cli import main; main()"
-    told = "import sys, threading; from captum_robust.show.exploration import Explorer"
-    told += "; explore = Explorer.explore"
-    told += "; Explorer.explore = lambda *asked: (print(threading.current_thread().name), "
-    told += "explore(*asked))[1]"
-    small = ("app", "--model", "small_resnet", "--weights", "none", "--methods", "grad_cam")
-    command = [sys.executable, "-u", "-c", f"{told}; {main}", *small]
-    opened = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
-    with opened, contextlib.closing(cast("IO[str]", opened.stdout)) as out:
-        url = out.readline().split()[0]
-        with chromium(url) as tab:
-            tab.goto(url)
-            upload(tab, a_photo())
-            tab.wait_for_selector(".explored")
-        opened.send_signal(signal.SIGINT)
-        assert set(out.read().split("\n")) == {"MainThread", ""}
-    assert opened.returncode == 130
-
-
-def test_calls_are_made_by_the_thread_that_serves() -> None:
-    calls, which = Asked(), ContextVar("which", default="no context")
-
-    def call(number: int) -> tuple[int, str, str]:
-        if number == 2:
-            raise ValueError("two")
-        if number == 3:
-            raise KeyboardInterrupt
-        return number, which.get(), threading.current_thread().name
-
-    asked: list[Any] = []
-
-    def ask() -> None:
-        which.set("that of the page")
-        while not calls._is_served:
-            time.sleep(0.01)
-        for number in (1, 2, 3):
-            try:
-                asked.append(calls.taken(call)(number))
-            except BaseException as error:
-                asked.append(repr(error))
-
-    page = threading.Thread(target=ask, name="page")
-    page.start()
-    with pytest.raises(KeyboardInterrupt):
-        calls.serve()
-    page.join()
-    here = threading.current_thread().name
-    assert asked == [(1, "that of the page", here), "ValueError('two')", "KeyboardInterrupt()"]
-    # Where nobody serves, as below the cell of a notebook, the thread of the page makes them.
-    assert calls.taken(call)(4) == (4, "no context", here)
 
 
 SMALL = {"model": "small_resnet", "weights": "none"}

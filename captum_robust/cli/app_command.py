@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ def app(options: AppOptions) -> None:
         echo(f"{page.url}  (Ctrl-C closes it)")
         if options.open:
             webbrowser.open(page.url)
-        page.serve()
+        threading.Event().wait()
     finally:
         page.close()
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextvars import copy_context
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from queue import Queue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
     import gradio
     from jinja2 import Template
 
-Made = TypeVar("Made")
 LARGEST = 20_000_000
 """Bytes of a photograph that is taken."""
 _STRONGEST = 16
@@ -47,60 +43,12 @@ _HEAD = (
 )
 
 
-class Asked:
-    """Calls from the threads of a page, which another thread takes over once it serves."""
-
-    def __init__(self) -> None:
-        self._waiting: Queue[tuple[Future[Any], Callable[[], Any]]] = Queue()
-        self._is_served = False
-
-    def taken(self, function: Callable[..., Made]) -> Callable[..., Made]:
-        """The function, which is called by the thread that serves, if there is one."""
-
-        def handed(*arguments: Any) -> Made:
-            if not self._is_served:
-                return function(*arguments)
-            answer: Future[Made] = Future()
-            # What gradio makes inside of a call depends on the context that it is called in.
-            call = partial(copy_context().run, function, *arguments)
-            self._waiting.put((answer, call))
-            return answer.result()
-
-        return handed
-
-    def serve(self) -> None:
-        """Make the calls in this thread, one after the other, for ever."""
-        self._is_served = True
-        try:
-            while True:
-                answer, call = self._waiting.get()
-                try:
-                    answer.set_result(call())
-                except BaseException as error:
-                    answer.set_exception(error)
-                    if not isinstance(error, Exception):
-                        raise
-        finally:
-            self._is_served = False
-            while not self._waiting.empty():
-                self._waiting.get_nowait()[0].cancel()
-
-
 @dataclass(frozen=True, repr=False)
 class OpenExplorer:
     """An explorer that is open in the background until it is closed, or Python ends."""
 
     page: gradio.Blocks
     url: str
-    _asked: Asked
-
-    def serve(self) -> None:
-        """Answer in this thread from now on, until Ctrl-C.
-
-        In the main thread of a process, where the model was loaded, that takes half as long on a
-        CPU as in those of the page: the operations of two threads get in each other's way.
-        """
-        self._asked.serve()
 
     def close(self) -> None:
         """Close the page."""
@@ -136,8 +84,7 @@ def explorer(
     check_count("port", port, 1, 65535, optional=True)
     gr = _gradio()
     own = Explorer(model, methods, *([source] if source else []))
-    asked = Asked()
-    page: gradio.Blocks = _page(gr, own, asked)
+    page: gradio.Blocks = _page(gr, own)
     try:
         page.launch(
             server_name="127.0.0.1",
@@ -159,7 +106,7 @@ def explorer(
     except OSError as error:
         taken = "no port from 7860 is free" if port is None else f"port {port} is taken"
         raise OSError(f"{taken}; give another") from error
-    return OpenExplorer(page, str(page.local_url), asked)
+    return OpenExplorer(page, str(page.local_url))
 
 
 def _gradio() -> Any:
@@ -170,7 +117,7 @@ def _gradio() -> Any:
     return gradio
 
 
-def _page(gr: Any, explorer: Explorer, calls: Asked) -> Any:
+def _page(gr: Any, explorer: Explorer) -> Any:
     samples, usual = _samples(), [("what it sees", _SEEN)]
     with gr.Blocks(title="captum-robust", analytics_enabled=False, fill_width=True) as page:
         photograph = gr.State(None)
@@ -230,13 +177,12 @@ def _page(gr: Any, explorer: Explorer, calls: Asked) -> Any:
             return opened(lambda: explorer.photograph(image, samples[number][0], line), *asked)
 
         asked, shown = [attack, levels, defended], [photograph, target, result]
-        upload.upload(calls.taken(uploaded), [upload, *asked], [sample, *shown])
-        sample.input(calls.taken(chosen), [sample, *asked], [sample, *shown])
+        upload.upload(uploaded, [upload, *asked], [sample, *shown])
+        sample.input(chosen, [sample, *asked], [sample, *shown])
         for control in (target, *asked):
-            inputs = [photograph, target, *asked]
-            control.input(calls.taken(answer), inputs, result, trigger_mode="always_last")
+            control.input(answer, [photograph, target, *asked], result, trigger_mode="always_last")
         camera.stream(
-            calls.taken(lambda frame: "" if frame is None else _picture(explorer.frame(frame))),
+            lambda frame: "" if frame is None else _picture(explorer.frame(frame)),
             *(camera, live),
             stream_every=_SECONDS,
             show_progress="hidden",
