@@ -204,7 +204,12 @@ def are_probabilities(scores: Tensor) -> bool:
 
 
 def probabilities_of(scores: Tensor) -> Tensor:
-    """The softmax of scores N×K, in floats; of what are probabilities already, these."""
+    """The softmax of scores N×K, in floats; of what are probabilities already, these.
+
+    Raises:
+        ValueError: scores of another shape.
+    """
+    check(scores.ndim == 2, f"model: expected scores N×K, got {tuple(scores.shape)}")
     precise = at_least_float(scores)
     return precise if are_probabilities(scores) else precise.softmax(dim=1)
 

@@ -228,12 +228,29 @@ def test_any_attribution_is_taken_and_the_mode_of_the_model_stays() -> None:
         ({"images": torch.ones(2, 3, 8, 8, dtype=torch.uint8)}, r"images\[0\]: expected pixels"),
         ({"images": torch.full((2, 3, 8, 8), torch.nan)}, r"images\[0\]: expected finite"),
         ({"images": 3}, "images"),
+        ({"images": "a.png"}, "images: .*got one str"),
+        ({"images": torch.full((2, 3, 8, 8), 255.0)}, r"images\[0\]: expected pixels in \[0, 1\]"),
+        ({"images": torch.randn(2, 3, 8, 8)}, r"images\[0\]: .*the normalisation belongs"),
+        ({"images": torch.rand(2, 3, 0, 8)}, r"images\[0\]: expected 1×H×W or 3×H×W"),
+        ({"method": lambda x, target: x[:1, 0]}, "expected maps 2×32×32, got"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"images": torch.rand(2, 3, 8, 8), "method": of_class} | change
     with pytest.raises((ValueError, TypeError), match=message):
         locate(colours(), given.pop("images"), **given)
+
+
+def test_a_model_that_does_not_fit_is_refused_by_name() -> None:
+    images = torch.rand(2, 3, 8, 8)
+    nameless = Classifier(Colours(), input_size=32)
+    with pytest.raises(ValueError, match="classes: expected numbers from 0 to 2, got 3"):
+        locate(nameless, images, 3, of_class)
+    with pytest.raises(TypeError, match=r"model: expected a captum_robust\.models"):
+        locate(Colours(), images, None, of_class)  # type: ignore[arg-type]
+    mapped = Classifier(nn.Sequential(Colours(), nn.Unflatten(1, (3, 1, 1))), input_size=32)
+    with pytest.raises(ValueError, match=r"model: expected scores N×K, got \(2, 3, 1, 1\)"):
+        locate(mapped, images, None, of_class)
 
 
 def test_files_are_read_and_a_broken_one_is_named(tmp_path: Path) -> None:

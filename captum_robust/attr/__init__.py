@@ -12,8 +12,8 @@ Arguments that all of them share, explained once:
     Captum; methods that weigh a class against others (the perceptual ball, the masks) read it as
     the logit of class 1 of two, of which None explains the predicted one.
     All but the two that are trained for the classes of a network (``RealTimeMasking``,
-    ``AdversarialLocalization``) explain more than classes, also within the wrappers: a function
-    that makes N numbers of the scores of any N samples; see below. Where a class is weighed against
+    ``AdversarialLocalization``) explain more than classes: a function that makes N numbers of the
+    scores of any N samples; see below. Wrappers around them do too, not around Captum's own. Where a class is weighed against
     others, its number is the margin, or the logit of the class.
 ``additional_forward_args``
     Passed to ``forward_func`` behind the inputs; a tensor, anything else, or a tuple of both.

@@ -192,7 +192,8 @@ class PerceptualBallPerturbation(Attribution):
             warnings.warn(
                 f"{stuck} of {n} samples do not move, though their margin has a slope: the scores "
                 "are too coarse for the small first steps of the search, as in half precision; "
-                "give the model and the inputs in float32",
+                "give the model and the inputs in float32, and make the numbers of a target that "
+                "is a function larger",
                 stacklevel=3,
             )
         result = as_given(inputs, perturbations)

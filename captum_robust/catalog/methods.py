@@ -94,7 +94,10 @@ def from_function(
 
     def explain(images: Tensor, target: Tensor | None) -> Explanation:
         size = (images.shape[2], images.shape[3])
-        return Explanation(heat_map(attribute(images, target).detach(), size, signed=signed))
+        maps = heat_map(attribute(images, target).detach(), size, signed=signed)
+        n = len(images)
+        check(len(maps) == n, f"expected maps {n}×{size[0]}×{size[1]}, got {tuple(maps.shape)}")
+        return Explanation(maps)
 
     return Method(explain, **facts)
 

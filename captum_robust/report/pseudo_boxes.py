@@ -61,12 +61,15 @@ def pseudo_threshold(
         ValueError: the run has fewer than two other methods, or no image on which all have a map.
     """
     others = [m for m in results.compared if m != method and m not in results.fixed_boxes]
+    expected = f"expected at least {LEAST_METHODS} methods beside {method} without a fixed box"
+    is_enough = len(others) >= LEAST_METHODS
+    check(is_enough, f"thresholds: for pseudo-boxes {expected}, got {len(others)}")
     rows = results.measured(method, attack, "predicted_boxes")
     own = (positions_of(rows), drawn_boxes(rows)) if rows else NO_VALUES
     drawn, *boxes = paired([own, *map(placed, others)])
     needed = f"images on which {method} and the other methods have a map"
     check(len(drawn), f"thresholds: for pseudo-boxes expected {needed}")
-    agreed = agreed_boxes(torch.stack(boxes, dim=1) if boxes else torch.zeros(len(drawn), 0, 4))
+    agreed = agreed_boxes(torch.stack(boxes, dim=1))
     families = torch.split(
         box_iou(drawn, agreed[:, None]), [len(alpha_grid(s)) for s in STRATEGY_ORDER], dim=1
     )

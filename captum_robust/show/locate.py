@@ -19,6 +19,7 @@ from captum_robust._checks import (
     check_classes,
     check_count,
     check_number,
+    check_numbers_below,
     check_shape,
     check_type,
     known_name,
@@ -33,6 +34,7 @@ from captum_robust.attr.real_time_masking import pretrained
 from captum_robust.catalog.methods import METHODS, Explanation, Method, build_methods
 from captum_robust.catalog.thresholds import Threshold
 from captum_robust.data import load_image
+from captum_robust.data.given import unit_pixels
 from captum_robust.metrics.functional import crop_scores
 from captum_robust.models import Classifier, takes_size
 from captum_robust.models.classifier import in_channels_of
@@ -114,9 +116,9 @@ def locate(
             scores; a method that it cannot have.
         TypeError: other arguments than these.
     """
-    kinds = (Tensor, Sequence)
-    is_one = isinstance(images, str)
-    check_type("images", None if is_one else images, kinds, "a tensor N×C×H×W or a sequence")
+    expected = "a tensor N×C×H×W or a sequence"
+    check_type("images", images, (Tensor, Sequence), expected)
+    check(not isinstance(images, str), f"images: expected {expected}, got one str", TypeError)
     found = Locator(model, method, threshold=threshold, confidence=confidence, rounds=rounds)
     count = len(images)
     classes = _classes_of(target, count, model)
@@ -142,6 +144,7 @@ class Locator:
         confidence: float = 0.2,
         rounds: int | None = None,
     ) -> None:
+        check_type("model", model, Classifier, "a captum_robust.models.Classifier")
         if threshold is not None:
             check_number("threshold", threshold, 0, 1)
         self.model = model
@@ -234,6 +237,7 @@ class Locator:
     ) -> tuple[Tensor, Tensor]:
         """Which image each map is of, and which class: P and P."""
         if target is not None:
+            check_numbers_below("classes", target, probabilities.shape[1])
             target = target.to(probabilities.device)
             own = probabilities.gather(1, target[:, None])[:, 0] >= self.confidence
             rows = (own | is_first).nonzero()[:, 0]
@@ -360,8 +364,7 @@ def _image_of(image: Any, number: int) -> Tensor:
     check(channels in (1, 3), f"{name}: expected 3 channels, or 1, got {channels}")
     check(pixels.is_floating_point(), f"{name}: expected pixels in [0, 1], got {pixels.dtype}")
     check(pixels.isfinite().all(), f"{name}: expected finite pixels")
-    grey: Tensor = pixels.float().expand(3, -1, -1)
-    return grey
+    return unit_pixels(pixels, name)
 
 
 def _classes_of(target: Any, count: int, model: Classifier) -> Tensor | None:

@@ -119,7 +119,7 @@ def test_pseudo_boxes_choose_a_threshold_without_a_true_box(
 
 def test_pseudo_boxes_need_other_methods(model: Classifier) -> None:
     result = compare(model, Drawn(n=4), ["robust_cam", "saliency", "center_box"], progress=False)
-    with pytest.raises(ValueError, match="at least 2 other methods, got those of 1"):
+    with pytest.raises(ValueError, match=r"^thresholds: .*at least 2 methods beside .* got 1"):
         result.table(thresholds="pseudo")
 
 
