@@ -13,8 +13,8 @@ Arguments that all of them share, explained once:
     the logit of class 1 of two, of which None explains the predicted one.
     All but the two that are trained for the classes of a network (``RealTimeMasking``,
     ``AdversarialLocalization``) explain more than classes: a function that makes N numbers of the
-    scores of any N samples; see below. Wrappers around them do too, not around Captum's own. Where a class is weighed against
-    others, its number is the margin, or the logit of the class.
+    scores of any N samples; see below. Wrappers around them do too, not around Captum's own. Where
+    a class is weighed against others, its number is the margin, or the logit of the class.
 ``additional_forward_args``
     Passed to ``forward_func`` behind the inputs; a tensor, anything else, or a tuple of both.
 
