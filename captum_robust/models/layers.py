@@ -84,6 +84,7 @@ def find_cam_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> nn.M
         reason = "tokens follow the last one" if maps else "no module gives an N×C×h×w map"
         tokens = _last_of_tokens(module, input_shape) if spread else None
         advice = "pass the layer yourself (--layer), with a reshape_transform where it gives tokens"
+        advice = advice if spread else f"{advice}, or take a method without one, such as saliency"
         advice = f"{advice}; {AS_WRITTEN}" if _hides_layers(module) else advice
         check(tokens, f"cam_layer: none found ({reason}); {advice}")
         assert tokens is not None
