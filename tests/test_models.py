@@ -190,7 +190,7 @@ def test_the_probe_passes_over_a_shared_activation_and_pooling() -> None:
 
 
 def test_a_network_without_maps_needs_its_layer_named() -> None:
-    with pytest.raises(ValueError, match="cam_layer: none found.*or take a method without one"):
+    with pytest.raises(ValueError, match=r"cam_layer: none found.*or take a method without one"):
         _ = Classifier(nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), input_size=4).cam_layer
     named = Classifier(small(), input_size=8, cam_layer="0", perceptual_layers=["1"])
     assert named.cam_layer is named.module[0]
