@@ -16,9 +16,9 @@ def begin_thread() -> None:
     cores, those of the model no longer wait busily for their next operation but sleep, and are
     woken thousands of times a second: small operations took 2.5 times as long.
     """
-    if "backend: OpenMP" not in torch.__config__.parallel_info():
-        return  # all threads share the helpers, whose number is fixed
     with _beginning:
+        if "backend: OpenMP" not in torch.__config__.parallel_info():
+            return  # all threads share the helpers, whose number is fixed
         usual = torch.get_num_threads()
         torch.set_num_threads(1)  # of this thread, and of all that begin later
         again = threading.Thread(target=torch.set_num_threads, args=(usual,))

@@ -145,12 +145,12 @@ def test_a_run_goes_on_under_any_number_of_ranks_and_makes_each_row_once(
     class Stopped(Drawn):
         def __getitem__(self, index: int) -> Sample:
             if index == 4:
-                loaded.clear()
                 raise KeyboardInterrupt
             return super().__getitem__(index)
 
     with pytest.raises(KeyboardInterrupt):
         work(kind, Stopped(12), tmp_path)
+    loaded.clear()  # of the next image too, which another thread may have read
     with sqlite3.connect(tmp_path / "rows.sqlite") as database:  # as an earlier version left it
         for table in ("images", "results", "attacked"):
             database.execute(f"ALTER TABLE {table} DROP COLUMN turn")
