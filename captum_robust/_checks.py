@@ -208,8 +208,11 @@ def check_finite(tensor: Tensor, where: str, first_sample: int = 0) -> None:
 
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return
-    # Smallest and largest pass NaN and infinity on, without a copy of the tensor.
     rows = tensor.detach().reshape(tensor.shape[0], -1)
+    # A sum is the quickest that passes NaN and infinity on; one that is finite shows that all are.
+    precise = torch.float32 if tensor.element_size() < 4 else None
+    if torch.isfinite(rows.sum(dim=1, dtype=precise)).all():
+        return
     finite = torch.isfinite(rows.amin(dim=1)) & torch.isfinite(rows.amax(dim=1))
     if not finite.all():
         wrong = (~finite).nonzero().flatten().tolist()

@@ -372,7 +372,7 @@ class _Comparing(Runner[_Task]):
         With them those that are still measured.
         """
         method, n = self.methods[name], len(batch)
-        images = batch.images.clone()
+        images = batch.images.clone() if method.box is None else batch.images
         by_itself = method.transforms and self.target == "prediction"
         target = None if by_itself else explained.clone()
         draws = (work.start, name + stage.attack)

@@ -18,7 +18,7 @@ from captum_robust.catalog.methods import Method, Perturbation
 from captum_robust.data import Sample
 from captum_robust.draw import amplified, encode_jpeg
 from captum_robust.metrics import functional as metrics
-from captum_robust.metrics.functional.box_accuracy import maxboxacc_both
+from captum_robust.metrics.functional.box_accuracy import sweep_and_maxboxacc
 from captum_robust.metrics.functional.stability import SSIM_WINDOW
 from captum_robust.report.results import ATTACK_POOL, GALLERY_POOL, STRATEGY_ORDER
 from captum_robust.runs.level_hits import OVERLAPS, pack_hits
@@ -36,8 +36,7 @@ def map_columns(maps: Tensor, batch: Batch, boxes: Tensor | None) -> list[dict[s
     """
     true = [sample.boxes for sample in batch.samples]
     if boxes is None:
-        drawn = torch.cat(list(metrics.sweep_boxes(maps, STRATEGY_ORDER).values()), dim=1)
-        v1, v2 = maxboxacc_both(maps, true)
+        drawn, v1, v2 = sweep_and_maxboxacc(maps, STRATEGY_ORDER, true)
     else:
         thresholds = sum(len(metrics.alpha_grid(strategy)) for strategy in STRATEGY_ORDER)
         drawn = boxes.detach().float().cpu()[:, None].expand(-1, thresholds, -1)

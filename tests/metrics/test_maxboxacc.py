@@ -9,7 +9,10 @@ from captum_robust.metrics.functional import (
     maxboxacc_from_ious,
     maxboxacc_ious,
     maxboxacc_v2,
+    sweep_boxes,
 )
+from captum_robust.metrics.functional.box_accuracy import sweep_and_maxboxacc
+from captum_robust.metrics.functional.thresholding import STRATEGIES
 
 
 def published_overlap(boxes, truth):
@@ -84,6 +87,18 @@ def test_a_batch_gives_what_its_maps_give_one_by_one(multi):
     found = maxboxacc_ious(maps, truth, multi)
     for i in (0, 10, 11, 19):
         assert (maxboxacc_ious(maps[i : i + 1], truth[i : i + 1], multi)[0] == found[i]).all()
+
+
+@pytest.mark.parametrize("grain", [3, 40])
+def test_one_pass_with_the_sweep_gives_what_each_gives_alone(grain):
+    maps = some_maps(4, (34, 40), grain, seed=5) - 0.4
+    maps[3] = maps[3].round()  # most pixels are equal
+    truth = [*TRUTH, torch.zeros(0, 4)]
+    boxes, one, every = sweep_and_maxboxacc(maps, STRATEGIES, truth)
+    assert boxes.equal(torch.cat(list(sweep_boxes(maps, STRATEGIES).values()), dim=1))
+    for found, multi in ((one, False), (every, True)):
+        assert found[:3].equal(maxboxacc_ious(maps, truth, multi)[:3])
+        assert found[3].isnan().all()
 
 
 def test_component_and_polygon_agree_on_a_smooth_map():

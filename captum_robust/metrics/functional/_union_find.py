@@ -66,50 +66,6 @@ def descending_order(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @njit(cache=True, nogil=True)
-def descending_levels(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort uint8 rows N×P from the largest down, equal values in place: counting sort.
-
-    Returns the positions (int32) and, N×256, how many pixels lie above the levels 255 … 0.
-    """
-    n, pixels = levels.shape
-    order = np.empty((n, pixels), np.int32)
-    above = np.empty((n, 256), np.int64)
-    start = np.empty(256, np.int64)
-    for i in range(n):
-        count = np.zeros(256, np.int64)
-        for p in range(pixels):
-            count[levels[i, p]] += 1
-        total = 0
-        for level in range(255, -1, -1):
-            above[i, 255 - level] = total
-            start[level] = total
-            total += count[level]
-        for p in range(pixels):
-            level = levels[i, p]
-            order[i, start[level]] = p
-            start[level] += 1
-    return order, above
-
-
-@njit(cache=True, nogil=True)
-def descending_levels_of(
-    maps: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return :func:`descending_levels` of float32 rows N×P at 256 levels from low to high.
-
-    The same float64 operations as of ``box_accuracy.min_max``, in one pass.
-    """
-    n, pixels = maps.shape
-    levels = np.empty((n, pixels), np.uint8)
-    for i in range(n):
-        span = high[i] - low[i]
-        span = span if span > 0 else 1.0
-        for p in range(pixels):
-            levels[i, p] = np.uint8((np.float64(maps[i, p]) - low[i]) / span * 255.0)
-    return descending_levels(levels)
-
-
-@njit(cache=True, nogil=True)
 def largest_boxes(
     order: np.ndarray, counts: np.ndarray, height: int, width: int, connectivity: int
 ) -> np.ndarray:

@@ -24,7 +24,13 @@ from captum_robust.metrics.functional._validate import (
     numbers_in,
     size_of,
 )
-from captum_robust.metrics.functional.box_sweep import CHUNK_PIXELS
+from captum_robust.metrics.functional.box_sweep import (
+    CHUNK_PIXELS,
+    check_strategies,
+    kept_by,
+    put_back,
+    sorted_pixels,
+)
 from captum_robust.metrics.functional.boxes import best_overlap
 
 CONTOURS = ("component", "polygon")
@@ -88,28 +94,35 @@ def maxboxacc_ious(
     def scored(part: Tensor, truth: list[Tensor]) -> list[Tensor]:
         if contours == "polygon":
             return [_outline_overlaps(levels_of(part), truth, multi, inclusive)]
-        if multi:
-            return _best_overlaps(part, truth, inclusive)
-        return [_largest_overlaps(part, truth, inclusive)]
+        overlaps = _best_overlaps if multi else _largest_overlaps
+        return [overlaps(part, truth, inclusive)]
 
     return _by_parts(maps, ground_truth, scored)[0]
 
 
-def maxboxacc_both(maps: Tensor, ground_truth: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return :func:`maxboxacc_ious` without and with ``multi``, N×256 each, from one pass."""
+def sweep_and_maxboxacc(
+    maps: Tensor, strategies: Sequence[str], ground_truth: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return :func:`sweep_boxes` N×A×4 of all families in turn, and :func:`maxboxacc_ious`.
+
+    The last without and with ``multi``, N×256 each; all from one pass.
+    """
     maps = check_maps(maps)
+    check_strategies(strategies)
     check_box_list(ground_truth, len(maps), size=size_of(maps))
-    scored = partial(_best_overlaps, inclusive=True, with_largest=True)
-    one, every = _by_parts(maps, ground_truth, scored)
-    return one, every
+    boxes, one, every = _by_parts(maps, ground_truth, partial(_swept_overlaps, strategies))
+    return boxes, one, every
 
 
 def _by_parts(
     maps: Tensor,
     ground_truth: Tensor | Sequence[Tensor],
-    scored: Callable[[Tensor, list[Tensor]], list[Tensor]],
+    scored: Callable[[Tensor, list[Tensor]], Sequence[Tensor]],
 ) -> list[Tensor]:
-    """Return what is scored of a few maps at a time, put together, N×256 each."""
+    """Return what is scored of a few maps at a time, put together.
+
+    Scores N×256 are NaN where there is no ground truth.
+    """
     chunk = max(1, CHUNK_PIXELS // (maps.shape[1] * maps.shape[2]))
     truth = [boxes.detach().to(device="cpu", dtype=torch.float64) for boxes in ground_truth]
     starts = range(0, len(maps), chunk) or range(1)
@@ -117,11 +130,10 @@ def _by_parts(
         scored(maps[start : start + chunk], truth[start : start + chunk])
         for start in counted(starts, "part", None, "boxes")
     ]
-    without = torch.tensor([len(boxes) == 0 for boxes in truth], dtype=torch.bool)
-    return [
-        torch.cat(each).masked_fill(without[:, None], torch.nan).to(maps.device)
-        for each in zip(*parts, strict=True)
-    ]
+    without = torch.tensor([len(boxes) == 0 for boxes in truth], dtype=torch.bool)[:, None]
+    whole = [torch.cat(each) for each in zip(*parts, strict=True)]
+    known = [each.masked_fill(without, torch.nan) if each.ndim == 2 else each for each in whole]
+    return [each.to(maps.device) for each in known]
 
 
 def levels_of(maps: Tensor) -> Tensor:
@@ -130,48 +142,74 @@ def levels_of(maps: Tensor) -> Tensor:
     return (min_max(maps) * 255).to(device="cpu", dtype=torch.uint8)
 
 
-def _sorted_levels(maps: Tensor) -> tuple[Any, Any]:
-    """Return the positions N×P, largest first, and how many lie above each of 256 levels."""
-    from captum_robust.metrics.functional import _union_find
-
-    if maps.device.type == "cpu" and maps.dtype == torch.float32 and len(maps):
-        rows = maps.flatten(1).contiguous()
-        low, high = rows.amin(dim=1).double().numpy(), rows.amax(dim=1).double().numpy()
-        return _union_find.descending_levels_of(rows.numpy(), low, high)
-    return _union_find.descending_levels(levels_of(maps).flatten(1).numpy())
+def _above_levels(descending: Tensor, size: Sequence[int]) -> Tensor:
+    """Return how many of N×P pixels, largest first, lie above the levels 255 … 0, N×256."""
+    levels = levels_of(descending.reshape(-1, *size)).flatten(1).short()
+    # Searching is for ascending sequences, hence the signs.
+    sought = torch.arange(-255, 1, dtype=torch.int16).expand(len(levels), -1)
+    return torch.searchsorted(-levels, sought.contiguous())
 
 
 def _largest_overlaps(maps: Tensor, truth: list[Tensor], inclusive: bool) -> Tensor:
     """Return N×256 overlaps of the largest component."""
     from captum_robust.metrics.functional import _union_find
 
-    order, counts = _sorted_levels(maps)
-    boxes = _union_find.largest_boxes(order, counts, *size_of(maps), 8)
-    return _of_largest(boxes, counts, maps, truth, inclusive)
+    order, descending = sorted_pixels(maps)
+    counts = _above_levels(descending, size_of(maps))
+    boxes = _union_find.largest_boxes(order, counts.numpy(), *size_of(maps), 8)
+    return _of_largest(torch.from_numpy(boxes), counts, maps, truth, inclusive)
 
 
-def _best_overlaps(
-    maps: Tensor, truth: list[Tensor], inclusive: bool, *, with_largest: bool = False
-) -> list[Tensor]:
-    """Return N×256 overlaps of the best component, on request behind those of the largest one."""
+def _best_overlaps(maps: Tensor, truth: list[Tensor], inclusive: bool) -> Tensor:
+    """Return N×256 overlaps of the best component."""
+    order, descending = sorted_pixels(maps)
+    counts = _above_levels(descending, size_of(maps))
+    best, _ = _scored(order, counts, maps, truth, inclusive)
+    return _of_best(best, counts, maps, truth, inclusive)
+
+
+def _swept_overlaps(
+    strategies: Sequence[str], maps: Tensor, truth: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the boxes of the sweep, and the overlaps of the largest and of the best component."""
+    order, descending = sorted_pixels(maps)
+    kept, counts = kept_by(descending, strategies), _above_levels(descending, size_of(maps))
+    steps, position = torch.cat([kept, counts], dim=1).sort(dim=1)
+    best, boxes = (put_back(f, position) for f in _scored(order, steps, maps, truth, True))
+    swept = kept.shape[1]
+    one = _of_largest(boxes[:, swept:], counts, maps, truth, True)
+    every = _of_best(best[:, swept:], counts, maps, truth, True)
+    return boxes[:, :swept].float(), one, every
+
+
+def _scored(
+    order: Any, counts: Tensor, maps: Tensor, truth: list[Tensor], inclusive: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the best overlap N×S at each step, and the box N×S×4 of the largest component."""
     from captum_robust.metrics.functional import _union_find
 
-    order, counts = _sorted_levels(maps)
     start = torch.tensor([0] + [len(boxes) for boxes in truth]).cumsum(0).numpy()
     every = torch.cat([torch.zeros(0, 4, dtype=torch.float64), *truth]).numpy()
-    best, boxes = _union_find.best_overlaps(order, counts, every, start, *size_of(maps), inclusive)
+    size = size_of(maps)
+    found = _union_find.best_overlaps(order, counts.numpy(), every, start, *size, inclusive)
+    best, boxes = map(torch.from_numpy, found)
+    return best, boxes
+
+
+def _of_best(
+    best: Tensor, counts: Tensor, maps: Tensor, truth: list[Tensor], inclusive: bool
+) -> Tensor:
+    """Return the best overlaps N×256, lowest level first."""
     nowhere = torch.zeros(len(maps), 1, 4, dtype=torch.float64)
     nothing = _overlaps(nowhere, truth, size_of(maps), inclusive)
-    found = torch.where(torch.from_numpy(counts == 0), nothing, torch.from_numpy(best)).flip(1)
-    return [_of_largest(boxes, counts, maps, truth, inclusive), found] if with_largest else [found]
+    return torch.where(counts == 0, nothing, best).flip(1)
 
 
 def _of_largest(
-    boxes: Any, counts: Any, maps: Tensor, truth: list[Tensor], inclusive: bool
+    boxes: Tensor, counts: Tensor, maps: Tensor, truth: list[Tensor], inclusive: bool
 ) -> Tensor:
     """Return the overlaps N×256 of the boxes N×256×4 of the largest components, lowest first."""
-    drawn = torch.from_numpy(boxes).double()
-    drawn = drawn.masked_fill(torch.from_numpy(counts == 0)[:, :, None], 0)
+    drawn = boxes.double().masked_fill((counts == 0)[:, :, None], 0)
     return _overlaps(drawn, truth, size_of(maps), inclusive).flip(1)
 
 

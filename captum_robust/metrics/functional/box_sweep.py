@@ -6,6 +6,7 @@ down.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,26 +82,38 @@ def _sweep(
     from captum_robust.metrics.functional import _union_find
 
     height, width = maps.shape[1:]
-    order, descending = _sorted_pixels(maps.flatten(1))
-    counts = torch.cat(
-        [kept_counts(descending, strategy, alpha_grid(strategy)) for strategy in strategies], dim=1
-    )
-    ascending, position = counts.cpu().sort(dim=1)
-    steps = (order.cpu().numpy(), ascending.numpy(), height, width)
+    order, descending = sorted_pixels(maps)
+    ascending, position = kept_by(descending, strategies).sort(dim=1)
+    steps = (order, ascending.numpy(), height, width)
     if largest_component_only:
         boxes = _union_find.largest_boxes(*steps, connectivity)
     else:
         boxes = _union_find.extents(*steps)
-    back = position[:, :, None].expand(-1, -1, 4)
-    return torch.empty(boxes.shape).scatter_(1, back, torch.from_numpy(boxes).float())
+    return put_back(torch.from_numpy(boxes).float(), position)
 
 
-def _sorted_pixels(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the positions (int32) and the values of N×P pixels, largest first, ties in order."""
+def sorted_pixels(maps: Tensor) -> tuple[Any, Tensor]:
+    """Return the positions (a NumPy array, int32) and the values of pixels N×P, largest first.
+
+    Of equal ones the first in raster order comes first.
+    """
     from captum_robust.metrics.functional import _union_find
 
+    pixels = maps.flatten(1)
     if pixels.device.type == "cpu" and pixels.dtype == torch.float32:
         order, descending = _union_find.descending_order(pixels.contiguous().numpy())
-        return torch.from_numpy(order), torch.from_numpy(descending)
+        return order, torch.from_numpy(descending)
     values, positions = pixels.sort(dim=1, descending=True, stable=True)
-    return positions.int(), values
+    return positions.int().cpu().numpy(), values
+
+
+def kept_by(descending: Tensor, strategies: Sequence[str]) -> Tensor:
+    """Return how many of N×P pixels, largest first, each α of each family keeps, on the CPU."""
+    counts = [kept_counts(descending, family, alpha_grid(family)) for family in strategies]
+    return torch.cat(counts, dim=1).cpu()
+
+
+def put_back(found: Tensor, position: Tensor) -> Tensor:
+    """Return N×S… that were found at sorted steps, whose ``position`` N×S it was before."""
+    position = position.reshape(*position.shape, *[1] * (found.ndim - 2)).expand_as(found)
+    return torch.empty_like(found).scatter_(1, position, found)
