@@ -65,7 +65,7 @@ class Tour:
     attack: str
     """The attack and its strength."""
     embeddings: list[Embedding]
-    """By t-SNE and by PCA."""
+    """By t-SNE, where there are enough images for it, and by PCA."""
     notes: list[str]
     """What to know of the whole."""
     unusable: dict[str, str]
@@ -247,6 +247,7 @@ class Survey:
             pixels = torch.stack([stream.sample(position).image for position in positions])
             points = with_attacked(features, model, queries, pixels, attack)
             attacked = neighbours(points, queries=range(len(features.ids), len(points.ids)))
+        made = [embedding(points, "tsne"), embedding(points, "pca")]
         return Tour(
             model=model.name,
             images=used,
@@ -258,7 +259,7 @@ class Survey:
             neighbours=neighbours(features, queries=queries),
             attacked=attacked,
             attack=_attack_name(attack),
-            embeddings=[embedding(points, "tsne"), embedding(points, "pca")],
+            embeddings=made[:1] if made[0].method == "pca" else made,
             notes=notes,
             unusable=dict(stream.unusable),
         )

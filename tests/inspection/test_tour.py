@@ -72,6 +72,7 @@ def test_one_image_is_enough(run: Run, tmp_path: Path) -> None:
     page = (tmp_path / "captum-robust-inspect" / "index.html").read_text("utf-8")
     assert "Each of the images has 0 neighbours, not 5." in page
     assert "Too few for t-SNE: 1 image; PCA instead." in page
+    assert page.count('alt="images in the plane, by pca') == 1
 
 
 @pytest.mark.parametrize(
