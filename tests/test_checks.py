@@ -13,6 +13,7 @@ from captum_robust._checks import (
     check_callable,
     check_choice,
     check_count,
+    check_finite,
     check_number,
     check_shape,
     check_type,
@@ -95,3 +96,19 @@ def test_the_name_of_nothing_may_be_long_and_odd() -> None:
     text = str(unknown_name("class", "\x1b" + "k" * 10**6, ["cat", "dog"]))
     assert len(text) <= 2000
     assert text.startswith("class: expected one of cat, dog, got")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_samples_pass_though_their_sum_overflows(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    check_finite(torch.full((2, 3, 8), largest, dtype=dtype), "maps")
+    check_finite(torch.tensor([[largest, -largest, largest]], dtype=dtype), "maps")
+
+
+@pytest.mark.parametrize("wrong", [[math.nan], [math.inf], [-math.inf], [math.inf, -math.inf]])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_sample_with_nan_or_infinity_is_named(wrong: list[float], dtype: torch.dtype) -> None:
+    maps = torch.full((3, 4), torch.finfo(dtype).max, dtype=dtype)
+    maps[1, : len(wrong)] = torch.tensor(wrong)
+    with pytest.raises(ValueError, match=r"maps: NaN or infinity in sample 6 \(1 of 3 samples\)"):
+        check_finite(maps, "maps", first_sample=5)
