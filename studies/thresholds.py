@@ -1,11 +1,13 @@
 """Which threshold draws the best boxes of each method, where there are no boxes to tune it on?
 
 Written down before the numbers: each method's threshold is the one that places the boxes of fold 0
-of the run best (rule: fewest errors, then the largest mean overlap), its score that of fold 1; the
-other way round beside it, and two-fold as ``compare`` does. Nothing else is chosen.
+best (rule: the smallest mean error over the classifiers, then the largest mean overlap), its scores
+are those of fold 1, classifier by classifier; the other way round beside it, and what the first
+classifier alone would have chosen. Nothing else is chosen.
 
-``python studies/thresholds.py RUN …`` prints the table of runs of ``compare``, and writes the file
-that is shipped; with ``--add`` its methods stay as they are, and those that it lacks are added.
+``python studies/thresholds.py RUN …`` prints the table of runs of ``compare``, of one classifier or
+of several on the same images, and writes the file that is shipped; with ``--keep`` the methods of
+the file that the runs lack stay in it.
 """
 
 from __future__ import annotations
@@ -13,38 +15,42 @@ from __future__ import annotations
 import json
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import harness
+import numpy as np
+import torch
+from torch import Tensor
 
 import captum_robust
 from captum_robust.catalog.box_vote import VOTES
 from captum_robust.catalog.methods import BASELINES
 from captum_robust.catalog.thresholds import shipped_facts
+from captum_robust.metrics.functional import alpha_grid
 from captum_robust.report.comparison import Comparison
-from captum_robust.report.results import Tuning
+from captum_robust.report.results import STRATEGY_ORDER, Tuning
+from captum_robust.runs.store import unpack
 
 FILE = Path(captum_robust.__file__).parent / "catalog" / "thresholds.json"
+THRESHOLDS = [(family, alpha) for family in STRATEGY_ORDER for alpha in alpha_grid(family)]
 
 
 def ship(
     runs: tuple[Path, ...],
     *,
-    add: Annotated[bool, "keep the methods of the file, and add those that it lacks"] = False,
+    keep: Annotated[bool, "keep the methods of the file that the runs lack"] = False,
 ) -> None:
     """Choose on fold 0, score on fold 1, and write the file."""
-    facts: dict[str, object] = dict(shipped_facts()["methods"]) if add else {}
-    kept = (*BASELINES, *VOTES, *facts)
-    print(f"{'method':24}{'chosen':>16}{'other half':>11}{'  | the other way':>18}{'two-fold':>18}")
-    for run in runs:
-        result = Comparison(run)
-        model = result.configuration["model"]["name"]
+    by_method: dict[str, list[Comparison]] = {}
+    for result in map(Comparison, runs):
         for method in result.methods:
-            if method not in kept:
-                facts[method] = chosen(result, method)
+            if method not in (*BASELINES, *VOTES):
+                by_method.setdefault(method, []).append(result)
+    facts: dict[str, Any] = dict(shipped_facts()["methods"]) if keep else {}
+    print("method, threshold, errors on the other half of the images | the other way round")
+    facts |= {method: chosen(method, results) for method, results in by_method.items()}
     described = {
         "images": "400 photographs of ImageNet's validation images",
-        "model": model,
         "date": date.today().isoformat(),
         "methods": dict(sorted(facts.items())),
     }
@@ -52,25 +58,54 @@ def ship(
     print(f"-> {FILE.name}: {len(facts)} methods")
 
 
-def chosen(result: Comparison, method: str) -> dict[str, object]:
+def chosen(method: str, results: list[Comparison]) -> dict[str, Any]:
     """What the file says of a method."""
-    scored = result._scoring.score(method, "clean", Tuning(thresholds="two-fold"))
-    assert scored is not None
-    two_fold = scored.result
-    # Fold 1 is scored with what is best on fold 0.
-    (forth,), (back,) = two_fold.chosen[1], two_fold.chosen[0]
-    misses = two_fold.per_sample_error
-    here, there = (float(misses[scored.folds == fold].mean()) for fold in (1, 0))
-    n = [int((scored.folds == fold).sum()) for fold in (0, 1)]
-    one, other = (f"{family} {alpha:g}" for family, alpha in (forth, back))
-    print(f"{method:24}{one:>16}{here:11.3f}  |{other:>15} {there:.3f}{two_fold.error:11.3f}")
+    halves = [in_halves(result, method) for result in results]
+    ways = []
+    for here, there in ((0, 1), (1, 0)):
+        best, first = best_of([half[here] for half in halves]), best_of([halves[0][here]])
+        errors = [[error_at(half[there], at) for half in halves] for at in (best, first)]
+        ways.append((THRESHOLDS[best], *errors))
+    said = [
+        f"{f'{family} {alpha:g}':16}{numbers(errors)} (first alone {numbers(alone)})"
+        for (family, alpha), errors, alone in ways
+    ]
+    print(f"{method:24}" + " | ".join(said))
+    (family, alpha), errors, _ = ways[0]
     return {
-        "strategy": forth[0],
-        "alpha": forth[1],
-        "n_chosen_on": n[0],
-        "error": round(here, 4),
-        "n_scored": n[1],
+        "strategy": family,
+        "alpha": alpha,
+        "models": [result.configuration["model"]["name"] for result in results],
+        "n_chosen_on": len(halves[0][0]),
+        "errors": [round(error, 4) for error in errors],
+        "n_scored": len(halves[0][1]),
     }
+
+
+def numbers(errors: list[float]) -> str:
+    """The errors of the classifiers in a line."""
+    return " ".join(f"{error:.3f}" for error in errors)
+
+
+def in_halves(result: Comparison, method: str) -> tuple[Tensor, Tensor]:
+    """The overlaps of the boxes of fold 0, and of fold 1, at each threshold."""
+    scored = result._scoring.score(method, "clean", Tuning(thresholds="two-fold"))
+    rows = result._results.measured(method, "clean", "ious")
+    assert scored is not None
+    overlaps = torch.from_numpy(np.stack([unpack(row["value"]) for row in rows])).double()
+    return overlaps[scored.folds == 0], overlaps[scored.folds == 1]
+
+
+def best_of(halves: list[Tensor]) -> int:
+    """Which threshold places boxes best, on average over classifiers."""
+    errors = torch.stack([(half <= 0.5).double().mean(dim=0) for half in halves]).mean(dim=0)
+    overlap = torch.stack([half.mean(dim=0) for half in halves]).mean(dim=0)
+    return min(range(len(THRESHOLDS)), key=lambda at: (errors[at].item(), -overlap[at].item()))
+
+
+def error_at(overlaps: Tensor, at: int) -> float:
+    """The share of boxes with an overlap of .5 or less at one threshold."""
+    return (overlaps[:, at] <= 0.5).double().mean().item()
 
 
 if __name__ == "__main__":

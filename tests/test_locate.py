@@ -311,7 +311,8 @@ def test_thresholds_that_ship_are_of_the_catalogue_and_on_the_grid() -> None:
         assert one["alpha"] in alpha_grid(one["strategy"])
         assert one["n_chosen_on"] >= 50
         assert one["n_scored"] >= 50
-        assert 0 < one["error"] < 1
+        assert len(one["errors"]) == len(one["models"]) > 0
+        assert all(0 < error < 1 for error in one["errors"])
     assert shipped_threshold("mine") is USUAL_THRESHOLD
 
 

@@ -40,10 +40,11 @@ USUAL_THRESHOLD = Threshold("value", 0.2)
 
 @cache
 def shipped_facts() -> dict[str, Any]:
-    """What the file of shipped thresholds says: images, model, date, and of each method.
+    """What the file of shipped thresholds says: images, date, and of each method.
 
-    Of a method: ``strategy`` and ``alpha``, chosen on half of the images (``n_chosen_on``), and
-    the localization ``error`` that they have on the other half (``n_scored``).
+    Of a method: ``strategy`` and ``alpha``, chosen on half of the images (``n_chosen_on``) by the
+    mean error over some ``models``, and the localization ``errors`` that these have on the other
+    half (``n_scored``).
     """
     text = (files("captum_robust.catalog") / "thresholds.json").read_text("utf-8")
     facts: dict[str, Any] = json.loads(text)
