@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from torch import Tensor
 
 _beginning = threading.Lock()
 
@@ -24,3 +27,17 @@ def begin_thread() -> None:
         again = threading.Thread(target=torch.set_num_threads, args=(usual,))
         again.start()
         again.join()
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """The parts, on the CPU and without their graphs, stacked by this thread alone.
+
+    The helpers of an operation of PyTorch are busy for milliseconds behind it, in which they keep
+    a core from the threads beside the model.
+    """
+    return torch.from_numpy(np.stack([part.detach().cpu().numpy() for part in parts]))
+
+
+def copied(x: Tensor) -> Tensor:
+    """A copy of a tensor without a graph; on the CPU by this thread alone."""
+    return x.clone() if x.device.type != "cpu" else torch.from_numpy(x.numpy().copy("K"))

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from captum_robust._threads import begin_thread
+from captum_robust._threads import begin_thread, copied, stacked
 from captum_robust.benchmark import reading
 from captum_robust.benchmark.beside import Pool, Turns
 from captum_robust.transforms import jpeg
@@ -67,3 +67,17 @@ def test_what_codes_images_computes_by_itself(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(jpeg.JPEG, "_coded", noted)
     jpeg.JPEG()(torch.rand(3, 3, 16, 16))
     assert seen == [1, 1, 1]
+
+
+def test_copies_are_those_of_pytorch() -> None:
+    parts = [torch.rand(3, 5, 4), torch.rand(3, 5, 4)]
+    batch = stacked(parts)
+    assert batch.equal(torch.stack(parts))
+    parts[0][0, 0, 0] = 7
+    assert batch.amax() < 7
+    for x in (batch, batch.contiguous(memory_format=torch.channels_last), batch[:, ::2]):
+        copy = copied(x)
+        assert copy.equal(x)
+        assert copy.stride() == x.clone().stride()
+        copy.zero_()
+        assert x.amax() > 0

@@ -17,6 +17,7 @@ from captum_robust._checks import check, check_choice, check_count, check_type
 from captum_robust._contexts import autocast, evaluation, without_new_gradients
 from captum_robust._processes import device_of
 from captum_robust._scores import probabilities_of, warn_of_probabilities
+from captum_robust._threads import copied, stacked
 from captum_robust.attacks.attack import watched_gradients
 from captum_robust.attacks.outcome import last_of, outcome
 from captum_robust.benchmark.reading import Loaded, SampleReader, one_line
@@ -148,7 +149,7 @@ class BatchReader:
 
         def attack(batch: Batch) -> Batch:
             with self.undisturbed(start, name), watched_gradients() as ended:
-                images = perturb(batch.images.clone(), batch.label.clone()).detach()
+                images = perturb(copied(batch.images), batch.label.clone()).detach()
             shape, got = tuple(batch.images.shape), tuple(images.shape)
             check(got == shape, f"attack {name!r}: expected {shape}, got {got}")
             without = last_of(ended, batch.before)
@@ -195,7 +196,7 @@ class BatchReader:
     def _clean(self, scores: KnownScores | None, usable: tuple[Loaded, ...]) -> Batch:
         samples = [item.sample for item in usable if item.sample is not None]
         device = device_of(self.model)
-        images = torch.stack([s.image for s in samples])
+        images = stacked([s.image for s in samples])
         if device.type == "cuda":  # so that the copy need not be waited for
             images = images.pin_memory()
         images = images.to(device, non_blocking=True)

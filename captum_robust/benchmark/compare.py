@@ -19,6 +19,7 @@ from torch import Tensor
 from captum_robust._checks import check, check_choice, check_finite, check_type
 from captum_robust._contexts import PRECISIONS
 from captum_robust._processes import is_first, world_size
+from captum_robust._threads import copied
 from captum_robust.benchmark import measure
 from captum_robust.benchmark.adaptive_cases import Stage, adaptive_stages, describe_stages
 from captum_robust.benchmark.batches import (
@@ -372,7 +373,7 @@ class _Comparing(Runner[_Task]):
         With them those that are still measured.
         """
         method, n = self.methods[name], len(batch)
-        images = batch.images.clone() if method.box is None else batch.images
+        images = copied(batch.images) if method.box is None else batch.images
         by_itself = method.transforms and self.target == "prediction"
         target = None if by_itself else explained.clone()
         draws = (work.start, name + stage.attack)
@@ -443,7 +444,7 @@ class _Comparing(Runner[_Task]):
         def scores(items: tuple[Loaded, ...], images: Tensor, labels: Tensor) -> Tensor | None:
             try:
                 with scores_seen(model, images) as seen:
-                    made = self._called(name, (start, name + stage.attack), images.clone(), labels)
+                    made = self._called(name, (start, name + stage.attack), copied(images), labels)
             except Exception as error:
                 if is_of_machine(error):
                     raise
