@@ -416,7 +416,10 @@ def checksum(tensors: Iterable[Tensor]) -> int:
 
 
 def check_same_run(
-    folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], ignored: str | None = None
+    folder: Path,
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    ignored: str | tuple[str, ...] = (),
 ) -> None:
     """Hold a run's configuration to the one its folder was begun with.
 
@@ -424,17 +427,17 @@ def check_same_run(
         folder: of the run, for the message.
         there: what its file says.
         here: what was asked for.
-        ignored: the key of a part that is only for the record.
+        ignored: the key of a part that is only for the record, or the keys of several.
 
     Raises:
         ValueError: they differ; the message shows where.
     """
     before, after = _flat(there), _flat(json.loads(json.dumps(here)))
+    parts = (ignored,) if isinstance(ignored, str) else ignored
     differing = [
         key
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-        and (ignored is None or not key.startswith(f"{ignored}."))
+        if before.get(key) != after.get(key) and key.partition(".")[0] not in parts
     ]
     lines = "; ".join(_difference(key, before, after) for key in differing)
     message = f"{printable(str(folder))} holds another run ({lines}); give another folder"

@@ -63,6 +63,7 @@ def describe_run(
         "model": _describe_model(model, described.values()),
         "dataset": _describe_dataset(dataset, count),
         "methods": described,
+        "kinds": {name: known.kind_of(value) for name, value in methods.items()},
         "attacks": {name: _describe(attack) for name, attack in attacks.items()},
         "settings": {
             **settings,

@@ -411,7 +411,7 @@ def build_methods(
     return {name: _build(model, name, value) for name, value in named_methods(methods).items()}
 
 
-_KINDS: dict[type[Attribution], str] = {
+_KINDS: dict[type, str] = {
     RobustCAM: "robust_cam",
     LayerGradCam: "grad_cam",
     RealTimeMasking: "real_time_masking",
@@ -424,11 +424,17 @@ _KINDS: dict[type[Attribution], str] = {
 }
 
 
-def kind_of(attribution: Attribution) -> str:
-    """The name in the catalogue of what an attribution of one's own is; "" where it has none."""
-    if isinstance(attribution, ClassActivationMap):
-        return attribution.kind if len(attribution.layers) == 1 else ""
-    return _KINDS.get(type(attribution), "")
+def kind_of(value: Any) -> str:
+    """The name in the catalogue of what a value for ``build_methods`` is; "" where it has none."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, PerceptualBallPerturbation):
+        return "perceptual_ball"
+    if isinstance(value, Guided) and kind_of(value.attribution) == "perceptual_ball":
+        return "perceptual_ball_guided"
+    if isinstance(value, ClassActivationMap):
+        return value.kind if len(value.layers) == 1 else ""
+    return _KINDS.get(type(value), "")
 
 
 def _build(model: Classifier, name: str, value: Any) -> Method:
@@ -437,12 +443,11 @@ def _build(model: Classifier, name: str, value: Any) -> Method:
             return replace(METHODS[value](model), threshold=shipped_threshold(value))
         except ValueError as error:
             raise ValueError(f"method {name!r}: {error}") from None
-    ball = value.attribution if isinstance(value, Guided) else value
-    if isinstance(ball, PerceptualBallPerturbation):
-        own = "perceptual_ball" if ball is value else "perceptual_ball_guided"
-        return replace(from_perturbation(value), threshold=shipped_threshold(own))
     if isinstance(value, Attribution):
-        return replace(from_attribution(value), threshold=shipped_threshold(kind_of(value)))
+        ball = value.attribution if isinstance(value, Guided) else value
+        perturbs = isinstance(ball, PerceptualBallPerturbation)
+        made = from_perturbation(value) if perturbs else from_attribution(value)
+        return replace(made, threshold=shipped_threshold(kind_of(value)))
     of_method = f"method {name!r}"
     check_type(of_method, value, Callable, "a name, a Captum Attribution or a function")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_robust._checks import check, check_shape
-from captum_robust.catalog.thresholds import Threshold, shipped_threshold
+from captum_robust.catalog.thresholds import Threshold
 from captum_robust.metrics.functional import alpha_grid, box_iou, localization_error
 from captum_robust.report.pairs import NO_VALUES, Values, paired, positions_of
 from captum_robust.report.results import STRATEGY_ORDER, Results
@@ -79,7 +79,7 @@ def pseudo_threshold(
 
 def placed_boxes(results: Results, method: str, attack: str) -> Values:
     """The positions with a map by a method, and its boxes M×4 at its shipped threshold."""
-    shipped = shipped_threshold(results.kinds[method])
+    shipped = results.threshold(method)
     column = every_threshold(STRATEGY_ORDER).index((shipped.strategy, shipped.alpha))
     rows = results.measured(method, attack, "predicted_boxes")
     return (positions_of(rows), drawn_boxes(rows)[:, column]) if rows else NO_VALUES

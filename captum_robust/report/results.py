@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from captum_robust.catalog.box_vote import VOTES
 from captum_robust.catalog.methods import BASELINES, FIXED_BOXES
+from captum_robust.catalog.thresholds import Threshold, shipped_threshold
 from captum_robust.catalog.words import words_of
 from captum_robust.metrics.functional import STABILITY_MEASURES, STRATEGIES
 from captum_robust.runs.store import RunStore
@@ -79,7 +80,7 @@ class Results:
         self.configuration = self.store.configuration
         self._held: tuple[int, dict[str, bool]] = 0, {}
         self.kinds: dict[str, str] = self.configuration["methods"]
-        """What each method is in the catalog."""
+        """What each method is in the catalog; one of one's own is described."""
         words = {m: words_of(m) if m == kind else m for m, kind in self.kinds.items()}
         self.words = words if len(set(words.values())) == len(words) else {m: m for m in words}
         """What each method is called on a page; a name of one's own stays as it is."""
@@ -97,6 +98,11 @@ class Results:
         """Those that place a box whatever the threshold."""
         self.compared = [m for m in self.methods if m not in self.baselines] or self.methods
         """The methods that are no baselines; all, where there are no others."""
+
+    def threshold(self, method: str) -> Threshold:
+        """That which ships for what a method is, also for one of one's own; or the usual one."""
+        kinds = {**self.kinds, **self.configuration.get("kinds", {})}  # earlier runs have none
+        return shipped_threshold(kinds[method])
 
     @property
     def attacked_sets(self) -> list[str]:

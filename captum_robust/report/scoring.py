@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_robust._checks import check, check_choice, known_name
 from captum_robust._progress import counted
 from captum_robust.catalog.attacks import LEVELS, strength_of
-from captum_robust.catalog.thresholds import Threshold, shipped_threshold
+from captum_robust.catalog.thresholds import Threshold
 from captum_robust.metrics.functional import (
     STABILITY_MEASURES,
     LocalizationResult,
@@ -164,7 +164,7 @@ class Scoring:
             return "oracle" if one_sided else way, None
         if way == "pseudo":
             return way, self._pseudo_threshold(method, attack)
-        shipped = shipped_threshold(self.results.kinds[method])
+        shipped = self.results.threshold(method)
         return way if shipped.is_shipped else "usual", shipped
 
     def _pseudo_threshold(self, method: str, attack: str) -> Threshold:

@@ -28,6 +28,7 @@ RUN_FORM: Form = {
     ),
     "dataset": parts({"kind": text(), "samples": whole(0)}, others=True),
     "methods": _TEXTS,
+    "kinds": optional(_TEXTS, {}),
     "attacks": _TEXTS,
     "adaptive": optional(named(parts({"of": or_none(text()), "images": _TEXTS}, others=True)), {}),
     "settings": parts(

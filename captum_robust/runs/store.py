@@ -190,7 +190,7 @@ class RunStore:
             unknown = {k: None for side in (before, now) for k, crc in side.items() if crc is None}
             there = _with_checksums(there, before | unknown)
             here = _with_checksums(here, now | unknown)
-        check_same_run(self.folder, there, here, "versions")
+        check_same_run(self.folder, there, here, ("versions", "kinds"))
 
     def begin(self) -> None:
         """Look at the rows of the other files; every rank does before the first of them writes.

@@ -327,8 +327,11 @@ def test_captums_attributions_and_functions_run_under_the_users_names(
     }
     result = compare(model, drawn, methods, progress=False)
     assert result.failures().empty
-    errors = result.table().set_index("method")["error"]
-    assert errors["on a layer"] == errors["by name"]
+    table = result.table().set_index("method")
+    for column in ("error", "tuned", "threshold"):
+        assert table[column]["on a layer"] == table[column]["by name"]
+    assert table["tuned"]["captums"] == "shipped"
+    assert table["tuned"]["mine"] == "usual"
 
 
 def test_a_method_finds_what_every_other_finds_and_leaves_nothing_behind(
