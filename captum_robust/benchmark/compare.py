@@ -368,10 +368,7 @@ class _Comparing(Runner[_Task]):
     def _measured(
         self, batch: Batch, name: str, stage: Stage, explained: Tensor, work: Work
     ) -> tuple[list[dict[str, Any]], list[Measuring]]:
-        """The columns of each image's map: its cost, the metrics and the pictures.
-
-        With them those that are still measured.
-        """
+        """The columns of each image's map: cost and pictures, and metrics still being measured."""
         method, n = self.methods[name], len(batch)
         images = copied(batch.images) if method.box is None else batch.images
         by_itself = method.transforms and self.target == "prediction"
