@@ -247,7 +247,9 @@ class Survey:
             pixels = torch.stack([stream.sample(position).image for position in positions])
             points = with_attacked(features, model, queries, pixels, attack)
             attacked = neighbours(points, queries=range(len(features.ids), len(points.ids)))
-        made = [embedding(points, "tsne"), embedding(points, "pca")]
+        planes = [embedding(points, "tsne")]
+        if planes[0].method == "tsne":
+            planes.append(embedding(points, "pca"))
         return Tour(
             model=model.name,
             images=used,
@@ -259,7 +261,7 @@ class Survey:
             neighbours=neighbours(features, queries=queries),
             attacked=attacked,
             attack=_attack_name(attack),
-            embeddings=made[:1] if made[0].method == "pca" else made,
+            embeddings=planes,
             notes=notes,
             unusable=dict(stream.unusable),
         )
