@@ -33,8 +33,8 @@ ROOMS = [
     {"draw"},
     {"runs"},
     {
-        *("_captum", "_checks", "_contexts", "_draws", "_facts", "_files", "_orientation"),
-        *("_plurals", "_processes", "_progress", "_resize", "_scores", "_threads"),
+        *("_captum", "_checks", "_contexts", "_draws", "_facts", "_files", "_memory"),
+        *("_orientation", "_plurals", "_processes", "_progress", "_resize", "_scores", "_threads"),
     },
 ]
 """From top to bottom; rooms of one row do not import each other, but for the private files."""
