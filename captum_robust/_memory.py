@@ -8,6 +8,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Parameters of glibc's ``mallopt``."""
@@ -38,14 +40,19 @@ def kept_memory() -> Iterator[None]:
     finally:
         with _lock:
             _users -= 1
-            if _users == 0 and _set(_USUAL):
-                ctypes.CDLL(None).malloc_trim(0)
+            if _users == 0:
+                _set(_USUAL)  # what is too much then goes back with the next that is freed
 
 
-def _set(parameters: dict[int, int]) -> bool:
-    """Whether the C library takes the parameters."""
+def _set(parameters: dict[int, int]) -> None:
+    for name, value in parameters.items() if (mallopt := _mallopt()) else ():
+        mallopt(name, value)
+
+
+@cache
+def _mallopt() -> Any:
+    """The function of the C library; None where it is not to be called."""
     is_told = _TOLD & os.environ.keys() or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if is_told or sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(*one) for one in parameters.items())
+        return None
+    return getattr(ctypes.CDLL(None), "mallopt", None)

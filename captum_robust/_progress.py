@@ -1,5 +1,7 @@
 """What is said on standard error of work that takes a while: bars, and names of stages.
 
+What is long enough for a bar is long enough to keep its memory, see :func:`kept_memory`.
+
 Who asks for a bar sees it from the start, and it stays. Where nobody says (``show=None``), the bar
 comes after :data:`PATIENCE` and is cleared at the end, and only who watches sees it: on a terminal,
 or below the cell of a notebook. Of such loops in each other the outer one has it.
@@ -15,6 +17,7 @@ from operator import length_hint
 from typing import Any, TypeVar
 
 from captum_robust._checks import printable
+from captum_robust._memory import kept_memory
 
 Item = TypeVar("Item")
 
@@ -70,16 +73,17 @@ def progress_bar(
     asked = not (outer or is_single) and _is_watched() if show is None else show
     _is_counting.set(outer or not is_single)
     try:
-        if not asked or _without_bars.get():
-            yield Advance(None)
-            return
-        from tqdm import tqdm
+        with kept_memory():
+            if not asked or _without_bars.get():
+                yield Advance(None)
+                return
+            from tqdm import tqdm
 
-        facts: dict[str, Any] = {"total": total, "unit": unit, "desc": name, "initial": done}
-        if show is None:
-            facts |= {"delay": PATIENCE, "leave": False, "mininterval": 0.5}
-        with tqdm(**facts, smoothing=0.05) as bar:
-            yield Advance(bar)
+            facts: dict[str, Any] = {"total": total, "unit": unit, "desc": name, "initial": done}
+            if show is None:
+                facts |= {"delay": PATIENCE, "leave": False, "mininterval": 0.5}
+            with tqdm(**facts, smoothing=0.05) as bar:
+                yield Advance(bar)
     finally:
         _is_counting.set(outer)  # a token would not do: a generator may be closed elsewhere
 

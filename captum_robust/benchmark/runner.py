@@ -12,7 +12,6 @@ from typing import Generic, TypeVar
 
 import torch
 
-from captum_robust._memory import kept_memory
 from captum_robust._processes import device_of, ranks, together, world_size
 from captum_robust._progress import Advance, progress_bar
 from captum_robust.benchmark.batches import Batches, BatchReader
@@ -97,7 +96,6 @@ class Runner(ABC, Generic[Task]):
         """
         with (
             stops(),
-            kept_memory(),
             torch.inference_mode(False),
             ranks() as (rank, world),
             together() as wait,

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 
 from captum_robust._checks import check
-from captum_robust._memory import kept_memory
 from captum_robust._progress import stage, without_bars
 from captum_robust.catalog.installation import versions_text
 from captum_robust.cli.printing import Verbosity, warn
@@ -40,7 +39,7 @@ def with_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
         check(not (quiet and verbose), "--quiet and --verbose: give one of them")
         Verbosity.quiet, Verbosity.verbose = quiet, verbose
         began = time.monotonic()
-        with kept_memory(), without_bars() if quiet else nullcontext():
+        with without_bars() if quiet else nullcontext():
             if sys.stderr.isatty():  # the command says itself what does not work
                 with stage("loading PyTorch"), suppress(Exception):
                     import_module("torch")

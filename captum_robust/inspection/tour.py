@@ -13,7 +13,6 @@ from torch import nn
 from captum_robust._checks import check_count
 from captum_robust._contexts import evaluation
 from captum_robust._files import sole_user
-from captum_robust._memory import kept_memory
 from captum_robust.inspection.activations import Activations, activations
 from captum_robust.inspection.concepts import Colours, Concepts, Textures
 from captum_robust.inspection.dissection import Dissection, Dissector, marked
@@ -130,7 +129,7 @@ def tour(
     every = [list(source.names) for source in sources]
     names = repr((every, classifier.class_names if concepts == "objects" else None))
     run = survey.run | {"concepts": _said(concepts), "names of concepts": text_checksum(names)}
-    with evaluation(classifier), sole_user(path), kept_memory():
+    with evaluation(classifier), sole_user(path):
         state = None
         if path is not None:
             file = path / "tour.safetensors"

@@ -28,7 +28,6 @@ from captum_robust._files import (
     sole_user,
     write_whole,
 )
-from captum_robust._memory import kept_memory
 from captum_robust._processes import together
 from captum_robust._progress import progress_bar
 from captum_robust.training.acceleration import accelerator_of
@@ -189,7 +188,7 @@ def fit(
     with together() as run.wait, sole_user(run.out if run.is_first else None):
         resumed_from = run.open(described)
         # Evaluation puts the modes back; a step trains in training mode.
-        with evaluation(network), flags, run.interrupts, kept_memory():
+        with evaluation(network), flags, run.interrupts:
             run.train(dataset, loss)
     return TrainingResult(schedule.steps, run.log.rows, resumed_from)
 
