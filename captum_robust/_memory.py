@@ -13,7 +13,7 @@ from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Parameters of glibc's ``mallopt``."""
-_KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}
+_KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
 # What glibc comes to by itself where tensors of some megabytes are freed.
 _USUAL = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25}
 _TOLD = {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
@@ -23,7 +23,7 @@ _users = 0
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Inside, what is freed of the memory of the CPU stays with this process, up to 2 GB of it.
+    """Inside, what is freed of the memory of the CPU stays with this process.
 
     Else glibc asks the system for each tensor of more than 32 MB, such as a batch's activations in
     a large layer, and gives it back behind the layer. The system clears every page of it each time,
