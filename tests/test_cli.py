@@ -743,7 +743,7 @@ def test_no_escape_of_a_name_reaches_the_terminal(run: Run, tmp_path: Path) -> N
     given = ("--weights", "none", "--classes", names)
     for arguments in (
         ("compare", "folder", folder, "--methods", "saliency", "--target", "prediction"),
-        ("explain", folder, "--methods", "saliency"),
+        ("explain", folder, "--methods", "saliency,smallest_perturbation"),
     ):
         out_folder = tmp_path / f"out\x1b]0;{arguments[0]}"
         code, out, err = run(*arguments, *given, "--out", out_folder)
