@@ -40,7 +40,8 @@ import torch
 from operations import OPERATIONS, REASONS, Operation
 from world import Sizes, World
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
+from captum_robust._memory import kept_memory
+
 AXES = tuple(axis.name for axis in fields(Sizes))
 MOST = {"images": 2048, "side": 512, "classes": 1024, "batch": 64, "k": 256, "methods": 16}
 """What an axis goes up to."""
@@ -131,11 +132,7 @@ class Memory:
         self.status = Path("/proc/self/status")
         self.trim = None
         with contextlib.suppress(OSError, AttributeError):
-            library = ctypes.CDLL("libc.so.6")
-            self.trim = library.malloc_trim
-            # Else each large tensor is new memory, and its pages cost more than what is timed.
-            library.mallopt(_MMAP_THRESHOLD, 2**30)
-            library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+            self.trim = ctypes.CDLL("libc.so.6").malloc_trim
 
     def mib_of(self, call: Callable[[], Any]) -> float:
         """Return the MiB that a call takes for a while; NaN where that can't be told."""
@@ -237,7 +234,8 @@ def scaling(
     )
     unexplained = []
     gc.freeze()  # what is imported need not be looked through again
-    with tempfile.TemporaryDirectory() as scratch:
+    # Else each large tensor is new memory, and its pages cost more than what is timed.
+    with kept_memory(), tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name in only:
             operation = OPERATIONS[name]
