@@ -45,8 +45,10 @@ def kept_memory() -> Iterator[None]:
 
 
 def _set(parameters: dict[int, int]) -> None:
-    for name, value in parameters.items() if (mallopt := _mallopt()) else ():
-        mallopt(name, value)
+    mallopt = _mallopt()
+    if mallopt is not None:
+        for name, value in parameters.items():
+            mallopt(name, value)
 
 
 @cache
